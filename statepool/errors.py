@@ -1,0 +1,270 @@
+"""
+Every error that statepool raises, and the exit code each one has at the shell.
+
+::
+
+    StatePoolError                 1   a fault of ours, or one without a better name
+     ├── UsageError                2   the question is not a valid one       (ValueError)
+     │    ├── InvalidName              a name that cannot be used
+     │    ├── InvalidLocation          an address that cannot be used
+     │    └── ConfigError              a setting that cannot be used
+     ├── NotFound                  3   no such state, object or file         (LookupError)
+     ├── RefusedError              4   refused by policy, or a conflict
+     │    ├── Conflict                 the name exists with other content
+     │    ├── HasDependants            other states stand on it
+     │    ├── InUse                    a process, a working image or a cache uses it
+     │    ├── FileInTheWay             a file exists and may not be overwritten (FileExistsError)
+     │    └── ReadOnlyPool             this pool takes no changes
+     ├── IntegrityError            5   what is there is not what it should be
+     │    ├── DigestMismatch           bytes that are not those promised
+     │    ├── UnsafeImage              an image that a safety check refuses
+     │    ├── BadRecord                a record or checkpoint that cannot be believed
+     │    └── UnsupportedFormat        a pool or record of a format we do not know
+     ├── LockTimeout               6   another holder did not let go in time (TimeoutError)
+     ├── TransportError            7   a pool cannot be reached or used      (OSError)
+     │    ├── NotAPool                 nothing of ours is at this location
+     │    ├── MissingFile              a file of a pool is not there         (FileNotFoundError)
+     │    ├── FileExists               an exclusive create lost its race     (FileExistsError)
+     │    └── AccessDenied             the far side does not permit it       (PermissionError)
+     ├── NoSpace                   8   it does not fit                       (OSError)
+     └── ToolError                 1   qemu-img is missing, failed or took too long
+
+An interruption by the user ends with exit code 130.
+
+Messages say what happened, and to which object in which pool; ``hint`` says what to do about it. The other attributes carry the facts, so that a
+caller never has to parse a message. All errors survive pickling; an error of a library below is kept as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+__all__ = [
+    "AccessDenied",
+    "BadRecord",
+    "ConfigError",
+    "Conflict",
+    "DigestMismatch",
+    "FileExists",
+    "FileInTheWay",
+    "HasDependants",
+    "InUse",
+    "IntegrityError",
+    "InvalidLocation",
+    "InvalidName",
+    "LockTimeout",
+    "MissingFile",
+    "NoSpace",
+    "NotAPool",
+    "NotFound",
+    "ReadOnlyPool",
+    "RefusedError",
+    "StatePoolError",
+    "ToolError",
+    "TransportError",
+    "UnsafeImage",
+    "UnsupportedFormat",
+    "UsageError",
+]
+
+
+def _rebuild(cls: type[StatePoolError], message: str, facts: dict[str, Any]) -> StatePoolError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, message)
+    error.__dict__.update(facts)
+    return error
+
+
+class StatePoolError(Exception):
+    """
+    The root of the tree.
+
+    :param message: what happened, to which object in which pool
+    :param hint: what the reader can do about it
+    :param object: the object concerned, such as ``vm1/disk``
+    :param state: the state concerned
+    :param pool: the location of the pool concerned
+    :param path: the file concerned
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        object: str | None = None,
+        state: str | None = None,
+        pool: str | None = None,
+        path: str | None = None,
+    ) -> None:
+        # Named explicitly: several classes below also derive from OSError, whose own constructor would give the arguments another meaning.
+        Exception.__init__(self, message)
+        self.message = message
+        self.hint = hint
+        self.object = object
+        self.state = state
+        self.pool = pool
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, dict(self.__dict__))
+
+
+class UsageError(StatePoolError, ValueError):
+    """The question itself is not a valid one: nothing was looked at or changed."""
+
+    exit_code = 2
+
+
+class InvalidName(UsageError):
+    """A name of a machine, an image or a state that cannot be used."""
+
+
+class InvalidLocation(UsageError):
+    """An address of a pool that cannot be read."""
+
+
+class ConfigError(UsageError):
+    """A setting that does not exist, or has a value that cannot be used."""
+
+
+class NotFound(StatePoolError, LookupError):
+    """There is no such state, object or file."""
+
+    exit_code = 3
+
+
+class RefusedError(StatePoolError):
+    """A rule forbids it as things stand."""
+
+    exit_code = 4
+
+
+class Conflict(RefusedError):
+    """The name exists already, with other content or another parent."""
+
+
+class HasDependants(RefusedError):
+    """
+    Other states stand on this one.
+
+    :param dependants: the states that would be left without it
+    """
+
+    def __init__(self, message: str, *, dependants: Sequence[str] = (), **facts: str | None) -> None:
+        super().__init__(message, **facts)
+        self.dependants = tuple(dependants)
+
+
+class InUse(RefusedError):
+    """Somebody uses it: a process has it open, a working image stands on it, or a cache refers to it."""
+
+
+class FileInTheWay(RefusedError, FileExistsError):
+    """There is a file where one should be written, and overwriting was not asked for."""
+
+
+class ReadOnlyPool(RefusedError):
+    """This pool takes no changes."""
+
+
+class IntegrityError(StatePoolError):
+    """What is there is not what it should be; nothing of it was used."""
+
+    exit_code = 5
+
+
+class DigestMismatch(IntegrityError):
+    """
+    Bytes arrived, or lie there, that are not those which the manifest promises.
+
+    :param expected: the digest in the manifest
+    :param actual: the digest of the bytes
+    """
+
+    def __init__(self, message: str, *, expected: str = "", actual: str = "", **facts: str | None) -> None:
+        super().__init__(message, **facts)
+        self.expected = expected
+        self.actual = actual
+
+
+class UnsafeImage(IntegrityError):
+    """
+    An image file that one of the safety checks refuses.
+
+    :param check: the name of the check, as listed in ``statepool.qcow2.checks``
+    """
+
+    def __init__(self, message: str, *, check: str = "", **facts: str | None) -> None:
+        super().__init__(message, **facts)
+        self.check = check
+
+
+class BadRecord(IntegrityError):
+    """A record, a checkpoint, a marker or a manifest that cannot be believed, or a gap between records."""
+
+
+class UnsupportedFormat(IntegrityError):
+    """A pool or a record of a format that this version does not know."""
+
+
+class LockTimeout(StatePoolError, TimeoutError):
+    """
+    Another process held a lock for longer than we were willing to wait.
+
+    :param seconds: how long we waited
+    """
+
+    exit_code = 6
+
+    def __init__(self, message: str, *, seconds: float = 0.0, **facts: str | None) -> None:
+        super().__init__(message, **facts)
+        self.seconds = seconds
+
+
+class TransportError(StatePoolError, OSError):
+    """A pool cannot be reached, or something failed on the way to it."""
+
+    exit_code = 7
+
+
+class NotAPool(TransportError):
+    """Nothing at this location is a pool; a file system that is not mounted looks so too."""
+
+
+class MissingFile(TransportError, FileNotFoundError):
+    """A file of a pool is not there."""
+
+
+class FileExists(TransportError, FileExistsError):
+    """An exclusive create, link or make found that somebody was first."""
+
+
+class AccessDenied(TransportError, PermissionError):
+    """The permissions of a file, a directory or an account do not allow it."""
+
+
+class NoSpace(StatePoolError, OSError):
+    """
+    It does not fit.
+
+    :param needed: bytes that would have been written
+    :param available: bytes that may be used
+    """
+
+    exit_code = 8
+
+    def __init__(self, message: str, *, needed: int = 0, available: int = 0, **facts: str | None) -> None:
+        super().__init__(message, **facts)
+        self.needed = needed
+        self.available = available
+
+
+class ToolError(StatePoolError):
+    """qemu-img is missing, failed, or did not answer within its time."""

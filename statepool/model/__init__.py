@@ -1,0 +1,1 @@
+"""Frozen values and the rules for names. Nothing in here reads or writes anything."""

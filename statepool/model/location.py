@@ -1,0 +1,125 @@
+"""
+A pool's address.
+
+What this module prints, it reads back as the same value. A relative path of a local location is made absolute where it is read, so that a location
+means the same in every working directory.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+import urllib.parse
+
+from attrs import frozen
+
+from statepool.errors import InvalidLocation
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z")
+_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?\Z")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]*\Z")
+
+
+@frozen(order=True)
+class Location:
+    """
+    Where a pool is.
+
+    :param scheme: which transport reaches it: ``file``, ``link``, ``ssh``, or one that a plug-in registers
+    :param path: the directory there, absolute
+    :param host: the host, where the scheme has one; an IPv6 address without its brackets
+    :param user: the account there
+    :param port: the TCP port there
+    """
+
+    scheme: str
+    path: str
+    host: str | None = None
+    user: str | None = None
+    port: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if not self.path.startswith("/"):
+            raise InvalidLocation(f"the path of a location must be absolute: {self.path!r}")
+        if any(ord(character) < 32 or ord(character) == 127 for character in self.path):
+            raise InvalidLocation(f"a location cannot contain control characters: {self.path!r}")
+        if self.host is not None and not (_HOST.match(self.host) or _ADDRESS.match(self.host)):
+            raise InvalidLocation(f"not a host name or address: {self.host!r}")
+        if self.user is not None and not _USER.match(self.user):
+            raise InvalidLocation(f"not a user name: {self.user!r}")
+        if self.port is not None and not 0 < self.port < 65536:
+            raise InvalidLocation(f"not a TCP port: {self.port}")
+        if self.host is None and (self.user is not None or self.port is not None):
+            raise InvalidLocation("a location with a user or a port needs a host")
+        if self.is_local and self.host is not None:
+            raise InvalidLocation(f"{self.scheme}:// takes no host, only a path: {self.scheme}:///path")
+        if self.scheme == "ssh" and self.host is None:
+            raise InvalidLocation("ssh:// needs a host: ssh://user@host:port/path")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the pool is in a file system of this host."""
+        return self.scheme in ("file", "link")
+
+    def __str__(self) -> str:
+        path = urllib.parse.quote(self.path, safe="/+:@~,=!$&'()*;")
+        if self.host is None:
+            return f"{self.scheme}://{path}"
+        user = f"{self.user}@" if self.user is not None else ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = f":{self.port}" if self.port is not None else ""
+        return f"{self.scheme}://{user}{host}{port}{path}"
+
+    @classmethod
+    def parse(cls, text: str) -> Location:
+        """
+        :param text: a path, a URL, or one of avocado-i2n's forms: ``:/path`` (local), ``:;/path`` (link), ``host:/path`` (SSH)
+        :raises InvalidLocation: it is none of these
+        """
+        if not text:
+            raise InvalidLocation("a location cannot be empty")
+        match = _SCHEME.match(text)
+        if match:
+            return cls._parse_url(match[1].lower(), text[match.end() :], text)
+        if text.startswith(":;/"):
+            return cls("link", _normal(text[2:]))
+        if text.startswith(":/"):
+            return cls("file", _normal(text[1:]))
+        host, colon, path = text.partition(":")
+        if colon and "/" not in host and path.startswith("/"):
+            return cls("ssh", _normal(path), host=host)
+        if colon and "/" not in host:
+            raise InvalidLocation(
+                f"{text!r} is not a location",
+                hint="write /path, file:///path, link:///path or ssh://user@host:port/path; ./ before a path with a colon",
+            )
+        return cls("file", _normal(os.path.abspath(os.path.expanduser(text))))
+
+    @classmethod
+    def _parse_url(cls, scheme: str, rest: str, text: str) -> Location:
+        if "?" in rest or "#" in rest:
+            raise InvalidLocation(f"a location has no query and no fragment: {text!r}", hint="write %3F for ? and %23 for #")
+        authority, slash, path = rest.partition("/")
+        if not slash:
+            raise InvalidLocation(f"{text!r} has no path", hint=f"write {scheme}://.../path")
+        user: str | None = None
+        if "@" in authority:
+            user, _, authority = authority.rpartition("@")
+            user = urllib.parse.unquote(user)
+            if ":" in user:
+                raise InvalidLocation("a location holds no password", hint="use a key, an agent or the configuration")
+        host, port = _host_and_port(authority, text)
+        return cls(scheme, _normal("/" + urllib.parse.unquote(path)), host=host or None, user=user, port=port)
+
+
+def _host_and_port(authority: str, text: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::([0-9]{1,5}))?", authority)
+    if not match:
+        raise InvalidLocation(f"cannot read the host and port in {text!r}", hint="write an IPv6 address in brackets: ssh://[::1]:22/path")
+    return match[1] or match[2] or "", int(match[3]) if match[3] else None
+
+
+def _normal(path: str) -> str:
+    """Without doubled or trailing slashes. ``..`` stays for the file system to resolve, since a symbolic link may stand before it."""
+    return re.sub(r"/+", "/", path).rstrip("/") or "/"

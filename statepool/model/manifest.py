@@ -1,0 +1,273 @@
+"""
+What a pool knows of a state.
+
+The JSON form is the one of the pool's log; ``docs/formats.rst`` describes it field by field. Everything that is read goes through
+:meth:`Manifest.from_json`, which believes nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from statepool.errors import BadRecord, InvalidName
+from statepool.model.digest import Digest
+from statepool.model.names import ROOT_STATES, check_name, check_state_name
+from statepool.model.objects import Image, Machine, Object, parse_object
+
+MAX_EXTENTS = 1000
+"""Most data extents that a manifest lists; nearest ones are merged until they fit."""
+
+MAX_LABELS = 64
+"""Most labels that a manifest carries."""
+
+ROOT = "root"
+"""The one name under which pools keep a root image; the other reserved names are read as this one."""
+
+
+class Kind(enum.StrEnum):
+    """What the bytes of a state are."""
+
+    IMAGE = "image"
+    """A qcow2 image."""
+    RAM = "ram"
+    """The RAM of a machine, as QEMU's migration stream."""
+    MACHINE = "machine"
+    """No bytes of its own: a list of members."""
+
+
+@frozen(order=True)
+class StateId:
+    """
+    What the states of one machine are told apart by.
+
+    :param object: ``machine/image`` or ``machine``
+    :param state: the name
+    :param kind: a machine's state and its RAM share object and name
+    """
+
+    object: str
+    state: str
+    kind: Kind = Kind.IMAGE
+
+    def __str__(self) -> str:
+        return f"{self.object} {self.state}" + (" (RAM)" if self.kind is Kind.RAM else "")
+
+    @property
+    def machine(self) -> str:
+        """The id of the machine whose log speaks of this state."""
+        return self.object.partition("/")[0]
+
+
+@frozen(order=True)
+class Parent:
+    """What backs a state: the name and the digest of the state directly below."""
+
+    state: str
+    digest: Digest
+
+
+@frozen
+class Manifest:
+    """
+    What a pool knows of a state.
+
+    :param object: what the state is a state of
+    :param state: its name
+    :param kind: what its bytes are
+    :param size: length of its bytes
+    :param digest: the name of its bytes; None for a machine, and for an unmanaged file that nobody has hashed
+    :param origin: the digest of the bytes that these were rewritten from, where they were
+    :param parent: what backs it, or None
+    :param virtual_size: size of the disk that a guest sees, in bytes
+    :param cluster_size: of the qcow2 file, in bytes
+    :param extents: where the file has data, as (offset, length) in bytes; empty means everywhere
+    :param created: seconds since the epoch
+    :param creator: what made it: versions and host
+    :param labels: whatever its owner wants to remember
+    :param fingerprint: of RAM: what can load it
+    :param members: of a machine: the digests of its images and RAM, by ``machine/image`` or ``ram``
+    """
+
+    object: str
+    state: str
+    kind: Kind = Kind.IMAGE
+    size: int = 0
+    digest: Digest | None = None
+    origin: Digest | None = None
+    parent: Parent | None = None
+    virtual_size: int = 0
+    cluster_size: int = 0
+    extents: tuple[tuple[int, int], ...] = ()
+    created: float = 0.0
+    creator: Mapping[str, str] = field(factory=dict)
+    labels: Mapping[str, str] = field(factory=dict)
+    fingerprint: Mapping[str, str] = field(factory=dict)
+    members: Mapping[str, Digest] = field(factory=dict)
+
+    @property
+    def id(self) -> StateId:
+        """What it is told apart by."""
+        return StateId(self.object, self.state, self.kind)
+
+    @property
+    def file_name(self) -> str:
+        """The plain name by which children and people know its file."""
+        return self.state + (".state" if self.kind is Kind.RAM else ".qcow2")
+
+    @property
+    def data_size(self) -> int:
+        """Bytes that are not holes, at most."""
+        return sum(length for _, length in self.extents) if self.extents else self.size
+
+    def is_content(self, digest: Digest) -> bool:
+        """:returns: whether ``digest`` names these bytes, or those that they were rewritten from"""
+        return digest in (self.digest, self.origin)
+
+    def to_json(self) -> dict[str, Any]:
+        """:returns: the form in a record: fields without a value are left out"""
+        return {
+            key: value
+            for key, value in (
+                ("object", self.object),
+                ("state", self.state),
+                ("kind", str(self.kind)),
+                ("size", self.size),
+                ("digest", str(self.digest) if self.digest else None),
+                ("origin", str(self.origin) if self.origin else None),
+                ("parent", {"state": self.parent.state, "digest": str(self.parent.digest)} if self.parent else None),
+                ("virtual_size", self.virtual_size or None),
+                ("cluster_size", self.cluster_size or None),
+                ("extents", [list(extent) for extent in self.extents] or None),
+                ("created", self.created or None),
+                ("creator", dict(self.creator) or None),
+                ("labels", dict(self.labels) or None),
+                ("fingerprint", dict(self.fingerprint) or None),
+                ("members", {name: str(digest) for name, digest in self.members.items()} or None),
+            )
+            if value is not None
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Manifest:
+        """
+        :param data: what a JSON reader made of it
+        :raises BadRecord: it is not a manifest
+        """
+        if not isinstance(data, dict):
+            raise BadRecord("a manifest is not a JSON object")
+        try:
+            kind = Kind(data.get("kind", "image"))
+        except ValueError:
+            raise BadRecord(f"a manifest has the unknown kind {str(data.get('kind'))[:40]!r}") from None
+        try:
+            subject, state = _names(data, kind)
+            digest = data.get("digest")
+            origin = data.get("origin")
+            if (digest is None) != (kind is Kind.MACHINE):
+                raise BadRecord(f"the manifest of {subject} {state} has {'a' if digest else 'no'} digest")
+            return cls(
+                object=str(subject),
+                state=state,
+                kind=kind,
+                size=_count(data, "size"),
+                digest=Digest.parse(_text(digest, "digest")) if digest is not None else None,
+                origin=Digest.parse(_text(origin, "origin")) if origin is not None else None,
+                parent=_parent(data.get("parent")),
+                virtual_size=_count(data, "virtual_size"),
+                cluster_size=_count(data, "cluster_size"),
+                extents=_extents(data.get("extents"), _count(data, "size")),
+                created=_time(data.get("created", 0.0)),
+                creator=_strings(data, "creator"),
+                labels=_strings(data, "labels"),
+                fingerprint=_strings(data, "fingerprint"),
+                members=_members(data.get("members"), kind, str(subject)),
+            )
+        except InvalidName as error:
+            raise BadRecord(f"a manifest has a bad name: {error.message}") from error
+
+
+def _names(data: dict[str, Any], kind: Kind) -> tuple[Object, str]:
+    subject = parse_object(_text(data.get("object"), "object"))
+    state = _text(data.get("state"), "state")
+    if isinstance(subject, Image) != (kind is Kind.IMAGE):
+        raise BadRecord(f"a manifest gives the kind {kind} to {subject}")
+    if state != ROOT or not isinstance(subject, Image):
+        check_state_name(state)
+    return subject, state
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str) or len(value) > 4096:
+        raise BadRecord(f"the field {name!r} of a manifest is not a text")
+    return value
+
+
+def _count(data: dict[str, Any], name: str) -> int:
+    value = data.get(name, 0)
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise BadRecord(f"the field {name!r} of a manifest is not a size in bytes")
+    return value
+
+
+def _time(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
+        raise BadRecord("the field 'created' of a manifest is not a time")
+    return float(value)
+
+
+def _strings(data: dict[str, Any], name: str) -> dict[str, str]:
+    value = data.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > MAX_LABELS or not all(isinstance(text, str) for text in value.values()):
+        raise BadRecord(f"the field {name!r} of a manifest is not a table of at most {MAX_LABELS} texts")
+    return value
+
+
+def _parent(value: object) -> Parent | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise BadRecord("the parent in a manifest is not a JSON object")
+    state = _text(value.get("state"), "parent.state")
+    if state not in ROOT_STATES:
+        check_name(state, "a state")
+    return Parent(state, Digest.parse(_text(value.get("digest"), "parent.digest")))
+
+
+def _extents(value: object, size: int) -> tuple[tuple[int, int], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > MAX_EXTENTS:
+        raise BadRecord(f"the extents of a manifest are not a list of at most {MAX_EXTENTS}")
+    extents: list[tuple[int, int]] = []
+    end = 0
+    for pair in value:
+        if not (isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int and type(pair[1]) is int):
+            raise BadRecord("an extent of a manifest is not a pair of an offset and a length")
+        offset, length = pair
+        if offset < end or length <= 0 or offset + length > size:
+            raise BadRecord("the extents of a manifest overlap, are out of order, or leave the file")
+        end = offset + length
+        extents.append((offset, length))
+    return tuple(extents)
+
+
+def _members(value: object, kind: Kind, machine: str) -> dict[str, Digest]:
+    if (value is None) != (kind is not Kind.MACHINE):
+        raise BadRecord("machines have members, and nothing else has")
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not value:
+        raise BadRecord("the members in a manifest are not a JSON object")
+    for name in value:
+        if name == "ram":
+            continue
+        member = parse_object(name)
+        if isinstance(member, Machine) or member.machine != machine:
+            raise BadRecord(f"the machine {machine} has the strange member {name!r}")
+    return {name: Digest.parse(_text(digest, "members")) for name, digest in value.items()}

@@ -1,0 +1,24 @@
+"""How far a source is."""
+
+from __future__ import annotations
+
+import pytest
+
+from statepool.errors import UsageError
+from statepool.model.scope import Scope
+
+
+def test_words() -> None:
+    assert Scope.parse("own swarm cluster shared") == frozenset(Scope)
+    assert Scope.parse("  own\tshared own ") == {Scope.OWN, Scope.SHARED}
+
+
+def test_nearest_comes_first() -> None:
+    assert list(Scope) == ["own", "swarm", "cluster", "shared"]
+
+
+@pytest.mark.parametrize("text", ["", "  ", "OWN", "own,shared", "own everywhere", "SWARM"])
+def test_other_words_are_refused(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Scope.parse(text)
+    assert "own, swarm, cluster, shared" in str(caught.value.hint)
