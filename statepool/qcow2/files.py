@@ -1,0 +1,96 @@
+"""Opening files that somebody else has made: regular ones only, and never through a link."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from statepool.errors import AccessDenied, MissingFile, NoSpace, StatePoolError, TransportError, UnsafeImage
+
+REASONS = {
+    "regular-file": "An image is a regular file: a FIFO would wait forever, a device or a link can lead anywhere.",
+}
+"""The checks of this module, each with its reason."""
+
+
+def refusal(check: str, what: str, problem: str, *, hint: str | None = None, path: str | None = None) -> UnsafeImage:
+    """
+    :param check: the name of the check that failed
+    :param what: the image, for the message
+    :param problem: what is wrong, as the end of a sentence
+    :returns: the error to raise
+    """
+    return UnsafeImage(f"{what} is refused by the safety check {check!r}: {problem}", check=check, hint=hint, path=path)
+
+
+def translated(error: OSError, path: Path | str, doing: str) -> StatePoolError:
+    """
+    :param error: what the system said
+    :param path: the file it was said of
+    :param doing: what was tried, such as ``open``
+    :returns: the same as an error of ours; the caller raises it ``from`` the original
+    """
+    name = str(path)
+    if isinstance(error, FileNotFoundError):
+        return MissingFile(f"cannot {doing} {name}: there is no such file or directory", path=name)
+    if isinstance(error, PermissionError):
+        return AccessDenied(f"cannot {doing} {name}: {error.strerror}", path=name, hint="look at the permissions of the file and its directory")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"cannot {doing} {name}: {error.strerror}", path=name, hint="free some space there")
+    return TransportError(f"cannot {doing} {name}: {error.strerror or error}", path=name)
+
+
+def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, wait: bool = True) -> int:
+    """
+    Open a file without waiting for a FIFO's other end, following a link, or accepting anything but a regular file.
+
+    :param flags: how, as for :func:`os.open`
+    :param wait: whether to wait for a process that holds a lease on the file, which the kernel ends after some seconds
+        (``/proc/sys/fs/lease-break-time``); else such a file raises :class:`BlockingIOError`
+    :returns: a descriptor that the caller closes
+    :raises UnsafeImage: check ``regular-file``
+    :raises MissingFile: there is no such file
+    :raises AccessDenied: it may not be opened so
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except BlockingIOError:
+        if not wait:
+            raise
+        descriptor = _open_patiently(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV):
+            raise _irregular(path) from error
+        raise translated(error, path, "open") from error
+    try:
+        _require_regular(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _open_patiently(path: Path | str, flags: int) -> int:
+    # Without O_NONBLOCK a FIFO would be waited for as well, so the file is pinned first, looked at, and then opened through the pin.
+    try:
+        pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _require_regular(pin, path)
+            return os.open(f"/proc/self/fd/{pin}", flags | os.O_CLOEXEC)
+        finally:
+            os.close(pin)
+    except OSError as error:
+        if isinstance(error, StatePoolError):
+            raise
+        raise translated(error, path, "open") from error
+
+
+def _require_regular(descriptor: int, path: Path | str) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise _irregular(path)
+
+
+def _irregular(path: Path | str) -> UnsafeImage:
+    return refusal("regular-file", str(path), "it is not a regular file", path=str(path))

@@ -1,0 +1,242 @@
+"""
+Who has a file open.
+
+The kernel knows: it grants a write lease (``fcntl(2)``, ``F_SETLEASE``) only while nobody else has the file open, and a read lease only while nobody
+has it open for writing. While we hold one, whoever opens the file (for writing, if it is a read lease) waits until we let go, or until the kernel
+ends the lease (``/proc/sys/fs/lease-break-time``, 45 s).
+
+Leases are for the owner of a file, and not for every file system. Elsewhere we look at the bytes that QEMU locks in its images, and at the
+descriptors of those processes that we may look at, and know less: a process of another user that is not a QEMU is not seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from statepool.errors import InUse
+from statepool.qcow2.files import open_regular
+
+_FLOCK = struct.Struct("hhqqi0q")
+"""``struct flock`` of Linux with 64-bit offsets: type, whence, start, length, process."""
+
+_LOCK_BYTES = ((100, 32), (200, 32))
+"""What QEMU locks of an image, (offset, length): permissions it has, and those it denies to others (``block/file-posix.c``, RAW_LOCK_PERM_BASE and
+RAW_LOCK_SHARED_BASE). A byte for each permission; QEMU has fewer than 32."""
+
+_WRITE_LOCK_BYTES = ((101, 3),)
+"""Of these, those of who writes: BLK_PERM_WRITE, BLK_PERM_WRITE_UNCHANGED and BLK_PERM_RESIZE."""
+
+_NO_LEASES = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS})
+"""What the kernel says where we can have no lease: the file is not ours, or its file system has none."""
+
+
+@frozen
+class Opener:
+    """
+    A process that has a file open.
+
+    :param pid: its number
+    :param name: of its program
+    :param writes: whether it can write to the file
+    """
+
+    pid: int
+    name: str
+    writes: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.pid})"
+
+
+@contextmanager
+def exclusive(path: Path | str) -> Iterator[int]:
+    """
+    Have a file that nobody else has open at all, not even this process by another descriptor.
+
+    :param path: a regular file
+    :returns: a descriptor open for reading and writing
+    :raises InUse: somebody has it open
+    :raises UnsafeImage: it is not a regular file
+    :raises MissingFile: there is no such file
+    :raises AccessDenied: it may not be written to
+    """
+    with _leased(path, os.O_RDWR, fcntl.F_WRLCK) as descriptor:
+        yield descriptor
+
+
+@contextmanager
+def shared(path: Path | str) -> Iterator[int]:
+    """
+    Have a file that nobody has open for writing.
+
+    :param path: a regular file
+    :returns: a descriptor open for reading
+    :raises InUse: somebody can write to it
+    :raises UnsafeImage: it is not a regular file
+    :raises MissingFile: there is no such file
+    :raises AccessDenied: it may not be read
+    """
+    with _leased(path, os.O_RDONLY, fcntl.F_RDLCK) as descriptor:
+        yield descriptor
+
+
+def is_open(path: Path | str) -> bool:
+    """
+    Look whether any other process has a file open. Where that cannot be told because this process has it open as well, and there are processes that
+    we may not look at, the answer is yes.
+
+    :param path: a regular file
+    :raises UnsafeImage: it is not a regular file
+    :raises MissingFile: there is no such file
+    :raises AccessDenied: it may not be read
+    """
+    try:
+        descriptor = open_regular(path, wait=False)
+    except BlockingIOError:
+        return True  # somebody holds a lease on it
+    try:
+        granted = _try_lease(descriptor, fcntl.F_WRLCK)
+        if granted:
+            _let_go(descriptor)
+            return False
+        found, all_seen = _openers(descriptor)
+        if any(opener.pid != os.getpid() for opener in found) or _locked_by_qemu(descriptor, _LOCK_BYTES):
+            return True
+        if granted is None:
+            return False
+        # Nobody but us is to be seen. Who it was may be gone by now, or be where we do not look, as in another container.
+        return not all_seen if found else not _try_lease(descriptor, fcntl.F_WRLCK)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _leased(path: Path | str, flags: int, kind: int) -> Iterator[int]:
+    try:
+        descriptor = open_regular(path, flags, wait=False)
+    except BlockingIOError as error:
+        raise _in_use(path, ()) from error
+    try:
+        leased = _claim(descriptor, path, kind)
+        try:
+            yield descriptor
+        finally:
+            if leased:
+                _let_go(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _claim(descriptor: int, path: Path | str, kind: int) -> bool:
+    """:returns: whether we have a lease, and not only looked around"""
+    granted = _try_lease(descriptor, kind)
+    if granted:
+        return True
+    found, _ = _openers(descriptor)
+    writing_matters = kind == fcntl.F_RDLCK
+    openers = tuple(opener for opener in found if opener.writes or not writing_matters)
+    if granted is None:
+        if openers or _locked_by_qemu(descriptor, _WRITE_LOCK_BYTES if writing_matters else _LOCK_BYTES):
+            raise _in_use(path, openers)
+        return False
+    # Somebody may only have looked in passing, and a child that this process was just starting had all our descriptors until its program began.
+    if not openers and _try_lease(descriptor, kind):
+        return True
+    raise _in_use(path, openers)
+
+
+def _try_lease(descriptor: int, kind: int) -> bool | None:
+    """:returns: whether the lease was granted, or None where none can be had"""
+    try:
+        # By default the kernel announces the end of a lease by SIGIO, which ends a process that does not expect it. SIGURG is ignored by default.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, kind)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            return False
+        if error.errno in _NO_LEASES:
+            return None
+        raise
+    return True
+
+
+def _let_go(descriptor: int) -> None:
+    # Closing would do, but not while a child that this process is just starting has the descriptor too.
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        if error.errno != errno.EAGAIN:  # the kernel has ended the lease already: somebody has waited too long for the file
+            raise
+
+
+def _locked_by_qemu(descriptor: int, ranges: tuple[tuple[int, int], ...]) -> bool:
+    for start, length in ranges:
+        question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+        try:
+            answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, question)
+        except OSError as error:
+            if error.errno in _NO_LEASES:
+                return False  # a file system without locks, where QEMU has none either
+            raise
+        if _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK:
+            return True
+    return False
+
+
+def _openers(descriptor: int) -> tuple[list[Opener], bool]:
+    """:returns: who has the file open besides this descriptor, and whether we could look at every process"""
+    status = os.fstat(descriptor)
+    identity = (status.st_dev, status.st_ino)
+    ours = (os.getpid(), descriptor)
+    found: dict[int, Opener] = {}
+    all_seen = True
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        pid = int(entry)
+        try:
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                if (pid, int(number)) != ours and _is_file(f"/proc/{pid}/fd/{number}", identity):
+                    writes = _writes(pid, number) or (pid in found and found[pid].writes)
+                    found[pid] = Opener(pid, _program(pid), writes)
+        except PermissionError:
+            all_seen = False
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile
+    return list(found.values()), all_seen
+
+
+def _is_file(link: str, identity: tuple[int, int]) -> bool:
+    try:
+        status = os.stat(link)
+    except FileNotFoundError:
+        return False  # it was closed meanwhile
+    return (status.st_dev, status.st_ino) == identity
+
+
+def _writes(pid: int, number: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
+            flags = next((line.split()[1] for line in file if line.startswith("flags:")), "0")
+    except FileNotFoundError:
+        return False
+    return int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
+
+
+def _program(pid: int) -> str:
+    with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+        return file.read().strip()
+
+
+def _in_use(path: Path | str, openers: tuple[Opener, ...]) -> InUse:
+    who = ", ".join(str(opener) for opener in openers[:5]) or "another process"
+    return InUse(f"{path} is open in {who}", path=str(path), hint="shut down the machine that runs on it, or close it there")

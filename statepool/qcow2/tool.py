@@ -1,0 +1,176 @@
+"""
+The one caller of qemu-img.
+
+Formats are always named, never probed. Paths are made absolute, so that none of them looks like an option or like a protocol: QEMU takes what stands
+before a colon for one only if no slash comes first. What is handed to it has passed our own checks, since it opens what an image tells it to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from statepool.errors import ToolError
+
+_ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}
+"""All that qemu-img sees of the environment: nothing in the caller's can change what it does or says."""
+
+
+class QemuImg:
+    """
+    Runs qemu-img, which is looked for at first use.
+
+    :param timeout: how long one call may take, in seconds
+    """
+
+    def __init__(self, timeout: float = 60) -> None:
+        self.timeout = timeout
+        self._binary: str | None = None
+        self._version: str | None = None
+
+    def version(self) -> str:
+        """
+        :returns: such as ``7.2.22``
+        :raises ToolError: qemu-img is missing or failed
+        """
+        if self._version is None:
+            words = self._run(["--version"]).partition("\n")[0].split()
+            if words[:2] != ["qemu-img", "version"] or len(words) < 3:
+                raise ToolError(f"qemu-img does not say its version, but {' '.join(words)[:100]!r}")
+            self._version = words[2]
+        return self._version
+
+    def info(self, path: Path | str, *, force_share: bool = True) -> dict[str, Any]:
+        """
+        :param path: a qcow2 image; what backs it is not opened
+        :param force_share: also while somebody writes to it
+        :returns: what ``qemu-img info`` says, as in QEMU's ``ImageInfo``
+        :raises ToolError: qemu-img is missing, failed or took too long
+        """
+        share = ["-U"] if force_share else []
+        return self._json(["info", *share, "-f", "qcow2", "--output=json", _absolute(path)])
+
+    def check(self, path: Path | str, *, force_share: bool = False) -> dict[str, Any]:
+        """
+        :param path: a qcow2 image; what backs it is opened too
+        :param force_share: also while somebody writes to it
+        :returns: what ``qemu-img check`` says, as in QEMU's ``ImageCheck``: look for ``corruptions``, ``leaks`` and ``check-errors``
+        :raises ToolError: qemu-img is missing, could not check, or took too long
+        """
+        share = ["-U"] if force_share else []
+        # 2 and 3 mean that something was found, which the JSON text says better.
+        return self._json(["check", *share, "-f", "qcow2", "--output=json", _absolute(path)], accept=(0, 2, 3))
+
+    def create_overlay(self, path: Path | str, backing_name: str, virtual_size: int, *, cluster_size: int = 65536) -> None:
+        """
+        Write an empty overlay, over whatever is at ``path``, without opening what backs it.
+
+        :param backing_name: the name as it will be in the image
+        :param virtual_size: in bytes
+        :param cluster_size: in bytes
+        :raises ToolError: qemu-img is missing, failed or took too long
+        """
+        options = ["-o", f"cluster_size={cluster_size}"]
+        self._run(["create", "-q", "-f", "qcow2", *options, "-u", "-b", backing_name, "-F", "qcow2", _absolute(path), str(virtual_size)])
+
+    def rebase_unsafe(self, path: Path | str, backing_name: str) -> None:
+        """
+        Give an image another backing name, without opening what backs it, before or after.
+
+        :param backing_name: the name as it will be in the image; the backing file is said to be a qcow2 image
+        :raises ToolError: qemu-img is missing, failed or took too long
+        """
+        self._run(["rebase", "-q", "-u", "-f", "qcow2", "-b", backing_name, "-F", "qcow2", _absolute(path)])
+
+    def rebase(self, path: Path | str, backing_name: str) -> None:
+        """
+        Give an image another backing file, and write into it what a guest would then miss: what lay between the two becomes part of it.
+
+        This is how to squash states: ``convert`` with a backing file copies only what the last one of them holds, and drops the rest without a word.
+
+        :param path: a qcow2 image of our own; its old and new chains are opened
+        :param backing_name: of a qcow2 image, looked for from the directory of ``path``
+        :raises ToolError: qemu-img is missing, failed or took too long; the image may then hold part of it, under its old backing name
+        """
+        self._run(["rebase", "-q", "-f", "qcow2", "-b", backing_name, "-F", "qcow2", _absolute(path)])
+
+    def compare(self, a: Path | str, b: Path | str) -> bool:
+        """
+        :returns: whether a guest sees the same in two qcow2 images; what is behind the end of the shorter one must be zeros
+        :raises ToolError: qemu-img is missing, could not compare, or took too long
+        """
+        command = ["compare", "-q", "-U", "-f", "qcow2", "-F", "qcow2", _absolute(a), _absolute(b)]
+        return self._call(command, accept=(0, 1)).returncode == 0
+
+    def convert(
+        self,
+        source: Path | str,
+        target: Path | str,
+        *,
+        source_format: str = "qcow2",
+        target_format: str = "qcow2",
+        options: Sequence[str] = (),
+    ) -> None:
+        """
+        Write what a guest sees in ``source`` into a new image that nothing backs, over whatever is at ``target``.
+
+        :param options: of the new image, such as ``cluster_size=65536``
+        :raises ToolError: qemu-img is missing, failed or took too long
+        """
+        given = [word for option in options for word in ("-o", option)]
+        self._run(["convert", "-q", "-f", source_format, "-O", target_format, *given, _absolute(source), _absolute(target)])
+
+    def _json(self, arguments: list[str], accept: tuple[int, ...] = (0,)) -> dict[str, Any]:
+        output = self._run(arguments, accept)
+        try:
+            value = json.loads(output)
+        except ValueError as error:
+            raise ToolError(f"qemu-img {arguments[0]} printed something that is not JSON: {output[:100]!r}") from error
+        if not isinstance(value, dict):
+            raise ToolError(f"qemu-img {arguments[0]} printed something that is not a JSON object: {output[:100]!r}")
+        return value
+
+    def _run(self, arguments: list[str], accept: tuple[int, ...] = (0,)) -> str:
+        return self._call(arguments, accept).stdout
+
+    def _call(self, arguments: list[str], accept: tuple[int, ...]) -> subprocess.CompletedProcess[str]:
+        if self._binary is None:
+            self._binary = shutil.which("qemu-img")
+            if self._binary is None:
+                raise ToolError("qemu-img is not installed", hint="install qemu-utils")
+        try:
+            done = subprocess.run(
+                [self._binary, *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                env=_ENVIRONMENT,
+                timeout=self.timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ToolError(f"qemu-img {arguments[0]} did not end within {self.timeout:g} s, and was stopped", hint="allow it more time") from error
+        except OSError as error:
+            raise ToolError(f"cannot run {self._binary}: {error.strerror}", hint="install qemu-utils") from error
+        if done.returncode not in accept:
+            raise ToolError(f"qemu-img {arguments[0]} failed: {_first_line(done)}")
+        return done
+
+
+def _first_line(done: subprocess.CompletedProcess[str]) -> str:
+    for line in done.stderr.splitlines():
+        if line.strip():
+            return line.strip().removeprefix("qemu-img: ")
+    if done.returncode < 0:
+        return f"it was ended by signal {-done.returncode}"
+    return f"it ended with exit code {done.returncode} and said nothing"
+
+
+def _absolute(path: Path | str) -> str:
+    return os.path.abspath(path)
