@@ -1,0 +1,15 @@
+"""
+For those who write transports and backends: contract suites, a pool in memory, and faults on demand.
+
+- :mod:`statepool.testing.transports`: what every transport must do, as tests; a new one needs a fixture
+- :mod:`statepool.testing.memory`: a transport whose files are in memory
+- :mod:`statepool.testing.faults`: a transport around another one, in which things go wrong
+"""
+
+import sys
+
+if "pytest" in sys.modules:
+    import pytest
+
+    # Before they are imported, so that their assertions say as much as those in a test file do.
+    pytest.register_assert_rewrite("statepool.testing.transports", "statepool.testing.transport_names", "statepool.testing.backends")

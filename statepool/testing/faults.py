@@ -1,0 +1,400 @@
+"""
+A transport around another one, in which things go wrong when they are told to.
+
+::
+
+    cut = Stop(matches=on("fetch", path="*/data/*"), after=1 << 20, times=1)    # the first fetch breaks after 1 MiB, later ones do not
+    rotten = Flip(matches=on("fetch"), offset=70_000)                           # every fetch brings one wrong byte
+    transport = FaultyTransport(LocalTransport(location), cut, rotten)
+
+A fault is a value: which calls it spoils, and how. Several work together, in their order. A new kind is a class with one or two of the methods of
+:class:`Fault`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from attrs import define, frozen
+
+from statepool.errors import NoSpace, TransportError
+from statepool.model.digest import DEFAULT_ALGORITHM, Digest
+from statepool.model.progress import SILENT, Progress
+from statepool.transports import copying
+from statepool.transports.base import Capabilities, Entry, Moved, Stat, Transport
+
+
+@frozen
+class Call:
+    """
+    A call of a method of a transport.
+
+    :param operation: the name of the method
+    :param path: what it is about: the directory, the file, or the *target* of a link or a rename
+    :param number: counts all calls of this transport, from one
+    """
+
+    operation: str
+    path: str
+    number: int
+
+
+def on(*operations: str, path: str = "*") -> Callable[[Call], bool]:
+    """
+    :param operations: names of methods; none: all
+    :param path: a pattern as in a shell, in which ``*`` also stands for slashes
+    :returns: a predicate for :attr:`Fault.matches`
+    """
+    return lambda call: (not operations or call.operation in operations) and fnmatchcase(call.path, path)
+
+
+ALWAYS = on()
+"""Every call."""
+
+
+@frozen(kw_only=True)
+class Fault:
+    """
+    What goes wrong, and when. This one does nothing: the others derive from it.
+
+    :param matches: which calls it may spoil
+    :param first: the first of those that it does spoil, counted from one
+    :param times: how many it spoils from then on, or None for all
+    """
+
+    matches: Callable[[Call], bool] = ALWAYS
+    first: int = 1
+    times: int | None = None
+
+    def before(self, call: Call) -> None:
+        """Called before the call is made; what it raises comes out of the call."""
+        return None
+
+    def advance(self, call: Call, count: int, done: int) -> None:
+        """
+        Called while bytes move; what it raises ends the transfer as a broken connection would.
+
+        :param count: how many have moved since the last time
+        :param done: how many have moved in all calls that this fault spoils
+        """
+        return None
+
+    def spoil(self, fd: int) -> None:
+        """
+        Called with what was read or fetched, or with what is about to be stored or created.
+
+        :param fd: an open file with all of it, to be changed in place
+        """
+        return None
+
+
+@frozen(kw_only=True)
+class Truncate(Fault):
+    """
+    Only the first bytes arrive, and nobody says that there were more.
+
+    :param keep: how many
+    """
+
+    keep: int
+
+    def spoil(self, fd: int) -> None:
+        """Cut the file."""
+        if os.fstat(fd).st_size > self.keep:
+            os.ftruncate(fd, self.keep)
+
+
+@frozen(kw_only=True)
+class Flip(Fault):
+    """
+    One byte arrives wrong. A file that does not reach so far is left as it is.
+
+    :param offset: where it is
+    :param mask: which of its bits are turned over
+    """
+
+    offset: int
+    mask: int = 0xFF
+
+    def spoil(self, fd: int) -> None:
+        """Change the byte."""
+        for byte in os.pread(fd, 1, self.offset):
+            os.pwrite(fd, bytes([byte ^ self.mask]), self.offset)
+
+
+def _broken(call: Call) -> BaseException:
+    return TransportError(f"the connection broke in call {call.number}, {call.operation} {call.path!r}", path=call.path)
+
+
+@frozen(kw_only=True)
+class Stop(Fault):
+    """
+    The call fails.
+
+    :param after: once so many bytes have moved in the calls that are spoilt; None: before anything is done
+    :param error: makes what is raised
+    """
+
+    after: int | None = None
+    error: Callable[[Call], BaseException] = _broken
+
+    def before(self, call: Call) -> None:
+        """Fail at once, unless it is to be later."""
+        if self.after is None:
+            raise self.error(call)
+
+    def advance(self, call: Call, count: int, done: int) -> None:
+        """Fail now, if it is time."""
+        if self.after is not None and done > self.after:
+            raise self.error(call)
+
+
+@frozen(kw_only=True)
+class Slow(Fault):
+    """
+    Bytes take their time.
+
+    :param rate: how many there are in a second
+    :param sleep: waits for some seconds; tests give one that only counts them
+    """
+
+    rate: float
+    sleep: Callable[[float], object] = time.sleep
+
+    def advance(self, call: Call, count: int, done: int) -> None:
+        """Wait."""
+        self.sleep(count / self.rate)
+
+
+@frozen(kw_only=True)
+class Full(Fault):
+    """
+    There is no more room.
+
+    :param after: bytes that still fit, in all calls that are spoilt
+    """
+
+    after: int = 0
+
+    def advance(self, call: Call, count: int, done: int) -> None:
+        """Refuse what does not fit."""
+        if done > self.after:
+            raise NoSpace(f"no space is left for {call.path!r}", needed=done, available=self.after, path=call.path)
+
+
+@define(eq=False)
+class _Counted:
+    """A fault, and what it has seen."""
+
+    fault: Fault
+    calls: int = 0
+    bytes: int = 0
+
+    def strikes(self, call: Call) -> bool:
+        if not self.fault.matches(call):
+            return False
+        self.calls += 1
+        late = self.calls - self.fault.first
+        return late >= 0 and (self.fault.times is None or late < self.fault.times)
+
+
+@frozen
+class _Struck:
+    """A call, and the faults that spoil it. It is the progress of its bytes."""
+
+    call: Call
+    faults: list[_Counted]
+    progress: Progress = SILENT
+
+    def begin(self, what: str, total: int) -> None:
+        self.progress.begin(what, total)
+
+    def advance(self, count: int) -> None:
+        for counted in self.faults:
+            counted.bytes += count
+            counted.fault.advance(self.call, count, counted.bytes)
+        self.progress.advance(count)
+
+    def end(self) -> None:
+        self.progress.end()
+
+    @property
+    def spoils(self) -> bool:
+        return any(type(counted.fault).spoil is not Fault.spoil for counted in self.faults)
+
+    def spoil(self, fd: int) -> None:
+        for counted in self.faults:
+            counted.fault.spoil(fd)
+
+    def spoilt(self, data: bytes) -> bytes:
+        if not self.spoils:
+            return data
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            self.spoil(file.fileno())
+            file.seek(0)
+            return file.read()
+
+
+class FaultyTransport(Transport):
+    """
+    A transport in which things go wrong. What :meth:`local_path` gives is beyond its reach.
+
+    :param inner: the transport that does the work
+    :param faults: what goes wrong
+    """
+
+    def __init__(self, inner: Transport, *faults: Fault) -> None:
+        super().__init__(inner.location)
+        self.inner = inner
+        self.calls: list[Call] = []
+        """All calls so far."""
+        self._faults = [_Counted(fault) for fault in faults]
+        self._lock = threading.Lock()
+
+    def _call(self, operation: str, path: str, progress: Progress = SILENT) -> _Struck:
+        with self._lock:
+            call = Call(operation, path, len(self.calls) + 1)
+            self.calls.append(call)
+            struck = _Struck(call, [counted for counted in self._faults if counted.strikes(call)], progress)
+        for counted in struck.faults:
+            counted.fault.before(call)
+        return struck
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the inner one."""
+        return self.inner.capabilities
+
+    @property
+    def identity(self) -> str:
+        """That of the inner one."""
+        return self.inner.identity
+
+    def scan(self, directory: str) -> list[Entry]:
+        """As the inner one."""
+        self._call("scan", directory)
+        return self.inner.scan(directory)
+
+    def stat(self, path: str) -> Stat | None:
+        """As the inner one."""
+        self._call("stat", path)
+        return self.inner.stat(path)
+
+    def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
+        """As the inner one; offsets of faults are those of the file."""
+        struck = self._call("read", path)
+        if struck.spoils:
+            data = struck.spoilt(self.inner.read(path, follow=follow))[offset : None if size is None else offset + size]
+        else:
+            data = self.inner.read(path, offset, size, follow=follow)
+        struck.advance(len(data))
+        return data
+
+    def readlink(self, path: str) -> str:
+        """As the inner one."""
+        self._call("readlink", path)
+        return self.inner.readlink(path)
+
+    def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
+        """As the inner one."""
+        struck = self._call("create", path)
+        struck.advance(len(data))
+        self.inner.create(path, struck.spoilt(data), flush=flush)
+
+    def link(self, source: str, target: str) -> None:
+        """As the inner one."""
+        self._call("link", target)
+        self.inner.link(source, target)
+
+    def rename(self, source: str, target: str) -> None:
+        """As the inner one."""
+        self._call("rename", target)
+        self.inner.rename(source, target)
+
+    def remove(self, path: str) -> bool:
+        """As the inner one."""
+        self._call("remove", path)
+        return self.inner.remove(path)
+
+    def symlink(self, target: str, path: str) -> None:
+        """As the inner one."""
+        self._call("symlink", path)
+        self.inner.symlink(target, path)
+
+    def make_directory(self, path: str) -> None:
+        """As the inner one."""
+        self._call("make_directory", path)
+        self.inner.make_directory(path)
+
+    def remove_directory(self, path: str) -> bool:
+        """As the inner one."""
+        self._call("remove_directory", path)
+        return self.inner.remove_directory(path)
+
+    def flush(self, directory: str) -> None:
+        """As the inner one."""
+        self._call("flush", directory)
+        self.inner.flush(directory)
+
+    def fetch(
+        self,
+        path: str,
+        target: int,
+        size: int,
+        *,
+        algorithm: str = DEFAULT_ALGORITHM,
+        extents: tuple[tuple[int, int], ...] = (),
+        progress: Progress = SILENT,
+    ) -> Moved:
+        """As the inner one. The digest is that of what has arrived."""
+        struck = self._call("fetch", path, progress)
+        moved = self.inner.fetch(path, target, size, algorithm=algorithm, extents=extents, progress=struck)
+        if not struck.spoils:
+            return moved
+        struck.spoil(target)
+        return Moved(copying.hash_file(target, os.fstat(target).st_size, algorithm=algorithm), moved.how, moved.sent)
+
+    def store(
+        self,
+        source: int,
+        path: str,
+        size: int,
+        *,
+        algorithm: str = DEFAULT_ALGORITHM,
+        extents: tuple[tuple[int, int], ...] = (),
+        progress: Progress = SILENT,
+    ) -> Moved:
+        """As the inner one. The digest is that of what has arrived at the other end."""
+        struck = self._call("store", path, progress)
+        if not struck.spoils:
+            return self.inner.store(source, path, size, algorithm=algorithm, extents=extents, progress=struck)
+        with tempfile.TemporaryFile() as file:
+            copying.copy(source, file.fileno(), size, algorithm=algorithm)
+            struck.spoil(file.fileno())
+            left = os.fstat(file.fileno()).st_size
+            return self.inner.store(file.fileno(), path, left, algorithm=algorithm, progress=struck)
+
+    def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
+        """As the inner one."""
+        return self.inner.digest(path, size, algorithm=algorithm, progress=self._call("digest", path, progress))
+
+    def free_space(self) -> int | None:
+        """As the inner one."""
+        self._call("free_space", "")
+        return self.inner.free_space()
+
+    def local_path(self, path: str) -> Path | None:
+        """As the inner one."""
+        return self.inner.local_path(path)
+
+    def close(self) -> None:
+        """As the inner one."""
+        self.inner.close()

@@ -1,0 +1,255 @@
+"""
+The face that every transport has.
+
+Paths are relative to the pool's directory, with ``/`` between their parts, made of validated names by the floor above; a transport need not look at
+them again, but never follows a symbolic link in their last part, except where a method says so.
+
+All methods raise :class:`~statepool.errors.TransportError` or one of its kinds (:class:`~statepool.errors.MissingFile`,
+:class:`~statepool.errors.FileExists`, :class:`~statepool.errors.AccessDenied`), or :class:`~statepool.errors.NoSpace`, and nothing else. They can be
+called from several threads.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from attrs import frozen
+
+from statepool.model.digest import DEFAULT_ALGORITHM, Digest
+from statepool.model.location import Location
+from statepool.model.progress import SILENT, Progress
+
+
+class FileKind(enum.StrEnum):
+    """What a name in a directory stands for."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    LINK = "link"
+    OTHER = "other"
+
+
+@frozen
+class Entry:
+    """A name in a directory."""
+
+    name: str
+    kind: FileKind
+
+
+@frozen
+class Stat:
+    """
+    What is known of a file without opening it; of a symbolic link, not of what it points to.
+
+    :param kind: what it is
+    :param size: in bytes
+    :param mtime_ns: last change, in nanoseconds of the far side's clock; servers may round it to seconds
+    :param identity: the same for two names of one file on this side of the transport, or None where that is not known
+    """
+
+    kind: FileKind
+    size: int
+    mtime_ns: int
+    identity: tuple[int, int] | None = None
+
+
+@frozen
+class Capabilities:
+    """
+    What a transport can do beyond what all of them can.
+
+    :param symlinks: symbolic links can be made and read
+    :param durable: what has been flushed survives a power cut there
+    :param local: the files can be opened on this host, see :meth:`Transport.local_path`
+    :param refers: a cache refers to the files instead of copying them
+    """
+
+    symlinks: bool
+    durable: bool
+    local: bool = False
+    refers: bool = False
+
+
+@frozen
+class Moved:
+    """
+    A file has been moved.
+
+    :param digest: of the bytes as they are at their new place
+    :param how: ``reflink``, ``copy`` or ``stream``
+    :param sent: bytes that really had to be moved: neither holes nor shared blocks
+    """
+
+    digest: Digest
+    how: str
+    sent: int
+
+
+class Transport(ABC):
+    """
+    Moves named files to and from the directory of one pool.
+
+    :param location: the address of the pool
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this one can do. May have to ask the far side."""
+
+    # -- looking ---------------------------------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def scan(self, directory: str) -> list[Entry]:
+        """
+        :param directory: ``""`` is the pool's own
+        :returns: what is in it, in no order; nothing if it does not exist. Names that are not UTF-8 are left out.
+        """
+
+    @abstractmethod
+    def stat(self, path: str) -> Stat | None:
+        """:returns: what is known of the file, or None if there is none"""
+
+    @abstractmethod
+    def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
+        """
+        :param offset: where to begin, in bytes
+        :param size: how much to read at most; None: to the end. Callers that do not trust the file give a size.
+        :param follow: whether ``path`` may be a symbolic link
+        :raises MissingFile: there is no such file
+        """
+
+    @abstractmethod
+    def readlink(self, path: str) -> str:
+        """
+        :returns: what a symbolic link holds
+        :raises MissingFile: there is no such link
+        """
+
+    # -- names: each of these happens as a whole or not at all -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
+        """
+        Make a small file that appears whole, with its content on stable storage (if ``flush``), and only if nobody has made it before.
+
+        The entry in its directory may still need :meth:`flush`.
+
+        :raises FileExists: the name exists, whatever it is
+        """
+
+    @abstractmethod
+    def link(self, source: str, target: str) -> None:
+        """
+        Give a file a second name.
+
+        :raises MissingFile: there is no source
+        :raises FileExists: the target exists
+        """
+
+    @abstractmethod
+    def rename(self, source: str, target: str) -> None:
+        """
+        Give a file another name; a file that is there gives way.
+
+        :raises MissingFile: there is no source
+        """
+
+    @abstractmethod
+    def remove(self, path: str) -> bool:
+        """:returns: whether there was such a file or link. A directory is an error."""
+
+    @abstractmethod
+    def symlink(self, target: str, path: str) -> None:
+        """Make the name ``path`` a symbolic link that holds ``target``; a link or file that is there gives way in one step."""
+
+    @abstractmethod
+    def make_directory(self, path: str) -> None:
+        """Make a directory and those above it, with the permissions of the pool's own; nothing happens if it is there."""
+
+    @abstractmethod
+    def remove_directory(self, path: str) -> bool:
+        """:returns: whether it was there and could be removed: False if it is not empty"""
+
+    @abstractmethod
+    def flush(self, directory: str) -> None:
+        """Bring the entries of a directory to stable storage, where the far side can."""
+
+    # -- bytes -------------------------------------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def fetch(
+        self,
+        path: str,
+        target: int,
+        size: int,
+        *,
+        algorithm: str = DEFAULT_ALGORITHM,
+        extents: tuple[tuple[int, int], ...] = (),
+        progress: Progress = SILENT,
+    ) -> Moved:
+        """
+        Bring the bytes of a file into an empty local file, holes as holes.
+
+        :param target: descriptor of a local file open for reading and writing, of our own
+        :param size: how long the file must be
+        :param algorithm: for the digest, which is that of the *copy*
+        :param extents: where the source has data; empty: find out, or take all
+        :param progress: told of the bytes; begin and end are the caller's
+        :raises MissingFile: there is no such file
+        :raises IntegrityError: it is not ``size`` bytes long
+        """
+
+    @abstractmethod
+    def store(
+        self,
+        source: int,
+        path: str,
+        size: int,
+        *,
+        algorithm: str = DEFAULT_ALGORITHM,
+        extents: tuple[tuple[int, int], ...] = (),
+        progress: Progress = SILENT,
+    ) -> Moved:
+        """
+        Make a new file of the bytes of a local one, holes as holes, checked as far as the far side can, flushed, and read-only.
+
+        :param source: descriptor of the local file, open for reading
+        :param path: a private name of the caller; a file that is there gives way
+        :param size: how many bytes
+        :raises NoSpace: the far side is full
+        """
+
+    @abstractmethod
+    def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
+        """
+        Read a file once more, on the far side where that is possible.
+
+        :raises MissingFile: there is no such file
+        :raises IntegrityError: it is not ``size`` bytes long
+        """
+
+    # -- the rest ----------------------------------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def free_space(self) -> int | None:
+        """:returns: bytes that can still be written by this account, or None where nobody knows"""
+
+    def local_path(self, path: str) -> Path | None:
+        """:returns: where a file can be opened on this host, or None where it cannot"""
+        return None
+
+    @property
+    def identity(self) -> str:
+        """The same for every address of the same directory, as far as this host can see."""
+        return str(self.location)
+
+    def close(self) -> None:
+        """Let go of connections; the next call makes them anew."""
+        return None

@@ -1,0 +1,477 @@
+"""
+Between two local files: share blocks, or else copy them, and hash what arrived.
+
+A copy that is checked to the last byte costs what an unchecked one costs, since the digest is made in a thread of its own, a few megabytes behind
+the copier, of pages that are still warm. What is hashed is always *our copy*, read back from it: never the source, which others may change
+meanwhile, and never a mapping, which kills us by a signal when somebody cuts the file.
+
+Descriptors stay the caller's, and so do their offsets for reading and writing: everything here gives its own offsets.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from attrs import frozen
+
+from statepool.errors import IntegrityError
+from statepool.model.digest import DEFAULT_ALGORITHM, Digest, Hasher, new_hasher
+from statepool.model.progress import SILENT, Progress
+from statepool.transports.base import Moved
+from statepool.transports.failures import A_FILE, Subject, not_regular, translated, translating, wrong_length
+
+SLICE = 2 << 20
+"""Bytes that are copied, read and hashed at a time. Less costs system calls and turns of the interpreter, more leaves the processor's cache."""
+
+BEHIND_COPYING = 8
+"""Slices that hashing may be behind the copier at most: neither waits for the other when it is interrupted for a moment."""
+
+BEHIND_READING = 3
+"""Slices that hashing may be behind reading at most: each of them is a buffer."""
+
+MAX_THREADS = 4
+"""Threads that hash one slice together when no copier needs the processor; a slice gives no work to more."""
+
+PAGE = 4096
+"""What offsets and lengths are multiples of when the page cache is gone round."""
+
+FICLONE = 0x40049409
+"""Asks to share all blocks of another file: ``_IOW(0x94, 9, int)`` in ``linux/fs.h``. Where its number is another it is refused, and we copy."""
+
+_REAL_FAILURES = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EINTR})
+"""What FICLONE does not say where it just cannot be done."""
+
+_NO_COPY_BY_KERNEL = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY})
+"""What copy_file_range says where it cannot be done: between some file systems, on old kernels, in some containers."""
+
+_ZEROS = memoryview(bytes(SLICE))
+
+Extent = tuple[int, int]
+"""An offset and a length, in bytes."""
+
+
+def copy(
+    source: int,
+    target: int,
+    size: int,
+    *,
+    algorithm: str = DEFAULT_ALGORITHM,
+    progress: Progress = SILENT,
+    reflink: bool = True,
+    subject: Subject = A_FILE,
+) -> Moved:
+    """
+    Copy a local file whole, holes as holes.
+
+    :param source: descriptor of a regular file, open for reading
+    :param target: descriptor of a file of our own, open for reading and writing; what is in it goes
+    :param size: how long the source must be, in bytes
+    :param algorithm: for the digest, which is that of the copy
+    :param progress: told of the bytes, holes included, from the calling thread; what it raises ends the copy
+    :param reflink: whether the two may share blocks
+    :param subject: what messages say of the source
+    :returns: ``reflink`` or ``copy``, with the digest of what is in ``target`` now. It has not been flushed.
+    :raises IntegrityError: the source is not a regular file of this size, or did not stay so
+    :raises NoSpace: the copy does not fit
+    :raises TransportError: reading or writing failed
+    """
+    _check_length(source, size, subject)
+    with translating("write a copy of", subject, needed=size, descriptor=target):
+        os.ftruncate(target, 0)
+        shared = reflink and size > 0 and _share_blocks(source, target)
+        if not shared:
+            os.ftruncate(target, size)
+    if shared:
+        _check_length(target, size, subject)
+        return Moved(_hash_past_cache(target, size, algorithm, progress, subject), "reflink", 0)
+    moved = _copy_slices(source, target, size, algorithm, progress, subject)
+    _check_length(source, size, subject)
+    return moved
+
+
+def hash_file(
+    fd: int,
+    size: int,
+    *,
+    algorithm: str = DEFAULT_ALGORITHM,
+    progress: Progress = SILENT,
+    overlay: Sequence[tuple[int, bytes]] = (),
+    subject: Subject = A_FILE,
+) -> Digest:
+    """
+    Make the digest of a local file. Holes are not read.
+
+    :param fd: descriptor of a regular file, open for reading
+    :param size: how long it must be, in bytes
+    :param progress: told of the bytes, holes included, from the calling thread; what it raises ends it
+    :param overlay: offsets, and the bytes that are hashed there in place of what the file holds: for what it will be after a small change
+    :param subject: what messages say of the file
+    :raises IntegrityError: it is not a regular file of this size, or the overlay leaves it
+    :raises TransportError: reading failed
+    """
+    _check_length(fd, size, subject)
+    for offset, data in overlay:
+        if offset < 0 or offset + len(data) > size:
+            raise IntegrityError(f"{subject.text} has {size} bytes: nothing can be put at {offset}", pool=subject.pool, path=subject.path)
+    return _hash(_Reader(fd, subject), size, algorithm, progress, overlay)
+
+
+def data_extents(fd: int, size: int, *, limit: int) -> tuple[Extent, ...]:
+    """
+    :param fd: descriptor of a local file
+    :param size: how much of it to look at, in bytes
+    :param limit: most extents to return; if there are more, those with the smallest gaps between them become one
+    :returns: where it has data: (offset, length) in order. A file without holes, or on a file system that does not tell, has one.
+    :raises TransportError: the file system failed
+    """
+    found: list[Extent] = []
+    for extent in _data(fd, size, A_FILE):
+        found.append(extent)
+        # Often enough to stay small, seldom enough to stay quick. The largest gaps survive each round, so the result is that of one round at the end.
+        if len(found) >= 8 * limit:
+            found = _closed(found, 2 * limit)
+    return tuple(_closed(found, limit))
+
+
+def _closed(extents: list[Extent], limit: int) -> list[Extent]:
+    """:returns: at most ``limit`` extents: the smallest gaps are closed"""
+    if len(extents) <= limit:
+        return extents
+    gaps = sorted(range(1, len(extents)), key=lambda index: extents[index][0] - sum(extents[index - 1]), reverse=True)
+    starts = [0, *sorted(gaps[: limit - 1]), len(extents)]
+    return [(extents[first][0], sum(extents[after - 1]) - extents[first][0]) for first, after in pairwise(starts)]
+
+
+# -- where the data is -------------------------------------------------------------------------------------------------------------------------------
+
+
+def _data(fd: int, size: int, subject: Subject) -> Iterator[Extent]:
+    """:returns: the extents that hold data, one at a time: a file can have more of them than we want to remember"""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+            if start >= size:
+                return
+            end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # no data behind this offset
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise translated(error, "look for holes in", subject) from error
+            yield end, size - end
+            return
+        yield start, end - start
+
+
+@frozen
+class _Slice:
+    """
+    A part of a file that is dealt with at a time.
+
+    :param start: its offset
+    :param length: at most :data:`SLICE`
+    :param data: the extents in it that hold data
+    """
+
+    start: int
+    length: int
+    data: tuple[Extent, ...]
+
+    @property
+    def is_full(self) -> bool:
+        return self.data == ((self.start, self.length),)
+
+
+def _slices(extents: Iterable[Extent], size: int) -> Iterator[_Slice]:
+    """Cut a file of ``size`` bytes into slices."""
+    coming = iter(extents)
+    current = next(coming, None)
+    for start in range(0, size, SLICE):
+        length = min(SLICE, size - start)
+        data = []
+        while current is not None and current[0] < start + length:
+            first, last = max(current[0], start), min(sum(current), start + length)
+            data.append((first, last - first))
+            if sum(current) > start + length:
+                break
+            current = next(coming, None)
+        yield _Slice(start, length, tuple(data))
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def _buffer() -> memoryview:
+    """:returns: room for one slice, aligned to pages"""
+    return memoryview(mmap.mmap(-1, SLICE))
+
+
+class _Reader:
+    """Reads slices of a file."""
+
+    def __init__(self, fd: int, subject: Subject) -> None:
+        self._fd = fd
+        self._subject = subject
+
+    def slices(self, size: int) -> Iterator[_Slice]:
+        """:returns: those of the file"""
+        return _slices(_data(self._fd, size, self._subject), size)
+
+    def read(self, part: _Slice, into: memoryview) -> memoryview:
+        """:returns: what is in the slice. It lies in ``into``, or is a constant."""
+        if not part.data:
+            return _ZEROS[: part.length]
+        end = part.start
+        for offset, length in part.data:
+            into[end - part.start : offset - part.start] = _ZEROS[: offset - end]
+            end = offset + length
+            self._fill(into[offset - part.start : end - part.start], offset)
+        into[end - part.start : part.length] = _ZEROS[: part.start + part.length - end]
+        return into[: part.length]
+
+    def _fill(self, into: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(into):
+            with translating("read", self._subject):
+                count = os.preadv(self._fd, [into[done:]], offset + done)
+            if not count:
+                raise wrong_length(self._subject, offset + len(into), offset + done)
+            done += count
+
+
+class _DirectReader(_Reader):
+    """
+    Reads round the page cache, in whole slices.
+
+    :param direct: a second descriptor of the file, opened with ``O_DIRECT``
+    """
+
+    def __init__(self, fd: int, direct: int, subject: Subject) -> None:
+        super().__init__(fd, subject)
+        self._direct = direct
+
+    def read(self, part: _Slice, into: memoryview) -> memoryview:
+        """As for any reader; what cannot be read so, for its alignment or for a reason of the file system, is read the usual way."""
+        if not part.data:
+            return _ZEROS[: part.length]
+        try:
+            # Up to a whole page, beyond the end of the file if need be: it then reads short.
+            count = os.preadv(self._direct, [into[: -(-part.length // PAGE) * PAGE]], part.start)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise translated(error, "read", self._subject) from error
+            count = 0
+        return into[: part.length] if count == part.length else super().read(part, into)
+
+
+# -- hashing -----------------------------------------------------------------------------------------------------------------------------------------
+
+
+class _Behind:
+    """
+    Does one thing after another in a thread of its own, not far behind its caller.
+
+    An error in the thread comes out of the caller's next call; leaving the block for any reason ends the thread, and waits for it.
+
+    :param depth: how many of them the caller may be ahead
+    :param threaded: without, everything is done in the calling thread: for work that is not worth a thread
+    """
+
+    def __init__(self, depth: int, *, threaded: bool) -> None:
+        self._depth = depth
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="statepool-hash") if threaded else None
+        self._pending: deque[Future[object]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def do(self, work: Callable[[], object]) -> None:
+        """
+        Hand over the next thing.
+
+        :raises Exception: what an earlier one raised
+        """
+        if self._executor is None:
+            work()
+            return
+        if len(self._pending) >= self._depth:
+            self._pending.popleft().result()
+        self._pending.append(self._executor.submit(work))
+
+    def finish(self) -> None:
+        """
+        Wait until all is done.
+
+        :raises Exception: what one of them raised
+        """
+        while self._pending:
+            self._pending.popleft().result()
+
+
+def _threads(size: int) -> int:
+    """:returns: how many threads may hash together while nothing else needs the processor"""
+    return min(len(os.sched_getaffinity(0)), MAX_THREADS) if size > SLICE else 1
+
+
+def _hash(reader: _Reader, size: int, algorithm: str, progress: Progress, overlay: Sequence[tuple[int, bytes]] = ()) -> Digest:
+    hasher = new_hasher(algorithm, threads=_threads(size))
+    # One more than can be waited for: the one that is being filled.
+    buffers = [_buffer() for _ in range(min(BEHIND_READING + 1, -(-size // SLICE)))]
+    with _Behind(BEHIND_READING, threaded=size > SLICE) as behind:
+        for number, part in enumerate(reader.slices(size)):
+            buffer = buffers[number % len(buffers)]
+            content = _overlaid(reader.read(part, buffer), part, overlay, buffer)
+            behind.do(partial(hasher.update, content))
+            progress.advance(part.length)
+        behind.finish()
+    return Digest(algorithm, hasher.hexdigest())
+
+
+def _overlaid(content: memoryview, part: _Slice, overlay: Sequence[tuple[int, bytes]], buffer: memoryview) -> memoryview:
+    """:returns: the content of the slice with those parts of ``overlay`` that are in it"""
+    for offset, data in overlay:
+        first, last = max(offset, part.start), min(offset + len(data), part.start + part.length)
+        if first < last:
+            if content.readonly:
+                buffer[: part.length] = content
+                content = buffer[: part.length]
+            content[first - part.start : last - part.start] = data[first - offset : last - offset]
+    return content
+
+
+def _hash_past_cache(fd: int, size: int, algorithm: str, progress: Progress, subject: Subject) -> Digest:
+    """
+    Make the digest of a file of which nothing is in the page cache.
+
+    A new clone is such a file: the cached pages of what it shares its blocks with are not its own. Filling the page cache costs several times as much
+    as reading round it.
+    """
+    try:
+        direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:  # not on this file system
+        return _hash(_Reader(fd, subject), size, algorithm, progress)
+    try:
+        return _hash(_DirectReader(fd, direct, subject), size, algorithm, progress)
+    finally:
+        os.close(direct)
+
+
+# -- copying -----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def _check_length(fd: int, size: int, subject: Subject) -> None:
+    with translating("look at", subject):
+        found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        raise not_regular(subject)
+    if found.st_size != size:
+        raise wrong_length(subject, size, found.st_size)
+
+
+def _share_blocks(source: int, target: int) -> bool:
+    """:returns: whether the target now has all that the source has, without a byte moved"""
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError as error:
+        if error.errno in _REAL_FAILURES:
+            raise
+        return False
+    return True
+
+
+def _copy_slices(source: int, target: int, size: int, algorithm: str, progress: Progress, subject: Subject) -> Moved:
+    with translating("look at", subject):
+        is_mostly_holes = os.fstat(source).st_blocks * 512 < size // 2
+    # The copier needs a processor too, except where there is next to nothing to copy.
+    hasher = new_hasher(algorithm, threads=_threads(size) if is_mostly_holes else 1)
+    copy_reader = _Reader(target, Subject(f"our copy of {subject.text}", subject.pool, subject.path))
+    buffer = _buffer()
+    copier = _Copier(source, target, size, subject)
+    sent = 0
+    with _Behind(BEHIND_COPYING, threaded=size > SLICE) as behind:
+        for part in _Reader(source, subject).slices(size):
+            for offset, length in part.data:
+                copier.copy(offset, length)
+                sent += length
+            behind.do(partial(_update, hasher, copy_reader, part, buffer))
+            progress.advance(part.length)
+        behind.finish()
+    return Moved(Digest(algorithm, hasher.hexdigest()), "copy", sent)
+
+
+def _update(hasher: Hasher, reader: _Reader, part: _Slice, buffer: memoryview) -> None:
+    hasher.update(reader.read(part, buffer))
+
+
+class _Copier:
+    """Copies extents from one file to the same place in another."""
+
+    def __init__(self, source: int, target: int, size: int, subject: Subject) -> None:
+        self._source = source
+        self._target = target
+        self._size = size
+        self._subject = subject
+        self._buffer: memoryview | None = None  # for copying by hand: once that is necessary, it stays so
+
+    def copy(self, offset: int, length: int) -> None:
+        """
+        :raises IntegrityError: the source ends before
+        """
+        end = offset + length
+        while offset < end:
+            with translating("copy", self._subject, needed=self._size, descriptor=self._target):
+                count = self._some(offset, end - offset)
+            if not count:
+                raise wrong_length(self._subject, self._size, offset)
+            offset += count
+
+    def _some(self, offset: int, length: int) -> int:
+        """:returns: how many bytes were copied; 0 at the end of the source"""
+        if self._buffer is None:
+            try:
+                count = os.copy_file_range(self._source, self._target, length, offset, offset)
+            except OSError as error:
+                if error.errno not in _NO_COPY_BY_KERNEL:
+                    raise
+                count = 0
+            if count:
+                return count
+            # Nothing, though there should be something: some file systems say so that they cannot do it. If it is the end, reading finds it too.
+            self._buffer = _buffer()
+        return self._by_hand(self._buffer, offset, length)
+
+    def _by_hand(self, buffer: memoryview, offset: int, length: int) -> int:
+        count = os.preadv(self._source, [buffer[: min(length, len(buffer))]], offset)
+        done = 0
+        while done < count:
+            done += os.pwrite(self._target, buffer[done:count], offset + done)
+        return count
+
+
+def can_share_blocks(directory: Path) -> bool:
+    """
+    :param directory: where to try it, with two small files that are gone afterwards
+    :returns: whether files there can share blocks, so that a copy takes no room
+    """
+    with tempfile.TemporaryFile(dir=directory) as source, tempfile.TemporaryFile(dir=directory) as target:
+        source.write(b"shared")
+        source.flush()
+        return _share_blocks(source.fileno(), target.fileno())

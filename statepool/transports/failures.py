@@ -1,0 +1,104 @@
+"""
+What the operating system's errors mean here: one table for everything that works on local files.
+
+The original error stays as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from attrs import frozen
+
+from statepool.errors import AccessDenied, FileExists, IntegrityError, MissingFile, NoSpace, TransportError, UnsafeImage
+
+
+@frozen
+class Subject:
+    """
+    What a message says about the file concerned.
+
+    :param text: the file, for people
+    :param pool: the location of its pool, where it is in one
+    :param path: its name there
+    """
+
+    text: str
+    pool: str | None = None
+    path: str | None = None
+
+
+A_FILE = Subject("the file")
+"""Where nothing is known but a descriptor."""
+
+_KINDS: dict[int, tuple[type[TransportError], str | None]] = {
+    errno.ENOENT: (MissingFile, None),
+    errno.EEXIST: (FileExists, None),
+    errno.EACCES: (AccessDenied, "look at the owner and the mode of the file and of the directories above it"),
+    errno.EPERM: (AccessDenied, "look at the owner and the mode of the file and of the directories above it"),
+    errno.EROFS: (AccessDenied, "the file system is mounted read-only"),
+    errno.EIO: (TransportError, "the disk or the network behind it fails; the kernel's log may say why"),
+    errno.EXDEV: (TransportError, "the two are on different file systems, and a pool must be on one"),
+    errno.EMFILE: (TransportError, "too many files are open: raise the limit (ulimit -n)"),
+    errno.ESTALE: (TransportError, "the server of this network file system has forgotten the file: mount it again"),
+}
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""No space, no quota, or longer than a file may be there."""
+
+
+def translated(error: OSError, doing: str, subject: Subject, *, needed: int = 0, descriptor: int | None = None) -> TransportError | NoSpace:
+    """
+    :param error: what the operating system said
+    :param doing: what was to be done with the subject: ``read``, ``create``
+    :param needed: bytes that were to be written
+    :param descriptor: a file where they were to be written, from which the space that is left can be known
+    :returns: the error of ours to raise from it
+    """
+    reason = os.strerror(error.errno) if error.errno is not None else str(error)
+    message = f"cannot {doing} {subject.text}: {reason}"
+    if error.errno in _FULL:
+        hint = {
+            errno.ENOSPC: "free some space there, for example with statepool gc",
+            errno.EDQUOT: "the quota of this account or group is used up there",
+            errno.EFBIG: "a file of that length is beyond a limit of the file system or of this process (ulimit -f)",
+        }[error.errno or errno.ENOSPC]
+        return NoSpace(message, needed=needed, available=_available(descriptor), hint=hint, pool=subject.pool, path=subject.path)
+    kind, advice = _KINDS.get(error.errno or 0, (TransportError, None))
+    return kind(message, hint=advice, pool=subject.pool, path=subject.path)
+
+
+@contextmanager
+def translating(doing: str, subject: Subject, *, needed: int = 0, descriptor: int | None = None) -> Iterator[None]:
+    """Turn the operating system's errors within into ours. Nothing that calls back into a caller's code belongs in it: its errors are its own."""
+    try:
+        yield
+    except OSError as error:
+        raise translated(error, doing, subject, needed=needed, descriptor=descriptor) from error
+
+
+def not_regular(subject: Subject) -> UnsafeImage:
+    """:returns: the error for a link, a FIFO, a device or a directory where bytes should be"""
+    return UnsafeImage(
+        f"{subject.text} is not a regular file",
+        check="regular-file",
+        hint="nothing else is opened in a pool: find out who put it there",
+        pool=subject.pool,
+        path=subject.path,
+    )
+
+
+def wrong_length(subject: Subject, expected: int, actual: int) -> IntegrityError:
+    """:returns: the error for a file that is longer or shorter than it must be"""
+    return IntegrityError(f"{subject.text} should have {expected} bytes, and has {actual}", pool=subject.pool, path=subject.path)
+
+
+def _available(descriptor: int | None) -> int:
+    """:returns: bytes that this account may still write beside the open file; 0 where that cannot be known, as on an error nothing else is"""
+    if descriptor is None:
+        return 0
+    left = os.fstatvfs(descriptor)
+    return left.f_bavail * left.f_frsize

@@ -1,0 +1,67 @@
+"""
+Which transport reaches which scheme.
+
+A transport is registered in the entry point group ``statepool.transports``, under its URL scheme. Those of this package are known without a look at
+what is installed: that takes longer than everything else here, and is not there in a source tree.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+
+from statepool.errors import InvalidLocation
+from statepool.model.location import Location
+from statepool.transports.base import Transport
+
+GROUP = "statepool.transports"
+"""The entry point group of transports."""
+
+BUILT_IN = {
+    "file": "statepool.transports.local:LocalTransport",
+    "link": "statepool.transports.link:LinkTransport",
+}
+"""The transports of this package, each loaded when it is first used."""
+
+EXTRAS = {"oci": "install statepool[oci]", "s3": "install statepool[s3]", "ssh": "mount the directory here, and use its path"}
+"""Schemes that have a meaning, and what to do where there is no transport for them."""
+
+
+def open_transport(location: Location) -> Transport:
+    """
+    :param location: the address of a pool
+    :returns: what reaches it. Nothing has been connected or looked at yet.
+    :raises InvalidLocation: no transport for this scheme is installed
+    """
+    return transport_class(location.scheme)(location)
+
+
+def transport_class(scheme: str) -> type[Transport]:
+    """
+    :param scheme: of a URL, in lower case
+    :returns: the class of transports that is registered for it
+    :raises InvalidLocation: there is none
+    """
+    if scheme in BUILT_IN:
+        module, _, name = BUILT_IN[scheme].partition(":")
+        found = getattr(importlib.import_module(module), name)
+    else:
+        found = _installed(scheme)
+    if not (isinstance(found, type) and issubclass(found, Transport)):
+        raise InvalidLocation(
+            f"what is registered for {scheme}:// is not a transport: {found!r}",
+            hint=f"an entry point of the group {GROUP} must name a class derived from statepool.Transport",
+        )
+    return found
+
+
+def _installed(scheme: str) -> object:
+    for entry in metadata.entry_points(group=GROUP, name=scheme):
+        try:
+            return entry.load()
+        except (ImportError, AttributeError) as error:
+            raise InvalidLocation(f"the transport for {scheme}://, {entry.value}, cannot be loaded: {error}", hint="install it again") from error
+    if scheme in EXTRAS:
+        raise InvalidLocation(f"this installation has no transport for {scheme}://", hint=EXTRAS[scheme])
+    known = sorted({*BUILT_IN, *(entry.name for entry in metadata.entry_points(group=GROUP))})
+    raise InvalidLocation(f"{scheme}:// is not known", hint="known are " + ", ".join(f"{name}://" for name in known))
