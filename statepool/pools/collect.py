@@ -1,0 +1,175 @@
+"""
+Taking away what nobody needs: bytes that no record names, and what crashed writers left.
+
+Bytes go in three steps. They are renamed into ``trash/``; *then* the markers and the log are read; whoever needs them after all gets them back, otherwise they
+are deleted. A writer that comes to need them at the same moment either left its marker before we looked, or finds them missing and fetches them from the
+trash itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from attrs import frozen
+
+from statepool.errors import MissingFile
+from statepool.model.digest import Digest
+from statepool.model.outcomes import Collected
+from statepool.pools import layout
+from statepool.pools.pool import Held, Pool
+from statepool.pools.staging import Marker, read_markers
+
+ABANDONED = 7 * 24 * 3600
+"""Age in seconds, by the pool's own clock, after which the marker of a writer on another host counts as abandoned."""
+
+PASSING = 3600
+"""Age in seconds, by the pool's own clock, after which a nameless temporary file counts as left over: each lives for a moment."""
+
+
+def _nothing_held() -> frozenset[Digest]:
+    return frozenset()
+
+
+@frozen
+class Leftover:
+    """Something in ``incoming/`` whose writer is gone."""
+
+    path: str
+    what: str
+
+
+class Collector:
+    """
+    Takes away what nobody needs in one pool.
+
+    :param pool: which
+    :param held: tells which bytes must stay although no record needs them
+    """
+
+    def __init__(self, pool: Pool, held: Held = _nothing_held) -> None:
+        self._pool = pool
+        self._held = held
+        self._transport = pool.transport
+
+    def collect(self, digests: Iterable[Digest], *, dry_run: bool = False) -> list[Collected]:
+        """
+        :param digests: bytes that may be needless
+        :returns: those that were, and are gone
+        """
+        wanted = sorted(set(digests))
+        needed = self._pool.needed() | self._held() if wanted else set()
+        return [gone for digest in wanted if digest not in needed for gone in self._collect(digest, dry_run)]
+
+    def _collect(self, digest: Digest, dry_run: bool) -> Iterator[Collected]:
+        path = layout.data(digest)
+        stat = self._transport.stat(path)
+        if stat is None:
+            return
+        if not dry_run:
+            aside = layout.trash(self._pool.nonce(), digest)
+            try:
+                self._transport.rename(path, aside)
+            except MissingFile:
+                return  # another collector is at it
+            if not self._empty(aside, digest):
+                return
+        yield Collected(str(self._pool), "bytes that no state needs", path, stat.size)
+
+    def _empty(self, aside: str, digest: Digest) -> bool:
+        """Delete bytes that lie in the trash, unless they turn out to be needed. :returns: whether they are gone"""
+        if digest in self._pool.needed() or digest in self._held():
+            try:
+                self._transport.rename(aside, layout.data(digest))
+            except MissingFile:
+                pass  # whoever needs them was faster
+            return False
+        self._transport.remove(aside)
+        return True
+
+    def sweep(self, *, dry_run: bool = False) -> list[Collected]:
+        """
+        Take away everything that nobody needs.
+
+        :param dry_run: only say what would go
+        :returns: what went, or would go
+        """
+        gone = self.clear_incoming(dry_run=dry_run, thorough=True)
+        gone += self._clear_trash(dry_run)
+        names = (Digest.from_file_name(entry.name) for entry in self._transport.scan(layout.DATA))
+        gone += self.collect((digest for digest in names if digest is not None), dry_run=dry_run)
+        for machine in self._pool.logged_machines():
+            gone += self._tidy_machine(machine, dry_run)
+        return gone
+
+    def _tidy_machine(self, machine: str, dry_run: bool) -> list[Collected]:
+        log, view = self._pool.log(machine), self._pool.view
+        stale = view.leftovers(machine, log.fold())
+        gone = [Collected(str(self._pool), "a name in the view of a state that was removed", layout.view(state)) for state in stale]
+        if not dry_run:
+            view.update([*stale, *log.fold().states], log.fold)
+            with self._pool.locks.hold(f"log-{machine}", self._pool.lock_timeout):
+                gone += [Collected(str(self._pool), "log behind a checkpoint", path) for path in log.compact()]
+        return gone
+
+    def _clear_trash(self, dry_run: bool) -> list[Collected]:
+        gone = []
+        for entry in self._transport.scan(layout.TRASH):
+            digest, path = layout.trashed(entry.name), f"{layout.TRASH}/{entry.name}"
+            stat = self._transport.stat(path)
+            if stat is None or (digest is not None and dry_run and digest in self._pool.needed()):
+                continue
+            if dry_run or (digest is None and self._transport.remove(path)) or (digest is not None and self._empty(path, digest)):
+                gone.append(Collected(str(self._pool), "bytes that were being removed", path, stat.size))
+        return gone
+
+    # -- what crashed writers left -----------------------------------------------------------------------------------------------------------------
+
+    def clear_incoming(self, *, dry_run: bool = False, thorough: bool = False) -> list[Collected]:
+        """
+        Remove what writers left that are surely gone.
+
+        :param thorough: also judge by age the writers of other hosts, and files without a marker
+        """
+        gone = []
+        for leftover in self._leftovers(thorough):
+            stat = self._transport.stat(leftover.path)
+            if stat is not None and (dry_run or self._transport.remove(leftover.path)):
+                gone.append(Collected(str(self._pool), leftover.what, leftover.path, stat.size))
+        return gone
+
+    def _leftovers(self, thorough: bool) -> Iterator[Leftover]:
+        names = sorted(entry.name for entry in self._transport.scan(layout.INCOMING))
+        if not names:
+            return
+        now = self._now() if thorough else None
+        markers = {marker.nonce: marker for marker in read_markers(self._transport)}
+        dead = {nonce for nonce, marker in markers.items() if marker.writer.is_dead or self._is_abandoned(marker, now)}
+        for name in names:
+            nonce = name.partition(".")[0].partition("-")[0]
+            path = f"{layout.INCOMING}/{name}"
+            # The marker goes last here too, so that a crash of ours leaves what the next one can still recognise.
+            if nonce in dead and path != layout.marker(nonce):
+                yield Leftover(path, "an unfinished transfer")
+            elif nonce not in markers and now is not None and self._age(path, now) > PASSING:
+                yield Leftover(path, "a temporary file")
+        for nonce in sorted(dead):
+            yield Leftover(layout.marker(nonce), "the marker of a writer that is gone")
+
+    def _is_abandoned(self, marker: Marker, now: float | None) -> bool:
+        return now is not None and not marker.writer.is_here and self._age(layout.marker(marker.nonce), now) > ABANDONED
+
+    def _age(self, path: str, now: float) -> float:
+        stat = self._transport.stat(path)
+        return now - stat.mtime_ns / 1e9 if stat is not None else 0.0
+
+    def _now(self) -> float:
+        """The time of the pool's own clock, in seconds: clocks of different hosts are never compared."""
+        if self._transport.capabilities.local:
+            return self._pool.clock()
+        path = f"{layout.INCOMING}/{self._pool.nonce()}.clock"
+        self._transport.create(path, b"", flush=False)
+        try:
+            stat = self._transport.stat(path)
+        finally:
+            self._transport.remove(path)
+        return stat.mtime_ns / 1e9 if stat is not None else 0.0

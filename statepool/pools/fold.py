@@ -1,0 +1,302 @@
+"""
+The states of one machine: what its records come to, one after the other.
+
+A fold is strict: a record that could not have been written by the rules is an error, since whoever reads on would guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from attrs import frozen
+
+from statepool.errors import BadRecord
+from statepool.model.digest import Digest
+from statepool.model.manifest import Kind, Manifest, Parent, StateId
+
+
+@frozen
+class Publish:
+    """
+    A state is there from now on.
+
+    :param manifest: what is known of it
+    :param supersedes: in a cache: the digest that the name had. The old state stays for as long as a child stands on it, without a name.
+    """
+
+    manifest: Manifest
+    supersedes: Digest | None = None
+
+    @property
+    def id(self) -> StateId:
+        """Which state."""
+        return self.manifest.id
+
+    def to_json(self) -> dict[str, Any]:
+        """:returns: the form in a record"""
+        data: dict[str, Any] = {"publish": self.manifest.to_json()}
+        if self.supersedes:
+            data["supersedes"] = str(self.supersedes)
+        return data
+
+    def __str__(self) -> str:
+        digest = f" as {self.manifest.digest.short}" if self.manifest.digest else ""
+        return f"publish {self.manifest.id}{digest}" + (" instead of " + self.supersedes.short if self.supersedes else "")
+
+
+@frozen
+class Remove:
+    """
+    A state is gone from now on.
+
+    :param id: which
+    :param digest: the one that it had; None for a machine state
+    """
+
+    id: StateId
+    digest: Digest | None
+
+    def to_json(self) -> dict[str, Any]:
+        """:returns: the form in a record"""
+        data = {"object": self.id.object, "state": self.id.state, "kind": str(self.id.kind)}
+        if self.digest:
+            data["digest"] = str(self.digest)
+        return {"remove": data}
+
+    def __str__(self) -> str:
+        return f"remove {self.id}"
+
+
+Change = Publish | Remove
+
+_Key = tuple[str, str, Digest]
+
+
+class Fold:
+    """
+    The states of one machine after a number of records.
+
+    Immutable for its readers; :meth:`after` gives the next one.
+
+    :param machine: whose
+    """
+
+    def __init__(self, machine: str) -> None:
+        self.machine = machine
+        self.number = 0
+        self.nonces: dict[int, str] = {}
+        self._states: dict[StateId, Manifest] = {}
+        self._present: dict[_Key, Manifest] = {}
+        self._children: dict[_Key, int] = {}
+
+    # -- reading -----------------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def states(self) -> Mapping[StateId, Manifest]:
+        """The states under their names."""
+        return MappingProxyType(self._states)
+
+    @classmethod
+    def restore(cls, machine: str, number: int, nonces: dict[int, str], states: Iterable[Manifest], superseded: Iterable[Manifest]) -> Fold:
+        """
+        :returns: the fold that a checkpoint stands for
+        :raises BadRecord: a state in it lacks its parent, or two have one name
+        """
+        fold = cls(machine)
+        fold.number = number
+        fold.nonces = nonces
+        for manifest in superseded:
+            fold._hold(manifest)
+        for manifest in states:
+            if manifest.id in fold._states:
+                raise BadRecord(f"the checkpoint {number} of {machine} lists {manifest.id} twice", object=machine)
+            fold._states[manifest.id] = manifest
+            fold._hold(manifest)
+        if any(key not in fold._present for key in fold._children):
+            raise BadRecord(f"the checkpoint {number} of {machine} lists a state without its parent", object=machine)
+        return fold
+
+    def _hold(self, manifest: Manifest) -> None:
+        if manifest.digest is not None:
+            self._present[manifest.object, manifest.state, manifest.digest] = manifest
+        if manifest.parent is not None:
+            key = (manifest.object, manifest.parent.state, manifest.parent.digest)
+            self._children[key] = self._children.get(key, 0) + 1
+
+    @property
+    def superseded(self) -> list[Manifest]:
+        """States without a name, on which others still stand."""
+        return [manifest for manifest in self._present.values() if self._states.get(manifest.id) is not manifest]
+
+    @property
+    def manifests(self) -> Iterable[Manifest]:
+        """All states, with and without a name."""
+        yield from self._present.values()
+        yield from (manifest for manifest in self._states.values() if manifest.digest is None)
+
+    @property
+    def digests(self) -> set[Digest]:
+        """The names of all bytes that are needed."""
+        return {digest for _, _, digest in self._present}
+
+    def parent_of(self, manifest: Manifest) -> Manifest | None:
+        """:returns: what backs a state of this fold"""
+        if manifest.parent is None:
+            return None
+        return self._present[manifest.object, manifest.parent.state, manifest.parent.digest]
+
+    def find(self, object: str, parent: Parent) -> Manifest | None:
+        """:returns: the state that can be the parent of a state of ``object``, with or without a name"""
+        return self._present.get((object, parent.state, parent.digest))
+
+    def find_content(self, state: StateId, digest: Digest) -> Manifest | None:
+        """:returns: the state of this id, with or without the name, that has these bytes or was rewritten from them"""
+        exact = self._present.get((state.object, state.state, digest))
+        if exact is not None:
+            return exact
+        return next((manifest for manifest in self._present.values() if manifest.origin == digest and manifest.id == state), None)
+
+    def chain(self, manifest: Manifest) -> tuple[Manifest, ...]:
+        """:returns: a state of this fold with all that backs it, tip first"""
+        return tuple(self._walk(manifest))
+
+    def _walk(self, manifest: Manifest | None) -> Iterator[Manifest]:
+        while manifest is not None:
+            yield manifest
+            manifest = self.parent_of(manifest)
+
+    def dependants(self, ids: Iterable[StateId]) -> list[StateId]:
+        """:returns: the named states that stand on any of these, and the machine states that list any of them; tips first"""
+        gone = {state for state in ids if state in self._states}
+        found = [
+            state
+            for state, manifest in self._states.items()
+            if state not in gone and any(link.id in gone and self._states[link.id] is link for link in tuple(self._walk(manifest))[1:])
+        ]
+        lost = gone | set(found)
+        found += [state for state, manifest in self._states.items() if state not in lost and lost.intersection(member_ids(manifest))]
+        return sorted(found, key=lambda state: -self._depth(state))
+
+    def _depth(self, state: StateId) -> int:
+        manifest = self._states[state]
+        return 1 << 30 if manifest.digest is None else sum(1 for _ in self._walk(manifest))
+
+    # -- writing -----------------------------------------------------------------------------------------------------------------------------------
+
+    def after(self, number: int, nonce: str, changes: Iterable[Change]) -> Fold:
+        """
+        :returns: what comes of this fold and one more record
+        :raises BadRecord: the record breaks a rule
+        """
+        result = self.copy()
+        result.apply(number, nonce, changes)
+        return result
+
+    def copy(self) -> Fold:
+        """:returns: a fold of its own"""
+        result = Fold(self.machine)
+        result.number = self.number
+        result.nonces = dict(self.nonces)
+        result._states = dict(self._states)
+        result._present = dict(self._present)
+        result._children = dict(self._children)
+        return result
+
+    def apply(self, number: int, nonce: str, changes: Iterable[Change]) -> None:
+        """As :meth:`after`, in place: for whoever owns this fold and throws it away on an error."""
+        published: list[Manifest] = []
+        removed: list[Manifest] = []
+        for change in changes:
+            if isinstance(change, Publish):
+                removed += self._publish(change, number)
+                published.append(change.manifest)
+            else:
+                removed.append(self._remove(change, number))
+        for manifest in published:
+            self._check_published(manifest, number)
+        self._drop(removed, number)
+        self.number = number
+        self.nonces[number] = nonce
+        self.nonces.pop(number - KEEP_NONCES, None)
+
+    def _publish(self, change: Publish, number: int) -> list[Manifest]:
+        manifest = change.manifest
+        if manifest.id.machine != self.machine:
+            raise BadRecord(f"record {number} of {self.machine} speaks of {manifest.object}", object=self.machine)
+        old = self._states.get(manifest.id)
+        if change.supersedes != (old.digest if old else None):
+            raise BadRecord(f"record {number} of {self.machine} publishes {manifest.id} over what is there", object=self.machine)
+        self._states[manifest.id] = manifest
+        self._hold(manifest)
+        return [old] if old is not None else []
+
+    def _remove(self, change: Remove, number: int) -> Manifest:
+        manifest = self._states.get(change.id)
+        if manifest is None or manifest.digest != change.digest:
+            raise BadRecord(f"record {number} of {self.machine} removes {change.id}, which is not there", object=self.machine)
+        del self._states[change.id]
+        return manifest
+
+    def _check_published(self, manifest: Manifest, number: int) -> None:
+        if manifest.parent is not None and self.find(manifest.object, manifest.parent) is None:
+            raise BadRecord(
+                f"record {number} of {self.machine} publishes {manifest.id} without its parent {manifest.parent.state}", object=self.machine
+            )
+        seen: set[str] = set()
+        for link in self._walk(manifest) if manifest.digest else ():
+            if link.state in seen:
+                raise BadRecord(f"record {number} of {self.machine} makes {link.id} its own ancestor", object=self.machine)
+            seen.add(link.state)
+        for name, digest in manifest.members.items():
+            member = self._states.get(member_id(manifest, name))
+            if member is None or member.digest != digest:
+                raise BadRecord(f"record {number} of {self.machine} lists {name} in {manifest.id}, which is not there", object=self.machine)
+
+    def _drop(self, removed: Iterable[Manifest], number: int) -> None:
+        """Forget states that have no name any more, and those below them that were only kept for their sake."""
+        waiting = [manifest for manifest in removed if manifest.digest is not None and self._states.get(manifest.id) is not manifest]
+        stuck: list[Manifest] = []
+        while len(stuck) < len(waiting):
+            manifest = waiting.pop(0)
+            assert manifest.digest is not None
+            key = (manifest.object, manifest.state, manifest.digest)
+            if self._children.get(key):
+                # Others stand on it: perhaps they go in the same record, so look at it again after them.
+                waiting.append(manifest)
+                stuck.append(manifest)
+                continue
+            stuck.clear()
+            if self._present.get(key) is manifest:
+                del self._present[key]
+            if manifest.parent is not None:
+                below = self.find(manifest.object, manifest.parent)
+                self._children[manifest.object, manifest.parent.state, manifest.parent.digest] -= 1
+                if below is not None and self._states.get(below.id) is not below and below not in waiting:
+                    waiting.append(below)
+        for manifest in stuck:
+            # A superseded state stays for the sake of those on it. A removed one cannot.
+            if manifest.id not in self._states:
+                raise BadRecord(f"record {number} of {self.machine} removes {manifest.id}, on which others stand", object=self.machine)
+        for state, manifest in self._states.items() if any(m.kind is not Kind.MACHINE for m in removed) else ():
+            for name, digest in manifest.members.items():
+                member = self._states.get(member_id(manifest, name))
+                if member is None or member.digest != digest:
+                    raise BadRecord(f"record {number} of {self.machine} takes {name} from {state}", object=self.machine)
+
+
+KEEP_NONCES = 128
+"""How many nonces a fold remembers: more than records are kept behind a checkpoint, so that a late writer can tell whether its record counted."""
+
+
+def member_id(manifest: Manifest, name: str) -> StateId:
+    """:returns: what a machine state means by its member ``name``"""
+    if name == "ram":
+        return StateId(manifest.object, manifest.state, Kind.RAM)
+    return StateId(name, manifest.state, Kind.IMAGE)
+
+
+def member_ids(manifest: Manifest) -> list[StateId]:
+    """:returns: what a machine state lists"""
+    return [member_id(manifest, name) for name in manifest.members]

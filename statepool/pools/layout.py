@@ -1,0 +1,100 @@
+"""Where things are in a pool. ``docs/formats.rst`` is the same in words."""
+
+from __future__ import annotations
+
+from statepool.model.digest import Digest
+from statepool.model.manifest import ROOT, Kind, StateId
+
+FORMAT = 1
+"""Version of everything in this layout, as ``pool.json`` names it."""
+
+OURS = ".statepool"
+POOL_FILE = f"{OURS}/pool.json"
+DATA = f"{OURS}/data"
+LOG = f"{OURS}/log"
+INCOMING = f"{OURS}/incoming"
+TRASH = f"{OURS}/trash"
+LOCKS = f"{OURS}/locks"
+USES = f"{OURS}/uses"
+
+DIRECTORIES = (DATA, LOG, INCOMING, TRASH, LOCKS, USES)
+
+IMAGE_SUFFIX = ".qcow2"
+RAM_SUFFIX = ".state"
+
+_DIGITS = 20
+_CHECKPOINT = "checkpoint-"
+
+
+def data(digest: Digest) -> str:
+    """:returns: the file that holds the bytes of this name"""
+    return f"{DATA}/{digest.file_name}"
+
+
+def trash(nonce: str, digest: Digest) -> str:
+    """:returns: where a collector puts bytes while it looks once more whether they are needed"""
+    return f"{TRASH}/{nonce}-{digest.file_name}"
+
+
+def trashed(name: str) -> Digest | None:
+    """:returns: the digest of the bytes that lie in the trash under ``name``, or None for a name that is not ours"""
+    return Digest.from_file_name(name.partition("-")[2])
+
+
+def log(machine: str) -> str:
+    """:returns: the directory of a machine's log"""
+    return f"{LOG}/{machine}"
+
+
+def record(machine: str, number: int) -> str:
+    """:returns: the file of one record"""
+    return f"{LOG}/{machine}/{number:0{_DIGITS}}.json"
+
+
+def checkpoint(machine: str, number: int) -> str:
+    """:returns: the file of the checkpoint that stands for all records up to ``number``"""
+    return f"{LOG}/{machine}/{_CHECKPOINT}{number:0{_DIGITS}}.json"
+
+
+def log_entry(name: str) -> tuple[bool, int] | None:
+    """:returns: whether ``name`` is a checkpoint, and its number; None for a name that is neither a record nor a checkpoint"""
+    stem, dot, suffix = name.partition(".")
+    is_checkpoint = stem.startswith(_CHECKPOINT)
+    digits = stem.removeprefix(_CHECKPOINT)
+    if not dot or suffix != "json" or len(digits) != _DIGITS or not digits.isascii() or not digits.isdigit():
+        return None
+    return is_checkpoint, int(digits)
+
+
+def marker(nonce: str) -> str:
+    """:returns: the file that names the digests which a writer is about to need"""
+    return f"{INCOMING}/{nonce}.json"
+
+
+def incoming(nonce: str, digest: Digest) -> str:
+    """:returns: where a writer gathers bytes before they get their name"""
+    return f"{INCOMING}/{nonce}-{digest.file_name}"
+
+
+def gathered(nonce: str) -> str:
+    """:returns: where a writer gathers bytes whose digest is not known yet"""
+    return f"{INCOMING}/{nonce}-bytes"
+
+
+def view(state: StateId) -> str:
+    """:returns: where people, qemu-img and avocado-i2n find a state under its name"""
+    if state.kind is Kind.RAM:
+        return f"{state.object}/{state.state}{RAM_SUFFIX}"
+    if state.state == ROOT:
+        return f"{state.object}{IMAGE_SUFFIX}"
+    return f"{state.object}/{state.state}{IMAGE_SUFFIX}"
+
+
+def view_target(state: StateId, digest: Digest) -> str:
+    """:returns: what the symbolic link in the view holds"""
+    return "../" * view(state).count("/") + data(digest)
+
+
+def is_view_target(text: str) -> bool:
+    """:returns: whether a symbolic link that holds ``text`` is one of ours"""
+    return text.startswith("../") and text.replace("../", "").startswith(f"{DATA}/")

@@ -1,0 +1,83 @@
+"""
+Locks that save work. Nothing is torn, forked or lost if all of them are ignored; they let one worker do what the others then find done.
+
+The only user of filelock. Its lock on Unix is flock(2): held by an open file description, so that a holder that is killed holds nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import filelock
+
+from statepool.errors import AccessDenied, LockTimeout
+from statepool.pools import layout
+from statepool.transports.base import Transport
+
+POLL_INTERVAL = 0.01
+"""Seconds between two looks at a lock that somebody else holds."""
+
+LOCK_MODE = 0o664
+"""Permissions of lock files: the group of a shared pool opens them too."""
+
+
+class Locks(Protocol):
+    """Gives locks by name."""
+
+    def hold(self, name: str, timeout: float) -> contextlib.AbstractContextManager[None]:
+        """
+        :param name: what is locked, a valid file name
+        :param timeout: how long to wait for another holder, in seconds
+        :raises LockTimeout: it did not let go
+        """
+
+
+class FileLocks:
+    """
+    Locks of one host: files in ``locks/`` of a pool in a file system.
+
+    :param directory: where the lock files are
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @contextlib.contextmanager
+    def hold(self, name: str, timeout: float) -> Iterator[None]:
+        """As :meth:`Locks.hold`."""
+        path = self._directory / f"{name}.lock"
+        # Not a singleton, and not thread-local: each holder has its own open file description, so threads exclude each other too.
+        lock = filelock.FileLock(path, timeout=timeout, mode=LOCK_MODE, poll_interval=POLL_INTERVAL, thread_local=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise LockTimeout(
+                f"another process held {path} for more than {timeout:g} s",
+                seconds=timeout,
+                path=str(path),
+                hint="wait for it, or raise lock-timeout",
+            ) from error
+        except PermissionError as error:
+            raise AccessDenied(f"the lock {path} cannot be opened", path=str(path), hint="make it writable for the group of the pool") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+class NoLocks:
+    """For places without locks: everybody does the work, and publication sorts it out."""
+
+    @contextlib.contextmanager
+    def hold(self, name: str, timeout: float) -> Iterator[None]:
+        """As :meth:`Locks.hold`, without waiting for anybody."""
+        yield
+
+
+def locks_of(transport: Transport) -> Locks:
+    """:returns: the locks that the place of a pool offers"""
+    directory = transport.local_path(layout.LOCKS)
+    return FileLocks(directory) if directory is not None and directory.is_dir() else NoLocks()

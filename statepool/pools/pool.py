@@ -1,0 +1,408 @@
+"""
+One pool: states by name, published whole or not at all, and removed without leaving others behind.
+
+Everything here holds whatever other writers do at the same moment, with or without locks: see ``docs/design.rst`` for the argument and
+``tests/races`` for every interleaving of it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from statepool.errors import (
+    AccessDenied,
+    Conflict,
+    FileExists,
+    HasDependants,
+    MissingFile,
+    NotAPool,
+    NotFound,
+    ReadOnlyPool,
+    UnsafeImage,
+    UnsupportedFormat,
+)
+from statepool.model.digest import Digest
+from statepool.model.location import Location
+from statepool.model.manifest import Manifest, StateId
+from statepool.model.names import is_name
+from statepool.pools import layout
+from statepool.pools.fold import Change, Fold, Publish, Remove, member_id
+from statepool.pools.locks import Locks, locks_of
+from statepool.pools.log import Clock, MachineLog, Nonce, decode, random_nonce
+from statepool.pools.staging import Marker, Staging, read_markers, restore
+from statepool.pools.view import Unmanaged, View
+from statepool.pools.writer import Writer
+from statepool.transports.base import FileKind, Transport
+
+Held = Callable[[], frozenset[Digest]]
+"""Tells which bytes must stay although no record needs them: those under working images, or that other caches refer to."""
+
+
+class Pool:
+    """
+    A place that holds states.
+
+    :param transport: reaches it
+    :param max_depth: longest chain that is accepted, in states
+    :param locks: save work; those of the place if not given
+    :param nonce: chooses names, for tests
+    :param clock: tells the time that records carry, in seconds since the epoch
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        max_depth: int = 256,
+        locks: Locks | None = None,
+        lock_timeout: float = 3600.0,
+        nonce: Nonce = random_nonce,
+        clock: Clock = time.time,
+    ) -> None:
+        self.transport = transport
+        self.view = View(transport)
+        self.max_depth = max_depth
+        self.nonce = nonce
+        self.clock = clock
+        self.lock_timeout = lock_timeout
+        self._locks = locks
+        self._logs: dict[str, MachineLog] = {}
+        self._managed: bool | None = None
+
+    @property
+    def location(self) -> Location:
+        """Where it is."""
+        return self.transport.location
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+    @property
+    def locks(self) -> Locks:
+        """Locks that save work here."""
+        if self._locks is None:
+            self._locks = locks_of(self.transport)
+        return self._locks
+
+    # -- being a pool ------------------------------------------------------------------------------------------------------------------------------
+
+    def create(self) -> bool:
+        """
+        Make it a pool, if it is none.
+
+        :returns: whether anything had to be made
+        :raises AccessDenied: the directory cannot be written
+        """
+        if self.is_managed:
+            return False
+        for directory in layout.DIRECTORIES:
+            self.transport.make_directory(directory)
+        content = json.dumps({"format": layout.FORMAT, "created": self.clock(), "creator": str(Writer.current())}).encode() + b"\n"
+        try:
+            self.transport.create(layout.POOL_FILE, content)
+        except FileExists:
+            pass  # somebody else made it a pool at the same moment
+        self.transport.flush(layout.OURS)
+        self.transport.flush("")
+        self._managed = None
+        return True
+
+    @property
+    def is_managed(self) -> bool:
+        """
+        Whether there is a log here, and not only files of another tool.
+
+        :raises UnsupportedFormat: the pool is of a newer format
+        """
+        if self._managed is not True:
+            try:
+                content = self.transport.read(layout.POOL_FILE, 0, 1 << 16)
+            except MissingFile:
+                self._managed = False
+            else:
+                decode(content, f"{self.location}/{layout.POOL_FILE}")
+                self._managed = True
+        return self._managed
+
+    def require(self, *, write: bool = False) -> None:
+        """
+        Make sure that this is a pool.
+
+        :param write: also that it can be written to
+        :raises NotAPool: there is neither a pool nor a state of another tool
+        :raises ReadOnlyPool: it is a pool of another tool, and should be written to
+        :raises UnsupportedFormat: it is of a newer format
+        """
+        if self.is_managed:
+            return
+        if not any(self.view.unmanaged(machine, Fold(machine)) for machine in self.view.machines()):
+            raise NotAPool(
+                f"{self.location} is not a pool: there is no {layout.POOL_FILE} and no state in it",
+                pool=str(self.location),
+                hint=f"mount what should be there, or make a pool with: statepool init {self.location}",
+            )
+        if write:
+            raise ReadOnlyPool(
+                f"{self.location} is a pool of another tool, and can only be read",
+                pool=str(self.location),
+                hint=f"allow writing to it with: statepool init {self.location}",
+            )
+
+    # -- looking -----------------------------------------------------------------------------------------------------------------------------------
+
+    def log(self, machine: str) -> MachineLog:
+        """:returns: the log of a machine, which may be empty"""
+        if machine not in self._logs:
+            self._logs[machine] = MachineLog(self.transport, machine, nonce=self.nonce, clock=self.clock)
+        return self._logs[machine]
+
+    def fold(self, machine: str) -> Fold:
+        """:returns: the managed states of a machine"""
+        return self.log(machine).fold()
+
+    def logged_machines(self) -> list[str]:
+        """:returns: the machines that have a log"""
+        return sorted(entry.name for entry in self.transport.scan(layout.LOG) if entry.kind is FileKind.DIRECTORY and is_name(entry.name))
+
+    def machines(self) -> list[str]:
+        """:returns: the machines that have a log, or a directory in the view"""
+        return sorted({*self.logged_machines(), *self.view.machines()})
+
+    def unmanaged(self, machine: str) -> list[Unmanaged]:
+        """:returns: the states of a machine that another tool put here"""
+        return self.view.unmanaged(machine, self.fold(machine))
+
+    def find(self, state: StateId) -> Manifest | None:
+        """:returns: what is known of a managed state"""
+        return self.fold(state.machine).states.get(state)
+
+    def chain(self, state: StateId) -> tuple[Manifest, ...]:
+        """
+        :returns: a managed state with all that backs it, tip first
+        :raises NotFound: it is not there
+        """
+        fold = self.fold(state.machine)
+        if state not in fold.states:
+            raise self.missing(state)
+        return fold.chain(fold.states[state])
+
+    def missing(self, state: StateId) -> NotFound:
+        """:returns: the error that says so"""
+        return NotFound(
+            f"there is no state {state.state} of {state.object} in {self.location}",
+            object=state.object,
+            state=state.state,
+            pool=str(self.location),
+            hint=f"statepool show {state.object} lists what is there",
+        )
+
+    def has_bytes(self, digest: Digest) -> bool:
+        """:returns: whether these bytes are here, after bringing them back if a collector had just moved them aside"""
+        return restore(self.transport, digest)
+
+    # -- publishing --------------------------------------------------------------------------------------------------------------------------------
+
+    def stage(self, digests: Iterable[Digest], **facts: str) -> Staging:
+        """
+        Begin to publish: from now on no collector takes these bytes away. End it with :meth:`Staging.end`.
+
+        :param facts: what whoever comes after a crash must know
+        """
+        return Staging.begin(self.transport, Marker(self.nonce(), frozenset(digests), Writer.current(), facts))
+
+    def check_publishable(self, manifests: Sequence[Manifest], *, replace: bool = False, supersede: bool = False, in_place: bool = False) -> bool:
+        """
+        Look whether :meth:`publish` would succeed now, and change nothing. Raises what it would raise.
+
+        :returns: whether there is anything to do
+        """
+        fold = self.fold(manifests[0].id.machine)
+        planned = self._plan(fold, manifests, replace, supersede)
+        for manifest in manifests:
+            if not in_place:
+                self._require_free(manifest.id)
+        return bool(planned)
+
+    def publish(
+        self,
+        manifests: Sequence[Manifest],
+        staging: Staging,
+        *,
+        replace: bool = False,
+        supersede: bool = False,
+        in_place: bool = False,
+        durable: bool = True,
+    ) -> bool:
+        """
+        Make states visible, all in one record. Their bytes have been gathered in ``staging``, or are here.
+
+        :param manifests: what is known of them, parents first, all of one machine
+        :param replace: other content under a name gives way, if nothing stands on it
+        :param supersede: as replace, and what stands on it keeps it, without its name: for caches
+        :param in_place: the files in their places in the view are the states themselves: they are being adopted
+        :param durable: also flush the directory of the bytes; a cache that hashes its files after a reboot does without
+        :returns: whether anything had to be changed; False if the same was there before
+        :raises Conflict: a name exists with other content, or a parent has changed
+        :raises HasDependants: something stands on what should be replaced
+        """
+        machine = manifests[0].id.machine
+        ids = [manifest.id for manifest in manifests]
+        digests = [manifest.digest for manifest in manifests if manifest.digest is not None]
+        self.check_publishable(manifests, replace=replace, supersede=supersede, in_place=in_place)
+        staging.settle(digests)
+        if durable:
+            self.transport.flush(layout.DATA)
+        written = self._append(machine, lambda fold: self._plan(fold, manifests, replace, supersede))
+        # A collector may have moved the bytes aside before it could see the record. We still have them: one last look.
+        staging.settle(digests)
+        self.view.update(ids, lambda: self.fold(machine))
+        return written
+
+    def _append(self, machine: str, plan: Callable[[Fold], Sequence[Change]]) -> bool:
+        log = self.log(machine)
+        with self.locks.hold(f"log-{machine}", self.lock_timeout):
+            fold, written = log.append(plan)
+            if written and log.is_checkpoint_due(fold):
+                log.compact()
+        return written
+
+    def _plan(self, fold: Fold, manifests: Sequence[Manifest], replace: bool, supersede: bool) -> list[Change]:
+        changes: list[Change] = []
+        coming = {manifest.id: manifest for manifest in manifests}
+        for manifest in manifests:
+            old = fold.states.get(manifest.id)
+            if old is not None and _same(old, manifest):
+                continue
+            self._check_parent(fold, manifest, coming)
+            if old is None:
+                changes.append(Publish(manifest))
+            elif supersede and old.digest is not None:
+                changes.append(Publish(manifest, supersedes=old.digest))
+            elif replace or supersede:
+                self._refuse_dependants(fold, [old.id], set(coming), "replaced")
+                changes += [Remove(old.id, old.digest), Publish(manifest)]
+            else:
+                raise Conflict(
+                    f"{manifest.id} exists in {self.location} with other content",
+                    object=manifest.object,
+                    state=manifest.state,
+                    pool=str(self.location),
+                    hint="choose another name, or ask for it to be replaced",
+                )
+        return changes
+
+    def _check_parent(self, fold: Fold, manifest: Manifest, coming: dict[StateId, Manifest]) -> None:
+        for name, digest in manifest.members.items():
+            member = coming.get(member_id(manifest, name)) or fold.states.get(member_id(manifest, name))
+            if member is None or member.digest != digest:
+                raise Conflict(
+                    f"{manifest.id} lists {name}, which is not in {self.location} as it was", object=manifest.object, pool=str(self.location)
+                )
+        if manifest.parent is None:
+            return
+        parent = fold.find(manifest.object, manifest.parent)
+        if parent is not None:
+            depth = len(fold.chain(parent)) + 1
+            if depth > self.max_depth:
+                raise UnsafeImage(
+                    f"the chain of {manifest.id} has {depth} states, more than {self.max_depth}",
+                    check="depth",
+                    object=manifest.object,
+                    state=manifest.state,
+                    hint="set a state without a backing file, or raise max-depth",
+                )
+            return
+        below = StateId(manifest.object, manifest.parent.state)
+        if below in coming and coming[below].digest == manifest.parent.digest:
+            return
+        there = fold.states.get(below)
+        what = f"is there with the digest {there.digest}" if there is not None else "is not there"
+        raise Conflict(
+            f"{manifest.id} stands on {manifest.parent.state} with the digest {manifest.parent.digest}, which {what} in {self.location}",
+            object=manifest.object,
+            state=manifest.state,
+            pool=str(self.location),
+            hint="get the parent again and make the state from that",
+        )
+
+    def _require_free(self, state: StateId) -> None:
+        if not self.view.is_free(state):
+            raise Conflict(
+                f"{layout.view(state)} in {self.location} is a file of another tool",
+                object=state.object,
+                state=state.state,
+                pool=str(self.location),
+                hint=f"make it managed with: statepool adopt {self.location}",
+            )
+
+    def _refuse_dependants(self, fold: Fold, ids: Iterable[StateId], besides: set[StateId], verb: str) -> None:
+        wanted = list(ids)
+        dependants = [state for state in fold.dependants(wanted) if state not in besides]
+        if dependants:
+            raise HasDependants(
+                f"{wanted[0]} in {self.location} cannot be {verb}: {', '.join(map(str, dependants))} depend on it",
+                dependants=[str(state) for state in dependants],
+                object=wanted[0].object,
+                state=wanted[0].state,
+                pool=str(self.location),
+                hint=f"remove them first, or unset {wanted[0].state} with --cascade",
+            )
+
+    # -- removing ----------------------------------------------------------------------------------------------------------------------------------
+
+    def plan_removal(self, state: StateId, *, cascade: bool = False) -> list[StateId]:
+        """
+        :param cascade: also what stands on it
+        :returns: what a removal would remove now, tips first
+        :raises NotFound: it is not there
+        :raises HasDependants: something stands on it
+        """
+        return [change.id for change in self._plan_removal(self.fold(state.machine), state, cascade)]
+
+    def _plan_removal(self, fold: Fold, state: StateId, cascade: bool) -> list[Remove]:
+        if state not in fold.states:
+            raise self.missing(state)
+        if not cascade:
+            self._refuse_dependants(fold, [state], set(), "removed")
+        ids = [*fold.dependants([state]), state]
+        return [Remove(gone, fold.states[gone].digest) for gone in ids]
+
+    def remove(self, state: StateId, *, cascade: bool = False, allowed: Callable[[set[Digest]], None] = lambda digests: None) -> list[Manifest]:
+        """
+        Remove a state, in one record with whatever else goes. The bytes stay until a collector takes them.
+
+        :param cascade: also remove what stands on it
+        :param allowed: raises if one of these bytes must stay
+        :returns: what is known of the states that are gone, tips first
+        :raises NotFound: it is not there
+        :raises HasDependants: something stands on it
+        """
+        gone: list[Manifest] = []
+
+        def plan(fold: Fold) -> list[Remove]:
+            if gone and state not in fold.states:
+                return []  # our own record counted after all
+            changes = self._plan_removal(fold, state, cascade)
+            allowed({change.digest for change in changes if change.digest is not None})
+            gone[:] = [fold.states[change.id] for change in changes]
+            return changes
+
+        self._append(state.machine, plan)
+        self.view.update([manifest.id for manifest in gone], lambda: self.fold(state.machine))
+        return gone
+
+    # -- what is needed ----------------------------------------------------------------------------------------------------------------------------
+
+    def needed(self) -> set[Digest]:
+        """:returns: the bytes that a marker or a record needs. Markers first: their writers remove them only after the record is there."""
+        digests = {digest for marker in read_markers(self.transport) for digest in marker.digests}
+        for machine in self.logged_machines():
+            digests |= self.fold(machine).digests
+        return digests
+
+
+def _same(old: Manifest, new: Manifest) -> bool:
+    """Whether publishing ``new`` over ``old`` changes nothing that matters."""
+    return old.digest == new.digest and old.parent == new.parent and dict(old.members) == dict(new.members)

@@ -1,0 +1,145 @@
+"""
+What a writer has under way in a pool: a marker that names the digests it is about to need, and files that gather their bytes.
+
+The marker comes first and goes last. A collector that has moved bytes aside reads the markers afterwards, so bytes that a marker names are safe from
+the moment it is there, also when they were there before and are only used again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from attrs import field, frozen
+
+from statepool.errors import BadRecord, FileExists, IntegrityError, MissingFile
+from statepool.model.digest import Digest
+from statepool.pools import layout
+from statepool.pools.log import MAX_RECORD, decode
+from statepool.pools.writer import Writer
+from statepool.transports.base import Transport
+
+
+@frozen
+class Marker:
+    """
+    What a writer says about what it has under way.
+
+    :param nonce: tells it from all others, and begins the names of its files
+    :param digests: the bytes it is about to need
+    :param writer: the process
+    :param facts: what whoever comes after a crash must know to end it
+    """
+
+    nonce: str
+    digests: frozenset[Digest]
+    writer: Writer
+    facts: dict[str, str] = field(factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """:returns: the content of its file"""
+        data = {
+            "format": layout.FORMAT,
+            "digests": sorted(map(str, self.digests)),
+            "writer": self.writer.to_json(),
+            "facts": self.facts,
+        }
+        return json.dumps(data).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, nonce: str, content: bytes, where: str) -> Marker:
+        """
+        :raises BadRecord: it is not a marker
+        """
+        data = decode(content, where)
+        digests, facts = data.get("digests"), data.get("facts", {})
+        if not isinstance(digests, list) or not isinstance(facts, dict):
+            raise BadRecord(f"{where} is not a marker", path=where)
+        return cls(
+            nonce,
+            frozenset(Digest.parse(str(digest)) for digest in digests),
+            Writer.from_json(data.get("writer")),
+            {str(key): str(value) for key, value in facts.items()},
+        )
+
+
+def read_markers(transport: Transport) -> list[Marker]:
+    """:returns: the markers that are there"""
+    markers = []
+    for entry in transport.scan(layout.INCOMING):
+        nonce, dot, suffix = entry.name.partition(".")
+        if dot and suffix == "json":
+            path = layout.marker(nonce)
+            try:
+                markers.append(Marker.from_bytes(nonce, transport.read(path, 0, MAX_RECORD), f"{transport.location}/{path}"))
+            except MissingFile:
+                continue  # its writer has ended meanwhile
+    return markers
+
+
+class Staging:
+    """
+    What one writer has under way.
+
+    :param transport: the pool's
+    :param marker: what it says about it; it must be there
+    """
+
+    def __init__(self, transport: Transport, marker: Marker) -> None:
+        self.marker = marker
+        self._transport = transport
+
+    @classmethod
+    def begin(cls, transport: Transport, marker: Marker) -> Staging:
+        """:returns: a new one, whose marker is there from now on"""
+        # Without facts it only speaks to those who are at work now: after a power cut nobody misses it.
+        transport.create(layout.marker(marker.nonce), marker.to_bytes(), flush=bool(marker.facts))
+        return cls(transport, marker)
+
+    def path(self, digest: Digest) -> str:
+        """:returns: where to gather the bytes of this name"""
+        return layout.incoming(self.marker.nonce, digest)
+
+    def settle(self, digests: Iterable[Digest]) -> None:
+        """
+        Give bytes their names, if they do not have them. May be called again: what was gathered is kept until :meth:`end`.
+
+        :raises IntegrityError: they were neither gathered nor there
+        """
+        for digest in digests:
+            if not self._settle(digest):
+                raise IntegrityError(f"the bytes {digest} are not in {self._transport.location}", pool=str(self._transport.location))
+
+    def _settle(self, digest: Digest) -> bool:
+        try:
+            self._transport.link(self.path(digest), layout.data(digest))
+            return True
+        except FileExists:
+            return True
+        except MissingFile:
+            return restore(self._transport, digest)
+
+    def end(self) -> None:
+        """Remove what was gathered, and then the marker."""
+        for digest in sorted(self.marker.digests):
+            self._transport.remove(self.path(digest))
+        self._transport.remove(layout.marker(self.marker.nonce))
+
+
+def restore(transport: Transport, digest: Digest) -> bool:
+    """
+    Make sure of bytes that a record or a marker needs: a collector may just have moved them aside to look whether somebody does.
+
+    :returns: whether they are there
+    """
+    while True:
+        if transport.stat(layout.data(digest)) is not None:
+            return True
+        aside = [entry.name for entry in transport.scan(layout.TRASH) if layout.trashed(entry.name) == digest]
+        if not aside:
+            return transport.stat(layout.data(digest)) is not None
+        try:
+            transport.rename(f"{layout.TRASH}/{aside[0]}", layout.data(digest))
+            return True
+        except MissingFile:
+            continue  # somebody else moved it back, or away for good: look again

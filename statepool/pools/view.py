@@ -1,0 +1,160 @@
+"""
+The view: the states under their names, for people, for qemu-img and for other tools, as relative symbolic links to their bytes.
+
+Derived from the log, and never read by us, except to find what other tools put in its places: unmanaged files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from attrs import frozen
+
+from statepool.errors import MissingFile
+from statepool.model.manifest import ROOT, Kind, Manifest, StateId
+from statepool.model.names import ROOT_STATES, is_name
+from statepool.pools import layout
+from statepool.pools.fold import Fold
+from statepool.transports.base import Entry, FileKind, Stat, Transport
+
+
+@frozen
+class Unmanaged:
+    """
+    A file of another tool in a view's place.
+
+    :param id: the state that it is
+    :param stat: what is known of the file
+    """
+
+    id: StateId
+    stat: Stat
+
+
+class View:
+    """
+    Keeps the view of a pool.
+
+    :param transport: the pool's
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def update(self, ids: Iterable[StateId], fold: Callable[[], Fold]) -> None:
+        """
+        Bring some places up to date.
+
+        :param ids: the states whose places to look at
+        :param fold: tells what is there; asked again until nothing changed meanwhile, since another writer may be doing the same with older knowledge
+        """
+        if not self._transport.capabilities.symlinks:
+            return
+        wanted = [state for state in ids if state.kind is not Kind.MACHINE]
+        while True:
+            now = fold()
+            for state in wanted:
+                self._update(state, now.states.get(state))
+            if fold().number == now.number:
+                return
+
+    def _update(self, state: StateId, manifest: Manifest | None) -> None:
+        path = layout.view(state)
+        found = self._transport.stat(path)
+        if manifest is None or manifest.digest is None:
+            if found is not None and self._is_ours(path, found):
+                self._transport.remove(path)
+                self._remove_empty(path.rpartition("/")[0])
+            return
+        target = layout.view_target(state, manifest.digest)
+        if found is None:
+            self._make(path, target)
+        elif self._is_ours(path, found) and not self._shows(path, found, manifest, target):
+            self._transport.symlink(target, path)
+
+    def _make(self, path: str, target: str) -> None:
+        while True:
+            self._transport.make_directory(path.rpartition("/")[0])
+            try:
+                self._transport.symlink(target, path)
+                return
+            except MissingFile:
+                continue  # somebody removed the last other state, and the directory with it
+
+    def _remove_empty(self, directory: str) -> None:
+        while directory and self._transport.remove_directory(directory):
+            directory = directory.rpartition("/")[0]
+
+    def _is_ours(self, path: str, found: Stat) -> bool:
+        """Whether the file in a view's place is a link of ours, or an adopted file: a second name of bytes of ours."""
+        if found.kind is FileKind.LINK:
+            try:
+                return layout.is_view_target(self._transport.readlink(path))
+            except MissingFile:
+                return False
+        return found.kind is FileKind.FILE and found.identity is not None and found.identity in self._identities()
+
+    def _shows(self, path: str, found: Stat, manifest: Manifest, target: str) -> bool:
+        assert manifest.digest is not None
+        if found.kind is FileKind.LINK:
+            try:
+                return self._transport.readlink(path) == target
+            except MissingFile:
+                return False
+        data = self._transport.stat(layout.data(manifest.digest))
+        return data is not None and data.identity == found.identity
+
+    def _identities(self) -> set[tuple[int, int]]:
+        stats = (self._transport.stat(f"{layout.DATA}/{entry.name}") for entry in self._transport.scan(layout.DATA))
+        return {stat.identity for stat in stats if stat is not None and stat.identity is not None}
+
+    def is_free(self, state: StateId) -> bool:
+        """:returns: whether no file of another tool is in the place of a state"""
+        path = layout.view(state)
+        found = self._transport.stat(path)
+        return found is None or self._is_ours(path, found)
+
+    # -- files of other tools ----------------------------------------------------------------------------------------------------------------------
+
+    def machines(self) -> list[str]:
+        """:returns: the machines that have a directory in the view"""
+        return sorted(entry.name for entry in self._transport.scan("") if entry.kind is FileKind.DIRECTORY and is_name(entry.name))
+
+    def unmanaged(self, machine: str, fold: Fold) -> list[Unmanaged]:
+        """
+        :param fold: what is known of the machine
+        :returns: the files in view places which the log does not know, and which are not left over from a removal that it knows
+        """
+        candidates = []
+        for state in self._places(machine):
+            stat = self._transport.stat(layout.view(state)) if state not in fold.states else None
+            if stat is not None and stat.kind is FileKind.FILE:
+                candidates.append(Unmanaged(state, stat))
+        known = self._identities() if candidates else set()
+        return sorted((found for found in candidates if found.stat.identity is None or found.stat.identity not in known), key=lambda found: found.id)
+
+    def leftovers(self, machine: str, fold: Fold) -> list[StateId]:
+        """:returns: the places in which something of ours is that the log knows no more"""
+        return [state for state in self._places(machine) if state not in fold.states and not self._is_free_of_ours(state)]
+
+    def _is_free_of_ours(self, state: StateId) -> bool:
+        path = layout.view(state)
+        found = self._transport.stat(path)
+        return found is None or not self._is_ours(path, found)
+
+    def _places(self, machine: str) -> Iterator[StateId]:
+        """Every name in a machine's directories that can be a state's."""
+        for entry in self._transport.scan(machine):
+            if entry.kind is FileKind.DIRECTORY and is_name(entry.name):
+                for image in self._transport.scan(f"{machine}/{entry.name}"):
+                    if (name := _stem(image, layout.IMAGE_SUFFIX)) is not None and name not in ROOT_STATES:
+                        yield StateId(f"{machine}/{entry.name}", name)
+            elif (name := _stem(entry, layout.IMAGE_SUFFIX)) is not None:
+                yield StateId(f"{machine}/{name}", ROOT)
+            elif (name := _stem(entry, layout.RAM_SUFFIX)) is not None:
+                yield StateId(machine, name, Kind.RAM)
+
+
+def _stem(entry: Entry, suffix: str) -> str | None:
+    name = entry.name.removesuffix(suffix)
+    return name if name != entry.name and entry.kind in (FileKind.FILE, FileKind.LINK) and is_name(name) else None
