@@ -1,0 +1,128 @@
+"""
+Named states of QCOW2 VM images, kept in pools and brought to any test worker: at once, whole, and once per host.
+
+Begin with :class:`StatePool`; ``docs/howto.rst`` shows how. Authors of backends and transports derive from :class:`StateBackend` and
+:class:`Transport`, and find test suites for them in ``statepool.testing``.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from statepool.api import ImageHandle, StatePool, adopt, from_config, init
+from statepool.backends.base import Context, Options, StateBackend, Target
+from statepool.config import Config
+from statepool.errors import (
+    AccessDenied,
+    BadRecord,
+    ConfigError,
+    Conflict,
+    DigestMismatch,
+    FileExists,
+    FileInTheWay,
+    HasDependants,
+    IntegrityError,
+    InUse,
+    InvalidLocation,
+    InvalidName,
+    LockTimeout,
+    MissingFile,
+    NoSpace,
+    NotAPool,
+    NotFound,
+    ReadOnlyPool,
+    RefusedError,
+    StatePoolError,
+    ToolError,
+    TransportError,
+    UnsafeImage,
+    UnsupportedFormat,
+    UsageError,
+)
+from statepool.model.digest import Digest
+from statepool.model.location import Location
+from statepool.model.manifest import Kind, Manifest, Parent, StateId
+from statepool.model.objects import Image, Machine
+from statepool.model.outcomes import Adopted, Checked, Collected, Finding, Got, Level, Listed, Logged, Presence, Removed, Stored, StoredAt, Verified
+from statepool.model.progress import Progress
+from statepool.model.scope import Scope
+from statepool.model.settings import Settings
+from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport
+from statepool.version import __version__
+
+# Most to least important.
+__all__ = [  # noqa: RUF022 - the order tells what matters
+    # asking
+    "StatePool",
+    "from_config",
+    "init",
+    "adopt",
+    "ImageHandle",
+    "Config",
+    "Settings",
+    "Progress",
+    # what has states, and where
+    "Image",
+    "Machine",
+    "Location",
+    "Scope",
+    "Digest",
+    "Manifest",
+    "Parent",
+    "StateId",
+    "Kind",
+    # answers
+    "Got",
+    "Stored",
+    "StoredAt",
+    "Removed",
+    "Listed",
+    "Checked",
+    "Adopted",
+    "Collected",
+    "Logged",
+    "Finding",
+    "Level",
+    "Presence",
+    "Verified",
+    # for authors of backends and transports
+    "StateBackend",
+    "Context",
+    "Target",
+    "Options",
+    "Transport",
+    "Capabilities",
+    "Entry",
+    "FileKind",
+    "Stat",
+    "Moved",
+    # errors, as in the tree of statepool.errors
+    "StatePoolError",
+    "UsageError",
+    "InvalidName",
+    "InvalidLocation",
+    "ConfigError",
+    "NotFound",
+    "RefusedError",
+    "Conflict",
+    "HasDependants",
+    "InUse",
+    "FileInTheWay",
+    "ReadOnlyPool",
+    "IntegrityError",
+    "DigestMismatch",
+    "UnsafeImage",
+    "BadRecord",
+    "UnsupportedFormat",
+    "LockTimeout",
+    "TransportError",
+    "NotAPool",
+    "MissingFile",
+    "FileExists",
+    "AccessDenied",
+    "NoSpace",
+    "ToolError",
+    "__version__",
+]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())

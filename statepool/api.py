@@ -1,0 +1,334 @@
+"""
+What most callers need: a cache and its sources as one thing to ask, and handles of what has states.
+
+>>> import statepool
+>>> pool = statepool.StatePool(cache="cache", sources=["/srv/pool"])   # doctest: +SKIP
+>>> pool.image("vm1/disk").get("customize", to="work.qcow2")           # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from statepool.backends.base import Context, Options, Target
+from statepool.backends.external import QCOW2ExtBackend
+from statepool.config import Config, load
+from statepool.errors import NotFound, UsageError
+from statepool.model.location import Location
+from statepool.model.names import check_state_name
+from statepool.model.objects import Image, parse_image, parse_object
+from statepool.model.outcomes import Adopted, Checked, Collected, Finding, Got, Listed, Logged, Removed, Stored
+from statepool.model.progress import SILENT, Progress
+from statepool.model.scope import Scope
+from statepool.model.settings import Settings
+from statepool.pools.pool import Pool
+from statepool.qcow2.tool import QemuImg
+from statepool.transfer.adopt import Adoption
+from statepool.transfer.cache import Cache
+from statepool.transfer.merge import merged
+from statepool.transfer.offers import Source, listing
+from statepool.transfer.survey import survey_host, survey_pool
+from statepool.transfer.tidy import tidy_cache, tidy_pool
+from statepool.transfer.verify import verify, wanted
+from statepool.transfer.working import throw_away
+from statepool.transports.registry import open_transport
+from statepool.version import __version__
+
+Place = str | os.PathLike[str] | Location
+"""How a pool can be named: a path, or anything that :meth:`Location.parse` reads."""
+
+
+def _location(place: Place) -> Location:
+    return place if isinstance(place, Location) else Location.parse(os.fspath(place))
+
+
+def _open_pool(place: Place, settings: Settings) -> Pool:
+    return Pool(open_transport(_location(place)), max_depth=settings.max_depth, lock_timeout=settings.lock_timeout)
+
+
+class StatePool:
+    """
+    A cache and its sources, as one thing to ask.
+
+    Nothing is contacted before something is asked for. A state pool can be used from several threads, and after a fork.
+
+    :param cache: the directory of the cache; it is made when something is put into it
+    :param sources: the pools that it can be filled from, best first: paths, URLs or sources
+    :param settings: the knobs
+    :param progress: told of every transfer
+    :raises InvalidLocation: an address cannot be read
+    :raises UsageError: the cache is not a directory of this host, or a pool is named twice
+    """
+
+    def __init__(
+        self, cache: Place, sources: Sequence[Place | Source] = (), *, settings: Settings | None = None, progress: Progress = SILENT
+    ) -> None:
+        self.settings = settings or Settings()
+        self.progress = progress
+        self._cache = Cache.open(_open_pool(cache, self.settings), self.settings)
+        self._sources = tuple(self._source(source) for source in sources)
+        self._require_distinct()
+
+    def _source(self, source: Place | Source) -> Source:
+        if isinstance(source, Source):
+            return source
+        return Source(_open_pool(source, self.settings), str(_location(source)))
+
+    def _require_distinct(self) -> None:
+        seen = {self._cache.pool.transport.identity: "the cache"}
+        for source in self._sources:
+            other = seen.setdefault(source.pool.transport.identity, f"the source {source.name}")
+            if other != f"the source {source.name}":
+                raise UsageError(f"the source {source.name} is {other} itself", hint="name each pool once")
+
+    @cached_property
+    def _context(self) -> Context:
+        return Context(self._cache, self._sources, self.progress, {"statepool": __version__})
+
+    @cached_property
+    def _backend(self) -> QCOW2ExtBackend:
+        return QCOW2ExtBackend(self._context)
+
+    @property
+    def cache(self) -> Location:
+        """Where the cache is."""
+        return self._cache.pool.location
+
+    @property
+    def sources(self) -> tuple[Location, ...]:
+        """Where the sources are, best first."""
+        return tuple(source.location for source in self._sources)
+
+    def image(self, name: str | Image) -> ImageHandle:
+        """
+        :param name: ``machine/image``
+        :raises InvalidName: it is not of that form
+        """
+        return ImageHandle(name if isinstance(name, Image) else parse_image(name), self._backend, self._cache)
+
+    def show(self, object: str | None = None) -> list[Listed]:
+        """
+        :param object: only its states: ``machine`` or ``machine/image``
+        :returns: the states, each with where it is
+        :raises NotAPool: a source is none
+        """
+        if object is not None:
+            return self._backend.show(Target(parse_object(object)))
+        for source in self._asked:
+            source.pool.require()
+        pools = [self._cache.pool, *(source.pool for source in self._asked)]
+        return merged([listed for machine in pool.machines() for listed in listing(pool, machine)] for pool in pools)
+
+    @property
+    def _asked(self) -> tuple[Source, ...]:
+        return () if self.settings.offline else self._sources
+
+    def verify(self, object: str | None = None, state: str | None = None) -> list[Checked]:
+        """
+        Read states once more, in the cache and in the sources.
+
+        :returns: what was read, and what is wrong with it
+        :raises NotFound: there is nothing of this name
+        """
+        subject = str(parse_object(object)) if object is not None else None
+        name = check_state_name(state) if state is not None else None
+        for source in self._asked:
+            source.pool.require()
+        found = list(verify(self._cache.pool, subject, name, cache=self._cache, progress=self.progress))
+        for source in self._asked:
+            found += verify(source.pool, subject, name, progress=self.progress)
+        if not found and subject is not None:
+            raise NotFound(f"there is no state {name or ''} of {subject}".replace("  ", " "), object=subject, state=name, hint="statepool show")
+        return found
+
+    def gc(self, *, everywhere: bool = False, dry_run: bool = False) -> list[Collected]:
+        """
+        Take away what nobody needs: leftovers of crashes, bytes without a state, old records behind checkpoints.
+
+        :param everywhere: in the sources too
+        :param dry_run: only say what would go
+        """
+        gone = tidy_cache(self._cache, dry_run=dry_run)
+        for source in self._asked if everywhere else ():
+            source.pool.require()
+            gone += tidy_pool(source.pool, dry_run=dry_run)
+        return gone
+
+    def log(self, object: str | None = None) -> list[Logged]:
+        """
+        :param object: only what concerns it
+        :returns: what happened in the cache and in the sources, oldest first, as far back as records are kept
+        """
+        subject = str(parse_object(object)) if object is not None else None
+        return [
+            logged
+            for pool in (self._cache.pool, *(source.pool for source in self._asked))
+            for machine in wanted(pool, subject)
+            for logged in _logged(pool, machine, subject)
+        ]
+
+    def doctor(self) -> list[Finding]:
+        """:returns: what this host and its pools have, lack, and what to do about it"""
+        found = survey_host(self._cache, QemuImg(self.settings.tool_timeout))
+        for source in self._sources:
+            found += survey_pool(source.pool)
+        return found
+
+    def close(self) -> None:
+        """Let go of connections."""
+        for source in self._sources:
+            source.pool.transport.close()
+
+
+def _logged(pool: Pool, machine: str, subject: str | None) -> Iterator[Logged]:
+    for record in pool.log(machine).records():
+        changes = tuple(str(change) for change in record.changes if subject in (None, machine, change.id.object))
+        if changes:
+            yield Logged(str(pool), machine, record.number, record.time, record.by, changes)
+
+
+class ImageHandle:
+    """One disk of a machine, in a state pool."""
+
+    def __init__(self, image: Image, backend: QCOW2ExtBackend, cache: Cache) -> None:
+        self.image = image
+        self._backend = backend
+        self._cache = cache
+
+    def __str__(self) -> str:
+        return str(self.image)
+
+    def _target(self, working: str | os.PathLike[str] | None = None) -> Target:
+        return Target(self.image, {self.image.name: Path(working)} if working is not None else {})
+
+    def show(self) -> list[Listed]:
+        """:returns: its states, each with where it is"""
+        return self._backend.show(self._target())
+
+    def check(self, state: str) -> bool:
+        """:returns: whether a state can be had"""
+        return self._backend.check(self._target(), state)
+
+    def get(self, state: str, *, to: str | os.PathLike[str] | None = None, overwrite: bool = False, dry_run: bool = False) -> Got:
+        """
+        Bring a state into the cache, and make a working image if one is asked for.
+
+        :param to: where to make a working image
+        :param overwrite: whether a file there gives way
+        :raises NotFound: nobody has the state
+        :raises FileInTheWay: a file is there
+        """
+        return self._backend.get(self._target(to), state, Options(overwrite=overwrite, dry_run=dry_run))
+
+    @contextlib.contextmanager
+    def working(self, state: str, *, keep: str = "never", directory: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+        """
+        A working image for as long as a ``with`` block lasts.
+
+        :param keep: ``never``, ``failed`` (if the block raises) or ``always``
+        :param directory: where; a directory beside the cache's data if not given
+        :raises UsageError: ``keep`` is none of these
+        """
+        if keep not in ("never", "failed", "always"):
+            raise UsageError(f"keep cannot be {keep!r}", hint="never, failed or always")
+        place = Path(directory) if directory is not None else self._cache.working_directory()
+        path = place / f"{self.image.machine}-{self.image.name}-{state}-{self._cache.pool.nonce()}.qcow2"
+        self.get(state, to=path)
+        kept = keep == "always"
+        try:
+            yield path
+        except BaseException:
+            kept = kept or keep == "failed"
+            raise
+        finally:
+            if not kept:
+                throw_away(self._cache, path)
+
+    def set(
+        self,
+        state: str,
+        *,
+        source: str | os.PathLike[str],
+        replace: bool = False,
+        labels: Mapping[str, str] | None = None,
+        scope: str | None = None,
+        dry_run: bool = False,
+    ) -> Stored:
+        """
+        Make a working image a state, in the cache and in the sources. A fresh overlay takes its place, so that the machine can go on.
+
+        :param source: the working image
+        :param replace: whether other content under the name gives way
+        :param scope: which sources: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not given
+        :raises Conflict: the name exists with other content
+        """
+        options = Options(replace=replace, labels=labels or {}, scope=_scope(scope), dry_run=dry_run)
+        return self._backend.set(self._target(source), state, options)
+
+    def unset(self, state: str, *, cascade: bool = False, scope: str | None = "own", dry_run: bool = False) -> Removed:
+        """
+        Remove a state.
+
+        :param cascade: also what stands on it
+        :param scope: from which pools; from the cache if not given, from all with None
+        :raises NotFound: it is not there
+        :raises HasDependants: something stands on it
+        """
+        return self._backend.unset(self._target(), state, Options(cascade=cascade, scope=_scope(scope), dry_run=dry_run))
+
+    def check_root(self) -> bool:
+        """:returns: whether the root image can be had"""
+        return self._backend.check_root(self._target())
+
+    def get_root(self, *, to: str | os.PathLike[str] | None = None, overwrite: bool = False, dry_run: bool = False) -> Got:
+        """As :meth:`get`, of the root image."""
+        return self._backend.get_root(self._target(to), Options(overwrite=overwrite, dry_run=dry_run))
+
+    def set_root(self, *, source: str | os.PathLike[str], replace: bool = False, scope: str | None = None, dry_run: bool = False) -> Stored:
+        """As :meth:`set`, of the root image, which nothing may back."""
+        return self._backend.set_root(self._target(source), Options(replace=replace, scope=_scope(scope), dry_run=dry_run))
+
+    def unset_root(self, *, scope: str | None = "own", dry_run: bool = False) -> Removed:
+        """As :meth:`unset`, of the root image."""
+        return self._backend.unset_root(self._target(), Options(scope=_scope(scope), dry_run=dry_run))
+
+
+def _scope(text: str | None) -> frozenset[Scope]:
+    return frozenset(Scope) if text is None else Scope.parse(text)
+
+
+def init(location: Place, *, dry_run: bool = False) -> Location:
+    """
+    Make an empty pool, once.
+
+    :returns: where it is
+    :raises AccessDenied: the directory cannot be written
+    """
+    pool = _open_pool(location, Settings())
+    if not dry_run:
+        pool.create()
+    return pool.location
+
+
+def adopt(location: Place, *, relocate: bool = False, dry_run: bool = False, progress: Progress = SILENT) -> list[Adopted]:
+    """
+    Make the states that another tool put into a pool managed.
+
+    :param relocate: also rewrite absolute backing names in them
+    :raises NotAPool: it has not been made a pool yet
+    """
+    return Adoption(_open_pool(location, Settings()), relocate=relocate, progress=progress).run(dry_run=dry_run)
+
+
+def from_config(config: Config | None = None, *, progress: Progress = SILENT) -> StatePool:
+    """
+    :param config: the configuration; read from the system's, the user's and the project's files and the environment if not given
+    :raises ConfigError: something in it cannot be used
+    """
+    found = config if config is not None else load()
+    sources = [Source(_open_pool(source.location, found.settings), source.name, source.scope) for source in found.sources]
+    return StatePool(found.cache, sources, settings=found.settings, progress=progress)

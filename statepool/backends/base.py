@@ -1,0 +1,155 @@
+"""
+The face that every backend has, and how one is found by its name.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from attrs import field, frozen
+
+from statepool.errors import UsageError
+from statepool.model.objects import Object
+from statepool.model.outcomes import Got, Listed, Removed, Stored
+from statepool.model.progress import SILENT, Progress
+from statepool.model.scope import Scope
+from statepool.transfer.cache import Cache
+from statepool.transfer.offers import Source
+
+ENTRY_POINTS = "statepool.backends"
+"""The entry point group in which backends are registered."""
+
+
+@frozen
+class Context:
+    """
+    What a backend works with, so that its author never asks where things come from.
+
+    :param cache: the pool of this host
+    :param sources: the pools that it can be filled from, best first
+    :param progress: told of every transfer
+    :param creator: what makes states here: versions of programs, by their names
+    """
+
+    cache: Cache
+    sources: tuple[Source, ...] = ()
+    progress: Progress = SILENT
+    creator: Mapping[str, str] = field(factory=dict)
+
+
+@frozen
+class Target:
+    """
+    What an operation is about.
+
+    :param object: an image, or a machine
+    :param working: the working images, by the names of the machine's images; where an operation needs or makes them
+    :param monitor: the socket of the running machine's QMP monitor, or None if it is off
+    """
+
+    object: Object
+    working: Mapping[str, Path] = field(factory=dict)
+    monitor: Path | None = None
+
+
+@frozen
+class Options:
+    """
+    How an operation is done.
+
+    :param overwrite: of get: a file in the place of the working image gives way
+    :param replace: of set: other content under the name gives way, if nothing stands on it
+    :param cascade: of unset: what stands on the state goes too
+    :param scope: of set and unset: which pools
+    :param labels: of set: what the owner of the state wants to remember
+    :param dry_run: say what would be done, and change nothing
+    """
+
+    overwrite: bool = False
+    replace: bool = False
+    cascade: bool = False
+    scope: frozenset[Scope] = frozenset(Scope)
+    labels: Mapping[str, str] = field(factory=dict)
+    dry_run: bool = False
+
+
+DEFAULTS = Options()
+"""Nothing is overwritten, replaced or cascaded, and every pool counts."""
+
+
+class StateBackend(ABC):
+    """
+    What can be done with the states of one kind of object.
+
+    :param context: what it works with
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @abstractmethod
+    def show(self, target: Target) -> list[Listed]:
+        """:returns: the states of an object, wherever they are"""
+
+    @abstractmethod
+    def check(self, target: Target, state: str) -> bool:
+        """:returns: whether a state can be had"""
+
+    @abstractmethod
+    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> Got:
+        """
+        Bring a state here; with a working image in the target, also make that.
+
+        :raises NotFound: it cannot be had
+        """
+
+    @abstractmethod
+    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> Stored:
+        """
+        Store the target's working image as a state.
+
+        :raises Conflict: the name exists with other content
+        """
+
+    @abstractmethod
+    def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
+        """
+        Remove a state.
+
+        :raises NotFound: it is not there
+        :raises HasDependants: something stands on it
+        """
+
+    @abstractmethod
+    def check_root(self, target: Target) -> bool:
+        """:returns: whether the object itself can be had"""
+
+    @abstractmethod
+    def get_root(self, target: Target, options: Options = DEFAULTS) -> Got:
+        """Bring the object itself here."""
+
+    @abstractmethod
+    def set_root(self, target: Target, options: Options = DEFAULTS) -> Stored:
+        """Store the object itself."""
+
+    @abstractmethod
+    def unset_root(self, target: Target, options: Options = DEFAULTS) -> Removed:
+        """Remove the object itself from the pools."""
+
+
+def load_backend(name: str) -> Callable[[Context], StateBackend]:
+    """
+    :param name: as registered in the entry point group ``statepool.backends``
+    :returns: what makes the backend
+    :raises UsageError: there is none of this name, or it is no backend
+    """
+    found = {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    if name not in found:
+        raise UsageError(f"there is no backend {name!r}", hint="installed are: " + ", ".join(sorted(found)))
+    loaded = found[name].load()
+    if not (isinstance(loaded, type) and issubclass(loaded, StateBackend)):
+        raise UsageError(f"{found[name].value} is registered as the backend {name!r}, but is none", hint="derive it from statepool.StateBackend")
+    return loaded

@@ -1,0 +1,195 @@
+"""
+Whole chains between the cache and one pool.
+"""
+
+from __future__ import annotations
+
+from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
+from statepool.errors import UsageError
+from statepool.model.digest import Digest
+from statepool.model.manifest import ROOT, Manifest, StateId
+from statepool.model.objects import Image
+from statepool.model.outcomes import Got, Listed, Presence, Removed, Stored, StoredAt
+from statepool.pools.collect import Collector
+from statepool.transfer.fetch import Fetch, Fetched
+from statepool.transfer.linked import held_by_links, refuse_linked
+from statepool.transfer.offers import Offer, Source, find_offer, listing
+from statepool.transfer.push import Push, Relation, relations
+
+
+class QCOW2ImageTransfer(StateBackend):
+    """
+    Moves chains of QCOW2 images between the cache and one pool. Its states are those of that pool: ``get`` brings one into the cache, ``set`` stores a
+    cached one, and neither makes or takes a working image.
+
+    :param context: what it works with
+    :param source: the pool; the first source if not given
+    :raises UsageError: there is no source
+    """
+
+    def __init__(self, context: Context, source: Source | None = None) -> None:
+        super().__init__(context)
+        if source is None and not context.sources:
+            raise UsageError("there is no pool to transfer from or to", hint="name a source")
+        self.source = source or context.sources[0]
+
+    # -- chains ------------------------------------------------------------------------------------------------------------------------------------
+
+    def compare_chain(self, target: Target, state: str) -> list[tuple[Manifest, Relation]]:
+        """
+        :returns: how each state of a cached chain relates to what the pool has, tip first; no image data is read
+        :raises NotFound: the cache does not have the state
+        """
+        return relations(self._cached_chain(image_state(target, state)), self.source.pool)
+
+    def transfer_chain(self, target: Target, state: str, *, up: bool, replace: bool = False) -> Fetched | StoredAt:
+        """
+        Move what is missing of a chain, root first.
+
+        :param up: from the cache to the pool, or the other way
+        :param replace: up: other content under the name of the tip gives way, if nothing stands on it
+        :raises NotFound: it is not there to be moved
+        """
+        wanted = image_state(target, state)
+        if up:
+            chain = self._cached_chain(wanted)
+            return Push(self.context.cache, self.source.pool, self.context.progress).run(chain, replace=replace)
+        return Fetch(self.context.cache, self.require_offer(wanted), self.context.progress).run()
+
+    def _cached_chain(self, wanted: StateId) -> tuple[Manifest, ...]:
+        return self.context.cache.pool.chain(wanted)
+
+    def require_offer(self, wanted: StateId) -> Offer:
+        """
+        :returns: what the pool has of a state
+        :raises NotFound: nothing
+        """
+        offer = find_offer(self.source, wanted)
+        if offer is None:
+            raise self.source.pool.missing(wanted)
+        return offer
+
+    # -- the operations on this pool ---------------------------------------------------------------------------------------------------------------
+
+    def show(self, target: Target) -> list[Listed]:
+        """:returns: what this pool has of an object"""
+        self.source.pool.require()
+        wanted = str(target.object)
+        machine = target.object.machine
+        return [listed for listed in listing(self.source.pool, machine) if not isinstance(target.object, Image) or listed.manifest.object == wanted]
+
+    def check(self, target: Target, state: str) -> bool:
+        """:returns: whether this pool has the whole chain of a state"""
+        return find_offer(self.source, image_state(target, state)) is not None
+
+    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> Got:
+        """Bring a chain into the cache."""
+        offer = self.require_offer(image_state(target, state))
+        fetch = Fetch(self.context.cache, offer, self.context.progress)
+        if options.dry_run:
+            return planned(offer, fetch)
+        return got(offer, fetch.run())
+
+    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> Stored:
+        """Store a cached chain in this pool."""
+        chain = self._cached_chain(image_state(target, state))
+        if options.dry_run:
+            missing = [manifest for manifest, relation in relations(chain, self.source.pool) if relation is not Relation.SAME]
+            presence = Presence.STORED if missing else Presence.PRESENT
+            at = StoredAt(str(self.source), presence, bytes=sum(manifest.data_size for manifest in missing))
+        else:
+            at = Push(self.context.cache, self.source.pool, self.context.progress).run(chain, replace=options.replace)
+        return Stored(str(target.object), state, str(chain[0].digest), (at,))
+
+    def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
+        """Remove a state from this pool."""
+        return self.remove(target, image_state(target, state), options)
+
+    def remove(self, target: Target, wanted: StateId, options: Options) -> Removed:
+        """As :meth:`unset`, also for a root image."""
+        pool = self.source.pool
+        pool.require(write=True)
+        if options.dry_run:
+            names = tuple(gone.state for gone in pool.plan_removal(wanted, cascade=options.cascade))
+        else:
+            removed = pool.remove(wanted, cascade=options.cascade, allowed=lambda digests: refuse_linked(pool, digests))
+            Collector(pool, lambda: held_by_links(pool)).collect(digests_of(removed))
+            names = tuple(manifest.state for manifest in removed)
+        return Removed(str(target.object), {str(pool): names})
+
+    # -- root images -------------------------------------------------------------------------------------------------------------------------------
+
+    def check_root(self, target: Target) -> bool:
+        """:returns: whether this pool has the root image"""
+        return find_offer(self.source, root_state(target)) is not None
+
+    def get_root(self, target: Target, options: Options = DEFAULTS) -> Got:
+        """Bring the root image into the cache."""
+        offer = self.require_offer(root_state(target))
+        fetch = Fetch(self.context.cache, offer, self.context.progress)
+        return planned(offer, fetch) if options.dry_run else got(offer, fetch.run())
+
+    def set_root(self, target: Target, options: Options = DEFAULTS) -> Stored:
+        """Store the cached root image in this pool."""
+        chain = self._cached_chain(root_state(target))
+        if options.dry_run:
+            (_, relation), *_ = relations(chain, self.source.pool)
+            at = StoredAt(str(self.source), Presence.PRESENT if relation is Relation.SAME else Presence.STORED, bytes=chain[0].data_size)
+        else:
+            at = Push(self.context.cache, self.source.pool, self.context.progress).run(chain, replace=options.replace)
+        return Stored(str(target.object), ROOT, str(chain[0].digest), (at,))
+
+    def unset_root(self, target: Target, options: Options = DEFAULTS) -> Removed:
+        """Remove the root image from this pool."""
+        return self.remove(target, root_state(target), options)
+
+
+def image_state(target: Target, state: str) -> StateId:
+    """
+    :returns: what a target and a state's name stand for
+    :raises UsageError: the target is a machine
+    """
+    if not isinstance(target.object, Image):
+        raise UsageError(f"{target.object} is a machine, and this backend keeps states of images", hint=f"name an image: {target.object}/disk")
+    return StateId(str(target.object), state)
+
+
+def root_state(target: Target) -> StateId:
+    """:returns: what a target's root image is kept as"""
+    return image_state(target, ROOT)
+
+
+def digests_of(manifests: list[Manifest]) -> set[Digest]:
+    """:returns: the bytes of some states"""
+    return {manifest.digest for manifest in manifests if manifest.digest is not None}
+
+
+def got(offer: Offer, fetched: Fetched, working: str | None = None) -> Got:
+    """:returns: the outcome of a fetch"""
+    tip = fetched.chain[0]
+    return Got(
+        object=tip.object,
+        state=tip.state,
+        chain=tuple(manifest.state for manifest in fetched.chain),
+        digest=str(tip.digest),
+        source=str(offer.source) if fetched.how != "none" else None,
+        bytes=fetched.bytes,
+        verified=fetched.verified,
+        working=working,
+        how=fetched.how,
+    )
+
+
+def planned(offer: Offer, fetch: Fetch) -> Got:
+    """:returns: what a fetch would do"""
+    missing = fetch.missing()
+    tip = offer.members[0].manifest
+    return Got(
+        object=tip.object,
+        state=tip.state,
+        chain=tuple(member.manifest.state for member in offer.members),
+        digest=str(tip.digest) if tip.digest is not None else "",
+        source=str(offer.source) if missing else None,
+        bytes=sum(member.manifest.data_size for member in missing),
+        how="copy" if missing else "none",
+    )

@@ -1,0 +1,143 @@
+"""
+Making files of another tool managed where they lie: hashed, given their name among the bytes, and known to the log from then on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from statepool.errors import NotAPool, StatePoolError, UsageError
+from statepool.model.digest import Digest
+from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, Parent, StateId
+from statepool.model.outcomes import Adopted
+from statepool.model.progress import SILENT, Progress
+from statepool.pools import layout
+from statepool.pools.pool import Pool
+from statepool.pools.view import Unmanaged
+from statepool.pools.writer import Writer
+from statepool.qcow2 import opened
+from statepool.qcow2.header import apply_patches, backing_patch, read_header_fd, reader
+from statepool.qcow2.tool import QemuImg
+from statepool.transfer.fetch import READ_ONLY
+from statepool.transfer.offers import Member, unmanaged_chain
+from statepool.transports.copying import data_extents
+
+
+@frozen
+class Adoption:
+    """
+    Makes what another tool put into a pool managed.
+
+    :param pool: which
+    :param relocate: also rewrite absolute backing names, so that the files can be used as they are wherever they are copied
+    :param progress: told of what is hashed
+    :param tool_timeout: for qemu-img, in seconds
+    """
+
+    pool: Pool
+    relocate: bool = False
+    progress: Progress = SILENT
+    tool_timeout: float = 60.0
+
+    def run(self, *, dry_run: bool = False) -> list[Adopted]:
+        """
+        :returns: what became of each file, in the order in which they were looked at: parents first
+        :raises NotAPool: the pool has not been made yet
+        """
+        if not self.pool.is_managed:
+            self.pool.require()
+            raise NotAPool(
+                f"{self.pool.location} holds states of another tool, but has no log to adopt them into",
+                pool=str(self.pool.location),
+                hint=f"make one with: statepool init {self.pool.location}",
+            )
+        found = [unmanaged for machine in self.pool.machines() for unmanaged in self.pool.unmanaged(machine)]
+        adopted: list[Adopted] = []
+        done: set[StateId] = set()
+        for unmanaged in found:
+            self._adopt_with_parents(unmanaged.id, found, done, adopted, dry_run)
+        return adopted
+
+    def _adopt_with_parents(self, state: StateId, found: list[Unmanaged], done: set[StateId], adopted: list[Adopted], dry_run: bool) -> None:
+        if state in done:
+            return
+        done.add(state)
+        try:
+            if state.kind is not Kind.IMAGE:
+                raise UsageError(f"{layout.view(state)} is the RAM of a machine, and cannot be adopted without its fingerprint")
+            chain = unmanaged_chain(self.pool, state, self.pool.fold(state.machine))
+            for member in chain[1:]:
+                self._adopt_with_parents(member.manifest.id, found, done, adopted, dry_run) if member.manifest.digest is None else None
+            adopted.append(self._would_adopt(state) if dry_run else self._adopt(chain))
+        except StatePoolError as error:
+            adopted.append(Adopted(str(self.pool), state.object, state.state, problem=str(error)))
+
+    def _would_adopt(self, state: StateId) -> Adopted:
+        return Adopted(str(self.pool), state.object, state.state)
+
+    def _adopt(self, chain: tuple[Member, ...]) -> Adopted:
+        tip = chain[0].manifest
+        parent = self.pool.find(chain[1].manifest.id) if len(chain) > 1 else None
+        if len(chain) > 1 and parent is None:
+            raise UsageError(f"its parent {chain[1].manifest.state} could not be adopted")
+        path = layout.view(tip.id)
+        local = self.pool.transport.local_path(path)
+        relocated = self._relocate(local, parent) if self.relocate and local is not None and parent is not None else False
+        self.progress.begin(f"adopt {tip.id}", tip.size)
+        try:
+            digest = self.pool.transport.digest(path, self._size(path), progress=self.progress)
+        finally:
+            self.progress.end()
+        manifest = self._manifest(tip, path, digest, parent, local)
+        staging = self.pool.stage([digest])
+        try:
+            self.pool.transport.link(path, staging.path(digest))
+            self.pool.publish([manifest], staging, in_place=True)
+        finally:
+            staging.end()
+        if local is not None:
+            local.chmod(READ_ONLY)
+        return Adopted(str(self.pool), tip.object, tip.state, str(digest), relocated)
+
+    def _size(self, path: str) -> int:
+        stat = self.pool.transport.stat(path)
+        return stat.size if stat is not None else 0
+
+    def _manifest(self, tip: Manifest, path: str, digest: Digest, parent: Manifest | None, local: Path | None) -> Manifest:
+        size = self._size(path)
+        return evolve(
+            tip,
+            size=size,
+            digest=digest,
+            parent=Parent(parent.state, parent.digest) if parent is not None and parent.digest is not None else None,
+            extents=_extents(local, size) if local is not None else (),
+            created=time.time(),
+            creator={"host": Writer.current().host, "adopted": "yes"},
+        )
+
+    def _relocate(self, path: Path, parent: Manifest) -> bool:
+        """Give a file a plain sibling backing name. :returns: whether it had another"""
+        with opened.exclusive(path) as descriptor:
+            header = read_header_fd(descriptor, str(path))
+            if header.backing_name == parent.file_name.encode():
+                return False
+            patches = backing_patch(reader(descriptor), header, parent.file_name)
+            if patches is not None:
+                apply_patches(descriptor, patches)
+                os.fsync(descriptor)
+                return True
+        QemuImg(self.tool_timeout).rebase_unsafe(path, parent.file_name)
+        return True
+
+
+def _extents(path: Path, size: int) -> tuple[tuple[int, int], ...]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        extents = data_extents(descriptor, size, limit=MAX_EXTENTS)
+    finally:
+        os.close(descriptor)
+    return extents if extents != ((0, size),) else ()

@@ -1,0 +1,272 @@
+"""
+What working images are backed by: for each tip a directory of symbolic links named after the states of its chain, and records of who uses it.
+
+QEMU looks for a sibling backing name in the directory of the name it was given, not where a link leads, so such a directory works as a chain, and two
+versions of one name can live side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from statepool.errors import BadRecord, StatePoolError
+from statepool.model.digest import Digest
+from statepool.model.manifest import Manifest
+from statepool.pools.log import random_nonce
+from statepool.pools.writer import Writer
+from statepool.qcow2.header import read_header_file
+from statepool.qcow2.opened import is_open
+
+GRACE = 7 * 24 * 3600
+"""How long a chain is kept for a working image that has vanished, in seconds: it may have been moved."""
+
+_USES = ".uses"
+_ASIDE = ".gone-"
+_LINKS_TO = "../../data/"
+
+
+@frozen
+class Use:
+    """A working image that stands on a chain, as its record says."""
+
+    record: Path
+    working: str
+    missing_since: float | None
+    writer: Writer | None = None
+
+    @property
+    def temporary(self) -> Path:
+        """What the image is called while it is being written."""
+        return temporary_name(Path(self.working), self.record)
+
+
+class Chains:
+    """
+    Keeps the chains of a cache.
+
+    :param directory: where
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path(self, digest: Digest, state: str) -> Path:
+        """:returns: what a working image on the tip ``state`` with this digest names as its backing file"""
+        return self._directory / digest.file_name / f"{state}.qcow2"
+
+    def parse(self, backing: str) -> tuple[Digest, str] | None:
+        """:returns: the tip's digest and state that a backing name stands for, or None if it leads elsewhere"""
+        directory, name = os.path.split(backing)
+        parent, tip = os.path.split(os.path.realpath(directory))
+        digest = Digest.from_file_name(tip)
+        if digest is None or not name.endswith(".qcow2") or parent != os.path.realpath(self._directory):
+            return None
+        return digest, name.removesuffix(".qcow2")
+
+    def prepare(self, chain: Sequence[Manifest]) -> Path:
+        """
+        :param chain: tip first
+        :returns: the tip's name, with those of all that back it beside it
+        """
+        tip = chain[0]
+        assert tip.digest is not None
+        directory = self._directory / tip.digest.file_name
+        (directory / _USES).mkdir(parents=True, exist_ok=True)
+        for manifest in reversed(chain):
+            assert manifest.digest is not None
+            try:
+                os.symlink(_LINKS_TO + manifest.digest.file_name, directory / manifest.file_name)
+            except FileExistsError:
+                pass  # the same link: a tip's digest vouches for its whole chain
+        return self.path(tip.digest, tip.state)
+
+    def is_dead(self, digest: Digest, state: str) -> bool:
+        """:returns: whether the chain of this tip leads to bytes that are not there"""
+        return not self.path(digest, state).exists()
+
+    # -- uses --------------------------------------------------------------------------------------------------------------------------------------
+
+    def use(self, chain: Sequence[Manifest], working: Path) -> Path:
+        """
+        A working image is about to be made on a chain, which is prepared for it.
+
+        :param chain: tip first
+        :param working: where, absolute
+        :returns: the record of it, to be removed with the image
+        """
+        digest = chain[0].digest
+        assert digest is not None
+        record = self._directory / digest.file_name / _USES / f"{random_nonce()}.json"
+        while True:
+            try:
+                self.prepare(chain)
+                _write_use(Use(record, str(working), None, Writer.current()))
+            except FileNotFoundError:
+                continue  # somebody took the directory away: make it again
+            if record.exists() and self.members(digest) == {manifest.digest for manifest in chain}:
+                return record
+
+    def release(self, working: Path, *, besides: Path | None = None) -> None:
+        """A working image is gone, or stands on something else: forget all records of it but one."""
+        for tip in self._tips():
+            for use in self._uses(tip):
+                if use.working == str(working) and use.record != besides:
+                    use.record.unlink(missing_ok=True)
+
+    def _tips(self) -> list[Digest]:
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return []
+        return [digest for digest in map(Digest.from_file_name, sorted(names)) if digest is not None]
+
+    def _uses(self, tip: Digest) -> Iterator[Use]:
+        directory = self._directory / tip.file_name / _USES
+        try:
+            names = sorted(os.listdir(directory))
+        except FileNotFoundError:
+            return
+        for name in names:
+            if name.endswith(".json"):
+                yield _read_use(directory / name)
+
+    def users(self, tip: Digest, *, now: float | None = None) -> list[str]:
+        """
+        :param now: seconds since the epoch; the time if not given
+        :returns: the working images for whose sake a chain is kept
+        """
+        moment = time.time() if now is None else now
+        return [use.working for use in self._uses(tip) if self._is_live(tip, use, moment)]
+
+    def _is_live(self, tip: Digest, use: Use, now: float) -> bool:
+        """Whether a use still counts. Notes when its image vanished, and forgets it when that is long ago."""
+        if self._stands_on(use.working, tip):
+            return True
+        if use.missing_since is None:
+            _write_use(evolve(use, missing_since=now))
+            return True
+        if now - use.missing_since < GRACE:
+            return True
+        use.record.unlink(missing_ok=True)
+        return False
+
+    def _stands_on(self, working: str, tip: Digest) -> bool:
+        if not os.path.lexists(working):
+            return False
+        try:
+            header = read_header_file(Path(working))
+        except StatePoolError:
+            return True  # it is there, and we cannot tell what it stands on
+        if header.backing_name is None:
+            return False
+        parsed = self.parse(os.path.join(os.path.dirname(working), os.fsdecode(header.backing_name)))
+        return parsed is not None and parsed[0] == tip
+
+    def members(self, tip: Digest) -> frozenset[Digest]:
+        """:returns: the bytes that a chain is made of"""
+        directory = self._directory / tip.file_name
+        names = (name for name in os.listdir(directory) if name != _USES) if directory.is_dir() else ()
+        digests = (Digest.from_file_name(os.path.basename(os.readlink(directory / name))) for name in names)
+        return frozenset(digest for digest in digests if digest is not None)
+
+    def in_use(self) -> dict[Digest, list[str]]:
+        """:returns: the tips that something stands on, with the working images, or what has them open"""
+        found = {tip: self.users(tip) for tip in self._tips()}
+        return {tip: users for tip, users in found.items() if users}
+
+    def held(self) -> frozenset[Digest]:
+        """:returns: the bytes under working images, and those that some process has open"""
+        tips = self._tips()
+        under = {digest for tip in tips if self.users(tip) for digest in self.members(tip)}
+        rest = {digest for tip in tips for digest in self.members(tip)} - under
+        data = self._directory.parent / "data"
+        return frozenset(under | {digest for digest in rest if (data / digest.file_name).exists() and is_open(data / digest.file_name)})
+
+    def prune(self, digests: Iterable[Digest], needed: set[Digest]) -> None:
+        """Remove the directories of chains with one of these digests in them that nobody uses and that no state needs."""
+        wanted = set(digests)
+        for tip in self._tips():
+            members = self.members(tip)
+            if wanted & members and tip not in needed and not self.users(tip):
+                self._remove(tip)
+
+    def idle(self, needed: set[Digest]) -> list[Digest]:
+        """:returns: the tips of chains that nobody uses and that no state needs"""
+        return [tip for tip in self._tips() if tip not in needed and not self.users(tip)]
+
+    def prune_all(self, needed: set[Digest]) -> None:
+        """Remove the directories of all chains that are idle."""
+        for tip in self.idle(needed):
+            self._remove(tip)
+
+    def directory_of(self, tip: Digest) -> Path:
+        """:returns: where the links of a chain are"""
+        return self._directory / tip.file_name
+
+    def _remove(self, tip: Digest) -> None:
+        """
+        Remove a chain's directory: moved aside first, then looked at once more, since somebody may have begun to use it at this moment. Whoever begins
+        looks, after its record is written, whether it is still where it was written.
+        """
+        aside = self._directory / f"{_ASIDE}{random_nonce()}-{tip.file_name}"
+        try:
+            os.rename(self._directory / tip.file_name, aside)
+        except FileNotFoundError:
+            return  # somebody else removes it
+        self._settle_aside(aside, tip)
+
+    def recover(self) -> None:
+        """End what a crash interrupted: removals of chains, and working images that were being written."""
+        for use in (use for tip in self._tips() for use in self._uses(tip)):
+            if use.writer is not None and use.writer.is_dead and use.temporary.exists():
+                use.temporary.unlink(missing_ok=True)
+        for name in os.listdir(self._directory) if self._directory.is_dir() else ():
+            tip = Digest.from_file_name(name.removeprefix(_ASIDE).partition("-")[2]) if name.startswith(_ASIDE) else None
+            if tip is not None:
+                self._settle_aside(self._directory / name, tip)
+
+    def _settle_aside(self, aside: Path, tip: Digest) -> None:
+        back = self._directory / tip.file_name
+        records = list((aside / _USES).glob("*.json"))
+        if records:
+            (back / _USES).mkdir(parents=True, exist_ok=True)
+            for path in aside.iterdir():
+                if path.is_symlink():
+                    os.replace(path, back / path.name)
+            for record in records:
+                os.replace(record, back / _USES / record.name)
+        shutil.rmtree(aside, ignore_errors=True)  # whatever is left is looked at again by the next removal
+
+
+def temporary_name(working: Path, record: Path) -> Path:
+    """:returns: what a working image with this record is called while it is being written"""
+    return working.with_name(f".statepool-{record.stem}.tmp")
+
+
+def _write_use(use: Use) -> None:
+    temporary = use.record.with_suffix(".tmp")
+    writer = use.writer.to_json() if use.writer is not None else None
+    temporary.write_text(json.dumps({"format": 1, "working": use.working, "missing_since": use.missing_since, "writer": writer}))
+    os.replace(temporary, use.record)
+
+
+def _read_use(record: Path) -> Use:
+    """An unreadable record, torn by a power cut, counts as a use whose image has just vanished: better kept than lost."""
+    try:
+        data = json.loads(record.read_bytes())
+        since = data.get("missing_since")
+        writer = data.get("writer")
+        return Use(
+            record, str(data["working"]), float(since) if since is not None else None, Writer.from_json(writer) if writer is not None else None
+        )
+    except FileNotFoundError:
+        return Use(record, "", 0.0)
+    except (ValueError, KeyError, TypeError, AttributeError, BadRecord):
+        return Use(record, "", None)

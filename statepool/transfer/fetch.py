@@ -1,0 +1,297 @@
+"""
+Bringing a chain from a source into the cache: root first, only what is missing, every byte checked before it becomes visible.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from statepool.errors import AccessDenied, Conflict, DigestMismatch, TransportError
+from statepool.model.digest import Digest
+from statepool.model.manifest import Manifest, Parent
+from statepool.model.outcomes import Verified
+from statepool.model.progress import SILENT, Progress
+from statepool.pools import layout
+from statepool.pools.staging import Staging
+from statepool.qcow2.checks import Backing, check_image
+from statepool.qcow2.header import Header, apply_patches, backing_patch, reader as read_from
+from statepool.qcow2.tool import QemuImg
+from statepool.transfer.cache import Cache
+from statepool.transfer.linked import note_use
+from statepool.transfer.offers import Member, Offer, reader
+from statepool.transfer.ready import discard, examine
+from statepool.transfer.space import make_room
+from statepool.transports.base import Moved
+from statepool.transports.copying import hash_file
+
+READ_ONLY = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+"""Permissions of the bytes of a state: they never change."""
+
+
+@frozen
+class Fetched:
+    """
+    A chain is in the cache.
+
+    :param chain: as the cache knows it, tip first
+    :param bytes: how many had to be moved
+    :param how: how they were moved
+    :param verified: what stands behind them
+    """
+
+    chain: tuple[Manifest, ...]
+    bytes: int
+    how: str
+    verified: Verified
+
+
+class Fetch:
+    """
+    Brings one offered chain into a cache.
+
+    :param cache: where to
+    :param offer: what
+    :param progress: told of the bytes
+    """
+
+    def __init__(self, cache: Cache, offer: Offer, progress: Progress = SILENT) -> None:
+        self._cache = cache
+        self._offer = offer
+        self._source = offer.source.pool
+        self._progress = progress
+        self._bytes = 0
+        self._how: list[str] = []
+        self._verified = Verified.TRUSTED
+
+    def run(self) -> Fetched:
+        """
+        :raises DigestMismatch: what arrived is not what the source's manifest promises
+        :raises UnsafeImage: what arrived is not fit to be used
+        :raises Conflict: the cache has a state of this name that nobody else has
+        :raises NoSpace: it does not fit; nothing was moved
+        """
+        self._cache.prepare()
+        missing = self.missing()
+        make_room(self._cache, [member.manifest for member in missing], self._source.transport, keep=self._digests())
+        before = self._named()
+        self._progress.begin(self._title, sum(member.manifest.size for member in missing))
+        try:
+            chain: list[Manifest] = []
+            for member in reversed(self._offer.members):
+                chain.append(self._bring(member, chain[-1] if chain else None))
+        finally:
+            self._progress.end()
+        if gone := before - {manifest.digest for manifest in chain if manifest.digest is not None}:
+            self._cache.drop(gone)
+        return Fetched(tuple(reversed(chain)), self._bytes, "+".join(dict.fromkeys(self._how)) or "none", self._verified)
+
+    @property
+    def _title(self) -> str:
+        return f"get {self._offer.members[0].manifest.id}"
+
+    def _digests(self) -> set[Digest]:
+        return {member.manifest.digest for member in self._offer.members if member.manifest.digest is not None}
+
+    def _named(self) -> set[Digest]:
+        """:returns: the bytes that the names of this chain lead to now"""
+        found = (self._cache.pool.find(member.manifest.id) for member in self._offer.members)
+        return {manifest.digest for manifest in found if manifest is not None and manifest.digest is not None}
+
+    def missing(self) -> list[Member]:
+        """:returns: what would have to be moved, as far as can be told without reading it"""
+        return [member for member in self._offer.members if self._cached(member.manifest) is None]
+
+    def _cached(self, manifest: Manifest) -> Manifest | None:
+        """:returns: what the cache knows of the same bytes, or of those they were rewritten to"""
+        if manifest.digest is None:
+            return None
+        return self._cache.pool.fold(manifest.id.machine).find_content(manifest.id, manifest.digest)
+
+    # -- one member --------------------------------------------------------------------------------------------------------------------------------
+
+    def _bring(self, member: Member, parent: Manifest | None) -> Manifest:
+        with self._lock(member):
+            cached = self._cached(member.manifest)
+            if cached is not None and self._is_good(cached) and _stands_on(cached, parent):
+                self._publish(cached)
+                return cached
+            return self._fetch(member, parent)
+
+    def _lock(self, member: Member) -> AbstractContextManager[None]:
+        """One worker of this host moves these bytes; the others wait, and then find them here."""
+        name = str(member.manifest.digest or f"{self._source}/{member.path}")
+        return self._cache.pool.locks.hold(f"fetch-{Digest.of(name.encode()).hex[:32]}", self._cache.settings.lock_timeout)
+
+    def _is_good(self, cached: Manifest) -> bool:
+        readiness = examine(self._cache, [cached], self._progress)
+        if readiness.bad:
+            discard(self._cache, cached)
+            return False
+        if readiness.verified is Verified.REHASHED and self._verified is Verified.TRUSTED:
+            self._verified = Verified.REHASHED
+        return True
+
+    def _publish(self, manifest: Manifest) -> None:
+        """Make sure that the name leads to these bytes, which are here."""
+        fold = self._cache.pool.fold(manifest.id.machine)
+        if fold.states.get(manifest.id) == manifest:
+            return
+        assert manifest.digest is not None
+        self._refuse_to_lose(manifest)
+        staging = self._cache.pool.stage([manifest.digest])
+        try:
+            self._cache.pool.publish([manifest], staging, supersede=True, durable=False)
+        finally:
+            staging.end()
+
+    def _refuse_to_lose(self, manifest: Manifest) -> None:
+        old = self._cache.pool.find(manifest.id)
+        if old is None or old.digest is None or manifest.is_content(old.digest) or self._cache.trust.source(old.digest) is not None:
+            return
+        raise Conflict(
+            f"{manifest.id} in the cache {self._cache.root} was set there and is in no source, while {self._source} has another of this name",
+            object=manifest.object,
+            state=manifest.state,
+            pool=str(self._source),
+            hint=f"store it under another name, or give it up with: statepool unset {manifest.object} {manifest.state}",
+        )
+
+    def _fetch(self, member: Member, parent: Manifest | None) -> Manifest:
+        self._refuse_to_lose(member.manifest)
+        if self._source.transport.capabilities.refers and (linked := self._refer(member, parent)) is not None:
+            return linked
+        # The bytes have no digest yet if another tool put them there, or another one than the source's if they will be rewritten: so the name that
+        # they are gathered under is only that of the writer.
+        gathering = self._cache.pool.stage(self._digests_of(member))
+        try:
+            path = layout.gathered(gathering.marker.nonce)
+            manifest, moved = self._gather(member, parent, self._cache.root / path)
+            assert manifest.digest is not None
+            staging = self._cache.pool.stage([manifest.digest]) if manifest.digest != member.manifest.digest else gathering
+            try:
+                self._cache.pool.transport.rename(path, staging.path(manifest.digest))
+                self._cache.pool.publish([manifest], staging, supersede=True, durable=False)
+            finally:
+                if staging is not gathering:
+                    staging.end()
+        finally:
+            self._cache.pool.transport.remove(layout.gathered(gathering.marker.nonce))
+            gathering.end()
+        self._arrived(manifest, moved)
+        return manifest
+
+    def _digests_of(self, member: Member) -> list[Digest]:
+        return [member.manifest.digest] if member.manifest.digest is not None else []
+
+    def _arrived(self, manifest: Manifest, moved: Moved) -> None:
+        assert manifest.digest is not None
+        self._cache.trust.record(manifest.digest, self._cache.data(manifest.digest), flushed=False, source=str(self._source))
+        self._bytes += moved.sent
+        self._how.append(moved.how)
+        self._verified = Verified.ARRIVED if self._offer.managed else Verified.UNMANAGED
+
+    def _gather(self, member: Member, parent: Manifest | None, path: Path) -> tuple[Manifest, Moved]:
+        """Move the bytes of a member into a file of our own, and check them there. :returns: what the cache will know of it"""
+        promised = member.manifest
+        algorithm = promised.digest.algorithm if promised.digest is not None else "blake3"
+        with open(path, "x+b", buffering=0) as file:
+            moved = self._source.transport.fetch(
+                member.path, file.fileno(), promised.size, algorithm=algorithm, extents=promised.extents, progress=self._progress
+            )
+            self._check_digest(promised, moved.digest)
+            header = check_image(
+                read_from(file.fileno()),
+                promised.size,
+                f"{promised.id} from {self._source}",
+                parent=parent.state if parent else None,
+                backing=Backing.UNMANAGED,
+            )
+            digest = self._relocate(file.fileno(), path, header, parent, moved.digest)
+            os.fchmod(file.fileno(), READ_ONLY)
+            size = os.fstat(file.fileno()).st_size
+        return _translated(promised, header, parent, digest, moved.digest, size), moved
+
+    def _check_digest(self, promised: Manifest, actual: Digest) -> None:
+        if promised.digest is not None and promised.digest != actual:
+            raise DigestMismatch(
+                f"the bytes of {promised.id} from {self._source} are {actual}, not {promised.digest}",
+                expected=str(promised.digest),
+                actual=str(actual),
+                object=promised.object,
+                state=promised.state,
+                pool=str(self._source),
+                hint=f"look at the pool with: statepool --source {self._source.location} verify {promised.object} {promised.state}",
+            )
+
+    def _relocate(self, descriptor: int, path: Path, header: Header, parent: Manifest | None, digest: Digest) -> Digest:
+        """Make the backing name a plain sibling name. :returns: the digest of the bytes then"""
+        if parent is None or header.backing_name == parent.file_name.encode():
+            return digest
+        patches = backing_patch(read_from(descriptor), header, parent.file_name)
+        if patches is None:
+            QemuImg(self._cache.settings.tool_timeout).rebase_unsafe(path, parent.file_name)
+        else:
+            apply_patches(descriptor, patches)
+        return hash_file(descriptor, os.fstat(descriptor).st_size, algorithm=digest.algorithm)
+
+    # -- link pools --------------------------------------------------------------------------------------------------------------------------------
+
+    def _refer(self, member: Member, parent: Manifest | None) -> Manifest | None:
+        """
+        Refer to a file of the source instead of copying it.
+
+        :returns: what the cache knows of it, or None if the file has to be rewritten, and so copied
+        """
+        promised = member.manifest
+        target = self._source.transport.local_path(member.path)
+        if target is None or target.is_symlink():
+            return None
+        read, size = reader(self._source, member.path)
+        header = check_image(read, size, f"{promised.id} in {self._source}", parent=parent.state if parent else None, backing=Backing.UNMANAGED)
+        if parent is not None and header.backing_name != parent.file_name.encode():
+            return None
+        algorithm = promised.digest.algorithm if promised.digest is not None else "blake3"
+        digest = self._source.transport.digest(member.path, promised.size, algorithm=algorithm, progress=self._progress)
+        self._check_digest(promised, digest)
+        manifest = _translated(promised, header, parent, digest, digest, size)
+        self._place_link(manifest, digest, target)
+        self._arrived(manifest, Moved(digest=digest, how="link", sent=0))
+        return manifest
+
+    def _place_link(self, manifest: Manifest, digest: Digest, target: Path) -> None:
+        try:
+            note_use(self._source, digest, self._cache.root)
+        except (AccessDenied, TransportError):
+            pass  # a pool that cannot be written is not told; a dead link is mended by the next get
+        staging = self._cache.pool.stage([digest])
+        try:
+            self._cache.pool.transport.symlink(str(target), staging.path(digest))
+            self._cache.pool.publish([manifest], staging, supersede=True, durable=False)
+        finally:
+            staging.end()
+
+
+def _stands_on(cached: Manifest, parent: Manifest | None) -> bool:
+    """Whether a cached state names the parent that the cache has; the same bytes can have been rewritten over another copy of their parent."""
+    if cached.parent is None or parent is None:
+        return cached.parent is None and parent is None
+    return cached.parent.state == parent.state and cached.parent.digest == parent.digest
+
+
+def _translated(promised: Manifest, header: Header, parent: Manifest | None, digest: Digest, origin: Digest, size: int) -> Manifest:
+    """:returns: a source's manifest in the terms of the cache: with its digests, and what the header says where nobody hashed the file"""
+    assert parent is None or parent.digest is not None
+    return evolve(
+        promised,
+        digest=digest,
+        origin=origin if digest != origin else promised.origin,
+        parent=Parent(parent.state, parent.digest) if parent is not None and parent.digest is not None else None,
+        size=size,
+        virtual_size=header.virtual_size,
+        cluster_size=header.cluster_size,
+    )

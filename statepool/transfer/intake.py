@@ -1,0 +1,279 @@
+"""
+Taking a working image into the cache as a state: linked, not copied, where both are on one file system.
+
+The file that a machine ran on *becomes* the state, and a fresh overlay takes its place under the name that the machine knows. In between the file has
+two names and the backing name of a state, so that a machine could not run from it: a marker says how to go on, and whoever comes after a crash does so
+(:mod:`statepool.transfer.recovery`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from attrs import field, frozen
+
+from statepool.errors import Conflict, StatePoolError, UnsafeImage, UsageError
+from statepool.model.digest import Digest
+from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent, StateId
+from statepool.model.progress import SILENT, Progress
+from statepool.pools import layout
+from statepool.pools.writer import Writer
+from statepool.qcow2 import opened
+from statepool.qcow2.checks import Backing, check_image, warnings
+from statepool.qcow2.header import Header, Patch, apply_patches, backing_patch, is_empty_overlay, reader
+from statepool.qcow2.tool import QemuImg
+from statepool.transfer.cache import Cache
+from statepool.transfer.fetch import READ_ONLY
+from statepool.transfer.space import require_space
+from statepool.transfer.takeover import Takeover, finish, give_back
+from statepool.transports.copying import copy, data_extents, hash_file
+
+_CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP})
+"""What the kernel says where a file cannot get a second name: another file system, one without links, or somebody else's file
+(``fs.protected_hardlinks``)."""
+
+
+@frozen
+class Taken:
+    """
+    A working image is a state of the cache.
+
+    :param manifest: what is known of it
+    :param written: whether anything had to be changed; False if the same state was there
+    :param how: ``hardlink``, ``copy``, ``reflink`` or ``none``
+    :param warnings: what the user should know
+    """
+
+    manifest: Manifest
+    written: bool
+    how: str
+    warnings: tuple[str, ...] = ()
+
+
+@frozen
+class _Examined:
+    """What a look at a working image found."""
+
+    header: Header
+    parent: Manifest | None
+    patches: tuple[Patch, ...] | None
+    size: int
+    warnings: tuple[str, ...] = ()
+
+
+@frozen
+class Intake:
+    """
+    Takes one working image.
+
+    :param cache: where to
+    :param state: the name it gets
+    :param working: the image, absolute
+    :param replace: other content under the name gives way, if nothing stands on it
+    :param labels: what its owner wants to remember
+    :param creator: what made it
+    :param clock: tells the time, in seconds since the epoch
+    """
+
+    cache: Cache
+    state: StateId
+    working: Path
+    replace: bool = False
+    labels: Mapping[str, str] = field(factory=dict)
+    creator: Mapping[str, str] = field(factory=dict)
+    progress: Progress = SILENT
+    clock: Callable[[], float] = time.time
+
+    def run(self, *, dry_run: bool = False) -> Taken:
+        """
+        :param dry_run: look at everything, and change nothing
+        :raises Conflict: the name exists with other content, or the image was written to on top of the very state it should become
+        :raises InUse: another process has the image open
+        :raises UnsafeImage: it is not fit to be a state
+        """
+        with opened.exclusive(self.working) as descriptor:
+            examined = self._examine(descriptor)
+            if examined.parent is not None and examined.parent.id == self.state:
+                return self._unchanged(descriptor, examined)
+            if not dry_run:
+                self.cache.prepare()
+            if not self._can_link() or examined.patches is None:
+                return self._copy(descriptor, examined, dry_run)
+            return self._link(descriptor, examined, dry_run)
+
+    # -- looking -----------------------------------------------------------------------------------------------------------------------------------
+
+    def _examine(self, descriptor: int) -> _Examined:
+        size = os.fstat(descriptor).st_size
+        read = reader(descriptor)
+        header = check_image(read, size, str(self.working), backing=Backing.WORKING)
+        parent = self._parent(header)
+        patches = backing_patch(read, header, parent.file_name) if parent is not None else ()
+        return _Examined(header, parent, patches, size, warnings(header))
+
+    def _parent(self, header: Header) -> Manifest | None:
+        if header.backing_name is None:
+            return None
+        name = os.fsdecode(header.backing_name)
+        found = self.cache.chains.parse(os.path.join(self.working.parent, name))
+        if found is None:
+            raise UnsafeImage(
+                f"{self.working} is backed by {name}, which is not in the cache {self.cache.root}",
+                check="backing-outside-cache",
+                path=str(self.working),
+                hint=f"make it stand alone: qemu-img convert -f qcow2 -O qcow2 {self.working} NEW.qcow2; or begin with: statepool get ... --to FILE",
+            )
+        digest, state = found
+        parent = self.cache.pool.fold(self.state.machine).find(self.state.object, Parent(state, digest))
+        if parent is None:
+            raise Conflict(
+                f"{self.working} stands on {state} with the digest {digest}, which is no state of {self.state.object} in the cache any more",
+                object=self.state.object,
+                state=self.state.state,
+                path=str(self.working),
+                hint=f"get {state} again, and make the state from that",
+            )
+        return parent
+
+    def _unchanged(self, descriptor: int, examined: _Examined) -> Taken:
+        assert examined.parent is not None
+        if not is_empty_overlay(reader(descriptor), examined.header):
+            raise Conflict(
+                f"{self.working} stands on {self.state} itself, and was written to since",
+                object=self.state.object,
+                state=self.state.state,
+                path=str(self.working),
+                hint="set it under another name",
+            )
+        return Taken(examined.parent, written=False, how="none", warnings=examined.warnings)
+
+    def _can_link(self) -> bool:
+        data = self.cache.root if self.cache.root.exists() else next(path for path in self.cache.root.parents if path.exists())
+        return os.stat(self.working).st_dev == os.stat(data).st_dev and self.working.stat().st_nlink == 1
+
+    def _manifest(self, descriptor: int, examined: _Examined, digest: Digest, size: int) -> Manifest:
+        parent = examined.parent
+        extents = data_extents(descriptor, size, limit=MAX_EXTENTS)
+        return Manifest(
+            object=self.state.object,
+            state=self.state.state,
+            size=size,
+            digest=digest,
+            parent=Parent(parent.state, parent.digest) if parent is not None and parent.digest is not None else None,
+            virtual_size=examined.header.virtual_size,
+            cluster_size=examined.header.cluster_size,
+            extents=extents if extents != ((0, size),) else (),
+            created=self.clock(),
+            creator={"host": Writer.current().host, **self.creator},
+            labels=dict(self.labels),
+        )
+
+    # -- by linking --------------------------------------------------------------------------------------------------------------------------------
+
+    def _link(self, descriptor: int, examined: _Examined, dry_run: bool) -> Taken:
+        patches = examined.patches or ()
+        os.fsync(descriptor)
+        digest = self._hash(descriptor, examined.size, [(patch.offset, patch.data) for patch in patches])
+        manifest = self._manifest(descriptor, examined, digest, examined.size)
+        changes = self.cache.pool.check_publishable([manifest], replace=self.replace)
+        if dry_run:
+            return Taken(manifest, changes, "hardlink", examined.warnings)
+        staging = self.cache.pool.stage([digest], **self._facts(descriptor, examined, manifest))
+        if not self._link_bytes(staging.path(digest)):
+            staging.end()
+            return self._copy(descriptor, examined, dry_run)
+        try:
+            apply_patches(descriptor, patches)
+            os.fchmod(descriptor, READ_ONLY)
+            os.fsync(descriptor)
+            finish(self.cache, staging, manifest, self.working, replace=self.replace)
+        except StatePoolError:
+            # Somebody else was faster, or the disk is full: the image becomes again what it was, unless it is a state by now.
+            give_back(self.cache, staging.marker)
+            raise
+        return Taken(manifest, changes, "hardlink", examined.warnings)
+
+    def _hash(self, descriptor: int, size: int, overlay: list[tuple[int, bytes]]) -> Digest:
+        self.progress.begin(f"set {self.state}", size)
+        try:
+            return hash_file(descriptor, size, progress=self.progress, overlay=overlay)
+        finally:
+            self.progress.end()
+
+    def _facts(self, descriptor: int, examined: _Examined, manifest: Manifest) -> dict[str, str]:
+        return Takeover(
+            working=self.working,
+            backing=os.fsdecode(examined.header.backing_name or b""),
+            mode=stat.S_IMODE(os.fstat(descriptor).st_mode),
+            replace=self.replace,
+            manifest=manifest,
+        ).to_facts()
+
+    def _link_bytes(self, path: str) -> bool:
+        """:returns: whether the image has a second name in the cache now"""
+        try:
+            os.link(self.working, self.cache.root / path, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _CANNOT_LINK:
+                return False
+            raise
+        return True
+
+    # -- by copying --------------------------------------------------------------------------------------------------------------------------------
+
+    def _copy(self, descriptor: int, examined: _Examined, dry_run: bool) -> Taken:
+        """For a cache on another file system, an image with other names, or a header that only qemu-img can change."""
+        pool = self.cache.pool
+        if dry_run:
+            digest = self._hash(descriptor, examined.size, [(patch.offset, patch.data) for patch in examined.patches or ()])
+            manifest = self._manifest(descriptor, examined, digest, examined.size)
+            return Taken(manifest, pool.check_publishable([manifest], replace=self.replace), "copy", examined.warnings)
+        require_space(pool, sum(length for _, length in data_extents(descriptor, examined.size, limit=MAX_EXTENTS)))
+        gathering = pool.stage([])
+        path = self.cache.root / layout.gathered(gathering.marker.nonce)
+        try:
+            manifest, how = self._copy_bytes(descriptor, examined, path)
+            changes = pool.check_publishable([manifest], replace=self.replace)
+            assert manifest.digest is not None
+            staging = pool.stage([manifest.digest])
+            pool.transport.rename(layout.gathered(gathering.marker.nonce), staging.path(manifest.digest))
+        finally:
+            path.unlink(missing_ok=True)
+            gathering.end()
+        finish(self.cache, staging, manifest, self.working, replace=self.replace)
+        return Taken(manifest, changes, how, examined.warnings)
+
+    def _copy_bytes(self, descriptor: int, examined: _Examined, path: Path) -> tuple[Manifest, str]:
+        self.progress.begin(f"set {self.state}", examined.size)
+        try:
+            with open(path, "x+b", buffering=0) as file:
+                moved = copy(descriptor, file.fileno(), examined.size, progress=self.progress)
+                digest, parent = moved.digest, examined.parent
+                if parent is not None and examined.patches is None:
+                    QemuImg(self.cache.settings.tool_timeout).rebase_unsafe(path, parent.file_name)
+                elif examined.patches:
+                    apply_patches(file.fileno(), examined.patches)
+                size = os.fstat(file.fileno()).st_size
+                if parent is not None:
+                    digest = hash_file(file.fileno(), size)
+                manifest = self._manifest(file.fileno(), examined, digest, size)
+                os.fchmod(file.fileno(), READ_ONLY)
+                os.fsync(file.fileno())
+        finally:
+            self.progress.end()
+        return manifest, moved.how
+
+
+def absolute(source: os.PathLike[str] | str) -> Path:
+    """
+    :returns: a working image's path, absolute
+    :raises UsageError: nothing is named
+    """
+    if not os.fspath(source):
+        raise UsageError("no working image is named")
+    return Path(os.path.abspath(source))

@@ -1,0 +1,175 @@
+"""
+Storing a cached chain in another pool: parents first, what is there is skipped, and nothing is visible before it is whole.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Sequence
+
+from attrs import evolve
+
+from statepool.errors import Conflict, DigestMismatch, StatePoolError
+from statepool.model.digest import Digest
+from statepool.model.manifest import Manifest, Parent
+from statepool.model.outcomes import Presence, StoredAt
+from statepool.model.progress import SILENT, Progress
+from statepool.pools.collect import Collector
+from statepool.pools.pool import Pool
+from statepool.transfer.cache import Cache
+from statepool.transfer.linked import held_by_links
+from statepool.transfer.space import require_space
+
+
+class Relation(enum.StrEnum):
+    """How a state of a chain in the cache relates to the pool."""
+
+    SAME = "same"
+    MISSING = "missing"
+    """The pool does not have it."""
+    DIFFERENT = "different"
+    """The pool has other content under this name."""
+
+
+def relations(chain: Sequence[Manifest], pool: Pool) -> list[tuple[Manifest, Relation]]:
+    """
+    :param chain: of the cache, tip first
+    :returns: how each state of it relates to what the pool has, by name and digest; no data is read
+    """
+    fold = pool.fold(chain[0].id.machine)
+    result = []
+    for manifest in chain:
+        there = fold.states.get(manifest.id)
+        if there is None:
+            relation = Relation.MISSING
+        else:
+            relation = Relation.SAME if _same_content(manifest, there) else Relation.DIFFERENT
+        result.append((manifest, relation))
+    return result
+
+
+def _same_content(one: Manifest, other: Manifest) -> bool:
+    """Whether two manifests speak of the same bytes, before either was rewritten for its place."""
+    return bool({one.digest, one.origin} & {other.digest, other.origin} - {None})
+
+
+class Push:
+    """
+    Stores one cached chain in a pool.
+
+    :param cache: where from
+    :param pool: where to
+    :param progress: told of the bytes
+    """
+
+    def __init__(self, cache: Cache, pool: Pool, progress: Progress = SILENT) -> None:
+        self._cache = cache
+        self._pool = pool
+        self._progress = progress
+        self._bytes = 0
+
+    def run(self, chain: Sequence[Manifest], *, replace: bool = False) -> StoredAt:
+        """
+        :param chain: tip first
+        :param replace: other content under the tip's name gives way, if nothing stands on it
+        :returns: what became of it
+        :raises Conflict: a name exists with other content
+        :raises NoSpace: it does not fit; nothing was moved
+        """
+        self._pool.require(write=True)
+        missing = self._missing(chain, replace)
+        if not missing:
+            self._note(chain)
+            return StoredAt(str(self._pool), Presence.PRESENT, durable=self._durable)
+        require_space(self._pool, sum(manifest.data_size for manifest in missing if not self._pool.has_bytes(_digest(manifest))))
+        self._progress.begin(f"set {chain[0].id} in {self._pool}", sum(manifest.size for manifest in missing))
+        try:
+            for manifest in missing:
+                self._store(self._translated(chain, manifest), replace=replace and manifest is chain[0])
+        finally:
+            self._progress.end()
+        self._note(chain)
+        return StoredAt(str(self._pool), Presence.STORED, durable=self._durable, bytes=self._bytes)
+
+    def attempt(self, chain: Sequence[Manifest], *, replace: bool = False) -> StoredAt:
+        """As :meth:`run`, but what goes wrong at this pool is part of the answer, so that it does not hide what happened at others."""
+        try:
+            return self.run(chain, replace=replace)
+        except StatePoolError as error:
+            return StoredAt(str(self._pool), Presence.FAILED, durable=False, error=str(error))
+
+    @property
+    def _durable(self) -> bool:
+        return self._pool.transport.capabilities.durable
+
+    def _missing(self, chain: Sequence[Manifest], replace: bool) -> list[Manifest]:
+        """:returns: what has to be stored, root first"""
+        missing = []
+        for manifest, relation in reversed(relations(chain, self._pool)):
+            if relation is Relation.DIFFERENT and not (replace and manifest is chain[0]):
+                there = self._pool.find(manifest.id)
+                raise Conflict(
+                    f"{manifest.id} exists in {self._pool} with other content: {there.digest if there else 'none'}, here {manifest.digest}",
+                    object=manifest.object,
+                    state=manifest.state,
+                    pool=str(self._pool),
+                    hint="choose another name, or ask for it to be replaced",
+                )
+            if relation is not Relation.SAME:
+                missing.append(manifest)
+        return missing
+
+    def _translated(self, chain: Sequence[Manifest], manifest: Manifest) -> Manifest:
+        """:returns: a cached manifest in the terms of the pool, whose copy of the parent may have other bytes around the same content"""
+        below = chain[list(chain).index(manifest) + 1] if manifest.parent is not None else None
+        there = self._pool.find(below.id) if below is not None else None
+        if below is None or there is None or there.digest is None or not _same_content(below, there):
+            return manifest
+        return evolve(manifest, parent=Parent(below.state, there.digest))
+
+    def _store(self, manifest: Manifest, *, replace: bool) -> None:
+        digest = _digest(manifest)
+        old = self._pool.find(manifest.id)
+        staging = self._pool.stage([digest])
+        try:
+            if not self._pool.has_bytes(digest):
+                self._send(manifest, staging.path(digest))
+            else:
+                self._progress.advance(manifest.size)
+            self._pool.publish([manifest], staging, replace=replace)
+        finally:
+            staging.end()
+        if old is not None and old.digest not in (None, digest):
+            Collector(self._pool, lambda: held_by_links(self._pool)).collect([_digest(old)])
+
+    def _send(self, manifest: Manifest, path: str) -> None:
+        digest = _digest(manifest)
+        descriptor = os.open(self._cache.data(digest), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            moved = self._pool.transport.store(
+                descriptor, path, manifest.size, algorithm=digest.algorithm, extents=manifest.extents, progress=self._progress
+            )
+        finally:
+            os.close(descriptor)
+        if moved.digest != digest:
+            raise DigestMismatch(
+                f"the bytes of {manifest.id} in the cache {self._cache.root} are {moved.digest}, not {digest}",
+                expected=str(digest),
+                actual=str(moved.digest),
+                object=manifest.object,
+                state=manifest.state,
+                pool=str(self._cache.pool),
+                hint=f"look at the cache with: statepool verify {manifest.object} {manifest.state}",
+            )
+        self._bytes += moved.sent
+
+    def _note(self, chain: Sequence[Manifest]) -> None:
+        """From now on the cache may evict these states: they can be had again."""
+        for manifest in chain:
+            self._cache.trust.note_source(_digest(manifest), str(self._pool))
+
+
+def _digest(manifest: Manifest) -> Digest:
+    assert manifest.digest is not None
+    return manifest.digest

@@ -1,0 +1,116 @@
+"""
+Whether a cached chain can be used as it is: its files are there, and trusted, or hashed once more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from statepool.errors import DigestMismatch, IntegrityError
+from statepool.model.digest import Digest
+from statepool.model.manifest import Manifest
+from statepool.model.outcomes import Verified
+from statepool.model.progress import SILENT, Progress
+from statepool.pools import layout
+from statepool.transfer.cache import Cache
+from statepool.transfer.trust import Standing
+from statepool.transports.copying import hash_file
+
+
+@frozen
+class Readiness:
+    """
+    What is to be said of a cached chain.
+
+    :param verified: what stands behind the bytes that are good
+    :param bad: members whose bytes are gone or are not what they should be
+    """
+
+    verified: Verified
+    bad: tuple[Manifest, ...] = ()
+
+
+def examine(cache: Cache, chain: Sequence[Manifest], progress: Progress = SILENT) -> Readiness:
+    """
+    Look at the files of a chain, and hash those that are not trusted.
+
+    :param chain: of the cache, tip first
+    """
+    verified = Verified.TRUSTED
+    bad = []
+    for manifest in chain:
+        assert manifest.digest is not None
+        standing = cache.trust.standing(manifest.digest, cache.data(manifest.digest))
+        if standing is Standing.MISSING and not cache.data(manifest.digest).is_symlink() and cache.pool.has_bytes(manifest.digest):
+            standing = Standing.DOUBTFUL
+        if standing is Standing.DOUBTFUL:
+            verified = Verified.REHASHED
+            if not rehash(cache, manifest, progress):
+                standing = Standing.MISSING
+        if standing is Standing.MISSING:
+            bad.append(manifest)
+    return Readiness(verified, tuple(bad))
+
+
+def actual_digest(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> Digest:
+    """
+    :returns: the digest of a cached file as it is now
+    :raises IntegrityError: it is not as long as it should be
+    """
+    assert manifest.digest is not None
+    descriptor = os.open(cache.data(manifest.digest), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size != manifest.size:
+            raise IntegrityError(
+                f"the bytes of {manifest.id} in {cache.root} are {size} long, not {manifest.size}",
+                object=manifest.object,
+                state=manifest.state,
+                path=str(cache.data(manifest.digest)),
+            )
+        progress.begin(f"check {manifest.id}", size)
+        try:
+            return hash_file(descriptor, size, algorithm=manifest.digest.algorithm, progress=progress)
+        finally:
+            progress.end()
+    finally:
+        os.close(descriptor)
+
+
+def rehash(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> bool:
+    """
+    Hash a cached file once more, and trust it again if it is what it should be.
+
+    :returns: whether it is
+    """
+    assert manifest.digest is not None
+    try:
+        if actual_digest(cache, manifest, progress) != manifest.digest:
+            return False
+    except (IntegrityError, FileNotFoundError):
+        return False
+    source = cache.trust.source(manifest.digest)
+    cache.trust.record(manifest.digest, cache.data(manifest.digest), flushed=False, source=source)
+    return True
+
+
+def discard(cache: Cache, manifest: Manifest) -> None:
+    """Take away a file that does not hold what its name says, or a link that leads nowhere, so that the right bytes can take its place."""
+    assert manifest.digest is not None
+    cache.pool.transport.remove(layout.data(manifest.digest))
+    cache.trust.forget(manifest.digest)
+
+
+def damaged(cache: Cache, manifest: Manifest) -> DigestMismatch:
+    """:returns: the error for a cached file that no source can mend"""
+    return DigestMismatch(
+        f"the bytes of {manifest.id} in the cache {cache.root} are damaged or gone, and no source has them",
+        expected=str(manifest.digest),
+        object=manifest.object,
+        state=manifest.state,
+        pool=str(cache.pool),
+        hint=f"remove it with: statepool unset {manifest.object} {manifest.state} --cascade",
+    )

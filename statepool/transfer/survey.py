@@ -1,0 +1,101 @@
+"""What this host and its pools have and lack."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from statepool.errors import StatePoolError
+from statepool.model.outcomes import Finding, Level
+from statepool.pools import layout
+from statepool.pools.pool import Pool
+from statepool.qcow2.overlay import matches_installed
+from statepool.qcow2.tool import QemuImg
+from statepool.transfer.cache import Cache
+from statepool.transports.copying import can_share_blocks
+
+
+def survey_host(cache: Cache, tool: QemuImg) -> list[Finding]:
+    """:returns: what was found on this host and in its cache"""
+    return [*_tools(tool), *_cache(cache)]
+
+
+def _tools(tool: QemuImg) -> Iterator[Finding]:
+    try:
+        yield Finding(Level.OK, "this host", f"qemu-img {tool.version()}")
+        if not matches_installed(tool):
+            yield Finding(Level.NOTE, "this host", "this qemu-img writes empty overlays otherwise than we do; both work")
+    except StatePoolError as error:
+        yield Finding(Level.ERROR, "this host", error.message, error.hint)
+
+
+def _cache(cache: Cache) -> Iterator[Finding]:
+    where = str(cache.pool)
+    if not cache.root.exists():
+        yield Finding(Level.NOTE, where, "the cache is not there yet", "it is made by the first get or set")
+        return
+    if not os.access(cache.root, os.W_OK):
+        yield Finding(Level.ERROR, where, "the cache cannot be written", "change its permissions, or choose another with --cache")
+        return
+    sharing = can_share_blocks(cache.root)
+    yield Finding(
+        Level.OK,
+        where,
+        "the file system shares blocks: copies within it are free" if sharing else "the file system cannot share blocks: copies take room",
+    )
+    yield from survey_pool(cache.pool)
+
+
+def survey_pool(pool: Pool) -> list[Finding]:
+    """:returns: what was found in a pool"""
+    try:
+        return list(_pool(pool))
+    except StatePoolError as error:
+        return [Finding(Level.ERROR, str(pool), error.message, error.hint)]
+
+
+def _pool(pool: Pool) -> Iterator[Finding]:
+    where = str(pool)
+    pool.require()
+    free = pool.transport.free_space()
+    if free is not None:
+        yield Finding(Level.OK, where, f"{free} bytes are free")
+    if not pool.transport.capabilities.symlinks:
+        yield Finding(Level.NOTE, where, "no symbolic links here: the pool goes without a view")
+    if not pool.is_managed:
+        yield Finding(Level.NOTE, where, "a pool of another tool: it can be read", f"to write to it: statepool init {pool.location}")
+    for machine in pool.machines():
+        yield from _machine(pool, machine)
+    root = pool.transport.local_path("")
+    if root is not None:
+        yield from _permissions(where, root)
+
+
+def _machine(pool: Pool, machine: str) -> Iterator[Finding]:
+    try:
+        fold = pool.fold(machine)
+        unmanaged = pool.unmanaged(machine)
+    except StatePoolError as error:
+        yield Finding(Level.ERROR, str(pool), error.message, error.hint)
+        return
+    if unmanaged and pool.is_managed:
+        yield Finding(Level.NOTE, str(pool), f"{len(unmanaged)} states of {machine} are unmanaged", f"statepool adopt {pool.location}")
+    for digest in sorted(fold.digests):
+        if not pool.has_bytes(digest):
+            names = ", ".join(str(manifest.id) for manifest in fold.manifests if manifest.digest == digest)
+            yield Finding(Level.ERROR, str(pool), f"the bytes of {names} are gone", "unset it, and set it again")
+
+
+def _permissions(where: str, root: Path) -> Iterator[Finding]:
+    """A pool that a group shares must let every member write, in what others made too."""
+    mode = root.stat().st_mode
+    if not mode & stat.S_IWGRP:
+        return
+    if not mode & stat.S_ISGID:
+        yield Finding(Level.WARNING, where, "the directory is writable for its group, but not setgid", f"chmod g+s {root}")
+    for name in (layout.OURS, *layout.DIRECTORIES):
+        path = root / name
+        if path.is_dir() and not path.stat().st_mode & stat.S_IWGRP:
+            yield Finding(Level.WARNING, where, f"{name} is not writable for the group of the pool", f"chmod g+ws {path}")

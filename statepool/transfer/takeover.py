@@ -1,0 +1,217 @@
+"""
+The part of taking a working image over that a crash must not interrupt for good: while the image has two names and the backing name of a state.
+
+Its marker says what was under way. Whoever comes after a crash goes on with it: forward if the bytes are those that were hashed, and back otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from attrs import frozen
+
+from statepool.errors import BadRecord, InUse, StatePoolError
+from statepool.model.digest import Digest
+from statepool.model.manifest import Manifest
+from statepool.model.outcomes import Collected
+from statepool.pools import layout
+from statepool.pools.staging import Marker, Staging, read_markers
+from statepool.qcow2 import opened
+from statepool.qcow2.header import apply_patches, backing_patch, read_header_fd, reader
+from statepool.qcow2.tool import QemuImg
+from statepool.transfer.cache import Cache
+from statepool.transfer.fetch import READ_ONLY
+from statepool.transfer.working import make_working
+from statepool.transports.copying import copy, hash_file
+
+INTENT = "set"
+"""What the marker calls itself in its facts."""
+
+
+@frozen
+class Takeover:
+    """
+    What is under way.
+
+    :param working: the image, absolute
+    :param backing: the backing name it had, empty for none
+    :param mode: the permissions it had
+    :param replace: whether other content under the state's name gives way
+    :param manifest: what it is to become
+    """
+
+    working: Path
+    backing: str
+    mode: int
+    replace: bool
+    manifest: Manifest
+
+    def to_facts(self) -> dict[str, str]:
+        """:returns: the form in a marker"""
+        return {
+            "intent": INTENT,
+            "working": str(self.working),
+            "backing": self.backing,
+            "mode": str(self.mode),
+            "replace": "yes" if self.replace else "no",
+            "manifest": json.dumps(self.manifest.to_json()),
+        }
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, str]) -> Takeover:
+        """
+        :raises BadRecord: the facts are not those of a takeover
+        """
+        try:
+            return cls(
+                working=Path(facts["working"]),
+                backing=facts["backing"],
+                mode=int(facts["mode"]),
+                replace=facts["replace"] == "yes",
+                manifest=Manifest.from_json(json.loads(facts["manifest"])),
+            )
+        except (KeyError, ValueError) as error:
+            raise BadRecord(f"a marker of a set lacks or garbles {error}") from error
+
+
+def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | None, *, replace: bool) -> None:
+    """
+    Publish bytes that are gathered and flushed, and put a fresh overlay in the place of the image they came from. Ends the staging, unless it fails with
+    the image half changed: then whoever comes next ends it.
+
+    :param working: the image, or None if there is none any more
+    :raises Conflict: the name exists with other content
+    """
+    pool = cache.pool
+    digest = manifest.digest
+    assert digest is not None
+    pool.publish([manifest], staging, replace=replace)
+    if working is not None:
+        make_working(cache, pool.chain(manifest.id), working, overwrite=True, flush=True)
+    staging.end()
+    cache.trust.record(digest, cache.data(digest), flushed=True, source=cache.trust.source(digest))
+
+
+# -- after a crash -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def recover(cache: Cache) -> list[Collected]:
+    """
+    End what crashed processes of this host left half done: takeovers, unfinished transfers, working images half written.
+
+    :returns: what was removed
+    """
+    if not cache.pool.is_managed:
+        return []
+    dead = [marker for marker in read_markers(cache.pool.transport) if marker.writer.is_dead]
+    if dead:
+        with cache.pool.locks.hold("recover", cache.settings.lock_timeout):
+            for marker in dead:
+                if marker.facts.get("intent") == INTENT:
+                    _recover(cache, marker)
+    cache.chains.recover()
+    return cache.collector.clear_incoming() if dead else []
+
+
+def _recover(cache: Cache, marker: Marker) -> None:
+    if cache.pool.transport.stat(layout.marker(marker.nonce)) is None:
+        return  # another process was faster
+    under_way = Takeover.from_facts(marker.facts)
+    gathered = cache.root / layout.incoming(marker.nonce, _digest(under_way.manifest))
+    if not gathered.exists():
+        Staging(cache.pool.transport, marker).end()  # it was not begun, or was over but for this
+        return
+    try:
+        _go_on(cache, marker, under_way, gathered)
+    except InUse:
+        return  # somebody runs a machine on it although it is half a state: the marker keeps it until that ends
+
+
+def _go_on(cache: Cache, marker: Marker, under_way: Takeover, gathered: Path) -> None:
+    gathered.chmod(0o600)
+    with opened.exclusive(gathered) as descriptor:
+        _put_on_backing(cache, descriptor, gathered, under_way.manifest.parent.state + ".qcow2" if under_way.manifest.parent else None)
+        size = os.fstat(descriptor).st_size
+        good = size == under_way.manifest.size and hash_file(descriptor, size) == under_way.manifest.digest
+        os.fchmod(descriptor, READ_ONLY)
+        os.fsync(descriptor)
+        if good:
+            working = under_way.working if _is_same(under_way.working, gathered) else None
+            try:
+                finish(cache, Staging(cache.pool.transport, marker), under_way.manifest, working, replace=under_way.replace)
+                return
+            except StatePoolError:
+                if _is_published(cache, under_way.manifest):
+                    raise
+    give_back(cache, marker)
+
+
+def give_back(cache: Cache, marker: Marker) -> None:
+    """
+    Make a half taken image again what it was, and forget that it was to become a state. Nothing happens if it is a state by now: then only its
+    overlay is missing, and the next command makes that.
+    """
+    under_way = Takeover.from_facts(marker.facts)
+    if _is_published(cache, under_way.manifest):
+        return
+    gathered = cache.root / layout.incoming(marker.nonce, _digest(under_way.manifest))
+    if _is_same(under_way.working, gathered):
+        if _is_same(cache.data(_digest(under_way.manifest)), gathered):
+            # These bytes have their name already, and somebody else may need them under it: they must stay as they are.
+            _separate(cache, under_way, gathered)
+        else:
+            _restore(cache, under_way, gathered)
+    Staging(cache.pool.transport, marker).end()
+
+
+def _restore(cache: Cache, under_way: Takeover, path: Path) -> None:
+    path.chmod(0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _put_on_backing(cache, descriptor, path, under_way.backing or None)
+        os.fchmod(descriptor, under_way.mode)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _separate(cache: Cache, under_way: Takeover, gathered: Path) -> None:
+    temporary = under_way.working.with_name(f".statepool-{cache.pool.nonce()}.tmp")
+    try:
+        with open(gathered, "rb") as source, open(temporary, "x+b", buffering=0) as target:
+            copy(source.fileno(), target.fileno(), under_way.manifest.size)
+        _restore(cache, under_way, temporary)
+        os.replace(temporary, under_way.working)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _put_on_backing(cache: Cache, descriptor: int, path: Path, name: str | None) -> None:
+    """Give an image a backing name, if it does not have it."""
+    header = read_header_fd(descriptor, str(path))
+    if name is None or header.backing_name == os.fsencode(name):
+        return
+    patches = backing_patch(reader(descriptor), header, name)
+    if patches is None:
+        QemuImg(cache.settings.tool_timeout).rebase_unsafe(path, name)
+    else:
+        apply_patches(descriptor, patches)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except FileNotFoundError:
+        return False
+
+
+def _digest(manifest: Manifest) -> Digest:
+    assert manifest.digest is not None
+    return manifest.digest
+
+
+def _is_published(cache: Cache, manifest: Manifest) -> bool:
+    there = cache.pool.find(manifest.id)
+    return there is not None and there.digest == manifest.digest

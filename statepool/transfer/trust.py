@@ -1,0 +1,144 @@
+"""
+Which cached files need not be read again.
+
+A file is trusted if it was hashed, or written and hashed, by us and its stat signature has not changed since. Any write changes the modification time, and
+the resolution of that time does not matter here: we set it back before we take the signature, so that every later write shows.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import time
+from pathlib import Path
+
+from attrs import frozen
+
+from statepool.model.digest import Digest
+from statepool.pools.log import random_nonce
+from statepool.pools.writer import Writer
+
+SETTLED_NS = 2_000_000_000
+"""A modification time must lie this many nanoseconds back for a signature to mean anything: file systems round times, FAT to two seconds."""
+
+_BACK_NS = 10_000_000_000
+
+
+class Standing(enum.Enum):
+    """What is known of a file."""
+
+    TRUSTED = "trusted"
+    DOUBTFUL = "doubtful"
+    """It must be hashed before it is used."""
+    MISSING = "missing"
+    """It is not there, or a link to it is dead."""
+
+
+@frozen
+class Signature:
+    """What :func:`os.stat` says of a file, as far as it changes with the file."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> Signature:
+        """:returns: the signature in a stat"""
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+class Trust:
+    """
+    Keeps the signatures of a cache's files.
+
+    :param directory: where: one small file for each digest, whose own modification time says when the bytes were last used
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def _file(self, digest: Digest) -> str:
+        return f"{self._directory}/{digest.file_name}.json"
+
+    def record(self, digest: Digest, path: Path, *, flushed: bool, source: str | None) -> None:
+        """
+        The bytes of a file have just been hashed, and no name of it will change any more.
+
+        :param flushed: whether they are on stable storage; if not, they count for this boot only
+        :param source: the location that has them too, or None: what nobody else has is never evicted
+        """
+        stat = os.stat(path)
+        if time.time_ns() - stat.st_mtime_ns < SETTLED_NS:
+            if path.is_symlink():
+                return  # another pool's file: not ours to change, so it has to be hashed until it is old enough
+            os.utime(path, ns=(stat.st_atime_ns, time.time_ns() - _BACK_NS))
+            stat = os.stat(path)
+        signature = Signature.of(stat)
+        self._write(
+            digest,
+            {
+                "format": 1,
+                "signature": [signature.size, signature.mtime_ns, signature.ctime_ns, signature.inode],
+                "boot": Writer.current().boot,
+                "flushed": flushed,
+                "source": source,
+            },
+        )
+
+    def _write(self, digest: Digest, data: dict[str, object]) -> None:
+        temporary = f"{self._directory}/{random_nonce()}.tmp"
+        with open(temporary, "w") as file:
+            json.dump(data, file)
+        os.replace(temporary, self._file(digest))
+
+    def _read(self, digest: Digest) -> dict[str, object]:
+        try:
+            with open(self._file(digest), "rb") as file:
+                data = json.loads(file.read())
+        except (FileNotFoundError, ValueError):
+            return {}  # never hashed, or torn by a power cut: hashing once more settles it
+        return data if isinstance(data, dict) else {}
+
+    def standing(self, digest: Digest, path: Path) -> Standing:
+        """:returns: what is known of a file"""
+        try:
+            stat = os.stat(path)
+        except FileNotFoundError:
+            return Standing.MISSING
+        data = self._read(digest)
+        signature = Signature.of(stat)
+        known = data.get("signature") == [signature.size, signature.mtime_ns, signature.ctime_ns, signature.inode]
+        safe = data.get("flushed") is True or data.get("boot") == Writer.current().boot
+        return Standing.TRUSTED if known and safe else Standing.DOUBTFUL
+
+    def source(self, digest: Digest) -> str | None:
+        """:returns: a location that had these bytes too, or None if nobody else is known to have them"""
+        source = self._read(digest).get("source")
+        return source if isinstance(source, str) else None
+
+    def note_source(self, digest: Digest, source: str) -> None:
+        """Another pool has these bytes now."""
+        data = self._read(digest)
+        if data and data.get("source") is None:
+            self._write(digest, {**data, "source": source})
+
+    def touch(self, digest: Digest) -> None:
+        """The bytes have been used."""
+        try:
+            os.utime(self._file(digest))
+        except FileNotFoundError:
+            pass  # not hashed yet: it has no age
+
+    def last_used(self, digest: Digest) -> float:
+        """:returns: when the bytes were last used, in seconds since the epoch; 0 if that is not known"""
+        try:
+            return os.stat(self._file(digest)).st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def forget(self, digest: Digest) -> None:
+        """The file is gone."""
+        Path(self._file(digest)).unlink(missing_ok=True)

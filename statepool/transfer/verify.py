@@ -1,0 +1,96 @@
+"""Reading states once more, wherever they are, and saying what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from statepool.errors import StatePoolError
+from statepool.model.manifest import Kind, Manifest, StateId
+from statepool.model.outcomes import Checked
+from statepool.model.progress import SILENT, Progress
+from statepool.pools import layout
+from statepool.pools.fold import Fold
+from statepool.pools.pool import Pool
+from statepool.qcow2.checks import Backing, check_image
+from statepool.transfer.cache import Cache
+from statepool.transfer.offers import unmanaged_chain
+from statepool.transfer.ready import actual_digest, rehash
+
+
+def wanted(pool: Pool, object: str | None) -> list[str]:
+    """:returns: the machines of a pool that an object, or none, speaks of"""
+    return pool.machines() if object is None else [object.partition("/")[0]]
+
+
+def verify(pool: Pool, object: str | None, state: str | None, *, cache: Cache | None = None, progress: Progress = SILENT) -> Iterator[Checked]:
+    """
+    :param object: only its states; all if None
+    :param state: only this state
+    :param cache: the cache, if it is the pool: what turns out right is trusted again
+    :returns: what was read, and what is wrong with it
+    """
+    for machine in wanted(pool, object):
+        try:
+            fold = pool.fold(machine)
+        except StatePoolError as error:
+            yield Checked(str(pool), machine, "", problem=str(error))
+            continue
+        # What goes by no name is part of the cache too: children stand on it.
+        for manifest in sorted(fold.manifests, key=lambda manifest: manifest.id):
+            if _matches(manifest.id, object, state) and manifest.kind is not Kind.MACHINE:
+                yield _verify(pool, manifest, fold, cache, progress)
+        for unmanaged in pool.unmanaged(machine):
+            if _matches(unmanaged.id, object, state):
+                yield _verify_unmanaged(pool, unmanaged.id, fold)
+
+
+def _matches(found: StateId, object: str | None, state: str | None) -> bool:
+    return object in (None, found.object, found.machine) and state in (None, found.state)
+
+
+def _verify(pool: Pool, manifest: Manifest, fold: Fold, cache: Cache | None, progress: Progress) -> Checked:
+    digest = manifest.digest
+    assert digest is not None
+    try:
+        problem = _problem(pool, manifest, cache, progress)
+        if problem is None and manifest.kind is Kind.IMAGE:
+            parent = fold.parent_of(manifest)
+            path = layout.data(digest)
+            check_image(
+                lambda offset, size: pool.transport.read(path, offset, size, follow=True),
+                manifest.size,
+                f"{manifest.id} in {pool}",
+                parent=parent.state if parent is not None else None,
+                backing=Backing.UNMANAGED,
+            )
+    except StatePoolError as error:
+        problem = str(error)
+    return Checked(str(pool), manifest.object, manifest.state, str(digest), manifest.size, problem)
+
+
+def _problem(pool: Pool, manifest: Manifest, cache: Cache | None, progress: Progress) -> str | None:
+    digest = manifest.digest
+    assert digest is not None
+    if not pool.has_bytes(digest):
+        return f"its bytes {digest} are gone"
+    if cache is not None:
+        if not cache.data(digest).exists():
+            return "it is a link to a file that is gone; the next get mends it"
+        if rehash(cache, manifest, progress):
+            return None
+        actual = actual_digest(cache, manifest)
+    else:
+        progress.begin(f"verify {manifest.id}", manifest.size)
+        try:
+            actual = pool.transport.digest(layout.data(digest), manifest.size, algorithm=digest.algorithm, progress=progress)
+        finally:
+            progress.end()
+    return None if actual == digest else f"its bytes are {actual}, not {digest}"
+
+
+def _verify_unmanaged(pool: Pool, state: StateId, fold: Fold) -> Checked:
+    try:
+        unmanaged_chain(pool, state, fold)
+    except StatePoolError as error:
+        return Checked(str(pool), state.object, state.state, problem=str(error))
+    return Checked(str(pool), state.object, state.state)
