@@ -1,0 +1,47 @@
+"""
+What commands answer, as JSON.
+
+``docs/json.rst`` describes the forms field by field. A field is always there, with null, ``[]`` or ``{}`` where it has no value: so a form is made
+of the fields of a value, whatever they are, and only what differs from that is written down here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from statepool.model.digest import Digest
+from statepool.model.location import Location
+from statepool.model.manifest import Manifest
+from statepool.model.outcomes import Listed, Stored
+
+
+def form(value: object) -> Any:
+    """:returns: the JSON form of a value, of what it holds, and so on"""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return str(value)  # of an enumeration, its value
+    if isinstance(value, Digest | Location):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): form(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [form(item) for item in value]
+    return _fields(value) | _more(value)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if isinstance(value, Listed):
+        return {**form(value.manifest), "pools": list(value.pools), "managed": value.managed, "problem": value.problem}
+    # up to a thousand extents would drown all else; their sum is given instead
+    left_out = {"extents"} if isinstance(value, Manifest) else set()
+    return {field.name: form(getattr(value, field.name)) for field in attrs.fields(type(value)) if field.name not in left_out}
+
+
+def _more(value: object) -> dict[str, Any]:
+    if isinstance(value, Manifest):
+        return {"data_size": value.data_size}
+    return {"complete": value.complete} if isinstance(value, Stored) else {}

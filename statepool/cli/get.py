@@ -1,0 +1,53 @@
+"""``statepool get``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from statepool.cli import complete, output
+from statepool.cli.session import Command, Session, dry_run_option
+from statepool.model.outcomes import Got, Verified
+
+_VERIFIED = {
+    Verified.ARRIVED: "every byte was checked as it arrived",
+    Verified.TRUSTED: "unchanged since it was checked",
+    Verified.REHASHED: "every byte was checked once more",
+    Verified.UNMANAGED: "nothing is known to check it against",
+}
+
+
+@click.command("get", cls=Command)
+@click.argument("object", shell_complete=complete.objects)
+@click.argument("state", shell_complete=complete.states)
+@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Make this working image, backed by the state.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@dry_run_option
+@click.pass_obj
+def command(session: Session, object: str, state: str, to: Path | None, overwrite: bool, dry_run: bool) -> None:
+    """
+    Bring a state here; make a working image of it.
+
+    The state and all that backs it come into the cache from the best source, unless they are there. With --to, a working image is made, on which a
+    machine can run.
+    """
+    if overwrite and to is None:
+        raise click.UsageError("--overwrite needs --to")
+    got = session.pool().image(object).get(state, to=to, overwrite=overwrite, dry_run=dry_run)
+    if session.json:
+        from statepool.cli.forms import form
+
+        session.answer_json({"got": form(got), "dry_run": dry_run})
+    else:
+        session.say(_told(session, got, dry_run))
+        if got.working is not None:
+            session.say(f"{'would make the working image' if dry_run else 'working image'}: {got.working}")
+
+
+def _told(session: Session, got: Got, dry_run: bool) -> str:
+    name = f"{got.object} {got.state}"
+    if got.source is None:
+        return f"{name}: in the cache" + ("" if dry_run else f"; {_VERIFIED[got.verified]}")
+    way = f"{output.size(got.bytes)} from {session.place(got.source)}"
+    return f"{name}: would fetch {way}" if dry_run else f"{name}: {way} ({got.how}); {_VERIFIED[got.verified]}"

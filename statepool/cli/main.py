@@ -1,0 +1,143 @@
+"""
+The entry point: finds the command, and maps what goes wrong to one line and an exit code.
+
+A command is imported when it is run, not before: the help lists them all from the table below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from statepool.cli.report import report
+from statepool.cli.session import Session, global_options
+from statepool.errors import StatePoolError
+from statepool.version import __version__
+
+COMMANDS = {
+    "init": "Make a pool.",
+    "show": "List states, and where each is.",
+    "tree": "Show chains as a tree.",
+    "check": "Tell by the exit code whether a state is there.",
+    "get": "Bring a state here; make a working image of it.",
+    "set": "Store a state in the cache and in the sources.",
+    "unset": "Remove a state.",
+    "verify": "Read states once more, and check every byte.",
+    "adopt": "Make unmanaged states managed.",
+    "gc": "Remove leftovers, and bytes that nobody needs.",
+    "log": "Show what happened.",
+    "doctor": "Look for what this host or a pool lacks.",
+    "completion": "Print a script that completes words in a shell.",
+}
+"""Every command with the first line of its help. The module of the same name holds it."""
+
+
+def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if not value or context.resilient_parsing:
+        return
+    click.echo(f"statepool {__version__}")
+    context.exit()
+
+
+class Root(click.Group):
+    """The command ``statepool`` itself."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """:returns: the names of all commands, in the order of the help"""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """:returns: the command, imported now"""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"statepool.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """
+        :raises click.UsageError: there is no such command
+        """
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            likely = difflib.get_close_matches(name, COMMANDS, n=1)
+            raise click.UsageError(f"there is no command {name!r}" + (f"; did you mean {likely[0]}?" if likely else ""), ctx)
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without any argument, show the help, as a usage error."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """
+        Run the command line.
+
+        :returns: the exit code, unless ``standalone_mode``, which ends the process with it
+        """
+        words = list(sys.argv[1:] if args is None else args)
+        session = extra.setdefault("obj", Session())
+        # The name is fixed: after "python -m statepool", too, completion and help speak of the command.
+        run = super().main
+        options = {"complete_var": complete_var, "windows_expand_args": windows_expand_args, **extra}
+        code = self._run(words, session, lambda: run(words, "statepool", standalone_mode=False, **options))
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def _run(self, words: list[str], session: Session, run: Callable[[], Any]) -> int:
+        error: BaseException
+        try:
+            return int(run() or 0)
+        except (StatePoolError, click.ClickException, KeyboardInterrupt) as caught:
+            error = caught
+        except click.exceptions.Abort as caught:
+            error = caught.__cause__ or caught  # click wraps an interruption
+        except Exception as caught:  # noqa: BLE001 - the last one to see a fault of ours, which it shows in one line
+            error = caught
+        finally:
+            session.close()
+        # Where the options themselves are wrong, they may not have been read that far.
+        as_json = session.json or "--json" in words
+        return report(error, as_json=as_json, verbose=session.verbose or "-v" in words or "--verbose" in words)
+
+
+cli = Root(
+    "statepool",
+    params=[
+        *global_options(below_command=False),
+        click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version and exit."),
+    ],
+    help="""
+    Keep named states of QCOW2 virtual machine images in pools, and bring them here.
+
+    OBJECT is an image, such as vm1/disk; STATE is the name of a state. Exit codes: 0 done, 1 a fault of ours, 2 usage, 3 no such state, 4 refused,
+    5 not what it should be, 6 waited too long for another process, 7 a pool cannot be used, 8 no space, 130 interrupted.
+    """,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line, and end the process with its exit code."""
+    cli.main()

@@ -1,0 +1,156 @@
+"""What all commands share: the global options, and the state pool that they lead to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from statepool.cli import output
+from statepool.model.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from statepool.api import StatePool
+    from statepool.config import Config
+
+
+class Session:
+    """One run of the command line: what its global options say."""
+
+    def __init__(self) -> None:
+        self.json = False
+        self.quiet = False
+        self.verbose = False
+        self.config_file: str | None = None
+        self.cache: str | None = None
+        self.sources: list[str] = []
+        self._config: Config | None = None
+        self._progress: Progress = SILENT
+
+    @property
+    def config(self) -> Config:
+        """
+        All settings, read once.
+
+        :raises ConfigError: they cannot be used
+        """
+        if self._config is None:
+            from statepool.config import load
+
+            self._config = load({"cache": self.cache, "sources": self.sources or None}, config_file=self.config_file)
+        return self._config
+
+    def pool(self) -> StatePool:
+        """
+        :returns: the state pool that the settings describe
+        :raises ConfigError: they cannot be used
+        """
+        from statepool.api import from_config
+
+        return from_config(self.config, progress=self.progress())
+
+    def progress(self) -> Progress:
+        """:returns: what draws how far a command is, until it says something"""
+        from statepool.cli.progress import choose_progress
+
+        self._progress = choose_progress(quiet=self.quiet)
+        return self._progress
+
+    def close(self) -> None:
+        """Give the terminal back, if something was drawn there."""
+        close = getattr(self._progress, "close", None)
+        if close is not None:
+            close()
+
+    # -- what commands say ------------------------------------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Say one line to a person, who may be told less with ``-q``."""
+        if not self.quiet:
+            self.close()
+            output.emit(output.safe(text))
+
+    def answer(self, text: str) -> None:
+        """Say what was asked for; lines are already safe."""
+        self.close()
+        output.emit(text)
+
+    def answer_json(self, form: Mapping[str, Any]) -> None:
+        """Say it as JSON: one object, as ``docs/json.rst`` describes it."""
+        self.close()
+        output.emit(json.dumps(form, indent=2))
+
+    def answer_table(self, titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+        """Say it as a table, without titles with ``-q``."""
+        self.close()
+        output.emit_table(titles, rows, right=right, heading=not self.quiet)
+
+    def place(self, location: str) -> str:
+        """:returns: how people call the pool at this location: ``cache``, the name of a source, or a path"""
+        from statepool.config import CACHE_NAME
+        from statepool.model.location import Location
+
+        if location == str(Location("file", self.config.cache)):
+            return CACHE_NAME
+        for source in self.config.sources:
+            if location == str(source.location) and source.name != location:
+                return source.name
+        return location.removeprefix("file://")
+
+
+def _keep(change: Callable[[Session, Any], None]) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """An option's callback that notes a value in the session; nothing is noted where the option is not given."""
+
+    def callback(context: click.Context, _parameter: click.Parameter, value: Any) -> None:
+        if value:
+            session = context.ensure_object(Session)
+            change(session, value)
+            if session.quiet and session.verbose:
+                raise click.UsageError("-q and -v exclude each other", context)
+
+    return callback
+
+
+def _set(name: str) -> Callable[[Session, Any], None]:
+    return lambda session, value: setattr(session, name, value)
+
+
+def global_options(*, below_command: bool) -> list[click.Parameter]:
+    """
+    The options that are accepted both before and after the command.
+
+    :param below_command: for a command's own list, which shows only ``--json``
+    """
+
+    def option(*names: str, change: Callable[[Session, Any], None], hidden: bool = below_command, **rest: Any) -> click.Option:
+        name = "global_" + names[-1].removeprefix("--")  # not to be mistaken for one of a command
+        return click.Option([*names, name], callback=_keep(change), expose_value=False, hidden=hidden, **rest)
+
+    return [
+        option("--config", change=_set("config_file"), metavar="FILE", help="Read this file instead of the usual ones."),
+        option("--cache", change=_set("cache"), metavar="DIR", help="The cache."),
+        option(
+            "--source",
+            change=lambda session, value: session.sources.extend(value),
+            metavar="LOCATION",
+            multiple=True,
+            help="A source; may be repeated. Those of the configuration are left out then.",
+        ),
+        option("--json", change=_set("json"), is_flag=True, hidden=False, help="Print JSON."),
+        option("-q", "--quiet", change=_set("quiet"), is_flag=True, help="Say less: no progress, no titles, nothing after success."),
+        option("-v", "--verbose", change=_set("verbose"), is_flag=True, help="Say more: what caused an error."),
+    ]
+
+
+class Command(click.Command):
+    """A command that takes the global options, too."""
+
+    def __init__(self, *arguments: Any, **rest: Any) -> None:
+        rest.setdefault("epilog", "Global options such as -q, -v and --cache may also be given here: see statepool --help.")
+        super().__init__(*arguments, **rest)
+        self.params += global_options(below_command=True)
+
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Change nothing; say what would be done.")

@@ -1,0 +1,47 @@
+"""``statepool show``."""
+
+from __future__ import annotations
+
+import click
+
+from statepool.cli import complete, output
+from statepool.cli.session import Command, Session
+from statepool.model.outcomes import Listed
+
+
+@click.command("show", cls=Command)
+@click.argument("object", required=False, shell_complete=complete.objects)
+@click.pass_obj
+def command(session: Session, object: str | None) -> None:
+    """
+    List states, and where each is.
+
+    OBJECT is a machine, such as vm1, or an image, such as vm1/disk; without it, all are listed.
+    """
+    listed = session.pool().show(object)
+    if session.json:
+        from statepool.cli.forms import form
+
+        session.answer_json({"states": form(listed)})
+        return
+    titles = ("OBJECT", "STATE", "SIZE", "PARENT", "CREATED", "WHERE", "NOTE")
+    session.answer_table(titles, [_row(session, item) for item in listed], right=("SIZE",))
+
+
+def _row(session: Session, item: Listed) -> tuple[str, ...]:
+    manifest = item.manifest
+    return (
+        manifest.object,
+        manifest.state,
+        output.size(manifest.data_size),
+        manifest.parent.state if manifest.parent else "",
+        output.moment(manifest.created),
+        " ".join(map(session.place, item.pools)),
+        note(item),
+    )
+
+
+def note(item: Listed) -> str:
+    """:returns: what a person should know of a state, beside what it is"""
+    words = [] if item.managed else ["unmanaged"]
+    return ", ".join(words + ([item.problem] if item.problem else []))

@@ -1,0 +1,401 @@
+"""
+Settings from files, the environment and the command line, as one value.
+
+Each of these layers overrides those before it, key by key (so ``sources`` of a project replace those of a user, they are not added up):
+
+1. the defaults;
+2. ``statepool/statepool.toml`` in each directory of ``$XDG_CONFIG_DIRS``, for the whole host (``/etc/xdg`` where the variable is not set);
+3. ``$XDG_CONFIG_HOME/statepool/statepool.toml``, for a user (``~/.config`` where the variable is not set);
+4. ``./statepool.toml``, for a project;
+5. the environment;
+6. flags of the command line.
+
+A file named by ``--config`` or ``STATEPOOL_CONFIG`` takes the place of all these files, and must exist. The keys of a file are::
+
+    cache        = "cache"              # directory of the cache; default: $XDG_CACHE_HOME/statepool or ~/.cache/statepool
+    sources      = [                    # where the cache is filled from, in this order
+        "/srv/pool",
+        { location = "ssh://lab@store/srv/pool", name = "store", scope = "shared" },
+    ]
+    fresh        = 60                   # seconds for which a source need not be asked again
+    offline      = false                # ask no source at all
+    min-free     = "10G"                # bytes, or with K, M, G, T, P (powers of 1024)
+    lock-timeout = 3600                 # seconds
+    max-depth    = 256                  # states
+    tool-timeout = 60                   # seconds
+
+A path that is not absolute is relative to the file that names it; elsewhere to the working directory. In the environment a key is ``STATEPOOL_`` and
+its name in capitals, with ``_`` for ``-``; an empty variable counts as one that is not set. ``STATEPOOL_SOURCES`` holds locations separated by blanks
+or newlines (a colon would not do: locations have some); a blank within one is written ``%20`` in a ``file://`` location.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from attrs import field, frozen
+
+from statepool.errors import ConfigError, UsageError
+from statepool.model.location import Location
+from statepool.model.names import is_name
+from statepool.model.scope import Scope
+from statepool.model.settings import Settings
+
+FILE_NAME = "statepool.toml"
+
+SYSTEM_DIRECTORIES = "/etc/xdg"
+"""Where the settings of the whole host are, by the XDG Base Directory Specification 0.8, unless ``XDG_CONFIG_DIRS`` says otherwise."""
+
+PREFIX = "STATEPOOL_"
+"""What the names of our environment variables begin with."""
+
+CACHE_NAME = "cache"
+"""What listings call the cache; a source cannot have this name."""
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:iB)?\Z", re.IGNORECASE)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_Number = TypeVar("_Number", int, float)
+_TRUTHS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+@frozen
+class SourceConfig:
+    """
+    A source, as configured.
+
+    :param location: where it is
+    :param name: what people call it; its location unless they say so
+    :param scope: how far it is
+    """
+
+    location: Location
+    name: str
+    scope: Scope = Scope.SHARED
+
+
+@frozen
+class Config:
+    """
+    All settings.
+
+    :param cache: the directory of the cache, absolute
+    :param sources: where it is filled from, in the order of preference
+    :param settings: the knobs
+    :param files: the files that were read, in the order in which they override each other
+    """
+
+    cache: str
+    sources: tuple[SourceConfig, ...] = ()
+    settings: Settings = field(factory=Settings)
+    files: tuple[str, ...] = ()
+
+
+class _Kind(enum.Enum):
+    FILE = enum.auto()
+    ENVIRONMENT = enum.auto()
+    FLAGS = enum.auto()
+
+
+@frozen
+class _Layer:
+    """Settings of one origin: ``name`` is for messages, ``base`` is what its paths are relative to."""
+
+    kind: _Kind
+    name: str
+    base: str
+    home: str | None
+    values: Mapping[str, object]
+
+    def spell(self, key: str) -> str:
+        """:returns: how a key is written there"""
+        if self.kind is _Kind.ENVIRONMENT:
+            return _variable(key)
+        return f"--{key}" if self.kind is _Kind.FLAGS else key
+
+    def error(self, key: str, problem: str, hint: str) -> ConfigError:
+        """:returns: an error that names the place and the key"""
+        path = self.name if self.kind is _Kind.FILE else None
+        return ConfigError(f"{self.name}: {self.spell(key)}: {problem}", hint=hint, path=path)
+
+
+def load(
+    overrides: Mapping[str, object] | None = None,
+    *,
+    config_file: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+) -> Config:
+    """
+    Read all layers.
+
+    :param overrides: values of the last layer, by the names of the keys; None stands for one that was not given
+    :param config_file: read this file instead of the usual ones
+    :param environ: the environment; None: that of this process
+    :param cwd: the working directory; None: that of this process
+    :raises ConfigError: something in them cannot be used; the message names the place and the key
+    """
+    environ = os.environ if environ is None else environ
+    base = _working_directory(cwd)
+    home = _home(environ)
+    file = config_file if config_file is not None else environ.get(_variable("config")) or None
+    layers = [_read(path, home) for path in _files(file, environ, base, home)]
+    found = [layer for layer in layers if layer is not None]
+    files = tuple(layer.name for layer in found)
+    found.append(_Layer(_Kind.ENVIRONMENT, "the environment", base, home, _variables(environ)))
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    found.append(_Layer(_Kind.FLAGS, "the command line", base, home, given))
+    values: dict[str, Any] = {}
+    for layer in found:
+        _check_keys(layer)
+        values.update((key, _READERS[key](layer, key, value)) for key, value in layer.values.items())
+    cache = values.pop("cache", None) or _default_cache(environ, home)
+    sources = values.pop("sources", ())
+    settings = Settings(**{_field(key): value for key, value in values.items()})
+    return Config(cache=cache, sources=sources, settings=settings, files=files)
+
+
+# -- where the layers are ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _working_directory(cwd: str | os.PathLike[str] | None) -> str:
+    try:
+        return os.path.abspath(os.getcwd() if cwd is None else cwd)
+    except FileNotFoundError as error:
+        raise ConfigError("the working directory does not exist any more", hint="change to one that does") from error
+
+
+def _home(environ: Mapping[str, str]) -> str | None:
+    """The variable first, as shells do; None where nobody knows."""
+    home = environ.get("HOME") or os.path.expanduser("~")
+    return home if os.path.isabs(home) else None
+
+
+def _xdg(environ: Mapping[str, str], variable: str, home: str | None, default: str) -> str | None:
+    """A directory of the XDG Base Directory Specification 0.8, which says that relative values are to be ignored."""
+    value = environ.get(variable, "")
+    if os.path.isabs(value):
+        return value
+    return os.path.join(home, default) if home is not None else None
+
+
+def _default_cache(environ: Mapping[str, str], home: str | None) -> str:
+    directory = _xdg(environ, "XDG_CACHE_HOME", home, ".cache")
+    if directory is None:
+        raise ConfigError("there is no home directory to keep the cache in", hint=f"name a cache with --cache or {_variable('cache')}")
+    return os.path.join(directory, "statepool")
+
+
+def _files(file: str | os.PathLike[str] | None, environ: Mapping[str, str], base: str, home: str | None) -> list[tuple[str, bool]]:
+    """:returns: the files to read, each with whether it must exist"""
+    if file is not None:
+        return [(os.path.join(base, file), True)]
+    system = [name for name in (environ.get("XDG_CONFIG_DIRS") or SYSTEM_DIRECTORIES).split(":") if os.path.isabs(name)]
+    paths = [os.path.join(name, "statepool", FILE_NAME) for name in reversed(system)]  # the first of them is the most important one
+    directory = _xdg(environ, "XDG_CONFIG_HOME", home, ".config")
+    if directory is not None:
+        paths.append(os.path.join(directory, "statepool", FILE_NAME))
+    paths.append(os.path.join(base, FILE_NAME))
+    return [(path, False) for path in dict.fromkeys(paths)]
+
+
+def _read(file: tuple[str, bool], home: str | None) -> _Layer | None:
+    path, needed = file
+    try:
+        data = Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not needed:
+            return None
+        raise ConfigError(f"{path}: there is no such file", hint="check the name given as --config or in STATEPOOL_CONFIG", path=path) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"{path}: cannot be read: {reason}", hint="make it a readable file, or name another one", path=path) from error
+    import tomllib  # takes as long to import as the rest of this module, and is often not needed
+
+    try:
+        values = tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text", hint="TOML files are", path=path) from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}", hint="see https://toml.io for the syntax", path=path) from error
+    return _Layer(_Kind.FILE, path, os.path.dirname(path), home, values)
+
+
+def _variable(key: str) -> str:
+    return PREFIX + key.upper().replace("-", "_")
+
+
+def _variables(environ: Mapping[str, str]) -> dict[str, object]:
+    """Variables that we do not know are let be, since other programs may use our prefix, unless they look like ours mistyped."""
+    known = {_variable(key): key for key in _READERS}
+    for name in environ:
+        if name.startswith(PREFIX) and name not in known and name != _variable("config"):
+            likely = _close(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in known])
+            if likely is not None:
+                raise ConfigError(f"the environment: {name} is not a setting", hint=f"did you mean {PREFIX}{likely}?")
+    return {key: environ[name] for name, key in known.items() if environ.get(name)}
+
+
+def _close(text: str, known: list[str]) -> str | None:
+    from difflib import get_close_matches  # only where something is wrong
+
+    return next(iter(get_close_matches(text, known, n=1, cutoff=0.7)), None)
+
+
+def _check_keys(layer: _Layer) -> None:
+    for key in layer.values:
+        if key not in _READERS:
+            likely = _close(key, list(_READERS))
+            hint = f"did you mean {likely}?" if likely is not None else "settings are " + ", ".join(_READERS)
+            raise layer.error(_shorten(key), "there is no such setting", hint)
+
+
+def _shorten(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# -- what the values are: each reader takes a layer, a key and what is there -------------------------------------------------------------------------
+
+
+def _location(layer: _Layer, key: str, value: object) -> Location:
+    """A relative path becomes one below the layer's base; all else is as :meth:`Location.parse` reads it."""
+    if not isinstance(value, str) or not value:
+        raise layer.error(key, f"not a location: {_shorten(value)!r}", "write a path or a URL as a text")
+    text = value
+    if text == "~" or text.startswith("~/"):
+        if layer.home is None:
+            raise layer.error(key, f"there is no home directory for {_shorten(text)!r}", "write an absolute path")
+        text = layer.home + text[1:]
+    host, colon, _ = text.partition(":")
+    if not (_SCHEME.match(text) or text.startswith(("/", "~")) or (colon and "/" not in host)):
+        text = os.path.join(layer.base, text)
+    try:
+        return Location.parse(text)
+    except UsageError as error:
+        raise layer.error(key, error.message, error.hint or "write a path or a URL") from error
+
+
+def _cache(layer: _Layer, key: str, value: object) -> str:
+    location = _location(layer, key, os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if location.scheme != "file":
+        raise layer.error(key, f"{location} is not a directory of this host", "the cache is a path; name other pools as sources")
+    return location.path
+
+
+def _sources(layer: _Layer, key: str, value: object) -> tuple[SourceConfig, ...]:
+    if layer.kind is not _Kind.FILE and isinstance(value, str):
+        value = value.split()
+    if not isinstance(value, list | tuple):
+        raise layer.error(key, f"not a list: {_shorten(value)!r}", 'write sources = ["/srv/pool"], or [[sources]] with location, name, scope')
+    sources = tuple(_source(layer, f"{key}[{index}]" if layer.kind is _Kind.FILE else key, item) for index, item in enumerate(value))
+    seen: dict[str, SourceConfig] = {}
+    for source in sources:
+        other = seen.setdefault(source.name, source)
+        if other is not source:
+            places = f"{other.location}" if other.location == source.location else f"{other.location} and {source.location}"
+            raise layer.error(key, f"two sources are named {source.name!r}: {places}", "give each a name of its own, or leave one out")
+    return sources
+
+
+def _source(layer: _Layer, key: str, value: object) -> SourceConfig:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        location = _location(layer, key, value)
+        return SourceConfig(location, str(location))
+    if not isinstance(value, Mapping):
+        raise layer.error(key, f"not a location: {_shorten(value)!r}", "write a text, or a table with location, name and scope")
+    for part in value:
+        if part not in ("location", "name", "scope"):
+            raise layer.error(f"{key}.{_shorten(part)}", "there is no such setting", "a source has location, name and scope")
+    if "location" not in value:
+        raise layer.error(key, "the source has no location", "add location = ...")
+    location = _location(layer, f"{key}.location", value["location"])
+    name = value.get("name", str(location))
+    if "name" in value and not (isinstance(name, str) and is_name(name) and name != CACHE_NAME):
+        hint = f"letters, digits and . _ + - make a name; {CACHE_NAME!r} is the cache"
+        raise layer.error(f"{key}.name", f"not a name for a source: {_shorten(name)!r}", hint)
+    return SourceConfig(location, str(name), _scope(layer, f"{key}.scope", value.get("scope", Scope.SHARED)))
+
+
+def _scope(layer: _Layer, key: str, value: object) -> Scope:
+    scopes = [scope for scope in Scope if scope is not Scope.OWN]
+    if value not in scopes:
+        hint = "scopes of sources are " + ", ".join(scopes)
+        raise layer.error(key, f"not a scope of a source: {_shorten(value)!r}", hint + (" (own is the cache)" if value == Scope.OWN else ""))
+    return Scope(str(value))
+
+
+def _seconds(layer: _Layer, key: str, value: object) -> float:
+    number = value
+    if layer.kind is not _Kind.FILE and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise layer.error(key, f"not a number of seconds: {_shorten(value)!r}", f"write a number, such as {_default(key)}")
+    return _checked(layer, key, float(number))
+
+
+def _count(layer: _Layer, key: str, value: object) -> int:
+    number = int(value) if layer.kind is not _Kind.FILE and isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value) else value
+    if type(number) is not int:
+        raise layer.error(key, f"not a whole number: {_shorten(value)!r}", f"write a number, such as {_default(key)}")
+    return _checked(layer, key, number)
+
+
+def _size(layer: _Layer, key: str, value: object) -> int:
+    if type(value) is int:
+        return _checked(layer, key, value)
+    match = _SIZE.match(value) if isinstance(value, str) and len(value) < 40 else None
+    if match is None:
+        raise layer.error(key, f"not a number of bytes: {_shorten(value)!r}", 'write a number, or one with K, M, G, T or P, such as "10G"')
+    number, unit = match.groups()
+    exact = int(number) if number.isdigit() else float(number)
+    return _checked(layer, key, int(exact * _UNITS[unit.upper()]))
+
+
+def _truth(layer: _Layer, key: str, value: object) -> bool:
+    if layer.kind is not _Kind.FILE and isinstance(value, str):
+        value = _TRUTHS.get(value.lower(), value)
+    if not isinstance(value, bool):
+        raise layer.error(key, f"neither true nor false: {_shorten(value)!r}", "write true or false")
+    return value
+
+
+def _field(key: str) -> str:
+    return key.replace("-", "_")
+
+
+def _default(key: str) -> str:
+    return f"{getattr(Settings(), _field(key)):g}"
+
+
+def _checked(layer: _Layer, key: str, value: _Number) -> _Number:
+    """The bounds are those that :class:`Settings` has."""
+    candidate: dict[str, Any] = {_field(key): value}
+    try:
+        Settings(**candidate)
+    except ValueError as error:
+        raise layer.error(key, f"{value:g} is out of bounds: {error}", f"the default is {_default(key)}") from error
+    return value
+
+
+_READERS: dict[str, Callable[[_Layer, str, object], object]] = {
+    "cache": _cache,
+    "sources": _sources,
+    "fresh": _seconds,
+    "offline": _truth,
+    "min-free": _size,
+    "lock-timeout": _seconds,
+    "max-depth": _count,
+    "tool-timeout": _seconds,
+}
