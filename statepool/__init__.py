@@ -51,7 +51,7 @@ from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat
 from statepool.version import __version__
 
 # Most to least important.
-__all__ = [  # noqa: RUF022 - the order tells what matters
+__all__ = [
     # asking
     "StatePool",
     "from_config",

@@ -6,6 +6,8 @@ Each state is a file of its own, backed by the one below it; a working image is 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from attrs import evolve
 
 from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
@@ -25,6 +27,7 @@ from statepool.transfer.push import Push
 from statepool.transfer.ready import damaged, discard, examine
 from statepool.transfer.takeover import recover
 from statepool.transfer.working import check_place, make_working
+from statepool.transports.failures import Subject, in_our_words
 
 
 class QCOW2ExtBackend(StateBackend):
@@ -70,6 +73,13 @@ class QCOW2ExtBackend(StateBackend):
         return self._get(target, image_state(target, check_state_name(state)), options)
 
     def _get(self, target: Target, wanted: StateId, options: Options) -> Got:
+        with self._in_our_words(f"get {wanted}"):
+            return self._get_it(wanted, target, options)
+
+    def _in_our_words(self, doing: str) -> AbstractContextManager[None]:
+        return in_our_words(doing, Subject(f"from or into the cache {self._cache.root}"))
+
+    def _get_it(self, wanted: StateId, target: Target, options: Options) -> Got:
         if not options.dry_run:
             recover(self._cache)
         to = {image: check_place(path, overwrite=options.overwrite) for image, path in target.working.items()}
@@ -176,6 +186,10 @@ class QCOW2ExtBackend(StateBackend):
     def _set(self, target: Target, wanted: StateId, options: Options) -> Stored:
         if len(target.working) != 1:
             raise UsageError(f"one working image of {wanted.object} must be named to set a state from", hint="--from FILE")
+        with self._in_our_words(f"set {wanted}"):
+            return self._set_it(wanted, target, options)
+
+    def _set_it(self, wanted: StateId, target: Target, options: Options) -> Stored:
         (working,) = target.working.values()
         if not options.dry_run:
             recover(self._cache)
@@ -193,7 +207,7 @@ class QCOW2ExtBackend(StateBackend):
         if old is not None and old.digest not in (None, taken.manifest.digest) and not options.dry_run:
             self._cache.drop(digests_of([old]))
         presence = Presence.STORED if taken.written else Presence.PRESENT
-        own = StoredAt(str(self._cache.pool), presence, bytes=taken.manifest.data_size if taken.how in ("copy",) and taken.written else 0)
+        own = StoredAt(str(self._cache.pool), presence, bytes=taken.manifest.data_size if taken.how != "hardlink" and taken.written else 0)
         others = self._store(taken, options)
         return Stored(wanted.object, wanted.state, str(taken.manifest.digest), (own, *others), taken.warnings)
 
@@ -224,6 +238,10 @@ class QCOW2ExtBackend(StateBackend):
         return self._unset(target, image_state(target, check_state_name(state)), options)
 
     def _unset(self, target: Target, wanted: StateId, options: Options) -> Removed:
+        with self._in_our_words(f"unset {wanted}"):
+            return self._unset_it(target, wanted, options)
+
+    def _unset_it(self, target: Target, wanted: StateId, options: Options) -> Removed:
         if not options.dry_run:
             recover(self._cache)
         states: dict[str, tuple[str, ...]] = {}

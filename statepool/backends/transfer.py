@@ -19,8 +19,8 @@ from statepool.transfer.push import Push, Relation, relations
 
 class QCOW2ImageTransfer(StateBackend):
     """
-    Moves chains of QCOW2 images between the cache and one pool. Its states are those of that pool: ``get`` brings one into the cache, ``set`` stores a
-    cached one, and neither makes or takes a working image.
+    Moves chains of QCOW2 images between the cache and one pool. Its states are those of that pool: ``get`` brings one into the cache, ``set`` stores
+    a cached one, and neither makes or takes a working image.
 
     :param context: what it works with
     :param source: the pool; the first source if not given

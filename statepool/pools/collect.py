@@ -1,9 +1,9 @@
 """
 Taking away what nobody needs: bytes that no record names, and what crashed writers left.
 
-Bytes go in three steps. They are renamed into ``trash/``; *then* the markers and the log are read; whoever needs them after all gets them back, otherwise they
-are deleted. A writer that comes to need them at the same moment either left its marker before we looked, or finds them missing and fetches them from the
-trash itself.
+Bytes go in three steps. They are renamed into ``trash/``; *then* the markers and the log are read; whoever needs them after all gets them back,
+otherwise they are deleted. A writer that comes to need them at the same moment either left its marker before we looked, or finds them missing and
+fetches them from the trash itself.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ The log of one machine: records in their one order, each created exclusively, an
 The rules (``docs/design.rst`` says why they suffice):
 
 * Record N+1 is created only by a writer that has folded N, and only if nobody created it before.
-* After creating N+1 its writer looks for a checkpoint at or after N+1. If there is one that does not know this record, the record came too late, counts
-  for nothing, and its writer removes it and begins again.
-* Records behind a checkpoint are deleted oldest first, and the last hundred stay. So whoever has seen N, sees N+1, and still sees N after that, knows that
-  N+1 is a record that counts.
+* After creating N+1 its writer looks for a checkpoint at or after N+1. If there is one that does not know this record, the record came too late,
+  counts for nothing, and its writer removes it and begins again.
+* Records behind a checkpoint are deleted oldest first, and the last hundred stay. So whoever has seen N, sees N+1, and still sees N after that, knows
+  that N+1 is a record that counts.
 """
 
 from __future__ import annotations
@@ -108,13 +108,13 @@ def _changes(changes: list[Any], where: str) -> list[Change]:
                 supersedes = change.get("supersedes")
                 result.append(Publish(Manifest.from_json(change["publish"]), Digest.parse(str(supersedes)) if supersedes is not None else None))
             else:
-                result.append(_remove(change["remove"], where))
+                result.append(_remove(change["remove"]))
         except BadRecord as error:
             raise BadRecord(f"{error.message}, in {where}", path=where) from error
     return result
 
 
-def _remove(data: Any, where: str) -> Remove:
+def _remove(data: Any) -> Remove:
     if not isinstance(data, dict) or not isinstance(data.get("object"), str) or not isinstance(data.get("state"), str):
         raise BadRecord("a removal does not say of what")
     if data.get("kind", "image") not in Kind.__members__.values():

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from statepool.errors import (
-    AccessDenied,
     Conflict,
     FileExists,
     HasDependants,
@@ -21,7 +20,6 @@ from statepool.errors import (
     NotFound,
     ReadOnlyPool,
     UnsafeImage,
-    UnsupportedFormat,
 )
 from statepool.model.digest import Digest
 from statepool.model.location import Location

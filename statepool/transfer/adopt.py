@@ -20,10 +20,12 @@ from statepool.pools.pool import Pool
 from statepool.pools.view import Unmanaged
 from statepool.pools.writer import Writer
 from statepool.qcow2 import opened
-from statepool.qcow2.header import apply_patches, backing_patch, read_header_fd, reader
+from statepool.qcow2.clusters import check_clusters
+from statepool.qcow2.header import apply_patches, backing_patch, read_header, read_header_fd, reader
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.offers import Member, unmanaged_chain
+from statepool.transfer.offers import reader as reader_of
 from statepool.transports.copying import data_extents
 
 
@@ -85,6 +87,8 @@ class Adoption:
         if len(chain) > 1 and parent is None:
             raise UsageError(f"its parent {chain[1].manifest.state} could not be adopted")
         path = layout.view(tip.id)
+        read, size = reader_of(self.pool, path)
+        check_clusters(read, read_header(read, size, f"{tip.id} in {self.pool}"), f"{tip.id} in {self.pool}")
         local = self.pool.transport.local_path(path)
         relocated = self._relocate(local, parent) if self.relocate and local is not None and parent is not None else False
         self.progress.begin(f"adopt {tip.id}", tip.size)

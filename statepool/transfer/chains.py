@@ -212,8 +212,8 @@ class Chains:
 
     def _remove(self, tip: Digest) -> None:
         """
-        Remove a chain's directory: moved aside first, then looked at once more, since somebody may have begun to use it at this moment. Whoever begins
-        looks, after its record is written, whether it is still where it was written.
+        Remove a chain's directory: moved aside first, then looked at once more, since somebody may have begun to use it at this moment. Whoever
+        begins looks, after its record is written, whether it is still where it was written.
         """
         aside = self._directory / f"{_ASIDE}{random_nonce()}-{tip.file_name}"
         try:

@@ -17,9 +17,9 @@ from statepool.model.manifest import Manifest, Parent
 from statepool.model.outcomes import Verified
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
-from statepool.pools.staging import Staging
 from statepool.qcow2.checks import Backing, check_image
-from statepool.qcow2.header import Header, apply_patches, backing_patch, reader as read_from
+from statepool.qcow2.header import Header, apply_patches, backing_patch
+from statepool.qcow2.header import reader as read_from
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
 from statepool.transfer.linked import note_use

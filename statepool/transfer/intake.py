@@ -2,8 +2,8 @@
 Taking a working image into the cache as a state: linked, not copied, where both are on one file system.
 
 The file that a machine ran on *becomes* the state, and a fresh overlay takes its place under the name that the machine knows. In between the file has
-two names and the backing name of a state, so that a machine could not run from it: a marker says how to go on, and whoever comes after a crash does so
-(:mod:`statepool.transfer.recovery`).
+two names and the backing name of a state, so that a machine could not run from it: a marker says how to go on, and whoever comes after a crash does
+so (:mod:`statepool.transfer.recovery`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from statepool.pools import layout
 from statepool.pools.writer import Writer
 from statepool.qcow2 import opened
 from statepool.qcow2.checks import Backing, check_image, warnings
+from statepool.qcow2.clusters import check_clusters
 from statepool.qcow2.header import Header, Patch, apply_patches, backing_patch, is_empty_overlay, reader
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
@@ -112,6 +113,7 @@ class Intake:
         size = os.fstat(descriptor).st_size
         read = reader(descriptor)
         header = check_image(read, size, str(self.working), backing=Backing.WORKING)
+        check_clusters(read, header, str(self.working))
         parent = self._parent(header)
         patches = backing_patch(read, header, parent.file_name) if parent is not None else ()
         return _Examined(header, parent, patches, size, warnings(header))

@@ -110,7 +110,7 @@ def _unmanaged_token(pool: Pool, chain: tuple[Member, ...]) -> str:
     return "files:" + ",".join(f"{stat.size}-{stat.mtime_ns}-{stat.identity}" if stat is not None else "none" for stat in stats)
 
 
-# -- files of other tools ------------------------------------------------------------------------------------------------------------------------------
+# -- files of other tools ----------------------------------------------------------------------------------------------------------------------------
 
 
 def reader(pool: Pool, path: str) -> tuple[Read, int]:
@@ -157,7 +157,7 @@ def unmanaged_manifest(state: StateId, header: Header) -> Manifest:
     return Manifest(object=state.object, state=state.state, size=header.file_size, virtual_size=header.virtual_size, cluster_size=header.cluster_size)
 
 
-# -- listings ------------------------------------------------------------------------------------------------------------------------------------------
+# -- listings ----------------------------------------------------------------------------------------------------------------------------------------
 
 
 def listing(pool: Pool, machine: str) -> list[Listed]:

@@ -12,6 +12,7 @@ from statepool.model.manifest import Manifest, StateId
 from statepool.pools.pool import Pool
 from statepool.transfer.cache import Cache
 from statepool.transports.base import Transport
+from statepool.transports.copying import can_share_blocks
 
 SLACK = 1 << 20
 """Bytes that every transfer needs beside the data: records, markers and links."""
@@ -46,7 +47,7 @@ def make_room(cache: Cache, manifests: Sequence[Manifest], source: Transport, *,
     if source.capabilities.refers:
         return
     needed = sum(manifest.data_size for manifest in manifests)
-    if not needed:
+    if not needed or (not _fits(cache, needed) and _shares_blocks(cache, source)):
         return
     keep_free = cache.settings.min_free
     if keep_free and not _fits(cache, needed + keep_free):
@@ -55,6 +56,12 @@ def make_room(cache: Cache, manifests: Sequence[Manifest], source: Transport, *,
             if _fits(cache, needed + keep_free):
                 break
     require_space(cache.pool, needed, keep_free=keep_free)
+
+
+def _shares_blocks(cache: Cache, source: Transport) -> bool:
+    """Whether what comes from a source takes no room, since the file system lets both have the same blocks."""
+    root = source.local_path("")
+    return root is not None and root.stat().st_dev == cache.root.stat().st_dev and can_share_blocks(cache.root)
 
 
 def _fits(cache: Cache, size: int) -> bool:

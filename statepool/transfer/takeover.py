@@ -78,8 +78,8 @@ class Takeover:
 
 def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | None, *, replace: bool) -> None:
     """
-    Publish bytes that are gathered and flushed, and put a fresh overlay in the place of the image they came from. Ends the staging, unless it fails with
-    the image half changed: then whoever comes next ends it.
+    Publish bytes that are gathered and flushed, and put a fresh overlay in the place of the image they came from. Ends the staging, unless it fails
+    with the image half changed: then whoever comes next ends it.
 
     :param working: the image, or None if there is none any more
     :raises Conflict: the name exists with other content
@@ -94,7 +94,7 @@ def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | N
     cache.trust.record(digest, cache.data(digest), flushed=True, source=cache.trust.source(digest))
 
 
-# -- after a crash -------------------------------------------------------------------------------------------------------------------------------------
+# -- after a crash -----------------------------------------------------------------------------------------------------------------------------------
 
 
 def recover(cache: Cache) -> list[Collected]:

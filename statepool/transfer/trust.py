@@ -1,8 +1,8 @@
 """
 Which cached files need not be read again.
 
-A file is trusted if it was hashed, or written and hashed, by us and its stat signature has not changed since. Any write changes the modification time, and
-the resolution of that time does not matter here: we set it back before we take the signature, so that every later write shows.
+A file is trusted if it was hashed, or written and hashed, by us and its stat signature has not changed since. Any write changes the modification
+time, and the resolution of that time does not matter here: we set it back before we take the signature, so that every later write shows.
 """
 
 from __future__ import annotations

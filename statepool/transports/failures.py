@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from attrs import frozen
 
-from statepool.errors import AccessDenied, FileExists, IntegrityError, MissingFile, NoSpace, TransportError, UnsafeImage
+from statepool.errors import AccessDenied, FileExists, IntegrityError, MissingFile, NoSpace, StatePoolError, TransportError, UnsafeImage
 
 
 @frozen
@@ -78,6 +78,23 @@ def translating(doing: str, subject: Subject, *, needed: int = 0, descriptor: in
         yield
     except OSError as error:
         raise translated(error, doing, subject, needed=needed, descriptor=descriptor) from error
+
+
+@contextmanager
+def in_our_words(doing: str, subject: Subject) -> Iterator[None]:
+    """
+    The last net around a whole operation on local files: what the operating system says of one of them is told as an error of ours, and errors of
+    ours pass as they are.
+    """
+    try:
+        yield
+    except StatePoolError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        named = Subject(str(error.filename), subject.pool, str(error.filename)) if error.filename is not None else subject
+        raise translated(error, doing, named) from error
 
 
 def not_regular(subject: Subject) -> UnsafeImage:
