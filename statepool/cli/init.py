@@ -23,4 +23,4 @@ def command(session: Session, pool: str | None, dry_run: bool) -> None:
     if session.json:
         session.answer_json({"pool": location, "dry_run": dry_run})
     else:
-        session.say(f"{'would make a pool' if dry_run else 'there is a pool'} at {session.place(location)}")
+        session.say(f"{'would make a pool' if dry_run else 'there is a pool'} at {location.removeprefix('file://')}")

@@ -21,8 +21,8 @@ def command(session: Session, object: str, state: str, everywhere: bool, cascade
     """
     Remove a state.
 
-    It is removed from the cache, and with --everywhere from the sources. A state that others stand on is not removed. Bytes that a working image stands
-    on stay until that is gone. The exit code is 7 if the state could not be removed from a pool.
+    It is removed from the cache, and with --everywhere from the sources. A state that others stand on is not removed. Bytes that a working image
+    stands on stay until that is gone. The exit code is 7 if the state could not be removed from a pool.
     """
     removed = session.pool().image(object).unset(state, cascade=cascade, scope=None if everywhere else "own", dry_run=dry_run)
     if session.json:

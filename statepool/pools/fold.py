@@ -158,6 +158,10 @@ class Fold:
             return exact
         return next((manifest for manifest in self._present.values() if manifest.origin == digest and manifest.id == state), None)
 
+    def has_children(self, manifest: Manifest) -> bool:
+        """:returns: whether a state, with or without a name, stands directly on this one"""
+        return manifest.digest is not None and bool(self._children.get((manifest.object, manifest.state, manifest.digest)))
+
     def chain(self, manifest: Manifest) -> tuple[Manifest, ...]:
         """:returns: a state of this fold with all that backs it, tip first"""
         return tuple(self._walk(manifest))
@@ -228,6 +232,10 @@ class Fold:
         old = self._states.get(manifest.id)
         if change.supersedes != (old.digest if old else None):
             raise BadRecord(f"record {number} of {self.machine} publishes {manifest.id} over what is there", object=self.machine)
+        if old is not None and old.digest == manifest.digest and old.parent != manifest.parent and self.has_children(old):
+            raise BadRecord(
+                f"record {number} of {self.machine} puts {manifest.id} on another parent under those that stand on it", object=self.machine
+            )
         self._states[manifest.id] = manifest
         self._hold(manifest)
         return [old] if old is not None else []
@@ -262,7 +270,7 @@ class Fold:
             manifest = waiting.pop(0)
             assert manifest.digest is not None
             key = (manifest.object, manifest.state, manifest.digest)
-            if self._children.get(key):
+            if self._present.get(key) is manifest and self._children.get(key):
                 # Others stand on it: perhaps they go in the same record, so look at it again after them.
                 waiting.append(manifest)
                 stuck.append(manifest)

@@ -276,7 +276,7 @@ class Pool:
             self._check_parent(fold, manifest, coming)
             if old is None:
                 changes.append(Publish(manifest))
-            elif supersede and old.digest is not None:
+            elif supersede and old.digest is not None and not (old.digest == manifest.digest and fold.has_children(old)):
                 changes.append(Publish(manifest, supersedes=old.digest))
             elif replace or supersede:
                 self._refuse_dependants(fold, [old.id], set(coming), "replaced")

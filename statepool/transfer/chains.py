@@ -1,5 +1,5 @@
 """
-What working images are backed by: for each tip a directory of symbolic links named after the states of its chain, and records of who uses it.
+What working images are backed by: for each chain a directory of symbolic links named after its states, and records of who uses it.
 
 QEMU looks for a sibling backing name in the directory of the name it was given, not where a link leads, so such a directory works as a chain, and two
 versions of one name can live side by side.
@@ -27,9 +27,34 @@ from statepool.qcow2.opened import is_open
 GRACE = 7 * 24 * 3600
 """How long a chain is kept for a working image that has vanished, in seconds: it may have been moved."""
 
+_SUFFIX = ".qcow2"
 _USES = ".uses"
 _ASIDE = ".gone-"
 _LINKS_TO = "../../data/"
+
+
+@frozen
+class Standing:
+    """
+    What a working image stands on.
+
+    :param key: of the chain
+    :param digest: of the chain's tip
+    :param state: the tip's name
+    """
+
+    key: Digest
+    digest: Digest
+    state: str
+
+
+def key_of(chain: Sequence[Manifest]) -> Digest:
+    """
+    :param chain: tip first
+    :returns: what the directory of a chain is called: all its names and bytes. The tip's bytes alone do not tell: a child nobody wrote to is the same
+        bytes over any parent.
+    """
+    return Digest.of("".join(f"{manifest.state} {manifest.digest}\n" for manifest in chain).encode())
 
 
 @frozen
@@ -57,39 +82,51 @@ class Chains:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def path(self, digest: Digest, state: str) -> Path:
-        """:returns: what a working image on the tip ``state`` with this digest names as its backing file"""
-        return self._directory / digest.file_name / f"{state}.qcow2"
+    def path(self, chain: Sequence[Manifest]) -> Path:
+        """:returns: what a working image on a chain, tip first, names as its backing file"""
+        return self.directory_of(key_of(chain)) / chain[0].file_name
 
-    def parse(self, backing: str) -> tuple[Digest, str] | None:
-        """:returns: the tip's digest and state that a backing name stands for, or None if it leads elsewhere"""
+    def directory_of(self, key: Digest) -> Path:
+        """:returns: where the links of a chain are"""
+        return self._directory / key.file_name
+
+    def parse(self, backing: str) -> Standing | None:
+        """:returns: the chain that a backing name stands for, or None if it leads elsewhere, or to a chain that is gone"""
         directory, name = os.path.split(backing)
-        parent, tip = os.path.split(os.path.realpath(directory))
-        digest = Digest.from_file_name(tip)
-        if digest is None or not name.endswith(".qcow2") or parent != os.path.realpath(self._directory):
+        parent, last = os.path.split(os.path.realpath(directory))
+        key = Digest.from_file_name(last)
+        if key is None or not name.endswith(_SUFFIX) or parent != os.path.realpath(self._directory):
             return None
-        return digest, name.removesuffix(".qcow2")
+        tip = self._links(key).get(name)
+        return Standing(key, tip, name.removesuffix(_SUFFIX)) if tip is not None else None
+
+    def _links(self, key: Digest) -> dict[str, Digest]:
+        """:returns: the bytes that the names of a chain lead to"""
+        directory = self.directory_of(key)
+        found: dict[str, Digest] = {}
+        try:
+            for name in os.listdir(directory):
+                digest = Digest.from_file_name(os.path.basename(os.readlink(directory / name))) if name != _USES else None
+                if digest is not None:
+                    found[name] = digest
+        except FileNotFoundError:
+            return {}  # somebody takes it away
+        return found
 
     def prepare(self, chain: Sequence[Manifest]) -> Path:
         """
         :param chain: tip first
         :returns: the tip's name, with those of all that back it beside it
         """
-        tip = chain[0]
-        assert tip.digest is not None
-        directory = self._directory / tip.digest.file_name
+        directory = self.directory_of(key_of(chain))
         (directory / _USES).mkdir(parents=True, exist_ok=True)
         for manifest in reversed(chain):
             assert manifest.digest is not None
             try:
                 os.symlink(_LINKS_TO + manifest.digest.file_name, directory / manifest.file_name)
             except FileExistsError:
-                pass  # the same link: a tip's digest vouches for its whole chain
-        return self.path(tip.digest, tip.state)
-
-    def is_dead(self, digest: Digest, state: str) -> bool:
-        """:returns: whether the chain of this tip leads to bytes that are not there"""
-        return not self.path(digest, state).exists()
+                pass  # the same link: the key stands for all names and digests of the chain
+        return directory / chain[0].file_name
 
     # -- uses --------------------------------------------------------------------------------------------------------------------------------------
 
@@ -101,34 +138,33 @@ class Chains:
         :param working: where, absolute
         :returns: the record of it, to be removed with the image
         """
-        digest = chain[0].digest
-        assert digest is not None
-        record = self._directory / digest.file_name / _USES / f"{random_nonce()}.json"
+        key = key_of(chain)
+        record = self.directory_of(key) / _USES / f"{random_nonce()}.json"
         while True:
             try:
                 self.prepare(chain)
                 _write_use(Use(record, str(working), None, Writer.current()))
             except FileNotFoundError:
                 continue  # somebody took the directory away: make it again
-            if record.exists() and self.members(digest) == {manifest.digest for manifest in chain}:
+            if record.exists() and len(self._links(key)) == len(chain):
                 return record
 
     def release(self, working: Path, *, besides: Path | None = None) -> None:
         """A working image is gone, or stands on something else: forget all records of it but one."""
-        for tip in self._tips():
-            for use in self._uses(tip):
+        for key in self._keys():
+            for use in self._uses(key):
                 if use.working == str(working) and use.record != besides:
                     use.record.unlink(missing_ok=True)
 
-    def _tips(self) -> list[Digest]:
+    def _keys(self) -> list[Digest]:
         try:
             names = os.listdir(self._directory)
         except FileNotFoundError:
             return []
         return [digest for digest in map(Digest.from_file_name, sorted(names)) if digest is not None]
 
-    def _uses(self, tip: Digest) -> Iterator[Use]:
-        directory = self._directory / tip.file_name / _USES
+    def _uses(self, key: Digest) -> Iterator[Use]:
+        directory = self._directory / key.file_name / _USES
         try:
             names = sorted(os.listdir(directory))
         except FileNotFoundError:
@@ -137,17 +173,19 @@ class Chains:
             if name.endswith(".json"):
                 yield _read_use(directory / name)
 
-    def users(self, tip: Digest, *, now: float | None = None) -> list[str]:
+    def users(self, key: Digest, *, now: float | None = None) -> list[str]:
         """
         :param now: seconds since the epoch; the time if not given
         :returns: the working images for whose sake a chain is kept
         """
         moment = time.time() if now is None else now
-        return [use.working for use in self._uses(tip) if self._is_live(tip, use, moment)]
+        return [use.working for use in self._uses(key) if self._is_live(key, use, moment)]
 
-    def _is_live(self, tip: Digest, use: Use, now: float) -> bool:
+    def _is_live(self, key: Digest, use: Use, now: float) -> bool:
         """Whether a use still counts. Notes when its image vanished, and forgets it when that is long ago."""
-        if self._stands_on(use.working, tip):
+        if self._stands_on(use.working, key):
+            if use.missing_since is not None:
+                _write_use(evolve(use, missing_since=None))
             return True
         if use.missing_since is None:
             _write_use(evolve(use, missing_since=now))
@@ -157,7 +195,7 @@ class Chains:
         use.record.unlink(missing_ok=True)
         return False
 
-    def _stands_on(self, working: str, tip: Digest) -> bool:
+    def _stands_on(self, working: str, key: Digest) -> bool:
         if not os.path.lexists(working):
             return False
         try:
@@ -167,73 +205,66 @@ class Chains:
         if header.backing_name is None:
             return False
         parsed = self.parse(os.path.join(os.path.dirname(working), os.fsdecode(header.backing_name)))
-        return parsed is not None and parsed[0] == tip
+        return parsed is not None and parsed.key == key
 
-    def members(self, tip: Digest) -> frozenset[Digest]:
+    def members(self, key: Digest) -> frozenset[Digest]:
         """:returns: the bytes that a chain is made of"""
-        directory = self._directory / tip.file_name
-        names = (name for name in os.listdir(directory) if name != _USES) if directory.is_dir() else ()
-        digests = (Digest.from_file_name(os.path.basename(os.readlink(directory / name))) for name in names)
-        return frozenset(digest for digest in digests if digest is not None)
+        return frozenset(self._links(key).values())
 
     def in_use(self) -> dict[Digest, list[str]]:
-        """:returns: the tips that something stands on, with the working images, or what has them open"""
-        found = {tip: self.users(tip) for tip in self._tips()}
-        return {tip: users for tip, users in found.items() if users}
+        """:returns: the keys that something stands on, with the working images, or what has them open"""
+        found = {key: self.users(key) for key in self._keys()}
+        return {key: users for key, users in found.items() if users}
 
     def held(self) -> frozenset[Digest]:
         """:returns: the bytes under working images, and those that some process has open"""
-        tips = self._tips()
-        under = {digest for tip in tips if self.users(tip) for digest in self.members(tip)}
-        rest = {digest for tip in tips for digest in self.members(tip)} - under
+        keys = self._keys()
+        under = {digest for key in keys if self.users(key) for digest in self.members(key)}
+        rest = {digest for key in keys for digest in self.members(key)} - under
         data = self._directory.parent / "data"
         return frozenset(under | {digest for digest in rest if (data / digest.file_name).exists() and is_open(data / digest.file_name)})
 
     def prune(self, digests: Iterable[Digest], needed: set[Digest]) -> None:
         """Remove the directories of chains with one of these digests in them that nobody uses and that no state needs."""
         wanted = set(digests)
-        for tip in self._tips():
-            members = self.members(tip)
-            if wanted & members and tip not in needed and not self.users(tip):
-                self._remove(tip)
+        for key in self._keys():
+            members = self.members(key)
+            if wanted & members and not members <= needed and not self.users(key):
+                self._remove(key)
 
     def idle(self, needed: set[Digest]) -> list[Digest]:
-        """:returns: the tips of chains that nobody uses and that no state needs"""
-        return [tip for tip in self._tips() if tip not in needed and not self.users(tip)]
+        """:returns: the keys of chains that nobody uses and that no state needs"""
+        return [key for key in self._keys() if not self.members(key) <= needed and not self.users(key)]
 
     def prune_all(self, needed: set[Digest]) -> None:
         """Remove the directories of all chains that are idle."""
-        for tip in self.idle(needed):
-            self._remove(tip)
+        for key in self.idle(needed):
+            self._remove(key)
 
-    def directory_of(self, tip: Digest) -> Path:
-        """:returns: where the links of a chain are"""
-        return self._directory / tip.file_name
-
-    def _remove(self, tip: Digest) -> None:
+    def _remove(self, key: Digest) -> None:
         """
         Remove a chain's directory: moved aside first, then looked at once more, since somebody may have begun to use it at this moment. Whoever
         begins looks, after its record is written, whether it is still where it was written.
         """
-        aside = self._directory / f"{_ASIDE}{random_nonce()}-{tip.file_name}"
+        aside = self._directory / f"{_ASIDE}{random_nonce()}-{key.file_name}"
         try:
-            os.rename(self._directory / tip.file_name, aside)
+            os.rename(self._directory / key.file_name, aside)
         except FileNotFoundError:
             return  # somebody else removes it
-        self._settle_aside(aside, tip)
+        self._settle_aside(aside, key)
 
     def recover(self) -> None:
         """End what a crash interrupted: removals of chains, and working images that were being written."""
-        for use in (use for tip in self._tips() for use in self._uses(tip)):
+        for use in (use for key in self._keys() for use in self._uses(key)):
             if use.writer is not None and use.writer.is_dead and use.temporary.exists():
                 use.temporary.unlink(missing_ok=True)
         for name in os.listdir(self._directory) if self._directory.is_dir() else ():
-            tip = Digest.from_file_name(name.removeprefix(_ASIDE).partition("-")[2]) if name.startswith(_ASIDE) else None
-            if tip is not None:
-                self._settle_aside(self._directory / name, tip)
+            key = Digest.from_file_name(name.removeprefix(_ASIDE).partition("-")[2]) if name.startswith(_ASIDE) else None
+            if key is not None:
+                self._settle_aside(self._directory / name, key)
 
-    def _settle_aside(self, aside: Path, tip: Digest) -> None:
-        back = self._directory / tip.file_name
+    def _settle_aside(self, aside: Path, key: Digest) -> None:
+        back = self._directory / key.file_name
         records = list((aside / _USES).glob("*.json"))
         if records:
             (back / _USES).mkdir(parents=True, exist_ok=True)

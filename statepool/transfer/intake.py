@@ -29,6 +29,7 @@ from statepool.qcow2.clusters import check_clusters
 from statepool.qcow2.header import Header, Patch, apply_patches, backing_patch, is_empty_overlay, reader
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
+from statepool.transfer.chains import key_of
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.space import require_space
 from statepool.transfer.takeover import Takeover, finish, give_back
@@ -130,15 +131,15 @@ class Intake:
                 path=str(self.working),
                 hint=f"make it stand alone: qemu-img convert -f qcow2 -O qcow2 {self.working} NEW.qcow2; or begin with: statepool get ... --to FILE",
             )
-        digest, state = found
-        parent = self.cache.pool.fold(self.state.machine).find(self.state.object, Parent(state, digest))
-        if parent is None:
+        fold = self.cache.pool.fold(self.state.machine)
+        parent = fold.find(self.state.object, Parent(found.state, found.digest))
+        if parent is None or key_of(fold.chain(parent)) != found.key:
             raise Conflict(
-                f"{self.working} stands on {state} with the digest {digest}, which is no state of {self.state.object} in the cache any more",
+                f"{self.working} stands on {found.state} as {found.digest}, which is no state of {self.state.object} in the cache any more",
                 object=self.state.object,
                 state=self.state.state,
                 path=str(self.working),
-                hint=f"get {state} again, and make the state from that",
+                hint=f"get {found.state} again, and make the state from that",
             )
         return parent
 

@@ -22,7 +22,7 @@ def tidy_cache(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
         return []
     gone = [] if dry_run else recover(cache)
     idle = cache.chains.idle(cache.pool.needed())
-    gone += [Collected(str(cache.pool), "a chain that no working image stands on", str(cache.chains.directory_of(tip))) for tip in idle]
+    gone += [Collected(str(cache.pool), "a chain that no working image stands on", str(cache.chains.directory_of(key))) for key in idle]
     if not dry_run:
         cache.chains.prune_all(cache.pool.needed())
     gone += cache.collector.sweep(dry_run=dry_run)

@@ -60,8 +60,7 @@ def make_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, overwrite
             if not cache.pool.has_bytes(manifest.digest):
                 raise damaged(cache, manifest)
         tip = chain[0]
-        assert tip.digest is not None
-        backing = str(cache.chains.path(tip.digest, tip.state))
+        backing = str(cache.chains.path(chain))
         create_overlay(temporary, tip.virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout))
         if flush:
             _flush(temporary)
