@@ -4,7 +4,6 @@ The face that every backend has, and how one is found by its name.
 
 from __future__ import annotations
 
-import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -146,6 +145,8 @@ def load_backend(name: str) -> Callable[[Context], StateBackend]:
     :returns: what makes the backend
     :raises UsageError: there is none of this name, or it is no backend
     """
+    import importlib.metadata  # takes longer than the rest of this package, and few ask
+
     found = {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if name not in found:
         raise UsageError(f"there is no backend {name!r}", hint="installed are: " + ", ".join(sorted(found)))

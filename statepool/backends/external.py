@@ -14,13 +14,13 @@ from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Ta
 from statepool.backends.transfer import QCOW2ImageTransfer, digests_of, got, image_state, planned, root_state
 from statepool.errors import NotFound, StatePoolError, UsageError
 from statepool.model.manifest import Manifest, StateId
-from statepool.model.names import check_state_name
 from statepool.model.outcomes import Got, Listed, Presence, Removed, Stored, StoredAt, Verified
 from statepool.model.scope import Scope
 from statepool.qcow2.checks import Backing, check_file
 from statepool.transfer.fetch import Fetch, Fetched
 from statepool.transfer.fresh import Answer
 from statepool.transfer.intake import Intake, Taken, absolute
+from statepool.transfer.linked import refuse_linked
 from statepool.transfer.merge import merged
 from statepool.transfer.offers import Offer, Source, find_offer, is_unchanged, listing
 from statepool.transfer.push import Push
@@ -54,7 +54,7 @@ class QCOW2ExtBackend(StateBackend):
 
     def check(self, target: Target, state: str) -> bool:
         """:returns: whether the cache or a source has a state, with its whole chain"""
-        return self._check(image_state(target, check_state_name(state)))
+        return self._check(image_state(target, state))
 
     def _check(self, wanted: StateId) -> bool:
         if self._cache.pool.find(wanted) is not None:
@@ -70,7 +70,7 @@ class QCOW2ExtBackend(StateBackend):
 
     def get(self, target: Target, state: str, options: Options = DEFAULTS) -> Got:
         """Bring a state into the cache, if it is not there or has been replaced in its source; and make a working image, if the target has one."""
-        return self._get(target, image_state(target, check_state_name(state)), options)
+        return self._get(target, image_state(target, state), options)
 
     def _get(self, target: Target, wanted: StateId, options: Options) -> Got:
         with self._in_our_words(f"get {wanted}"):
@@ -85,7 +85,8 @@ class QCOW2ExtBackend(StateBackend):
         to = {image: check_place(path, overwrite=options.overwrite) for image, path in target.working.items()}
         offer, cached = self._look(wanted)
         if options.dry_run:
-            return planned(offer, Fetch(self._cache, offer)) if offer is not None else _cached(self._chain(cached), Verified.TRUSTED)
+            plan = planned(offer, Fetch(self._cache, offer)) if offer is not None else _cached(self._chain(cached), Verified.TRUSTED)
+            return evolve(plan, working=next(map(str, to.values()), None))
         result, chain = self._bring(wanted, offer, cached)
         for manifest in chain:
             if manifest.digest is not None:
@@ -181,7 +182,7 @@ class QCOW2ExtBackend(StateBackend):
 
     def set(self, target: Target, state: str, options: Options = DEFAULTS) -> Stored:
         """Make the target's working image a state, in the cache and in the sources that the scope permits."""
-        return self._set(target, image_state(target, check_state_name(state)), options)
+        return self._set(target, image_state(target, state), options)
 
     def _set(self, target: Target, wanted: StateId, options: Options) -> Stored:
         if len(target.working) != 1:
@@ -235,7 +236,7 @@ class QCOW2ExtBackend(StateBackend):
 
     def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
         """Remove a state from the pools that the scope permits: ``own`` is the cache. What a working image stands on stays until it is gone."""
-        return self._unset(target, image_state(target, check_state_name(state)), options)
+        return self._unset(target, image_state(target, state), options)
 
     def _unset(self, target: Target, wanted: StateId, options: Options) -> Removed:
         with self._in_our_words(f"unset {wanted}"):
@@ -269,7 +270,7 @@ class QCOW2ExtBackend(StateBackend):
         pool = self._cache.pool
         if options.dry_run:
             return tuple(gone.state for gone in pool.plan_removal(wanted, cascade=options.cascade))
-        removed = pool.remove(wanted, cascade=options.cascade)
+        removed = pool.remove(wanted, cascade=options.cascade, allowed=lambda digests: refuse_linked(pool, digests))
         self._cache.drop(digests_of(removed))
         for manifest in removed:
             self._cache.fresh.forget(manifest.id)

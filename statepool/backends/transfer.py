@@ -8,6 +8,7 @@ from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Ta
 from statepool.errors import UsageError
 from statepool.model.digest import Digest
 from statepool.model.manifest import ROOT, Manifest, StateId
+from statepool.model.names import check_state_name
 from statepool.model.objects import Image
 from statepool.model.outcomes import Got, Listed, Presence, Removed, Stored, StoredAt
 from statepool.pools.collect import Collector
@@ -147,16 +148,21 @@ class QCOW2ImageTransfer(StateBackend):
 def image_state(target: Target, state: str) -> StateId:
     """
     :returns: what a target and a state's name stand for
+    :raises InvalidName: no state can have this name
     :raises UsageError: the target is a machine
     """
-    if not isinstance(target.object, Image):
-        raise UsageError(f"{target.object} is a machine, and this backend keeps states of images", hint=f"name an image: {target.object}/disk")
-    return StateId(str(target.object), state)
+    return StateId(_image_of(target), check_state_name(state))
 
 
 def root_state(target: Target) -> StateId:
     """:returns: what a target's root image is kept as"""
-    return image_state(target, ROOT)
+    return StateId(_image_of(target), ROOT)
+
+
+def _image_of(target: Target) -> str:
+    if not isinstance(target.object, Image):
+        raise UsageError(f"{target.object} is a machine, and this backend keeps states of images", hint=f"name an image: {target.object}/disk")
+    return str(target.object)
 
 
 def digests_of(manifests: list[Manifest]) -> set[Digest]:

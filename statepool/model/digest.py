@@ -7,7 +7,6 @@ hardware support (see ``docs/measurements.rst``), so that checking every byte co
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from typing import Protocol
@@ -26,9 +25,15 @@ class Hasher(Protocol):
     def hexdigest(self) -> str: ...
 
 
+def _sha256() -> Hasher:
+    import hashlib  # brings all of OpenSSL with it, for digests that only other programs make
+
+    return hashlib.sha256()
+
+
 _ALGORITHMS: dict[str, tuple[int, Callable[[], Hasher]]] = {
     "blake3": (64, blake3.blake3),
-    "sha256": (64, hashlib.sha256),
+    "sha256": (64, _sha256),
 }
 
 DEFAULT_ALGORITHM = "blake3"
@@ -44,7 +49,7 @@ def check_algorithm(value: str) -> None:
         raise BadRecord(f"unknown digest algorithm {value[:40]!r}", hint="this version knows " + ", ".join(_ALGORITHMS))
 
 
-@frozen(order=True)
+@frozen(order=True, slots=False, cache_hash=True)
 class Digest:
     """
     The name of some bytes, written ``algorithm:hex``.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from functools import cached_property, lru_cache
 from typing import Any
 
 from attrs import field, frozen
@@ -38,8 +39,14 @@ class Kind(enum.StrEnum):
     MACHINE = "machine"
     """No bytes of its own: a list of members."""
 
+    __hash__ = str.__hash__  # that of enumerations is slow, and kinds are part of many keys
 
-@frozen(order=True)
+
+_KINDS = {str(kind): kind for kind in Kind}
+
+
+# Thousands of these are made and looked up whenever a log is read: hence the dictionary, which is filled faster than slots, and the kept hash.
+@frozen(order=True, slots=False, cache_hash=True)
 class StateId:
     """
     What the states of one machine are told apart by.
@@ -70,7 +77,7 @@ class Parent:
     digest: Digest
 
 
-@frozen
+@frozen(slots=False)
 class Manifest:
     """
     What a pool knows of a state.
@@ -108,7 +115,7 @@ class Manifest:
     fingerprint: Mapping[str, str] = field(factory=dict)
     members: Mapping[str, Digest] = field(factory=dict)
 
-    @property
+    @cached_property
     def id(self) -> StateId:
         """What it is told apart by."""
         return StateId(self.object, self.state, self.kind)
@@ -159,10 +166,9 @@ class Manifest:
         """
         if not isinstance(data, dict):
             raise BadRecord("a manifest is not a JSON object")
-        try:
-            kind = Kind(data.get("kind", "image"))
-        except ValueError:
-            raise BadRecord(f"a manifest has the unknown kind {str(data.get('kind'))[:40]!r}") from None
+        kind = _KINDS.get(_text(data.get("kind", "image"), "kind"))
+        if kind is None:
+            raise BadRecord(f"a manifest has the unknown kind {data['kind'][:40]!r}")
         try:
             subject, state = _names(data, kind)
             digest = data.get("digest")
@@ -174,7 +180,7 @@ class Manifest:
                 state=state,
                 kind=kind,
                 size=_count(data, "size"),
-                digest=Digest.parse(_text(digest, "digest")) if digest is not None else None,
+                digest=_digest(_text(digest, "digest")) if digest is not None else None,
                 origin=Digest.parse(_text(origin, "origin")) if origin is not None else None,
                 parent=_parent(data.get("parent")),
                 virtual_size=_count(data, "virtual_size"),
@@ -191,13 +197,18 @@ class Manifest:
 
 
 def _names(data: dict[str, Any], kind: Kind) -> tuple[Object, str]:
-    subject = parse_object(_text(data.get("object"), "object"))
+    subject = _subject(_text(data.get("object"), "object"))
     state = _text(data.get("state"), "state")
     if isinstance(subject, Image) != (kind is Kind.IMAGE):
         raise BadRecord(f"a manifest gives the kind {kind} to {subject}")
     if state != ROOT or not isinstance(subject, Image):
         check_state_name(state)
     return subject, state
+
+
+_subject = lru_cache(maxsize=64)(parse_object)
+_digest = lru_cache(maxsize=64)(Digest.parse)
+"""What comes many times in a row, as objects and parents do."""
 
 
 def _text(value: object, name: str) -> str:
@@ -236,7 +247,7 @@ def _parent(value: object) -> Parent | None:
     state = _text(value.get("state"), "parent.state")
     if state not in ROOT_STATES:
         check_name(state, "a state")
-    return Parent(state, Digest.parse(_text(value.get("digest"), "parent.digest")))
+    return Parent(state, _digest(_text(value.get("digest"), "parent.digest")))
 
 
 def _extents(value: object, size: int) -> tuple[tuple[int, int], ...]:

@@ -20,12 +20,13 @@ ROOT_STATES = frozenset({"root", "0root", "boot", "0boot"})
 RESERVED_SUFFIXES = (".qcow2", ".state", ".json", ".lock")
 """Endings that mean something in a pool's directories."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\Z")  # as long as MAX_LENGTH
+_matches = _NAME.match
 
 
 def is_name(text: str) -> bool:
     """:returns: whether ``text`` can name a machine, an image or a state"""
-    return len(text) <= MAX_LENGTH and _NAME.match(text) is not None and not text.lower().endswith(RESERVED_SUFFIXES)
+    return _matches(text) is not None and not text.lower().endswith(RESERVED_SUFFIXES)
 
 
 def check_name(text: str, what: str) -> str:

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-import filelock
-
 from statepool.errors import AccessDenied, LockTimeout
 from statepool.pools import layout
 from statepool.transports.base import Transport
@@ -48,6 +46,8 @@ class FileLocks:
     @contextlib.contextmanager
     def hold(self, name: str, timeout: float) -> Iterator[None]:
         """As :meth:`Locks.hold`."""
+        import filelock  # when the first lock is held: whoever only looks does not wait for it
+
         path = self._directory / f"{name}.lock"
         # Not a singleton, and not thread-local: each holder has its own open file description, so threads exclude each other too.
         lock = filelock.FileLock(path, timeout=timeout, mode=LOCK_MODE, poll_interval=POLL_INTERVAL, thread_local=False)
@@ -66,6 +66,26 @@ class FileLocks:
             yield
         finally:
             lock.release()
+
+    def tidy(self, prefix: str) -> list[Path]:
+        """
+        Remove the files of locks that nobody holds. Whoever takes one at this very moment shares it with nobody, and works in vain at worst.
+
+        :param prefix: how the names of the locks begin
+        :returns: the files
+        """
+        import filelock  # as above
+
+        gone = []
+        for path in sorted(self._directory.glob(f"{prefix}*.lock")):
+            lock = filelock.FileLock(path, timeout=0, mode=LOCK_MODE, thread_local=False)
+            try:
+                with lock:
+                    path.unlink(missing_ok=True)
+                    gone.append(path)
+            except filelock.Timeout:
+                continue  # somebody is at work
+        return gone
 
 
 class NoLocks:

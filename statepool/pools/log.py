@@ -13,7 +13,7 @@ The rules (``docs/design.rst`` says why they suffice):
 from __future__ import annotations
 
 import json
-import secrets
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,7 +49,7 @@ Clock = Callable[[], float]
 
 def random_nonce() -> str:
     """:returns: a name that nobody else chooses"""
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 @frozen

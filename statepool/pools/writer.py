@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from functools import lru_cache
 from typing import Any
 
@@ -74,7 +73,7 @@ class Writer:
 def _current(pid: int) -> Writer:
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot = file.read().strip()
-    return Writer(socket.gethostname(), boot, os.stat("/proc/self/ns/pid").st_ino, pid, _started(pid) or 0)
+    return Writer(os.uname().nodename, boot, os.stat("/proc/self/ns/pid").st_ino, pid, _started(pid) or 0)
 
 
 def _started(pid: int) -> int | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,6 +176,8 @@ def matches_installed(tool: QemuImg, virtual_size: int = 1 << 30, backing_name: 
     :returns: whether both are the same, byte by byte
     :raises ToolError: qemu-img is missing or failed
     """
+    import tempfile  # only here: nothing else needs it, and it brings much with it
+
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "overlay.qcow2")
         tool.create_overlay(path, backing_name, virtual_size)

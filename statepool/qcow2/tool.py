@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from statepool.errors import ToolError
+
+if TYPE_CHECKING:
+    import subprocess
 
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}
 """All that qemu-img sees of the environment: nothing in the caller's can change what it does or says."""
@@ -139,6 +140,9 @@ class QemuImg:
         return self._call(arguments, accept).stdout
 
     def _call(self, arguments: list[str], accept: tuple[int, ...]) -> subprocess.CompletedProcess[str]:
+        import shutil  # when qemu-img is first needed: most of what we do goes without
+        import subprocess
+
         if self._binary is None:
             self._binary = shutil.which("qemu-img")
             if self._binary is None:

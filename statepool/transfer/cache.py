@@ -18,6 +18,7 @@ from statepool.pools.collect import Collector
 from statepool.pools.pool import Pool
 from statepool.transfer.chains import Chains
 from statepool.transfer.fresh import Freshness
+from statepool.transfer.linked import held_by_links
 from statepool.transfer.trust import Trust
 
 
@@ -86,8 +87,12 @@ class Cache:
 
     @property
     def collector(self) -> Collector:
-        """Takes away what neither a record nor a working image needs."""
-        return Collector(self.pool, self.chains.held)
+        """Takes away what neither a record, nor a working image, nor another cache needs."""
+        return Collector(self.pool, self.held)
+
+    def held(self) -> frozenset[Digest]:
+        """:returns: the bytes under working images, those that some process has open, and those that caches of neighbours refer to"""
+        return self.chains.held() | held_by_links(self.pool)
 
     def drop(self, digests: set[Digest]) -> list[Collected]:
         """

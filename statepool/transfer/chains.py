@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -273,6 +272,8 @@ class Chains:
                     os.replace(path, back / path.name)
             for record in records:
                 os.replace(record, back / _USES / record.name)
+        import shutil  # only here: removals are rare, and it brings much with it
+
         shutil.rmtree(aside, ignore_errors=True)  # whatever is left is looked at again by the next removal
 
 

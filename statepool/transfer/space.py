@@ -71,7 +71,7 @@ def _fits(cache: Cache, size: int) -> bool:
 
 def _victims(cache: Cache, keep: set[Digest]) -> Iterator[StateId]:
     """States that can be fetched again and that nobody uses, the least recently used first; each when nothing stands on it any more."""
-    held = cache.chains.held()
+    held = cache.held()
     for state, _ in sorted(_evictable(cache, keep | held), key=lambda found: found[1]):
         yield state
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from statepool.model.digest import Digest
 from statepool.model.outcomes import Collected
 from statepool.pools.collect import Collector
+from statepool.pools.locks import FileLocks
 from statepool.pools.pool import Pool
 from statepool.transfer.cache import Cache
 from statepool.transfer.linked import held_by_links
@@ -27,6 +28,8 @@ def tidy_cache(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
         cache.chains.prune_all(cache.pool.needed())
     gone += cache.collector.sweep(dry_run=dry_run)
     gone += _stray_notes(cache, dry_run)
+    if not dry_run and isinstance(cache.pool.locks, FileLocks):
+        cache.pool.locks.tidy("fetch-")
     return gone
 
 

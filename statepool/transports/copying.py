@@ -15,7 +15,6 @@ import fcntl
 import mmap
 import os
 import stat
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -471,6 +470,8 @@ def can_share_blocks(directory: Path) -> bool:
     :param directory: where to try it, with two small files that are gone afterwards
     :returns: whether files there can share blocks, so that a copy takes no room
     """
+    import tempfile  # only here: nothing else needs it, and it brings much with it
+
     with tempfile.TemporaryFile(dir=directory) as source, tempfile.TemporaryFile(dir=directory) as target:
         source.write(b"shared")
         source.flush()

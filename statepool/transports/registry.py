@@ -8,7 +8,6 @@ what is installed: that takes longer than everything else here, and is not there
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 
 from statepool.errors import InvalidLocation
 from statepool.model.location import Location
@@ -56,6 +55,8 @@ def transport_class(scheme: str) -> type[Transport]:
 
 
 def _installed(scheme: str) -> object:
+    from importlib import metadata  # only here: see above
+
     for entry in metadata.entry_points(group=GROUP, name=scheme):
         try:
             return entry.load()

@@ -1,0 +1,627 @@
+"""
+Every interleaving of several actors on one pool, with all pauses and deaths, run on the real code.
+
+::
+
+    world = World(actors={"a": publish, "b": remove}, files=files, check=check)
+    explored = world.explore()
+    assert not explored.violations
+
+An actor is a function that is given a :class:`Replay`, a transport, and does its work with it: with a :class:`~statepool.pools.pool.Pool`, a
+:class:`~statepool.pools.log.MachineLog`, or whatever stands on transports. It must do the same whenever it sees the same: no random names, no clocks.
+
+No threads are needed. What an actor does next is a function of what it has seen, so it is run from its beginning with the recorded answers, and
+stopped by :class:`NextOperation` where they end. The state of the world is then the files, who holds which lock, and what each actor has seen; states
+that were seen before are not followed again, so all schedules are covered though nobody could count them.
+
+A dead actor is one that never does anything again. Every state is checked, so whatever holds in all of them holds if any of the actors died there;
+only who holds a lock must die expressly, since that lets the others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from attrs import define, field, frozen
+
+from statepool.errors import FileExists, MissingFile, StatePoolError, TransportError
+from statepool.model.digest import DEFAULT_ALGORITHM, Digest
+from statepool.model.location import Location
+from statepool.model.progress import SILENT, Progress
+from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport
+
+Node = tuple[FileKind, str, bytes]
+"""What has a name: its kind, for a file the name under which it was made, and its bytes; of a symbolic link, what it holds."""
+
+Files = Mapping[str, Node]
+"""All files of a pool, by path."""
+
+Operation = tuple[Any, ...]
+"""The name of a primitive of the transport, and its arguments."""
+
+Answer = tuple[str, Any]
+"""``value`` and what was returned, or ``error`` and the class and message of what was raised."""
+
+_DIRECTORY: Node = (FileKind.DIRECTORY, "", b"")
+
+
+class NextOperation(BaseException):
+    """
+    Stops an actor where nothing more is known of what it will see. Not an error of anybody's, so that nobody handles it.
+
+    :param operation: what the actor wants to do next
+    """
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__(operation)
+        self.operation = operation
+
+
+# -- a file system as a value ------------------------------------------------------------------------------------------------------------------------
+
+
+class FileSystem:
+    """
+    The primitives of a transport on files that are a value.
+
+    :param files: what is there now; replaced, never changed
+    """
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+
+    def perform(self, operation: Operation) -> Any:
+        """
+        :returns: what the primitive returns
+        :raises StatePoolError: what the primitive raises
+        """
+        return getattr(self, f"_{operation[0]}")(*operation[1:])
+
+    def _scan(self, directory: str) -> tuple[Entry, ...]:
+        start = directory + "/" if directory else ""
+        names = (path for path in self.files if path.startswith(start) and "/" not in path[len(start) :])
+        return tuple(sorted((Entry(path[len(start) :], self.files[path][0]) for path in names), key=lambda entry: entry.name))
+
+    def _stat(self, path: str) -> Stat | None:
+        if path not in self.files:
+            return None
+        kind, made_as, data = self.files[path]
+        return Stat(kind, len(data), 0, (0, hash(made_as or path)))
+
+    def _read(self, path: str) -> bytes:
+        return self._need(path, FileKind.FILE)
+
+    def _readlink(self, path: str) -> str:
+        return self._need(path, FileKind.LINK).decode()
+
+    def _need(self, path: str, kind: FileKind) -> bytes:
+        if path not in self.files:
+            raise MissingFile(f"{path} is not there")
+        if self.files[path][0] is not kind:
+            raise TransportError(f"{path} is not a {kind}")
+        return self.files[path][2]
+
+    def _create(self, path: str, data: bytes) -> None:
+        self._enter(path, (FileKind.FILE, path, data))
+
+    def _put(self, path: str, data: bytes) -> None:
+        self._remove(path)
+        self._create(path, data)
+
+    def _link(self, source: str, target: str) -> None:
+        self._need(source, FileKind.FILE)
+        self._enter(target, self.files[source])
+
+    def _enter(self, path: str, node: Node, *, over: bool = False) -> None:
+        above = path.rpartition("/")[0]
+        if above and self.files.get(above) != _DIRECTORY:
+            raise MissingFile(f"the directory of {path} is not there")
+        if path in self.files and (not over or self.files[path] == _DIRECTORY):
+            raise FileExists(f"{path} is there")
+        self.files = {**self.files, path: node}
+
+    def _rename(self, source: str, target: str) -> None:
+        if source not in self.files:
+            raise MissingFile(f"{source} is not there")
+        self._enter(target, self.files[source], over=True)
+        if source != target:
+            self.files = {path: node for path, node in self.files.items() if path != source}
+
+    def _remove(self, path: str) -> bool:
+        if path not in self.files:
+            return False
+        if self.files[path] == _DIRECTORY:
+            raise TransportError(f"{path} is a directory")
+        self.files = {other: node for other, node in self.files.items() if other != path}
+        return True
+
+    def _symlink(self, target: str, path: str) -> None:
+        self._enter(path, (FileKind.LINK, "", target.encode()), over=True)
+
+    def _make_directory(self, path: str) -> None:
+        parts = path.split("/")
+        for count in range(1, len(parts) + 1):
+            name = "/".join(parts[:count])
+            if self.files.get(name) != _DIRECTORY:
+                self._enter(name, _DIRECTORY)
+
+    def _remove_directory(self, path: str) -> bool:
+        if self.files.get(path) != _DIRECTORY or self._scan(path):
+            return False
+        self.files = {other: node for other, node in self.files.items() if other != path}
+        return True
+
+
+class _Primitives(Transport):
+    """The face of transports, one operation for each primitive."""
+
+    def __init__(self, *, symlinks: bool) -> None:
+        super().__init__(Location("memory", "/pool"))
+        self._symlinks = symlinks
+
+    def do(self, *operation: Any) -> Any:
+        """:returns: what comes of the operation"""
+        raise NotImplementedError
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """As a file system of this host."""
+        return Capabilities(symlinks=self._symlinks, durable=True, local=True)
+
+    def scan(self, directory: str) -> list[Entry]:
+        """As the transport's face says."""
+        return list(self.do("scan", directory))
+
+    def stat(self, path: str) -> Stat | None:
+        """As the transport's face says."""
+        return cast("Stat | None", self.do("stat", path))
+
+    def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
+        """As the transport's face says; links are never followed."""
+        data: bytes = self.do("read", path)
+        return data[offset : None if size is None else offset + size]
+
+    def readlink(self, path: str) -> str:
+        """As the transport's face says."""
+        return str(self.do("readlink", path))
+
+    def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
+        """As the transport's face says."""
+        self.do("create", path, data)
+
+    def link(self, source: str, target: str) -> None:
+        """As the transport's face says."""
+        self.do("link", source, target)
+
+    def rename(self, source: str, target: str) -> None:
+        """As the transport's face says."""
+        self.do("rename", source, target)
+
+    def remove(self, path: str) -> bool:
+        """As the transport's face says."""
+        return bool(self.do("remove", path))
+
+    def symlink(self, target: str, path: str) -> None:
+        """As the transport's face says."""
+        self.do("symlink", target, path)
+
+    def make_directory(self, path: str) -> None:
+        """As the transport's face says."""
+        self.do("make_directory", path)
+
+    def remove_directory(self, path: str) -> bool:
+        """As the transport's face says."""
+        return bool(self.do("remove_directory", path))
+
+    def flush(self, directory: str) -> None:
+        """Nothing happens here: power cuts are not what is explored."""
+
+    def fetch(
+        self,
+        path: str,
+        target: int,
+        size: int,
+        *,
+        algorithm: str = DEFAULT_ALGORITHM,
+        extents: tuple[tuple[int, int], ...] = (),
+        progress: Progress = SILENT,
+    ) -> Moved:
+        """As the transport's face says, in one step."""
+        data = self.read(path)
+        os.pwrite(target, data, 0)
+        return Moved(Digest.of(data, algorithm), "copy", len(data))
+
+    def store(
+        self,
+        source: int,
+        path: str,
+        size: int,
+        *,
+        algorithm: str = DEFAULT_ALGORITHM,
+        extents: tuple[tuple[int, int], ...] = (),
+        progress: Progress = SILENT,
+    ) -> Moved:
+        """As the transport's face says, in one step."""
+        data = os.pread(source, size, 0)
+        self.do("put", path, data)
+        return Moved(Digest.of(data, algorithm), "copy", len(data))
+
+    def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
+        """As the transport's face says."""
+        return Digest.of(self.read(path), algorithm)
+
+    def free_space(self) -> int | None:
+        """Nobody knows."""
+        return None
+
+
+class Direct(_Primitives):
+    """
+    A transport on files that are a value: for making the first ones, and for looking at some.
+
+    :param files: what is there at first
+    """
+
+    def __init__(self, files: Files, *, symlinks: bool = False) -> None:
+        super().__init__(symlinks=symlinks)
+        self._system = FileSystem(files)
+
+    @property
+    def files(self) -> Files:
+        """What is there now."""
+        return self._system.files
+
+    def do(self, *operation: Any) -> Any:
+        """Do it now."""
+        return self._system.perform(operation)
+
+
+class Replay(_Primitives):
+    """
+    A transport that answers what was recorded, and then stops the actor.
+
+    :param name: the actor
+    :param answers: what it has seen
+    """
+
+    def __init__(self, name: str, answers: Sequence[Answer], *, symlinks: bool, locks: bool) -> None:
+        super().__init__(symlinks=symlinks)
+        self.name = name
+        self._answers = iter(answers)
+        self._next: Operation | None = None
+        self._nonces = 0
+        self._locked = locks
+
+    def do(self, *operation: Any) -> Any:
+        """Answer from the records."""
+        # While the actor is unwound, its `finally` blocks come here too: none of that will have happened.
+        if self._next is None:
+            answer = next(self._answers, None)
+            if answer is not None:
+                kind, value = answer
+                if kind == "error":
+                    raise value[0](value[1])
+                return value
+            self._next = operation
+        raise NextOperation(self._next)
+
+    def nonce(self) -> str:
+        """:returns: a name that no other actor chooses, the same in every replay"""
+        self._nonces += 1
+        return f"{self.name}{self._nonces}"
+
+    def ask(self) -> Any:
+        """:returns: what the explorer's ``oracle`` says of the files at this moment; nothing that an actor without one could know"""
+        return self.do("ask")
+
+    @contextlib.contextmanager
+    def hold(self, name: str, timeout: float) -> Iterator[None]:
+        """A lock that a death frees, if the explorer was told to have locks. As :meth:`statepool.pools.locks.Locks.hold`."""
+        if not self._locked:
+            yield
+            return
+        self.do("lock", name)
+        try:
+            yield
+        finally:
+            self.do("unlock", name)
+
+
+# -- the explorer ------------------------------------------------------------------------------------------------------------------------------------
+
+Actor = Callable[[Replay], Any]
+
+Outcomes = Mapping[str, Any]
+"""What became of each actor that has ended: what it returned (hashable), or the class of the error it raised."""
+
+Check = Callable[[Files, Outcomes], str | None]
+"""Says what is wrong with a state, or None."""
+
+Step = Callable[[Files, Files], str | None]
+"""Says what is wrong with a change of the files, or None."""
+
+_DEAD = -1
+
+
+@frozen
+class Violation:
+    """
+    Something that must never be.
+
+    :param what: in words
+    :param schedule: how it came to be: who did what, and what came of it
+    """
+
+    what: str
+    schedule: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n  ".join([self.what, *self.schedule])
+
+
+@frozen
+class Explored:
+    """
+    What was found.
+
+    :param states: how many states of the world were seen
+    :param snapshots: how many different sets of files were among them
+    :param ends: in how many of the states nobody had anything left to do
+    :param outcomes: all ways in which the actors ended together
+    :param violations: what must never be, at most :attr:`World.limit` of them
+    """
+
+    states: int
+    snapshots: int
+    ends: int
+    outcomes: frozenset[tuple[tuple[str, Any], ...]]
+    violations: tuple[Violation, ...]
+
+    def __str__(self) -> str:
+        return f"{self.states} states, {self.snapshots} snapshots, {self.ends} ends, {len(self.violations)} violations"
+
+
+_Locks = tuple[tuple[str, int], ...]
+_State = tuple[int, _Locks, tuple[int, ...]]
+
+
+class _Interned:
+    """Gives equal values one small number."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._numbers: dict[Any, int] = {}
+
+    def number(self, key: Any, value: Any) -> int:
+        found = self._numbers.get(key)
+        if found is None:
+            found = self._numbers[key] = len(self.values)
+            self.values.append(value)
+        return found
+
+
+@define
+class _Seen:
+    """All that one actor has seen so far: a node in the tree of its histories."""
+
+    actor: int
+    above: int | None
+    answer: Answer | None
+    next: Operation | None = None
+    outcome: Any = None
+    following: dict[int, int] = field(factory=dict)
+
+
+@define
+class World:
+    """
+    Some actors and the files they meet.
+
+    :param actors: by name, which begins their nonces
+    :param files: what is there at first
+    :param check: what must hold in every state
+    :param step: what must hold of every change of the files
+    :param symlinks: whether the pool's place has symbolic links
+    :param locks: whether locks hold
+    :param private: tells operations that can neither influence nor be influenced by what the others do: they are done at once, which saves states
+    :param hidden: tells names that nobody takes notice of in a listing
+    :param oracle: answers :meth:`Replay.ask`
+    :param limit: how many violations are enough
+    """
+
+    actors: Mapping[str, Actor]
+    files: Files
+    check: Check
+    step: Step = lambda before, after: None
+    symlinks: bool = False
+    locks: bool = False
+    private: Callable[[str, Operation], bool] = lambda name, operation: False
+    hidden: Callable[[str], bool] = lambda name: False
+    oracle: Callable[[Files], Any] = lambda files: None
+    limit: int = 1
+    _names: tuple[str, ...] = field(init=False)
+    _snapshots: _Interned = field(init=False, factory=_Interned)
+    _answers: _Interned = field(init=False, factory=_Interned)
+    _histories: list[_Seen] = field(init=False, factory=list)
+    _done: dict[tuple[int, Operation], tuple[int, int]] = field(init=False, factory=dict)
+    _endings: dict[tuple[int, Any], int] = field(init=False, factory=dict)
+    _violations: list[Violation] = field(init=False, factory=list)
+    _before: dict[_State, tuple[_State, int] | None] = field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self._names = tuple(self.actors)
+
+    def explore(self) -> Explored:
+        """:returns: what was found, after all states were seen, or enough violations"""
+        first: _State = (self._snapshot(self.files), (), tuple(self._begin(actor) for actor in range(len(self._names))))
+        for actor in range(len(self._names)):
+            first = self._through_private(first, actor)
+        self._before[first] = None
+        waiting = [first]
+        checked: dict[tuple[int, tuple[int, ...]], str | None] = {}
+        ends, outcomes = 0, set()
+        while waiting and len(self._violations) < self.limit:
+            state = waiting.pop()
+            ended = tuple(position if self._ended(position) else _DEAD for position in state[2])
+            if (state[0], ended) not in checked:
+                checked[state[0], ended] = self.check(self._snapshots.values[state[0]], self._outcomes(ended))
+                self._note(state, checked[state[0], ended])
+            following = [(actor, after) for actor in range(len(self._names)) for after in self._after(state, actor)]
+            if not following:
+                ends += 1
+                outcomes.add(tuple(self._outcomes(ended).items()))
+                if any(position != _DEAD and not self._ended(position) for position in state[2]):
+                    self._note(state, "the actors wait for each other's locks")
+            for actor, after in following:
+                if after not in self._before:
+                    self._before[after] = (state, actor)
+                    waiting.append(after)
+        return Explored(len(self._before), len(self._snapshots.values), ends, frozenset(outcomes), tuple(self._violations))
+
+    def _outcomes(self, positions: Sequence[int]) -> Outcomes:
+        return {name: self._histories[at].outcome for name, at in zip(self._names, positions, strict=True) if at != _DEAD}
+
+    def _ended(self, position: int) -> bool:
+        return position != _DEAD and self._histories[position].next is None
+
+    # -- what follows ------------------------------------------------------------------------------------------------------------------------------
+
+    def _after(self, state: _State, actor: int) -> Iterator[_State]:
+        files, locks, positions = state
+        if positions[actor] == _DEAD or self._ended(positions[actor]):
+            return
+        mine = any(holder == actor for _, holder in locks)
+        if mine:
+            left = tuple(lock for lock in locks if lock[1] != actor)
+            yield files, left, (*positions[:actor], _DEAD, *positions[actor + 1 :])
+        after = self._advance(state, actor)
+        if after is not None:
+            if after[0] != files:
+                self._note(state, self._step(files, after[0]))
+            yield self._through_private(after, actor)
+
+    def _step(self, before: int, after: int) -> str | None:
+        return self.step(self._snapshots.values[before], self._snapshots.values[after])
+
+    def _through_private(self, state: _State, actor: int) -> _State:
+        while True:
+            operation = self._histories[state[2][actor]].next
+            if operation is None or not self.private(self._names[actor], operation):
+                return state
+            after = self._advance(state, actor)
+            assert after is not None, "a lock is never private"
+            state = after
+
+    def _advance(self, state: _State, actor: int) -> _State | None:
+        """:returns: the state after the actor's next operation, or None if it has to wait"""
+        files, locks, positions = state
+        operation = self._histories[positions[actor]].next
+        assert operation is not None
+        if operation[0] == "lock":
+            if any(name == operation[1] for name, _ in locks):
+                return None
+            locks = tuple(sorted((*locks, (operation[1], actor))))
+            answer = self._answers.number(("value", None), ("value", None))
+        elif operation[0] == "unlock":
+            locks = tuple(lock for lock in locks if lock != (operation[1], actor))
+            answer = self._answers.number(("value", None), ("value", None))
+        else:
+            files, answer = self._perform(files, operation)
+        return files, locks, (*positions[:actor], self._follow(positions[actor], answer), *positions[actor + 1 :])
+
+    def _perform(self, files: int, operation: Operation) -> tuple[int, int]:
+        found = self._done.get((files, operation))
+        if found is None:
+            system = FileSystem(self._snapshots.values[files])
+            answer: Answer
+            try:
+                answer = ("value", self.oracle(system.files) if operation[0] == "ask" else system.perform(operation))
+                if operation[0] == "scan":
+                    answer = ("value", tuple(entry for entry in answer[1] if not self.hidden(entry.name)))
+            except StatePoolError as error:
+                answer = ("error", (type(error), error.message))
+            after = files if system.files is self._snapshots.values[files] else self._snapshot(system.files)
+            found = self._done[files, operation] = after, self._answers.number(answer, answer)
+        return found
+
+    def _snapshot(self, files: Files) -> int:
+        return self._snapshots.number(frozenset(files.items()), files)
+
+    # -- histories ---------------------------------------------------------------------------------------------------------------------------------
+
+    def _begin(self, actor: int) -> int:
+        self._histories.append(self._replayed(_Seen(actor, None, None)))
+        return len(self._histories) - 1
+
+    def _follow(self, position: int, answer: int) -> int:
+        here = self._histories[position]
+        if answer not in here.following:
+            after = self._replayed(_Seen(here.actor, position, self._answers.values[answer]))
+            number = len(self._histories)
+            if after.next is None:
+                # All histories of an actor that end alike become one: how it came to its end matters no more.
+                number = self._endings.setdefault((after.actor, after.outcome), number)
+            if number == len(self._histories):
+                self._histories.append(after)
+            here.following[answer] = number
+        return here.following[answer]
+
+    def _replayed(self, seen: _Seen) -> _Seen:
+        transport = Replay(self._names[seen.actor], self._history(seen), symlinks=self.symlinks, locks=self.locks)
+        try:
+            seen.outcome = self.actors[transport.name](transport)
+        except NextOperation as stopped:
+            seen.next = stopped.operation
+        except StatePoolError as error:
+            seen.outcome = type(error)
+        return seen
+
+    def _history(self, seen: _Seen) -> list[Answer]:
+        answers = []
+        here = seen
+        while here.answer is not None and here.above is not None:
+            answers.append(here.answer)
+            here = self._histories[here.above]
+        return answers[::-1]
+
+    # -- what is wrong -----------------------------------------------------------------------------------------------------------------------------
+
+    def _note(self, state: _State, wrong: str | None) -> None:
+        if wrong is not None:
+            self._violations.append(Violation(wrong, tuple(self._schedule(state))))
+
+    def _schedule(self, state: _State) -> list[str]:
+        """:returns: one way in which a state comes to be, in words"""
+        lines: list[str] = []
+        here: _State | None = state
+        while here is not None and (before := self._before[here]) is not None:
+            was, actor = before
+            lines[:0] = self._describe(was, here, actor)
+            here = was
+        return lines
+
+    def _describe(self, was: _State, now: _State, actor: int) -> list[str]:
+        name = self._names[actor]
+        if now[2][actor] == _DEAD:
+            return [f"{name} dies"]
+        lines = []
+        while was != now:
+            operation = self._histories[was[2][actor]].next
+            after = self._advance(was, actor)
+            assert operation is not None
+            assert after is not None
+            answer = self._answers.values[self._perform(was[0], operation)[1]] if operation[0] not in ("lock", "unlock") else ("value", None)
+            ended = f", and ends with {self._histories[after[2][actor]].outcome}" if self._ended(after[2][actor]) else ""
+            lines.append(f"{name}: {' '.join(map(_shown, operation))} -> {_shown(answer[1])}{ended}")
+            was = after
+        return lines
+
+
+def _shown(value: Any) -> str:
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return text.strip() if len(text) <= 200 else text[:197] + "..."
+
+
