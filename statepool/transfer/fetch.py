@@ -24,7 +24,7 @@ from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
 from statepool.transfer.linked import note_use
 from statepool.transfer.offers import Member, Offer, reader
-from statepool.transfer.ready import discard, examine
+from statepool.transfer.ready import clear_place, discard, examine
 from statepool.transfer.space import make_room
 from statepool.transports.base import Moved
 from statepool.transports.copying import hash_file
@@ -163,6 +163,8 @@ class Fetch:
 
     def _fetch(self, member: Member, parent: Manifest | None) -> Manifest:
         self._refuse_to_lose(member.manifest)
+        if (known := self._reuse(member, parent)) is not None:
+            return known
         if self._source.transport.capabilities.refers and (linked := self._refer(member, parent)) is not None:
             return linked
         # The bytes have no digest yet if another tool put them there, or another one than the source's if they will be rewritten: so the name that
@@ -185,6 +187,33 @@ class Fetch:
         self._arrived(manifest, moved)
         return manifest
 
+    def _reuse(self, member: Member, parent: Manifest | None) -> Manifest | None:
+        """
+        Use bytes that are here for the sake of another state, or were left by a transfer that did not end.
+
+        :returns: what the cache knows of them now, or None if they are not here, or have to be rewritten
+        """
+        promised = member.manifest
+        if promised.digest is None or not clear_place(self._cache, promised):
+            return None
+        with open(self._cache.data(promised.digest), "rb", buffering=0) as file:
+            header = self._check(file.fileno(), promised, parent)
+        if parent is not None and header.backing_name != parent.file_name.encode():
+            return None
+        manifest = _translated(promised, header, parent, promised.digest, promised.digest, promised.size)
+        self._publish(manifest)
+        self._cache.trust.note_source(promised.digest, str(self._source))
+        return manifest
+
+    def _check(self, descriptor: int, promised: Manifest, parent: Manifest | None) -> Header:
+        return check_image(
+            read_from(descriptor),
+            promised.size,
+            f"{promised.id} from {self._source}",
+            parent=parent.state if parent else None,
+            backing=Backing.UNMANAGED,
+        )
+
     def _digests_of(self, member: Member) -> list[Digest]:
         return [member.manifest.digest] if member.manifest.digest is not None else []
 
@@ -204,13 +233,7 @@ class Fetch:
                 member.path, file.fileno(), promised.size, algorithm=algorithm, extents=promised.extents, progress=self._progress
             )
             self._check_digest(promised, moved.digest)
-            header = check_image(
-                read_from(file.fileno()),
-                promised.size,
-                f"{promised.id} from {self._source}",
-                parent=parent.state if parent else None,
-                backing=Backing.UNMANAGED,
-            )
+            header = self._check(file.fileno(), promised, parent)
             digest = self._relocate(file.fileno(), path, header, parent, moved.digest)
             os.fchmod(file.fileno(), READ_ONLY)
             size = os.fstat(file.fileno()).st_size

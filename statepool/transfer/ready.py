@@ -104,6 +104,38 @@ def discard(cache: Cache, manifest: Manifest) -> None:
     cache.trust.forget(manifest.digest)
 
 
+def clear_place(cache: Cache, manifest: Manifest) -> bool:
+    """
+    Before bytes get their name: what lies under it already can be torn, if it came without a flush before a power cut. It is hashed unless it is
+    trusted, and taken away if it is wrong.
+
+    :returns: whether the right bytes are there
+    """
+    assert manifest.digest is not None
+    if not os.path.lexists(cache.data(manifest.digest)):
+        return False
+    if examine(cache, [manifest]).bad:
+        discard(cache, manifest)
+        return False
+    return True
+
+
+def make_durable(cache: Cache, chain: Sequence[Manifest]) -> None:
+    """Bring the bytes of a chain to stable storage, those of its members that a fetch left to the kernel."""
+    for manifest in chain:
+        assert manifest.digest is not None
+        path = cache.data(manifest.digest)
+        if cache.trust.is_flushed(manifest.digest) or path.is_symlink():
+            continue
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if cache.trust.standing(manifest.digest, path) is Standing.TRUSTED:
+            cache.trust.record(manifest.digest, path, flushed=True, source=cache.trust.source(manifest.digest))
+
+
 def damaged(cache: Cache, manifest: Manifest) -> DigestMismatch:
     """:returns: the error for a cached file that no source can mend"""
     return DigestMismatch(

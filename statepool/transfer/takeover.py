@@ -23,6 +23,7 @@ from statepool.qcow2.header import apply_patches, backing_patch, read_header_fd,
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY
+from statepool.transfer.ready import clear_place, make_durable
 from statepool.transfer.working import make_working
 from statepool.transports.copying import copy, hash_file
 
@@ -87,11 +88,15 @@ def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | N
     pool = cache.pool
     digest = manifest.digest
     assert digest is not None
+    reused = clear_place(cache, manifest)
     pool.publish([manifest], staging, replace=replace)
+    chain = pool.chain(manifest.id)
     if working is not None:
-        make_working(cache, pool.chain(manifest.id), working, overwrite=True, flush=True)
+        make_working(cache, chain, working, overwrite=True, flush=True)
     staging.end()
-    cache.trust.record(digest, cache.data(digest), flushed=True, source=cache.trust.source(digest))
+    if not reused:
+        cache.trust.record(digest, cache.data(digest), flushed=True, source=None)
+    make_durable(cache, chain)
 
 
 # -- after a crash -----------------------------------------------------------------------------------------------------------------------------------

@@ -114,6 +114,10 @@ class Trust:
         safe = data.get("flushed") is True or data.get("boot") == Writer.current().boot
         return Standing.TRUSTED if known and safe else Standing.DOUBTFUL
 
+    def is_flushed(self, digest: Digest) -> bool:
+        """:returns: whether these bytes are known to be on stable storage"""
+        return self._read(digest).get("flushed") is True
+
     def source(self, digest: Digest) -> str | None:
         """:returns: a location that had these bytes too, or None if nobody else is known to have them"""
         source = self._read(digest).get("source")
