@@ -57,6 +57,6 @@ def check_state_name(text: str) -> str:
     if text in ROOT_STATES:
         raise InvalidName(
             f"{text!r} is reserved: it means the object itself and cannot name a state",
-            hint="choose another name, or use the root operations",
+            hint="choose another name; in Python, get_root, set_root and their like speak of the root image",
         )
     return check_name(text, "a state")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from statepool.errors import Conflict, StatePoolError, UnsafeImage, UsageError
+from statepool.errors import Conflict, NotFound, StatePoolError, UnsafeImage, UsageError
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent, StateId
 from statepool.model.progress import SILENT, Progress
@@ -95,9 +95,12 @@ class Intake:
         """
         :param dry_run: look at everything, and change nothing
         :raises Conflict: the name exists with other content, or the image was written to on top of the very state it should become
+        :raises NotFound: there is no such file
         :raises InUse: another process has the image open
         :raises UnsafeImage: it is not fit to be a state
         """
+        if not os.path.lexists(self.working):
+            raise NotFound(f"there is no file {self.working}", path=str(self.working), hint="name the working image that should become the state")
         with opened.exclusive(self.working) as descriptor:
             examined = self._examine(descriptor)
             if examined.parent is not None and examined.parent.id == self.state:

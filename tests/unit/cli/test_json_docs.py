@@ -1,0 +1,54 @@
+"""The page on JSON names every field that is printed, and no other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from statepool.cli.forms import form
+from statepool.errors import DigestMismatch, HasDependants, LockTimeout, NoSpace, UnsafeImage
+from statepool.model.manifest import Manifest
+from statepool.model.outcomes import Adopted, Checked, Collected, Finding, Got, Level, Listed, Logged, Presence, Removed, Stored, StoredAt
+
+PAGE = Path(__file__).parents[3] / "docs" / "json.rst"
+
+
+def documented(label: str) -> list[set[str]]:
+    """:returns: the fields in each table of the section behind a label"""
+    section = re.split(r"^\.\. _", PAGE.read_text().split(f".. _{label}:\n")[1], flags=re.MULTILINE)[0]
+    tables = re.findall(r"^=+ =+ =+\n(.*?)^=+ =+ =+\n", section, flags=re.MULTILINE | re.DOTALL)
+    return [set(re.findall(r"^([a-z_]+) ", table, flags=re.MULTILINE)) for table in tables]
+
+
+@pytest.mark.parametrize(
+    ("label", "value"),
+    [
+        ("state", Listed(Manifest("vm1/disk", "a"), ())),
+        ("got", Got("vm1/disk", "a", (), "")),
+        ("removed", Removed("vm1/disk")),
+        ("checked", Checked("p", "vm1/disk", "a")),
+        ("adopted", Adopted("p", "vm1/disk", "a")),
+        ("collected", Collected("p", "w", "n")),
+        ("record", Logged("p", "vm1", 1, 0.0, "b", ())),
+        ("finding", Finding(Level.OK, "p", "w")),
+    ],
+)
+def test_outcomes(label: str, value: object) -> None:
+    assert documented(label) == [set(form(value))]
+
+
+def test_stored() -> None:
+    stored, at = documented("stored")
+    assert stored == set(form(Stored("vm1/disk", "a", "")))
+    assert at == set(form(StoredAt("p", Presence.STORED)))
+
+
+def test_errors() -> None:
+    always, known = documented("error")
+    assert always == {"kind", "message", "hint", "exit_code"}
+    facts: set[str] = set()
+    for error in (HasDependants("m"), DigestMismatch("m"), UnsafeImage("m"), LockTimeout("m"), NoSpace("m")):
+        facts |= vars(error).keys()
+    assert known == (facts | {"causes", "traceback"}) - always

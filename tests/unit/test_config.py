@@ -1,0 +1,339 @@
+"""Settings: what overrides what, what paths are relative to, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statepool.config import Config, SourceConfig, load
+from statepool.errors import ConfigError
+from statepool.model.location import Location
+from statepool.model.scope import Scope
+from statepool.model.settings import Settings
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = tmp_path / "home"
+    home.mkdir()
+    return home
+
+
+@pytest.fixture
+def environ(tmp_path: Path, home: Path) -> dict[str, str]:
+    return {"HOME": str(home), "XDG_CONFIG_DIRS": str(tmp_path / "etc")}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    project = tmp_path / "project"
+    project.mkdir()
+    return project
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def refused(project: Path, environ: dict[str, str], text: str) -> ConfigError:
+    path = write(project / "statepool.toml", text)
+    with pytest.raises(ConfigError) as caught:
+        load(environ=environ, cwd=project)
+    assert str(path) in caught.value.message
+    assert caught.value.path == str(path)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def source(path: str | Path, name: str | None = None, scope: Scope = Scope.SHARED) -> SourceConfig:
+    location = Location.parse(str(path))
+    return SourceConfig(location, name or str(location), scope)
+
+
+# -- layers
+
+
+def test_defaults(environ: dict[str, str], home: Path, project: Path) -> None:
+    assert load(environ=environ, cwd=project) == Config(cache=f"{home}/.cache/statepool", sources=(), settings=Settings())
+
+
+def test_default_cache_follows_xdg(environ: dict[str, str], project: Path) -> None:
+    assert load(environ={**environ, "XDG_CACHE_HOME": "/var/tmp/x"}, cwd=project).cache == "/var/tmp/x/statepool"
+
+
+def test_relative_xdg_directories_are_ignored(environ: dict[str, str], home: Path, project: Path) -> None:
+    write(project / "etc/statepool/statepool.toml", "fresh = 1")
+    write(project / "conf/statepool/statepool.toml", "fresh = 2")
+    config = load(environ={**environ, "XDG_CACHE_HOME": "x", "XDG_CONFIG_HOME": "conf", "XDG_CONFIG_DIRS": "etc"}, cwd=project)
+    assert config.cache == f"{home}/.cache/statepool"
+    assert config.settings.fresh == 60
+    assert config.files == ()
+
+
+def test_each_layer_overrides_those_before_it(environ: dict[str, str], tmp_path: Path, home: Path, project: Path) -> None:
+    keys = {"fresh": 5.0, "lock-timeout": 4.0, "tool-timeout": 3.0, "max-depth": 2, "min-free": 1}
+    names = list(keys)
+    files = [tmp_path / "etc/statepool/statepool.toml", home / ".config/statepool/statepool.toml", project / "statepool.toml"]
+    for number, file in enumerate(files, 1):
+        write(file, "\n".join(f"{key} = {100 + number}" for key in names[: 6 - number]))
+    environ |= {"STATEPOOL_FRESH": "104", "STATEPOOL_LOCK_TIMEOUT": "104"}
+    config = load({"fresh": 105}, environ=environ, cwd=project)
+    assert config.settings == Settings(fresh=105, lock_timeout=104, tool_timeout=103, max_depth=102, min_free=101)
+    assert config.files == tuple(map(str, files))
+
+
+def test_first_system_directory_matters_most(environ: dict[str, str], tmp_path: Path, project: Path) -> None:
+    write(tmp_path / "etc1/statepool/statepool.toml", "fresh = 1")
+    write(tmp_path / "etc2/statepool/statepool.toml", "fresh = 2\nmax-depth = 2")
+    settings = load(environ={**environ, "XDG_CONFIG_DIRS": f"{tmp_path}/etc1:{tmp_path}/etc2"}, cwd=project).settings
+    assert (settings.fresh, settings.max_depth) == (1, 2)
+
+
+@pytest.mark.parametrize("by", ["argument", "variable"])
+def test_named_file_replaces_the_others(environ: dict[str, str], home: Path, project: Path, by: str) -> None:
+    write(home / ".config/statepool/statepool.toml", "fresh = 1")
+    write(project / "statepool.toml", "fresh = 2")
+    mine = write(project / "sub/mine.toml", "max-depth = 7")
+    if by == "argument":
+        config = load(config_file="sub/mine.toml", environ={**environ, "STATEPOOL_CONFIG": "/nowhere"}, cwd=project)
+    else:
+        config = load(environ={**environ, "STATEPOOL_CONFIG": "sub/mine.toml"}, cwd=project)
+    assert config.settings == Settings(max_depth=7)
+    assert config.files == (str(mine),)
+
+
+def test_sources_are_replaced_not_added_up(environ: dict[str, str], project: Path) -> None:
+    write(project / "statepool.toml", 'sources = ["/a", "/b"]')
+    assert load({"sources": ["/c"]}, environ=environ, cwd=project).sources == (source("/c"),)
+    assert load({"sources": None}, environ=environ, cwd=project).sources == (source("/a"), source("/b"))
+
+
+def test_empty_variables_are_not_set(environ: dict[str, str], project: Path) -> None:
+    write(project / "statepool.toml", 'cache = "/c"\nfresh = 1')
+    config = load(environ={**environ, "STATEPOOL_CACHE": "", "STATEPOOL_FRESH": "", "STATEPOOL_CONFIG": ""}, cwd=project)
+    assert (config.cache, config.settings.fresh) == ("/c", 1)
+
+
+# -- values
+
+
+def test_whole_file(environ: dict[str, str], project: Path) -> None:
+    write(
+        project / "statepool.toml",
+        """
+        cache = "/var/cache/states"
+        sources = ["/srv/pool", { location = "ssh://lab@store:2222/srv/pool", name = "store", scope = "cluster" }, "link:///srv/links"]
+        fresh = 1.5
+        offline = true
+        min-free = "10G"
+        lock-timeout = 10
+        max-depth = 12
+        tool-timeout = 5
+        """,
+    )
+    assert load(environ=environ, cwd=project) == Config(
+        cache="/var/cache/states",
+        sources=(source("/srv/pool"), source("ssh://lab@store:2222/srv/pool", "store", Scope.CLUSTER), source("link:///srv/links")),
+        settings=Settings(fresh=1.5, offline=True, min_free=10 << 30, lock_timeout=10, max_depth=12, tool_timeout=5),
+        files=(str(project / "statepool.toml"),),
+    )
+
+
+def test_sources_as_array_of_tables(environ: dict[str, str], project: Path) -> None:
+    write(project / "statepool.toml", '[[sources]]\nlocation = "/a"\nname = "one"\n[[sources]]\nlocation = "/b"\nscope = "swarm"')
+    assert load(environ=environ, cwd=project).sources == (source("/a", "one"), source("/b", scope=Scope.SWARM))
+
+
+def test_everything_from_the_environment(environ: dict[str, str], project: Path) -> None:
+    environ |= {
+        "STATEPOOL_CACHE": "here",
+        "STATEPOOL_SOURCES": "/a:b  ssh://x/y\n\tstore:/z\n",
+        "STATEPOOL_FRESH": "0.5",
+        "STATEPOOL_OFFLINE": "yes",
+        "STATEPOOL_MIN_FREE": "2M",
+        "STATEPOOL_LOCK_TIMEOUT": "7",
+        "STATEPOOL_MAX_DEPTH": "9",
+        "STATEPOOL_TOOL_TIMEOUT": "8",
+    }
+    assert load(environ=environ, cwd=project) == Config(
+        cache=str(project / "here"),
+        sources=(source("/a:b"), source("ssh://x/y"), source("ssh://store/z")),
+        settings=Settings(fresh=0.5, offline=True, min_free=2 << 20, lock_timeout=7, max_depth=9, tool_timeout=8),
+    )
+
+
+def test_paths_are_relative_to_their_file(environ: dict[str, str], home: Path, project: Path) -> None:
+    file = write(project / "conf/mine.toml", 'cache = "c"\nsources = ["p", "../q", "./r:s", "~/t", "~", "file:///u", ":/v", ":;/w", "host:/x"]')
+    config = load(config_file=file, environ=environ, cwd="/")
+    base = f"{project}/conf"
+    assert config.cache == f"{base}/c"
+    expected = [f"{base}/p", f"{base}/../q", f"{base}/./r:s", home / "t", home, "/u", "/v", "link:///w", "ssh://host/x"]
+    assert [source.location for source in config.sources] == [Location.parse(str(path)) for path in expected]
+
+
+def test_paths_of_flags_are_relative_to_the_working_directory(environ: dict[str, str], project: Path) -> None:
+    config = load({"cache": Path("c"), "sources": ("p", Path("q"))}, environ=environ, cwd=project)
+    assert config.cache == str(project / "c")
+    assert config.sources == (source(project / "p"), source(project / "q"))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("12", 12),
+        ('"12"', 12),
+        ('"3K"', 3072),
+        ('"3k"', 3072),
+        ('"3 KiB"', 3072),
+        ('"1.5M"', 3 << 19),
+        ('"2T"', 2 << 40),
+        ('"1P"', 1 << 50),
+    ],
+)
+def test_sizes(environ: dict[str, str], project: Path, text: str, size: int) -> None:
+    write(project / "statepool.toml", f"min-free = {text}")
+    assert load(environ=environ, cwd=project).settings.min_free == size
+
+
+@given(st.integers(0, 1 << 62))
+def test_any_whole_size_is_exact(size: int) -> None:
+    config = load({"min-free": size}, environ={"HOME": "/nowhere", "XDG_CONFIG_DIRS": "/nowhere"}, cwd="/nowhere")
+    text = load(environ={"HOME": "/nowhere", "XDG_CONFIG_DIRS": "/nowhere", "STATEPOOL_MIN_FREE": str(size)}, cwd="/nowhere")
+    assert config.settings.min_free == text.settings.min_free == size
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("cash = 1", "cash"),
+        ("[cache]\nx = 1", "cache"),
+        ("cache = 1", "cache"),
+        ('cache = ""', "cache"),
+        ('cache = "ssh://host/path"', "cache"),
+        ('cache = "link:///path"', "cache"),
+        ('cache = "a\\u0000b"', "cache"),
+        ('sources = "/srv/pool"', "sources"),
+        ("sources = 1", "sources"),
+        ("sources = [1]", "sources[0]"),
+        ('sources = ["/a", ""]', "sources[1]"),
+        ('sources = ["nonsense:here"]', "sources[0]"),
+        ('sources = ["ssh:///no/host"]', "sources[0]"),
+        ('sources = [["/a"]]', "sources[0]"),
+        ("sources = [{}]", "sources[0]"),
+        ('sources = [{ location = "/a", colour = "red" }]', "sources[0].colour"),
+        ("sources = [{ location = 1 }]", "sources[0].location"),
+        ('sources = [{ location = "/a", scope = "near" }]', "sources[0].scope"),
+        ('sources = [{ location = "/a", scope = "own" }]', "sources[0].scope"),
+        ('sources = [{ location = "/a", scope = ["shared"] }]', "sources[0].scope"),
+        ('sources = [{ location = "/a", name = "" }]', "sources[0].name"),
+        ('sources = [{ location = "/a", name = 1 }]', "sources[0].name"),
+        ('sources = [{ location = "/a", name = "a b" }]', "sources[0].name"),
+        ('sources = [{ location = "/a", name = "cache" }]', "sources[0].name"),
+        ('sources = [{ location = "/a", name = "x" }, { location = "/b", name = "x" }]', "sources"),
+        ('sources = ["/a", "file:///a"]', "sources"),
+        ('fresh = "60"', "fresh"),
+        ("fresh = true", "fresh"),
+        ("fresh = -1", "fresh"),
+        ("fresh = nan", "fresh"),
+        ("fresh = inf", "fresh"),
+        ("offline = 1", "offline"),
+        ('offline = "yes"', "offline"),
+        ("min-free = -1", "min-free"),
+        ("min-free = 1.5", "min-free"),
+        ("min-free = true", "min-free"),
+        ('min-free = "10GB"', "min-free"),
+        ('min-free = "much"', "min-free"),
+        ("lock-timeout = -1", "lock-timeout"),
+        ("max-depth = 0", "max-depth"),
+        ("max-depth = 5000", "max-depth"),
+        ("max-depth = 1.5", "max-depth"),
+        ('max-depth = "8"', "max-depth"),
+        ("tool-timeout = 0", "tool-timeout"),
+        ("tool-timeout = 1979-05-27", "tool-timeout"),
+        ("min_free = 1", "min_free"),
+    ],
+)
+def test_what_a_file_cannot_say(environ: dict[str, str], project: Path, text: str, key: str) -> None:
+    assert f": {key}: " in refused(project, environ, text).message
+
+
+def test_likely_names_are_suggested(environ: dict[str, str], project: Path) -> None:
+    assert "min-free" in (refused(project, environ, "min_free = 1").hint or "")
+    assert "max-depth" in (refused(project, environ, "zzz = 1").hint or "")
+
+
+@pytest.mark.parametrize("text", ["cache = ", "= 1", "a = 1\na = 2", "x = " + "[" * 5000])
+def test_what_is_not_toml(environ: dict[str, str], project: Path, text: str) -> None:
+    assert "TOML" in refused(project, environ, text).message
+
+
+def test_what_is_not_text(environ: dict[str, str], project: Path) -> None:
+    (project / "statepool.toml").write_bytes(b'cache = "\xff"')
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load(environ=environ, cwd=project)
+
+
+def test_a_directory_is_not_a_file(environ: dict[str, str], project: Path) -> None:
+    (project / "statepool.toml").mkdir()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(environ=environ, cwd=project)
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "/missing/missing.toml"])
+def test_a_named_file_must_be_there(environ: dict[str, str], project: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.toml: there is no such file"):
+        load(config_file=name, environ=environ, cwd=project)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("STATEPOOL_CACHE", "ssh://host/x"),
+        ("STATEPOOL_SOURCES", "/a foo:bar"),
+        ("STATEPOOL_SOURCES", "/a /a"),
+        ("STATEPOOL_FRESH", "soon"),
+        ("STATEPOOL_FRESH", "inf"),
+        ("STATEPOOL_OFFLINE", "perhaps"),
+        ("STATEPOOL_MIN_FREE", "-1"),
+        ("STATEPOOL_MAX_DEPTH", "1e3"),
+        ("STATEPOOL_MAX_DEPTH", "9" * 100),
+        ("STATEPOOL_TOOL_TIMEOUT", "0"),
+    ],
+)
+def test_what_a_variable_cannot_say(environ: dict[str, str], project: Path, variable: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"the environment: {variable}: ") as caught:
+        load(environ={**environ, variable: value}, cwd=project)
+    assert caught.value.hint
+
+
+def test_mistyped_variables_are_refused_and_foreign_ones_are_not(environ: dict[str, str], project: Path) -> None:
+    with pytest.raises(ConfigError, match="STATEPOOL_SOURCE is not a setting") as caught:
+        load(environ={**environ, "STATEPOOL_SOURCE": "/a"}, cwd=project)
+    assert "STATEPOOL_SOURCES" in (caught.value.hint or "")
+    assert load(environ={**environ, "STATEPOOL_VERSION": "7"}, cwd=project) == load(environ=environ, cwd=project)
+
+
+def test_what_a_flag_cannot_say(environ: dict[str, str], project: Path) -> None:
+    with pytest.raises(ConfigError, match="the command line: --cache: "):
+        load({"cache": ""}, environ=environ, cwd=project)
+    with pytest.raises(ConfigError, match="the command line: --colour: "):
+        load({"colour": "red"}, environ=environ, cwd=project)
+
+
+def test_a_working_directory_that_is_gone(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigError, match="working directory"):
+        load(environ=environ)
