@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from attrs import field, frozen
@@ -46,7 +46,7 @@ _KINDS = {str(kind): kind for kind in Kind}
 
 
 # Thousands of these are made and looked up whenever a log is read: hence the dictionary, which is filled faster than slots, and the kept hash.
-@frozen(order=True, slots=False, cache_hash=True)
+@frozen(order=True, cache_hash=True)
 class StateId:
     """
     What the states of one machine are told apart by.
@@ -115,10 +115,13 @@ class Manifest:
     fingerprint: Mapping[str, str] = field(factory=dict)
     members: Mapping[str, Digest] = field(factory=dict)
 
-    @cached_property
+    @property
     def id(self) -> StateId:
         """What it is told apart by."""
-        return StateId(self.object, self.state, self.kind)
+        kept: StateId | None = self.__dict__.get("_id")
+        if kept is None:
+            kept = self.__dict__["_id"] = StateId(self.object, self.state, self.kind)
+        return kept
 
     @property
     def file_name(self) -> str:
@@ -175,40 +178,42 @@ class Manifest:
             origin = data.get("origin")
             if (digest is None) != (kind is Kind.MACHINE):
                 raise BadRecord(f"the manifest of {subject} {state} has {'a' if digest else 'no'} digest")
+            size = _count(data, "size")
             return cls(
-                object=str(subject),
+                object=subject,
                 state=state,
                 kind=kind,
-                size=_count(data, "size"),
+                size=size,
                 digest=_digest(_text(digest, "digest")) if digest is not None else None,
-                origin=Digest.parse(_text(origin, "origin")) if origin is not None else None,
-                parent=_parent(data.get("parent")),
+                origin=_digest(_text(origin, "origin")) if origin is not None else None,
+                parent=_parent(data["parent"]) if "parent" in data else None,
                 virtual_size=_count(data, "virtual_size"),
                 cluster_size=_count(data, "cluster_size"),
-                extents=_extents(data.get("extents"), _count(data, "size")),
+                extents=_extents(data["extents"], size) if "extents" in data else (),
                 created=_time(data.get("created", 0.0)),
-                creator=_strings(data, "creator"),
-                labels=_strings(data, "labels"),
-                fingerprint=_strings(data, "fingerprint"),
-                members=_members(data.get("members"), kind, str(subject)),
+                creator=_strings(data, "creator") if "creator" in data else {},
+                labels=_strings(data, "labels") if "labels" in data else {},
+                fingerprint=_strings(data, "fingerprint") if "fingerprint" in data else {},
+                members=_members(data.get("members"), kind, subject),
             )
         except InvalidName as error:
             raise BadRecord(f"a manifest has a bad name: {error.message}") from error
 
 
-def _names(data: dict[str, Any], kind: Kind) -> tuple[Object, str]:
-    subject = _subject(_text(data.get("object"), "object"))
+def _names(data: dict[str, Any], kind: Kind) -> tuple[str, str]:
+    subject = _text(data.get("object"), "object")
     state = _text(data.get("state"), "state")
-    if isinstance(subject, Image) != (kind is Kind.IMAGE):
+    is_image = isinstance(_object(subject), Image)
+    if is_image != (kind is Kind.IMAGE):
         raise BadRecord(f"a manifest gives the kind {kind} to {subject}")
-    if state != ROOT or not isinstance(subject, Image):
+    if state != ROOT or not is_image:
         check_state_name(state)
     return subject, state
 
 
-_subject = lru_cache(maxsize=64)(parse_object)
+# What comes many times in a row, as objects and the digests of parents do.
+_object = lru_cache(maxsize=64)(parse_object)
 _digest = lru_cache(maxsize=64)(Digest.parse)
-"""What comes many times in a row, as objects and parents do."""
 
 
 def _text(value: object, name: str) -> str:
@@ -234,7 +239,7 @@ def _strings(data: dict[str, Any], name: str) -> dict[str, str]:
     value = data.get(name)
     if value is None:
         return {}
-    if not isinstance(value, dict) or len(value) > MAX_LABELS or not all(isinstance(text, str) for text in value.values()):
+    if not isinstance(value, dict) or len(value) > MAX_LABELS or set(map(type, value.values())) - {str}:
         raise BadRecord(f"the field {name!r} of a manifest is not a table of at most {MAX_LABELS} texts")
     return value
 
@@ -258,9 +263,11 @@ def _extents(value: object, size: int) -> tuple[tuple[int, int], ...]:
     extents: list[tuple[int, int]] = []
     end = 0
     for pair in value:
-        if not (isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int and type(pair[1]) is int):
+        if type(pair) is not list or len(pair) != 2:
             raise BadRecord("an extent of a manifest is not a pair of an offset and a length")
         offset, length = pair
+        if type(offset) is not int or type(length) is not int:
+            raise BadRecord("an extent of a manifest is not a pair of an offset and a length")
         if offset < end or length <= 0 or offset + length > size:
             raise BadRecord("the extents of a manifest overlap, are out of order, or leave the file")
         end = offset + length

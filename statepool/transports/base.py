@@ -5,8 +5,9 @@ Paths are relative to the pool's directory, with ``/`` between their parts, made
 them again, but never follows a symbolic link in their last part, except where a method says so.
 
 All methods raise :class:`~statepool.errors.TransportError` or one of its kinds (:class:`~statepool.errors.MissingFile`,
-:class:`~statepool.errors.FileExists`, :class:`~statepool.errors.AccessDenied`), or :class:`~statepool.errors.NoSpace`, and nothing else. They can be
-called from several threads.
+:class:`~statepool.errors.FileExists`, :class:`~statepool.errors.AccessDenied`), or :class:`~statepool.errors.NoSpace`; those that read bytes also
+:class:`~statepool.errors.UnsafeImage` (check ``regular-file``) for what is no regular file, and :class:`~statepool.errors.IntegrityError` for one of
+another length; and nothing else. They can be called from several threads.
 """
 
 from __future__ import annotations

@@ -1,0 +1,30 @@
+"""Files of this host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from statepool.model.location import Location
+from statepool.testing.transports import TransportContract
+from statepool.transports.base import Transport
+from statepool.transports.local import LocalTransport
+
+
+class TestLocalTransport(TransportContract):
+    @pytest.fixture
+    def transport(self, tmp_path: Path) -> Transport:
+        (tmp_path / "pool").mkdir()
+        return LocalTransport(Location("file", str(tmp_path / "pool")))
+
+
+class TestWithoutAnonymousFiles(TransportContract):
+    """As on file systems that have no ``O_TMPFILE``."""
+
+    @pytest.fixture
+    def transport(self, tmp_path: Path) -> Transport:
+        (tmp_path / "pool").mkdir()
+        transport = LocalTransport(Location("file", str(tmp_path / "pool")))
+        transport._anonymous = False
+        return transport
