@@ -21,7 +21,7 @@ _VERIFIED = {
 @click.command("get", cls=Command)
 @click.argument("object", shell_complete=complete.objects)
 @click.argument("state", shell_complete=complete.states)
-@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Make this working image, backed by the state.")
+@click.option("--to", type=click.Path(path_type=Path, readable=False), metavar="FILE", help="Make this working image, backed by the state.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @dry_run_option
 @click.pass_obj

@@ -28,7 +28,7 @@ def _labels(context: click.Context, parameter: click.Parameter, values: tuple[st
 @click.command("set", cls=Command)
 @click.argument("object", shell_complete=complete.objects)
 @click.argument("state")
-@click.option("--from", "source", type=click.Path(path_type=Path), metavar="FILE", required=True, help="The working image.")
+@click.option("--from", "source", type=click.Path(path_type=Path, readable=False), metavar="FILE", required=True, help="The working image.")
 @click.option("--replace", is_flag=True, help="Replace a state of this name that has other content.")
 @click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, callback=_labels, help="Remember this with the state; may be repeated.")
 @dry_run_option

@@ -45,7 +45,7 @@ class Kind(enum.StrEnum):
 _KINDS = {str(kind): kind for kind in Kind}
 
 
-# Thousands of these are made and looked up whenever a log is read: hence the dictionary, which is filled faster than slots, and the kept hash.
+# Thousands of these are looked up whenever a log is read: hence the kept hash.
 @frozen(order=True, cache_hash=True)
 class StateId:
     """

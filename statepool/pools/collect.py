@@ -51,16 +51,17 @@ class Collector:
         self._held = held
         self._transport = pool.transport
 
-    def collect(self, digests: Iterable[Digest], *, dry_run: bool = False) -> list[Collected]:
+    def collect(self, digests: Iterable[Digest], *, dry_run: bool = False, besides: Marker | None = None) -> list[Collected]:
         """
         :param digests: bytes that may be needless
+        :param besides: the caller's own marker, for whose sake they need not stay
         :returns: those that were, and are gone
         """
         wanted = sorted(set(digests))
-        needed = self._pool.needed() | self._held() if wanted else set()
-        return [gone for digest in wanted if digest not in needed for gone in self._collect(digest, dry_run)]
+        needed = self._pool.needed(besides=besides) | self._held() if wanted else set()
+        return [gone for digest in wanted if digest not in needed for gone in self._collect(digest, dry_run, besides)]
 
-    def _collect(self, digest: Digest, dry_run: bool) -> Iterator[Collected]:
+    def _collect(self, digest: Digest, dry_run: bool, besides: Marker | None) -> Iterator[Collected]:
         path = layout.data(digest)
         stat = self._transport.stat(path)
         if stat is None:
@@ -71,13 +72,13 @@ class Collector:
                 self._transport.rename(path, aside)
             except MissingFile:
                 return  # another collector is at it
-            if not self._empty(aside, digest):
+            if not self._empty(aside, digest, besides):
                 return
         yield Collected(str(self._pool), "bytes that no state needs", path, stat.size)
 
-    def _empty(self, aside: str, digest: Digest) -> bool:
+    def _empty(self, aside: str, digest: Digest, besides: Marker | None = None) -> bool:
         """Delete bytes that lie in the trash, unless they turn out to be needed. :returns: whether they are gone"""
-        if digest in self._pool.needed() or digest in self._held():
+        if digest in self._pool.needed(besides=besides) or digest in self._held():
             try:
                 self._transport.rename(aside, layout.data(digest))
             except MissingFile:
@@ -131,11 +132,20 @@ class Collector:
         :param thorough: also judge by age the writers of other hosts, and files without a marker
         """
         gone = []
+        if not dry_run:
+            self._show_published()
         for leftover in self._leftovers(thorough):
             stat = self._transport.stat(leftover.path)
             if stat is not None and (dry_run or self._transport.remove(leftover.path)):
                 gone.append(Collected(str(self._pool), leftover.what, leftover.path, stat.size))
         return gone
+
+    def _show_published(self) -> None:
+        """A writer that was gone before its marker may have left a record, and no name in the view for it."""
+        digests = {digest for marker in read_markers(self._transport) if marker.writer.is_dead for digest in marker.digests}
+        for machine in self._pool.logged_machines() if digests else ():
+            fold = self._pool.fold(machine)
+            self._pool.view.update([state for state, manifest in fold.states.items() if manifest.digest in digests], self._pool.log(machine).fold)
 
     def _leftovers(self, thorough: bool) -> Iterator[Leftover]:
         names = sorted(entry.name for entry in self._transport.scan(layout.INCOMING))
@@ -143,7 +153,9 @@ class Collector:
             return
         now = self._now() if thorough else None
         markers = {marker.nonce: marker for marker in read_markers(self._transport)}
-        dead = {nonce for nonce, marker in markers.items() if marker.writer.is_dead or self._is_abandoned(marker, now)}
+        # A marker with facts is about more than these files: whoever understands them ends it.
+        passive = {nonce: marker for nonce, marker in markers.items() if not marker.facts}
+        dead = {nonce for nonce, marker in passive.items() if marker.writer.is_dead or self._is_abandoned(marker, now)}
         for name in names:
             nonce = name.partition(".")[0].partition("-")[0]
             path = f"{layout.INCOMING}/{name}"

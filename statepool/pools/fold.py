@@ -110,9 +110,8 @@ class Fold:
         for manifest in superseded:
             fold._hold(manifest)
         for manifest in states:
-            if manifest.id in fold._states:
+            if fold._states.setdefault(manifest.id, manifest) is not manifest:
                 raise BadRecord(f"the checkpoint {number} of {machine} lists {manifest.id} twice", object=machine)
-            fold._states[manifest.id] = manifest
             fold._hold(manifest)
         if any(key not in fold._present for key in fold._children):
             raise BadRecord(f"the checkpoint {number} of {machine} lists a state without its parent", object=machine)
@@ -230,7 +229,7 @@ class Fold:
         if manifest.id.machine != self.machine:
             raise BadRecord(f"record {number} of {self.machine} speaks of {manifest.object}", object=self.machine)
         old = self._states.get(manifest.id)
-        if change.supersedes != (old.digest if old else None):
+        if change.supersedes != (old.digest if old else None) or (old is not None and old.digest is None):
             raise BadRecord(f"record {number} of {self.machine} publishes {manifest.id} over what is there", object=self.machine)
         if old is not None and old.digest == manifest.digest and old.parent != manifest.parent and self.has_children(old):
             raise BadRecord(

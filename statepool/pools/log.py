@@ -6,8 +6,9 @@ The rules (``docs/design.rst`` says why they suffice):
 * Record N+1 is created only by a writer that has folded N, and only if nobody created it before.
 * After creating N+1 its writer looks for a checkpoint at or after N+1. If there is one that does not know this record, the record came too late,
   counts for nothing, and its writer removes it and begins again.
-* Records behind a checkpoint are deleted oldest first, and the last hundred stay. So whoever has seen N, sees N+1, and still sees N after that, knows
-  that N+1 is a record that counts.
+* Records behind a checkpoint are deleted oldest first, and the last hundred stay. So whoever has seen N, sees N+1, and still sees *the same* N after
+  that, knows that N+1 is a record that counts. The same by its nonce: where N was deleted, a writer that came too late may be about to take back
+  another N.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ class MachineLog:
         """
         last = self._last
         if last is not None and last.number:
-            if self._is_newest(last.number):
+            if self._is_newest(last):
                 return last
             extended = self._extend(last)
             if extended is not None:
@@ -203,20 +204,33 @@ class MachineLog:
         self._last = self._fold_all()
         return self._last
 
-    def _is_newest(self, number: int) -> bool:
-        """Whether there is nothing after ``number``. The order of the two questions matters: records are deleted oldest first."""
-        if self._transport.stat(layout.record(self._machine, number + 1)) is not None:
+    def _is_newest(self, last: Fold) -> bool:
+        """Whether there is nothing after ``last``. The order of the two questions matters: records are deleted oldest first."""
+        return self._transport.stat(layout.record(self._machine, last.number + 1)) is None and self._vouches(last)
+
+    def _vouches(self, base: Fold) -> bool:
+        """Whether the records that were read after ``base`` count, because its last one is still there."""
+        if not base.number:
+            # Before the first record there is none that could vouch for it: without a checkpoint none was ever deleted.
+            return not self.entries()[0]
+        path = layout.record(self._machine, base.number)
+        try:
+            content = self._transport.read(path, 0, MAX_RECORD)
+        except MissingFile:
             return False
-        return self._transport.stat(layout.record(self._machine, number)) is not None
+        return decode(content, self._where(path)).get("nonce") == base.nonces.get(base.number)
 
     def _extend(self, last: Fold) -> Fold | None:
         """:returns: ``last`` and what came after it, or None if too much has come to tell"""
         fold = last.copy()
-        number = last.number + 1
-        while (record := self._read(number)) is not None:
-            self._apply(fold, record)
-            number += 1
-        return fold if self._transport.stat(layout.record(self._machine, last.number)) is not None else None
+        try:
+            while (record := self._read(fold.number + 1)) is not None:
+                self._apply(fold, record)
+        except BadRecord:
+            if self._vouches(last):
+                raise
+            return None
+        return fold if self._vouches(last) else None
 
     def _fold_all(self) -> Fold:
         for _ in range(_ATTEMPTS):
@@ -240,17 +254,17 @@ class MachineLog:
         else:
             base = Fold(self._machine)
         fold = base.copy()
-        for number in range(base.number + 1, (records[-1] if records else 0) + 1):
-            record = self._read(number)
-            if record is None:
-                return None
-            self._apply(fold, record)
-        if fold.number == base.number:
-            return fold
-        if base.number:
-            return fold if self._transport.stat(layout.record(self._machine, base.number)) is not None else None
-        # Without a checkpoint there is no record before the first that could vouch for it: look once more for a checkpoint instead.
-        return fold if not self.entries()[0] else None
+        try:
+            for number in range(base.number + 1, (records[-1] if records else 0) + 1):
+                record = self._read(number)
+                if record is None:
+                    return None
+                self._apply(fold, record)
+        except BadRecord:
+            if self._vouches(base):
+                raise
+            return None
+        return fold if fold.number == base.number or self._vouches(base) else None
 
     def entries(self) -> tuple[list[int], list[int]]:
         """:returns: the numbers of the checkpoints and of the records that are there, each in order"""
@@ -319,15 +333,21 @@ class MachineLog:
         return True
 
     def _is_void(self, record: Record) -> bool:
-        """Whether our record came too late; if so, it is gone when this returns."""
-        checkpoints, _ = self.entries()
-        self._checkpoint = checkpoints[-1] if checkpoints else 0
-        if self._checkpoint >= record.number:
+        """Whether our record came too late; if so, it is gone when this returns, or so old that the next compaction takes it."""
+        while True:
+            checkpoints, _ = self.entries()
+            self._checkpoint = checkpoints[-1] if checkpoints else 0
+            if self._checkpoint < record.number:
+                return False
             newest = self._read_checkpoint(self._checkpoint)
-            if newest is None or newest.nonces.get(record.number) != record.nonce:
+            if newest is None:
+                continue  # newer ones took its place
+            if newest.nonces.get(record.number) == record.nonce:
+                return False
+            if record.number > newest.number - KEEP_NONCES:
+                # Surely not the one that counted: that one is remembered, and taking it away would leave a gap.
                 self._transport.remove(layout.record(self._machine, record.number))
-                return True
-        return False
+            return True
 
     # -- checkpoints -------------------------------------------------------------------------------------------------------------------------------
 

@@ -114,15 +114,20 @@ class Pool:
 
         :raises UnsupportedFormat: the pool is of a newer format
         """
-        if self._managed is not True:
-            try:
-                content = self.transport.read(layout.POOL_FILE, 0, 1 << 16)
-            except MissingFile:
-                self._managed = False
-            else:
-                decode(content, f"{self.location}/{layout.POOL_FILE}")
-                self._managed = True
-        return self._managed
+        self._require_known_format()
+        return self._managed is True
+
+    def _require_known_format(self) -> None:
+        """Nothing in a pool of a newer format is read: who wrote it may mean something else by it."""
+        if self._managed is True:
+            return
+        try:
+            content = self.transport.read(layout.POOL_FILE, 0, 1 << 16)
+        except MissingFile:
+            self._managed = False
+        else:
+            decode(content, f"{self.location}/{layout.POOL_FILE}")
+            self._managed = True
 
     def require(self, *, write: bool = False) -> None:
         """
@@ -157,7 +162,11 @@ class Pool:
         return self._logs[machine]
 
     def fold(self, machine: str) -> Fold:
-        """:returns: the managed states of a machine"""
+        """
+        :returns: the managed states of a machine
+        :raises UnsupportedFormat: the pool is of a newer format
+        """
+        self._require_known_format()
         return self.log(machine).fold()
 
     def logged_machines(self) -> list[str]:
@@ -393,9 +402,13 @@ class Pool:
 
     # -- what is needed ----------------------------------------------------------------------------------------------------------------------------
 
-    def needed(self) -> set[Digest]:
-        """:returns: the bytes that a marker or a record needs. Markers first: their writers remove them only after the record is there."""
-        digests = {digest for marker in read_markers(self.transport) for digest in marker.digests}
+    def needed(self, *, besides: Marker | None = None) -> set[Digest]:
+        """
+        :param besides: a marker that does not count
+        :returns: the bytes that a marker or a record needs. Markers first: their writers remove them only after the record is there.
+        """
+        ignored = besides.nonce if besides is not None else None
+        digests = {digest for marker in read_markers(self.transport) if marker.nonce != ignored for digest in marker.digests}
         for machine in self.logged_machines():
             digests |= self.fold(machine).digests
         return digests

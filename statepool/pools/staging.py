@@ -126,20 +126,28 @@ class Staging:
         self._transport.remove(layout.marker(self.marker.nonce))
 
 
+LOOKS = 3
+"""How often bytes must be found in neither place before they count as missing: between two looks they may have gone from one place to the other and
+back, moved by one collector after the other, but each moves them at most once."""
+
+
 def restore(transport: Transport, digest: Digest) -> bool:
     """
     Make sure of bytes that a record or a marker needs: a collector may just have moved them aside to look whether somebody does.
 
     :returns: whether they are there
     """
-    while True:
+    looks = 0
+    while looks < LOOKS:
         if transport.stat(layout.data(digest)) is not None:
             return True
         aside = [entry.name for entry in transport.scan(layout.TRASH) if layout.trashed(entry.name) == digest]
         if not aside:
-            return transport.stat(layout.data(digest)) is not None
+            looks += 1
+            continue
         try:
             transport.rename(f"{layout.TRASH}/{aside[0]}", layout.data(digest))
             return True
         except MissingFile:
             continue  # somebody else moved it back, or away for good: look again
+    return transport.stat(layout.data(digest)) is not None

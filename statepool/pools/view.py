@@ -126,8 +126,8 @@ class View:
         :returns: the files in view places which the log does not know, and which are not left over from a removal that it knows
         """
         candidates = []
-        for state in self._places(machine):
-            stat = self._transport.stat(layout.view(state)) if state not in fold.states else None
+        for state in self._places(machine, fold):
+            stat = self._transport.stat(layout.view(state))
             if stat is not None and stat.kind is FileKind.FILE:
                 candidates.append(Unmanaged(state, stat))
         known = self._identities() if candidates else set()
@@ -135,20 +135,24 @@ class View:
 
     def leftovers(self, machine: str, fold: Fold) -> list[StateId]:
         """:returns: the places in which something of ours is that the log knows no more"""
-        return [state for state in self._places(machine) if state not in fold.states and not self._is_free_of_ours(state)]
+        return [state for state in self._places(machine, fold) if not self._is_free_of_ours(state)]
 
     def _is_free_of_ours(self, state: StateId) -> bool:
         path = layout.view(state)
         found = self._transport.stat(path)
         return found is None or not self._is_ours(path, found)
 
-    def _places(self, machine: str) -> Iterator[StateId]:
-        """Every name in a machine's directories that can be a state's."""
+    def _places(self, machine: str, fold: Fold) -> Iterator[StateId]:
+        """Every name in a machine's directories that can be a state's, but is none that the log knows."""
+        known = {layout.view(state) for state in fold.states if state.kind is not Kind.MACHINE}
         for entry in self._transport.scan(machine):
+            path = f"{machine}/{entry.name}"
+            if path in known:
+                continue
             if entry.kind is FileKind.DIRECTORY and is_name(entry.name):
-                for image in self._transport.scan(f"{machine}/{entry.name}"):
-                    if (name := _stem(image, layout.IMAGE_SUFFIX)) is not None and name not in ROOT_STATES:
-                        yield StateId(f"{machine}/{entry.name}", name)
+                for image in self._transport.scan(path):
+                    if f"{path}/{image.name}" not in known and (name := _stem(image, layout.IMAGE_SUFFIX)) is not None and name not in ROOT_STATES:
+                        yield StateId(path, name)
             elif (name := _stem(entry, layout.IMAGE_SUFFIX)) is not None:
                 yield StateId(f"{machine}/{name}", ROOT)
             elif (name := _stem(entry, layout.RAM_SUFFIX)) is not None:

@@ -132,7 +132,7 @@ class BackendContract:
         put(bench, bench.target(), "other", 8)
         target = bench.target()
         put(bench, target, "install", 7)
-        assert [state for states in bench.backend.unset(target, "install").states.values() for state in states][0] == "install"
+        assert next(state for states in bench.backend.unset(target, "install").states.values() for state in states) == "install"
         assert not bench.backend.check(target, "install")
         assert names(bench, target) == ["other"]
 
@@ -233,7 +233,7 @@ class BackendContract:
         self._need(self.chains, "its states do not stand on one another")
         target = chain(bench)
         removed = bench.backend.unset(target, "install", CASCADE)
-        assert {states for states in removed.states.values()} == {("customize", "install")}
+        assert set(removed.states.values()) == {("customize", "install")}
         assert names(bench, target) == []
 
     def test_what_others_stand_on_is_not_replaced(self, bench: Bench) -> None:

@@ -80,6 +80,7 @@ class Chains:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._recovered = False
 
     def path(self, chain: Sequence[Manifest]) -> Path:
         """:returns: what a working image on a chain, tip first, names as its backing file"""
@@ -254,9 +255,12 @@ class Chains:
 
     def recover(self) -> None:
         """End what a crash interrupted: removals of chains, and working images that were being written."""
-        for use in (use for key in self._keys() for use in self._uses(key)):
-            if use.writer is not None and use.writer.is_dead and use.temporary.exists():
-                use.temporary.unlink(missing_ok=True)
+        if not self._recovered:
+            # Once by each who opens the cache: to read every record before every get would take longer than the get.
+            self._recovered = True
+            for use in (use for key in self._keys() for use in self._uses(key)):
+                if use.writer is not None and use.writer.is_dead and use.temporary.exists():
+                    use.temporary.unlink(missing_ok=True)
         for name in os.listdir(self._directory) if self._directory.is_dir() else ():
             key = Digest.from_file_name(name.removeprefix(_ASIDE).partition("-")[2]) if name.startswith(_ASIDE) else None
             if key is not None:

@@ -3,7 +3,7 @@ Taking a working image into the cache as a state: linked, not copied, where both
 
 The file that a machine ran on *becomes* the state, and a fresh overlay takes its place under the name that the machine knows. In between the file has
 two names and the backing name of a state, so that a machine could not run from it: a marker says how to go on, and whoever comes after a crash does
-so (:mod:`statepool.transfer.recovery`).
+so (:mod:`statepool.transfer.takeover`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent, StateId
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
+from statepool.pools.staging import Staging
 from statepool.pools.writer import Writer
 from statepool.qcow2 import opened
 from statepool.qcow2.checks import Backing, check_image, warnings
@@ -190,17 +191,17 @@ class Intake:
         if dry_run:
             return Taken(manifest, changes, "hardlink", examined.warnings)
         staging = self.cache.pool.stage([digest], **self._facts(descriptor, examined, manifest))
-        if not self._link_bytes(staging.path(digest)):
-            staging.end()
+        if not self._link_bytes(staging, digest):
             return self._copy(descriptor, examined, dry_run)
         try:
             apply_patches(descriptor, patches)
             os.fchmod(descriptor, READ_ONLY)
             os.fsync(descriptor)
             finish(self.cache, staging, manifest, self.working, replace=self.replace)
-        except StatePoolError:
-            # Somebody else was faster, or the disk is full: the image becomes again what it was, unless it is a state by now.
-            give_back(self.cache, staging.marker)
+        except BaseException:
+            # Somebody else was faster, the disk is full, or the user does not want to wait: the image becomes again what it was, unless it is a state
+            # by now.
+            give_back(self.cache, staging.marker, descriptor)
             raise
         return Taken(manifest, changes, "hardlink", examined.warnings)
 
@@ -220,12 +221,15 @@ class Intake:
             manifest=manifest,
         ).to_facts()
 
-    def _link_bytes(self, path: str) -> bool:
-        """:returns: whether the image has a second name in the cache now"""
+    def _link_bytes(self, staging: Staging, digest: Digest) -> bool:
+        """:returns: whether the image has a second name in the cache now; if not, the staging has ended"""
         try:
-            os.link(self.working, self.cache.root / path, follow_symlinks=False)
-        except OSError as error:
-            if error.errno in _CANNOT_LINK:
+            os.link(self.working, self.cache.root / staging.path(digest), follow_symlinks=False)
+            # What says how to go on after a power cut must be there before the image is changed.
+            self.cache.pool.transport.flush(layout.INCOMING)
+        except BaseException as error:
+            staging.end()
+            if isinstance(error, OSError) and error.errno in _CANNOT_LINK:
                 return False
             raise
         return True
@@ -247,11 +251,19 @@ class Intake:
             changes = pool.check_publishable([manifest], replace=self.replace)
             assert manifest.digest is not None
             staging = pool.stage([manifest.digest])
-            pool.transport.rename(layout.gathered(gathering.marker.nonce), staging.path(manifest.digest))
+            try:
+                pool.transport.rename(layout.gathered(gathering.marker.nonce), staging.path(manifest.digest))
+            except BaseException:
+                staging.end()
+                raise
         finally:
             path.unlink(missing_ok=True)
             gathering.end()
-        finish(self.cache, staging, manifest, self.working, replace=self.replace)
+        try:
+            finish(self.cache, staging, manifest, self.working, replace=self.replace)
+        except BaseException:
+            staging.end()
+            raise
         return Taken(manifest, changes, how, examined.warnings)
 
     def _copy_bytes(self, descriptor: int, examined: _Examined, path: Path) -> tuple[Manifest, str]:

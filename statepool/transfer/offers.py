@@ -18,6 +18,7 @@ from statepool.pools import layout
 from statepool.pools.fold import Fold
 from statepool.pools.pool import Pool
 from statepool.qcow2.chain import walk
+from statepool.qcow2.files import refusal
 from statepool.qcow2.header import Header, Read
 from statepool.transports.base import FileKind
 
@@ -116,11 +117,14 @@ def _unmanaged_token(pool: Pool, chain: tuple[Member, ...]) -> str:
 def reader(pool: Pool, path: str) -> tuple[Read, int]:
     """
     :returns: what reads a file of a pool piece by piece, and its size in bytes
-    :raises MissingFile: there is no such regular file
+    :raises MissingFile: there is no such file
+    :raises UnsafeImage: it is not a regular one
     """
     stat = pool.transport.stat(path)
-    if stat is None or stat.kind is not FileKind.FILE:
+    if stat is None:
         raise MissingFile(f"there is no file {path} in {pool.location}", pool=str(pool.location), path=path)
+    if stat.kind is not FileKind.FILE:
+        raise refusal("regular-file", f"{path} in {pool.location}", "it is not a regular file", path=path)
     return (lambda offset, size: pool.transport.read(path, offset, size)), stat.size
 
 
@@ -133,8 +137,8 @@ def unmanaged_chain(pool: Pool, state: StateId, fold: Fold) -> tuple[Member, ...
     """
     path = layout.view(state)
     found = pool.transport.stat(path)
-    if found is None or found.kind is not FileKind.FILE:
-        return ()
+    if found is None or (found.kind is not FileKind.FILE and pool.view.is_free(state)):
+        return ()  # nothing, or a link of ours that has outlived its state
 
     def open_image(name: str) -> tuple[Read, int]:
         below = StateId(state.object, name)

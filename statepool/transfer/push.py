@@ -78,6 +78,8 @@ class Push:
         :raises NoSpace: it does not fit; nothing was moved
         """
         self._pool.require(write=True)
+        # What a process of this host left behind that was killed while it did this: nobody else may come by for long.
+        Collector(self._pool).clear_incoming()
         missing = self._missing(chain, replace)
         if not missing:
             self._note(chain)

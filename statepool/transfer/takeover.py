@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.errors import BadRecord, InUse, StatePoolError
+from statepool.errors import AccessDenied, BadRecord, InUse, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Collected
@@ -88,7 +88,8 @@ def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | N
     pool = cache.pool
     digest = manifest.digest
     assert digest is not None
-    reused = clear_place(cache, manifest)
+    # After a crash its name may lead to the very file we gathered: hashed already, and leased to ourselves, so that nobody can open it.
+    reused = not _is_same(cache.data(digest), cache.root / staging.path(digest)) and clear_place(cache, manifest)
     pool.publish([manifest], staging, replace=replace)
     chain = pool.chain(manifest.id)
     if working is not None:
@@ -110,14 +111,16 @@ def recover(cache: Cache) -> list[Collected]:
     """
     if not cache.pool.is_managed:
         return []
-    dead = [marker for marker in read_markers(cache.pool.transport) if marker.writer.is_dead]
-    if dead:
-        with cache.pool.locks.hold("recover", cache.settings.lock_timeout):
-            for marker in dead:
-                if marker.facts.get("intent") == INTENT:
-                    _recover(cache, marker)
+    # First, while the records of use are there that say how half written working images are called: ending a takeover replaces them.
     cache.chains.recover()
-    return cache.collector.clear_incoming() if dead else []
+    dead = [marker for marker in read_markers(cache.pool.transport) if marker.writer.is_dead]
+    if not dead:
+        return []
+    with cache.pool.locks.hold("recover", cache.settings.lock_timeout):
+        for marker in dead:
+            if marker.facts.get("intent") == INTENT:
+                _recover(cache, marker)
+    return cache.collector.clear_incoming()
 
 
 def _recover(cache: Cache, marker: Marker) -> None:
@@ -130,8 +133,8 @@ def _recover(cache: Cache, marker: Marker) -> None:
         return
     try:
         _go_on(cache, marker, under_way, gathered)
-    except InUse:
-        return  # somebody runs a machine on it although it is half a state: the marker keeps it until that ends
+    except (InUse, AccessDenied, PermissionError):
+        return  # somebody has it open although it is half a state, or it is not ours to change: the marker waits for who can end it
 
 
 def _go_on(cache: Cache, marker: Marker, under_way: Takeover, gathered: Path) -> None:
@@ -150,44 +153,52 @@ def _go_on(cache: Cache, marker: Marker, under_way: Takeover, gathered: Path) ->
             except StatePoolError:
                 if _is_published(cache, under_way.manifest):
                     raise
-    give_back(cache, marker)
+        give_back(cache, marker, descriptor)
 
 
-def give_back(cache: Cache, marker: Marker) -> None:
+def give_back(cache: Cache, marker: Marker, descriptor: int) -> None:
     """
     Make a half taken image again what it was, and forget that it was to become a state. Nothing happens if it is a state by now: then only its
     overlay is missing, and the next command makes that.
+
+    :param descriptor: of the image, open for reading and writing; nobody else has it open, nor can open it
     """
     under_way = Takeover.from_facts(marker.facts)
     if _is_published(cache, under_way.manifest):
         return
     gathered = cache.root / layout.incoming(marker.nonce, _digest(under_way.manifest))
     if _is_same(under_way.working, gathered):
-        if _is_same(cache.data(_digest(under_way.manifest)), gathered):
-            # These bytes have their name already, and somebody else may need them under it: they must stay as they are.
-            _separate(cache, under_way, gathered)
+        if _is_named(cache, under_way, gathered) and not _unnamed(cache, marker, under_way, gathered):
+            # These bytes have their name already, and somebody else needs them under it: they must stay as they are.
+            _separate(cache, under_way, descriptor)
         else:
-            _restore(cache, under_way, gathered)
+            _restore(cache, under_way, descriptor, under_way.working)
     Staging(cache.pool.transport, marker).end()
 
 
-def _restore(cache: Cache, under_way: Takeover, path: Path) -> None:
-    path.chmod(0o600)
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        _put_on_backing(cache, descriptor, path, under_way.backing or None)
-        os.fchmod(descriptor, under_way.mode)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _is_named(cache: Cache, under_way: Takeover, gathered: Path) -> bool:
+    return _is_same(cache.data(_digest(under_way.manifest)), gathered)
 
 
-def _separate(cache: Cache, under_way: Takeover, gathered: Path) -> None:
+def _unnamed(cache: Cache, marker: Marker, under_way: Takeover, gathered: Path) -> bool:
+    """Take the name of the bytes away, if only we needed it. :returns: whether they do not have it any more"""
+    cache.collector.collect([_digest(under_way.manifest)], besides=marker)
+    return not _is_named(cache, under_way, gathered)
+
+
+def _restore(cache: Cache, under_way: Takeover, descriptor: int, path: Path) -> None:
+    os.fchmod(descriptor, 0o600)
+    _put_on_backing(cache, descriptor, path, under_way.backing or None)
+    os.fchmod(descriptor, under_way.mode)
+    os.fsync(descriptor)
+
+
+def _separate(cache: Cache, under_way: Takeover, descriptor: int) -> None:
     temporary = under_way.working.with_name(f".statepool-{cache.pool.nonce()}.tmp")
     try:
-        with open(gathered, "rb") as source, open(temporary, "x+b", buffering=0) as target:
-            copy(source.fileno(), target.fileno(), under_way.manifest.size)
-        _restore(cache, under_way, temporary)
+        with open(temporary, "x+b", buffering=0) as target:
+            copy(descriptor, target.fileno(), under_way.manifest.size)
+            _restore(cache, under_way, target.fileno(), temporary)
         os.replace(temporary, under_way.working)
     finally:
         temporary.unlink(missing_ok=True)

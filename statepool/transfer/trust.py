@@ -71,17 +71,17 @@ class Trust:
         :param source: the location that has them too, or None: what nobody else has is never evicted
         """
         stat = os.stat(path)
-        if time.time_ns() - stat.st_mtime_ns < SETTLED_NS:
-            if path.is_symlink():
-                return  # another pool's file: not ours to change, so it has to be hashed until it is old enough
+        settled = time.time_ns() - stat.st_mtime_ns >= SETTLED_NS
+        if not settled and not path.is_symlink():
             os.utime(path, ns=(stat.st_atime_ns, time.time_ns() - _BACK_NS))
-            stat = os.stat(path)
+            stat, settled = os.stat(path), True
         signature = Signature.of(stat)
+        # Another pool's file is not ours to change: without a signature it is hashed each time until it is old enough.
         self._write(
             digest,
             {
                 "format": 1,
-                "signature": [signature.size, signature.mtime_ns, signature.ctime_ns, signature.inode],
+                "signature": [signature.size, signature.mtime_ns, signature.ctime_ns, signature.inode] if settled else None,
                 "boot": Writer.current().boot,
                 "flushed": flushed,
                 "source": source,
