@@ -83,9 +83,10 @@ class StatePool:
     def _require_distinct(self) -> None:
         seen = {self._cache.pool.transport.identity: "the cache"}
         for source in self._sources:
-            other = seen.setdefault(source.pool.transport.identity, f"the source {source.name}")
-            if other != f"the source {source.name}":
-                raise UsageError(f"the source {source.name} is {other} itself", hint="name each pool once")
+            identity = source.pool.transport.identity
+            if identity in seen:
+                raise UsageError(f"the source {source.name} is {seen[identity]} itself", hint="name each pool once")
+            seen[identity] = f"the source {source.name}"
 
     @cached_property
     def _context(self) -> Context:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from statepool.model.digest import Digest
 from statepool.model.manifest import ROOT, Kind, StateId
 
@@ -24,6 +26,7 @@ RAM_SUFFIX = ".state"
 
 _DIGITS = 20
 _CHECKPOINT = "checkpoint-"
+_LOG_ENTRY = re.compile(rf"({_CHECKPOINT})?([0-9]{{{_DIGITS}}})\.json\Z")
 
 
 def data(digest: Digest) -> str:
@@ -58,12 +61,8 @@ def checkpoint(machine: str, number: int) -> str:
 
 def log_entry(name: str) -> tuple[bool, int] | None:
     """:returns: whether ``name`` is a checkpoint, and its number; None for a name that is neither a record nor a checkpoint"""
-    stem, dot, suffix = name.partition(".")
-    is_checkpoint = stem.startswith(_CHECKPOINT)
-    digits = stem.removeprefix(_CHECKPOINT)
-    if not dot or suffix != "json" or len(digits) != _DIGITS or not digits.isascii() or not digits.isdigit():
-        return None
-    return is_checkpoint, int(digits)
+    found = _LOG_ENTRY.match(name)
+    return (found[1] is not None, int(found[2])) if found is not None else None
 
 
 def marker(nonce: str) -> str:

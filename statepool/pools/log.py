@@ -137,7 +137,7 @@ def decode(content: bytes, where: str) -> dict[str, Any]:
     :raises UnsupportedFormat: it is of a format we do not know
     """
     try:
-        data = json.loads(content)
+        data = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise BadRecord(f"{where} is not JSON", path=where, hint="restore the file, or remove the pool's damage with a copy of it") from error
     if not isinstance(data, dict):

@@ -311,7 +311,16 @@ class Pool:
             return
         parent = fold.find(manifest.object, manifest.parent)
         if parent is not None:
-            depth = len(fold.chain(parent)) + 1
+            below = fold.chain(parent)
+            if any(link.state == manifest.state for link in below):
+                raise Conflict(
+                    f"{manifest.id} stands on {parent.state}, whose chain has a state of that name",
+                    object=manifest.object,
+                    state=manifest.state,
+                    pool=str(self.location),
+                    hint="choose another name",
+                )
+            depth = len(below) + 1
             if depth > self.max_depth:
                 raise UnsafeImage(
                     f"the chain of {manifest.id} has {depth} states, more than {self.max_depth}",
@@ -321,10 +330,10 @@ class Pool:
                     hint="set a state without a backing file, or raise max-depth",
                 )
             return
-        below = StateId(manifest.object, manifest.parent.state)
-        if below in coming and coming[below].digest == manifest.parent.digest:
+        wanted = StateId(manifest.object, manifest.parent.state)
+        if wanted in coming and coming[wanted].digest == manifest.parent.digest:
             return
-        there = fold.states.get(below)
+        there = fold.states.get(wanted)
         what = f"is there with the digest {there.digest}" if there is not None else "is not there"
         raise Conflict(
             f"{manifest.id} stands on {manifest.parent.state} with the digest {manifest.parent.digest}, which {what} in {self.location}",

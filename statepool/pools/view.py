@@ -17,6 +17,9 @@ from statepool.pools import layout
 from statepool.pools.fold import Fold
 from statepool.transports.base import Entry, FileKind, Stat, Transport
 
+_ATTEMPTS = 100
+"""How often a name is made again whose directory vanished: each time another writer removed a state in this moment."""
+
 
 @frozen
 class Unmanaged:
@@ -67,19 +70,19 @@ class View:
                 self._remove_empty(path.rpartition("/")[0])
             return
         target = layout.view_target(state, manifest.digest)
-        if found is None:
+        if found is None or (self._is_ours(path, found) and not self._shows(path, found, manifest, target)):
             self._make(path, target)
-        elif self._is_ours(path, found) and not self._shows(path, found, manifest, target):
-            self._transport.symlink(target, path)
 
     def _make(self, path: str, target: str) -> None:
-        while True:
-            self._transport.make_directory(path.rpartition("/")[0])
+        for attempt in range(1, _ATTEMPTS + 1):
             try:
+                self._transport.make_directory(path.rpartition("/")[0])
                 self._transport.symlink(target, path)
                 return
             except MissingFile:
-                continue  # somebody removed the last other state, and the directory with it
+                # Somebody removed the last other state, and the directory with it.
+                if attempt == _ATTEMPTS:
+                    raise
 
     def _remove_empty(self, directory: str) -> None:
         while directory and self._transport.remove_directory(directory):

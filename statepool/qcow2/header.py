@@ -175,16 +175,17 @@ def reader(descriptor: int) -> Read:
     return read
 
 
-def read_header_file(path: Path | str, what: str | None = None) -> Header:
+def read_header_file(path: Path | str, what: str | None = None, *, wait: bool = True) -> Header:
     """
     :param path: a local file
     :param what: what to call it in messages; its path if nothing else is said
+    :param wait: whether to wait for a process that holds a lease on the file; else it raises :class:`BlockingIOError`
     :returns: its header
     :raises UnsafeImage: it is not a regular file, or its header cannot be taken apart
     :raises MissingFile: there is no such file
     :raises AccessDenied: it may not be read
     """
-    descriptor = open_regular(path)
+    descriptor = open_regular(path, wait=wait)
     try:
         return read_header_fd(descriptor, what or str(path))
     except UnsafeImage as error:

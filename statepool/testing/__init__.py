@@ -2,8 +2,10 @@
 For those who write transports and backends: contract suites, a pool in memory, and faults on demand.
 
 - :mod:`statepool.testing.transports`: what every transport must do, as tests; a new one needs a fixture
+- :mod:`statepool.testing.backends`: what every backend must do, as tests; a new one needs to say how its object is worked on
 - :mod:`statepool.testing.memory`: a transport whose files are in memory
 - :mod:`statepool.testing.faults`: a transport around another one, in which things go wrong
+- :mod:`statepool.testing.trees`: photographs of directories, to show that something changed nothing
 """
 
 import sys

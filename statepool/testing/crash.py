@@ -138,9 +138,7 @@ def _between_marks(lines: Sequence[str]) -> list[SystemCall]:
     return calls
 
 
-def kill_at(
-    command: Sequence[str], call: SystemCall, *, cwd: os.PathLike[str], env: Mapping[str, str] | None = None, timeout: float = 60.0
-) -> None:
+def kill_at(command: Sequence[str], call: SystemCall, *, cwd: os.PathLike[str], env: Mapping[str, str] | None = None, timeout: float = 60.0) -> None:
     """
     Run a command that is killed, as by ``kill -9``, when it is about to make a system call, which has no effect any more.
 
@@ -191,4 +189,3 @@ def _strace(
         raise ToolError("strace is not installed", hint="Debian: apt install strace") from error
     except subprocess.TimeoutExpired as error:
         raise ToolError(f"{command} took more than {timeout:g} s under strace") from error
-

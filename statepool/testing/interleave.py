@@ -170,11 +170,11 @@ class World:
                 checked[state[0], ended] = self.check(self._snapshots.values[state[0]], self._outcomes(ended))
                 self._note(state, checked[state[0], ended])
             following = [(actor, after) for actor in range(len(self._names)) for after in self._after(state, actor)]
-            if not following:
-                ends += 1
-                outcomes.add(tuple(self._outcomes(ended).items()))
+            if all(after[2][actor] == _DEAD for actor, after in following):
                 if any(position != _DEAD and not self._ended(position) for position in state[2]):
                     self._note(state, "the actors wait for each other's locks")
+                ends += 1
+                outcomes.add(tuple(self._outcomes(ended).items()))
             for actor, after in following:
                 if after not in self._before:
                     self._before[after] = (state, actor)

@@ -124,11 +124,8 @@ class FileSystem:
         self._enter(path, (FileKind.LINK, "", target.encode()), over=True)
 
     def _make_directory(self, path: str) -> None:
-        parts = path.split("/")
-        for count in range(1, len(parts) + 1):
-            name = "/".join(parts[:count])
-            if self.files.get(name) != _DIRECTORY:
-                self._enter(name, _DIRECTORY)
+        if self.files.get(path) != _DIRECTORY:
+            self._enter(path, _DIRECTORY)
 
     def _remove_directory(self, path: str) -> bool:
         if self.files.get(path) != _DIRECTORY or self._scan(path):
@@ -191,8 +188,10 @@ class _Primitives(Transport):
         self.do("symlink", target, path)
 
     def make_directory(self, path: str) -> None:
-        """As the transport's face says."""
-        self.do("make_directory", path)
+        """As the transport's face says: not in one step, so that others may come between and remove what is empty."""
+        parts = path.split("/")
+        for count in range(1, len(parts) + 1):
+            self.do("make_directory", "/".join(parts[:count]))
 
     def remove_directory(self, path: str) -> bool:
         """As the transport's face says."""

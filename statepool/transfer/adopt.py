@@ -16,6 +16,7 @@ from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, Parent, StateI
 from statepool.model.outcomes import Adopted
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
+from statepool.pools.collect import Collector
 from statepool.pools.pool import Pool
 from statepool.pools.view import Unmanaged
 from statepool.pools.writer import Writer
@@ -23,7 +24,9 @@ from statepool.qcow2 import opened
 from statepool.qcow2.clusters import check_clusters
 from statepool.qcow2.header import apply_patches, backing_patch, read_header, read_header_fd, reader
 from statepool.qcow2.tool import QemuImg
+from statepool.transfer.chains import Chains
 from statepool.transfer.fetch import READ_ONLY
+from statepool.transfer.linked import held_by_links
 from statepool.transfer.offers import Member, unmanaged_chain
 from statepool.transfer.offers import reader as reader_of
 from statepool.transports.copying import data_extents
@@ -57,12 +60,31 @@ class Adoption:
                 pool=str(self.pool.location),
                 hint=f"make one with: statepool init {self.pool.location}",
             )
+        if not dry_run:
+            self._undo_unfinished()
         found = [unmanaged for machine in self.pool.machines() for unmanaged in self.pool.unmanaged(machine)]
         adopted: list[Adopted] = []
         done: set[StateId] = set()
         for unmanaged in found:
             self._adopt_with_parents(unmanaged.id, found, done, adopted, dry_run)
         return adopted
+
+    def _undo_unfinished(self) -> None:
+        """
+        A file that has its name among the bytes but no record, since an adoption of it was interrupted, looks like one of ours. Without that name it
+        is a file of another tool again.
+        """
+        self._collector.clear_incoming()
+        digests = (Digest.from_file_name(entry.name) for entry in self.pool.transport.scan(layout.DATA))
+        self._collector.collect(digest for digest in digests if digest is not None)
+
+    @property
+    def _collector(self) -> Collector:
+        return Collector(self.pool, self._held)
+
+    def _held(self) -> frozenset[Digest]:
+        chains = self.pool.transport.local_path(f"{layout.OURS}/chains")
+        return held_by_links(self.pool) | (Chains(chains).held() if chains is not None else frozenset())
 
     def _adopt_with_parents(self, state: StateId, found: list[Unmanaged], done: set[StateId], adopted: list[Adopted], dry_run: bool) -> None:
         if state in done:
@@ -103,6 +125,7 @@ class Adoption:
             self.pool.publish([manifest], staging, in_place=True)
         finally:
             staging.end()
+            self._collector.collect([digest])  # nothing, unless it failed
         if local is not None:
             local.chmod(READ_ONLY)
         return Adopted(str(self.pool), tip.object, tip.state, str(digest), relocated)

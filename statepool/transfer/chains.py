@@ -199,9 +199,9 @@ class Chains:
         if not os.path.lexists(working):
             return False
         try:
-            header = read_header_file(Path(working))
-        except StatePoolError:
-            return True  # it is there, and we cannot tell what it stands on
+            header = read_header_file(Path(working), wait=False)
+        except (StatePoolError, BlockingIOError):
+            return True  # it is there, and we cannot tell what it stands on; or somebody, perhaps we, is just taking it over
         if header.backing_name is None:
             return False
         parsed = self.parse(os.path.join(os.path.dirname(working), os.fsdecode(header.backing_name)))

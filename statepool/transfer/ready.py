@@ -15,6 +15,7 @@ from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Verified
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
+from statepool.qcow2.files import open_regular
 from statepool.transfer.cache import Cache
 from statepool.transfer.trust import Standing
 from statepool.transports.copying import hash_file
@@ -58,10 +59,12 @@ def examine(cache: Cache, chain: Sequence[Manifest], progress: Progress = SILENT
 def actual_digest(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> Digest:
     """
     :returns: the digest of a cached file as it is now
-    :raises IntegrityError: it is not as long as it should be
+    :raises IntegrityError: it is no regular file, or not as long as it should be
+    :raises MissingFile: it is not there
     """
     assert manifest.digest is not None
-    descriptor = os.open(cache.data(manifest.digest), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    # The file of a link pool is behind a link. Another process may just be looking whether anybody has it open: that is waited for.
+    descriptor = open_regular(os.path.realpath(cache.data(manifest.digest)))
     try:
         size = os.fstat(descriptor).st_size
         if size != manifest.size:

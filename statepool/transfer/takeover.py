@@ -30,6 +30,9 @@ from statepool.transports.copying import copy, hash_file
 INTENT = "set"
 """What the marker calls itself in its facts."""
 
+_unended: set[str] = set()
+"""The markers of takeovers of this process that failed, and could not be ended: the next command tries again, as it does after a crash."""
+
 
 @frozen
 class Takeover:
@@ -113,7 +116,7 @@ def recover(cache: Cache) -> list[Collected]:
         return []
     # First, while the records of use are there that say how half written working images are called: ending a takeover replaces them.
     cache.chains.recover()
-    dead = [marker for marker in read_markers(cache.pool.transport) if marker.writer.is_dead]
+    dead = [marker for marker in read_markers(cache.pool.transport) if marker.writer.is_dead or marker.nonce in _unended]
     if not dead:
         return []
     with cache.pool.locks.hold("recover", cache.settings.lock_timeout):
@@ -164,6 +167,7 @@ def give_back(cache: Cache, marker: Marker, descriptor: int) -> None:
     :param descriptor: of the image, open for reading and writing; nobody else has it open, nor can open it
     """
     under_way = Takeover.from_facts(marker.facts)
+    _unended.add(marker.nonce)
     if _is_published(cache, under_way.manifest):
         return
     gathered = cache.root / layout.incoming(marker.nonce, _digest(under_way.manifest))
@@ -174,6 +178,7 @@ def give_back(cache: Cache, marker: Marker, descriptor: int) -> None:
         else:
             _restore(cache, under_way, descriptor, under_way.working)
     Staging(cache.pool.transport, marker).end()
+    _unended.discard(marker.nonce)
 
 
 def _is_named(cache: Cache, under_way: Takeover, gathered: Path) -> bool:

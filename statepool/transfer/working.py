@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from statepool.errors import AccessDenied, FileInTheWay, InUse, NotFound, StatePoolError
+from statepool.errors import FileInTheWay, InUse, NotFound
 from statepool.model.manifest import Manifest
 from statepool.qcow2.opened import is_open
 from statepool.qcow2.overlay import create_overlay
@@ -17,6 +17,7 @@ from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
 from statepool.transfer.chains import temporary_name
 from statepool.transfer.ready import damaged
+from statepool.transports.failures import Subject, translated
 
 
 def check_place(to: os.PathLike[str] | str, *, overwrite: bool) -> Path:
@@ -85,10 +86,8 @@ def _settle(temporary: Path, to: Path, overwrite: bool) -> None:
             os.link(temporary, to)
     except FileExistsError as error:
         raise FileInTheWay(f"{to} exists", path=str(to), hint="choose another name") from error
-    except PermissionError as error:
-        raise AccessDenied(f"{to} cannot be written", path=str(to), hint="choose another place, or change its permissions") from error
     except OSError as error:
-        raise StatePoolError(f"{to} cannot be made: {error.strerror}", path=str(to)) from error
+        raise translated(error, "make", Subject(str(to), path=str(to))) from error
 
 
 def _flush(path: Path) -> None:

@@ -89,7 +89,9 @@ def copy(
     """
     _check_length(source, size, subject)
     with translating("write a copy of", subject, needed=size, descriptor=target):
-        os.ftruncate(target, 0)
+        if os.fstat(target).st_size:
+            # Never of an empty file: ext4 takes it for one that is being replaced, and begins to write all of it to the disk as soon as it is closed.
+            os.ftruncate(target, 0)
         shared = reflink and size > 0 and _share_blocks(source, target)
         if not shared:
             os.ftruncate(target, size)

@@ -1,0 +1,406 @@
+"""A cache and its sources as one thing to ask."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import statepool
+from statepool.errors import Conflict, FileInTheWay, InvalidLocation, InvalidName, NotAPool, NotFound, UsageError
+from statepool.model.location import Location
+from statepool.model.outcomes import Presence, Verified
+from statepool.model.scope import Scope
+from statepool.model.settings import Settings
+from statepool.pools.pool import Pool
+from statepool.testing.faults import Call, Fault, FaultyTransport
+from statepool.testing.trees import photograph
+from statepool.transfer.offers import Source
+from statepool.transports.registry import open_transport
+
+MIB = 1 << 20
+SIZE = 1 * MIB
+BLOCK = 64 << 10
+
+Make = Callable[..., Path]
+Write = Callable[[Path, Iterable[tuple[int, int, int]]], None]
+
+
+@pytest.fixture
+def filled(tmp_path: Path, make_image: Make, write_to_image: Write) -> Path:
+    """A directory with a pool that has a chain of two."""
+    statepool.init(tmp_path / "pool")
+    work = make_image(tmp_path / "seed.qcow2", SIZE, writes=[(0, BLOCK, 1)])
+    disk = statepool.StatePool(tmp_path / "seed", [tmp_path / "pool"]).image("vm1/disk")
+    disk.set("install", source=work)
+    write_to_image(work, [(BLOCK, BLOCK, 2)])
+    disk.set("customize", source=work)
+    work.unlink()
+    shutil.rmtree(tmp_path / "seed")
+    return tmp_path
+
+
+def open_pool(root: Path, cache: str = "cache", **settings: Any) -> statepool.StatePool:
+    return statepool.StatePool(root / cache, [root / "pool"], settings=Settings(**settings))
+
+
+# -- making one ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_contacted_or_made_before_it_is_asked_for(tmp_path: Path) -> None:
+    pool = statepool.StatePool(tmp_path / "cache", [tmp_path / "nowhere", f"link://{tmp_path}/linked"])
+    assert str(pool.cache) == f"file://{tmp_path}/cache"
+    assert [str(location) for location in pool.sources] == [f"file://{tmp_path}/nowhere", f"link://{tmp_path}/linked"]
+    assert str(pool.image("vm1/disk")) == "vm1/disk"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pool_can_be_named_in_several_ways(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(filled)
+    source = Source(Pool(open_transport(Location.parse("pool"))), "mine", Scope.SWARM)
+    for place in ("pool", filled / "pool", f"file://{filled}/pool", f":{filled}/pool", Location.parse("pool"), source):
+        assert statepool.StatePool("cache", [place]).image("vm1/disk").check("customize")
+
+
+def test_a_cache_must_be_a_directory_of_this_host(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="must be a directory of this host"):
+        statepool.StatePool(f"link://{tmp_path}")
+    with pytest.raises(InvalidLocation):
+        statepool.StatePool("")
+    with pytest.raises(InvalidLocation):
+        statepool.StatePool(tmp_path, ["nosuchscheme://host/path"])
+
+
+def test_each_pool_is_named_once(filled: Path) -> None:
+    (filled / "same").symlink_to("pool")
+    for sources in (["pool", "pool"], ["pool", "same"], ["pool", f"link://{filled}/pool"]):
+        places = [place if "://" in place else filled / place for place in sources]
+        with pytest.raises(UsageError, match="name each pool once"):
+            statepool.StatePool(filled / "cache", places)
+    for cache in ("pool", "same"):
+        with pytest.raises(UsageError, match="is the cache itself"):
+            statepool.StatePool(filled / cache, [filled / "pool"])
+
+
+def test_what_an_image_is_called(tmp_path: Path) -> None:
+    pool = statepool.StatePool(tmp_path / "cache")
+    for name in ("vm1", "vm1/", "/disk", "../disk", "vm1/disk/x", ""):
+        with pytest.raises(InvalidName):
+            pool.image(name)
+
+
+def test_made_once(tmp_path: Path) -> None:
+    assert str(statepool.init(tmp_path / "pool", dry_run=True)) == f"file://{tmp_path}/pool"
+    assert list(tmp_path.iterdir()) == []
+    statepool.init(tmp_path / "pool")
+    before = photograph(tmp_path)
+    statepool.init(tmp_path / "pool")
+    assert photograph(tmp_path) == before
+
+
+def test_from_the_configuration(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (filled / "statepool.toml").write_text('cache = "here"\nsources = [{ location = "pool", name = "lab", scope = "swarm" }]\n')
+    monkeypatch.chdir(filled)
+    pool = statepool.from_config()
+    assert pool.image("vm1/disk").get("install").verified is Verified.ARRIVED
+    assert str(pool.cache) == f"file://{filled}/here"
+
+
+# -- settings --------------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(filled: Path) -> tuple[list[str], Source]:
+    """The pool as a source, and what has been asked of it."""
+    asked: list[str] = []
+
+    def note(call: Call) -> bool:
+        asked.append(f"{call.operation} {call.path}")
+        return False
+
+    inner = open_transport(Location("file", str(filled / "pool")))
+    return asked, Source(Pool(FaultyTransport(inner, Fault(matches=note))), "watched")
+
+
+def test_a_trusted_get_within_the_period_asks_nobody(filled: Path, watched: tuple[list[str], Source]) -> None:
+    asked, source = watched
+    disk = statepool.StatePool(filled / "cache", [source]).image("vm1/disk")
+    disk.get("customize")
+    assert asked
+    asked.clear()
+    assert disk.get("customize").verified is Verified.TRUSTED
+    disk.get("customize", to=filled / "work.qcow2")
+    assert asked == []
+    again = statepool.StatePool(filled / "cache", [source]).image("vm1/disk")
+    assert again.get("customize").verified is Verified.TRUSTED
+    assert asked == []
+
+
+def test_after_the_period_the_source_is_asked_a_small_question(filled: Path, watched: tuple[list[str], Source]) -> None:
+    asked, source = watched
+    statepool.StatePool(filled / "cache", [source]).image("vm1/disk").get("customize")
+    disk = statepool.StatePool(filled / "cache", [source], settings=Settings(fresh=0)).image("vm1/disk")
+    disk.get("customize")
+    asked.clear()
+    assert disk.get("customize").verified is Verified.TRUSTED
+    assert 0 < len(asked) <= 4
+    assert all(question.startswith(("stat", "read")) for question in asked)
+    assert not any("data/" in question for question in asked)
+
+
+def test_offline_no_source_is_asked(filled: Path, watched: tuple[list[str], Source]) -> None:
+    asked, source = watched
+    pool = statepool.StatePool(filled / "cache", [source], settings=Settings(offline=True))
+    with pytest.raises(NotFound, match="offline"):
+        pool.image("vm1/disk").get("install")
+    assert not pool.image("vm1/disk").check("install")
+    assert pool.show() == []
+    assert pool.image("vm1/disk").show() == []
+    assert pool.verify() == []
+    assert pool.gc(everywhere=True) == []
+    assert asked == []
+    statepool.StatePool(filled / "cache", [source]).image("vm1/disk").get("install")
+    asked.clear()
+    assert pool.image("vm1/disk").get("install").verified is Verified.TRUSTED
+    assert asked == []
+
+
+def test_the_depth_is_limited(filled: Path, make_image: Make, write_to_image: Write) -> None:
+    disk = open_pool(filled, max_depth=2).image("vm1/disk")
+    disk.get("customize", to=filled / "work.qcow2")
+    write_to_image(filled / "work.qcow2", [(0, BLOCK, 3)])
+    with pytest.raises(statepool.UnsafeImage) as caught:
+        disk.set("connect", source=filled / "work.qcow2")
+    assert caught.value.check == "depth"
+    assert open_pool(filled, max_depth=3).image("vm1/disk").set("connect", source=filled / "work.qcow2").complete
+
+
+# -- getting ---------------------------------------------------------------------------------------------------------------------------------------
+
+READS = """
+import os, sys
+import statepool
+pool = statepool.StatePool(sys.argv[1], [sys.argv[2]])
+disk = pool.image("vm1/disk")
+disk.get("big")
+
+def read():
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])
+
+before = read()
+verified = disk.get("big").verified
+print(verified, read() - before)
+"""
+
+
+def test_a_trusted_get_reads_no_image_data(tmp_path: Path, make_image: Make) -> None:
+    statepool.init(tmp_path / "pool")
+    work = make_image(tmp_path / "work.qcow2", 16 * MIB, writes=[(0, 16 * MIB, 7)])
+    statepool.StatePool(tmp_path / "seed", [tmp_path / "pool"]).image("vm1/disk").set("big", source=work)
+    command = [sys.executable, "-c", READS, str(tmp_path / "cache"), str(tmp_path / "pool")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    verified, count = done.stdout.split()
+    assert verified == "trusted"
+    assert int(count) < 128 << 10
+
+
+def test_a_dry_run_makes_nothing(filled: Path) -> None:
+    before = photograph(filled)
+    got = open_pool(filled).image("vm1/disk").get("customize", to=filled / "work.qcow2", dry_run=True)
+    assert (got.chain, got.how) == (("customize", "install"), "copy")
+    assert got.bytes > 0
+    assert photograph(filled) == before
+
+
+def test_a_configured_pool_that_is_empty_is_an_error(filled: Path) -> None:
+    (filled / "mount").mkdir()
+    pool = statepool.StatePool(filled / "cache", [filled / "mount"])
+    for ask in (pool.show, pool.verify, lambda: pool.gc(everywhere=True), lambda: pool.image("vm1/disk").get("install")):
+        with pytest.raises(NotAPool):
+            ask()
+
+
+def test_a_source_that_comes_later(filled: Path) -> None:
+    statepool.init(filled / "first")
+    pool = statepool.StatePool(filled / "cache", [filled / "first", filled / "pool"])
+    got = pool.image("vm1/disk").get("customize")
+    assert got.source == str(pool.sources[1])
+
+
+# -- working images --------------------------------------------------------------------------------------------------------------------------------
+
+
+KEEPING = [("never", 0, 0), ("never", 1, 0), ("failed", 0, 0), ("failed", 1, 1), ("always", 0, 1), ("always", 1, 1)]
+
+
+@pytest.mark.parametrize(("keep", "fails", "kept"), KEEPING)
+def test_a_working_image_for_as_long_as_it_is_needed(filled: Path, keep: str, fails: int, kept: int) -> None:
+    disk = open_pool(filled).image("vm1/disk")
+    with contextlib.suppress(ZeroDivisionError), disk.working("customize", keep=keep) as path:
+        assert path.is_file()
+        assert filled / "cache" in path.parents
+        assert 1 // (1 - fails)
+    assert path.exists() == bool(kept)
+    uses = list((filled / "cache").rglob(".uses/*.json"))
+    assert len(uses) == kept
+
+
+def test_a_working_image_elsewhere(filled: Path) -> None:
+    (filled / "run").mkdir()
+    disk = open_pool(filled).image("vm1/disk")
+    with disk.working("customize", directory=filled / "run") as one, disk.working("customize", directory=filled / "run") as two:
+        assert one != two
+        assert one.parent == two.parent == filled / "run"
+    assert list((filled / "run").iterdir()) == []
+
+
+def test_a_working_image_that_cannot_be(filled: Path) -> None:
+    disk = open_pool(filled).image("vm1/disk")
+    with pytest.raises(UsageError, match="never, failed or always"), disk.working("customize", keep="sometimes"):
+        pytest.fail("the block was entered")
+    with pytest.raises(NotFound), disk.working("nothing"):
+        pytest.fail("the block was entered")
+
+
+def test_a_place_that_is_taken(filled: Path) -> None:
+    (filled / "work.qcow2").write_text("mine")
+    disk = open_pool(filled).image("vm1/disk")
+    with pytest.raises(FileInTheWay):
+        disk.get("customize", to=filled / "work.qcow2")
+    disk.get("customize", to=filled / "work.qcow2", overwrite=True)
+    assert (filled / "work.qcow2").read_bytes()[:4] == b"QFI\xfb"
+
+
+# -- setting ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_one_pool_that_fails_does_not_hide_the_others(filled: Path, make_image: Make) -> None:
+    (filled / "mount").mkdir()
+    pool = statepool.StatePool(filled / "cache", [filled / "mount", filled / "pool"])
+    stored = pool.image("vm1/disk").set("new", source=make_image(filled / "work.qcow2", SIZE))
+    assert [at.result for at in stored.pools] == [Presence.STORED, Presence.FAILED, Presence.STORED]
+    assert not stored.complete
+    assert "is not a pool" in (stored.pools[1].error or "")
+
+
+def test_removed_everywhere(filled: Path) -> None:
+    disk = open_pool(filled).image("vm1/disk")
+    disk.get("customize")
+    removed = disk.unset("install", cascade=True, scope=None)
+    assert set(removed.states) == {f"file://{filled}/cache", f"file://{filled}/pool"}
+    assert not disk.check("customize")
+
+
+def test_a_state_of_another_cache(filled: Path, make_image: Make) -> None:
+    """Set in the cache only, and asked for when the pool has another of this name."""
+    disk = open_pool(filled).image("vm1/disk")
+    disk.set("install", source=make_image(filled / "other.qcow2", SIZE, writes=[(0, BLOCK, 9)]), scope="own")
+    with pytest.raises(Conflict, match="is in no source"):
+        disk.get("install")
+
+
+# -- threads and processes -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_eight_threads_get(filled: Path) -> None:
+    """One moves the bytes; the others wait and use them."""
+    disk = open_pool(filled).image("vm1/disk")
+    together = threading.Barrier(8)
+
+    def get(number: int) -> statepool.Got:
+        together.wait()
+        return disk.get("customize", to=filled / f"work-{number}.qcow2")
+
+    with ThreadPoolExecutor(8) as executor:
+        found = list(executor.map(get, range(8)))
+    assert {got.digest for got in found} == {found[0].digest}
+    # Each member once, perhaps not all of them by one.
+    assert sum(got.bytes for got in found) == open_pool(filled, "other").image("vm1/disk").get("customize").bytes
+    assert len({got.working for got in found}) == 8
+    log = open_pool(filled).log()
+    assert [logged.number for logged in log if logged.pool == f"file://{filled}/cache"] == [1, 2]
+    assert list((filled / "cache/.statepool/incoming").iterdir()) == []
+
+
+def test_threads_that_do_different_things(filled: Path, make_image: Make) -> None:
+    pool = open_pool(filled)
+    images = [make_image(filled / f"new-{number}.qcow2", SIZE, writes=[(0, BLOCK, number + 1)]) for number in range(4)]
+
+    def work(number: int) -> None:
+        disk = pool.image("vm1/disk")
+        disk.set(f"new-{number}", source=images[number])
+        disk.get("customize")
+        assert pool.show("vm1/disk")
+        disk.unset(f"new-{number}", scope=None)
+
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(work, range(4)))
+    assert {listed.manifest.state for listed in pool.show()} == {"install", "customize"}
+    assert all(checked.problem is None for checked in pool.verify())
+
+
+def _get_in_a_child(pool: statepool.StatePool, to: Path, answer: Any) -> None:
+    answer.send((os.getpid(), pool.image("vm1/disk").get("customize", to=to)))
+
+
+def test_after_a_fork(filled: Path) -> None:
+    pool = open_pool(filled)
+    pool.image("vm1/disk").get("install")
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=_get_in_a_child, args=(pool, filled / "work.qcow2", there))
+    child.start()
+    pid, got = here.recv()
+    child.join(60)
+    assert child.exitcode == 0
+    assert pid != os.getpid()
+    assert got.verified is Verified.ARRIVED
+    assert pool.image("vm1/disk").get("customize").verified is Verified.TRUSTED
+
+
+def _outcomes(filled: Path, work: Path) -> Iterator[object]:
+    pool = open_pool(filled)
+    disk = pool.image("vm1/disk")
+    yield disk.get("customize")
+    yield disk.set("new", source=work)
+    yield pool.show()
+    yield pool.verify()
+    yield pool.log()
+    yield pool.doctor()
+    yield disk.unset("new", scope=None)
+    yield pool.gc(everywhere=True)
+
+
+def test_outcomes_can_be_sent_to_other_processes(filled: Path, make_image: Make) -> None:
+    for outcome in _outcomes(filled, make_image(filled / "work.qcow2", SIZE)):
+        assert pickle.loads(pickle.dumps(outcome)) == outcome
+
+
+# -- the log ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_happened(filled: Path) -> None:
+    pool = open_pool(filled)
+    disk = pool.image("vm1/disk")
+    disk.get("customize")
+    disk.unset("customize")
+    mine = [logged for logged in pool.log("vm1/disk") if logged.pool == f"file://{filled}/cache"]
+    assert [change.split(" as ")[0] for logged in mine for change in logged.changes] == [
+        "publish vm1/disk install",
+        "publish vm1/disk customize",
+        "remove vm1/disk customize",
+    ]
+    assert pool.log("vm2") == []
+    assert pool.log("vm1/data") == []

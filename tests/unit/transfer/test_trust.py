@@ -1,0 +1,148 @@
+"""Which cached files need not be read again."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from statepool.model.digest import Digest
+from statepool.pools.writer import Writer
+from statepool.transfer.trust import Standing, Trust
+
+CONTENT = b"what was hashed"
+DIGEST = Digest.of(CONTENT)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "bytes").write_bytes(CONTENT)
+    return tmp_path / "bytes"
+
+
+@pytest.fixture
+def trust(tmp_path: Path, file: Path) -> Trust:
+    (tmp_path / "trust").mkdir()
+    trust = Trust(tmp_path / "trust")
+    trust.record(DIGEST, file, flushed=False, source="file:///pool")
+    return trust
+
+
+def test_what_was_hashed_is_trusted(trust: Trust, file: Path) -> None:
+    assert trust.standing(DIGEST, file) is Standing.TRUSTED
+
+
+def test_what_was_not_hashed_is_not(trust: Trust, file: Path) -> None:
+    assert trust.standing(Digest.of(b"other"), file) is Standing.DOUBTFUL
+
+
+def test_a_write_shows(trust: Trust, file: Path) -> None:
+    """Also at once, in place, and of the same length."""
+    with open(file, "r+b") as opened:
+        opened.write(b"W")
+    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+
+
+def test_a_write_shows_though_its_time_was_put_back(trust: Trust, file: Path) -> None:
+    before = file.stat()
+    file.write_bytes(CONTENT.swapcase())
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+
+
+def test_another_file_in_its_place_shows(trust: Trust, file: Path, tmp_path: Path) -> None:
+    before = file.stat()
+    (tmp_path / "other").write_bytes(CONTENT.swapcase())
+    os.utime(tmp_path / "other", ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(tmp_path / "other", file)
+    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+
+
+def test_a_change_of_name_or_mode_shows(trust: Trust, file: Path, tmp_path: Path) -> None:
+    os.link(file, tmp_path / "second")
+    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+    trust.record(DIGEST, file, flushed=False, source=None)
+    assert trust.standing(DIGEST, file) is Standing.TRUSTED
+    file.chmod(0o600)
+    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+
+
+def test_reading_shows_nothing(trust: Trust, file: Path) -> None:
+    file.read_bytes()
+    assert trust.standing(DIGEST, file) is Standing.TRUSTED
+
+
+@pytest.mark.parametrize(("flushed", "expected"), [(True, Standing.TRUSTED), (False, Standing.DOUBTFUL)])
+def test_after_a_reboot(trust: Trust, file: Path, monkeypatch: pytest.MonkeyPatch, flushed: bool, expected: Standing) -> None:
+    trust.record(DIGEST, file, flushed=flushed, source=None)
+    rebooted = evolve(Writer.current(), boot="another boot")
+    monkeypatch.setattr(Writer, "current", classmethod(lambda cls: rebooted))
+    assert trust.standing(DIGEST, file) is expected
+
+
+def test_a_file_that_is_gone(trust: Trust, file: Path) -> None:
+    file.unlink()
+    assert trust.standing(DIGEST, file) is Standing.MISSING
+    file.symlink_to("nowhere")
+    assert trust.standing(DIGEST, file) is Standing.MISSING
+
+
+def test_a_link_to_an_old_file(trust: Trust, file: Path, tmp_path: Path) -> None:
+    long_ago = time.time_ns() - 3600 * 10**9
+    os.utime(file, ns=(long_ago, long_ago))
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    trust.record(DIGEST, link, flushed=False, source="link:///pool")
+    assert trust.standing(DIGEST, link) is Standing.TRUSTED
+    file.write_bytes(CONTENT.swapcase())
+    assert trust.standing(DIGEST, link) is Standing.DOUBTFUL
+
+
+def test_a_link_to_a_file_that_was_just_written(trust: Trust, file: Path, tmp_path: Path) -> None:
+    """It is another pool's: its times are not changed, and so it is not trusted; but where it came from is known."""
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    file.write_bytes(CONTENT)
+    before = file.stat()
+    trust.record(DIGEST, link, flushed=False, source="link:///pool")
+    assert file.stat().st_mtime_ns == before.st_mtime_ns
+    assert trust.standing(DIGEST, link) is Standing.DOUBTFUL
+    assert trust.source(DIGEST) == "link:///pool"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b'{"signature": 7}'])
+def test_a_note_that_was_torn(trust: Trust, file: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "trust" / f"{DIGEST.file_name}.json").write_bytes(content)
+    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+    assert trust.source(DIGEST) is None
+
+
+def test_where_else_the_bytes_are(trust: Trust, file: Path) -> None:
+    assert trust.source(DIGEST) == "file:///pool"
+    trust.note_source(DIGEST, "file:///other")
+    assert trust.source(DIGEST) == "file:///pool"
+    trust.record(DIGEST, file, flushed=False, source=None)
+    assert trust.source(DIGEST) is None
+    trust.note_source(DIGEST, "file:///other")
+    assert trust.source(DIGEST) == "file:///other"
+    assert trust.standing(DIGEST, file) is Standing.TRUSTED
+
+
+def test_when_the_bytes_were_used(trust: Trust, tmp_path: Path) -> None:
+    note = tmp_path / "trust" / f"{DIGEST.file_name}.json"
+    os.utime(note, (1000, 1000))
+    assert trust.last_used(DIGEST) == 1000
+    trust.touch(DIGEST)
+    assert trust.last_used(DIGEST) > 1000
+    assert trust.last_used(Digest.of(b"never")) == 0
+    trust.touch(Digest.of(b"never"))
+
+
+def test_forgotten(trust: Trust, file: Path, tmp_path: Path) -> None:
+    trust.forget(DIGEST)
+    trust.forget(DIGEST)
+    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+    assert list((tmp_path / "trust").iterdir()) == []

@@ -1,0 +1,153 @@
+"""Working images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statepool.errors import AccessDenied, DigestMismatch, FileInTheWay, InUse, NotFound, StatePoolError
+from statepool.model.manifest import Manifest
+from statepool.qcow2.header import read_header_file
+from statepool.transfer import working
+from statepool.transfer.cache import Cache
+from statepool.transfer.chains import key_of
+from statepool.transfer.working import check_place, make_working, throw_away
+
+
+@pytest.fixture
+def cache(lab: Any) -> Cache:
+    cache: Cache = lab.cache()
+    return cache
+
+
+@pytest.fixture
+def chain(lab: Any, cache: Cache) -> tuple[Manifest, ...]:
+    made: tuple[Manifest, ...] = lab.chain(cache.pool, "install", "customize")
+    return made
+
+
+def in_use(cache: Cache) -> dict[Any, list[str]]:
+    return cache.chains.in_use()
+
+
+def temporaries(directory: Path) -> list[Path]:
+    return list(directory.glob(".statepool-*"))
+
+
+# -- the place -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_free_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert check_place("work.qcow2", overwrite=False) == tmp_path / "work.qcow2"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_without_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no directory"):
+        check_place(tmp_path / "no/work.qcow2", overwrite=True)
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    for overwrite in (False, True):
+        with pytest.raises(FileInTheWay, match="is a directory"):
+            check_place(tmp_path, overwrite=overwrite)
+
+
+def test_a_place_that_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "work.qcow2"
+    for make in (lambda: path.write_text("mine"), lambda: path.symlink_to("nowhere"), lambda: os.mkfifo(path)):
+        make()
+        with pytest.raises(FileInTheWay, match="--overwrite"):
+            check_place(path, overwrite=False)
+        assert check_place(path, overwrite=True) == path
+        path.unlink()
+
+
+def test_a_place_that_somebody_has_open(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    path = tmp_path / "work.qcow2"
+    path.touch()
+    program = "import sys; file = open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        with pytest.raises(InUse):
+            check_place(path, overwrite=True)
+        process.communicate(timeout=60)
+    assert check_place(path, overwrite=True) == path
+
+
+# -- making ----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_overlay_on_the_chain(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+    path = make_working(cache, chain, tmp_path / "work.qcow2")
+    header = read_header_file(path)
+    assert header.backing_name == os.fsencode(cache.chains.path(chain))
+    assert header.backing_format == b"qcow2"
+    assert header.virtual_size == chain[0].virtual_size
+    assert in_use(cache) == {key_of(chain): [str(path)]}
+    assert temporaries(tmp_path) == []
+
+
+def test_what_is_there_stays(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+    """Somebody put it there after we had looked."""
+    path = tmp_path / "work.qcow2"
+    path.write_text("mine")
+    with pytest.raises(FileInTheWay):
+        make_working(cache, chain, path)
+    assert path.read_text() == "mine"
+    assert in_use(cache) == {}
+    assert temporaries(tmp_path) == []
+
+
+def test_what_is_there_gives_way_when_asked_for(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+    path = make_working(cache, chain[1:], tmp_path / "work.qcow2")
+    make_working(cache, chain, path, overwrite=True)
+    assert in_use(cache) == {key_of(chain): [str(path)]}
+    assert temporaries(tmp_path) == []
+
+
+def test_a_link_gives_way_itself(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "work.qcow2").symlink_to("precious")
+    make_working(cache, chain, tmp_path / "work.qcow2", overwrite=True)
+    assert not (tmp_path / "work.qcow2").is_symlink()
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_bytes_that_are_gone(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+    assert chain[1].digest is not None
+    cache.data(chain[1].digest).unlink()
+    with pytest.raises(DigestMismatch, match="damaged or gone"):
+        make_working(cache, chain, tmp_path / "work.qcow2")
+    assert not (tmp_path / "work.qcow2").exists()
+    assert in_use(cache) == {}
+
+
+@pytest.mark.parametrize("error", [PermissionError(1, "Operation not permitted"), OSError(5, "Input/output error")])
+def test_a_place_that_fails(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    def fail(*names: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(working.os, "link", fail)
+    with pytest.raises(AccessDenied if isinstance(error, PermissionError) else StatePoolError) as caught:
+        make_working(cache, chain, tmp_path / "work.qcow2")
+    assert caught.value.path == str(tmp_path / "work.qcow2")
+    assert caught.value.__cause__ is error
+    assert in_use(cache) == {}
+    assert temporaries(tmp_path) == []
+
+
+def test_thrown_away(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+    path = make_working(cache, chain, tmp_path / "work.qcow2")
+    throw_away(cache, path)
+    throw_away(cache, path)
+    assert not path.exists()
+    assert in_use(cache) == {}
