@@ -17,7 +17,7 @@ from attrs import field, frozen
 from statepool.errors import BadRecord, InvalidName
 from statepool.model.digest import Digest
 from statepool.model.names import ROOT_STATES, check_name, check_state_name
-from statepool.model.objects import Image, Machine, Object, parse_object
+from statepool.model.objects import Image, Machine, parse_object
 
 MAX_EXTENTS = 1000
 """Most data extents that a manifest lists; nearest ones are merged until they fit."""

@@ -142,10 +142,13 @@ class Collector:
 
     def _show_published(self) -> None:
         """A writer that was gone before its marker may have left a record, and no name in the view for it."""
-        digests = {digest for marker in read_markers(self._transport) if marker.writer.is_dead for digest in marker.digests}
-        for machine in self._pool.logged_machines() if digests else ():
-            fold = self._pool.fold(machine)
-            self._pool.view.update([state for state, manifest in fold.states.items() if manifest.digest in digests], self._pool.log(machine).fold)
+        dead = [marker for marker in read_markers(self._transport) if marker.writer.is_dead]
+        digests = {digest for marker in dead for digest in marker.digests}
+        # One without digests had not got so far, or lost its content in a power cut, which took names from the view as well.
+        anything = not all(marker.digests for marker in dead)
+        for machine in self._pool.logged_machines() if dead else ():
+            states = self._pool.fold(machine).states.items()
+            self._pool.view.update([state for state, manifest in states if anything or manifest.digest in digests], self._pool.log(machine).fold)
 
     def _leftovers(self, thorough: bool) -> Iterator[Leftover]:
         names = sorted(entry.name for entry in self._transport.scan(layout.INCOMING))

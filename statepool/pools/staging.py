@@ -71,10 +71,21 @@ def read_markers(transport: Transport) -> list[Marker]:
         if dot and suffix == "json":
             path = layout.marker(nonce)
             try:
-                markers.append(Marker.from_bytes(nonce, transport.read(path, 0, MAX_RECORD), f"{transport.location}/{path}"))
+                content = transport.read(path, 0, MAX_RECORD)
+                where = f"{transport.location}/{path}"
+                markers.append(Marker(nonce, frozenset(), Writer.gone()) if _is_torn(content) else Marker.from_bytes(nonce, content, where))
             except MissingFile:
                 continue  # its writer has ended meanwhile
     return markers
+
+
+def _is_torn(content: bytes) -> bool:
+    """Whether a power cut took the content of a marker, which is not flushed if it has no facts: it is complete before it gets its name."""
+    try:
+        json.loads(content)
+    except ValueError:
+        return True
+    return False
 
 
 class Staging:

@@ -37,6 +37,11 @@ class Writer:
         """:returns: this process"""
         return _current(os.getpid())
 
+    @classmethod
+    def gone(cls) -> Writer:
+        """:returns: a writer of this host of whom nothing is known but that a power cut ended it"""
+        return cls(Writer.current().host, "", 0, 0, 0)
+
     @property
     def is_here(self) -> bool:
         """Whether it is, or was, a process of this host that this process could see."""

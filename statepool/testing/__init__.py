@@ -5,6 +5,8 @@ For those who write transports and backends: contract suites, a pool in memory, 
 - :mod:`statepool.testing.backends`: what every backend must do, as tests; a new one needs to say how its object is worked on
 - :mod:`statepool.testing.memory`: a transport whose files are in memory
 - :mod:`statepool.testing.faults`: a transport around another one, in which things go wrong
+- :mod:`statepool.testing.interleave`: every interleaving of several actors, with all pauses and deaths, on :mod:`statepool.testing.replay`
+- :mod:`statepool.testing.pool_worlds`: actors on a pool, and what must hold whatever they do
 - :mod:`statepool.testing.trees`: photographs of directories, to show that something changed nothing
 """
 

@@ -130,12 +130,13 @@ class Chains:
 
     # -- uses --------------------------------------------------------------------------------------------------------------------------------------
 
-    def use(self, chain: Sequence[Manifest], working: Path) -> Path:
+    def use(self, chain: Sequence[Manifest], working: Path, *, flush: bool = False) -> Path:
         """
         A working image is about to be made on a chain, which is prepared for it.
 
         :param chain: tip first
         :param working: where, absolute
+        :param flush: whether a power cut must not take the record: it says what the image is called while it is being written
         :returns: the record of it, to be removed with the image
         """
         key = key_of(chain)
@@ -143,7 +144,7 @@ class Chains:
         while True:
             try:
                 self.prepare(chain)
-                _write_use(Use(record, str(working), None, Writer.current()))
+                _write_use(Use(record, str(working), None, Writer.current()), flush=flush)
             except FileNotFoundError:
                 continue  # somebody took the directory away: make it again
             if record.exists() and len(self._links(key)) == len(chain):
@@ -286,10 +287,14 @@ def temporary_name(working: Path, record: Path) -> Path:
     return working.with_name(f".statepool-{record.stem}.tmp")
 
 
-def _write_use(use: Use) -> None:
+def _write_use(use: Use, *, flush: bool = False) -> None:
     temporary = use.record.with_suffix(".tmp")
     writer = use.writer.to_json() if use.writer is not None else None
-    temporary.write_text(json.dumps({"format": 1, "working": use.working, "missing_since": use.missing_since, "writer": writer}))
+    with open(temporary, "w") as file:
+        json.dump({"format": 1, "working": use.working, "missing_since": use.missing_since, "writer": writer}, file)
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(temporary, use.record)
 
 

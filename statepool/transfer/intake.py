@@ -17,7 +17,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from statepool.errors import Conflict, NotFound, StatePoolError, UnsafeImage, UsageError
+from statepool.errors import Conflict, NotFound, UnsafeImage, UsageError
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent, StateId
 from statepool.model.progress import SILENT, Progress

@@ -10,6 +10,7 @@ from statepool.errors import HasDependants, NoSpace, NotFound
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest, StateId
 from statepool.pools.pool import Pool
+from statepool.qcow2.opened import is_open
 from statepool.transfer.cache import Cache
 from statepool.transports.base import Transport
 from statepool.transports.copying import can_share_blocks
@@ -73,7 +74,15 @@ def _victims(cache: Cache, keep: set[Digest]) -> Iterator[StateId]:
     """States that can be fetched again and that nobody uses, the least recently used first; each when nothing stands on it any more."""
     held = cache.held()
     for state, _ in sorted(_evictable(cache, keep | held), key=lambda found: found[1]):
-        yield state
+        if not _is_open(cache, state):
+            yield state
+
+
+def _is_open(cache: Cache, state: StateId) -> bool:
+    """Whether some process has the bytes of a state open, without a working image that we know of."""
+    manifest = cache.pool.find(state)
+    path = cache.data(manifest.digest) if manifest is not None and manifest.digest is not None else None
+    return path is not None and path.is_file() and not path.is_symlink() and is_open(path)
 
 
 def _evictable(cache: Cache, keep: Iterable[Digest]) -> Iterator[tuple[StateId, tuple[float, int]]]:

@@ -52,7 +52,7 @@ def make_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, overwrite
     :returns: the image
     :raises FileInTheWay: somebody put something there meanwhile
     """
-    record = cache.chains.use(chain, to)
+    record = cache.chains.use(chain, to, flush=flush)
     temporary = temporary_name(to, record)
     try:
         # A collector may have moved bytes aside before it could see the record of our use.
