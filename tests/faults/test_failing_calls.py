@@ -1,0 +1,82 @@
+"""No space, or a failing disk, at every system call of a get and a set that can say so: an error of ours, nothing half, and the rest as it was."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import pytest
+
+import statepool
+from statepool.testing.crash import SystemCall, changing_calls, fail_at
+
+if TYPE_CHECKING:
+    from conftest import Lab
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("strace")]
+
+NAMES = (
+    "write",
+    "pwrite64",
+    "copy_file_range",
+    "link",
+    "linkat",
+    "fsync",
+    "ftruncate",
+    "fchmod",
+    "rename",
+    "symlink",
+    "mkdir",
+    "openat",
+    "utimensat",
+)
+"""What can fail for want of space, or by an error of the disk."""
+
+WORKING = {"get": None, "set": "work", "set-copied": "linked"}
+
+CLASSES = {errno.ENOSPC: (statepool.NoSpace,), errno.EIO: (statepool.TransportError,)}
+
+
+@pytest.mark.parametrize("step", list(WORKING))
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=["no-space", "broken-disk"])
+def test_failing_call(lab: Lab, step: str, error: int) -> None:
+    calls = [call for call in changing_calls(lab.step(step), cwd=lab.root) if call.name in NAMES]
+    assert {call.name for call in calls} >= {"write", "pwrite64", "fsync", "rename", "linkat"}
+    failures = []
+    for call in calls:
+        lab.reset()
+        before = lab.digests("cache")
+        done = fail_at(lab.step(step), call, error, cwd=lab.root)
+        try:
+            check_failed(lab, step, call, error, done.returncode, done.stderr)
+            check_after(lab, step, before)
+        except (AssertionError, statepool.StatePoolError) as found:
+            failures.append(
+                f"after {step} had {errno.errorcode[error]} at {call} ({done.returncode}, {done.stderr.strip()}): {type(found).__name__}: {found}"
+            )
+    assert not failures, "\n\n".join(failures)
+
+
+def check_failed(lab: Lab, step: str, call: SystemCall, error: int, code: int, text: str) -> None:
+    """
+    The command may do without what failed, or have stored the state where it could: otherwise the error has its class.
+    """
+    assert "Traceback" not in text, text
+    if code != 0:
+        names = [kind.__name__ for kind in CLASSES[error]]
+        codes = {kind.exit_code for kind in CLASSES[error]}
+        assert (code in codes, text.startswith(tuple(names))) == (True, True), f"ended with {code}: {text}"
+
+
+def check_after(lab: Lab, step: str, before: dict[str, str]) -> None:
+    lab.require_whole()
+    # If the state was stored and its overlay could not be made, the next command makes it.
+    lab.handle("cache").get("install")
+    left = [path for name in lab.pools() for path in (lab.root / name / ".statepool/incoming").glob("*-*")]
+    for name in ("work", "linked", "spare"):
+        lab.require_usable(f"{name}.qcow2", "install" if name == "spare" else name)
+    assert not left, f"left over: {left}"
+    if step == "get":
+        assert not (lab.root / "other.qcow2").exists() or lab.is_like(lab.root / "other.qcow2", "customize")
+    after = lab.digests("cache")
+    assert {name: digest for name, digest in after.items() if name != "connect"} == before

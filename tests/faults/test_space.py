@@ -1,0 +1,152 @@
+"""Full disks: refused before a byte moves where that can be known, and otherwise nothing half, nothing left over, and the working image as it was."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import statepool
+from statepool.pools import layout
+
+if TYPE_CHECKING:
+    from conftest import Lab
+
+PAGE = 4096
+KIB = 1 << 10
+
+
+@pytest.fixture
+def small(lab: Lab) -> Iterator[Callable[[int], None]]:
+    """``small(n)``: from now on a file system in memory is in the lab's directory, with as much room; first 8 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a file system of limited size")
+
+    def mount(option: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(lab.root)], capture_output=True, text=True, check=False)
+
+    done = mount("size=8M")
+    if done.returncode != 0:
+        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
+    try:
+        subprocess.run(["cp", "-a", f"{lab.template}/.", str(lab.root)], check=True)
+        yield lambda size: mount(f"remount,size={size}").check_returncode()
+    finally:
+        subprocess.run(["umount", "-l", str(lab.root)], check=True)
+
+
+def fill(root: Path, pages: int) -> None:
+    """Leave only so many pages."""
+    with open(root / "ballast", "wb", buffering=0) as file:
+        left = os.statvfs(root).f_bavail - pages
+        file.write(bytes(left * PAGE))
+    assert os.statvfs(root).f_bavail == pages
+
+
+def leftovers(root: Path) -> list[Path]:
+    ours = root / layout.OURS
+    return [path for directory in ("incoming", "trash") for path in (ours / directory).glob("*")] + list(root.parent.glob(".statepool-*"))
+
+
+def is_used(lab: Lab) -> int:
+    found = os.statvfs(lab.root)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+@pytest.mark.usefixtures("small")
+def test_get_is_refused_before_a_byte_moves(lab: Lab) -> None:
+    fill(lab.root, 256)
+    statepool.init(lab.root / "other")
+    used = is_used(lab)
+    with pytest.raises(statepool.NoSpace) as caught:
+        lab.handle("other").get("leaf", to=lab.root / "far.qcow2")
+    assert caught.value.exit_code == 8
+    assert caught.value.needed > caught.value.available > 0
+    assert is_used(lab) <= used + 16 * PAGE, "nothing but directories and notes"
+    assert not list((lab.root / "other" / layout.DATA).iterdir())
+    assert not leftovers(lab.root / "other")
+    assert not (lab.root / "far.qcow2").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_copied_set_is_refused_before_a_byte_moves(lab: Lab) -> None:
+    fill(lab.root, 256)
+    used = is_used(lab)
+    with pytest.raises(statepool.NoSpace):
+        lab.handle("cache").set("connect", source=lab.root / "linked.qcow2")
+    assert is_used(lab) <= used + 4 * PAGE
+    assert not leftovers(lab.root / "cache")
+    lab.require_usable("linked.qcow2", "linked")
+
+
+@pytest.mark.usefixtures("small")
+def test_full_source_does_not_hide_what_was_stored(lab: Lab, small: Callable[[int], None]) -> None:
+    fill(lab.root, 64)
+    stored = lab.handle("cache").set("connect", source=lab.root / "work.qcow2")
+    assert [at.result for at in stored.pools] == [statepool.Presence.STORED, statepool.Presence.FAILED]
+    assert "do not fit" in str(stored.pools[1].error)
+    assert not leftovers(lab.root / "pool")
+    lab.require_usable("work.qcow2", "work")
+    small(16 << 20)
+    assert lab.handle("cache").set("connect", source=lab.root / "work.qcow2").complete
+    lab.require_clean()
+
+
+@pytest.mark.parametrize("image", ["work", "linked"])
+@pytest.mark.usefixtures("small")
+def test_set_with_any_number_of_pages(lab: Lab, small: Callable[[int], None], image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nobody knew before that it would not fit."""
+    monkeypatch.setattr("statepool.transfer.intake.require_space", lambda *arguments, **rest: None)
+    path, before = lab.root / f"{image}.qcow2", lab.digests("cache")
+    disk = statepool.StatePool(cache=lab.root / "cache").image("vm1/disk")
+    pages = [*range(24)] if image == "work" else [*range(0, 300, 9)]
+    failed = 0
+    for count in pages:
+        fill(lab.root, count)
+        try:
+            disk.set("connect", source=path)
+        except statepool.NoSpace:
+            failed += 1
+            lab.require_whole()
+            if "connect" not in lab.digests("cache"):
+                lab.require_usable(path.name, image)  # at once, though there is no room for anything
+                assert lab.digests("cache") == before
+                assert not leftovers(lab.root / "cache")
+        (lab.root / "ballast").unlink()
+        disk.get("install")  # the next command, with room again
+        lab.require_usable(path.name, image)
+        lab.require_whole()
+        if "connect" in lab.digests("cache"):
+            break
+    else:
+        pytest.fail("it never fitted")
+    assert failed >= 3
+
+
+@pytest.mark.usefixtures("small")
+def test_get_with_any_number_of_pages(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("statepool.transfer.fetch.make_room", lambda *arguments, **rest: None)
+    statepool.init(lab.root / "other")
+    failed = 0
+    for count in range(0, 500, 11):
+        fill(lab.root, count)
+        try:
+            lab.handle("other").get("customize", to=lab.root / "far.qcow2")
+        except statepool.NoSpace:
+            failed += 1
+            assert not leftovers(lab.root / "other")
+            assert not (lab.root / "far.qcow2").exists()
+            lab.require_whole()
+            (lab.root / "ballast").unlink()
+            continue
+        break
+    else:
+        pytest.fail("it never fitted")
+    assert failed >= 3
+    (lab.root / "ballast").unlink()
+    lab.require_usable("far.qcow2", "customize")
+    lab.require_clean()

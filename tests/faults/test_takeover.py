@@ -1,0 +1,63 @@
+"""What goes on after a set was cut off in the middle of taking a working image over, where that is not simple."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+import statepool
+from statepool.testing.crash import changing_calls, kill_at
+
+if TYPE_CHECKING:
+    from conftest import Lab
+
+
+@pytest.fixture
+def half_set(lab: Lab, strace: None) -> None:
+    """A set was killed after it had changed the header of the working image, and before the state was published."""
+    call = next(call for call in changing_calls(lab.step("set"), cwd=lab.root) if call.name == "fchmod")
+    lab.reset()
+    kill_at(lab.step("set"), call, cwd=lab.root)
+
+
+@pytest.mark.usefixtures("half_set")
+def test_image_that_is_open_waits(lab: Lab) -> None:
+    with open(lab.root / "work.qcow2", "rb"):
+        lab.handle("cache").get("install")
+        lab.state_pool("cache").gc(everywhere=True)
+    lab.handle("cache").get("install")
+    lab.require_usable("work.qcow2", "work")
+    lab.require_clean()
+
+
+@pytest.mark.usefixtures("half_set")
+def test_other_state_of_the_name_came_first(lab: Lab) -> None:
+    """Nobody can go forward, so the image becomes again what it was."""
+    other = lab.pool("other")
+    other.create()
+    elsewhere = statepool.StatePool(cache=lab.root / "other", sources=[lab.root / "pool"]).image("vm1/disk")
+    elsewhere.get("customize", to=lab.root / "rival.qcow2")
+    elsewhere.set("connect", source=lab.root / "rival.qcow2")
+    # It is in the cache before the next command: what its own process would have done, had it not been killed meanwhile.
+    manifest = lab.pool("pool").find(statepool_id("connect"))
+    assert manifest is not None
+    cache = lab.pool("cache")
+    staging = cache.stage([manifest.digest] if manifest.digest is not None else [])
+    assert manifest.digest is not None
+    (lab.root / "cache" / staging.path(manifest.digest)).write_bytes((lab.root / "pool/vm1/disk/connect.qcow2").read_bytes())
+    cache.publish([manifest], staging)
+    staging.end()
+
+    lab.handle("cache").get("install")
+    lab.require_usable("work.qcow2", "work")
+    lab.require_clean()
+    lab.require_whole()
+    assert lab.digests("cache")["connect"] == str(manifest.digest)
+    stored = lab.handle("cache").set("connect-too", source=lab.root / "work.qcow2")
+    assert stored.complete
+    lab.require_usable("work.qcow2", "work")
+
+
+def statepool_id(state: str) -> statepool.StateId:
+    return statepool.StateId("vm1/disk", state)
