@@ -49,8 +49,10 @@ def work(seed: int) -> None:
     while True:
         try:
             one(chance)
-        except statepool.NotFound:
-            continue  # it was not set yet, or is gone again
+        except (statepool.NotFound, statepool.Conflict):
+            continue  # it was not set yet, or is gone again; or one was killed between the cache and the pool, and they do not agree now
+        except statepool.Conflict:
+            continue  # a set that replaces was killed before the pool had it: a get does not choose between the two
 
 
 def main() -> None:
@@ -66,6 +68,8 @@ def main() -> None:
         time.sleep(float(seconds))  # the moment at which it is killed
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        sys.stdout.write("done\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

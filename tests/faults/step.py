@@ -31,6 +31,7 @@ def main(step: str) -> int:
     try:
         run()
     except statepool.StatePoolError as error:
+        sys.stderr.write(f"{error}\n")
         return error.exit_code
     finally:
         mark()
