@@ -7,48 +7,66 @@ Begin with :class:`StatePool`; ``docs/howto.rst`` shows how. Authors of backends
 
 from __future__ import annotations
 
+import importlib
 import logging
+from typing import TYPE_CHECKING, Any
 
-from statepool.api import ImageHandle, StatePool, adopt, from_config, init
-from statepool.backends.base import Context, Options, StateBackend, Target
-from statepool.config import Config
-from statepool.errors import (
-    AccessDenied,
-    BadRecord,
-    ConfigError,
-    Conflict,
-    DigestMismatch,
-    FileExists,
-    FileInTheWay,
-    HasDependants,
-    IntegrityError,
-    InUse,
-    InvalidLocation,
-    InvalidName,
-    LockTimeout,
-    MissingFile,
-    NoSpace,
-    NotAPool,
-    NotFound,
-    ReadOnlyPool,
-    RefusedError,
-    StatePoolError,
-    ToolError,
-    TransportError,
-    UnsafeImage,
-    UnsupportedFormat,
-    UsageError,
-)
-from statepool.model.digest import Digest
-from statepool.model.location import Location
-from statepool.model.manifest import Kind, Manifest, Parent, StateId
-from statepool.model.objects import Image, Machine
-from statepool.model.outcomes import Adopted, Checked, Collected, Finding, Got, Level, Listed, Logged, Presence, Removed, Stored, StoredAt, Verified
-from statepool.model.progress import Progress
-from statepool.model.scope import Scope
-from statepool.model.settings import Settings
-from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport
 from statepool.version import __version__
+
+if TYPE_CHECKING:
+    from statepool.api import ImageHandle, StatePool, adopt, from_config, init
+    from statepool.backends.base import Context, Options, StateBackend, Target
+    from statepool.config import Config
+    from statepool.errors import (
+        AccessDenied,
+        BadRecord,
+        ConfigError,
+        Conflict,
+        DigestMismatch,
+        FileExists,
+        FileInTheWay,
+        HasDependants,
+        IntegrityError,
+        InUse,
+        InvalidLocation,
+        InvalidName,
+        LockTimeout,
+        MissingFile,
+        NoSpace,
+        NotAPool,
+        NotFound,
+        ReadOnlyPool,
+        RefusedError,
+        StatePoolError,
+        ToolError,
+        TransportError,
+        UnsafeImage,
+        UnsupportedFormat,
+        UsageError,
+    )
+    from statepool.model.digest import Digest
+    from statepool.model.location import Location
+    from statepool.model.manifest import Kind, Manifest, Parent, StateId
+    from statepool.model.objects import Image, Machine
+    from statepool.model.outcomes import (
+        Adopted,
+        Checked,
+        Collected,
+        Finding,
+        Got,
+        Level,
+        Listed,
+        Logged,
+        Presence,
+        Removed,
+        Stored,
+        StoredAt,
+        Verified,
+    )
+    from statepool.model.progress import Progress
+    from statepool.model.scope import Scope
+    from statepool.model.settings import Settings
+    from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport
 
 # Most to least important.
 __all__ = [
@@ -126,3 +144,76 @@ __all__ = [
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+_ROOMS = {
+    "api": ("ImageHandle", "StatePool", "adopt", "from_config", "init"),
+    "backends.base": ("Context", "Options", "StateBackend", "Target"),
+    "config": ("Config",),
+    "errors": (
+        "AccessDenied",
+        "BadRecord",
+        "ConfigError",
+        "Conflict",
+        "DigestMismatch",
+        "FileExists",
+        "FileInTheWay",
+        "HasDependants",
+        "IntegrityError",
+        "InUse",
+        "InvalidLocation",
+        "InvalidName",
+        "LockTimeout",
+        "MissingFile",
+        "NoSpace",
+        "NotAPool",
+        "NotFound",
+        "ReadOnlyPool",
+        "RefusedError",
+        "StatePoolError",
+        "ToolError",
+        "TransportError",
+        "UnsafeImage",
+        "UnsupportedFormat",
+        "UsageError",
+    ),
+    "model.digest": ("Digest",),
+    "model.location": ("Location",),
+    "model.manifest": ("Kind", "Manifest", "Parent", "StateId"),
+    "model.objects": ("Image", "Machine"),
+    "model.outcomes": (
+        "Adopted",
+        "Checked",
+        "Collected",
+        "Finding",
+        "Got",
+        "Level",
+        "Listed",
+        "Logged",
+        "Presence",
+        "Removed",
+        "Stored",
+        "StoredAt",
+        "Verified",
+    ),
+    "model.progress": ("Progress",),
+    "model.scope": ("Scope",),
+    "model.settings": ("Settings",),
+    "transports.base": ("Capabilities", "Entry", "FileKind", "Moved", "Stat", "Transport"),
+}
+"""Where each public name lives. It is imported when it is first asked for, so that ``import statepool`` costs next to nothing."""
+
+_HOMES = {name: f"{__name__}.{room}" for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """:returns: a public name, from the room where it lives"""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """:returns: the public names too, imported or not"""
+    return sorted({*globals(), *__all__})

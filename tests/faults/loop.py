@@ -51,8 +51,6 @@ def work(seed: int) -> None:
             one(chance)
         except (statepool.NotFound, statepool.Conflict):
             continue  # it was not set yet, or is gone again; or one was killed between the cache and the pool, and they do not agree now
-        except statepool.Conflict:
-            continue  # a set that replaces was killed before the pool had it: a get does not choose between the two
 
 
 def main() -> None:
