@@ -20,6 +20,7 @@ from statepool.model.location import Location
 from statepool.model.manifest import StateId
 from statepool.pools import layout
 from statepool.pools.pool import Pool
+from statepool.qcow2 import opened
 from statepool.testing.crash import missing_tool
 from statepool.transfer.cache import Cache
 from statepool.transports.copying import hash_file
@@ -139,7 +140,7 @@ class Lab:
             root = self.root / name
             left = [str(path) for directory in (layout.INCOMING, layout.TRASH) for path in (root / directory).iterdir()]
             left += [str(path) for pattern in ("chains/.gone-*", "**/*tmp*") for path in root.glob(f"{layout.OURS}/{pattern}")]
-            assert not left, f"left over: {left}"
+            assert not left, f"left over: {left}; {[why_kept(Path(path)) for path in left]}"
             self._require_needed(name)
         assert not list(self.root.glob(".statepool-*")), "half a working image is left over"
 
@@ -158,6 +159,15 @@ class Lab:
         assert there == pool.needed() | held, f"not all bytes of {name} are needed, or some are missing"
         shown = {path.relative_to(self.root / name).as_posix() for path in (self.root / name / "vm1").rglob("*.qcow2")}
         assert shown == {layout.view(state) for state in pool.fold("vm1").states}, f"the view of {name} is not what its log says"
+
+
+def why_kept(path: Path) -> str:
+    """:returns: who has a file open, or that nobody has: for whoever has to find out why it was left"""
+    try:
+        with opened.exclusive(path):
+            return "nobody has it open"
+    except statepool.StatePoolError as error:
+        return str(error)
 
 
 def digest_of(path: Path) -> Digest:
