@@ -385,6 +385,23 @@ def backing_patch(read: Read, header: Header, new_name: str) -> tuple[Patch, ...
     )
 
 
+def backing_again(header: Header, name: str, other: str) -> tuple[Patch, ...]:
+    """
+    What to write to end a change of the backing name that was interrupted anywhere, forwards or backwards: the place of the name holds a mixture
+    of the two then, and so does its length.
+
+    :param header: of the image
+    :param name: the name it is to have
+    :param other: the name that it had, or was to get, by the patches of :func:`backing_patch`
+    :returns: the patches; with the same name they give the same image as an uninterrupted change
+    """
+    encoded = encode_backing_name(name)
+    return (
+        Patch(_BACKING_SIZE_FIELD, struct.pack(">I", len(encoded))),
+        Patch(header.backing_offset, encoded.ljust(len(encode_backing_name(other)), b"\0")),
+    )
+
+
 def apply_patches(descriptor: int, patches: Iterable[Patch]) -> None:
     """
     :param descriptor: a file open for writing, which the caller flushes

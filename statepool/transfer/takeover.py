@@ -19,8 +19,7 @@ from statepool.model.outcomes import Collected
 from statepool.pools import layout
 from statepool.pools.staging import Marker, Staging, read_markers
 from statepool.qcow2 import opened
-from statepool.qcow2.header import apply_patches, backing_patch, read_header_fd, reader
-from statepool.qcow2.tool import QemuImg
+from statepool.qcow2.header import apply_patches, backing_again, read_header_fd
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.ready import clear_place, make_durable
@@ -51,6 +50,11 @@ class Takeover:
     mode: int
     replace: bool
     manifest: Manifest
+
+    @property
+    def sibling(self) -> str:
+        """The backing name it is to get, empty for none."""
+        return self.manifest.parent.state + ".qcow2" if self.manifest.parent is not None else ""
 
     def to_facts(self) -> dict[str, str]:
         """:returns: the form in a marker"""
@@ -143,7 +147,7 @@ def _recover(cache: Cache, marker: Marker) -> None:
 def _go_on(cache: Cache, marker: Marker, under_way: Takeover, gathered: Path) -> None:
     gathered.chmod(0o600)
     with opened.exclusive(gathered) as descriptor:
-        _put_on_backing(cache, descriptor, gathered, under_way.manifest.parent.state + ".qcow2" if under_way.manifest.parent else None)
+        _put_on_backing(descriptor, gathered, under_way.sibling, under_way.backing)
         size = os.fstat(descriptor).st_size
         good = size == under_way.manifest.size and hash_file(descriptor, size) == under_way.manifest.digest
         os.fchmod(descriptor, READ_ONLY)
@@ -176,7 +180,7 @@ def give_back(cache: Cache, marker: Marker, descriptor: int) -> None:
             # These bytes have their name already, and somebody else needs them under it: they must stay as they are.
             _separate(cache, under_way, descriptor)
         else:
-            _restore(cache, under_way, descriptor, under_way.working)
+            _restore(under_way, descriptor, under_way.working)
     Staging(cache.pool.transport, marker).end()
     _unended.discard(marker.nonce)
 
@@ -191,9 +195,9 @@ def _unnamed(cache: Cache, marker: Marker, under_way: Takeover, gathered: Path) 
     return not _is_named(cache, under_way, gathered)
 
 
-def _restore(cache: Cache, under_way: Takeover, descriptor: int, path: Path) -> None:
+def _restore(under_way: Takeover, descriptor: int, path: Path) -> None:
     os.fchmod(descriptor, 0o600)
-    _put_on_backing(cache, descriptor, path, under_way.backing or None)
+    _put_on_backing(descriptor, path, under_way.backing, under_way.sibling)
     os.fchmod(descriptor, under_way.mode)
     os.fsync(descriptor)
 
@@ -203,22 +207,16 @@ def _separate(cache: Cache, under_way: Takeover, descriptor: int) -> None:
     try:
         with open(temporary, "x+b", buffering=0) as target:
             copy(descriptor, target.fileno(), under_way.manifest.size)
-            _restore(cache, under_way, target.fileno(), temporary)
+            _restore(under_way, target.fileno(), temporary)
         os.replace(temporary, under_way.working)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _put_on_backing(cache: Cache, descriptor: int, path: Path, name: str | None) -> None:
-    """Give an image a backing name, if it does not have it."""
-    header = read_header_fd(descriptor, str(path))
-    if name is None or header.backing_name == os.fsencode(name):
-        return
-    patches = backing_patch(reader(descriptor), header, name)
-    if patches is None:
-        QemuImg(cache.settings.tool_timeout).rebase_unsafe(path, name)
-    else:
-        apply_patches(descriptor, patches)
+def _put_on_backing(descriptor: int, path: Path, name: str, other: str) -> None:
+    """Give an image one of the two backing names it can have, whatever mixture of them it has. Not by qemu-img, which could not open it now."""
+    if name and other:
+        apply_patches(descriptor, backing_again(read_header_fd(descriptor, str(path)), name, other))
 
 
 def _is_same(one: Path, other: Path) -> bool:

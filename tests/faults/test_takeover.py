@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import statepool
+from statepool.qcow2.tool import QemuImg
 from statepool.testing.crash import changing_calls, kill_at
+from statepool.transfer import takeover
 
 if TYPE_CHECKING:
     from conftest import Lab
@@ -19,6 +21,35 @@ def half_set(lab: Lab, strace: None) -> None:
     call = next(call for call in changing_calls(lab.step("set"), cwd=lab.root) if call.name == "fchmod")
     lab.reset()
     kill_at(lab.step("set"), call, cwd=lab.root)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["before", "in the middle"])
+@pytest.mark.parametrize("forwards", [True, False])
+@pytest.mark.usefixtures("strace")
+def test_header_half_changed(lab: Lab, number: int, forwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The length of the backing name is changed, and the name is not: both ways lead out of it, without qemu-img, which would wait for our lease."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("qemu-img was asked")
+
+    monkeypatch.setattr(QemuImg, "rebase_unsafe", refuse)
+    call = [call for call in changing_calls(lab.step("set"), cwd=lab.root) if call.name == "pwrite64"][number]
+    lab.reset()
+    before = (lab.root / "work.qcow2").read_bytes()
+    kill_at(lab.step("set"), call, cwd=lab.root)
+    assert ((lab.root / "work.qcow2").read_bytes() == before) == (number == 0)
+    if not forwards:
+        monkeypatch.setattr(takeover, "finish", refuse_to_publish)
+    lab.handle("cache").get("install")
+    assert ("connect" in lab.digests("cache")) == forwards
+    assert forwards or (lab.root / "work.qcow2").read_bytes() == before
+    lab.require_usable("work.qcow2", "work")
+    lab.require_whole()
+    lab.require_clean()
+
+
+def refuse_to_publish(*arguments: object, **rest: object) -> None:
+    raise statepool.Conflict("somebody else was faster")
 
 
 @pytest.mark.usefixtures("half_set")
