@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -141,9 +142,9 @@ class _Primitives(Transport):
         super().__init__(Location("memory", "/pool"))
         self._symlinks = symlinks
 
+    @abstractmethod
     def do(self, *operation: Any) -> Any:
         """:returns: what comes of the operation"""
-        raise NotImplementedError
 
     @property
     def capabilities(self) -> Capabilities:
