@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from attrs import frozen
 
+from statepool.errors import MissingFile
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.location import Location
 from statepool.model.progress import SILENT, Progress
@@ -133,6 +136,31 @@ class Transport(ABC):
         :raises MissingFile: there is no such link
         """
 
+    # -- looking at many: where every question takes a while, all are asked before the first answer is waited for -----------------------------------
+
+    def scan_many(self, directories: Sequence[str]) -> list[list[Entry]]:
+        """:returns: as :meth:`scan`, for each of the directories, in their order"""
+        return [self.scan(directory) for directory in directories]
+
+    def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
+        """:returns: as :meth:`stat`, for each of the paths, in their order"""
+        return [self.stat(path) for path in paths]
+
+    def read_many(self, paths: Sequence[str], size: int) -> list[bytes | None]:
+        """
+        Read small files.
+
+        :param size: how much to read at most of each, in bytes
+        :returns: their content, in their order; None for what is not there
+        """
+        return [self._read_or_none(path, size) for path in paths]
+
+    def _read_or_none(self, path: str, size: int) -> bytes | None:
+        try:
+            return self.read(path, 0, size)
+        except MissingFile:
+            return None
+
     # -- names: each of these happens as a whole or not at all -------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -244,6 +272,17 @@ class Transport(ABC):
 
     def local_path(self, path: str) -> Path | None:
         """:returns: where a file can be opened on this host, or None where it cannot"""
+        return None
+
+    def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
+        """
+        Take the kernel's lock on a lock file on the far side: flock(2), which meets that of whoever locks the file there.
+
+        :param path: the lock file; it is made if it is missing
+        :param timeout: how long to wait for another holder, in seconds
+        :returns: holds the lock for as long as a ``with`` block lasts, and raises :class:`~statepool.errors.LockTimeout` where it is entered; None
+            where there is no such lock
+        """
         return None
 
     @property
