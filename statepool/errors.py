@@ -13,6 +13,7 @@ Every error that statepool raises, and the exit code each one has at the shell.
      │    ├── Conflict                 the name exists with other content
      │    ├── HasDependants            other states stand on it
      │    ├── InUse                    a process, a working image or a cache uses it
+     │    ├── Incompatible             this QEMU cannot load a machine's RAM
      │    ├── FileInTheWay             a file exists and may not be overwritten (FileExistsError)
      │    └── ReadOnlyPool             this pool takes no changes
      ├── IntegrityError            5   what is there is not what it should be
@@ -27,7 +28,9 @@ Every error that statepool raises, and the exit code each one has at the shell.
      │    ├── FileExists               an exclusive create lost its race     (FileExistsError)
      │    └── AccessDenied             the far side does not permit it       (PermissionError)
      ├── NoSpace                   8   it does not fit                       (OSError)
-     └── ToolError                 1   qemu-img is missing, failed or took too long
+     ├── ToolError                 1   qemu-img is missing, failed or took too long
+     │    └── MachineError             QEMU is missing, refused, ended or did not answer
+     └── BuildFailed               1   what should have built a state failed
 
 An interruption by the user ends with exit code 130.
 
@@ -43,6 +46,7 @@ from typing import Any, ClassVar
 __all__ = [
     "AccessDenied",
     "BadRecord",
+    "BuildFailed",
     "ConfigError",
     "Conflict",
     "DigestMismatch",
@@ -50,10 +54,12 @@ __all__ = [
     "FileInTheWay",
     "HasDependants",
     "InUse",
+    "Incompatible",
     "IntegrityError",
     "InvalidLocation",
     "InvalidName",
     "LockTimeout",
+    "MachineError",
     "MissingFile",
     "NoSpace",
     "NotAPool",
@@ -166,6 +172,18 @@ class InUse(RefusedError):
     """Somebody uses it: a process has it open, a working image stands on it, or a cache refers to it."""
 
 
+class Incompatible(RefusedError):
+    """
+    A machine's RAM cannot be loaded by this QEMU, as it was started.
+
+    :param differences: what differs, in words
+    """
+
+    def __init__(self, message: str, *, differences: Sequence[str] = (), **facts: str | None) -> None:
+        super().__init__(message, **facts)
+        self.differences = tuple(differences)
+
+
 class FileInTheWay(RefusedError, FileExistsError):
     """There is a file where one should be written, and overwriting was not asked for."""
 
@@ -229,9 +247,17 @@ class LockTimeout(StatePoolError, TimeoutError):
 
 
 class TransportError(StatePoolError, OSError):
-    """A pool cannot be reached, or something failed on the way to it."""
+    """
+    A pool cannot be reached, or something failed on the way to it.
+
+    :param transient: whether the same may succeed if it is tried again: a lost connection, a server that did not answer in time
+    """
 
     exit_code = 7
+
+    def __init__(self, message: str, *, transient: bool = False, **facts: str | None) -> None:
+        super().__init__(message, **facts)
+        self.transient = transient
 
 
 class NotAPool(TransportError):
@@ -268,3 +294,11 @@ class NoSpace(StatePoolError, OSError):
 
 class ToolError(StatePoolError):
     """qemu-img is missing, failed, or did not answer within its time."""
+
+
+class MachineError(ToolError):
+    """QEMU is missing, refused a command, has ended, or did not answer within its time."""
+
+
+class BuildFailed(StatePoolError):
+    """What should have built a state raised an error, took too long, or left something that is no state. Nothing of it was kept."""

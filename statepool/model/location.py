@@ -18,6 +18,8 @@ from statepool.errors import InvalidLocation
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?\Z")
+_PLAIN = re.compile(r"[A-Za-z0-9_./+-]*\Z")
+"""What most paths consist of, in which nothing has to be quoted."""
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]*\Z")
 
 
@@ -63,7 +65,7 @@ class Location:
         return self.scheme in ("file", "link")
 
     def __str__(self) -> str:
-        path = urllib.parse.quote(self.path, safe="/+:@~,=!$&'()*;")
+        path = self.path if _PLAIN.match(self.path) else urllib.parse.quote(self.path, safe="/+:@~,=!$&'()*;")
         if self.host is None:
             return f"{self.scheme}://{path}"
         user = f"{self.user}@" if self.user is not None else ""

@@ -8,9 +8,9 @@ The JSON form is the one of the pool's log; ``docs/formats.rst`` describes it fi
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attrs import field, frozen
 
@@ -45,9 +45,8 @@ class Kind(enum.StrEnum):
 _KINDS = {str(kind): kind for kind in Kind}
 
 
-# Thousands of these are looked up whenever a log is read: hence the kept hash.
-@frozen(order=True, cache_hash=True)
-class StateId:
+# Thousands of these are made and looked up whenever a log is read: hence a tuple.
+class StateId(NamedTuple):
     """
     What the states of one machine are told apart by.
 
@@ -77,10 +76,16 @@ class Parent:
     digest: Digest
 
 
+Key = tuple[str, str, str]
+"""What the states of one machine that are present are told apart by: object, name and digest."""
+
+
 @frozen(slots=False)
 class Manifest:
     """
     What a pool knows of a state.
+
+    One of many that were read together knows its :attr:`id` and its keys, and makes the rest when somebody looks at it.
 
     :param object: what the state is a state of
     :param state: its name
@@ -124,6 +129,22 @@ class Manifest:
         return kept
 
     @property
+    def key(self) -> Key | None:
+        """What it is told apart by from others of its name; None if it has no bytes."""
+        if "_key" not in self.__dict__:
+            self.__dict__["_key"] = (self.object, self.state, str(self.digest)) if self.digest is not None else None
+        kept: Key | None = self.__dict__["_key"]
+        return kept
+
+    @property
+    def parent_key(self) -> Key | None:
+        """The :attr:`key` of what backs it, or None."""
+        if "_parent_key" not in self.__dict__:
+            self.__dict__["_parent_key"] = parent_key(self.object, self.parent) if self.parent is not None else None
+        kept: Key | None = self.__dict__["_parent_key"]
+        return kept
+
+    @property
     def file_name(self) -> str:
         """The plain name by which children and people know its file."""
         return self.state + (".state" if self.kind is Kind.RAM else ".qcow2")
@@ -162,6 +183,38 @@ class Manifest:
         }
 
     @classmethod
+    def unread(cls, images: Sequence[dict[str, Any]]) -> list[Manifest]:
+        """
+        :param images: what a JSON reader made of manifests of images that have been found good
+        :returns: the manifests, which are read when somebody looks at them
+        """
+        found = []
+        for one in images:
+            manifest = cls.__new__(cls)
+            subject, state, parent = one["object"], one["state"], one.get("parent")
+            values = manifest.__dict__
+            values["_unread"] = one
+            values["_id"] = StateId(subject, state)
+            values["_key"] = (subject, state, one["digest"])
+            values["_parent_key"] = (subject, parent["state"], parent["digest"]) if parent is not None else None
+            found.append(manifest)
+        return found
+
+    if not TYPE_CHECKING:  # to a type checker, there are the fields and nothing else
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what is not there yet."""
+            values = self.__dict__
+            unread = values.get("_unread")
+            if unread is not None and not name.startswith("__"):
+                values.update(Manifest.from_json(unread).__dict__)
+                values.pop("_unread", None)
+            try:
+                return values[name]  # another thread can have read it meanwhile
+            except KeyError:
+                raise AttributeError(f"a manifest has no {name!r}") from None
+
+    @classmethod
     def from_json(cls, data: Any) -> Manifest:
         """
         :param data: what a JSON reader made of it
@@ -198,6 +251,11 @@ class Manifest:
             )
         except InvalidName as error:
             raise BadRecord(f"a manifest has a bad name: {error.message}") from error
+
+
+def parent_key(object: str, parent: Parent) -> Key:
+    """:returns: the :attr:`Manifest.key` of what backs a state of ``object``"""
+    return (object, parent.state, str(parent.digest))
 
 
 def _names(data: dict[str, Any], kind: Kind) -> tuple[str, str]:

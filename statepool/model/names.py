@@ -8,6 +8,7 @@ not ours.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from statepool.errors import InvalidName
 
@@ -22,11 +23,19 @@ RESERVED_SUFFIXES = (".qcow2", ".state", ".json", ".lock")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\Z")  # as long as MAX_LENGTH
 _matches = _NAME.match
+_NAMES = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\n)*+\Z")  # lines of such names
+_RESERVED = re.compile("(?:" + "|".join(map(re.escape, RESERVED_SUFFIXES)) + r")$", re.IGNORECASE | re.MULTILINE)
 
 
 def is_name(text: str) -> bool:
     """:returns: whether ``text`` can name a machine, an image or a state"""
     return _matches(text) is not None and not text.lower().endswith(RESERVED_SUFFIXES)
+
+
+def are_names(texts: Collection[str]) -> bool:
+    """:returns: whether each of these is a name, found out for all of them together"""
+    lines = "\n".join((*texts, ""))
+    return lines.count("\n") == len(texts) and _NAMES.match(lines) is not None and _RESERVED.search(lines) is None
 
 
 def check_name(text: str, what: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from attrs import field, frozen
 
 from statepool.errors import InvalidName
@@ -28,6 +30,10 @@ class Image:
         return f"{self.machine}/{self.name}"
 
 
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(names)
+
+
 @frozen(order=True)
 class Machine:
     """
@@ -38,7 +44,7 @@ class Machine:
     """
 
     machine: str
-    images: tuple[str, ...] = field(default=(), converter=tuple, eq=False)
+    images: tuple[str, ...] = field(default=(), converter=_names, eq=False)
 
     def __attrs_post_init__(self) -> None:
         check_name(self.machine, "a machine")

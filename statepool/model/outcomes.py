@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import field, frozen
 
 from statepool.model.manifest import Manifest
+from statepool.model.scope import Scope
 
 
 class Verified(enum.StrEnum):
@@ -31,6 +32,17 @@ class Presence(enum.StrEnum):
     FAILED = "failed"
 
 
+class WaitFor(enum.StrEnum):
+    """Which pools must have a state before a set counts as done. All are tried in any case, before the set returns."""
+
+    ALL = "all"
+    """The cache and every source that the scope permits."""
+    ANY = "any"
+    """The cache, and one source if there are any."""
+    OWN = "own"
+    """The cache."""
+
+
 @frozen
 class Got:
     """
@@ -44,7 +56,11 @@ class Got:
     :param bytes: how many bytes were moved
     :param verified: what stands behind the bytes
     :param working: the working image that was made, if one was asked for
-    :param how: how the bytes were moved: ``reflink``, ``copy``, ``link``, ``hardlink`` or ``none``
+    :param how: how the bytes were moved: ``reflink``, ``copy``, ``stream``, ``link``, ``hardlink`` or ``none``
+    :param warnings: what the user should know: which sources failed, or had something wrong
+    :param images: of a machine: the working images that were made, by the names of its images; ``working`` is the directory then
+    :param resumed: how many bytes an interrupted transfer had left here, and were not moved again
+    :param again: how many of ``bytes`` had been moved before, in vain
     """
 
     object: str
@@ -56,6 +72,10 @@ class Got:
     verified: Verified = Verified.TRUSTED
     working: str | None = None
     how: str = "none"
+    warnings: tuple[str, ...] = ()
+    images: Mapping[str, str] = field(factory=dict)
+    resumed: int = 0
+    again: int = 0
 
 
 @frozen
@@ -68,6 +88,8 @@ class StoredAt:
     :param durable: whether a power cut cannot take it from there any more
     :param bytes: how many bytes were moved there
     :param error: why it failed
+    :param resumed: how many bytes an interrupted transfer had left there, and were not moved again
+    :param again: how many of ``bytes`` had been moved before, in vain
     """
 
     pool: str
@@ -75,6 +97,8 @@ class StoredAt:
     durable: bool = True
     bytes: int = 0
     error: str | None = None
+    resumed: int = 0
+    again: int = 0
 
 
 @frozen
@@ -87,6 +111,7 @@ class Stored:
     :param digest: of its bytes
     :param pools: what became of it at each pool, the cache first
     :param warnings: what the user should know
+    :param wait_for: which pools had to have it
     """
 
     object: str
@@ -94,11 +119,34 @@ class Stored:
     digest: str
     pools: tuple[StoredAt, ...] = ()
     warnings: tuple[str, ...] = ()
+    wait_for: WaitFor = WaitFor.ALL
 
     @property
     def complete(self) -> bool:
-        """Whether every pool has it now."""
-        return all(at.result is not Presence.FAILED for at in self.pools)
+        """Whether every pool has it now that had to have it."""
+        there = [at.result is not Presence.FAILED for at in self.pools]
+        if self.wait_for is WaitFor.ALL:
+            return all(there)
+        return all(there[:1]) and (self.wait_for is WaitFor.OWN or len(there) < 2 or any(there[1:]))
+
+
+@frozen
+class Ensured:
+    """
+    A state is there, and if need be was built.
+
+    :param state: the name that was asked for
+    :param name: the name that it is kept under, with its key
+    :param built: whether it had to be built
+    :param got: how it came into the cache
+    :param stored: what became of it at each pool, if it was built
+    """
+
+    state: str
+    name: str
+    built: bool
+    got: Got
+    stored: Stored | None = None
 
 
 @frozen
@@ -131,6 +179,19 @@ class Listed:
     pools: tuple[str, ...]
     managed: bool = True
     problem: str | None = None
+
+
+class Listing(list[Listed]):
+    """
+    The states that were found.
+
+    :param states: the states
+    :param warnings: what the user should know: which sources could not be asked
+    """
+
+    def __init__(self, states: Iterable[Listed] = (), warnings: Sequence[str] = ()) -> None:
+        super().__init__(states)
+        self.warnings = tuple(warnings)
 
 
 @frozen
@@ -237,3 +298,91 @@ class Finding:
     where: str
     what: str
     cure: str | None = None
+
+
+@frozen
+class SourceStatus:
+    """
+    A source in its place among those that would be asked for a state, and what is known of it. Nobody was contacted for this.
+
+    :param name: what the user calls it
+    :param location: where it is
+    :param scope: how far the user says that it is
+    :param proximity: how far it is by its address: ``this host``, ``this network`` or ``elsewhere``
+    :param latency: how long it took to answer, in seconds, or None if that was never measured
+    :param rate: how many bytes came from it in a second, or None if that was never measured
+    :param rest: for how many seconds more it is left alone, being asked only if no other source has a state; 0 if it is not
+    :param failures: how often in a row it failed
+    :param failed: when it failed last, in seconds since the epoch; 0 if it did well since
+    :param problem: what went wrong then, or None
+    :param corrupt: whether it then delivered something that was wrong
+    :param why: what decided about its place, for people
+    """
+
+    name: str
+    location: str
+    scope: Scope
+    proximity: str
+    latency: float | None = None
+    rate: float | None = None
+    rest: float = 0.0
+    failures: int = 0
+    failed: float = 0.0
+    problem: str | None = None
+    corrupt: bool = False
+    why: str = ""
+
+
+class SyncAction(enum.StrEnum):
+    """What became of one state when pools were synchronised."""
+
+    COPIED = "copied"
+    PRESENT = "present"
+    REMOVED = "removed"
+    FAILED = "failed"
+
+
+@frozen
+class SyncedState:
+    """
+    One state, when pools were synchronised.
+
+    :param object: what it is a state of
+    :param state: its name
+    :param kind: what its bytes are: ``image``, ``ram`` or ``machine``
+    :param action: what was done, or would be done
+    :param bytes: how many bytes were moved
+    :param error: why it failed
+    """
+
+    object: str
+    state: str
+    kind: str
+    action: SyncAction
+    bytes: int = 0
+    error: str | None = None
+
+
+@frozen
+class Synced:
+    """
+    The states of one pool were copied to another.
+
+    :param origin: the location they came from
+    :param target: the location they went to
+    :param states: what became of each
+    """
+
+    origin: str
+    target: str
+    states: tuple[SyncedState, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing failed."""
+        return all(synced.action is not SyncAction.FAILED for synced in self.states)
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes were moved."""
+        return sum(synced.bytes for synced in self.states)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import enum
+
 from attrs import field, frozen, validators
+
+from statepool.model.secrets import Secrets
+
+
+class Compress(enum.StrEnum):
+    """Whether bytes are compressed on their way to and from another host."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
 
 
 @frozen
@@ -14,6 +26,15 @@ class Settings:
     :param lock_timeout: how long to wait for another process that does the same work, in seconds
     :param max_depth: longest chain that is accepted, in states
     :param tool_timeout: how long one call of qemu-img may take, in seconds
+    :param probe_timeout: how long a source is waited for that does not answer while others do, in seconds
+    :param timeout: how long another host may be silent while we wait for it, in seconds
+    :param connect_timeout: how long it may take to connect to another host, from looking up its name to being logged in, in seconds
+    :param retries: how often something is tried again after an error that may pass, such as a lost connection
+    :param retry_pause: how long to wait before the first of these tries, in seconds; before each next one, twice as long
+    :param compress: whether bytes are compressed on the way to and from another host; ``auto``: where it turns out to be faster
+    :param ssh_config: the configuration file of ssh to read; None: ``~/.ssh/config`` and ``/etc/ssh/ssh_config``
+    :param known_hosts: the file with the keys of hosts; None: those that ssh uses
+    :param secrets: asked for passwords and passphrases; None: there are none
     """
 
     fresh: float = field(default=60.0, validator=validators.ge(0))
@@ -22,3 +43,12 @@ class Settings:
     lock_timeout: float = field(default=3600.0, validator=validators.ge(0))
     max_depth: int = field(default=256, validator=validators.and_(validators.ge(1), validators.le(4096)))
     tool_timeout: float = field(default=60.0, validator=validators.gt(0))
+    probe_timeout: float = field(default=2.0, validator=validators.gt(0))
+    timeout: float = field(default=30.0, validator=validators.gt(0))
+    connect_timeout: float = field(default=20.0, validator=validators.gt(0))
+    retries: int = field(default=3, validator=validators.and_(validators.ge(0), validators.le(100)))
+    retry_pause: float = field(default=0.5, validator=validators.ge(0))
+    compress: Compress = field(default=Compress.AUTO, converter=Compress)
+    ssh_config: str | None = None
+    known_hosts: str | None = None
+    secrets: Secrets | None = field(default=None, eq=False, repr=False)

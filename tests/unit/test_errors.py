@@ -21,6 +21,7 @@ EXIT_CODES = {
     "TransportError": 7,
     "NoSpace": 8,
     "ToolError": 1,
+    "BuildFailed": 1,
 }
 """The table of the command line; the classes below these inherit theirs."""
 
@@ -30,6 +31,7 @@ EXTRA: dict[str, dict[str, object]] = {
     "HasDependants": {"dependants": ("customize", "connect")},
     "DigestMismatch": {"expected": "blake3:00", "actual": "blake3:01"},
     "UnsafeImage": {"check": "backing-name"},
+    "Incompatible": {"differences": ("machine type", "RAM")},
     "LockTimeout": {"seconds": 2.5},
     "NoSpace": {"needed": 10, "available": 9},
 }

@@ -1,0 +1,114 @@
+"""Many manifests at once."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statepool.errors import BadRecord
+from statepool.model.digest import Digest
+from statepool.model.manifest import Kind, Manifest, Parent, StateId
+from statepool.model.manifests import FEW, read_manifests
+
+
+def image(number: int, **facts: Any) -> Manifest:
+    below = Parent(f"s{number - 1}", Digest.of(b"%d" % (number - 1))) if number else None
+    known: dict[str, Any] = {
+        "size": 1 << 20, "digest": Digest.of(b"%d" % number), "origin": Digest.of(b"o"), "parent": below, "virtual_size": 1 << 30,
+        "cluster_size": 65536, "extents": ((0, 512), (4096, 512)), "created": 1.5, "creator": {"host": "h"}, "labels": {"os": "debian"},
+    }  # fmt: skip
+    return Manifest("vm1/disk", f"s{number}", **{**known, **facts})
+
+
+IMAGES = [image(number) for number in range(FEW + 2)]
+DATA = [manifest.to_json() for manifest in IMAGES]
+
+
+def test_they_are_what_they_would_be_one_by_one() -> None:
+    ram = Manifest("vm1", "on", Kind.RAM, digest=Digest.of(b"ram"))
+    found = read_manifests([*DATA, ram.to_json()])
+    assert found == [*IMAGES, ram]
+    assert [manifest.to_json() for manifest in read_manifests(DATA)] == DATA
+
+
+def test_what_they_are_told_apart_by_is_known_before_they_are_read() -> None:
+    for unread, manifest in zip(read_manifests(DATA), IMAGES, strict=True):
+        assert (unread.id, unread.key, unread.parent_key) == (manifest.id, manifest.key, manifest.parent_key)
+        assert unread.id == StateId("vm1/disk", manifest.state)
+        assert "size" not in vars(unread)
+        assert (unread.size, unread.data_size) == (manifest.size, manifest.data_size)
+        assert "_unread" not in vars(unread)
+
+
+def test_an_unread_one_is_copied_and_pickled_as_any_other() -> None:
+    for again in (copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
+        assert again(read_manifests(DATA)[1]) == IMAGES[1]
+
+
+def test_there_is_nothing_in_it_that_a_manifest_does_not_have() -> None:
+    unread = read_manifests(DATA)[0]
+    assert not hasattr(unread, "else")
+    assert not hasattr(IMAGES[0], "else")
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"object": "vm1"},
+        {"object": "vm1/a/b"},
+        {"object": ["vm1/disk"]},
+        {"state": "0root"},
+        {"state": "a\nb"},
+        {"state": "s.QCOW2"},
+        {"state": 1},
+        {"state": ""},
+        {"size": -1},
+        {"size": True},
+        {"size": 1 << 63},
+        {"digest": None},
+        {"digest": "blake3:" + "0" * 63},
+        {"digest": "blake3:" + "0" * 64 + "\n"},
+        {"origin": "x"},
+        {"parent": "s0"},
+        {"parent": {"state": "a/b", "digest": str(Digest.of(b"0"))}},
+        {"parent": {"state": "s0"}},
+        {"virtual_size": "1"},
+        {"created": float("nan")},
+        {"created": 1e12},
+        {"creator": {"host": 1}},
+        {"labels": {str(number): "x" for number in range(65)}},
+        {"extents": [[0, 0]]},
+        {"extents": [[0, 1 << 21]]},
+        {"extents": [[0, 512], [256, 512]]},
+        {"extents": [[0, True]]},
+        {"extents": [[0]]},
+        {"extents": [0, 1]},
+        {"members": {"ram": str(Digest.of(b"0"))}},
+    ],
+    ids=str,
+)
+def test_one_that_lies_among_good_ones(lie: dict[str, Any]) -> None:
+    with pytest.raises(BadRecord) as alone:
+        Manifest.from_json({**DATA[1], **lie})
+    with pytest.raises(BadRecord) as among:
+        read_manifests([*DATA, {**DATA[1], **lie}])
+    assert among.value.message == alone.value.message
+
+
+@given(data=st.data())
+def test_whatever_is_found_good_together_is_good_alone(data: st.DataObject, some: Any) -> None:
+    field = data.draw(st.sampled_from([*DATA[1], "members", "fingerprint"]))
+    value = data.draw(some.json | some.names | st.builds(str, some.digests) | st.lists(st.lists(st.integers(-1, 9), max_size=3), max_size=3))
+    changed = {**DATA[1], field: value}
+    try:
+        expected = Manifest.from_json(changed)
+    except BadRecord:
+        with pytest.raises(BadRecord):
+            read_manifests([*DATA, changed])
+    else:
+        assert read_manifests([*DATA, changed])[-1] == expected
