@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 from attrs import frozen
 
@@ -32,7 +32,13 @@ class Link:
 
 
 def walk(
-    tip: str, open_image: OpenImage, *, max_depth: int = DEFAULT_MAX_DEPTH, what: str = "", backing: Backing = Backing.UNMANAGED
+    tip: str,
+    open_image: OpenImage,
+    *,
+    max_depth: int = DEFAULT_MAX_DEPTH,
+    what: str = "",
+    backing: Backing = Backing.UNMANAGED,
+    checked: MutableMapping[str, Header] | None = None,
 ) -> tuple[Link, ...]:
     """
     Check every image of a chain, each before the next one is looked for.
@@ -42,10 +48,12 @@ def walk(
     :param max_depth: longest chain that is accepted, in states
     :param what: whose states these are, such as ``vm1/disk``, for messages
     :param backing: what backing names may be
+    :param checked: headers that have passed, by their states: they are not read again, and those that pass now are added
     :returns: the chain, tip first
     :raises UnsafeImage: an image does not pass a check, or the chain does not: ``loop``, ``depth``, ``missing-parent``
     :raises MissingFile: the tip itself is not there (or NotFound, as ``open_image`` says it)
     """
+    known = checked if checked is not None else {}
     links: list[Link] = []
     seen: set[str] = set()
     state: str | None = tip
@@ -55,8 +63,10 @@ def walk(
             raise refusal("loop", f"{what} {tip}".lstrip(), f"its chain comes back to {state!r}")
         if len(links) >= max_depth:
             raise refusal("depth", f"{what} {tip}".lstrip(), f"its chain has more than {max_depth} states", hint="squash some of them")
-        read, size = _open(state, links, open_image, name)
-        header = check_image(read, size, name, backing=backing)
+        header = known.get(state)
+        if header is None:
+            read, size = _open(state, links, open_image, name)
+            header = known[state] = check_image(read, size, name, backing=backing)
         links.append(Link(state, header))
         seen.add(state)
         state = sibling_of(header)

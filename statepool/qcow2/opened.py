@@ -1,12 +1,9 @@
 """
 Who has a file open.
 
-The kernel knows: it grants a write lease (``fcntl(2)``, ``F_SETLEASE``) only while nobody else has the file open, and a read lease only while nobody
-has it open for writing. While we hold one, whoever opens the file (for writing, if it is a read lease) waits until we let go, or until the kernel
-ends the lease (``/proc/sys/fs/lease-break-time``, 45 s).
-
-Leases are for the owner of a file, and not for every file system. Elsewhere we look at the bytes that QEMU locks in its images, and at the
-descriptors of those processes that we may look at, and know less: a process of another user that is not a QEMU is not seen.
+The kernel knows, and says so by the leases that it grants (:mod:`statepool.leases`): to the owner of a file, and not on every file system. Elsewhere
+we look at the bytes that QEMU locks in its images, and at the descriptors of those processes that we may look at, and know less: a process of another
+user that is not a QEMU is not seen.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +19,7 @@ from pathlib import Path
 from attrs import frozen
 
 from statepool.errors import InUse
+from statepool.leases import let_go, try_lease
 from statepool.qcow2.files import open_regular
 
 _FLOCK = struct.Struct("hhqqi0q")
@@ -35,8 +32,8 @@ RAW_LOCK_SHARED_BASE). A byte for each permission; QEMU has fewer than 32."""
 _WRITE_LOCK_BYTES = ((101, 3),)
 """Of these, those of who writes: BLK_PERM_WRITE, BLK_PERM_WRITE_UNCHANGED and BLK_PERM_RESIZE."""
 
-_NO_LEASES = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS})
-"""What the kernel says where we can have no lease: the file is not ours, or its file system has none."""
+_NO_LOCKS = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS})
+"""What the kernel says where a file system has no locks."""
 
 
 @frozen
@@ -89,6 +86,28 @@ def shared(path: Path | str) -> Iterator[int]:
         yield descriptor
 
 
+@contextmanager
+def unwritten(path: Path | str) -> Iterator[int]:
+    """
+    Have a file that nobody has open for writing, to change it all the same: an image below the one that a running machine writes to. QEMU has read
+    its header, and does not look at it again.
+
+    :param path: a regular file
+    :returns: a descriptor open for reading and writing
+    :raises InUse: somebody can write to it
+    :raises UnsafeImage: it is not a regular file
+    :raises MissingFile: there is no such file
+    :raises AccessDenied: it may not be written to
+    """
+    with shared(path):
+        pass  # a lease would keep ourselves from opening it
+    descriptor = open_regular(path, os.O_RDWR, wait=False)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def is_open(path: Path | str) -> bool:
     """
     Look whether any other process has a file open. Where that cannot be told because this process has it open as well, and there are processes that
@@ -104,9 +123,9 @@ def is_open(path: Path | str) -> bool:
     except BlockingIOError:
         return True  # somebody holds a lease on it
     try:
-        granted = _try_lease(descriptor, fcntl.F_WRLCK)
+        granted = try_lease(descriptor, fcntl.F_WRLCK)
         if granted:
-            _let_go(descriptor)
+            let_go(descriptor)
             return False
         found, all_seen = _openers(descriptor)
         if any(opener.pid != os.getpid() for opener in found) or _locked_by_qemu(descriptor, _LOCK_BYTES):
@@ -114,7 +133,7 @@ def is_open(path: Path | str) -> bool:
         if granted is None:
             return False
         # Nobody but us is to be seen. Who it was may be gone by now, or be where we do not look, as in another container.
-        return not all_seen if found else not _try_lease(descriptor, fcntl.F_WRLCK)
+        return not all_seen if found else not try_lease(descriptor, fcntl.F_WRLCK)
     finally:
         os.close(descriptor)
 
@@ -131,14 +150,14 @@ def _leased(path: Path | str, flags: int, kind: int) -> Iterator[int]:
             yield descriptor
         finally:
             if leased:
-                _let_go(descriptor)
+                let_go(descriptor)
     finally:
         os.close(descriptor)
 
 
 def _claim(descriptor: int, path: Path | str, kind: int) -> bool:
     """:returns: whether we have a lease, and not only looked around"""
-    granted = _try_lease(descriptor, kind)
+    granted = try_lease(descriptor, kind)
     if granted:
         return True
     found, _ = _openers(descriptor)
@@ -149,33 +168,9 @@ def _claim(descriptor: int, path: Path | str, kind: int) -> bool:
             raise _in_use(path, openers)
         return False
     # Somebody may only have looked in passing, and a child that this process was just starting had all our descriptors until its program began.
-    if not openers and _try_lease(descriptor, kind):
+    if not openers and try_lease(descriptor, kind):
         return True
     raise _in_use(path, openers)
-
-
-def _try_lease(descriptor: int, kind: int) -> bool | None:
-    """:returns: whether the lease was granted, or None where none can be had"""
-    try:
-        # By default the kernel announces the end of a lease by SIGIO, which ends a process that does not expect it. SIGURG is ignored by default.
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, kind)
-    except OSError as error:
-        if error.errno == errno.EAGAIN:
-            return False
-        if error.errno in _NO_LEASES:
-            return None
-        raise
-    return True
-
-
-def _let_go(descriptor: int) -> None:
-    # Closing would do, but not while a child that this process is just starting has the descriptor too.
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError as error:
-        if error.errno != errno.EAGAIN:  # the kernel has ended the lease already: somebody has waited too long for the file
-            raise
 
 
 def _locked_by_qemu(descriptor: int, ranges: tuple[tuple[int, int], ...]) -> bool:
@@ -184,7 +179,7 @@ def _locked_by_qemu(descriptor: int, ranges: tuple[tuple[int, int], ...]) -> boo
         try:
             answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, question)
         except OSError as error:
-            if error.errno in _NO_LEASES:
+            if error.errno in _NO_LOCKS:
                 return False  # a file system without locks, where QEMU has none either
             raise
         if _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK:

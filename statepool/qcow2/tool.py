@@ -126,6 +126,50 @@ class QemuImg:
         given = [word for option in options for word in ("-o", option)]
         self._run(["convert", "-q", "-f", source_format, "-O", target_format, *given, _absolute(source), _absolute(target)])
 
+    def snapshots(self, path: Path | str) -> list[dict[str, Any]]:
+        """
+        :param path: a qcow2 image that nobody writes to; what backs it is not opened
+        :returns: its internal snapshots in the order of their table, as in QEMU's ``SnapshotInfo``
+        :raises ToolError: qemu-img is missing, failed or took too long
+        """
+        found = self.info(path, force_share=False).get("snapshots", [])
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+            raise ToolError(f"qemu-img info says something strange of the snapshots of {path}")
+        return found
+
+    def create_snapshot(self, path: Path | str, name: str) -> None:
+        """
+        Keep the content of an image under a name. There may be several of one name.
+
+        :param path: a qcow2 image that nobody has open; its chain is opened too
+        :raises ToolError: qemu-img is missing, failed or took too long
+        """
+        self._snapshot("-c", path, name)
+
+    def apply_snapshot(self, path: Path | str, identifier: str) -> None:
+        """
+        Give an image the content that it had, and lose what it has.
+
+        :param path: a qcow2 image that nobody has open; its chain is opened too
+        :param identifier: the snapshot's own, not its name: qemu-img takes a name of digits for one
+        :raises ToolError: qemu-img is missing, failed or took too long
+        """
+        self._snapshot("-a", path, identifier)
+
+    def delete_snapshot(self, path: Path | str, name: str) -> None:
+        """
+        Remove a snapshot; the first of them, if there are several of this name.
+
+        :param path: a qcow2 image that nobody has open; its chain is opened too
+        :raises ToolError: qemu-img is missing, failed or took too long
+        """
+        self._snapshot("-d", path, name)
+
+    def _snapshot(self, action: str, path: Path | str, name: str) -> None:
+        # The command has no option for the format. In these options a comma stands for itself if it is doubled.
+        image = f"driver=qcow2,file.driver=file,file.filename={_absolute(path).replace(',', ',,')}"
+        self._run(["snapshot", "-q", action, name, "--image-opts", image])
+
     def _json(self, arguments: list[str], accept: tuple[int, ...] = (0,)) -> dict[str, Any]:
         output = self._run(arguments, accept)
         try:

@@ -19,7 +19,7 @@ A test file for a new one says how its object is worked on, and what the backend
             return MyBench(MyBackend(context), [tmp_path])
 
 States are told apart by one number, the *value* that a guest has written everywhere it can. What only some backends can do is said by the attributes
-of the class; tests of what one cannot do are skipped.
+of the class; tests of what one cannot do are not there.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from statepool.backends.base import DEFAULTS, Options, StateBackend, Target
 from statepool.errors import Conflict, FileInTheWay, HasDependants, InvalidName, NotFound
 from statepool.model.names import ROOT_STATES
 from statepool.model.outcomes import Presence, Stored
+from statepool.testing.contracts import Contract, only_if
 from statepool.testing.trees import photograph
 
 REPLACE = Options(replace=True)
@@ -70,12 +71,16 @@ class Bench(ABC):
         """Make ready what :meth:`StateBackend.set` takes, where that is not the target's working image. ``state`` may be ``root``."""
         return None
 
+    def bare(self, target: Target) -> Target:
+        """:returns: all that is needed to list an object's states; working images are not, unless the states are in them"""
+        return evolve(target, working={})
+
     def photograph(self) -> dict[str, str]:
         """:returns: all that the backend may change, as it is"""
         return photograph(*self.directories)
 
 
-class BackendContract:
+class BackendContract(Contract):
     """The tests. Derive from it and give it a fixture ``bench``."""
 
     chains = True
@@ -145,8 +150,8 @@ class BackendContract:
         bench.backend.get(target, "install", OVERWRITE)
         assert bench.read(target, "install") == 8
 
+    @only_if("makes_working")
     def test_a_working_image_in_the_way(self, bench: Bench) -> None:
-        self._need(self.makes_working, "its get makes no working image")
         target = bench.target()
         put(bench, target, "install", 7)
         before = bench.photograph()
@@ -185,8 +190,8 @@ class BackendContract:
 
     # -- a name that is taken ----------------------------------------------------------------------------------------------------------------------
 
+    @only_if("comparable")
     def test_the_same_content_again(self, bench: Bench) -> None:
-        self._need(self.comparable, "it cannot tell that two things are the same")
         first = put(bench, bench.target(), "install", 7)
         again = put(bench, bench.target(), "install", 7)
         assert again.digest == first.digest
@@ -212,16 +217,16 @@ class BackendContract:
 
     # -- states that stand on others ---------------------------------------------------------------------------------------------------------------
 
+    @only_if("chains")
     def test_a_chain(self, bench: Bench) -> None:
-        self._need(self.chains, "its states do not stand on one another")
         target = chain(bench)
         assert bench.backend.get(target, "customize", OVERWRITE).chain == ("customize", "install")
         assert bench.read(target, "customize") == 8
         bench.backend.get(target, "install", OVERWRITE)
         assert bench.read(target, "install") == 7
 
+    @only_if("chains")
     def test_what_others_stand_on_is_not_removed(self, bench: Bench) -> None:
-        self._need(self.chains, "its states do not stand on one another")
         target = chain(bench)
         before = bench.photograph()
         with pytest.raises(HasDependants) as caught:
@@ -229,15 +234,15 @@ class BackendContract:
         assert caught.value.dependants == (f"{target.object} customize",)
         assert bench.photograph() == before
 
+    @only_if("chains")
     def test_all_are_removed_when_asked_for(self, bench: Bench) -> None:
-        self._need(self.chains, "its states do not stand on one another")
         target = chain(bench)
         removed = bench.backend.unset(target, "install", CASCADE)
         assert set(removed.states.values()) == {("customize", "install")}
         assert names(bench, target) == []
 
+    @only_if("chains")
     def test_what_others_stand_on_is_not_replaced(self, bench: Bench) -> None:
-        self._need(self.chains, "its states do not stand on one another")
         chain(bench)
         target = bench.target()
         bench.write(target, 9)
@@ -276,8 +281,8 @@ class BackendContract:
 
     # -- the object itself -------------------------------------------------------------------------------------------------------------------------
 
+    @only_if("roots")
     def test_the_object_itself(self, bench: Bench) -> None:
-        self._need(self.roots, "it keeps no root states")
         target = bench.target()
         assert not bench.backend.check_root(target)
         stored = put_root(bench, target, 7)
@@ -288,8 +293,8 @@ class BackendContract:
         assert bench.backend.unset_root(target).states
         assert not bench.backend.check_root(target)
 
+    @only_if("roots")
     def test_the_object_itself_that_is_not_there(self, bench: Bench) -> None:
-        self._need(self.roots, "it keeps no root states")
         target = bench.target()
         before = bench.photograph()
         with pytest.raises(NotFound):
@@ -298,8 +303,8 @@ class BackendContract:
             bench.backend.unset_root(target)
         assert bench.photograph() == before
 
+    @only_if("roots")
     def test_the_object_itself_is_not_replaced_by_chance(self, bench: Bench) -> None:
-        self._need(self.roots, "it keeps no root states")
         put_root(bench, bench.target(), 7)
         target = bench.target()
         bench.write(target, 8)
@@ -313,8 +318,8 @@ class BackendContract:
         bench.backend.get_root(target, OVERWRITE)
         assert bench.read(target, "root") == 8
 
+    @only_if("roots")
     def test_the_object_itself_in_a_dry_run(self, bench: Bench) -> None:
-        self._need(self.roots, "it keeps no root states")
         target = bench.target()
         bench.write(target, 7)
         bench.offer(target, "root")
@@ -327,18 +332,14 @@ class BackendContract:
         assert bench.backend.unset_root(target, Options(dry_run=True)).states
         assert bench.photograph() == before
 
+    @only_if("roots")
     def test_the_object_itself_is_not_a_state_of_it(self, bench: Bench) -> None:
-        self._need(self.roots, "it keeps no root states")
         put_root(bench, bench.target(), 7)
         target = bench.target()
         put(bench, target, "install", 8)
         assert bench.backend.check(target, "install")
         bench.backend.unset(target, "install")
         assert bench.backend.check_root(target)
-
-    def _need(self, able: bool, otherwise: str) -> None:
-        if not able:
-            pytest.skip(otherwise)
 
 
 def put(bench: Bench, target: Target, state: str, value: int, options: Options = DEFAULTS) -> Stored:
@@ -366,5 +367,4 @@ def chain(bench: Bench) -> Target:
 
 def names(bench: Bench, target: Target) -> list[str]:
     """:returns: the names of the states that a backend shows of the target's object, besides the object itself"""
-    bare = evolve(target, working={})
-    return sorted({listed.manifest.state for listed in bench.backend.show(bare)} - ROOT_STATES)
+    return sorted({listed.manifest.state for listed in bench.backend.show(bench.bare(target))} - ROOT_STATES)

@@ -18,10 +18,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from statepool.errors import NoSpace, TransportError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
@@ -74,6 +77,10 @@ class Fault:
 
     def before(self, call: Call) -> None:
         """Called before the call is made; what it raises comes out of the call."""
+        return None
+
+    def answered(self, call: Call) -> None:
+        """Called when the call has done its work; what it raises comes out of the call all the same."""
         return None
 
     def advance(self, call: Call, count: int, done: int) -> None:
@@ -129,7 +136,7 @@ class Flip(Fault):
 
 
 def _broken(call: Call) -> BaseException:
-    return TransportError(f"the connection broke in call {call.number}, {call.operation} {call.path!r}", path=call.path)
+    return TransportError(f"the connection broke in call {call.number}, {call.operation} {call.path!r}", path=call.path, transient=True)
 
 
 @frozen(kw_only=True)
@@ -153,6 +160,21 @@ class Stop(Fault):
         """Fail now, if it is time."""
         if self.after is not None and done > self.after:
             raise self.error(call)
+
+
+@frozen(kw_only=True)
+class Lose(Fault):
+    """
+    The call is done, and nobody hears of it: the connection breaks before its answer arrives.
+
+    :param error: makes what is raised
+    """
+
+    error: Callable[[Call], BaseException] = _broken
+
+    def answered(self, call: Call) -> None:
+        """Fail now."""
+        raise self.error(call)
 
 
 @frozen(kw_only=True)
@@ -224,6 +246,14 @@ class _Struck:
     def end(self) -> None:
         self.progress.end()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is None:
+            for counted in self.faults:
+                counted.fault.answered(self.call)
+
     @property
     def spoils(self) -> bool:
         return any(type(counted.fault).spoil is not Fault.spoil for counted in self.faults)
@@ -280,69 +310,69 @@ class FaultyTransport(Transport):
 
     def scan(self, directory: str) -> list[Entry]:
         """As the inner one."""
-        self._call("scan", directory)
-        return self.inner.scan(directory)
+        with self._call("scan", directory):
+            return self.inner.scan(directory)
 
     def stat(self, path: str) -> Stat | None:
         """As the inner one."""
-        self._call("stat", path)
-        return self.inner.stat(path)
+        with self._call("stat", path):
+            return self.inner.stat(path)
 
     def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
         """As the inner one; offsets of faults are those of the file."""
-        struck = self._call("read", path)
-        if struck.spoils:
-            data = struck.spoilt(self.inner.read(path, follow=follow))[offset : None if size is None else offset + size]
-        else:
-            data = self.inner.read(path, offset, size, follow=follow)
-        struck.advance(len(data))
-        return data
+        with self._call("read", path) as struck:
+            if struck.spoils:
+                data = struck.spoilt(self.inner.read(path, follow=follow))[offset : None if size is None else offset + size]
+            else:
+                data = self.inner.read(path, offset, size, follow=follow)
+            struck.advance(len(data))
+            return data
 
     def readlink(self, path: str) -> str:
         """As the inner one."""
-        self._call("readlink", path)
-        return self.inner.readlink(path)
+        with self._call("readlink", path):
+            return self.inner.readlink(path)
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """As the inner one."""
-        struck = self._call("create", path)
-        struck.advance(len(data))
-        self.inner.create(path, struck.spoilt(data), flush=flush)
+        with self._call("create", path) as struck:
+            struck.advance(len(data))
+            self.inner.create(path, struck.spoilt(data), flush=flush)
 
     def link(self, source: str, target: str) -> None:
         """As the inner one."""
-        self._call("link", target)
-        self.inner.link(source, target)
+        with self._call("link", target):
+            self.inner.link(source, target)
 
     def rename(self, source: str, target: str) -> None:
         """As the inner one."""
-        self._call("rename", target)
-        self.inner.rename(source, target)
+        with self._call("rename", target):
+            self.inner.rename(source, target)
 
     def remove(self, path: str) -> bool:
         """As the inner one."""
-        self._call("remove", path)
-        return self.inner.remove(path)
+        with self._call("remove", path):
+            return self.inner.remove(path)
 
     def symlink(self, target: str, path: str) -> None:
         """As the inner one."""
-        self._call("symlink", path)
-        self.inner.symlink(target, path)
+        with self._call("symlink", path):
+            self.inner.symlink(target, path)
 
     def make_directory(self, path: str) -> None:
         """As the inner one."""
-        self._call("make_directory", path)
-        self.inner.make_directory(path)
+        with self._call("make_directory", path):
+            self.inner.make_directory(path)
 
     def remove_directory(self, path: str) -> bool:
         """As the inner one."""
-        self._call("remove_directory", path)
-        return self.inner.remove_directory(path)
+        with self._call("remove_directory", path):
+            return self.inner.remove_directory(path)
 
     def flush(self, directory: str) -> None:
         """As the inner one."""
-        self._call("flush", directory)
-        self.inner.flush(directory)
+        with self._call("flush", directory):
+            self.inner.flush(directory)
 
     def fetch(
         self,
@@ -353,14 +383,15 @@ class FaultyTransport(Transport):
         algorithm: str = DEFAULT_ALGORITHM,
         extents: tuple[tuple[int, int], ...] = (),
         progress: Progress = SILENT,
+        done: int = 0,
     ) -> Moved:
         """As the inner one. The digest is that of what has arrived."""
-        struck = self._call("fetch", path, progress)
-        moved = self.inner.fetch(path, target, size, algorithm=algorithm, extents=extents, progress=struck)
-        if not struck.spoils:
-            return moved
-        struck.spoil(target)
-        return Moved(copying.hash_file(target, os.fstat(target).st_size, algorithm=algorithm), moved.how, moved.sent)
+        with self._call("fetch", path, progress) as struck:
+            moved = self.inner.fetch(path, target, size, algorithm=algorithm, extents=extents, progress=struck, done=done)
+            if not struck.spoils:
+                return moved
+            struck.spoil(target)
+            return evolve(moved, digest=copying.hash_file(target, os.fstat(target).st_size, algorithm=algorithm))
 
     def store(
         self,
@@ -371,29 +402,40 @@ class FaultyTransport(Transport):
         algorithm: str = DEFAULT_ALGORITHM,
         extents: tuple[tuple[int, int], ...] = (),
         progress: Progress = SILENT,
+        done: int = 0,
     ) -> Moved:
         """As the inner one. The digest is that of what has arrived at the other end."""
-        struck = self._call("store", path, progress)
-        if not struck.spoils:
-            return self.inner.store(source, path, size, algorithm=algorithm, extents=extents, progress=struck)
-        with tempfile.TemporaryFile() as file:
-            copying.copy(source, file.fileno(), size, algorithm=algorithm)
-            struck.spoil(file.fileno())
-            left = os.fstat(file.fileno()).st_size
-            return self.inner.store(file.fileno(), path, left, algorithm=algorithm, progress=struck)
+        with self._call("store", path, progress) as struck:
+            if not struck.spoils:
+                return self.inner.store(source, path, size, algorithm=algorithm, extents=extents, progress=struck, done=done)
+            with tempfile.TemporaryFile() as file:
+                copying.copy(source, file.fileno(), size, algorithm=algorithm)
+                struck.spoil(file.fileno())
+                left = os.fstat(file.fileno()).st_size
+                return self.inner.store(file.fileno(), path, left, algorithm=algorithm, progress=struck)
 
     def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
         """As the inner one."""
-        return self.inner.digest(path, size, algorithm=algorithm, progress=self._call("digest", path, progress))
+        with self._call("digest", path, progress) as struck:
+            return self.inner.digest(path, size, algorithm=algorithm, progress=struck)
 
     def free_space(self) -> int | None:
         """As the inner one."""
-        self._call("free_space", "")
-        return self.inner.free_space()
+        with self._call("free_space", ""):
+            return self.inner.free_space()
 
     def local_path(self, path: str) -> Path | None:
         """As the inner one."""
         return self.inner.local_path(path)
+
+    def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
+        """As the inner one."""
+        with self._call("hold", path):
+            return self.inner.hold(path, timeout)
+
+    def is_transient(self, error: BaseException) -> bool:
+        """As the inner one, or as the fault says."""
+        return super().is_transient(error) or self.inner.is_transient(error)
 
     def close(self) -> None:
         """As the inner one."""

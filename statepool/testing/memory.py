@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager
 
 from attrs import define, field
 
+from statepool.errors import TransportError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.location import Location
 from statepool.model.progress import SILENT, Progress
@@ -239,16 +240,18 @@ class MemoryTransport(Transport):
 
     :param store: where the files are; transports with the same one see the same pool
     :param location: the address that messages name
+    :param resumes: as for a server to which connections break
     """
 
-    def __init__(self, store: MemoryStore, location: Location | None = None) -> None:
+    def __init__(self, store: MemoryStore, location: Location | None = None, *, resumes: bool = False) -> None:
         super().__init__(location or Location("memory", f"/{store.name}"))
         self.memory = store
+        self._resumes = resumes
 
     @property
     def capabilities(self) -> Capabilities:
         """As a server with symbolic links has them. That nothing outlives the process is not held against it."""
-        return Capabilities(symlinks=True, durable=True)
+        return Capabilities(symlinks=True, durable=True, resumes=self._resumes)
 
     @property
     def identity(self) -> str:
@@ -357,18 +360,19 @@ class MemoryTransport(Transport):
         algorithm: str = DEFAULT_ALGORITHM,
         extents: tuple[tuple[int, int], ...] = (),
         progress: Progress = SILENT,
+        done: int = 0,
     ) -> Moved:
         """As the transport's face says."""
         data = self._whole(path, size)
-        sent = 0
-        with translating("write a copy of", self._subject(path), needed=size, descriptor=target):
-            os.ftruncate(target, size)
-        for offset in range(0, size, BLOCK):
+        sent, begin = 0, done if self._resumes else 0
+        progress.advance(begin)
+        for offset in range(begin, size, BLOCK):
             block = data[offset : offset + BLOCK]
-            if block.count(0) != len(block):
-                with translating("write a copy of", self._subject(path), needed=size, descriptor=target):
+            with translating("write a copy of", self._subject(path), needed=size, descriptor=target):
+                os.ftruncate(target, offset + len(block))
+                if block.count(0) != len(block):
                     os.pwrite(target, block, offset)
-                sent += len(block)
+                    sent += len(block)
             progress.advance(len(block))
         return Moved(copying.hash_file(target, size, algorithm=algorithm), "stream", sent)
 
@@ -381,27 +385,39 @@ class MemoryTransport(Transport):
         algorithm: str = DEFAULT_ALGORITHM,
         extents: tuple[tuple[int, int], ...] = (),
         progress: Progress = SILENT,
+        done: int = 0,
     ) -> Moved:
         """As the transport's face says. As anywhere else, the file is there under its private name while it grows."""
         found = os.fstat(source).st_size
         if found != size:
             raise wrong_length(self._subject(path), size, found)
-        self.remove(path)
-        with self._at(path, "create", needed=size):
-            file = self.memory.add_file(path, b"")
+        begin = done if self._resumes else 0
+        file = self._begun(path, begin, size)
         try:
-            for offset in range(0, size, BLOCK):
+            progress.advance(begin)
+            for offset in range(begin, size, BLOCK):
                 with self._at(path, "write", needed=size):
                     block = os.pread(source, min(BLOCK, size - offset), offset)
                     self.memory.append(file, block)
                 progress.advance(len(block))
-        except BaseException:
-            self.remove(path)
+        except BaseException as error:
+            if not (self._resumes and isinstance(error, TransportError) and error.transient):
+                self.remove(path)
             raise
         if len(file.data) != size:
             self.remove(path)
             raise wrong_length(self._subject(path), size, len(file.data))
-        return Moved(Digest.of(bytes(file.data), algorithm), "stream", size)
+        return Moved(Digest.of(bytes(file.data), algorithm), "stream", size - begin)
+
+    def _begun(self, path: str, done: int, size: int) -> _File:
+        """:returns: a file that has its first bytes, or an empty one"""
+        if done:
+            file = self._file(path)
+            del file.data[done:]
+            return file
+        self.remove(path)
+        with self._at(path, "create", needed=size):
+            return self.memory.add_file(path, b"")
 
     def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
         """As the transport's face says."""

@@ -210,6 +210,7 @@ class _Primitives(Transport):
         algorithm: str = DEFAULT_ALGORITHM,
         extents: tuple[tuple[int, int], ...] = (),
         progress: Progress = SILENT,
+        done: int = 0,
     ) -> Moved:
         """As the transport's face says, in one step."""
         data = self.read(path)
@@ -225,6 +226,7 @@ class _Primitives(Transport):
         algorithm: str = DEFAULT_ALGORITHM,
         extents: tuple[tuple[int, int], ...] = (),
         progress: Progress = SILENT,
+        done: int = 0,
     ) -> Moved:
         """As the transport's face says, in one step."""
         data = os.pread(source, size, 0)

@@ -13,7 +13,8 @@ A test file for a new one::
                 yield transport
                 transport.close()
 
-The directory that the fixture's transport leads to exists and is empty. Tests of what only some transports can do look at its capabilities.
+The directory that the fixture's transport leads to exists and is empty. Tests of what only some transports can do look at its capabilities. If it is
+a directory of this host, ``in_directory = True`` in the class brings the tests that put strange files there.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ import pytest
 
 from statepool.errors import AccessDenied, IntegrityError, MissingFile, StatePoolError
 from statepool.model.digest import Digest
+from statepool.testing.contracts import only_if
+from statepool.testing.privileges import permissions_count
 from statepool.testing.transport_names import MIB, RACERS, NamesContract, local, pattern
 from statepool.transports.base import Transport
+from statepool.transports.copying import data_extents
 
 
 class Counter:
@@ -119,7 +123,8 @@ class TransportContract(NamesContract):
         data = bytes(3 * MIB) + pattern(128 << 10) + bytes(9 * MIB) + b"end"
         origin = source(data)
         assert transport.store(origin, "a", len(data)).digest == Digest.of(data)
-        moved = transport.fetch("a", target, len(data))
+        extents = data_extents(origin, len(data), limit=100)
+        moved = transport.fetch("a", target, len(data), extents=extents)
         assert moved.digest == Digest.of(data)
         assert moved.sent < MIB
         assert os.pread(target, len(data) + 1, 0) == data
@@ -161,6 +166,21 @@ class TransportContract(NamesContract):
         if (path := transport.local_path("data/d")) is not None:
             assert path.stat().st_mode & 0o777 == 0o444
 
+    def test_what_is_there_already_need_not_be_moved_again(self, transport: Transport, source: Callable[[bytes], int], target: int) -> None:
+        data, done = pattern(3 * MIB + 13), 2 * MIB + 5
+        there, back = Counter(), Counter()
+        transport.create("a", data[:done])
+        stored = transport.store(source(data), "a", len(data), done=done, progress=there)
+        assert stored.digest == Digest.of(data)
+        assert transport.read("a") == data
+        os.pwrite(target, data[:done], 0)
+        fetched = transport.fetch("a", target, len(data), done=done, progress=back)
+        assert fetched.digest == Digest.of(data)
+        assert os.pread(target, len(data) + 1, 0) == data
+        assert (there.done, back.done) == (len(data), len(data))
+        if transport.capabilities.resumes:
+            assert stored.sent == fetched.sent == len(data) - done
+
     def test_a_progress_that_raises_ends_the_transfer(self, transport: Transport, source: Callable[[bytes], int], target: int) -> None:
         data = pattern(12 * MIB)
         threads = threading.active_count()
@@ -187,16 +207,18 @@ class TransportContract(NamesContract):
             assert caught.value.pool == str(transport.location)
             assert caught.value.hint is None or caught.value.hint
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may do anything")
+    @only_if("in_directory")
     def test_what_is_not_permitted(self, transport: Transport) -> None:
         here = local(transport, "")
         (here / "secret").write_bytes(b"")
         (here / "secret").chmod(0)
         (here / "closed").mkdir(0o500)
-        with pytest.raises(AccessDenied):
-            transport.read("secret")
-        with pytest.raises(AccessDenied):
-            transport.create("closed/a", b"")
+        with permissions_count():
+            with pytest.raises(AccessDenied):
+                transport.read("secret")
+            with pytest.raises(AccessDenied):
+                transport.create("closed/a", b"")
+        assert transport.scan("closed") == []
 
     def test_it_can_be_closed_and_used_again(self, transport: Transport) -> None:
         transport.create("a", b"1")

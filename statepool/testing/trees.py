@@ -8,8 +8,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-PASSING = ("/.statepool/locks/",)
-"""Parts of paths that say nothing: a lock file may be made by whoever only looks whether it may change something."""
+PASSING = ("/.statepool/locks/", "/.statepool/known/")
+"""Parts of paths that say nothing: a lock file may be made by whoever only looks whether it may change something, and how a source behaved is noted
+also where nothing came of it."""
 
 
 def photograph(*directories: Path, besides: tuple[str, ...] = PASSING) -> dict[str, str]:

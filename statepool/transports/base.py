@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from attrs import frozen
 
-from statepool.errors import MissingFile
+from statepool.errors import MissingFile, TransportError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.location import Location
+from statepool.model.outcomes import Finding
 from statepool.model.progress import SILENT, Progress
+from statepool.model.settings import Settings
 
 
 class FileKind(enum.StrEnum):
@@ -69,12 +72,14 @@ class Capabilities:
     :param durable: what has been flushed survives a power cut there
     :param local: the files can be opened on this host, see :meth:`Transport.local_path`
     :param refers: a cache refers to the files instead of copying them
+    :param resumes: what an interrupted transfer has moved need not be moved again
     """
 
     symlinks: bool
     durable: bool
     local: bool = False
     refers: bool = False
+    resumes: bool = False
 
 
 @frozen
@@ -85,11 +90,13 @@ class Moved:
     :param digest: of the bytes as they are at their new place
     :param how: ``reflink``, ``copy`` or ``stream``
     :param sent: bytes that really had to be moved: neither holes nor shared blocks
+    :param again: how many of them had been moved before, in an attempt that failed
     """
 
     digest: Digest
     how: str
     sent: int
+    again: int = 0
 
 
 class Transport(ABC):
@@ -101,6 +108,14 @@ class Transport(ABC):
 
     def __init__(self, location: Location) -> None:
         self.location = location
+
+    @classmethod
+    def open(cls, location: Location, settings: Settings) -> Transport:
+        """
+        :param settings: the knobs, for transports that have some; the others are made of the location alone
+        :returns: a transport. Nothing has been connected or looked at yet.
+        """
+        return cls(location)
 
     @property
     @abstractmethod
@@ -173,6 +188,16 @@ class Transport(ABC):
         :raises FileExists: the name exists, whatever it is
         """
 
+    def draft(self, directory: str, data: bytes) -> AbstractContextManager[Callable[[str], None]]:
+        """
+        Make ready a small file that gets its name later.
+
+        :param directory: where its name will be
+        :returns: for as long as a ``with`` block lasts, a function that makes it appear under a path, once, as :meth:`create` does; when another
+            file was there first, it can be called again with another path
+        """
+        return nullcontext(partial(self.create, data=data))
+
     @abstractmethod
     def link(self, source: str, target: str) -> None:
         """
@@ -222,15 +247,19 @@ class Transport(ABC):
         algorithm: str = DEFAULT_ALGORITHM,
         extents: tuple[tuple[int, int], ...] = (),
         progress: Progress = SILENT,
+        done: int = 0,
     ) -> Moved:
         """
         Bring the bytes of a file into an empty local file, holes as holes.
+
+        Where transfers can be resumed, the length of the local file tells after a failure how far this one came.
 
         :param target: descriptor of a local file open for reading and writing, of our own
         :param size: how long the file must be
         :param algorithm: for the digest, which is that of the *copy*
         :param extents: where the source has data; empty: find out, or take all
         :param progress: told of the bytes; begin and end are the caller's
+        :param done: so many bytes at the beginning are in the local file already; they are hashed, and the rest is moved. Without resuming, all is.
         :raises MissingFile: there is no such file
         :raises IntegrityError: it is not ``size`` bytes long
         """
@@ -245,13 +274,18 @@ class Transport(ABC):
         algorithm: str = DEFAULT_ALGORITHM,
         extents: tuple[tuple[int, int], ...] = (),
         progress: Progress = SILENT,
+        done: int = 0,
     ) -> Moved:
         """
         Make a new file of the bytes of a local one, holes as holes, checked as far as the far side can, flushed, and read-only.
 
+        Where transfers can be resumed, and the connection broke, the length of the new file tells how far this one came. Otherwise a failure leaves
+        nothing behind.
+
         :param source: descriptor of the local file, open for reading
         :param path: a private name of the caller; a file that is there gives way
         :param size: how many bytes
+        :param done: so many of them, at the beginning, are in the new file already; the rest is moved. Without resuming, all are.
         :raises NoSpace: the far side is full
         """
 
@@ -284,6 +318,17 @@ class Transport(ABC):
             where there is no such lock
         """
         return None
+
+    def is_transient(self, error: BaseException) -> bool:
+        """
+        :param error: what one of the other methods raised
+        :returns: whether the same call can succeed if it is made once more, a little later: a connection broke, a server was busy
+        """
+        return isinstance(error, TransportError) and error.transient
+
+    def survey(self) -> list[Finding]:
+        """:returns: what there is to say of the far side: what it offers, what is slow or missing, and the cure"""
+        return []
 
     @property
     def identity(self) -> str:

@@ -2,8 +2,11 @@
 Between two local files: share blocks, or else copy them, and hash what arrived.
 
 A copy that is checked to the last byte costs what an unchecked one costs, since the digest is made in a thread of its own, a few megabytes behind
-the copier, of pages that are still warm. What is hashed is always *our copy*, read back from it: never the source, which others may change
-meanwhile, and never a mapping, which kills us by a signal when somebody cuts the file.
+the copier, of pages that are still warm. What is hashed is *our copy*, read back from it: never a source that others may change meanwhile, and never
+a mapping, which kills us by a signal when somebody cuts the file.
+
+A clone shares its blocks with its source, but not the pages that are in memory. While the kernel vouches that nobody can write to the source
+(:class:`~statepool.transports.reading.Unchanging`), both have the same bytes, and they are read from where they are in memory.
 
 Descriptors stay the caller's, and so do their offsets for reading and writing: everything here gives its own offsets.
 """
@@ -12,11 +15,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -24,16 +26,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from attrs import frozen
-
 from statepool.errors import IntegrityError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest, Hasher, new_hasher
 from statepool.model.progress import SILENT, Progress
 from statepool.transports.base import Moved
-from statepool.transports.failures import A_FILE, Subject, not_regular, translated, translating, wrong_length
-
-SLICE = 2 << 20
-"""Bytes that are copied, read and hashed at a time. Less costs system calls and turns of the interpreter, more leaves the processor's cache."""
+from statepool.transports.failures import A_FILE, Subject, not_regular, translating, wrong_length
+from statepool.transports.reading import SLICE, CloneReader, DirectReader, Extent, Reader, Slice, Unchanging, data_in, new_buffer
 
 BEHIND_COPYING = 8
 """Slices that hashing may be behind the copier at most: neither waits for the other when it is interrupted for a moment."""
@@ -44,9 +42,6 @@ BEHIND_READING = 3
 MAX_THREADS = 4
 """Threads that hash one slice together when no copier needs the processor; a slice gives no work to more."""
 
-PAGE = 4096
-"""What offsets and lengths are multiples of when the page cache is gone round."""
-
 FICLONE = 0x40049409
 """Asks to share all blocks of another file: ``_IOW(0x94, 9, int)`` in ``linux/fs.h``. Where its number is another it is refused, and we copy."""
 
@@ -55,11 +50,6 @@ _REAL_FAILURES = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, 
 
 _NO_COPY_BY_KERNEL = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY})
 """What copy_file_range says where it cannot be done: between some file systems, on old kernels, in some containers."""
-
-_ZEROS = memoryview(bytes(SLICE))
-
-Extent = tuple[int, int]
-"""An offset and a length, in bytes."""
 
 
 def copy(
@@ -88,16 +78,11 @@ def copy(
     :raises TransportError: reading or writing failed
     """
     _check_length(source, size, subject)
+    if reflink and size > 0 and (digest := _clone(source, target, size, algorithm, progress, subject)) is not None:
+        return Moved(digest, "reflink", 0)
     with translating("write a copy of", subject, needed=size, descriptor=target):
-        if os.fstat(target).st_size:
-            # Never of an empty file: ext4 takes it for one that is being replaced, and begins to write all of it to the disk as soon as it is closed.
-            os.ftruncate(target, 0)
-        shared = reflink and size > 0 and _share_blocks(source, target)
-        if not shared:
-            os.ftruncate(target, size)
-    if shared:
-        _check_length(target, size, subject)
-        return Moved(_hash_past_cache(target, size, algorithm, progress, subject), "reflink", 0)
+        _empty(target)
+        os.ftruncate(target, size)
     moved = _copy_slices(source, target, size, algorithm, progress, subject)
     _check_length(source, size, subject)
     return moved
@@ -127,7 +112,7 @@ def hash_file(
     for offset, data in overlay:
         if offset < 0 or offset + len(data) > size:
             raise IntegrityError(f"{subject.text} has {size} bytes: nothing can be put at {offset}", pool=subject.pool, path=subject.path)
-    return _hash(_Reader(fd, subject), size, algorithm, progress, overlay)
+    return _hash(Reader(fd, subject), size, algorithm, progress, overlay)
 
 
 def data_extents(fd: int, size: int, *, limit: int) -> tuple[Extent, ...]:
@@ -139,7 +124,7 @@ def data_extents(fd: int, size: int, *, limit: int) -> tuple[Extent, ...]:
     :raises TransportError: the file system failed
     """
     found: list[Extent] = []
-    for extent in _data(fd, size, A_FILE):
+    for extent in data_in(fd, size, A_FILE):
         found.append(extent)
         # Often enough to stay small, seldom enough to stay quick. The largest gaps survive each round, so the result is that of one round at the end.
         if len(found) >= 8 * limit:
@@ -154,129 +139,6 @@ def _closed(extents: list[Extent], limit: int) -> list[Extent]:
     gaps = sorted(range(1, len(extents)), key=lambda index: extents[index][0] - sum(extents[index - 1]), reverse=True)
     starts = [0, *sorted(gaps[: limit - 1]), len(extents)]
     return [(extents[first][0], sum(extents[after - 1]) - extents[first][0]) for first, after in pairwise(starts)]
-
-
-# -- where the data is -------------------------------------------------------------------------------------------------------------------------------
-
-
-def _data(fd: int, size: int, subject: Subject) -> Iterator[Extent]:
-    """:returns: the extents that hold data, one at a time: a file can have more of them than we want to remember"""
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-            if start >= size:
-                return
-            end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return  # no data behind this offset
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise translated(error, "look for holes in", subject) from error
-            yield end, size - end
-            return
-        yield start, end - start
-
-
-@frozen
-class _Slice:
-    """
-    A part of a file that is dealt with at a time.
-
-    :param start: its offset
-    :param length: at most :data:`SLICE`
-    :param data: the extents in it that hold data
-    """
-
-    start: int
-    length: int
-    data: tuple[Extent, ...]
-
-    @property
-    def is_full(self) -> bool:
-        return self.data == ((self.start, self.length),)
-
-
-def _slices(extents: Iterable[Extent], size: int) -> Iterator[_Slice]:
-    """Cut a file of ``size`` bytes into slices."""
-    coming = iter(extents)
-    current = next(coming, None)
-    for start in range(0, size, SLICE):
-        length = min(SLICE, size - start)
-        data = []
-        while current is not None and current[0] < start + length:
-            first, last = max(current[0], start), min(sum(current), start + length)
-            data.append((first, last - first))
-            if sum(current) > start + length:
-                break
-            current = next(coming, None)
-        yield _Slice(start, length, tuple(data))
-
-
-# -- reading -----------------------------------------------------------------------------------------------------------------------------------------
-
-
-def _buffer() -> memoryview:
-    """:returns: room for one slice, aligned to pages"""
-    return memoryview(mmap.mmap(-1, SLICE))
-
-
-class _Reader:
-    """Reads slices of a file."""
-
-    def __init__(self, fd: int, subject: Subject) -> None:
-        self._fd = fd
-        self._subject = subject
-
-    def slices(self, size: int) -> Iterator[_Slice]:
-        """:returns: those of the file"""
-        return _slices(_data(self._fd, size, self._subject), size)
-
-    def read(self, part: _Slice, into: memoryview) -> memoryview:
-        """:returns: what is in the slice. It lies in ``into``, or is a constant."""
-        if not part.data:
-            return _ZEROS[: part.length]
-        end = part.start
-        for offset, length in part.data:
-            into[end - part.start : offset - part.start] = _ZEROS[: offset - end]
-            end = offset + length
-            self._fill(into[offset - part.start : end - part.start], offset)
-        into[end - part.start : part.length] = _ZEROS[: part.start + part.length - end]
-        return into[: part.length]
-
-    def _fill(self, into: memoryview, offset: int) -> None:
-        done = 0
-        while done < len(into):
-            with translating("read", self._subject):
-                count = os.preadv(self._fd, [into[done:]], offset + done)
-            if not count:
-                raise wrong_length(self._subject, offset + len(into), offset + done)
-            done += count
-
-
-class _DirectReader(_Reader):
-    """
-    Reads round the page cache, in whole slices.
-
-    :param direct: a second descriptor of the file, opened with ``O_DIRECT``
-    """
-
-    def __init__(self, fd: int, direct: int, subject: Subject) -> None:
-        super().__init__(fd, subject)
-        self._direct = direct
-
-    def read(self, part: _Slice, into: memoryview) -> memoryview:
-        """As for any reader; what cannot be read so, for its alignment or for a reason of the file system, is read the usual way."""
-        if not part.data:
-            return _ZEROS[: part.length]
-        try:
-            # Up to a whole page, beyond the end of the file if need be: it then reads short.
-            count = os.preadv(self._direct, [into[: -(-part.length // PAGE) * PAGE]], part.start)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise translated(error, "read", self._subject) from error
-            count = 0
-        return into[: part.length] if count == part.length else super().read(part, into)
 
 
 # -- hashing -----------------------------------------------------------------------------------------------------------------------------------------
@@ -332,10 +194,10 @@ def _threads(size: int) -> int:
     return min(len(os.sched_getaffinity(0)), MAX_THREADS) if size > SLICE else 1
 
 
-def _hash(reader: _Reader, size: int, algorithm: str, progress: Progress, overlay: Sequence[tuple[int, bytes]] = ()) -> Digest:
+def _hash(reader: Reader, size: int, algorithm: str, progress: Progress, overlay: Sequence[tuple[int, bytes]] = ()) -> Digest:
     hasher = new_hasher(algorithm, threads=_threads(size))
     # One more than can be waited for: the one that is being filled.
-    buffers = [_buffer() for _ in range(min(BEHIND_READING + 1, -(-size // SLICE)))]
+    buffers = [new_buffer() for _ in range(min(BEHIND_READING + 1, -(-size // SLICE)))]
     with _Behind(BEHIND_READING, threaded=size > SLICE) as behind:
         for number, part in enumerate(reader.slices(size)):
             buffer = buffers[number % len(buffers)]
@@ -346,7 +208,7 @@ def _hash(reader: _Reader, size: int, algorithm: str, progress: Progress, overla
     return Digest(algorithm, hasher.hexdigest())
 
 
-def _overlaid(content: memoryview, part: _Slice, overlay: Sequence[tuple[int, bytes]], buffer: memoryview) -> memoryview:
+def _overlaid(content: memoryview, part: Slice, overlay: Sequence[tuple[int, bytes]], buffer: memoryview) -> memoryview:
     """:returns: the content of the slice with those parts of ``overlay`` that are in it"""
     for offset, data in overlay:
         first, last = max(offset, part.start), min(offset + len(data), part.start + part.length)
@@ -356,23 +218,6 @@ def _overlaid(content: memoryview, part: _Slice, overlay: Sequence[tuple[int, by
                 content = buffer[: part.length]
             content[first - part.start : last - part.start] = data[first - offset : last - offset]
     return content
-
-
-def _hash_past_cache(fd: int, size: int, algorithm: str, progress: Progress, subject: Subject) -> Digest:
-    """
-    Make the digest of a file of which nothing is in the page cache.
-
-    A new clone is such a file: the cached pages of what it shares its blocks with are not its own. Filling the page cache costs several times as much
-    as reading round it.
-    """
-    try:
-        direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError:  # not on this file system
-        return _hash(_Reader(fd, subject), size, algorithm, progress)
-    try:
-        return _hash(_DirectReader(fd, direct, subject), size, algorithm, progress)
-    finally:
-        os.close(direct)
 
 
 # -- copying -----------------------------------------------------------------------------------------------------------------------------------------
@@ -385,6 +230,41 @@ def _check_length(fd: int, size: int, subject: Subject) -> None:
         raise not_regular(subject)
     if found.st_size != size:
         raise wrong_length(subject, size, found.st_size)
+
+
+def _empty(target: int) -> None:
+    if os.fstat(target).st_size:
+        # Never of an empty file: ext4 takes it for one that is being replaced, and begins to write all of it to the disk as soon as it is closed.
+        os.ftruncate(target, 0)
+
+
+def _clone(source: int, target: int, size: int, algorithm: str, progress: Progress, subject: Subject) -> Digest | None:
+    """:returns: the digest of the target, which shares all blocks of the source now; None where they cannot share any"""
+    with translating("write a copy of", subject, needed=size, descriptor=target):
+        _empty(target)
+    # Claimed before the cloning, so that whatever is read of the source later has been in it at the moment at which it was cloned.
+    with Unchanging(source) as unchanging:
+        with translating("write a copy of", subject, needed=size, descriptor=target):
+            shared = _share_blocks(source, target)
+        if not shared:
+            return None
+        _check_length(target, size, subject)
+        # Filling the page cache with our clone costs several times as much as reading round it.
+        direct = _open_direct(target)
+        try:
+            clone = DirectReader(target, direct, subject) if direct is not None else Reader(target, subject)
+            return _hash(CloneReader(target, clone, source, unchanging, subject), size, algorithm, progress)
+        finally:
+            if direct is not None:
+                os.close(direct)
+
+
+def _open_direct(fd: int) -> int | None:
+    """:returns: a descriptor of the same file that goes round the page cache, or None where the file system has no such thing"""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def _share_blocks(source: int, target: int) -> bool:
@@ -403,12 +283,12 @@ def _copy_slices(source: int, target: int, size: int, algorithm: str, progress: 
         is_mostly_holes = os.fstat(source).st_blocks * 512 < size // 2
     # The copier needs a processor too, except where there is next to nothing to copy.
     hasher = new_hasher(algorithm, threads=_threads(size) if is_mostly_holes else 1)
-    copy_reader = _Reader(target, Subject(f"our copy of {subject.text}", subject.pool, subject.path))
-    buffer = _buffer()
+    copy_reader = Reader(target, Subject(f"our copy of {subject.text}", subject.pool, subject.path))
+    buffer = new_buffer()
     copier = _Copier(source, target, size, subject)
     sent = 0
     with _Behind(BEHIND_COPYING, threaded=size > SLICE) as behind:
-        for part in _Reader(source, subject).slices(size):
+        for part in Reader(source, subject).slices(size):
             for offset, length in part.data:
                 copier.copy(offset, length)
                 sent += length
@@ -418,7 +298,7 @@ def _copy_slices(source: int, target: int, size: int, algorithm: str, progress: 
     return Moved(Digest(algorithm, hasher.hexdigest()), "copy", sent)
 
 
-def _update(hasher: Hasher, reader: _Reader, part: _Slice, buffer: memoryview) -> None:
+def _update(hasher: Hasher, reader: Reader, part: Slice, buffer: memoryview) -> None:
     hasher.update(reader.read(part, buffer))
 
 
@@ -456,7 +336,7 @@ class _Copier:
             if count:
                 return count
             # Nothing, though there should be something: some file systems say so that they cannot do it. If it is the end, reading finds it too.
-            self._buffer = _buffer()
+            self._buffer = new_buffer()
         return self._by_hand(self._buffer, offset, length)
 
     def _by_hand(self, buffer: memoryview, offset: int, length: int) -> int:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from statepool.errors import TransportError
@@ -128,12 +130,33 @@ class LocalTransport(Transport):
                 return
             try:
                 self._write(fd, data, flush)
-                # Giving any descriptor makes this linkat with AT_SYMLINK_FOLLOW, which is how a file without a name gets one (man 2 open).
-                os.link(f"/proc/self/fd/{fd}", full, src_dir_fd=fd, follow_symlinks=True)
+                _link_anonymous(fd, full)
             finally:
                 os.close(fd)
         except OSError as error:
             raise translated(error, "create", self._subject(path), needed=len(data)) from error
+
+    @contextmanager
+    def draft(self, directory: str, data: bytes) -> Iterator[Callable[[str], None]]:
+        """As the transport's face says: flushed now, where the file system knows files without a name."""
+        subject = self._subject(directory)
+        with translating("write to", subject, needed=len(data)):
+            fd = self._open_anonymous(self._full(directory))
+        if fd is None:
+            yield partial(self.create, data=data)
+            return
+        try:
+            with translating("write to", subject, needed=len(data)):
+                self._write(fd, data, flush=True)
+            yield partial(self._name, fd)
+        finally:
+            os.close(fd)
+
+    def _name(self, fd: int, path: str) -> None:
+        try:
+            _link_anonymous(fd, self._full(path))
+        except OSError as error:
+            raise translated(error, "create", self._subject(path)) from error
 
     def link(self, source: str, target: str) -> None:
         """As the transport's face says."""
@@ -220,8 +243,9 @@ class LocalTransport(Transport):
         algorithm: str = DEFAULT_ALGORITHM,
         extents: tuple[tuple[int, int], ...] = (),
         progress: Progress = SILENT,
+        done: int = 0,
     ) -> Moved:
-        """As the transport's face says. Where the data is, the file system knows better than ``extents``."""
+        """As the transport's face says. Where the data is, the file system knows better than ``extents``; it is copied anew always."""
         source, _ = self._open(path)
         try:
             return copying.copy(source, target, size, algorithm=algorithm, progress=progress, subject=self._subject(path))
@@ -237,8 +261,9 @@ class LocalTransport(Transport):
         algorithm: str = DEFAULT_ALGORITHM,
         extents: tuple[tuple[int, int], ...] = (),
         progress: Progress = SILENT,
+        done: int = 0,
     ) -> Moved:
-        """As the transport's face says. Where the data is, the file system knows better than ``extents``."""
+        """As the transport's face says. Where the data is, the file system knows better than ``extents``; it is copied anew always."""
         full, subject = self._full(path), self._subject(path)
         with translating("create", subject):
             with suppress(FileNotFoundError):
@@ -388,6 +413,11 @@ def _open_leased(full: str, flags: int) -> int:
     if not stat.S_ISREG(os.stat(full, follow_symlinks=not flags & os.O_NOFOLLOW).st_mode):
         raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), full)
     return os.open(full, flags & ~os.O_NONBLOCK)
+
+
+def _link_anonymous(fd: int, full: str) -> None:
+    # Giving any descriptor makes this linkat with AT_SYMLINK_FOLLOW, which is how a file without a name gets one (man 2 open).
+    os.link(f"/proc/self/fd/{fd}", full, src_dir_fd=fd, follow_symlinks=True)
 
 
 def _private_name() -> str:

@@ -11,6 +11,7 @@ import importlib
 
 from statepool.errors import InvalidLocation
 from statepool.model.location import Location
+from statepool.model.settings import Settings
 from statepool.transports.base import Transport
 
 GROUP = "statepool.transports"
@@ -19,20 +20,22 @@ GROUP = "statepool.transports"
 BUILT_IN = {
     "file": "statepool.transports.local:LocalTransport",
     "link": "statepool.transports.link:LinkTransport",
+    "ssh": "statepool.transports.ssh:SSHTransport",
 }
 """The transports of this package, each loaded when it is first used."""
 
-EXTRAS = {"oci": "install statepool[oci]", "s3": "install statepool[s3]", "ssh": "mount the directory here, and use its path"}
+EXTRAS = {"oci": "install statepool[oci]", "s3": "install statepool[s3]"}
 """Schemes that have a meaning, and what to do where there is no transport for them."""
 
 
-def open_transport(location: Location) -> Transport:
+def open_transport(location: Location, settings: Settings | None = None) -> Transport:
     """
     :param location: the address of a pool
+    :param settings: the knobs; the defaults if not given
     :returns: what reaches it. Nothing has been connected or looked at yet.
     :raises InvalidLocation: no transport for this scheme is installed
     """
-    return transport_class(location.scheme)(location)
+    return transport_class(location.scheme).open(location, settings or Settings())
 
 
 def transport_class(scheme: str) -> type[Transport]:

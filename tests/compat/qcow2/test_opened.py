@@ -67,7 +67,7 @@ def test_what_backs_an_image_in_use_is_in_use(tmp_path: Path, make_image: MakeIm
 
 @pytest.mark.parametrize("writes", [True, False], ids=["writer", "reader"])
 def test_its_locks_alone_give_it_away(tmp_path: Path, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, writes: bool) -> None:
-    monkeypatch.setattr(opened, "_try_lease", lambda *_: None)
+    monkeypatch.setattr(opened, "try_lease", lambda *_: None)
     monkeypatch.setattr(opened, "_openers", lambda _: ([], False))
     path = make_image(tmp_path / "x.qcow2")
     with qemu_io(*([] if writes else ["-r"]), "-f", "qcow2", path):

@@ -13,6 +13,8 @@ from statepool.transports.registry import open_transport
 
 
 class TestLinkTransport(TransportContract):
+    in_directory = True
+
     @pytest.fixture
     def transport(self, tmp_path: Path) -> Transport:
         (tmp_path / "pool").mkdir()

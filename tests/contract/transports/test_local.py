@@ -13,6 +13,8 @@ from statepool.transports.local import LocalTransport
 
 
 class TestLocalTransport(TransportContract):
+    in_directory = True
+
     @pytest.fixture
     def transport(self, tmp_path: Path) -> Transport:
         (tmp_path / "pool").mkdir()
@@ -21,6 +23,8 @@ class TestLocalTransport(TransportContract):
 
 class TestWithoutAnonymousFiles(TransportContract):
     """As on file systems that have no ``O_TMPFILE``."""
+
+    in_directory = True
 
     @pytest.fixture
     def transport(self, tmp_path: Path) -> Transport:

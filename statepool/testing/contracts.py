@@ -1,0 +1,40 @@
+"""Tests for many: what holds only for some of them is not there for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_Test = TypeVar("_Test", bound=Callable[..., Any])
+
+_ONLY_IF = "_only_if"
+
+
+def only_if(able: str) -> Callable[[_Test], _Test]:
+    """
+    A test of a contract that is only for some.
+
+    :param able: the attribute of the test class that says for whom
+    """
+
+    def mark(test: _Test) -> _Test:
+        setattr(test, _ONLY_IF, able)
+        return test
+
+    return mark
+
+
+class Contract:
+    """The base of test classes for others to derive from. Whoever derives takes over only those tests that are meant for him."""
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        seen = set(vars(cls))
+        for base in cls.__mro__[1:]:
+            for name, test in list(vars(base).items()):
+                if name in seen or test is None:  # overridden; or taken away there, and perhaps not meant to be here
+                    continue
+                seen.add(name)
+                able = getattr(test, _ONLY_IF, None)
+                if able is not None:
+                    setattr(cls, name, test if getattr(cls, able) else None)

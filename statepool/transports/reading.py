@@ -1,0 +1,247 @@
+"""
+Reading a local file in slices: where its data is, through the page cache or round it, and of two files with the same bytes the one that is in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self
+
+from attrs import frozen
+
+from statepool.leases import held_lease, let_go, try_lease
+from statepool.transports.failures import Subject, translated, translating, wrong_length
+
+SLICE = 2 << 20
+"""Bytes that are copied, read and hashed at a time. Less costs system calls and turns of the interpreter, more leaves the processor's cache."""
+
+PAGE = 4096
+"""What offsets and lengths are multiples of when the page cache is gone round."""
+
+_ZEROS = memoryview(bytes(SLICE))
+
+Extent = tuple[int, int]
+"""An offset and a length, in bytes."""
+
+
+# -- where the data is -------------------------------------------------------------------------------------------------------------------------------
+
+
+def data_in(fd: int, size: int, subject: Subject) -> Iterator[Extent]:
+    """:returns: the extents that hold data, one at a time: a file can have more of them than we want to remember"""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+            if start >= size:
+                return
+            end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # no data behind this offset
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise translated(error, "look for holes in", subject) from error
+            yield end, size - end
+            return
+        yield start, end - start
+
+
+@frozen
+class Slice:
+    """
+    A part of a file that is dealt with at a time.
+
+    :param start: its offset
+    :param length: at most :data:`SLICE`
+    :param data: the extents in it that hold data
+    """
+
+    start: int
+    length: int
+    data: tuple[Extent, ...]
+
+
+def slices(extents: Iterable[Extent], size: int) -> Iterator[Slice]:
+    """Cut a file of ``size`` bytes into slices."""
+    coming = iter(extents)
+    current = next(coming, None)
+    for start in range(0, size, SLICE):
+        length = min(SLICE, size - start)
+        data = []
+        while current is not None and current[0] < start + length:
+            first, last = max(current[0], start), min(sum(current), start + length)
+            data.append((first, last - first))
+            if sum(current) > start + length:
+                break
+            current = next(coming, None)
+        yield Slice(start, length, tuple(data))
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def new_buffer() -> memoryview:
+    """:returns: room for one slice, aligned to pages"""
+    return memoryview(mmap.mmap(-1, SLICE))
+
+
+class Reader:
+    """Reads slices of a file."""
+
+    def __init__(self, fd: int, subject: Subject) -> None:
+        self._fd = fd
+        self._subject = subject
+
+    def slices(self, size: int) -> Iterator[Slice]:
+        """:returns: those of the file"""
+        return slices(data_in(self._fd, size, self._subject), size)
+
+    def read(self, part: Slice, into: memoryview) -> memoryview:
+        """:returns: what is in the slice. It lies in ``into``, or is a constant."""
+        if not part.data:
+            return _ZEROS[: part.length]
+        end = part.start
+        for offset, length in part.data:
+            into[end - part.start : offset - part.start] = _ZEROS[: offset - end]
+            end = offset + length
+            self._fill(into[offset - part.start : end - part.start], offset)
+        into[end - part.start : part.length] = _ZEROS[: part.start + part.length - end]
+        return into[: part.length]
+
+    def _fill(self, into: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(into):
+            with translating("read", self._subject):
+                count = os.preadv(self._fd, [into[done:]], offset + done)
+            if not count:
+                raise wrong_length(self._subject, offset + len(into), offset + done)
+            done += count
+
+
+class DirectReader(Reader):
+    """
+    Reads round the page cache, in whole slices.
+
+    :param direct: a second descriptor of the file, opened with ``O_DIRECT``
+    """
+
+    def __init__(self, fd: int, direct: int, subject: Subject) -> None:
+        super().__init__(fd, subject)
+        self._direct = direct
+
+    def read(self, part: Slice, into: memoryview) -> memoryview:
+        """As for any reader; what cannot be read so, for its alignment or for a reason of the file system, is read the usual way."""
+        if not part.data:
+            return _ZEROS[: part.length]
+        try:
+            # Up to a whole page, beyond the end of the file if need be: it then reads short.
+            count = os.preadv(self._direct, [into[: -(-part.length // PAGE) * PAGE]], part.start)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise translated(error, "read", self._subject) from error
+            count = 0
+        return into[: part.length] if count == part.length else super().read(part, into)
+
+
+# -- clones ------------------------------------------------------------------------------------------------------------------------------------------
+
+
+class Unchanging:
+    """
+    Tells whether a file is still what it was when this was made.
+
+    The kernel's lease says it. A read lease is granted only while nobody has the file open for writing, whatever he would write with: a mapping keeps
+    the file open that it was made of, and so does a write that was asked for and has not ended. Afterwards whoever wants to write has to open the
+    file first, and whoever wants to cut it by its name waits like one who opens it; from then on we do not count the lease as held, and let go of it.
+    So there is no moment at which the bytes can have changed while the lease is held. A write lease that the caller has is as good: nobody else has
+    the file open at all.
+
+    Timestamps alone would not do. A writer to a mapping is noted when he begins, and may store much later. They are compared all the same, for
+    whatever else there may be.
+
+    Where no lease can be had, as for somebody else's file, the answer is no.
+
+    :param fd: of a regular file
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lease = held_lease(fd)
+        self._ours = self._lease == fcntl.F_UNLCK and bool(try_lease(fd, fcntl.F_RDLCK))
+        if self._ours:
+            self._lease = fcntl.F_RDLCK
+        self._seen = self._signature()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.end()
+
+    def holds(self) -> bool:
+        """:returns: whether the file has not changed up to now. Once it is not certain, it stays so, and nobody has to wait for us."""
+        if self._lease == fcntl.F_UNLCK:
+            return False
+        if held_lease(self._fd) == self._lease and self._signature() == self._seen:
+            return True
+        self.end()
+        return False
+
+    def end(self) -> None:
+        """Let go of the lease, if it is ours."""
+        self._lease = fcntl.F_UNLCK
+        if self._ours:
+            self._ours = False
+            let_go(self._fd)
+
+    def _signature(self) -> tuple[int, int, int]:
+        found = os.fstat(self._fd)
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class _InMemory(Reader):
+    """Reads what is in the page cache; raises :class:`BlockingIOError` for what is not."""
+
+    def _fill(self, into: memoryview, offset: int) -> None:
+        try:
+            count = os.preadv(self._fd, [into], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            raise BlockingIOError from error  # not in memory, or not to be told on this file system
+        if count < len(into):
+            raise BlockingIOError
+
+
+class CloneReader(Reader):
+    """
+    Reads a clone, and its bytes that are in memory already from what it was cloned of, as long as that has not changed since.
+
+    A new clone has nothing in the page cache: the cached pages of what it shares its blocks with are not its own.
+
+    :param fd: the clone
+    :param clone: reads it
+    :param origin: what it was cloned of
+    :param unchanging: of the origin, from before the cloning
+    """
+
+    def __init__(self, fd: int, clone: Reader, origin: int, unchanging: Unchanging, subject: Subject) -> None:
+        super().__init__(fd, subject)
+        self._clone = clone
+        self._origin = _InMemory(origin, subject)
+        self._unchanging = unchanging
+
+    def read(self, part: Slice, into: memoryview) -> memoryview:
+        """As for any reader."""
+        if part.data and self._unchanging.holds():
+            try:
+                content = self._origin.read(part, into)
+            except BlockingIOError:
+                return self._clone.read(part, into)
+            # Asked after the reading: what was read has then been what the clone has, whatever happens next.
+            if self._unchanging.holds():
+                return content
+        return self._clone.read(part, into)

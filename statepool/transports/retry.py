@@ -1,0 +1,339 @@
+"""
+A transport around another one, which tries again what failed for a reason that may pass.
+
+Which reasons are of that kind, the transport within knows (:meth:`~statepool.transports.base.Transport.is_transient`); how often, and after which
+pauses, is told by settings. The pauses grow, and no two are alike, so that many who lost one server do not come back to it all at the same moment.
+
+Not everything can just be done twice. If the answer to an exclusive create was lost, the second attempt finds the name taken, perhaps by the first
+one. So what a second attempt finds is compared with what the first may have done.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from attrs import define, evolve
+
+from statepool.errors import FileExists, MissingFile, StatePoolError
+from statepool.model.digest import DEFAULT_ALGORITHM, Digest
+from statepool.model.outcomes import Finding
+from statepool.model.progress import SILENT, Progress
+from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport
+
+LONGEST_PAUSE = 30.0
+"""Seconds between two attempts at most."""
+
+COMPARED = 64 << 10
+"""Bytes of two files that are compared where nothing tells whether they are one."""
+
+T = TypeVar("T")
+
+
+class Retrying(Transport):
+    """
+    Tries again.
+
+    :param inner: the transport that does the work
+    :param retries: how often something is tried again at most
+    :param pause: before the first of these attempts, in seconds; twice as long before each next one
+    :param sleep: waits for some seconds
+    :param jitter: gives a number from 0 to 1 that nobody can foresee
+    """
+
+    def __init__(
+        self,
+        inner: Transport,
+        *,
+        retries: int,
+        pause: float,
+        sleep: Callable[[float], object] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        super().__init__(inner.location)
+        self.inner = inner
+        self._retries = retries
+        self._pause = pause
+        self._sleep = sleep
+        self._jitter = jitter
+
+    def _again(self, work: Callable[[bool], T]) -> T:
+        """
+        :param work: is told whether an earlier attempt may have done it already
+        """
+        for attempt in range(self._retries):
+            try:
+                return work(attempt > 0)
+            except StatePoolError as error:
+                if not self.inner.is_transient(error):
+                    raise
+            self._sleep(min(self._pause * 2**attempt, LONGEST_PAUSE) * (0.5 + self._jitter()))
+        return work(self._retries > 0)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the inner one."""
+        return self._again(lambda again: self.inner.capabilities)
+
+    @property
+    def identity(self) -> str:
+        """That of the inner one."""
+        return self._again(lambda again: self.inner.identity)
+
+    # -- looking changes nothing -------------------------------------------------------------------------------------------------------------------
+
+    def scan(self, directory: str) -> list[Entry]:
+        """As the inner one."""
+        return self._again(lambda again: self.inner.scan(directory))
+
+    def stat(self, path: str) -> Stat | None:
+        """As the inner one."""
+        return self._again(lambda again: self.inner.stat(path))
+
+    def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
+        """As the inner one."""
+        return self._again(lambda again: self.inner.read(path, offset, size, follow=follow))
+
+    def readlink(self, path: str) -> str:
+        """As the inner one."""
+        return self._again(lambda again: self.inner.readlink(path))
+
+    def scan_many(self, directories: Sequence[str]) -> list[list[Entry]]:
+        """As the inner one."""
+        return self._again(lambda again: self.inner.scan_many(directories))
+
+    def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
+        """As the inner one."""
+        return self._again(lambda again: self.inner.stat_many(paths))
+
+    def read_many(self, paths: Sequence[str], size: int) -> list[bytes | None]:
+        """As the inner one."""
+        return self._again(lambda again: self.inner.read_many(paths, size))
+
+    # -- names -------------------------------------------------------------------------------------------------------------------------------------
+
+    def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
+        """As the inner one. A file with the very same content that an earlier attempt may have made is ours: what must be told apart has a nonce."""
+
+        def work(again: bool) -> None:
+            try:
+                self.inner.create(path, data, flush=flush)
+            except FileExists:
+                if not again or not self._holds(path, data):
+                    raise
+
+        self._again(work)
+
+    def _holds(self, path: str, data: bytes) -> bool:
+        found = self.inner.stat(path)
+        return found is not None and found.kind is FileKind.FILE and found.size == len(data) and self.inner.read(path, 0, len(data) + 1) == data
+
+    def link(self, source: str, target: str) -> None:
+        """As the inner one. A target that is the same file, or looks like it in every way, is what an earlier attempt made."""
+
+        def work(again: bool) -> None:
+            try:
+                self.inner.link(source, target)
+            except FileExists:
+                if not again or not self._are_one(source, target):
+                    raise
+
+        self._again(work)
+
+    def _are_one(self, source: str, target: str) -> bool:
+        one, other = self.inner.stat_many([source, target])
+        if one is None or other is None or one.kind is not FileKind.FILE:
+            return False
+        if one.identity is not None and other.identity is not None:
+            return one.identity == other.identity
+        if one != other:
+            return False
+        return self.inner.read(source, 0, COMPARED) == self.inner.read(target, 0, COMPARED)
+
+    def rename(self, source: str, target: str) -> None:
+        """As the inner one. If the source is gone and the target there, an earlier attempt was heard."""
+
+        def work(again: bool) -> None:
+            try:
+                self.inner.rename(source, target)
+            except MissingFile:
+                if not again or self.inner.stat(target) is None:
+                    raise
+
+        self._again(work)
+
+    def remove(self, path: str) -> bool:
+        """As the inner one. If an earlier attempt may have been heard, nothing left counts as removed."""
+        return self._again(lambda again: self.inner.remove(path) or again)
+
+    def symlink(self, target: str, path: str) -> None:
+        """As the inner one."""
+        self._again(lambda again: self.inner.symlink(target, path))
+
+    def make_directory(self, path: str) -> None:
+        """As the inner one."""
+        self._again(lambda again: self.inner.make_directory(path))
+
+    def remove_directory(self, path: str) -> bool:
+        """As the inner one. If an earlier attempt may have been heard, nothing left counts as removed."""
+        return self._again(lambda again: self.inner.remove_directory(path) or (again and self.inner.stat(path) is None))
+
+    def flush(self, directory: str) -> None:
+        """As the inner one."""
+        self._again(lambda again: self.inner.flush(directory))
+
+    # -- bytes -------------------------------------------------------------------------------------------------------------------------------------
+
+    def fetch(
+        self,
+        path: str,
+        target: int,
+        size: int,
+        *,
+        algorithm: str = DEFAULT_ALGORITHM,
+        extents: tuple[tuple[int, int], ...] = (),
+        progress: Progress = SILENT,
+        done: int = 0,
+    ) -> Moved:
+        """As the inner one. Another attempt goes on from where the one before it stopped: the length of our copy tells."""
+        attempts = _Attempts(progress, extents)
+
+        def work(again: bool) -> Moved:
+            attempts.go_on(min(os.fstat(target).st_size, size) if again and self.inner.capabilities.resumes else done)
+            moved = self.inner.fetch(path, target, size, algorithm=algorithm, extents=extents, progress=attempts, done=attempts.done)
+            return attempts.all_of(moved)
+
+        return self._again(work)
+
+    def store(
+        self,
+        source: int,
+        path: str,
+        size: int,
+        *,
+        algorithm: str = DEFAULT_ALGORITHM,
+        extents: tuple[tuple[int, int], ...] = (),
+        progress: Progress = SILENT,
+        done: int = 0,
+    ) -> Moved:
+        """As the inner one. Another attempt goes on from where the one before it stopped: the length of the file there tells."""
+        attempts = _Attempts(progress, extents)
+
+        def work(again: bool) -> Moved:
+            attempts.go_on(self._stored(path, size) if again and self.inner.capabilities.resumes else done)
+            moved = self.inner.store(source, path, size, algorithm=algorithm, extents=extents, progress=attempts, done=attempts.done)
+            return attempts.all_of(moved)
+
+        return self._again(work)
+
+    def _stored(self, path: str, size: int) -> int:
+        found = self.inner.stat(path)
+        return min(found.size, size) if found is not None and found.kind is FileKind.FILE else 0
+
+    def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
+        """As the inner one."""
+        attempts = _Attempts(progress)
+
+        def work() -> Digest:
+            attempts.go_on(0)
+            return self.inner.digest(path, size, algorithm=algorithm, progress=attempts)
+
+        return self._again(lambda again: work())
+
+    # -- the rest ----------------------------------------------------------------------------------------------------------------------------------
+
+    def free_space(self) -> int | None:
+        """As the inner one."""
+        return self._again(lambda again: self.inner.free_space())
+
+    def survey(self) -> list[Finding]:
+        """As the inner one."""
+        return self._again(lambda again: self.inner.survey())
+
+    def local_path(self, path: str) -> Path | None:
+        """As the inner one."""
+        return self.inner.local_path(path)
+
+    def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
+        """As the inner one. Taking the lock is tried again; what goes wrong while it is held is for whoever works there."""
+        lock = self._again(lambda again: self.inner.hold(path, timeout))
+        return None if lock is None else self._held(lock, path, timeout)
+
+    @contextmanager
+    def _held(self, first: AbstractContextManager[None], path: str, timeout: float) -> Iterator[None]:
+        def take(again: bool) -> None:
+            lock = self.inner.hold(path, timeout) if again else first
+            if lock is not None:
+                stack.enter_context(lock)
+
+        with ExitStack() as stack:
+            self._again(take)
+            yield
+
+    def is_transient(self, error: BaseException) -> bool:
+        """As the inner one: what comes out of here has been tried often enough, and may still pass some day."""
+        return self.inner.is_transient(error)
+
+    def close(self) -> None:
+        """As the inner one."""
+        self.inner.close()
+
+
+@define
+class _Attempts:
+    """
+    The progress of all attempts, which is told of each byte once, and what they moved.
+
+    :param progress: told
+    :param extents: where the source has data; empty: everywhere
+    """
+
+    progress: Progress
+    extents: tuple[tuple[int, int], ...] = ()
+    begun: bool = False
+    done: int = 0
+    """Where the present attempt began."""
+    now: int = 0
+    told: int = 0
+    sent: int = 0
+    again: int = 0
+
+    def go_on(self, done: int) -> None:
+        """
+        The next attempt begins.
+
+        :param done: so many bytes need not be moved
+        """
+        if self.begun:
+            # What is there was moved, also where the last of it was not told of any more.
+            reached = max(self.now, done)
+            self.sent += self._data(self.done, reached)
+            self.again += self._data(done, reached)
+        self.begun, self.done, self.now = True, done, 0
+
+    def begin(self, what: str, total: int) -> None:
+        self.progress.begin(what, total)
+
+    def end(self) -> None:
+        self.progress.end()
+
+    def advance(self, count: int) -> None:
+        """The inner transport tells of every byte from the beginning of the file, those included that were there."""
+        self.now += count
+        if self.now > self.told:
+            new, self.told = self.now - self.told, self.now
+            self.progress.advance(new)
+
+    def all_of(self, moved: Moved) -> Moved:
+        """:returns: what the last attempt did, with what was done before it"""
+        return evolve(moved, sent=moved.sent + self.sent, again=moved.again + self.again)
+
+    def _data(self, begin: int, end: int) -> int:
+        """:returns: bytes of data between two offsets"""
+        extents = self.extents or ((0, end),)
+        return sum(max(min(offset + length, end) - max(offset, begin), 0) for offset, length in extents)

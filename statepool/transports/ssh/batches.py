@@ -1,0 +1,264 @@
+"""
+Many small questions to an SFTP server, in a number of round trips that does not grow with how many they are.
+
+What is asked of one file is asked of all of them, before the first answer is waited for.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Final, TypeVar
+
+from statepool.transports.ssh.moving import LONGEST
+from statepool.transports.ssh.packets import (
+    Answer,
+    Attributes,
+    Code,
+    Flag,
+    Kind,
+    Limits,
+    Refused,
+    attributes,
+    attributes_in,
+    data_in,
+    handle_in,
+    names_in,
+    string,
+)
+from statepool.transports.ssh.sftp import Sftp
+
+T = TypeVar("T")
+
+OPEN_AT_ONCE = 200
+"""Files that are open there at the same time at most; OpenSSH takes about a thousand."""
+
+ASKED_AT_ONCE = 16_384
+"""Questions without an answer at most: what they are answered with has to fit into the window of the channel."""
+
+LISTED_FIRST = 16
+"""Parts of a directory that are asked for at once. OpenSSH puts a hundred names into each; what is too much is answered in a few bytes."""
+
+LISTED_NEXT = 128
+"""Parts that are asked for if these were not all."""
+
+NOT_A_FILE: Final[bytes] = bytes(bytearray(b"not a file"))
+NOT_A_DIRECTORY: Final[list[tuple[str, Attributes]]] = []
+"""Answers of their own, known by their identity."""
+
+_GONE = (Code.NO_SUCH_FILE,)
+
+
+def _groups(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def look(sftp: Sftp, paths: Sequence[bytes], *, follow: bool = False) -> list[Attributes | None]:
+    """
+    :returns: what is known of files; None of those that are not there
+    :raises Refused: the server does not say
+    """
+    kind = Kind.STAT if follow else Kind.LSTAT
+    found: list[Attributes | None] = []
+    for group in _groups(paths, ASKED_AT_ONCE):
+        found += [_there(answer) for answer in sftp.ask_all([(kind, string(path)) for path in group])]
+    return found
+
+
+def _there(answer: Answer | Refused) -> Attributes | None:
+    if isinstance(answer, Answer):
+        return attributes_in(answer)
+    if answer.code in _GONE:
+        return None
+    raise answer
+
+
+def _open(sftp: Sftp, requests: list[tuple[int, bytes] | None]) -> list[bytes | None]:
+    """:returns: handles, as they go over the wire; None for what is not there (any more)"""
+    answers = iter(sftp.ask_all([request for request in requests if request is not None]))
+    handles: list[bytes | None] = []
+    refused: Refused | None = None
+    for request in requests:
+        answer = next(answers) if request is not None else None
+        if isinstance(answer, Refused) and answer.code not in _GONE:
+            refused = answer
+        handles.append(string(handle_in(answer)) if isinstance(answer, Answer) else None)
+    if refused is not None:
+        _close(sftp, handles)
+        raise refused
+    return handles
+
+
+def _close(sftp: Sftp, handles: Sequence[bytes | None]) -> None:
+    """Nobody waits for it: files that were read have nothing more to say."""
+    sftp.forget(sftp.send(*((Kind.CLOSE, handle) for handle in handles if handle is not None)))
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def read(sftp: Sftp, paths: Sequence[bytes], limits: Limits, *, offset: int = 0, size: int | None = None, follow: bool = False) -> list[bytes | None]:
+    """
+    :param size: how much of each at most, in bytes; None: to the end
+    :returns: content of files; None of those that are not there, and :data:`NOT_A_FILE` of what is something else, of which nothing is opened
+    """
+    found = look(sftp, paths, follow=follow)
+    content: list[bytes | None] = []
+    for group in _groups(list(zip(paths, found, strict=True)), OPEN_AT_ONCE):
+        content += _read_group(sftp, group, limits, offset, size)
+    return content
+
+
+def _read_group(sftp: Sftp, group: Sequence[tuple[bytes, Attributes | None]], limits: Limits, offset: int, size: int | None) -> list[bytes | None]:
+    flags = int(Flag.READ).to_bytes(4, "big") + attributes()
+    handles = _open(sftp, [(Kind.OPEN, string(path) + flags) if there is not None and there.is_file else None for path, there in group])
+    wanted = [_wanted(there, offset, size) for _, there in group]
+    pieces = [
+        (index, offset + start, min(limits.read, LONGEST, wanted[index] - start))
+        for index, handle in enumerate(handles)
+        if handle is not None
+        for start in range(0, wanted[index], min(limits.read, LONGEST))
+    ]
+    parts: list[list[bytes]] = [[] for _ in group]
+    requests = [(Kind.READ, (handles[index] or b"") + struct.pack(">QI", at, length)) for index, at, length in pieces]
+    for (index, at, length), answer in zip(pieces, sftp.ask_all(requests), strict=True):
+        parts[index].append(_rest(sftp, handles[index] or b"", at, length, answer))
+    _close(sftp, handles)
+    return [_content(there, handle, part) for (_, there), handle, part in zip(group, handles, parts, strict=True)]
+
+
+def _wanted(there: Attributes | None, offset: int, size: int | None) -> int:
+    left = max(there.size - offset, 0) if there is not None else 0
+    return left if size is None else min(size, left)
+
+
+def _content(there: Attributes | None, handle: bytes | None, parts: list[bytes]) -> bytes | None:
+    if there is not None and not there.is_file:
+        return NOT_A_FILE
+    return b"".join(parts) if handle is not None else None
+
+
+def _rest(sftp: Sftp, handle: bytes, offset: int, length: int, answer: Answer | Refused) -> bytes:
+    """:returns: what an answer has, and what it should have had and does not, unless the file ends there"""
+    got = b""
+    while True:
+        if isinstance(answer, Refused):
+            if answer.code != Code.EOF:
+                raise answer
+            return got
+        more = b"".join(data_in(answer))
+        got += more
+        if not more or len(got) >= length:
+            return got
+        (answer,) = sftp.ask_all([(Kind.READ, handle + struct.pack(">QI", offset + len(got), length - len(got)))])
+
+
+def writes(handle: bytes, data: bytes, limits: Limits) -> list[tuple[int, bytes]]:
+    """:returns: the requests that write a small file"""
+    length = min(limits.write, LONGEST)
+    return [(Kind.WRITE, handle + struct.pack(">Q", start) + string(data[start : start + length])) for start in range(0, len(data), length)]
+
+
+# -- directories -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def scan(sftp: Sftp, paths: Sequence[bytes], *, follow: Sequence[bool]) -> list[list[tuple[str, Attributes]]]:
+    """
+    :param follow: of each of them, whether it may be a symbolic link
+    :returns: what is in directories, without names that are not UTF-8; nothing if they do not exist; :data:`NOT_A_DIRECTORY` for anything else
+    """
+    looks = [(Kind.STAT if links else Kind.LSTAT, string(path)) for path, links in zip(paths, follow, strict=True)]
+    found = [_there(answer) for group in _groups(looks, ASKED_AT_ONCE) for answer in sftp.ask_all(group)]
+    names: list[list[tuple[str, Attributes]]] = []
+    for group in _groups(list(zip(paths, found, strict=True)), OPEN_AT_ONCE):
+        listed = _scan_group(sftp, [path if there is not None and there.is_directory else None for path, there in group])
+        names += [NOT_A_DIRECTORY if there is not None and not there.is_directory else part for (_, there), part in zip(group, listed, strict=True)]
+    return names
+
+
+def _scan_group(sftp: Sftp, paths: list[bytes | None]) -> list[list[tuple[str, Attributes]]]:
+    handles = _open(sftp, [(Kind.OPENDIR, string(path)) if path is not None else None for path in paths])
+    found: list[list[tuple[str, Attributes]]] = [[] for _ in paths]
+    open_ = [index for index, handle in enumerate(handles) if handle is not None]
+    count = LISTED_FIRST
+    while open_:
+        asked = [(index, (Kind.READDIR, handles[index] or b"")) for index in open_ for _ in range(count)]
+        ended: set[int] = set()
+        for (index, _), answer in zip(asked, sftp.ask_all([request for _, request in asked]), strict=True):
+            if isinstance(answer, Refused):
+                if answer.code != Code.EOF:
+                    raise answer
+                ended.add(index)
+            else:
+                found[index] += _utf8(names_in(answer))
+        open_ = [index for index in open_ if index not in ended]
+        count = LISTED_NEXT
+    _close(sftp, handles)
+    return found
+
+
+def _utf8(names: list[tuple[bytes, Attributes]]) -> Iterator[tuple[str, Attributes]]:
+    for name, there in names:
+        try:
+            text = name.decode("utf-8")
+        except UnicodeDecodeError:
+            continue  # it cannot be one of ours
+        if text not in (".", "..") and "/" not in text and "\0" not in text:
+            yield text, there
+
+
+def has_entries(sftp: Sftp, path: bytes) -> bool:
+    """:returns: whether it is a directory that has something in it, whatever its name"""
+    there = look(sftp, [path])[0]
+    if there is None or not there.is_directory:
+        return False
+    (handle,) = _open(sftp, [(Kind.OPENDIR, string(path))])
+    if handle is None:
+        return False
+    (answer,) = sftp.ask_all([(Kind.READDIR, handle)])
+    _close(sftp, [handle])
+    return isinstance(answer, Answer) and any(name not in (b".", b"..") for name, _ in names_in(answer))
+
+
+def make_directories(sftp: Sftp, root: bytes, path: str) -> str | None:
+    """
+    Make a directory, and those above it, with the permissions of the pool's own.
+
+    :param root: the directory of the pool
+    :param path: of the directory in it
+    :returns: what is there and is no directory, or None
+    """
+    parts = path.split("/") if path else []
+    wanted = [root + b"/" + "/".join(parts[:count]).encode() for count in range(1, len(parts) + 1)]
+    if look(sftp, [root or b"/"], follow=True)[0] is None:
+        _make_root(sftp, root)
+    looks = [(Kind.STAT, string(root or b"/")), *((Kind.LSTAT, string(full)) for full in wanted)]
+    makes = [(Kind.MKDIR, string(full) + attributes()) for full in wanted]
+    answers = sftp.ask_all(makes + looks)
+    made, found = answers[: len(makes)], answers[len(makes) :]
+    permissions = stat.S_IMODE(_granted_mode(found[0])) | stat.S_IRWXU
+    sftp.ask_all(
+        [(Kind.SETSTAT, string(full) + attributes(mode=permissions)) for full, answer in zip(wanted, made, strict=True) if isinstance(answer, Answer)]
+    )
+    for count, (answer, there) in enumerate(zip(made, found[1:], strict=True), 1):
+        if isinstance(answer, Answer):
+            continue
+        kind = _there(there)
+        if kind is not None and not kind.is_directory:
+            return repr("/".join(parts[:count]))
+        if kind is None:
+            raise answer
+    return None
+
+
+def _granted_mode(answer: Answer | Refused) -> int:
+    if isinstance(answer, Refused):
+        raise answer
+    return attributes_in(answer).mode
+
+
+def _make_root(sftp: Sftp, root: bytes) -> None:
+    parts = root.split(b"/")[1:]
+    sftp.ask_all([(Kind.MKDIR, string(b"/" + b"/".join(parts[:count])) + attributes()) for count in range(1, len(parts) + 1)])

@@ -1,0 +1,160 @@
+"""
+The channels of one connection on which SFTP is spoken: a few, lent to one thread at a time, so that threads do not wait for one another.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from statepool.errors import TransportError
+from statepool.transports.ssh.connection import Connection
+from statepool.transports.ssh.failures import said
+from statepool.transports.ssh.packets import Garbled
+from statepool.transports.ssh.sftp import Sftp
+
+MOST = 6
+"""Channels on one connection. OpenSSH permits ten sessions unless it is told otherwise (``MaxSessions``), and commands want some too."""
+
+GRACE = 1.0
+"""Seconds by which a channel waits longer than the connection below it, which knows better why nothing comes."""
+
+
+class Channels:
+    """
+    Lends SFTP clients on one connection.
+
+    :param connection: which
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._epoch = self._connection.epoch
+        self._changed = threading.Condition()
+        self._idle: list[Sftp] = []
+        self._count = 0
+        self._most = MOST
+
+    @contextmanager
+    def lent(self) -> Iterator[Sftp]:
+        """
+        :returns: a client for this thread, as long as a ``with`` block lasts. What it raises is not translated.
+        :raises TransportError: there is no connection to be had, or no SFTP on it
+        """
+        if os.getpid() != self._pid:
+            self._begin()  # the others are the parent's
+        sftp, epoch = self._take()
+        try:
+            yield sftp
+        finally:
+            self._give_back(sftp, epoch)
+
+    def close(self) -> None:
+        """Close those that nobody uses."""
+        if os.getpid() != self._pid:
+            return
+        with self._changed:
+            idle, self._idle = self._idle, []
+            self._count -= len(idle)
+        for sftp in idle:
+            self._end(sftp)
+
+    def _take(self) -> tuple[Sftp, int]:
+        _ = self._connection.transport  # made again, if it has died
+        with self._changed:
+            self._look_at_epoch()
+            while True:
+                epoch = self._epoch
+                if self._idle:
+                    return self._idle.pop(), epoch
+                if self._count < self._most:
+                    self._count += 1
+                    break
+                self._changed.wait(1.0)
+                self._look_at_epoch()
+        try:
+            return self._open(), epoch
+        except BaseException as error:
+            if self._goes_on_without(error, epoch):
+                return self._take()
+            raise
+
+    def _goes_on_without(self, error: BaseException, epoch: int) -> bool:
+        """:returns: whether the server just gives no further channel, and there are others to wait for"""
+        with self._changed:
+            if epoch != self._epoch:
+                return False
+            self._count -= 1
+            self._changed.notify()
+            if not self._count or not self._connection.is_open or not isinstance(error, TransportError) or not error.transient:
+                return False
+            self._most = self._count
+            return True
+
+    def _look_at_epoch(self) -> None:
+        """After a new connection was made, nothing of the old one is of use."""
+        if self._epoch != self._connection.epoch:
+            self._epoch = self._connection.epoch
+            self._idle.clear()
+            self._count, self._most = 0, MOST
+            self._changed.notify_all()
+
+    def _give_back(self, sftp: Sftp, epoch: int) -> None:
+        with self._changed:
+            current = epoch == self._epoch == self._connection.epoch
+            if current and sftp.is_idle and self._connection.is_open:
+                self._idle.append(sftp)
+                self._changed.notify()
+                return
+            if epoch == self._epoch:
+                self._count -= 1
+                self._changed.notify()
+        self._end(sftp)
+
+    def _end(self, sftp: Sftp) -> None:
+        with suppress(TransportError), self._connection.translating("close a channel to"):  # closing tells the other side, if there is one
+            sftp.close()
+
+    def _open(self) -> Sftp:
+        connection = self._connection
+        channel = connection.session()
+        channel.settimeout(connection.settings.timeout + GRACE)
+        with connection.translating("start SFTP on"), connection.expecting():
+            from paramiko.ssh_exception import SSHException
+
+            try:
+                channel.invoke_subsystem("sftp")
+                return Sftp(channel, connection.expecting)
+            except (SSHException, EOFError, Garbled) as error:
+                channel.close()
+                if not connection.is_open:
+                    raise
+                hint = "a line in sshd_config(5) there makes it: Subsystem sftp internal-sftp"
+                raise TransportError(f"{connection} has no SFTP ({said(error)})", hint=hint, pool=str(connection)) from error
+
+
+def channels_of(connection: Connection) -> Channels:
+    """:returns: those of a connection, which all pools on that host share"""
+    with _lock:
+        if connection not in _channels:
+            _channels[connection] = Channels(connection)
+        return _channels[connection]
+
+
+_channels: weakref.WeakKeyDictionary[Connection, Channels] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _in_the_child() -> None:
+    global _lock  # noqa: PLW0603  a thread that is not there any more may hold the old one
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_in_the_child)

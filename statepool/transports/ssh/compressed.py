@@ -1,0 +1,436 @@
+"""
+Bytes that are compressed on their way: by zstd at both ends, through a command on a channel of its own, while the files are still opened, sized,
+flushed and closed by SFTP.
+
+It pays where the link is slower than the two processors, and the bytes can be compressed; so ``auto`` measures. A transfer begins without, which
+shows how fast the link is. If it is slow, and what has been seen so far gets smaller, compression is tried, and goes on for as long as it is faster.
+
+What arrives is checked as always: zstd checks what it unpacks, the programs there say whether they failed, the length of the file is compared, and
+all bytes are hashed here. Whatever goes wrong with the programs, while the connection holds, is no reason to fail: the rest, and what may be in
+doubt, is moved without them.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any, cast
+
+from attrs import define
+
+from statepool.errors import TransportError
+from statepool.model.settings import Compress
+from statepool.transports.failures import translating
+from statepool.transports.ssh.moving import AHEAD, Download, Extent, Job, Upload, write_here
+from statepool.transports.ssh.shell import Command, Shell, quoted
+
+MIB = 1 << 20
+
+LEVEL = 1
+"""Of zstd: the fastest one. Higher ones are slower than the links that are worth it (docs/measurements.rst)."""
+
+LEAST = 1 * MIB
+"""Bytes of data that are worth starting two programs for."""
+
+WARM_UP = 8 * MIB
+"""Bytes that are moved before anything is measured: TCP begins slowly."""
+
+MEASURED = 16 * MIB
+"""Bytes that are measured at a time."""
+
+RECONSIDERED = 256 * MIB
+"""Bytes after which compression may get another chance: an image is not the same everywhere."""
+
+FAST = 300 * MIB
+"""Bytes in a second. Over a link that carries so much, one thread that compresses only loses."""
+
+WORTHWHILE = 1.15
+"""What was to what is left of it, at least, for compression to be tried."""
+
+BETTER = 0.95
+"""How fast it must stay, measured against doing without: rates vary from moment to moment."""
+
+SAMPLES = 32
+"""Places of a file that are looked at to know whether it can be compressed."""
+
+SAMPLE = 32 << 10
+"""Bytes looked at in each of them."""
+
+_GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, less their whole parts, lie evenly between 0 and 1, and fall in with no rhythm that a file may have."""
+
+MOST_SEGMENTS = 200
+"""Extents that are told apart on one command line; the zeros between those that are close to each other cost next to nothing."""
+
+CHUNK = 256 << 10
+"""Bytes that are unpacked, written and hashed at a time. Zeros in all of them stay a hole."""
+
+PACKET = 32 << 10
+"""Bytes that are handed to a channel at a time."""
+
+LARGEST_WINDOW = 8 * MIB
+"""Bytes of memory that a packed stream may ask for."""
+
+_PACK_IN_PYTHON = "import sys, zstandard; zstandard.ZstdCompressor(level=1, write_checksum=True).copy_stream(sys.stdin.buffer, sys.stdout.buffer)"
+_UNPACK_IN_PYTHON = "import sys, zstandard; zstandard.ZstdDecompressor().copy_stream(sys.stdin.buffer, sys.stdout.buffer)"
+
+
+class ProgramFailed(Exception):
+    """The far end of a compressed transfer does not do what it should, though the connection holds."""
+
+
+@define(eq=False)
+class Packer:
+    """
+    The far end of a compressed transfer.
+
+    :param shell: runs the programs
+    :param word: the path of the file, quoted
+    :param how: whether to compress
+    :param clock: tells the time in seconds, from any beginning
+    """
+
+    shell: Shell
+    word: str
+    how: Compress
+    clock: Callable[[], float] = time.monotonic
+
+    @property
+    def is_able(self) -> bool:
+        """Whether there is a program for it there. May have to ask."""
+        return "zstd" in self.shell.programs or "zstandard" in self.shell.modules
+
+    def start(self, script: str) -> Command:
+        """
+        :param script: to which ``$p`` is the path
+        :raises ProgramFailed: the server runs no further command now
+        """
+        command = self.shell.try_start(f"p={self.word}; {script}")
+        if command is None:
+            raise ProgramFailed("the server runs no further command")
+        return command
+
+    @property
+    def packs(self) -> str:
+        """What compresses its input there."""
+        return f"zstd -{LEVEL} -q -c" if "zstd" in self.shell.programs else f"python3 -c {shlex.quote(_PACK_IN_PYTHON)}"
+
+    @property
+    def unpacks(self) -> str:
+        """What unpacks its input there."""
+        return "zstd -d -q -c" if "zstd" in self.shell.programs else f"python3 -c {shlex.quote(_UNPACK_IN_PYTHON)}"
+
+
+def packer(shell: Shell, path: str, how: Compress, size: int) -> Packer | None:
+    """
+    :param shell: that of the account
+    :param path: of the file there, absolute
+    :param how: whether to compress
+    :param size: of what is to be moved, in bytes
+    :returns: what may compress on its way to or from there, or None where there is nothing to gain. The shell has not been asked yet.
+    """
+    least = LEAST if how is Compress.ON else WARM_UP + 2 * MEASURED
+    word = quoted(path)
+    return Packer(shell, word, how) if how is not Compress.OFF and size >= least and word is not None else None
+
+
+class _Choosing:
+    """What the two directions have in common: they choose, and measure."""
+
+    _hashed: int
+    _extents: tuple[Extent, ...]
+    _job: Job
+    _packer: Packer
+
+    def _move(self, end: int) -> None:
+        raise NotImplementedError
+
+    def _pack(self, end: int, goes_on: Callable[[int], bool]) -> None:
+        raise NotImplementedError
+
+    def _ratio(self) -> float:
+        raise NotImplementedError
+
+    def _choose(self) -> None:
+        """Move everything."""
+        size = self._job.size
+        try:
+            if self._packer.how is Compress.ON:
+                if self._packer.is_able:
+                    self._pack(size, lambda count: True)
+            else:
+                self._measure(size)
+        except ProgramFailed:
+            pass
+        self._move(size)
+
+    def _measure(self, size: int) -> None:
+        """Try both, and go on with what is faster, until there is nothing more to be gained."""
+        self._move(self._after(WARM_UP))
+        while self._left() > MEASURED:
+            plain = self._rate_of(lambda: self._move(self._after(MEASURED)))
+            if plain > FAST or not self._packer.is_able:
+                return
+            if self._ratio() >= WORTHWHILE:
+                self._pack(size, _Watch(plain, self._packer.clock))
+            self._move(self._after(RECONSIDERED))
+
+    def _rate_of(self, work: Callable[[], object]) -> float:
+        before, begin = self._left(), self._packer.clock()
+        work()
+        return (before - self._left()) / max(self._packer.clock() - begin, 1e-9)
+
+    def _left(self) -> int:
+        return sum(length for _, length in within(self._extents, self._hashed, self._job.size))
+
+    def _after(self, count: int) -> int:
+        """:returns: the offset up to which there are so many bytes of data from here; the size of the file if there are less"""
+        for offset, length in within(self._extents, self._hashed, self._job.size):
+            if count <= length:
+                return offset + count
+            count -= length
+        return self._job.size
+
+    def _segments(self, end: int) -> list[Extent]:
+        return few(within(self._extents, self._hashed, end))
+
+
+class _Watch:
+    """Tells whether compression is still the faster way."""
+
+    def __init__(self, plain: float, clock: Callable[[], float]) -> None:
+        self._plain = plain
+        self._clock = clock
+        self._begin: float | None = None
+        self._counted = 0
+
+    def __call__(self, count: int) -> bool:
+        """
+        :param count: how many bytes have been moved, unpacked, since the last time
+        :returns: whether to go on
+        """
+        now = self._clock()
+        if self._begin is None:
+            self._begin = now  # before the first bytes, the programs had to be started: that is over
+            return True
+        self._counted += count
+        if self._counted < MEASURED:
+            return True
+        good = self._counted >= BETTER * self._plain * (now - self._begin)
+        self._begin, self._counted = now, 0
+        return good
+
+
+class PackedDownload(Download, _Choosing):
+    """As a download, compressed where that is faster."""
+
+    def __init__(self, packer: Packer, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._packer = packer
+
+    def run(self) -> int:
+        """:returns: how many bytes arrived"""
+        self._begin()
+        self._choose()
+        self._finish()
+        return self.received
+
+    def _ratio(self) -> float:
+        """:returns: that of what has arrived lately"""
+        lately = within(self._extents, max(0, self._hashed - 2 * MEASURED), self._hashed)
+        return ratio(self._job.local, list(lately))
+
+    def _pack(self, end: int, goes_on: Callable[[int], bool]) -> None:
+        segments = self._segments(end)
+        parts = " && ".join(f"x {offset} {length}" for offset, length in segments)
+        take = 'x() { dd if="$p" bs=1M iflag=skip_bytes,count_bytes skip=$1 count=$2 2>/dev/null; }'
+        script = f"{take}; say go; {{ {parts}; }} | {self._packer.packs} 2>/dev/null"
+        with self._packer.start(script) as command:
+            command.end_of_input()
+            stream = _Stream(command)
+            try:
+                done = self._unpack(stream, segments, goes_on)
+            finally:
+                self.received += stream.count
+            if done and (stream.read(1) or command.exit_status() != 0):
+                raise ProgramFailed(f"{self._packer.packs} says more than it should, or failed")
+
+    def _unpack(self, stream: _Stream, segments: list[Extent], goes_on: Callable[[int], bool]) -> bool:
+        """:returns: whether all of it came; False if enough was seen"""
+        import zstandard
+
+        reader = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).stream_reader(cast("IO[bytes]", stream), read_size=4 * MIB)
+        buffer = memoryview(bytearray(CHUNK))
+        for offset, length in segments:
+            self._job.hash_zeros(offset - self._hashed)
+            self._hashed = offset
+            while self._hashed < offset + length:
+                try:
+                    count = reader.readinto(buffer[: min(CHUNK, offset + length - self._hashed)])
+                except zstandard.ZstdError as error:
+                    raise ProgramFailed(str(error)) from error
+                if not count:
+                    raise ProgramFailed(f"{self._packer.packs} ended too soon")
+                self._take_here(buffer[:count])
+                if not goes_on(count):
+                    return False
+        try:
+            return not reader.readinto(buffer[:1])  # and the checksum at the end of the stream
+        except zstandard.ZstdError as error:
+            raise ProgramFailed(str(error)) from error
+
+    def _take_here(self, data: memoryview) -> None:
+        job = self._job
+        with translating("write a copy of", job.far, needed=job.size, descriptor=job.local):
+            write_here(job.local, [data], self._hashed)
+        job.hasher.update(data)
+        self._hashed += len(data)
+        job.progress.advance(len(data))
+
+
+class PackedUpload(Upload, _Choosing):
+    """As an upload, compressed where that is faster."""
+
+    def __init__(self, packer: Packer, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._packer = packer
+
+    def run(self) -> int:
+        """:returns: how many bytes were sent"""
+        self._begin()
+        self._choose()
+        self._finish()
+        return self.sent
+
+    def _ratio(self) -> float:
+        """:returns: that of what is to come, until this is looked at again"""
+        ahead = within(self._extents, self._hashed, self._after(RECONSIDERED))
+        return ratio(self._job.local, list(ahead))
+
+    def _pack(self, end: int, goes_on: Callable[[int], bool]) -> None:
+        begin, segments = self._hashed, self._segments(end)
+        parts = " && ".join(f"w {offset} {length}" for offset, length in segments)
+        put = 'w() { dd of="$p" bs=1M iflag=fullblock,count_bytes oflag=seek_bytes conv=notrunc seek=$1 count=$2 2>/dev/null; }'
+        length = 'length() { wc -c <"$p"; }'
+        both = f"{{ {self._packer.unpacks} 2>/dev/null || say bad >&3; }} | {{ {{ {parts}; }} && say good $(length) >&3 || say bad >&3; }}"
+        try:
+            with self._packer.start(f"{put}; {length}; exec 3>&1; say go; {both}") as command:
+                answers = command.lines(self._packer.shell.patience)
+                if next(answers, None) != ["go"]:
+                    raise ProgramFailed("there is no shell any more")
+                self._send_packed(command, segments, goes_on)
+                command.end_of_input()
+                # dd is content with less than it should get; the length of the file shows that.
+                if list(answers) != [["good", str(self._hashed)]] or command.exit_status() != 0:
+                    raise ProgramFailed(f"{self._packer.unpacks} or dd failed")
+        except TransportError as error:
+            if not self._packer.shell.is_connected:
+                raise
+            self._send_again(begin)
+            raise ProgramFailed(str(error)) from error
+        except ProgramFailed:
+            self._send_again(begin)
+            raise
+
+    def _send_packed(self, command: Command, segments: list[Extent], goes_on: Callable[[int], bool]) -> None:
+        import zstandard
+
+        job = self._job
+        packing = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compressobj()
+        for offset, length in segments:
+            job.hash_zeros(offset - self._hashed)
+            self._hashed = offset
+            while self._hashed < offset + length:
+                data = self._read(self._hashed, min(MIB, offset + length - self._hashed))
+                job.hasher.update(data)
+                self._hashed += len(data)
+                job.progress.advance(len(data))
+                self._hand_over(command, packing.compress(data))
+                if not goes_on(len(data)):
+                    self._hand_over(command, packing.flush())
+                    return
+        self._hand_over(command, packing.flush())
+
+    def _hand_over(self, command: Command, data: bytes) -> None:
+        for start in range(0, len(data), PACKET):
+            command.send(data[start : start + PACKET])
+        self.sent += len(data)
+
+    def _send_again(self, begin: int) -> None:
+        """What was handed to programs that failed has been hashed, and need not have arrived."""
+        for offset, length in within(self._extents, begin, self._hashed):
+            for start in range(offset, offset + length, self._length):
+                self._write(start, self._read(start, min(self._length, offset + length - start)))
+                while len(self._asked) >= AHEAD:
+                    self._check_one()
+
+
+@define(eq=False)
+class _Stream:
+    """What a script prints, as a file; after the line that says that it begins."""
+
+    command: Command
+    count: int = 0
+    _first: bytes | None = None
+
+    def read(self, size: int) -> bytes:
+        """:returns: some bytes, or none at the end"""
+        if self._first is None:
+            found = self.command.rest_after("go")
+            if found is None:
+                raise ProgramFailed("there is no shell any more")
+            self._first = found
+        data, self._first = (self._first, b"") if self._first else (self.command.receive(size), b"")
+        self.count += len(data)
+        return data
+
+
+# -- extents -----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def within(extents: Iterable[Extent], begin: int, end: int) -> Iterator[Extent]:
+    """:returns: what of the extents is between two offsets"""
+    for offset, length in extents:
+        first, last = max(offset, begin), min(offset + length, end)
+        if first < last:
+            yield first, last - first
+
+
+def few(extents: Iterable[Extent], most: int = MOST_SEGMENTS) -> list[Extent]:
+    """:returns: extents that cover these, at most so many: small gaps are closed"""
+    found, gap = list(extents), 64 << 10
+    while len(found) > most:
+        closed: list[Extent] = []
+        for offset, length in found:
+            if closed and offset - sum(closed[-1]) <= gap:
+                closed[-1] = (closed[-1][0], offset + length - closed[-1][0])
+            else:
+                closed.append((offset, length))
+        found, gap = closed, gap * 2
+    return found
+
+
+def ratio(descriptor: int, extents: list[Extent]) -> float:
+    """
+    :param extents: of the file, with data
+    :returns: how many times as long some of its bytes are as what zstd makes of them
+    """
+    import zstandard
+
+    total = sum(length for _, length in extents)
+    if not total:
+        return 1.0
+    compressor = zstandard.ZstdCompressor(level=LEVEL)
+    before = after = 0
+    for number in range(SAMPLES):
+        wanted = int(total * (number * _GOLDEN % 1))
+        for offset, length in extents:
+            if wanted < length:
+                data = os.pread(descriptor, min(SAMPLE, length - wanted), offset + wanted)
+                before += len(data)
+                after += len(compressor.compress(data))
+                break
+            wanted -= length
+    return before / max(after, 1)

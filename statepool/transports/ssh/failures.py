@@ -1,0 +1,142 @@
+"""
+What the errors of paramiko, of sockets and of SFTP servers mean here.
+
+The original error stays as ``__cause__``. An error of ours is *transient* if the same may succeed on a new connection; of what a server says about a
+file, nothing is.
+
+An SFTP server (draft-ietf-secsh-filexfer-02, the version that all speak) has words for "no such file" and "permission denied" only. That a name
+exists, that the disk is full or broken, that a directory is not empty: all of this is "Failure". Whoever needs to know which has to look.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from statepool.errors import AccessDenied, MissingFile, StatePoolError, TransportError
+from statepool.transports.failures import Subject
+from statepool.transports.ssh.wire import LinkSilent
+
+_LOST = frozenset({errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ESHUTDOWN, errno.ENOTCONN, errno.EBADF, errno.ETIMEDOUT, errno.ENETRESET})
+"""The connection is gone; the next one may hold."""
+
+_UNREACHED = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
+"""There is none to be had now."""
+
+_CLOSED_CHANNEL = "Socket is closed"
+"""What paramiko says of a channel that has ended; it has no errno."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """:returns: whether it is worth another try: the error is one of ours that says so"""
+    return isinstance(error, TransportError) and error.transient
+
+
+def is_failure(error: BaseException) -> bool:
+    """:returns: whether it is the "Failure" of an SFTP server, which can mean anything about the file"""
+    return isinstance(error, OSError) and not isinstance(error, StatePoolError | TimeoutError) and error.errno is None and not is_lost(error)
+
+
+def is_lost(error: BaseException) -> bool:
+    """:returns: whether it says that the connection, or a channel of it, has ended"""
+    from paramiko.ssh_exception import ChannelException, SSHException
+
+    if isinstance(error, ChannelException):
+        return False
+    if isinstance(error, EOFError | SSHException | ConnectionError):
+        return True
+    return isinstance(error, OSError) and (error.errno in _LOST or (error.errno is None and str(error) == _CLOSED_CHANNEL))
+
+
+@contextmanager
+def translating(doing: str, subject: Subject, timeout: float) -> Iterator[None]:
+    """
+    Turn what paramiko raises within into errors of ours. Nothing that calls back into a caller's code belongs in it.
+
+    :param doing: what is done with the subject: ``read``, ``create``
+    :param timeout: how long an answer is waited for, in seconds
+    """
+    from paramiko.sftp import SFTPError
+    from paramiko.ssh_exception import SSHException
+
+    try:
+        yield
+    except StatePoolError:
+        raise
+    except (OSError, EOFError, SSHException, SFTPError) as error:
+        raise translated(error, doing, subject, timeout) from error
+
+
+def translated(error: BaseException, doing: str, subject: Subject, timeout: float) -> StatePoolError:
+    """
+    :param error: what paramiko raised, or a socket
+    :param doing: what was to be done with the subject
+    :param timeout: how long an answer is waited for, in seconds
+    :returns: the error of ours to raise from it
+    """
+    from paramiko.ssh_exception import ChannelException
+
+    if isinstance(error, StatePoolError):
+        return error
+    what = f"cannot {doing} {subject.text}"
+    if isinstance(error, TimeoutError | LinkSilent):
+        seconds = error.seconds if isinstance(error, LinkSilent) else timeout
+        hint = "look at the network and at the load of that host; the setting timeout says how long to wait"
+        return TransportError(f"{what}: no answer for {round(seconds, 1):g} seconds", hint=hint, transient=True, pool=subject.pool, path=subject.path)
+    if is_lost(error):
+        return TransportError(
+            f"{what}: the connection was lost ({said(error)})", hint="try again", transient=True, pool=subject.pool, path=subject.path
+        )
+    if isinstance(error, ChannelException):
+        return _refused_channel(error.code, f"{what}: the server opens no further channel ({error.text})", subject)
+    if isinstance(error, OSError) and error.errno == errno.ENOENT:
+        return MissingFile(f"{what}: {os.strerror(errno.ENOENT)}", pool=subject.pool, path=subject.path)
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
+        hint = "look at the owner and the mode of the file and of the directories above it, on that host"
+        return AccessDenied(f"{what}: {os.strerror(errno.EACCES)}", hint=hint, pool=subject.pool, path=subject.path)
+    if isinstance(error, OSError):
+        return TransportError(f"{what}: {said(error)}", pool=subject.pool, path=subject.path)
+    return TransportError(f"{what}: the server does not keep to the protocol ({said(error)})", pool=subject.pool, path=subject.path)
+
+
+def unreached(error: OSError, host: str, seconds: float, subject: Subject) -> TransportError:
+    """
+    :param error: why there is no connection to a host
+    :param host: the host and port, for people
+    :param seconds: how long it was tried
+    :returns: the error of ours to raise from it
+    """
+    if isinstance(error, socket.gaierror):
+        busy = error.errno == socket.EAI_AGAIN
+        hint = "the name server does not answer" if busy else "check the name; ~/.ssh/config is looked at for aliases"
+        return TransportError(f"there is no address for {host}: {error.strerror}", hint=hint, transient=busy, pool=subject.pool, path=subject.path)
+    if isinstance(error, TimeoutError):
+        hint = "check that the host is up, and that no firewall is between; the setting connect-timeout says how long to wait"
+        return TransportError(
+            f"cannot connect to {host}: no answer for {seconds:g} seconds", hint=hint, transient=True, pool=subject.pool, path=subject.path
+        )
+    hints = {
+        errno.ECONNREFUSED: "nothing listens there: check the port, and that sshd runs",
+        errno.EHOSTUNREACH: "the host is down, or there is no route to it",
+        errno.ENETUNREACH: "there is no route to its network",
+    }
+    transient = error.errno in _LOST | _UNREACHED
+    return TransportError(
+        f"cannot connect to {host}: {said(error)}", hint=hints.get(error.errno or 0), transient=transient, pool=subject.pool, path=subject.path
+    )
+
+
+def said(error: BaseException) -> str:
+    """:returns: what an error says, in one line; its kind where it says nothing"""
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _refused_channel(code: int, message: str, subject: Subject) -> TransportError:
+    """RFC 4254, section 5.1: 1 is "prohibited"; 2 and 4 are what servers say that have too many sessions already."""
+    hint = "the account may not do this there" if code == 1 else "MaxSessions in sshd_config(5) says how many there can be on one connection"
+    return TransportError(message, hint=hint, transient=code != 1, pool=subject.pool, path=subject.path)

@@ -1,0 +1,215 @@
+"""
+Saying who we are: keys from files and from the agent, then a password, each as ssh would offer it.
+
+Nothing asks a terminal. A passphrase or a password comes from :class:`~statepool.model.settings.Settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from attrs import define, field
+
+from statepool.errors import AccessDenied, TransportError
+from statepool.model.secrets import SecretKind, Secrets
+from statepool.transports.failures import Subject
+from statepool.transports.ssh.failures import said
+from statepool.transports.ssh.hosts import HostSettings
+
+_PATIENCE = 2
+"""So many keys were offered: what ends the connection then is probably MaxAuthTries of sshd_config(5)."""
+
+
+@define
+class Login:
+    """
+    One attempt to log in.
+
+    :param host: where, and with which keys
+    :param secrets: asked for passphrases and passwords
+    :param subject: for messages
+    """
+
+    host: HostSettings
+    secrets: Secrets | None
+    subject: Subject
+    tried: list[str] = field(factory=list)
+    """What was offered or could not be, for the message of the error."""
+
+    agent: Any = None
+
+    def run(self, transport: Any) -> None:
+        """
+        :param transport: a connected transport, whose host key has been checked
+        :raises AccessDenied: the server takes nothing of what there is
+        """
+        try:
+            self._run(transport)
+        finally:
+            if self.agent is not None:
+                self.agent.close()
+
+    def _run(self, transport: Any) -> None:
+        allowed = self._allowed(transport)
+        if allowed is None:
+            return
+        if "publickey" in allowed:
+            for key, name in self._keys():
+                if self._offer_key(transport, key, name):
+                    return
+        if allowed & {"password", "keyboard-interactive"} and self._offer_password(transport):
+            return
+        raise self._denied(allowed)
+
+    def _allowed(self, transport: Any) -> set[str] | None:
+        """:returns: the ways that the server permits, or None if it wants nothing"""
+        from paramiko.ssh_exception import BadAuthenticationType
+
+        try:
+            transport.auth_none(self.host.user)
+        except BadAuthenticationType as error:
+            return set(error.allowed_types)
+        return None
+
+    def _offer_key(self, transport: Any, key: Any, name: str) -> bool:
+        """:returns: whether we are logged in"""
+        from paramiko.ssh_exception import AuthenticationException, SSHException
+
+        try:
+            further = transport.auth_publickey(self.host.user, key)
+        except AuthenticationException as error:
+            if not transport.is_active():
+                self._cut_off(error)
+            self.tried.append(f"{name}: not accepted")
+            return False
+        except SSHException as error:
+            if not transport.is_active():
+                raise
+            self.tried.append(f"{name}: {said(error)}")  # the agent would not sign, or the server has no such algorithm
+            return False
+        if further:
+            self.tried.append(f"{name}: accepted, but the server also wants {' or '.join(sorted(further))}")
+            return self._offer_password(transport)
+        return True
+
+    def _offer_password(self, transport: Any) -> bool:
+        from paramiko.ssh_exception import AuthenticationException
+
+        password = self.secrets(SecretKind.PASSWORD, str(self.host)) if self.secrets is not None else None
+        if password is None:
+            self.tried.append("a password: there is none")
+            return False
+        try:
+            further = transport.auth_password(self.host.user, password)
+        except AuthenticationException as error:
+            if not transport.is_active():
+                self._cut_off(error)
+            self.tried.append("the password: not accepted")
+            return False
+        if further:
+            self.tried.append(f"the password: accepted, but the server also wants {' or '.join(sorted(further))}")
+        return not further
+
+    # -- keys ---------------------------------------------------------------------------------------------------------------------------------------
+
+    def _keys(self) -> Iterator[tuple[Any, str]]:
+        """
+        :returns: keys with their names, in the order of ssh: those of the agent that were configured, the configured files, then the other ones of
+            the agent; without any configured, the agent's go before the default files
+        """
+        agent = self._agent_keys()
+        if not self.host.keys_are_chosen:
+            yield from agent
+            yield from self._file_keys(set())
+            return
+        public = {blob for path in self.host.keys if (blob := _public_blob(path)) is not None}
+        chosen = [(key, name) for key, name in agent if key.asbytes() in public]
+        yield from chosen
+        yield from self._file_keys({key.asbytes() for key, _ in chosen})
+        if not self.host.only_these_keys:
+            yield from ((key, name) for key, name in agent if key.asbytes() not in public)
+
+    def _agent_keys(self) -> list[tuple[Any, str]]:
+        from paramiko.agent import Agent
+        from paramiko.ssh_exception import SSHException
+
+        try:
+            self.agent = Agent()
+        except (OSError, SSHException) as error:
+            self.tried.append(f"the agent: {said(error)}")
+            return []
+        return [(key, f"the agent's key {key.comment or key.fingerprint}") for key in self.agent.get_keys()]
+
+    def _file_keys(self, known: set[bytes]) -> Iterator[tuple[Any, str]]:
+        for path in self.host.keys:
+            key = None if _public_blob(path) in known else self._load(path)
+            if key is not None:
+                yield key, str(path)
+
+    def _load(self, path: Path) -> Any:
+        """A certificate beside the key is loaded with it."""
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from paramiko.pkey import PKey, UnknownKeyType
+        from paramiko.ssh_exception import PasswordRequiredException, SSHException
+
+        try:
+            return PKey.from_path(path)
+        except FileNotFoundError:
+            if self.host.keys_are_chosen:
+                self.tried.append(f"{path}: there is no such file")
+        except (PasswordRequiredException, TypeError):  # which of the two depends on the format of the file
+            return self._unlock(path)
+        except OSError as error:
+            self.tried.append(f"{path}: cannot be read: {error.strerror}")
+        except UnsupportedAlgorithm as error:
+            self.tried.append(f"{path}: is a key of a kind that only the agent can use ({said(error)})")
+        except (SSHException, UnknownKeyType, ValueError) as error:
+            self.tried.append(f"{path}: is not a private key ({said(error)})")
+        return None
+
+    def _unlock(self, path: Path) -> Any:
+        from paramiko.pkey import PKey, UnknownKeyType
+        from paramiko.ssh_exception import SSHException
+
+        passphrase = self.secrets(SecretKind.PASSPHRASE, str(path)) if self.secrets is not None else None
+        if passphrase is None:
+            self.tried.append(f"{path}: needs a passphrase, and there is none")
+            return None
+        try:
+            return PKey.from_path(path, passphrase.encode())
+        except (SSHException, UnknownKeyType, ValueError):
+            self.tried.append(f"{path}: the passphrase is not the right one")
+            return None
+
+    # -- errors -------------------------------------------------------------------------------------------------------------------------------------
+
+    def _denied(self, allowed: set[str]) -> AccessDenied:
+        tried = "; ".join(self.tried) or "there was nothing to offer"
+        return AccessDenied(
+            f"{self.host} does not let us in. It takes {', '.join(sorted(allowed))}. Tried: {tried}",
+            hint="add a key to the agent (ssh-add), or name one in ~/.ssh/config; STATEPOOL_SSH_PASSPHRASE and STATEPOOL_SSH_PASSWORD are used, too",
+            pool=self.subject.pool,
+        )
+
+    def _cut_off(self, error: Exception) -> NoReturn:
+        """The connection ended meanwhile: by an accident, or because the server has heard enough. paramiko does not tell which."""
+        if len(self.tried) < _PATIENCE:
+            raise error
+        raise TransportError(
+            f"{self.host} ended the connection while we logged in. Tried: {'; '.join(self.tried)}",
+            hint="MaxAuthTries there may be exceeded: name the right key in ~/.ssh/config, with IdentitiesOnly yes",
+            pool=self.subject.pool,
+        ) from error
+
+
+def _public_blob(path: Path) -> bytes | None:
+    """:returns: the public half of a key, where its file lies beside that of the private one"""
+    import binascii
+
+    try:
+        fields = path.with_name(path.name + ".pub").read_text(encoding="utf-8", errors="replace").split()
+        return binascii.a2b_base64(fields[1]) if len(fields) > 1 else None
+    except (OSError, binascii.Error):
+        return None

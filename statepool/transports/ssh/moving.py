@@ -1,0 +1,328 @@
+"""
+Many bytes over SFTP: requests are far ahead of their answers, what arrives is written and hashed at once, and every answer to a write is looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import deque
+from collections.abc import Iterator
+
+from attrs import define, field, frozen
+
+from statepool.model.digest import Digest, Hasher
+from statepool.model.progress import Progress
+from statepool.transports.copying import data_extents
+from statepool.transports.failures import Subject, translating, wrong_length
+from statepool.transports.ssh.packets import Code, Kind, Limits, Refused, attributes, check, data_in, string
+from statepool.transports.ssh.sftp import Sftp
+
+AHEAD = 64
+"""Requests that have no answer yet at most, as OpenSSH's own client has it."""
+
+REFILL = 16
+"""Requests for reading that are sent together: each packet costs as much as the next, whatever is in it."""
+
+LONGEST = 255 << 10
+"""Bytes of one request at most: what OpenSSH's server takes, since its packets are 256 KiB long."""
+
+MOST_EXTENTS = 100_000
+"""Extents of a local file that are told apart when it is sent; smaller holes are sent as zeros."""
+
+SLICE = 2 << 20
+"""Bytes that are hashed at a time, where they are here."""
+
+MOST_PARTS = 1024
+"""Pieces that one call writes at most: ``IOV_MAX`` of Linux."""
+
+_ZEROS = memoryview(bytes(SLICE))
+
+Extent = tuple[int, int]
+
+
+@frozen
+class Job:
+    """
+    A file that is moved.
+
+    :param local: descriptor of the file here
+    :param size: how long it is, in bytes
+    :param hasher: of its bytes; takes all of them in their order
+    :param progress: told of the bytes
+    :param far: what messages say of the file there
+    :param done: bytes at the beginning that need not be moved, as they are there
+    """
+
+    local: int
+    size: int
+    hasher: Hasher
+    progress: Progress
+    far: Subject
+    done: int = 0
+
+    @property
+    def near(self) -> Subject:
+        """What messages say of the file here."""
+        return Subject(f"the local copy of {self.far.text}", self.far.pool, self.far.path)
+
+    def hash_zeros(self, count: int) -> None:
+        """A hole is passed."""
+        while count:
+            some = _ZEROS[: min(count, SLICE)]
+            self.hasher.update(some)
+            self.progress.advance(len(some))
+            count -= len(some)
+
+    def hash_here(self, offset: int, end: int) -> None:
+        """Bytes that are here already."""
+        while offset < end:
+            with translating("read", self.near):
+                data = os.pread(self.local, min(SLICE, end - offset), offset)
+            if not data:
+                raise wrong_length(self.near, end, offset)
+            self.hasher.update(data)
+            self.progress.advance(len(data))
+            offset += len(data)
+
+
+def digest_of(job: Job, algorithm: str) -> Digest:
+    """:returns: that of all bytes, once they have been moved"""
+    return Digest(algorithm, job.hasher.hexdigest())
+
+
+def cut(extents: tuple[Extent, ...], begin: int, end: int, length: int) -> Iterator[Extent]:
+    """
+    :param extents: offsets and lengths, in order
+    :param length: bytes of one piece at most
+    :returns: what of them is between ``begin`` and ``end``, in pieces
+    """
+    for offset, count in extents:
+        first, last = max(offset, begin), min(offset + count, end)
+        while first < last:
+            piece = min(length, last - first)
+            yield first, piece
+            first += piece
+
+
+def are_in_order(extents: tuple[Extent, ...]) -> bool:
+    """Whether they can be believed so far as to be asked for: a manifest can say anything."""
+    end = 0
+    for offset, length in extents:
+        if offset < end or length <= 0:
+            return False
+        end = offset + length
+    return True
+
+
+# -- from there --------------------------------------------------------------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class _Piece:
+    """A part of a file that has been asked for."""
+
+    offset: int
+    length: int
+    missing: int
+    parts: list[memoryview] = field(factory=list)
+
+
+class Download:
+    """
+    Reads a file there, and writes it here unless it is only to be hashed.
+
+    :param sftp: by which
+    :param handle: of the file there
+    :param job: what is moved
+    :param limits: of the server
+    :param extents: where it has data; all else is a hole
+    :param keep: whether to write it here
+    """
+
+    def __init__(self, sftp: Sftp, handle: bytes, job: Job, limits: Limits, extents: tuple[Extent, ...], *, keep: bool = True) -> None:
+        self._sftp = sftp
+        self._handle = string(handle)
+        self._job = job
+        self._keep = keep
+        self._extents = extents
+        self._length = min(limits.read, LONGEST)
+        self._coming: Iterator[Extent] = iter(())
+        self._asked: dict[int, tuple[_Piece, int, int]] = {}
+        self._order: deque[_Piece] = deque()
+        self._hashed = 0
+        self.received = 0
+
+    def run(self) -> int:
+        """:returns: how many bytes arrived"""
+        self._begin()
+        self._move(self._job.size)
+        self._finish()
+        return self.received
+
+    def _begin(self) -> None:
+        self._job.hash_here(0, self._job.done)
+        self._hashed = self._job.done
+
+    def _move(self, end: int) -> None:
+        """Go on to an offset."""
+        self._coming = cut(self._extents, self._hashed, end, self._length)
+        self._ask_more()
+        while self._asked:
+            number, answer = self._sftp.next_answer(self._asked)
+            piece, offset, length = self._asked.pop(number)
+            try:
+                parts = data_in(check(answer))
+            except Refused as refused:
+                if refused.code == Code.EOF:
+                    raise wrong_length(self._job.far, self._job.size, offset) from refused
+                raise
+            self._arrived(piece, offset, length, parts)
+            if len(self._asked) <= AHEAD - REFILL:
+                self._ask_more()
+        self._job.hash_zeros(end - self._hashed)
+        self._hashed = end
+
+    def _finish(self) -> None:
+        job = self._job
+        if self._keep:
+            with translating("write a copy of", job.far, needed=job.size, descriptor=job.local):
+                os.ftruncate(job.local, job.size)
+
+    def _ask_more(self) -> None:
+        pieces: list[_Piece] = []
+        while len(self._asked) + len(pieces) < AHEAD and (extent := next(self._coming, None)) is not None:
+            pieces.append(_Piece(*extent, missing=extent[1]))
+        self._order.extend(pieces)
+        self._ask([(piece, piece.offset, piece.length) for piece in pieces])
+
+    def _ask(self, wanted: list[tuple[_Piece, int, int]]) -> None:
+        numbers = self._sftp.send(*((Kind.READ, self._handle + struct.pack(">QI", offset, length)) for _, offset, length in wanted))
+        self._asked.update(zip(numbers, wanted, strict=True))
+
+    def _arrived(self, piece: _Piece, offset: int, length: int, parts: list[memoryview]) -> None:
+        count = sum(map(len, parts))
+        if count > length:
+            raise wrong_length(self._job.far, self._job.size, offset + count)
+        self.received += count
+        piece.missing -= count
+        piece.parts += parts
+        if count < length:
+            self._ask([(piece, offset + count, length - count)])
+        # In their order, whatever order the server has: so the length of our copy tells how far it came.
+        while self._order and not self._order[0].missing:
+            self._take(self._order.popleft())
+
+    def _take(self, piece: _Piece) -> None:
+        job = self._job
+        job.hash_zeros(piece.offset - self._hashed)
+        if self._keep:
+            with translating("write a copy of", job.far, needed=job.size, descriptor=job.local):
+                write_here(job.local, piece.parts, piece.offset)
+        for part in piece.parts:
+            job.hasher.update(part)
+        self._hashed = piece.offset + piece.length
+        job.progress.advance(piece.length)
+
+
+def write_here(descriptor: int, parts: list[memoryview], offset: int) -> None:
+    """Write pieces that follow each other, unless all of them are zeros: the file is new, and has holes where nothing is written."""
+    if not parts[0][0] and all(_is_empty(part) for part in parts):
+        return  # a hole that nobody told us of
+    if len(parts) > MOST_PARTS:
+        parts = [memoryview(b"".join(parts))]
+    count = os.pwritev(descriptor, parts, offset)
+    for part in parts:
+        done = min(count, len(part))
+        count -= done
+        while done < len(part):
+            done += os.pwrite(descriptor, part[done:], offset + done)
+        offset += len(part)
+
+
+def _is_empty(part: memoryview) -> bool:
+    return not part[-1] and not bytes(part).strip(b"\0")
+
+
+# -- to there ----------------------------------------------------------------------------------------------------------------------------------------
+
+
+class Upload:
+    """
+    Writes a file there.
+
+    :param sftp: by which
+    :param handle: of the file there
+    :param job: what is moved
+    :param limits: of the server
+    """
+
+    def __init__(self, sftp: Sftp, handle: bytes, job: Job, limits: Limits) -> None:
+        self._sftp = sftp
+        self._handle = string(handle)
+        self._job = job
+        self._length = min(limits.write, LONGEST)
+        self._extents: tuple[Extent, ...] = ()
+        self._asked: dict[int, None] = {}
+        self._hashed = 0
+        self.sent = 0
+
+    def run(self) -> int:
+        """:returns: how many bytes were sent"""
+        self._begin()
+        self._move(self._job.size)
+        self._finish()
+        return self.sent
+
+    def _begin(self) -> None:
+        self._extents = data_extents(self._job.local, self._job.size, limit=MOST_EXTENTS)
+        self._job.hash_here(0, self._job.done)
+        self._hashed = self._job.done
+
+    def _move(self, end: int) -> None:
+        """Go on to an offset, until the server has said of everything that it is there."""
+        for offset, length in cut(self._extents, self._hashed, end, self._length):
+            self._job.hash_zeros(offset - self._hashed)
+            self._send(offset, length)
+            self._hashed = offset + length
+        self._job.hash_zeros(end - self._hashed)
+        self._hashed = end
+        while self._asked:
+            self._check_one()
+
+    def _finish(self) -> None:
+        # Holes have not been sent, also one at the end: so the length is set.
+        self._asked[self._sftp.send((Kind.FSETSTAT, self._handle + attributes(size=self._job.size)))[0]] = None
+        while self._asked:
+            self._check_one()
+
+    def _send(self, offset: int, length: int) -> None:
+        data = self._read(offset, length)
+        self._write(offset, data)
+        self._job.hasher.update(data)
+        while self._asked and (len(self._asked) >= AHEAD or self._sftp.is_ready):
+            self._check_one()
+        self._job.progress.advance(length)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        job = self._job
+        with translating("read", job.near):
+            data = os.pread(job.local, length, offset)
+        if len(data) != length:
+            raise wrong_length(job.near, job.size, offset + len(data))
+        return data
+
+    def _write(self, offset: int, data: bytes) -> None:
+        self._asked[self._sftp.send_data(Kind.WRITE, self._handle + struct.pack(">Q", offset), memoryview(data))] = None
+        self.sent += len(data)
+
+    def _check_one(self) -> None:
+        number, answer = self._sftp.next_answer(self._asked)
+        del self._asked[number]
+        try:
+            check(answer)
+        except Refused:
+            # Why, nobody says: it can be asked for when the answers to all that is under way are there.
+            while self._asked:
+                del self._asked[self._sftp.next_answer(self._asked)[0]]
+            raise

@@ -1,0 +1,304 @@
+"""
+The packets of SFTP: version 3 of the protocol (draft-ietf-secsh-filexfer-02), which all servers speak, and some extensions of OpenSSH (its file
+``PROTOCOL``).
+
+Names are bytes here, as on the wire.
+"""
+
+from __future__ import annotations
+
+import enum
+import stat
+import struct
+
+from attrs import frozen
+
+VERSION = 3
+
+
+class Kind(enum.IntEnum):
+    """Types of packets."""
+
+    INIT = 1
+    VERSION = 2
+    OPEN = 3
+    CLOSE = 4
+    READ = 5
+    WRITE = 6
+    LSTAT = 7
+    FSTAT = 8
+    SETSTAT = 9
+    FSETSTAT = 10
+    OPENDIR = 11
+    READDIR = 12
+    REMOVE = 13
+    MKDIR = 14
+    RMDIR = 15
+    REALPATH = 16
+    STAT = 17
+    RENAME = 18
+    READLINK = 19
+    SYMLINK = 20
+    STATUS = 101
+    HANDLE = 102
+    DATA = 103
+    NAME = 104
+    ATTRS = 105
+    EXTENDED = 200
+    EXTENDED_REPLY = 201
+
+
+class Code(enum.IntEnum):
+    """What a status says. OpenSSH folds all that it has no code for into FAILURE: EEXIST, ENOSPC, EIO, ENOTEMPTY and others."""
+
+    OK = 0
+    EOF = 1
+    NO_SUCH_FILE = 2
+    PERMISSION_DENIED = 3
+    FAILURE = 4
+    BAD_MESSAGE = 5
+    NO_CONNECTION = 6
+    CONNECTION_LOST = 7
+    UNSUPPORTED = 8
+
+
+class Flag(enum.IntFlag):
+    """How a file is opened."""
+
+    READ = 1
+    WRITE = 2
+    CREATE = 8
+    TRUNCATE = 16
+    EXCLUSIVE = 32
+
+
+FSYNC = b"fsync@openssh.com"
+HARDLINK = b"hardlink@openssh.com"
+POSIX_RENAME = b"posix-rename@openssh.com"
+LIMITS = b"limits@openssh.com"
+STATVFS = b"statvfs@openssh.com"
+
+_SIZE, _OWNER, _MODE, _TIMES, _EXTENDED = 1, 2, 4, 8, 0x80000000
+
+
+class Refused(Exception):
+    """
+    The server did not do it.
+
+    :param code: of its status
+    :param text: what it said
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text or f"status {code}")
+        self.code = code
+        self.text = text
+
+
+class Garbled(Exception):
+    """The server answered with something that is no answer."""
+
+
+@frozen
+class Attributes:
+    """
+    What is known of a file.
+
+    :param size: in bytes
+    :param mode: its kind and its permissions, as in stat(2)
+    :param mtime: last change, in seconds since the epoch by the server's clock
+    """
+
+    size: int = 0
+    mode: int = 0
+    mtime: int = 0
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_link(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+
+@frozen
+class Limits:
+    """
+    How much one request may ask for, in bytes.
+
+    :param read: of a file that is read
+    :param write: of a file that is written
+    """
+
+    read: int = 32 << 10
+    write: int = 32 << 10
+
+
+@frozen
+class Answer:
+    """
+    What came back.
+
+    :param kind: type of the packet
+    :param parts: what is in it after its number, in pieces as they arrived
+    """
+
+    kind: int
+    parts: tuple[memoryview, ...]
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self.parts[0]) if len(self.parts) == 1 else b"".join(self.parts)
+
+
+def string(value: bytes) -> bytes:
+    """:returns: as it goes over the wire"""
+    return len(value).to_bytes(4, "big") + value
+
+
+def attributes(*, size: int | None = None, mode: int | None = None) -> bytes:
+    """:returns: attributes to be set, as they go over the wire"""
+    flags = (_SIZE if size is not None else 0) | (_MODE if mode is not None else 0)
+    return struct.pack(">I", flags) + (struct.pack(">Q", size) if size is not None else b"") + (struct.pack(">I", mode) if mode is not None else b"")
+
+
+class Reader:
+    """Takes an answer apart."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    @property
+    def is_done(self) -> bool:
+        return self._at >= len(self._data)
+
+    def take(self, count: int) -> bytes:
+        found = self._data[self._at : self._at + count]
+        if len(found) != count:
+            raise Garbled("an answer is shorter than it says")
+        self._at += count
+        return found
+
+    def number(self) -> int:
+        return int.from_bytes(self.take(4), "big")
+
+    def long(self) -> int:
+        return int.from_bytes(self.take(8), "big")
+
+    def string(self) -> bytes:
+        return self.take(self.number())
+
+    def attributes(self) -> Attributes:
+        flags = self.number()
+        size = self.long() if flags & _SIZE else 0
+        if flags & _OWNER:
+            self.take(8)
+        mode = self.number() if flags & _MODE else 0
+        mtime = 0
+        if flags & _TIMES:
+            self.take(4)
+            mtime = self.number()
+        if flags & _EXTENDED:
+            for _ in range(self.number()):
+                self.string()
+                self.string()
+        return Attributes(size, mode, mtime)
+
+
+def extension(name: bytes, *arguments: bytes) -> tuple[int, bytes]:
+    """:returns: a request of an extension"""
+    return Kind.EXTENDED, string(name) + b"".join(arguments)
+
+
+def check(answer: Answer) -> Answer:
+    """
+    :raises Refused: it is a status that says no
+    """
+    if answer.kind == Kind.STATUS:
+        reader = Reader(answer.body)
+        code = reader.number()
+        if code != Code.OK:
+            raise Refused(code, "" if reader.is_done else reader.string().decode("utf-8", "replace"))
+    return answer
+
+
+def checked(answer: Answer) -> Answer | Refused:
+    """:returns: the answer, or what :func:`check` would raise"""
+    try:
+        return check(answer)
+    except Refused as refused:
+        return refused
+
+
+# -- reading answers ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def handle_in(answer: Answer) -> bytes:
+    """:returns: what an opened file is called from now on"""
+    _require(answer, Kind.HANDLE)
+    return Reader(answer.body).string()
+
+
+def attributes_in(answer: Answer) -> Attributes:
+    """:returns: what is known of a file"""
+    _require(answer, Kind.ATTRS)
+    return Reader(answer.body).attributes()
+
+
+def names_in(answer: Answer) -> list[tuple[bytes, Attributes]]:
+    """:returns: names in a directory, or the one name that was asked for, with what is known of them"""
+    _require(answer, Kind.NAME)
+    reader, found = Reader(answer.body), []
+    for _ in range(reader.number()):
+        name = reader.string()
+        reader.string()  # the line of a listing, for people
+        found.append((name, reader.attributes()))
+    return found
+
+
+def data_in(answer: Answer) -> list[memoryview]:
+    """:returns: bytes of a file, in pieces"""
+    _require(answer, Kind.DATA)
+    head, parts = split(list(answer.parts), 4)
+    if sum(map(len, parts)) != int.from_bytes(head, "big"):
+        raise Garbled("an answer is not as long as it says")
+    return parts
+
+
+def numbers_in(answer: Answer) -> list[int]:
+    """:returns: the numbers of 64 bits that an extension answers with"""
+    _require(answer, Kind.EXTENDED_REPLY)
+    body = answer.body
+    return list(struct.unpack(f">{len(body) // 8}Q", body[: len(body) // 8 * 8]))
+
+
+def _require(answer: Answer, kind: int) -> None:
+    if answer.kind != kind:
+        raise Garbled(f"the server answers with a packet of type {answer.kind}, not {kind}")
+
+
+def extensions_in(reader: Reader) -> dict[bytes, bytes]:
+    """:returns: the extensions that a server names when it says which version it speaks"""
+    found = {}
+    while not reader.is_done:
+        name = reader.string()
+        found[name] = reader.string()
+    return found
+
+
+def split(parts: list[memoryview], count: int) -> tuple[bytes, list[memoryview]]:
+    """:returns: the first ``count`` bytes, and the rest"""
+    head = b""
+    for index, part in enumerate(parts):
+        missing = count - len(head)
+        head += bytes(part[:missing])
+        if len(head) == count:
+            rest = part[missing:]
+            return head, ([rest] if rest else []) + parts[index + 1 :]
+    raise Garbled("an answer is shorter than it says")

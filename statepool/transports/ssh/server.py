@@ -1,0 +1,84 @@
+"""What an SFTP server offers, and what its refusals mean."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+
+from attrs import frozen
+
+from statepool.errors import AccessDenied, MissingFile, NoSpace, TransportError
+from statepool.transports.failures import Subject
+from statepool.transports.ssh.packets import LIMITS, Answer, Code, Kind, Limits, Refused, attributes_in, extension, numbers_in, string
+from statepool.transports.ssh.sftp import Sftp
+
+_MARGIN = 1 << 20
+"""Bytes that may still be free on a disk that is full for us: file systems keep some for themselves."""
+
+
+@frozen
+class Server:
+    """
+    What is known of a server.
+
+    :param extensions: their names, with what it says of them
+    :param limits: of one request
+    :param has_links: symbolic links can be made and read
+    :param is_shared: the pool's directory is writable for its group
+    """
+
+    extensions: Mapping[bytes, bytes]
+    limits: Limits
+    has_links: bool
+    is_shared: bool
+
+    def has(self, name: bytes) -> bool:
+        """:returns: whether it has an extension"""
+        return name in self.extensions
+
+
+def look_at(sftp: Sftp, root: bytes) -> Server:
+    """
+    :param root: the directory of a pool there
+    :returns: what can be known of the server by asking it, all at once
+    """
+    questions: list[tuple[int, bytes]] = [(Kind.STAT, string(root)), (Kind.READLINK, string(root))]
+    if LIMITS in sftp.extensions:
+        questions.append(extension(LIMITS))
+    found, link, *limits = sftp.ask_all(questions)
+    # A server without symbolic links, or that does not permit them, says so of what is none, too.
+    has_links = isinstance(link, Answer) or link.code not in (Code.UNSUPPORTED, Code.PERMISSION_DENIED)
+    mode = attributes_in(found).mode if isinstance(found, Answer) else 0
+    return Server(sftp.extensions, _limits(limits), has_links, bool(mode & stat.S_IWGRP))
+
+
+def _limits(answers: list[Answer | Refused]) -> Limits:
+    """OpenSSH answers with the lengths of a packet, of a read and of a write, and the number of open files; 0 is what it does not tell."""
+    smallest = Limits()
+    if not answers or isinstance(answers[0], Refused):
+        return smallest
+    _, read, write, *_ = [*numbers_in(answers[0]), 0, 0, 0]
+    return Limits(read or smallest.read, write or smallest.write)
+
+
+def explained(refused: Refused, doing: str, subject: Subject, *, needed: int = 0, free: int | None = None) -> TransportError | NoSpace:
+    """
+    :param refused: what a server said of a file
+    :param doing: what was to be done with it: ``read``, ``create``
+    :param needed: bytes that were to be written
+    :param free: bytes that are free there, where that is known: a full disk is just a failure to a server
+    :returns: the error of ours to raise from it
+    """
+    what = f"cannot {doing} {subject.text}"
+    if refused.code == Code.NO_SUCH_FILE:
+        return MissingFile(f"{what}: No such file or directory", pool=subject.pool, path=subject.path)
+    if refused.code == Code.PERMISSION_DENIED:
+        hint = "look at the owner and the mode of the file and of the directories above it, on that host"
+        return AccessDenied(f"{what}: Permission denied", hint=hint, pool=subject.pool, path=subject.path)
+    if free is not None and free < min(needed, _MARGIN):
+        hint = "free some space there, for example with statepool gc"
+        return NoSpace(f"{what}: No space left on device", needed=needed, available=free, hint=hint, pool=subject.pool, path=subject.path)
+    if refused.code == Code.UNSUPPORTED:
+        return TransportError(f"{what}: the server cannot do that", hint="statepool doctor says what it lacks", pool=subject.pool, path=subject.path)
+    hint = "an SFTP server has no other word for a full or failing disk, a quota, or a limit: its log may say more"
+    return TransportError(f"{what}: the server says only {refused.text or refused.code!r}", hint=hint, pool=subject.pool, path=subject.path)

@@ -1,0 +1,221 @@
+"""
+SFTP on one channel: requests go out ahead, and every answer is looked at.
+
+The channel is paramiko's, the protocol on it is ours: paramiko's own client drops the list of extensions, does not collect all the answers to writes,
+and cannot ask a second question before the first is answered.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+from statepool.transports.ssh.packets import VERSION, Answer, Garbled, Kind, Reader, Refused, check, checked, extension, extensions_in, split
+
+SENT_AT_ONCE = 32 << 10
+"""Bytes of one packet of ours at most: more than that OpenSSH does not take on one channel."""
+
+RECEIVED_AT_ONCE = 4 << 20
+"""Bytes asked of the channel at most. All that is there is best: what remains would be moved to the front of its buffer."""
+
+LONGEST_ANSWER = 16 << 20
+"""Bytes; whoever announces more does not speak SFTP, such as a shell that greets everybody."""
+
+
+class Channel(Protocol):
+    """What is used of a channel of paramiko."""
+
+    def send(self, data: bytes, /) -> int: ...
+
+    def recv(self, count: int, /) -> bytes: ...
+
+    def send_ready(self) -> bool: ...
+
+    def recv_ready(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+Expecting = Callable[[], AbstractContextManager[None]]
+"""Within such a block, whoever watches the connection knows that something is waited for."""
+
+
+class _Input:
+    """The packets that arrive on a channel, without copying what is long."""
+
+    def __init__(self, channel: Channel, expecting: Expecting) -> None:
+        self._channel = channel
+        self._expecting = expecting
+        self._chunk = memoryview(b"")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether something is there that has not been looked at."""
+        return bool(self._chunk) or self._channel.recv_ready()
+
+    def packet(self) -> tuple[int, list[memoryview]]:
+        """:returns: type and content of the next packet"""
+        head = b"".join(self._take(5))
+        length = int.from_bytes(head[:4], "big") - 1
+        if not 0 <= length <= LONGEST_ANSWER:
+            raise Garbled(f"the server does not speak SFTP: it begins with {head!r}")
+        return head[4], self._take(length)
+
+    def _take(self, count: int) -> list[memoryview]:
+        parts = []
+        while count:
+            if not self._chunk:
+                self._chunk = memoryview(self._receive())
+            part = self._chunk[:count]
+            self._chunk = self._chunk[len(part) :]
+            count -= len(part)
+            parts.append(part)
+        return parts
+
+    def _receive(self) -> bytes:
+        if self._channel.recv_ready():
+            data = self._channel.recv(RECEIVED_AT_ONCE)
+        else:
+            with self._expecting():
+                data = self._channel.recv(RECEIVED_AT_ONCE)
+        if not data:
+            raise EOFError("the server has closed the channel")
+        return data
+
+
+class Sftp:
+    """
+    A client on one channel. One thread at a time may use it.
+
+    :param channel: on which the subsystem ``sftp`` has been started
+    :param expecting: told of every wait
+    :raises Garbled: the other end does not speak SFTP
+    :raises EOFError: the connection is lost; so in all methods
+    :raises TimeoutError: nothing came for too long; so in all methods
+    """
+
+    def __init__(self, channel: Channel, expecting: Expecting = nullcontext) -> None:
+        self._channel = channel
+        self._expecting = expecting
+        self._input = _Input(channel, expecting)
+        self._last = 0
+        self._waiting: dict[int, Answer | None] = {}
+        self._ignored: set[int] = set()
+        self._write(struct.pack(">IBI", 5, Kind.INIT, VERSION))
+        kind, parts = self._input.packet()
+        if kind != Kind.VERSION:
+            raise Garbled(f"the server does not speak SFTP: it answers with a packet of type {kind}")
+        reader = Reader(b"".join(parts))
+        self.version = reader.number()
+        self.extensions: Mapping[bytes, bytes] = extensions_in(reader)
+        """Names of the extensions that the server has, and what it says of them."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every question has been answered."""
+        return not self._waiting
+
+    def close(self) -> None:
+        """End it; nothing is waited for."""
+        self._channel.close()
+
+    # -- questions and answers ---------------------------------------------------------------------------------------------------------------------
+
+    def send(self, *requests: tuple[int, bytes]) -> list[int]:
+        """
+        Ask, and wait for no answer.
+
+        :param requests: the type of each packet, and what is in it after its number
+        :returns: the number of each
+        """
+        out, numbers = [], []
+        for kind, body in requests:
+            self._last += 1
+            numbers.append(self._last)
+            self._waiting[self._last] = None
+            out.append(struct.pack(">IBI", len(body) + 5, kind, self._last) + body)
+        self._write(b"".join(out))
+        return numbers
+
+    def send_data(self, kind: int, head: bytes, data: memoryview) -> int:
+        """As :meth:`send`, of one request that ends with much data."""
+        self._last += 1
+        self._waiting[self._last] = None
+        first = struct.pack(">IBI", len(head) + 4 + len(data) + 5, kind, self._last) + head + struct.pack(">I", len(data))
+        begin = min(SENT_AT_ONCE - len(first), len(data))
+        self._write(first + bytes(data[:begin]))
+        for offset in range(begin, len(data), SENT_AT_ONCE):
+            self._write(bytes(data[offset : offset + SENT_AT_ONCE]))
+        return self._last
+
+    def answer(self, number: int) -> Answer:
+        """:returns: the answer to a question, whatever it is"""
+        while (found := self._waiting[number]) is None:
+            self._receive()
+        del self._waiting[number]
+        return found
+
+    def next_answer(self, numbers: Mapping[int, object]) -> tuple[int, Answer]:
+        """:returns: the answer to one of these questions that comes first, and the number of the question"""
+        while True:
+            number = self._receive()
+            if number in numbers:
+                answer = self._waiting.pop(number)
+                assert answer is not None
+                return number, answer
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether an answer, or a part of one, is there."""
+        return self._input.is_ready
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """The answers to these do not matter to anybody."""
+        for number in numbers:
+            if self._waiting.pop(number, None) is None:
+                self._ignored.add(number)
+
+    def ask(self, kind: int, body: bytes) -> Answer:
+        """
+        :returns: the answer to one question
+        :raises Refused: it is a status that says no
+        """
+        return check(self.answer(self.send((kind, body))[0]))
+
+    def ask_all(self, requests: Sequence[tuple[int, bytes]]) -> list[Answer | Refused]:
+        """:returns: the answers to many questions that are asked at once"""
+        return [checked(self.answer(number)) for number in self.send(*requests)]
+
+    def extended(self, name: bytes, *arguments: bytes) -> Answer:
+        """As :meth:`ask`, of a request of an extension."""
+        return self.ask(*extension(name, *arguments))
+
+    def _receive(self) -> int:
+        """:returns: the number of a question whose answer has come"""
+        kind, parts = self._input.packet()
+        head, parts = split(parts, 4)
+        number = int.from_bytes(head, "big")
+        if number in self._ignored:
+            self._ignored.discard(number)
+        elif number in self._waiting:
+            self._waiting[number] = Answer(kind, tuple(parts))
+        else:
+            raise Garbled(f"the server answers a question that was not asked: {number}")
+        return number
+
+    def _write(self, data: bytes) -> None:
+        done = 0
+        while done < len(data):
+            part = data[done : done + SENT_AT_ONCE] if len(data) > SENT_AT_ONCE else data
+            if self._channel.send_ready():
+                sent = self._channel.send(part)
+            else:
+                with self._expecting():
+                    sent = self._channel.send(part)
+            if not sent:
+                raise EOFError("the channel is closed")
+            done += sent
+            if sent < len(part) and len(data) <= SENT_AT_ONCE:
+                data, done = data[sent:], 0

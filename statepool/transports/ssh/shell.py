@@ -1,0 +1,363 @@
+"""
+What a shell on the far side helps with: locks of the kernel there, and digests made there. It is never required.
+
+Many accounts have none. Some refuse to run a command, some run something else instead, such as ``internal-sftp``. So a command proves that it was a
+shell that ran it: it prints a nonce, and only lines that begin with it are looked at, whatever else is printed when somebody logs in.
+
+What is run is a script of our own for ``/bin/sh``, in one line. Nothing of it comes from a manifest or from a pool. The only thing that a person has
+chosen is the path of the pool: it is quoted, twice, since the account's own shell (which need not be a POSIX one) hands the script on to ``/bin/sh``.
+Paths with what some shells take for special even in quotes get no help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import secrets
+import shlex
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any, Self
+
+from attrs import define
+
+from statepool.errors import AccessDenied, BadRecord, LockTimeout, TransportError
+from statepool.model.digest import Digest
+from statepool.transports.ssh.connection import Connection
+
+ANSWERS_WITHIN = 10.0
+"""Seconds within which a shell shows that it is one, at most; less if the timeout is shorter."""
+
+PROGRAMS = ("flock", "b3sum", "sha256sum", "zstd", "python3", "timeout")
+"""What of a far side can be of use."""
+
+MODULES = ("blake3", "zstandard")
+"""What of its Python can be."""
+
+TICK = 5
+"""Seconds between two signs of life of a script that takes long."""
+
+BEAT = 20.0
+"""Seconds between two signs of life of whoever holds a lock there."""
+
+PATIENCE = 90
+"""Seconds without a sign of life after which a lock is let go there: a host that lost its power closes no connection."""
+
+MOST_NOISE = 1 << 20
+"""Bytes that may be printed before what we wait for."""
+
+_SPECIAL = re.compile(r"[\x00-\x1f\x7f\\!\ud800-\udfff]")
+"""Control characters end a line; a backslash is special between single quotes in fish(1), and an exclamation mark in csh(1)."""
+
+_B3_IN_PYTHON = (
+    "import sys, blake3; h = blake3.blake3(max_threads=blake3.blake3.AUTO); f = open(sys.argv[1], 'rb', buffering=0); "
+    "any(h.update(b) is None for b in iter(lambda: f.read(1 << 21), b'')); print(h.hexdigest())"
+)
+
+
+def quoted(path: str) -> str | None:
+    """
+    :param path: absolute, on the far side
+    :returns: it as one word of a shell, or None if no shell should be told of it
+    """
+    return shlex.quote(path) if path.startswith("/") and _SPECIAL.search(path) is None else None
+
+
+class Shell:
+    """
+    The shell of an account, if it has one.
+
+    :param connection: to the account
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._programs: frozenset[str] | None = None
+        self._modules: frozenset[str] | None = None
+
+    @property
+    def patience(self) -> float:
+        """How long a script may say nothing, in seconds."""
+        return self._connection.settings.timeout + TICK
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._connection.is_open
+
+    @property
+    def programs(self) -> frozenset[str]:
+        """
+        Those of :data:`PROGRAMS` that are there, and ``sh``; nothing where there is no shell. Asked for once.
+
+        :raises TransportError: the connection was lost
+        """
+        if self._programs is None:
+            self._programs = self._look()
+        return self._programs
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """Those of :data:`MODULES` that Python has there. Asked for once."""
+        if self._modules is None:
+            found = frozenset[str]()
+            if "python3" in self.programs:
+                script = "; ".join(f"python3 -c 'import {name}' 2>/dev/null && say has {name}" for name in MODULES)
+                found = frozenset(line[1] for line in self._ask(script) if line[0] == "has" and len(line) == 2)
+            self._modules = found
+        return self._modules
+
+    def _look(self) -> frozenset[str]:
+        words = " ".join(PROGRAMS)
+        script = f"say has sh; for p in {words}; do command -v $p >/dev/null 2>&1 && say has $p; done; say end"
+        try:
+            return frozenset(line[1] for line in self._ask(script) if line[0] == "has" and len(line) == 2 and line[1] in (*PROGRAMS, "sh"))
+        except TransportError:
+            if not self._connection.is_open:
+                raise
+            return frozenset()  # it refused, or said nothing: the connection holds, so it is the account that has no shell
+
+    def _ask(self, script: str) -> list[list[str]]:
+        """:returns: what a script says that is soon done"""
+        seconds = min(ANSWERS_WITHIN, self._connection.settings.timeout)
+        with self.start(script) as command:
+            command.end_of_input()
+            return list(command.lines(seconds))
+
+    def start(self, script: str, *, window: int = 4 << 20) -> Command:
+        """
+        :param script: for ``/bin/sh``, in one line; it tells us something with ``say WORD...``
+        :param window: how many bytes the far side may send ahead
+        :returns: it, running
+        """
+        nonce = secrets.token_hex(8)
+        # The first line ends what others may have printed without an end.
+        text = f"echo; say() {{ echo {nonce} $*; }}; {script}"
+        return Command(self._connection, self._connection.execute(f"exec /bin/sh -c {shlex.quote(text)}", window=window), nonce)
+
+    def try_start(self, script: str) -> Command | None:
+        """:returns: as :meth:`start`, or None if the server runs no further command now: it allows so many at a time, and no more"""
+        try:
+            return self.start(script)
+        except TransportError:
+            if not self.is_connected:
+                raise
+            return None
+
+    # -- locks -------------------------------------------------------------------------------------------------------------------------------------
+
+    def hold(self, path: str, timeout: float) -> contextlib.AbstractContextManager[None] | None:
+        """
+        Lock a file there by flock(2), as :class:`filelock.FileLock` does; the kernel lets it go when the connection dies.
+
+        :param path: the lock file, absolute; it is made if it is missing
+        :param timeout: how long to wait for another holder, in seconds
+        :returns: holds the lock for as long as a ``with`` block lasts, and raises :class:`~statepool.errors.LockTimeout` where it is entered; None
+            where there is no such lock
+        """
+        word = quoted(path)
+        if word is None or "flock" not in self.programs:
+            return None
+        started = self.try_start(self._locking(word, timeout))
+        return None if started is None else self._held(started, path, timeout)
+
+    @contextlib.contextmanager
+    def _held(self, started: Command, path: str, timeout: float) -> Iterator[None]:
+        with started as command:
+            answer = next((line[0] for line in command.lines(self.patience) if line[0] != "wait"), "no")
+            if answer == "busy":
+                raise LockTimeout(
+                    f"another process held {path} on {self._connection} for more than {timeout:g} s",
+                    seconds=timeout,
+                    path=path,
+                    hint="wait for it, or raise lock-timeout",
+                )
+            if answer != "held" and not self.is_connected:
+                raise TransportError(
+                    f"cannot lock {path} on {self._connection}: the connection was lost", hint="try again", transient=True, path=path
+                )
+            if answer != "held":
+                hint = "make it writable for the group of the pool, on that host"
+                raise AccessDenied(f"the lock {path} on {self._connection} cannot be opened", path=path, hint=hint)
+            beat = _Beat(command)
+            beat.start()
+            try:
+                yield
+            finally:
+                beat.end()
+                command.finish()
+
+    def _locking(self, word: str, timeout: float) -> str:
+        """A script that takes a lock, says so, and keeps it until its input ends, or nothing comes any more."""
+        rounds = max(math.ceil(timeout / TICK), 1)
+        how = f"-w {timeout / rounds:.3f}" if timeout > 0 else "-n"
+        again = "test $? -eq 1 || exit; n=$((n-1)); test $n -gt 0 || { say busy; exit; }; say wait"
+        keep = f'while test "$(timeout {PATIENCE} head -c 1)" = x; do :; done' if "timeout" in self.programs else "cat >/dev/null"
+        return f"umask 002; exec 9>>{word}; n={rounds}; until flock {how} 9; do {again}; done; say held; {keep}"
+
+    # -- digests -----------------------------------------------------------------------------------------------------------------------------------
+
+    def digest(self, path: str, size: int, algorithm: str) -> Digest | None:
+        """
+        Have a file read there.
+
+        :param path: absolute
+        :param size: how long it must be, in bytes
+        :param algorithm: of the digest
+        :returns: that of its bytes, or None where it could not be made, for whatever reason: then it has to be read from here
+        """
+        word, program = quoted(path), self._hashing(algorithm)
+        if word is None or program is None:
+            return None
+        check = f"test -L {word} && exit; test -f {word} || exit; test $(wc -c <{word}) -eq {size:d} || exit"
+        # The ticker must not hold our output open when it is killed.
+        tick = f"(while sleep {TICK} >/dev/null 2>&1; do say wait; done) & t=$!"
+        script = f"{check}; {tick}; d=$({program} {word}); kill $t; say digest $d"
+        command = self.try_start(script)
+        if command is None:
+            return None
+        with command:
+            command.end_of_input()
+            for line in command.lines(self.patience):
+                if line[0] == "digest" and len(line) > 1:
+                    return _digest(algorithm, line[1])
+        return None
+
+    def _hashing(self, algorithm: str) -> str | None:
+        """:returns: what prints the digest of the file that is named after it"""
+        if algorithm == "sha256" and "sha256sum" in self.programs:
+            return "sha256sum --"
+        if algorithm == "blake3" and "b3sum" in self.programs:
+            return "b3sum --no-names --"
+        if algorithm == "blake3" and "blake3" in self.modules:
+            return f"python3 -c {shlex.quote(_B3_IN_PYTHON)}"
+        return None
+
+
+@define(eq=False)
+class Command:
+    """
+    A script that runs on the far side.
+
+    :param connection: to there
+    :param channel: its input and output
+    :param nonce: what begins the lines that count
+    """
+
+    connection: Connection
+    channel: Any
+    nonce: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(TransportError), self.connection.translating("close a channel to"):  # closing tells the other side, if there is one
+            self.channel.close()
+
+    def end_of_input(self) -> None:
+        """Nothing more comes from here: whatever else may run there instead of our script ends now."""
+        with self.connection.translating("run a command on"):
+            self.channel.shutdown_write()
+
+    def lines(self, patience: float) -> Iterator[list[str]]:
+        """
+        :param patience: how long nothing may come, in seconds
+        :returns: the words of each line that the script says, until it ends or has said ``end``
+        :raises TransportError: nothing came, or the connection was lost
+        """
+        rest, noise = b"", 0
+        self.channel.settimeout(patience)
+        while True:
+            data = self.receive(64 << 10)
+            if not data:
+                return
+            *whole, rest = (rest + data).split(b"\n")
+            for line in whole:
+                words = line.decode("utf-8", "replace").split()
+                if len(words) > 1 and words[0] == self.nonce:
+                    if words[1] == "end":
+                        return
+                    yield words[1:]
+            noise += len(data)
+            if noise > MOST_NOISE or len(rest) > MOST_NOISE:
+                raise TransportError(f"the shell of {self.connection} says too much", pool=str(self.connection))
+
+    def rest_after(self, word: str) -> bytes | None:
+        """
+        :param word: that the script says when what it prints from then on is no text any more
+        :returns: what of that has come already, or None if it has ended without
+        """
+        mark, found = f"{self.nonce} {word}\n".encode(), b""
+        while (at := found.find(mark)) < 0:
+            data = self.receive(64 << 10)
+            if not data or len(found) > MOST_NOISE:
+                return None
+            found += data
+        return found[at + len(mark) :]
+
+    def receive(self, size: int) -> bytes:
+        """:returns: some of what it prints, at most ``size`` bytes; nothing when it has ended"""
+        with self.connection.translating("run a command on"):
+            data: bytes = self.channel.recv(size)
+        return data
+
+    def exit_status(self) -> int:
+        """:returns: that of the script, once it has ended; -1 if it was killed"""
+        with self.connection.translating("run a command on"):
+            if not self.channel.status_event.wait(self.connection.settings.timeout):
+                raise TimeoutError
+        status: int = self.channel.exit_status
+        return status
+
+    def send(self, data: bytes) -> None:
+        """Give it input."""
+        with self.connection.translating("run a command on"):
+            self.channel.sendall(data)
+
+    def finish(self) -> None:
+        """End its input, and wait until it has ended, as long as that can be known."""
+        with contextlib.suppress(TransportError):  # what ends the connection ends the script
+            self.end_of_input()
+            for _ in self.lines(min(ANSWERS_WITHIN, self.connection.settings.timeout)):
+                pass
+
+
+class _Beat:
+    """Tells a script that we are alive, from a thread of its own."""
+
+    def __init__(self, command: Command) -> None:
+        self._command = command
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="statepool-lock", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop."""
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with contextlib.suppress(TransportError):  # the lock went with the connection; whoever works here meets that too
+            while not self._done.wait(BEAT):
+                self._command.send(b"x")
+
+
+def _digest(algorithm: str, text: str) -> Digest | None:
+    try:
+        return Digest(algorithm, text.lower())
+    except BadRecord:
+        return None  # something else printed that
+
+
+def shell_of(connection: Connection) -> Shell:
+    """:returns: that of a connection, which all pools on that host share: it is looked at once"""
+    return _shells.setdefault(connection, Shell(connection))
+
+
+_shells: weakref.WeakKeyDictionary[Connection, Shell] = weakref.WeakKeyDictionary()

@@ -1,0 +1,199 @@
+"""
+``ssh://``: a pool on another host, by SFTP.
+
+SFTP alone is enough. What makes a publication durable and exclusive (fsync, hard links) are extensions that OpenSSH has; where a server lacks one,
+the next best is done, and :attr:`SSHTransport.capabilities` and ``docs/design.rst`` say what that means. A shell, where the account has one, helps.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import AbstractContextManager, suppress
+
+from statepool.errors import StatePoolError, TransportError
+from statepool.model.digest import DEFAULT_ALGORITHM, Digest, new_hasher
+from statepool.model.location import Location
+from statepool.model.outcomes import Finding
+from statepool.model.progress import SILENT, Progress
+from statepool.model.settings import Settings
+from statepool.transports.base import Capabilities, Moved, Transport
+from statepool.transports.failures import Subject, wrong_length
+from statepool.transports.retry import Retrying
+from statepool.transports.ssh.compressed import PackedDownload, PackedUpload, Packer, packer
+from statepool.transports.ssh.failures import is_lost
+from statepool.transports.ssh.files import NEW, SSHFiles, granted
+from statepool.transports.ssh.moving import Download, Job, Upload, are_in_order
+from statepool.transports.ssh.packets import (
+    FSYNC,
+    Flag,
+    Kind,
+    Refused,
+    attributes,
+    attributes_in,
+    extension,
+    string,
+)
+from statepool.transports.ssh.sftp import Sftp
+from statepool.transports.ssh.shell import shell_of
+from statepool.transports.ssh.survey import survey
+
+
+class SSHTransport(SSHFiles):
+    """
+    Files of another host.
+
+    :param location: with a host
+    :param settings: how to connect, and how long to wait
+    """
+
+    def __init__(self, location: Location, settings: Settings | None = None) -> None:
+        super().__init__(location, settings)
+        self._compress = (settings or Settings()).compress
+
+    @classmethod
+    def open(cls, location: Location, settings: Settings) -> Transport:
+        """:returns: a transport that tries again what may pass, as the settings say"""
+        transport = cls(location, settings)
+        return Retrying(transport, retries=settings.retries, pause=settings.retry_pause) if settings.retries else transport
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Durable where the server can flush files and directories."""
+        with self._at("look at", "") as sftp:
+            server = self._look(sftp)
+        return Capabilities(symlinks=server.has_links, durable=server.has(FSYNC), resumes=True)
+
+    # -- bytes -----------------------------------------------------------------------------------------------------------------------------------
+
+    def fetch(
+        self,
+        path: str,
+        target: int,
+        size: int,
+        *,
+        algorithm: str = DEFAULT_ALGORITHM,
+        extents: tuple[tuple[int, int], ...] = (),
+        progress: Progress = SILENT,
+        done: int = 0,
+    ) -> Moved:
+        """As the transport's face says. Only the ``extents`` are asked for: if there is anything else, the digest is not that of the file there."""
+        job = Job(target, size, new_hasher(algorithm), progress, self._subject(path), done)
+        with self._at("read", path) as sftp:
+            received = self._download(sftp, path, job, extents, keep=True)
+        return Moved(Digest(algorithm, job.hasher.hexdigest()), "stream", received)
+
+    def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
+        """As the transport's face says: there, if the account has a shell and the programs for it; otherwise all of it is read from here."""
+        with self._at("read", path) as sftp:
+            self._require_file(sftp, path, size)
+        found = shell_of(self._connection).digest(self._seen(path), size, algorithm)
+        if found is not None:
+            progress.advance(size)
+            return found
+        job = Job(-1, size, new_hasher(algorithm), progress, self._subject(path))
+        with self._at("read", path) as sftp:
+            self._download(sftp, path, job, (), keep=False)
+        return Digest(algorithm, job.hasher.hexdigest())
+
+    def _download(self, sftp: Sftp, path: str, job: Job, extents: tuple[tuple[int, int], ...], *, keep: bool) -> int:
+        full = self._full(path)
+        self._require_file(sftp, path, job.size)
+        whole = ((0, job.size),) if job.size else ()
+        with self._opened(sftp, full, Flag.READ) as handle:
+            wanted = extents if extents and are_in_order(extents) else whole
+            packer = self._packer(path, job) if keep else None
+            arguments = sftp, handle, job, self._look(sftp).limits, wanted
+            received = (PackedDownload(packer, *arguments) if packer else Download(*arguments, keep=keep)).run()
+            found = attributes_in(sftp.ask(Kind.FSTAT, string(handle)))
+            if found.size != job.size:
+                raise wrong_length(self._subject(path), job.size, found.size)
+        return received
+
+    def store(
+        self,
+        source: int,
+        path: str,
+        size: int,
+        *,
+        algorithm: str = DEFAULT_ALGORITHM,
+        extents: tuple[tuple[int, int], ...] = (),
+        progress: Progress = SILENT,
+        done: int = 0,
+    ) -> Moved:
+        """
+        As the transport's face says. Where the data is, the file system here knows better than ``extents``.
+
+        If the connection breaks, or the user interrupts it, what has arrived stays there, and its length tells how much: no byte of it is behind one
+        that is missing.
+        """
+        subject = self._subject(path)
+        found = os.fstat(source)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            raise wrong_length(Subject(f"the local file for {subject.text}", subject.pool, path), size, found.st_size)
+        job = Job(source, size, new_hasher(algorithm), progress, subject, done)
+        with self._at("write", path, needed=size) as sftp:
+            try:
+                sent = self._upload(sftp, path, job)
+            except Refused as refused:
+                # Looked into before the file goes: its room may be what the disk there lacks.
+                why = self._explained(sftp, refused, "write", subject, size)
+                self._discard(path)
+                raise why from refused
+            except BaseException as error:
+                if not _can_be_resumed(error):
+                    self._discard(path)
+                raise
+        if os.fstat(source).st_size != size:
+            self._discard(path)
+            raise wrong_length(Subject(f"the local file for {subject.text}", subject.pool, path), size, os.fstat(source).st_size)
+        return Moved(Digest(algorithm, job.hasher.hexdigest()), "stream", sent)
+
+    def _upload(self, sftp: Sftp, path: str, job: Job) -> int:
+        full, server = self._full(path), self._look(sftp)
+        if not job.done:
+            sftp.ask_all([(Kind.REMOVE, string(full))])
+        with self._opened(sftp, full, Flag.WRITE if job.done else NEW, mode=0o600) as handle:
+            packer = self._packer(path, job)
+            sent = (PackedUpload(packer, sftp, handle, job, server.limits) if packer else Upload(sftp, handle, job, server.limits)).run()
+            requests: list[tuple[int, bytes]] = [(Kind.FSETSTAT, string(handle) + attributes(mode=0o444)), (Kind.FSTAT, string(handle))]
+            if server.has(FSYNC):
+                requests.append(extension(FSYNC, string(handle)))
+            found = [granted(answer) for answer in sftp.ask_all(requests)][1]
+            if attributes_in(found).size != job.size:
+                raise wrong_length(self._subject(path), job.size, attributes_in(found).size)
+        return sent
+
+    def _packer(self, path: str, job: Job) -> Packer | None:
+        return packer(shell_of(self._connection), self._seen(path), self._compress, job.size - job.done)
+
+    def _discard(self, path: str) -> None:
+        """What is not whole and will not be goes, if it can: otherwise a collector finds it."""
+        with suppress(StatePoolError):
+            self.remove(path)
+
+    # -- the rest --------------------------------------------------------------------------------------------------------------------------------
+
+    def free_space(self) -> int | None:
+        """As the transport's face says."""
+        with self._at("ask for the free space at", "") as sftp:
+            return self._free(sftp)
+
+    def survey(self) -> list[Finding]:
+        """As the transport's face says."""
+        with self._at("look at", "") as sftp:
+            server = self._look(sftp)
+        return list(survey(str(self.location), self._connection, server, shell_of(self._connection), lambda: self.stat("")))
+
+    def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
+        """As the transport's face says: where the account has a shell."""
+        return shell_of(self._connection).hold(self._seen(path), timeout)
+
+    def close(self) -> None:
+        """Let go of idle channels; the connection stays, for other pools on that host."""
+        self._channels.close()
+
+
+def _can_be_resumed(error: BaseException) -> bool:
+    """Whether an upload has only been interrupted, by the link or by the user."""
+    return is_lost(error) or isinstance(error, TimeoutError | KeyboardInterrupt) or (isinstance(error, TransportError) and error.transient)

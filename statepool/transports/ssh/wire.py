@@ -1,0 +1,212 @@
+"""
+The TCP connection below SSH, and the watch over it.
+
+paramiko waits without end for some answers, and in a write to a link that has fallen silent. Both end here: its own thread looks at the socket ten
+times a second, and this socket says then that nobody answers any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from attrs import define, field
+
+KEEPALIVE = 15.0
+"""Seconds without traffic after which something is sent, so that nobody on the way forgets the connection, and we learn that it is dead."""
+
+
+class LinkSilent(ConnectionAbortedError):
+    """
+    Nothing moved for too long. Not a :class:`TimeoutError`: paramiko takes those for a reason to go on waiting.
+
+    :param seconds: how long
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(errno.ECONNABORTED, f"nothing was heard for {round(seconds, 1):g} seconds")
+        self.seconds = seconds
+
+
+@define(eq=False)
+class Waiting:
+    """Somebody waits for an answer until ``deadline`` (of the monotonic clock). Unless it is ``hard``, it is put off when something is heard."""
+
+    seconds: float
+    deadline: float
+    hard: bool
+
+
+@define(eq=False)
+class WatchedSocket:
+    """
+    What paramiko is given as its socket.
+
+    :param link: a connected socket, or a channel of another connection
+    :param timeout: how long a write may make no progress, in seconds
+    """
+
+    link: Any
+    timeout: float
+    received: int = 0
+    sent: int = 0
+    failure: OSError | None = None
+    ended: bool = False
+    """Nothing comes any more. paramiko knows it a moment later, after it has told those who wait."""
+
+    _closed: bool = False
+    _waiting: set[Waiting] = field(factory=set)
+    _stuck_since: float | None = None
+
+    # -- what paramiko calls ------------------------------------------------------------------------------------------------------------------------
+
+    def recv(self, size: int) -> bytes:
+        try:
+            data: bytes = self.link.recv(size)
+        except TimeoutError:
+            self._look_at_the_clock()
+            raise
+        except OSError:
+            self.ended = True
+            raise
+        self.ended = self.ended or not data
+        if self._waiting:
+            self._heard()
+            self._look_at_the_clock()
+        self.received += len(data)
+        return data
+
+    def send(self, data: bytes) -> int:
+        try:
+            count: int = self.link.send(data)
+        except TimeoutError:
+            now = time.monotonic()
+            self._stuck_since = self._stuck_since or now
+            if now - self._stuck_since > self.timeout:
+                self._fail(self.timeout)
+            raise
+        except OSError:
+            self.ended = True
+            raise
+        self._stuck_since = None
+        self.sent += count
+        return count
+
+    def settimeout(self, seconds: float | None) -> None:
+        self.link.settimeout(seconds)
+
+    def getpeername(self) -> Any:
+        return self.link.getpeername()
+
+    def close(self) -> None:
+        self._closed = True
+        self.link.close()
+
+    # -- what we call -------------------------------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def expecting(self, seconds: float, *, hard: bool = False) -> Iterator[None]:
+        """
+        Somebody waits for something.
+
+        :param seconds: the connection is given up if nothing at all is heard for that long
+        :param hard: or if it is not all there by then
+        """
+        waiting = Waiting(seconds, time.monotonic() + seconds, hard)
+        self._waiting.add(waiting)
+        try:
+            yield
+        finally:
+            self._waiting.discard(waiting)
+
+    def abandon(self) -> None:
+        """After a fork, in the child: forget the connection, which is the parent's. Nothing is sent, and no lock is taken."""
+        self._closed = True
+        if isinstance(self.link, socket.socket):
+            self.link.close()
+
+    def _heard(self) -> None:
+        now = time.monotonic()
+        for waiting in list(self._waiting):
+            if not waiting.hard:
+                waiting.deadline = now + waiting.seconds
+
+    def _look_at_the_clock(self) -> None:
+        now = time.monotonic()
+        for waiting in list(self._waiting):
+            if now > waiting.deadline:
+                self._fail(waiting.seconds)
+
+    def _fail(self, seconds: float) -> None:
+        self.ended = True
+        self.failure = LinkSilent(seconds)
+        raise self.failure
+
+
+def dial(host: str, port: int, seconds: float) -> socket.socket:
+    """
+    :param seconds: how long it may take, all addresses of the host together
+    :returns: a connected socket
+    :raises OSError: why the last address could not be reached; :class:`TimeoutError` if none answered in time
+    """
+    deadline = time.monotonic() + seconds
+    failure: OSError = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+    for family, kind, protocol, _, address in _resolve(host, port, seconds):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        link = socket.socket(family, kind, protocol)
+        try:
+            link.settimeout(left)
+            link.connect(address)
+        except OSError as error:
+            link.close()
+            failure = error
+            continue
+        return link
+    raise failure
+
+
+def tune(link: socket.socket, timeout: float) -> None:
+    """
+    Small questions go out at once, and the kernel gives up a connection whose other end acknowledges nothing (tcp(7)).
+
+    :param timeout: how long that may be, in seconds
+    """
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(timeout * 1000)))
+
+
+def _resolve(host: str, port: int, seconds: float) -> list[Any]:
+    """The resolver of the C library knows no time limit, so it is asked in a thread that may be left behind."""
+    answers: queue.SimpleQueue[Callable[[], list[Any]]] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            answers.put(_raising(error))
+        except UnicodeError:  # a part of it is too long, for example
+            answers.put(_raising(socket.gaierror(socket.EAI_NONAME, "this cannot be the name of a host")))
+        else:
+            answers.put(lambda: found)
+
+    threading.Thread(target=ask, name=f"resolve {host}", daemon=True).start()
+    try:
+        return answers.get(timeout=seconds)()
+    except queue.Empty:
+        raise socket.gaierror(socket.EAI_AGAIN, "the name server does not answer") from None
+
+
+def _raising(error: OSError) -> Callable[[], list[Any]]:
+    def answer() -> list[Any]:
+        raise error
+
+    return answer

@@ -1,0 +1,202 @@
+"""Hosts that cannot be reached, or are not what they should be: each a clear error, none of them a hang."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from statepool.errors import ConfigError, TransportError
+from statepool.model.location import Location
+from statepool.model.settings import Settings
+from statepool.testing.proxy import Proxy
+from statepool.testing.sshd import Sshd, free_port, run_sshd
+from statepool.transports.ssh.connection import Connection
+
+Connect = Callable[..., Connection]
+SETTINGS = Settings(connect_timeout=1, timeout=1, retries=0, ssh_config=os.devnull)
+
+
+def at(port: int, host: str = "127.0.0.1") -> Location:
+    return Location("ssh", "/pool", host=host, port=port, user="kim")
+
+
+def failure(connection: Connection) -> TransportError:
+    with pytest.raises(TransportError) as caught:
+        connection.sftp()
+    assert caught.value.exit_code == 7
+    assert caught.value.hint
+    assert caught.value.__cause__ is not None
+    return caught.value
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[bytes, bool], int]]:
+    """``answering(data, stay)``: the port of a server that says these bytes to everybody, and then stays or goes."""
+    listeners: list[socket.socket] = []
+
+    def start(data: bytes, stay: bool) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+        kept: list[socket.socket] = []
+
+        def serve() -> None:
+            while True:
+                try:
+                    link, _ = listener.accept()
+                except OSError:
+                    break
+                link.sendall(data)
+                if stay:
+                    kept.append(link)
+                else:
+                    link.close()
+            for link in kept:
+                link.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        return listener.getsockname()[1]
+
+    yield start
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def test_nothing_listens(connect: Connect) -> None:
+    port = free_port()
+    error = failure(connect(at(port), SETTINGS))
+    assert f"cannot connect to 127.0.0.1, port {port}: Connection refused" in error.message
+    assert error.transient
+
+
+def test_a_name_that_does_not_exist(connect: Connect) -> None:
+    error = failure(connect(at(22, "no-such-host.invalid"), SETTINGS))
+    assert "there is no address for no-such-host.invalid" in error.message
+
+
+def test_no_route(tmp_path: Path) -> None:
+    """In a network of its own, where there is nothing."""
+    if os.getuid() != 0 or subprocess.run(["unshare", "-n", "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("a network of one's own takes root's rights")
+    command = ["unshare", "-n", sys.executable, "-m", "statepool", "--cache", str(tmp_path), "--source", "ssh://kim@192.0.2.1/pool", "show"]
+    environ = {**os.environ, "STATEPOOL_RETRIES": "1", "STATEPOOL_RETRY_PAUSE": "0"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 7
+    assert done.stderr.startswith("statepool: cannot connect to 192.0.2.1, port 22: Network is unreachable (")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"SSH-2.0-x\r\n", b"\0" * 100], ids=["nothing", "greeting", "noise"])
+def test_a_server_that_falls_silent(connect: Connect, answering: Callable[[bytes, bool], int], data: bytes) -> None:
+    error = failure(connect(at(answering(data, True)), SETTINGS))
+    assert "no answer for 1 seconds" in error.message
+    assert error.transient
+
+
+@pytest.mark.parametrize(
+    "data", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"hello\r\n" * 200, b"\xff\xfe\n"], ids=["http", "nothing", "chat", "noise"]
+)
+def test_a_server_that_does_not_speak_ssh(connect: Connect, answering: Callable[[bytes, bool], int], data: bytes) -> None:
+    assert "did not greet us as SSH does" in failure(connect(at(answering(data, False)), SETTINGS)).message
+
+
+def test_an_old_protocol(connect: Connect, answering: Callable[[bytes, bool], int]) -> None:
+    error = failure(connect(at(answering(b"SSH-1.5-old\r\n", True)), SETTINGS))
+    assert "no way in common" in error.message
+    assert not error.transient
+
+
+def test_nothing_in_common(connect: Connect) -> None:
+    with run_sshd(options={"Ciphers": "chacha20-poly1305@openssh.com"}) as server:
+        error = failure(connect(server.location("/"), server.settings()))
+    assert "no way in common" in error.message
+    assert not error.transient
+
+
+def test_a_server_without_sftp(connect: Connect) -> None:
+    with run_sshd(sftp="") as server:
+        error = failure(connect(server.location("/"), server.settings()))
+    assert "has no SFTP" in error.message
+    assert "sshd_config" in (error.hint or "")
+    assert not error.transient
+
+
+def test_an_account_whose_shell_says_something_else(connect: Connect) -> None:
+    """As one with ``echo`` in its ``.bashrc``, which is the usual reason why SFTP fails."""
+    with run_sshd(sftp="/bin/echo hello there") as server:
+        connection = connect(server.location("/"), server.settings(timeout=3))
+        with pytest.raises(TransportError):
+            connection.sftp()
+
+
+def test_more_channels_than_the_server_permits(connect: Connect) -> None:
+    with run_sshd(options={"MaxSessions": "1"}) as server:
+        connection = connect(server.location("/"), server.settings())
+        first = connection.sftp()
+        error = failure(connection)
+        assert "MaxSessions" in (error.hint or "")
+        assert error.transient, "another one may be closed meanwhile"
+        first.close()
+        for _ in range(500):  # until the server has noticed
+            try:
+                assert connection.sftp().listdir("/")
+                break
+            except TransportError:
+                time.sleep(0.01)
+        else:
+            pytest.fail("the channel that was closed did not make room for another")
+
+
+def test_a_proxy_that_refuses(sshd: Sshd, proxy: Proxy, connect: Connect) -> None:
+    proxy.refusing = True
+    assert failure(connect(sshd.location("/", proxy.port), sshd.settings())).transient
+
+
+# -- configurations of ssh
+
+
+def test_a_proxy_command_is_not_run(connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
+    text = f"Host away\n  ProxyCommand touch {tmp_path}/run\n"
+    with pytest.raises(ConfigError, match="ProxyCommand") as caught:
+        connect(Location("ssh", "/", host="away"), Settings(ssh_config=ssh_config(text))).sftp()
+    assert "ProxyJump" in (caught.value.hint or "")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Host *\n  Port ssh\n", "Port"),
+        ("Host *\n  ProxyJump a:b:c\n", "ProxyJump"),
+        ("Host *\n  =\n", "Unparsable"),
+        ("Match\n", "ssh_config"),
+        ("Include ssh_config\n", "include each other"),
+        ('Host "x\n', "Unparsable"),
+        ('Host *\n  Include "x\n', "quot"),
+    ],
+)
+def test_a_configuration_of_ssh_that_cannot_be_used(connect: Connect, ssh_config: Callable[[str], str], text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        connect(Location("ssh", "/", host="store"), Settings(ssh_config=ssh_config(text))).sftp()
+    assert words in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_configuration_of_ssh_that_is_not_there(connect: Connect, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        connect(Location("ssh", "/", host="store"), Settings(ssh_config=str(tmp_path / "none"))).sftp()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        connect(Location("ssh", "/", host="store"), Settings(ssh_config=str(tmp_path))).sftp()
+
+
+def test_known_hosts_that_cannot_be_read(sshd: Sshd, connect: Connect, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        connect(sshd.location("/"), sshd.settings(known_hosts=str(tmp_path))).sftp()

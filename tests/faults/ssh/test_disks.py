@@ -1,0 +1,148 @@
+"""The disk on the far side is full, or fails: that is always reported, and nothing is visible that is not whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import statepool
+from statepool.errors import NoSpace, TransportError
+from statepool.model.outcomes import Presence
+from statepool.testing.sshd import SFTP_SERVER, Sshd, run_sshd, sshd_program
+from statepool.transfer.push import Push
+from statepool.transports.ssh import SSHTransport
+from statepool.transports.ssh.connection import connection_to
+
+if TYPE_CHECKING:
+    from conftest import Lab
+
+KIB, MIB = 1 << 10, 1 << 20
+SIZE = 3 * MIB + 77
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[int]:
+    """A local file."""
+    (tmp_path / "source").write_bytes(os.urandom(SIZE))
+    descriptor = os.open(tmp_path / "source", os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+# -- it fails ----------------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def failing() -> Iterator[Callable[[str], Sshd]]:
+    """``failing("write:error=EIO:when=3")``: from now on, this happens to files named ``target`` in each session of the server."""
+    if shutil.which("strace") is None or sshd_program() is None or not os.path.exists(SFTP_SERVER):
+        pytest.skip("strace or sshd is not installed (Debian: strace, openssh-server)")
+    with run_sshd(sftp="/proc/self/cwd/none") as server:
+        place = server.directory_for("failing")
+        wrapper = server.directory / "sftp-server"
+        server.kill()
+        config = server.directory / "sshd_config"
+        config.write_text(config.read_text().replace("/proc/self/cwd/none", str(wrapper)))
+
+        def fail(how: str) -> Sshd:
+            calls = how.partition(":")[0]
+            command = f"strace -f -qq -o /dev/null -P {place}/target -e trace={calls} -e inject={how} {SFTP_SERVER}"
+            wrapper.write_text(f"#!/bin/sh\nexec {command}\n" if how else f"#!/bin/sh\nexec {SFTP_SERVER}\n")
+            wrapper.chmod(0o755)
+            return server
+
+        fail("")
+        server.restart()
+        yield fail
+
+
+def reach(server: Sshd) -> SSHTransport:
+    """:returns: a transport on a new connection"""
+    location, settings = server.location(server.directory / "pools/failing"), server.settings(retries=0, timeout=30.0)
+    connection_to(location, settings).close()
+    return SSHTransport(location, settings)
+
+
+@pytest.mark.parametrize("call", ["write:error=EIO:when=1", "write:error=EIO:when=7", "write:error=ENOSPC:when=13", "fsync:error=EIO:when=1"])
+def test_a_failed_call_at_the_far_side_is_reported(failing: Callable[[str], Sshd], source: int, call: str) -> None:
+    server = failing(call)
+    transport = reach(server)
+    with pytest.raises((TransportError, NoSpace)):
+        transport.store(source, "target", SIZE)
+    assert not (server.directory / "pools/failing/target").exists()
+    failing("")
+    transport = reach(server)
+    assert transport.store(source, "target", SIZE).digest == transport.digest("target", SIZE)
+
+
+def test_a_write_that_does_less_than_it_should_is_noticed(failing: Callable[[str], Sshd], source: int) -> None:
+    server = failing("write:retval=100:when=5")
+    with pytest.raises(TransportError):
+        reach(server).store(source, "target", SIZE)
+
+
+# -- it is full --------------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(lab: Lab) -> Iterator[Path]:
+    """The pool is in a file system of a few MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    shutil.rmtree(lab.there)
+    lab.there.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m,mode=755", "tmpfs", str(lab.there)], check=True)
+    try:
+        statepool.init(lab.there)
+        yield lab.there
+    finally:
+        subprocess.run(["umount", "-l", str(lab.there)], check=True)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_sent(filled: Lab, small: Path) -> None:
+    before = filled.proxy.moved["up"]
+    with pytest.raises(NoSpace):
+        Push(filled.cache("cache"), filled.pool()).run(filled.chain("cache", "install"))
+    assert filled.proxy.moved["up"] - before < MIB
+    assert filled.states(small) == set()
+
+
+def test_a_full_disk_is_told_from_other_failures(filled: Lab, small: Path, source: int) -> None:
+    with open(small / "filler", "wb") as filler:
+        filler.write(bytes(os.statvfs(small).f_bavail * 4096 - MIB))
+    with pytest.raises(NoSpace) as caught:
+        filled.pool().transport.store(source, "target", SIZE)
+    assert caught.value.available < MIB
+    assert not (small / "target").exists()
+
+
+def test_a_disk_that_is_full_at_any_stage(
+    lab: Lab, small: Path, make_image: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From no room at all to enough of it, a few KiB at a time: markers, bytes, records and names each meet the end of it."""
+    monkeypatch.setattr(SSHTransport, "free_space", lambda self: None)  # somebody else takes the room when it has been asked for
+    work = make_image(tmp_path / "work.qcow2", MIB, writes=[(0, 64 * KIB, 1)])
+    assert lab.image("cache", alone=True).set("install", source=work).complete
+    chain = lab.chain("cache", "install")
+    need = chain[0].data_size
+    filler = small / "filler"
+    results = []
+    for left in (0, 8 * KIB, need, need + 8 * KIB, need + 256 * KIB):
+        filler.write_bytes(bytes(max(os.statvfs(small).f_bavail * 4096 - left, 0)))
+        outcome = Push(lab.cache("cache"), lab.pool()).attempt(chain)
+        results.append(outcome.result)
+        assert lab.states(small) <= {"install"}
+        assert outcome.result is Presence.FAILED or lab.states(small) == {"install"}
+        filler.unlink()
+        assert Push(lab.cache("cache"), lab.pool()).attempt(chain).result in (Presence.STORED, Presence.PRESENT)
+        assert lab.states(small) == {"install"}
+        lab.image("cache").unset("install", scope="shared")
+        statepool.StatePool(cache=lab.root / "cache", sources=[small]).gc()
+    assert results[0] is Presence.FAILED
+    assert results[-1] is Presence.STORED

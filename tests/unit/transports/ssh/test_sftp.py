@@ -1,0 +1,198 @@
+"""The client of SFTP against servers that are slow, disorderly, or no servers: what they answer is made up here."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from statepool.errors import IntegrityError
+from statepool.model.digest import Digest, new_hasher
+from statepool.model.progress import SILENT
+from statepool.transports.failures import Subject
+from statepool.transports.ssh.moving import Download, Job, Upload, are_in_order
+from statepool.transports.ssh.packets import Code, Garbled, Kind, Limits, Refused, attributes_in, extension, names_in, string
+from statepool.transports.ssh.sftp import Sftp
+
+Request = tuple[int, int, bytes]
+"""Type, number, and the rest."""
+
+CONTENT = b"".join(number.to_bytes(4, "big") for number in range(25_000))
+LIMITS = Limits(read=7_000, write=7_000)
+
+
+class FakeChannel:
+    """
+    A channel to a server that is a function.
+
+    :param serve: gives the answers to some requests
+    :param piece: how many bytes arrive together at most
+    """
+
+    def __init__(self, serve: Callable[[list[Request]], list[bytes]], *, hello: bytes | None = None, piece: int = 1 << 20) -> None:
+        self._serve = serve
+        self._piece = piece
+        self._out = bytearray()
+        self._in = bytearray(packet(Kind.VERSION, struct.pack(">I", 3) + string(b"one@example.org") + string(b"1")) if hello is None else hello)
+
+    def send(self, data: bytes) -> int:
+        self._out += data[:1000]
+        return min(len(data), 1000)
+
+    def recv(self, count: int) -> bytes:
+        if not self._in:
+            for answer in self._serve(list(self._requests())):
+                self._in += answer
+        found = bytes(self._in[: min(count, self._piece)])
+        del self._in[: len(found)]
+        return found
+
+    def send_ready(self) -> bool:
+        return True
+
+    def recv_ready(self) -> bool:
+        return bool(self._in)
+
+    def close(self) -> None:
+        self._in.clear()
+
+    def _requests(self) -> Iterator[Request]:
+        while len(self._out) >= 4:
+            length = int.from_bytes(self._out[:4], "big")
+            body, self._out = bytes(self._out[4 : 4 + length]), self._out[4 + length :]
+            if body[0] != Kind.INIT:
+                yield body[0], int.from_bytes(body[1:5], "big"), body[5:]
+
+
+def packet(kind: int, body: bytes) -> bytes:
+    return struct.pack(">IB", len(body) + 1, kind) + body
+
+
+def status(number: int, code: int = Code.OK) -> bytes:
+    return packet(Kind.STATUS, struct.pack(">II", number, code) + string(b"") + string(b""))
+
+
+def data(number: int, content: bytes) -> bytes:
+    return packet(Kind.DATA, struct.pack(">I", number) + string(content))
+
+
+def span(request: Request) -> tuple[int, int]:
+    """:returns: offset and length of a READ of the handle ``h``"""
+    found: tuple[int, int] = struct.unpack(">QI", request[2][5:17])
+    return found
+
+
+def downloaded(serve: Callable[[list[Request]], list[bytes]], path: Path, *, piece: int = 1 << 20, done: int = 0) -> tuple[bytes, Digest, int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        os.pwrite(descriptor, CONTENT[:done], 0)
+        job = Job(descriptor, len(CONTENT), new_hasher(), SILENT, Subject("it"), done)
+        received = Download(Sftp(FakeChannel(serve, piece=piece)), b"h", job, LIMITS, ((0, len(CONTENT)),)).run()
+    finally:
+        os.close(descriptor)
+    return path.read_bytes(), Digest("blake3", job.hasher.hexdigest()), received
+
+
+def whole(request: Request) -> bytes:
+    offset, length = span(request)
+    return data(request[1], CONTENT[offset : offset + length])
+
+
+@pytest.mark.parametrize("piece", [1, 13, 5_000, 1 << 20])
+def test_answers_may_arrive_in_pieces_of_any_length(tmp_path: Path, piece: int) -> None:
+    found = downloaded(lambda requests: [whole(request) for request in requests], tmp_path / "copy", piece=piece)
+    assert found == (CONTENT, Digest.of(CONTENT), len(CONTENT))
+
+
+def test_answers_may_come_in_another_order_and_be_short(tmp_path: Path) -> None:
+    def serve(requests: list[Request]) -> list[bytes]:
+        short = [data(number, CONTENT[offset : offset + max(length // 3, 1)]) for _, number, (offset, length) in spans(requests)]
+        return list(reversed(short))
+
+    def spans(requests: list[Request]) -> Iterator[tuple[int, int, tuple[int, int]]]:
+        for request in requests:
+            yield request[0], request[1], span(request)
+
+    assert downloaded(serve, tmp_path / "copy") == (CONTENT, Digest.of(CONTENT), len(CONTENT))
+
+
+def test_what_is_here_already_is_hashed_and_not_asked_for(tmp_path: Path) -> None:
+    found = downloaded(lambda requests: [whole(request) for request in requests], tmp_path / "copy", done=60_001)
+    assert found == (CONTENT, Digest.of(CONTENT), len(CONTENT) - 60_001)
+
+
+def test_a_copy_that_was_interrupted_has_no_gaps(tmp_path: Path) -> None:
+    """The first answer is missing: nothing behind it is written, though it is there."""
+    with pytest.raises(EOFError):
+        downloaded(lambda requests: [whole(request) for request in requests[1:]], tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b""
+
+
+def test_a_file_that_ends_too_soon_or_answers_too_much(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError):
+        downloaded(lambda requests: [status(request[1], Code.EOF) for request in requests], tmp_path / "copy")
+    with pytest.raises(IntegrityError):
+        downloaded(lambda requests: [data(request[1], b"x" * 8_000) for request in requests], tmp_path / "copy")
+
+
+@pytest.mark.parametrize("bad", [0, 3, 14])
+def test_each_answer_to_a_write_is_looked_at(tmp_path: Path, bad: int) -> None:
+    (tmp_path / "source").write_bytes(CONTENT)
+    seen = iter(range(1000))
+
+    def serve(requests: list[Request]) -> list[bytes]:
+        return [status(number, Code.FAILURE if next(seen) == bad else Code.OK) for _, number, _ in requests]
+
+    with open(tmp_path / "source", "rb") as source:
+        job = Job(source.fileno(), len(CONTENT), new_hasher(), SILENT, Subject("it"))
+        sftp = Sftp(FakeChannel(serve))
+        with pytest.raises(Refused):
+            Upload(sftp, b"h", job, LIMITS).run()
+    assert sftp.is_idle, "the channel can be used to find out why"
+
+
+def test_what_a_server_says_when_it_is_greeted() -> None:
+    sftp = Sftp(FakeChannel(lambda requests: []))
+    assert sftp.version == 3
+    assert sftp.extensions == {b"one@example.org": b"1"}
+    for hello in (b"Welcome to this host!\n", packet(Kind.STATUS, bytes(8)), packet(Kind.VERSION, b"\0\0\0\3\0\0\0\xff")):
+        with pytest.raises(Garbled):
+            Sftp(FakeChannel(lambda requests: [], hello=hello))
+    with pytest.raises(EOFError):
+        Sftp(FakeChannel(lambda requests: [], hello=b""))
+
+
+def test_answers_that_make_no_sense() -> None:
+    with pytest.raises(Garbled, match="not asked"):
+        Sftp(FakeChannel(lambda requests: [status(99)])).ask(Kind.STAT, string(b"/"))
+    sftp = Sftp(FakeChannel(lambda requests: [packet(Kind.ATTRS, struct.pack(">II", number, 1)) for _, number, _ in requests]))
+    with pytest.raises(Garbled, match="shorter"):
+        attributes_in(sftp.ask(Kind.STAT, string(b"/")))
+    with pytest.raises(Garbled, match="type"):
+        names_in(sftp.ask(Kind.READLINK, string(b"/")))
+
+
+def test_refusals_carry_what_was_said() -> None:
+    sftp = Sftp(FakeChannel(lambda requests: [status(number, Code.NO_SUCH_FILE) for _, number, _ in requests]))
+    with pytest.raises(Refused) as caught:
+        sftp.extended(b"statvfs@openssh.com", string(b"/"))
+    assert caught.value.code == Code.NO_SUCH_FILE
+    answers = sftp.ask_all([extension(b"a"), extension(b"b")])
+    assert [type(answer) for answer in answers] == [Refused, Refused]
+
+
+def test_what_is_forgotten_is_not_waited_for() -> None:
+    sftp = Sftp(FakeChannel(lambda requests: [status(number) for _, number, _ in requests]))
+    sftp.forget(sftp.send((Kind.CLOSE, string(b"h"))))
+    assert sftp.is_idle
+    sftp.ask(Kind.REMOVE, string(b"/a"))
+
+
+def test_extents_of_a_manifest_are_believed_if_they_can_be_true() -> None:
+    assert are_in_order(((0, 5), (5, 5), (20, 1)))
+    assert not are_in_order(((5, 5), (0, 5)))
+    assert not are_in_order(((0, 0),))
+    assert not are_in_order(((0, 9), (8, 2)))
