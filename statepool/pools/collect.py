@@ -16,6 +16,7 @@ from statepool.errors import MissingFile
 from statepool.model.digest import Digest
 from statepool.model.outcomes import Collected
 from statepool.pools import layout
+from statepool.pools.claims import has_ended, is_claim
 from statepool.pools.pool import Held, Pool
 from statepool.pools.staging import Marker, read_markers
 
@@ -24,6 +25,10 @@ ABANDONED = 7 * 24 * 3600
 
 PASSING = 3600
 """Age in seconds, by the pool's own clock, after which a nameless temporary file counts as left over: each lives for a moment."""
+
+
+RESUMABLE = 24 * 3600
+"""Age in seconds, by the pool's own clock, after which nobody will go on with what an interrupted transfer has left."""
 
 
 def _nothing_held() -> frozenset[Digest]:
@@ -96,6 +101,7 @@ class Collector:
         """
         gone = self.clear_incoming(dry_run=dry_run, thorough=True)
         gone += self._clear_trash(dry_run)
+        gone += self._clear_claims(dry_run)
         names = (Digest.from_file_name(entry.name) for entry in self._transport.scan(layout.DATA))
         gone += self.collect((digest for digest in names if digest is not None), dry_run=dry_run)
         for machine in self._pool.logged_machines():
@@ -108,7 +114,7 @@ class Collector:
         gone = [Collected(str(self._pool), "a name in the view of a state that was removed", layout.view(state)) for state in stale]
         if not dry_run:
             view.update([*stale, *log.fold().states], log.fold)
-            with self._pool.locks.hold(f"log-{machine}", self._pool.lock_timeout):
+            with self._pool.log_locks.hold(f"log-{machine}", self._pool.lock_timeout):
                 gone += [Collected(str(self._pool), "log behind a checkpoint", path) for path in log.compact()]
         return gone
 
@@ -121,6 +127,18 @@ class Collector:
                 continue
             if dry_run or (digest is None and self._transport.remove(path)) or (digest is not None and self._empty(path, digest)):
                 gone.append(Collected(str(self._pool), "bytes that were being removed", path, stat.size))
+        return gone
+
+    def _clear_claims(self, dry_run: bool) -> list[Collected]:
+        """Claims that ended, or whose holders died, and that nobody has followed since."""
+        paths = [f"{layout.LOCKS}/{name}" for name in sorted(entry.name for entry in self._transport.scan(layout.LOCKS)) if is_claim(name)]
+        if not paths:
+            return []
+        now, gone = self._now(), []
+        for path, stat in zip(paths, self._transport.stat_many(paths), strict=True):
+            old = stat is not None and now - stat.mtime_ns / 1e9 > (PASSING if has_ended(path) else ABANDONED)
+            if old and (dry_run or self._transport.remove(path)):
+                gone.append(Collected(str(self._pool), "a claim that is over", path))
         return gone
 
     # -- what crashed writers left -----------------------------------------------------------------------------------------------------------------
@@ -160,8 +178,12 @@ class Collector:
         passive = {nonce: marker for nonce, marker in markers.items() if not marker.facts}
         dead = {nonce for nonce, marker in passive.items() if marker.writer.is_dead or self._is_abandoned(marker, now)}
         for name in names:
-            nonce = name.partition(".")[0].partition("-")[0]
+            nonce = layout.nonce_of(name)
             path = f"{layout.INCOMING}/{name}"
+            if layout.part_of(name) is not None:
+                if (nonce in dead or nonce not in markers) and now is not None and self._age(path, now) > RESUMABLE:
+                    yield Leftover(path, "an interrupted transfer that nobody has resumed")
+                continue
             # The marker goes last here too, so that a crash of ours leaves what the next one can still recognise.
             if nonce in dead and path != layout.marker(nonce):
                 yield Leftover(path, "an unfinished transfer")

@@ -6,7 +6,7 @@ A fold is strict: a record that could not have been written by the rules is an e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +14,7 @@ from attrs import frozen
 
 from statepool.errors import BadRecord
 from statepool.model.digest import Digest
-from statepool.model.manifest import Kind, Manifest, Parent, StateId
+from statepool.model.manifest import Key, Kind, Manifest, Parent, StateId, parent_key
 
 
 @frozen
@@ -71,8 +71,6 @@ class Remove:
 
 Change = Publish | Remove
 
-_Key = tuple[str, str, Digest]
-
 
 class Fold:
     """
@@ -88,8 +86,8 @@ class Fold:
         self.number = 0
         self.nonces: dict[int, str] = {}
         self._states: dict[StateId, Manifest] = {}
-        self._present: dict[_Key, Manifest] = {}
-        self._children: dict[_Key, int] = {}
+        self._present: dict[Key, Manifest] = {}
+        self._children: dict[Key, int] = {}
 
     # -- reading -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -118,11 +116,10 @@ class Fold:
         return fold
 
     def _hold(self, manifest: Manifest) -> None:
-        if manifest.digest is not None:
-            self._present[manifest.object, manifest.state, manifest.digest] = manifest
-        if manifest.parent is not None:
-            key = (manifest.object, manifest.parent.state, manifest.parent.digest)
-            self._children[key] = self._children.get(key, 0) + 1
+        if (key := manifest.key) is not None:
+            self._present[key] = manifest
+        if (below := manifest.parent_key) is not None:
+            self._children[below] = self._children.get(below, 0) + 1
 
     @property
     def superseded(self) -> list[Manifest]:
@@ -138,28 +135,28 @@ class Fold:
     @property
     def digests(self) -> set[Digest]:
         """The names of all bytes that are needed."""
-        return {digest for _, _, digest in self._present}
+        return {Digest.parse(digest) for _, _, digest in self._present}
 
     def parent_of(self, manifest: Manifest) -> Manifest | None:
         """:returns: what backs a state of this fold"""
-        if manifest.parent is None:
-            return None
-        return self._present[manifest.object, manifest.parent.state, manifest.parent.digest]
+        below = manifest.parent_key
+        return self._present[below] if below is not None else None
 
     def find(self, object: str, parent: Parent) -> Manifest | None:
         """:returns: the state that can be the parent of a state of ``object``, with or without a name"""
-        return self._present.get((object, parent.state, parent.digest))
+        return self._present.get(parent_key(object, parent))
 
     def find_content(self, state: StateId, digest: Digest) -> Manifest | None:
         """:returns: the state of this id, with or without the name, that has these bytes or was rewritten from them"""
-        exact = self._present.get((state.object, state.state, digest))
+        exact = self._present.get((state.object, state.state, str(digest)))
         if exact is not None:
             return exact
         return next((manifest for manifest in self._present.values() if manifest.origin == digest and manifest.id == state), None)
 
     def has_children(self, manifest: Manifest) -> bool:
         """:returns: whether a state, with or without a name, stands directly on this one"""
-        return manifest.digest is not None and bool(self._children.get((manifest.object, manifest.state, manifest.digest)))
+        key = manifest.key
+        return key is not None and bool(self._children.get(key))
 
     def chain(self, manifest: Manifest) -> tuple[Manifest, ...]:
         """:returns: a state of this fold with all that backs it, tip first"""
@@ -229,9 +226,9 @@ class Fold:
         if manifest.id.machine != self.machine:
             raise BadRecord(f"record {number} of {self.machine} speaks of {manifest.object}", object=self.machine)
         old = self._states.get(manifest.id)
-        if change.supersedes != (old.digest if old else None) or (old is not None and old.digest is None):
+        if change.supersedes != (old.digest if old is not None else None) or (old is not None and old.digest is None):
             raise BadRecord(f"record {number} of {self.machine} publishes {manifest.id} over what is there", object=self.machine)
-        if old is not None and old.digest == manifest.digest and old.parent != manifest.parent and self.has_children(old):
+        if old is not None and old.key == manifest.key and old.parent_key != manifest.parent_key and self.has_children(old):
             raise BadRecord(
                 f"record {number} of {self.machine} puts {manifest.id} on another parent under those that stand on it", object=self.machine
             )
@@ -247,28 +244,33 @@ class Fold:
         return manifest
 
     def _check_published(self, manifest: Manifest, number: int) -> None:
-        if manifest.parent is not None and self.find(manifest.object, manifest.parent) is None:
+        if manifest.parent_key is not None and manifest.parent_key not in self._present:
             raise BadRecord(
-                f"record {number} of {self.machine} publishes {manifest.id} without its parent {manifest.parent.state}", object=self.machine
+                f"record {number} of {self.machine} publishes {manifest.id} without its parent {manifest.parent_key[1]}", object=self.machine
             )
-        seen: set[str] = set()
-        for link in self._walk(manifest) if manifest.digest else ():
-            if link.state in seen:
-                raise BadRecord(f"record {number} of {self.machine} makes {link.id} its own ancestor", object=self.machine)
-            seen.add(link.state)
-        for name, digest in manifest.members.items():
+        seen = {manifest.id.state}
+        below = manifest.parent_key
+        while below is not None:
+            if below[1] in seen:
+                raise BadRecord(f"record {number} of {self.machine} makes {manifest.object} {below[1]} its own ancestor", object=self.machine)
+            seen.add(below[1])
+            parent = self._present.get(below)  # if it lacks its own parent, it is looked at itself, being of this record
+            below = parent.parent_key if parent is not None else None
+        for name, digest in manifest.members.items() if manifest.id.kind is Kind.MACHINE else ():
             member = self._states.get(member_id(manifest, name))
             if member is None or member.digest != digest:
                 raise BadRecord(f"record {number} of {self.machine} lists {name} in {manifest.id}, which is not there", object=self.machine)
 
-    def _drop(self, removed: Iterable[Manifest], number: int) -> None:
+    def _drop(self, removed: Sequence[Manifest], number: int) -> None:
         """Forget states that have no name any more, and those below them that were only kept for their sake."""
-        waiting = [manifest for manifest in removed if manifest.digest is not None and self._states.get(manifest.id) is not manifest]
+        if not removed:
+            return
+        waiting = [manifest for manifest in removed if manifest.key is not None and self._states.get(manifest.id) is not manifest]
         stuck: list[Manifest] = []
         while len(stuck) < len(waiting):
             manifest = waiting.pop(0)
-            assert manifest.digest is not None
-            key = (manifest.object, manifest.state, manifest.digest)
+            key = manifest.key
+            assert key is not None
             if self._present.get(key) is manifest and self._children.get(key):
                 # Others stand on it: perhaps they go in the same record, so look at it again after them.
                 waiting.append(manifest)
@@ -277,16 +279,20 @@ class Fold:
             stuck.clear()
             if self._present.get(key) is manifest:
                 del self._present[key]
-            if manifest.parent is not None:
-                below = self.find(manifest.object, manifest.parent)
-                self._children[manifest.object, manifest.parent.state, manifest.parent.digest] -= 1
+            if (parent := manifest.parent_key) is not None:
+                below = self._present.get(parent)
+                self._children[parent] -= 1
                 if below is not None and self._states.get(below.id) is not below and below not in waiting:
                     waiting.append(below)
         for manifest in stuck:
             # A superseded state stays for the sake of those on it. A removed one cannot.
             if manifest.id not in self._states:
                 raise BadRecord(f"record {number} of {self.machine} removes {manifest.id}, on which others stand", object=self.machine)
-        for state, manifest in self._states.items() if any(m.kind is not Kind.MACHINE for m in removed) else ():
+        machines = (
+            [state for state in self._states if state.kind is Kind.MACHINE] if any(gone.id.kind is not Kind.MACHINE for gone in removed) else []
+        )
+        for state in machines:
+            manifest = self._states[state]
             for name, digest in manifest.members.items():
                 member = self._states.get(member_id(manifest, name))
                 if member is None or member.digest != digest:

@@ -26,6 +26,7 @@ RAM_SUFFIX = ".state"
 
 _DIGITS = 20
 _CHECKPOINT = "checkpoint-"
+_PART = "-part-"
 _LOG_ENTRY = re.compile(rf"({_CHECKPOINT})?([0-9]{{{_DIGITS}}})\.json\Z")
 
 
@@ -78,6 +79,22 @@ def incoming(nonce: str, digest: Digest) -> str:
 def gathered(nonce: str) -> str:
     """:returns: where a writer gathers bytes whose digest is not known yet"""
     return f"{INCOMING}/{nonce}-bytes"
+
+
+def part(nonce: str, digest: Digest) -> str:
+    """:returns: where a writer gathers bytes that another one can go on with if it is interrupted"""
+    return f"{INCOMING}/{nonce}{_PART}{digest.file_name}"
+
+
+def part_of(name: str) -> Digest | None:
+    """:returns: the digest of the bytes of which the file ``name`` in ``incoming/`` has the beginning, or None for another file"""
+    _, found, rest = name.partition(_PART)
+    return Digest.from_file_name(rest) if found else None
+
+
+def nonce_of(name: str) -> str:
+    """:returns: whose the file ``name`` in ``incoming/`` is"""
+    return name.partition(".")[0].partition("-")[0]
 
 
 def view(state: StateId) -> str:

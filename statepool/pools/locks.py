@@ -13,6 +13,7 @@ from typing import Protocol
 
 from statepool.errors import AccessDenied, LockTimeout
 from statepool.pools import layout
+from statepool.pools.claims import Claims
 from statepool.transports.base import Transport
 
 POLL_INTERVAL = 0.01
@@ -88,8 +89,27 @@ class FileLocks:
         return gone
 
 
+class RemoteLocks:
+    """
+    Locks of a place on another host: those of its kernel where there is a shell to take them, which local users of the pool meet; else claims.
+
+    :param transport: reaches it
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._claims = Claims(transport)
+
+    @contextlib.contextmanager
+    def hold(self, name: str, timeout: float) -> Iterator[None]:
+        """As :meth:`Locks.hold`."""
+        lock = self._transport.hold(f"{layout.LOCKS}/{name}.lock", timeout)
+        with self._claims.hold(name, timeout) if lock is None else lock:
+            yield
+
+
 class NoLocks:
-    """For places without locks: everybody does the work, and publication sorts it out."""
+    """For what is not worth waiting for: everybody does the work, and publication sorts it out."""
 
     @contextlib.contextmanager
     def hold(self, name: str, timeout: float) -> Iterator[None]:
@@ -98,6 +118,15 @@ class NoLocks:
 
 
 def locks_of(transport: Transport) -> Locks:
-    """:returns: the locks that the place of a pool offers"""
+    """:returns: the locks that the place of a pool offers, for work that takes long"""
+    return _file_locks(transport) or RemoteLocks(transport)
+
+
+def quick_locks_of(transport: Transport) -> Locks:
+    """:returns: those that cost next to nothing, for work that is soon done once more: none where taking one is a conversation with another host"""
+    return _file_locks(transport) or NoLocks()
+
+
+def _file_locks(transport: Transport) -> FileLocks | None:
     directory = transport.local_path(layout.LOCKS)
-    return FileLocks(directory) if directory is not None and directory.is_dir() else NoLocks()
+    return FileLocks(directory) if directory is not None and directory.is_dir() else None

@@ -16,21 +16,30 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from attrs import frozen
 
-from statepool.errors import BadRecord, FileExists, MissingFile, UnsupportedFormat
+from statepool.errors import BadRecord, FileExists, UnsupportedFormat
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, StateId
+from statepool.model.manifests import read_manifests
 from statepool.pools import layout
 from statepool.pools.fold import KEEP_NONCES, Change, Fold, Publish, Remove
+from statepool.pools.talks import MAX_SMALL_FILE, Ask, Question, Talk, hold
 from statepool.pools.writer import Writer
-from statepool.transports.base import Transport
+from statepool.transports.base import Entry, Transport
 
 CHECKPOINT_EVERY = 32
 """Records between checkpoints of a small log."""
+
+FIRST_CHECKPOINT = 8
+"""Records before the first checkpoint of a small log; the next ones come when it is twice as long, so that nobody reads many small files."""
+
+RELIEF = 8
+"""Records after which another writer makes the checkpoint that was due, if it is not there yet."""
 
 KEEP_RECORDS = 100
 """Records that stay behind a checkpoint."""
@@ -38,14 +47,22 @@ KEEP_RECORDS = 100
 KEEP_CHECKPOINTS = 2
 """Checkpoints that stay, so that a directory being listed while they change still shows one."""
 
-MAX_RECORD = 64 << 20
+MAX_RECORD = MAX_SMALL_FILE
 """Longest record or checkpoint that is read, in bytes."""
+
+MAX_AHEAD = 64
+"""Most records that are asked for together before it is known that there are so many."""
 
 _ATTEMPTS = 8
 """How often a fold begins again because records were deleted under it. Each deletion stands for dozens of records written meanwhile."""
 
+PATIENCE = 3
+"""Vain attempts to be the next one, after which a writer asks the others to stand back."""
+
 Nonce = Callable[[], str]
 Clock = Callable[[], float]
+Alone = Callable[[], AbstractContextManager[None]]
+Plan = Callable[[Fold], Sequence[Change]]
 
 
 def random_nonce() -> str:
@@ -72,11 +89,10 @@ class Record:
     changes: tuple[Change, ...]
 
     def to_bytes(self) -> bytes:
-        """:returns: the content of its file"""
+        """:returns: the content of its file, whose name says the number"""
         return _encode(
             {
                 "format": layout.FORMAT,
-                "number": self.number,
                 "nonce": self.nonce,
                 "time": self.time,
                 "by": self.by,
@@ -90,29 +106,28 @@ class Record:
         :param content: what is in the file
         :param number: what the file's name says
         :param where: the file, for messages
-        :raises BadRecord: it is not a record, or not this one
+        :raises BadRecord: it is not a record
         """
         data = decode(content, where)
         changes = data.get("changes")
-        if data.get("number") != number or not isinstance(changes, list) or not changes:
-            raise BadRecord(f"{where} is not record {number}", path=where)
+        if not isinstance(changes, list) or not changes:
+            raise BadRecord(f"{where} is not a record: it changes nothing", path=where)
         return cls(number, _text(data, "nonce", where), _number(data, "time", where), _text(data, "by", where), tuple(_changes(changes, where)))
 
 
 def _changes(changes: list[Any], where: str) -> list[Change]:
-    result: list[Change] = []
-    for change in changes:
-        if not isinstance(change, dict) or ("publish" in change) == ("remove" in change):
-            raise BadRecord(f"a change in {where} neither publishes nor removes", path=where)
-        try:
-            if "publish" in change:
-                supersedes = change.get("supersedes")
-                result.append(Publish(Manifest.from_json(change["publish"]), Digest.parse(str(supersedes)) if supersedes is not None else None))
-            else:
-                result.append(_remove(change["remove"]))
-        except BadRecord as error:
-            raise BadRecord(f"{error.message}, in {where}", path=where) from error
-    return result
+    if any(not isinstance(change, dict) or ("publish" in change) == ("remove" in change) for change in changes):
+        raise BadRecord(f"a change in {where} neither publishes nor removes", path=where)
+    try:
+        manifests = iter(read_manifests([change["publish"] for change in changes if "publish" in change]))
+        return [_publish(change, next(manifests)) if "publish" in change else _remove(change["remove"]) for change in changes]
+    except BadRecord as error:
+        raise BadRecord(f"{error.message}, in {where}", path=where) from error
+
+
+def _publish(change: dict[str, Any], manifest: Manifest) -> Publish:
+    supersedes = change.get("supersedes")
+    return Publish(manifest, Digest.parse(str(supersedes)) if supersedes is not None else None)
 
 
 def _remove(data: Any) -> Remove:
@@ -193,48 +208,53 @@ class MachineLog:
         :returns: the states of the machine, as of a moment during this call
         :raises BadRecord: the log is damaged
         """
+        return hold(self._transport, self.folding())
+
+    def folding(self) -> Talk[Fold]:
+        """As :meth:`fold`, as a talk to be held beside others."""
         last = self._last
-        if last is not None and last.number:
-            if self._is_newest(last):
-                return last
-            extended = self._extend(last)
-            if extended is not None:
-                self._last = extended
-                return extended
-        self._last = self._fold_all()
+        newer = (yield from self._extending(last)) if last is not None and last.number else None
+        self._last = newer if newer is not None else (yield from self._folding_all())
         return self._last
 
-    def _is_newest(self, last: Fold) -> bool:
-        """Whether there is nothing after ``last``. The order of the two questions matters: records are deleted oldest first."""
-        return self._transport.stat(layout.record(self._machine, last.number + 1)) is None and self._vouches(last)
+    def _extending(self, last: Fold) -> Talk[Fold | None]:
+        """
+        To ``last`` and what came after it, or to None if too much has come to tell.
 
-    def _vouches(self, base: Fold) -> bool:
-        """Whether the records that were read after ``base`` count, because its last one is still there."""
-        if not base.number:
-            # Before the first record there is none that could vouch for it: without a checkpoint none was ever deleted.
-            return not self.entries()[0]
-        path = layout.record(self._machine, base.number)
+        The order of the questions matters: records are deleted oldest first, so ``last`` vouches for what was found, or not found, before.
+        """
+        fold = last
         try:
-            content = self._transport.read(path, 0, MAX_RECORD)
-        except MissingFile:
-            return False
-        return decode(content, self._where(path)).get("nonce") == base.nonces.get(base.number)
-
-    def _extend(self, last: Fold) -> Fold | None:
-        """:returns: ``last`` and what came after it, or None if too much has come to tell"""
-        fold = last.copy()
-        try:
-            while (record := self._read(fold.number + 1)) is not None:
-                self._apply(fold, record)
+            ahead, missing = 1, False
+            while not missing:
+                numbers = range(fold.number + 1, fold.number + 1 + ahead)
+                contents = yield self._read(numbers)
+                missing = None in contents
+                if contents[0] is not None:
+                    fold = fold.copy() if fold is last else fold
+                    self._apply_all(fold, numbers, contents[: contents.index(None)] if missing else contents)
+                ahead = min(fold.number - last.number, MAX_AHEAD)  # who is far behind catches up in few steps
         except BadRecord:
-            if self._vouches(last):
+            if (yield from self._vouching(last)):
                 raise
             return None
-        return fold if self._vouches(last) else None
+        return fold if (yield from self._vouching(last)) else None
 
-    def _fold_all(self) -> Fold:
+    def _vouching(self, base: Fold) -> Talk[bool]:
+        """To whether the records that were read after ``base`` count, because its last one is still there."""
+        if not base.number:
+            # Before the first record there is none that could vouch for it: without a checkpoint none was ever deleted.
+            (entries,) = yield Question(Ask.SCAN, [self._directory])
+            return not _numbers(entries)[0]
+        (content,) = yield self._read([base.number])
+        return content is not None and self._is_last_of(base, content)
+
+    def _is_last_of(self, base: Fold, content: bytes) -> bool:
+        return decode(content, self._where(layout.record(self._machine, base.number))).get("nonce") == base.nonces.get(base.number)
+
+    def _folding_all(self) -> Talk[Fold]:
         for _ in range(_ATTEMPTS):
-            fold = self._try_fold_all()
+            fold = yield from self._trying_to_fold_all()
             if fold is not None:
                 return fold
         raise BadRecord(
@@ -244,116 +264,151 @@ class MachineLog:
             hint="restore the missing files; nothing of this machine is used until then",
         )
 
-    def _try_fold_all(self) -> Fold | None:
-        """:returns: the fold, or None if what was listed and what was read do not fit together"""
-        checkpoints, records = self.entries()
-        if checkpoints:
-            base = self._read_checkpoint(checkpoints[-1])
-            if base is None:
-                return None
-        else:
-            base = Fold(self._machine)
+    def _trying_to_fold_all(self) -> Talk[Fold | None]:
+        """To the fold, or to None if what was listed and what was read do not fit together."""
+        (entries,) = yield Question(Ask.SCAN, [self._directory])
+        checkpoints, records = _numbers(entries)
+        newest = checkpoints[-1] if checkpoints else 0
+        numbers = range(newest + 1, (records[-1] if records else 0) + 1)
+        paths = [layout.checkpoint(self._machine, newest)] if checkpoints else []
+        paths += [layout.record(self._machine, number) for number in numbers]
+        contents = (yield Question(Ask.READ, paths)) if paths else []
+        if None in contents:
+            return None
+        base = self._restored(newest, contents.pop(0)) if checkpoints else Fold(self._machine)
+        if not contents:
+            return base
         fold = base.copy()
         try:
-            for number in range(base.number + 1, (records[-1] if records else 0) + 1):
-                record = self._read(number)
-                if record is None:
-                    return None
-                self._apply(fold, record)
+            self._apply_all(fold, numbers, contents)
         except BadRecord:
-            if self._vouches(base):
+            if (yield from self._vouching(base)):
                 raise
             return None
-        return fold if fold.number == base.number or self._vouches(base) else None
+        return fold if (yield from self._vouching(base)) else None
 
     def entries(self) -> tuple[list[int], list[int]]:
         """:returns: the numbers of the checkpoints and of the records that are there, each in order"""
-        found = [entry for entry in (layout.log_entry(entry.name) for entry in self._transport.scan(self._directory)) if entry is not None]
-        return sorted(number for is_checkpoint, number in found if is_checkpoint), sorted(
-            number for is_checkpoint, number in found if not is_checkpoint
-        )
+        return _numbers(self._transport.scan(self._directory))
 
-    def _read(self, number: int) -> Record | None:
-        path = layout.record(self._machine, number)
-        try:
-            content = self._transport.read(path, 0, MAX_RECORD)
-        except MissingFile:
-            return None
-        return Record.from_bytes(content, number, self._where(path))
+    def _read(self, numbers: Sequence[int]) -> Question:
+        return Question(Ask.READ, [layout.record(self._machine, number) for number in numbers])
 
-    def _apply(self, fold: Fold, record: Record) -> None:
-        try:
-            fold.apply(record.number, record.nonce, record.changes)
-        except BadRecord as error:
-            where = self._where(layout.record(self._machine, record.number))
-            raise BadRecord(f"{error.message}: {where} cannot be believed", object=self._machine, path=where) from error
+    def _apply_all(self, fold: Fold, numbers: Sequence[int], contents: Sequence[bytes]) -> None:
+        for number, content in zip(numbers, contents, strict=False):
+            record = self._record(number, content)
+            try:
+                fold.apply(record.number, record.nonce, record.changes)
+            except BadRecord as error:
+                where = self._where(layout.record(self._machine, number))
+                raise BadRecord(f"{error.message}: {where} cannot be believed", object=self._machine, path=where) from error
+
+    def _record(self, number: int, content: bytes) -> Record:
+        return Record.from_bytes(content, number, self._where(layout.record(self._machine, number)))
 
     def records(self) -> list[Record]:
         """:returns: the records that are still there and count, oldest first"""
         fold = self.fold()
-        found = []
-        for number in self.entries()[1]:
-            record = self._read(number) if number <= fold.number else None
-            if record is not None and fold.nonces.get(number, record.nonce) == record.nonce:
-                found.append(record)
-        return found
+        numbers = [number for number in self.entries()[1] if number <= fold.number]
+        contents = self._transport.read_many(self._read(numbers).paths, MAX_RECORD)
+        found = [self._record(number, content) for number, content in zip(numbers, contents, strict=True) if content is not None]
+        return [record for record in found if fold.nonces.get(record.number, record.nonce) == record.nonce]
 
     # -- writing -----------------------------------------------------------------------------------------------------------------------------------
 
-    def append(self, plan: Callable[[Fold], Sequence[Change]]) -> tuple[Fold, bool]:
+    def append(self, plan: Plan, *, alone: Alone | None = None) -> tuple[Fold, bool]:
         """
         Add one record.
 
         :param plan: what to change, given what is there; called again whenever somebody else was faster. Raises if the change is not allowed any
             more; answers nothing if there is nothing to do.
+        :param alone: keeps others away who would only be too late: held by who was too late himself several times
         :returns: the fold with the change, and whether a record was written
         """
         nonce = self._nonce()
+        fold, changes = self._planned(plan)
+        while changes:
+            if not fold.number:
+                self._transport.make_directory(self._directory)
+            record = Record(0, nonce, self._clock(), str(Writer.current()), changes)
+            # On stable storage before it has a number, so that nobody need wait for that; whoever is too late by then only takes another number.
+            with self._transport.draft(self._directory, record.to_bytes()) as place:
+                drafted = changes
+                fold, changes, extended = self._place(place, fold, nonce, drafted, plan, alone)
+            if extended is not None:
+                if self._is_lasting(nonce, extended.number):
+                    self._last = extended
+                    return extended, True
+                self._last = None
+                fold, changes = self._planned(plan)
+        return fold, False
+
+    def _planned(self, plan: Plan) -> tuple[Fold, tuple[Change, ...]]:
+        fold = self.fold()
+        return fold, tuple(plan(fold))
+
+    def _place(
+        self, place: Callable[[str], None], fold: Fold, nonce: str, drafted: tuple[Change, ...], plan: Plan, alone: Alone | None
+    ) -> tuple[Fold, tuple[Change, ...], Fold | None]:
+        """
+        Give a draft the next number, for as long as what is in it is what has to be done.
+
+        :returns: the last fold; what has to be done with it; and what came of it by the draft, or None if that is not what has to be done any more
+        """
+        failures, changes = 0, drafted
         while True:
-            fold = self.fold()
-            changes = tuple(plan(fold))
-            if not changes:
-                return fold, False
-            record = Record(fold.number + 1, nonce, self._clock(), str(Writer.current()), changes)
-            extended = fold.after(record.number, nonce, changes)
-            if self._create(record) and not self._is_void(record):
-                self._last = extended
-                return extended, True
-            self._last = None
+            with alone() if alone is not None and failures >= PATIENCE else nullcontext():
+                if failures:
+                    fold, changes = self._planned(plan)
+                    if changes != drafted:
+                        return fold, changes, None
+                extended = fold.after(fold.number + 1, nonce, changes)
+                try:
+                    place(layout.record(self._machine, extended.number))
+                except FileExists:
+                    failures += 1
+                else:
+                    return fold, changes, extended
 
-    def _create(self, record: Record) -> bool:
-        path = layout.record(self._machine, record.number)
-        if record.number == 1:
-            self._transport.make_directory(self._directory)
-        try:
-            self._transport.create(path, record.to_bytes())
-        except FileExists:
-            return False
+    def _is_lasting(self, nonce: str, number: int) -> bool:
+        """Whether our record counts; if so, it is on stable storage when this returns."""
         self._transport.flush(self._directory)
-        return True
+        return not self._is_void(nonce, number)
 
-    def _is_void(self, record: Record) -> bool:
+    def _is_void(self, nonce: str, number: int) -> bool:
         """Whether our record came too late; if so, it is gone when this returns, or so old that the next compaction takes it."""
         while True:
             checkpoints, _ = self.entries()
             self._checkpoint = checkpoints[-1] if checkpoints else 0
-            if self._checkpoint < record.number:
+            if self._checkpoint < number:
                 return False
             newest = self._read_checkpoint(self._checkpoint)
             if newest is None:
                 continue  # newer ones took its place
-            if newest.nonces.get(record.number) == record.nonce:
+            if newest.nonces.get(number) == nonce:
                 return False
-            if record.number > newest.number - KEEP_NONCES:
+            if number > newest.number - KEEP_NONCES:
                 # Surely not the one that counted: that one is remembered, and taking it away would leave a gap.
-                self._transport.remove(layout.record(self._machine, record.number))
+                self._transport.remove(layout.record(self._machine, number))
             return True
 
     # -- checkpoints -------------------------------------------------------------------------------------------------------------------------------
 
     def is_checkpoint_due(self, fold: Fold) -> bool:
-        """:returns: whether it is time for another checkpoint, as far as this object saw; a large one is written more seldom"""
-        return fold.number - self._checkpoint >= max(CHECKPOINT_EVERY, min(256, len(fold.states) // 32))
+        """:returns: whether it is time for another checkpoint, as far as this object saw"""
+        return self._overdue(fold) >= 0
+
+    def is_turn(self, fold: Fold) -> bool:
+        """:returns: whether the writer of the last record is the one to write a checkpoint: one of several who see at once that it is time"""
+        overdue = self._overdue(fold)
+        return overdue >= 0 and overdue % min(RELIEF, CHECKPOINT_EVERY) == 0
+
+    def _overdue(self, fold: Fold) -> int:
+        """How many records ago a checkpoint was due; negative before. Large logs have them more seldom, and small ones their first ones sooner."""
+        every = max(CHECKPOINT_EVERY, min(256, len(fold.states) // 32))
+        if every == CHECKPOINT_EVERY:
+            every = min(every, max(FIRST_CHECKPOINT, self._checkpoint))
+        return fold.number - self._checkpoint - every
 
     def compact(self) -> list[str]:
         """
@@ -390,15 +445,20 @@ class MachineLog:
         self._transport.flush(self._directory)
 
     def _read_checkpoint(self, number: int) -> Fold | None:
-        path = layout.checkpoint(self._machine, number)
-        where = self._where(path)
-        try:
-            data = decode(self._transport.read(path, 0, MAX_RECORD), where)
-        except MissingFile:
-            return None
+        (content,) = self._transport.read_many([layout.checkpoint(self._machine, number)], MAX_RECORD)
+        return self._restored(number, content) if content is not None else None
+
+    def _restored(self, number: int, content: bytes) -> Fold:
+        where = self._where(layout.checkpoint(self._machine, number))
+        data = decode(content, where)
         nonces = data.get("nonces")
         states, superseded = data.get("states"), data.get("superseded")
         if data.get("number") != number or not isinstance(nonces, dict) or not isinstance(states, list) or not isinstance(superseded, list):
             raise BadRecord(f"{where} is not checkpoint {number}", path=where)
         kept = {int(key): str(nonce) for key, nonce in nonces.items() if key.isascii() and key.isdigit() and int(key) > number - KEEP_NONCES}
-        return Fold.restore(self._machine, number, kept, map(Manifest.from_json, states), map(Manifest.from_json, superseded))
+        return Fold.restore(self._machine, number, kept, read_manifests(states), read_manifests(superseded))
+
+
+def _numbers(entries: Iterable[Entry]) -> tuple[list[int], list[int]]:
+    found = [entry for entry in (layout.log_entry(entry.name) for entry in entries) if entry is not None]
+    return sorted(number for is_checkpoint, number in found if is_checkpoint), sorted(number for is_checkpoint, number in found if not is_checkpoint)

@@ -23,13 +23,14 @@ from statepool.errors import (
 )
 from statepool.model.digest import Digest
 from statepool.model.location import Location
-from statepool.model.manifest import Manifest, StateId
+from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.names import is_name
 from statepool.pools import layout
-from statepool.pools.fold import Change, Fold, Publish, Remove, member_id
-from statepool.pools.locks import Locks, locks_of
+from statepool.pools.fold import Change, Fold, Publish, Remove, member_id, member_ids
+from statepool.pools.locks import Locks, locks_of, quick_locks_of
 from statepool.pools.log import Clock, MachineLog, Nonce, decode, random_nonce
 from statepool.pools.staging import Marker, Staging, read_markers, restore
+from statepool.pools.talks import hold_all
 from statepool.pools.view import Unmanaged, View
 from statepool.pools.writer import Writer
 from statepool.transports.base import FileKind, Transport
@@ -65,7 +66,7 @@ class Pool:
         self.nonce = nonce
         self.clock = clock
         self.lock_timeout = lock_timeout
-        self._locks = locks
+        self._given_locks = self._locks = locks
         self._logs: dict[str, MachineLog] = {}
         self._managed: bool | None = None
 
@@ -83,6 +84,11 @@ class Pool:
         if self._locks is None:
             self._locks = locks_of(self.transport)
         return self._locks
+
+    @property
+    def log_locks(self) -> Locks:
+        """Locks for changes of a log, which are right without, and cost no more than what they save: an append that came too late."""
+        return self._given_locks if self._given_locks is not None else quick_locks_of(self.transport)
 
     # -- being a pool ------------------------------------------------------------------------------------------------------------------------------
 
@@ -140,7 +146,7 @@ class Pool:
         """
         if self.is_managed:
             return
-        if not any(self.view.unmanaged(machine, Fold(machine)) for machine in self.view.machines()):
+        if not any(self.view.all_unmanaged({machine: Fold(machine) for machine in self.view.machines()}).values()):
             raise NotAPool(
                 f"{self.location} is not a pool: there is no {layout.POOL_FILE} and no state in it",
                 pool=str(self.location),
@@ -168,6 +174,16 @@ class Pool:
         """
         self._require_known_format()
         return self.log(machine).fold()
+
+    def folds(self, machines: Iterable[str]) -> dict[str, Fold]:
+        """
+        As :meth:`fold` of each, in a number of round trips that does not grow with their number.
+
+        :returns: the managed states of the machines, by their ids
+        """
+        self._require_known_format()
+        wanted = list(dict.fromkeys(machines))
+        return dict(zip(wanted, hold_all(self.transport, [self.log(machine).folding() for machine in wanted]), strict=True))
 
     def logged_machines(self) -> list[str]:
         """:returns: the machines that have a log"""
@@ -261,18 +277,23 @@ class Pool:
         staging.settle(digests)
         if durable:
             self.transport.flush(layout.DATA)
-        written = self._append(machine, lambda fold: self._plan(fold, manifests, replace, supersede))
+        written = self.append(machine, lambda fold: self._plan(fold, manifests, replace, supersede))
         # A collector may have moved the bytes aside before it could see the record. We still have them: one last look.
         staging.settle(digests)
         self.view.update(ids, lambda: self.fold(machine))
         return written
 
-    def _append(self, machine: str, plan: Callable[[Fold], Sequence[Change]]) -> bool:
+    def append(self, machine: str, plan: Callable[[Fold], Sequence[Change]]) -> bool:
+        """
+        Add one record to a log, and a checkpoint if it is time for one.
+
+        :param plan: as :meth:`MachineLog.append` has it
+        :returns: whether a record was written
+        """
         log = self.log(machine)
-        with self.locks.hold(f"log-{machine}", self.lock_timeout):
-            fold, written = log.append(plan)
-            if written and log.is_checkpoint_due(fold):
-                log.compact()
+        fold, written = log.append(plan, alone=lambda: self.log_locks.hold(f"log-{machine}", self.lock_timeout))
+        if written and log.is_turn(fold):
+            log.compact()
         return written
 
     def _plan(self, fold: Fold, manifests: Sequence[Manifest], replace: bool, supersede: bool) -> list[Change]:
@@ -286,10 +307,11 @@ class Pool:
             if old is None:
                 changes.append(Publish(manifest))
             elif supersede and old.digest is not None and not (old.digest == manifest.digest and fold.has_children(old)):
+                self._refuse_listed(fold, old, set(coming))
                 changes.append(Publish(manifest, supersedes=old.digest))
             elif replace or supersede:
                 self._refuse_dependants(fold, [old.id], set(coming), "replaced")
-                changes += [Remove(old.id, old.digest), Publish(manifest)]
+                changes += [Remove(old.id, old.digest), *_lost_ram(fold, old, manifest), Publish(manifest)]
             else:
                 raise Conflict(
                     f"{manifest.id} exists in {self.location} with other content",
@@ -366,6 +388,19 @@ class Pool:
                 hint=f"remove them first, or unset {wanted[0].state} with --cascade",
             )
 
+    def _refuse_listed(self, fold: Fold, old: Manifest, besides: set[StateId]) -> None:
+        """What a machine state lists is replaced together with it, or not at all."""
+        machine = StateId(old.id.machine, old.state, Kind.MACHINE)
+        if machine in fold.states and machine not in besides and old.id in member_ids(fold.states[machine]):
+            raise HasDependants(
+                f"{old.id} in {self.location} cannot be replaced alone: {machine} lists it",
+                dependants=[str(machine)],
+                object=old.object,
+                state=old.state,
+                pool=str(self.location),
+                hint=f"get or set {machine}, or remove that first",
+            )
+
     # -- removing ----------------------------------------------------------------------------------------------------------------------------------
 
     def plan_removal(self, state: StateId, *, cascade: bool = False) -> list[StateId]:
@@ -380,14 +415,18 @@ class Pool:
     def _plan_removal(self, fold: Fold, state: StateId, cascade: bool) -> list[Remove]:
         if state not in fold.states:
             raise self.missing(state)
+        together = [state, *member_ids(fold.states[state])]  # a machine state goes with all that it lists
         if not cascade:
-            self._refuse_dependants(fold, [state], set(), "removed")
-        ids = [*fold.dependants([state]), state]
+            self._refuse_dependants(fold, together, set(), "removed")
+        ids = [*fold.dependants(together), *together]
+        # The RAM of a machine state is of no use without it.
+        machines = [gone for gone in ids if gone.kind is Kind.MACHINE]
+        ids += [ram for ram in (StateId(gone.object, gone.state, Kind.RAM) for gone in machines) if ram in fold.states and ram not in ids]
         return [Remove(gone, fold.states[gone].digest) for gone in ids]
 
     def remove(self, state: StateId, *, cascade: bool = False, allowed: Callable[[set[Digest]], None] = lambda digests: None) -> list[Manifest]:
         """
-        Remove a state, in one record with whatever else goes. The bytes stay until a collector takes them.
+        Remove a state, in one record with whatever else goes: a machine state takes its members along. The bytes stay until a collector takes them.
 
         :param cascade: also remove what stands on it
         :param allowed: raises if one of these bytes must stay
@@ -405,7 +444,7 @@ class Pool:
             gone[:] = [fold.states[change.id] for change in changes]
             return changes
 
-        self._append(state.machine, plan)
+        self.append(state.machine, plan)
         self.view.update([manifest.id for manifest in gone], lambda: self.fold(state.machine))
         return gone
 
@@ -418,9 +457,14 @@ class Pool:
         """
         ignored = besides.nonce if besides is not None else None
         digests = {digest for marker in read_markers(self.transport) if marker.nonce != ignored for digest in marker.digests}
-        for machine in self.logged_machines():
-            digests |= self.fold(machine).digests
-        return digests
+        return digests.union(*(fold.digests for fold in self.folds(self.logged_machines()).values()))
+
+
+def _lost_ram(fold: Fold, old: Manifest, new: Manifest) -> list[Remove]:
+    """:returns: what removes the RAM of a machine state that has none any more: nobody could use it"""
+    ram = StateId(old.object, old.state, Kind.RAM)
+    lost = "ram" in old.members and "ram" not in new.members and ram in fold.states
+    return [Remove(ram, fold.states[ram].digest)] if lost else []
 
 
 def _same(old: Manifest, new: Manifest) -> bool:

@@ -10,6 +10,8 @@ The second half takes away one rule at a time, and shows that the explorer finds
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from statepool.model.digest import Digest
@@ -17,7 +19,7 @@ from statepool.pools import layout
 from statepool.pools import log as log_module
 from statepool.pools.collect import Collector
 from statepool.pools.fold import Fold
-from statepool.pools.log import MachineLog, Record
+from statepool.pools.log import MachineLog
 from statepool.pools.staging import Staging
 from statepool.testing.interleave import Explored, Replay
 from statepool.testing.pool_worlds import (
@@ -207,29 +209,27 @@ def test_without_the_trash_bytes_are_lost(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_without_void_records_what_was_acknowledged_is_lost(short_logs: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MachineLog, "_is_void", lambda self, record: False)
+    monkeypatch.setattr(MachineLog, "_is_void", lambda self, nonce, number: False)
     doings = {"a": append(C), "s": rush(D, E)}
     (violation,) = explore(doings, pool_with(P, leftover="CDE")).violations
     assert "published vm1/disk C, and it is not there" in violation.what
 
 
 def test_without_nonces_a_reader_is_deceived(short_logs: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def vouches(self: MachineLog, base: Fold) -> bool:
-        return self._transport.stat(layout.record("vm1", base.number)) is not None
-
-    monkeypatch.setattr(MachineLog, "_vouches", vouches)
+    monkeypatch.setattr(MachineLog, "_is_last_of", lambda self, base, content: True)
     (violation,) = a_reader_and_one_that_overslept().violations
     assert "was not the newest when it began" in violation.what
 
 
 def test_without_exclusive_records_the_log_forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def create(self: MachineLog, record: Record) -> bool:
-        self._transport.remove(layout.record("vm1", record.number))
-        self._transport.create(layout.record("vm1", record.number), record.to_bytes())
-        return True
+    def place(self: MachineLog, place: Any, fold: Fold, nonce: str, drafted: Any, plan: Any, alone: Any) -> Any:
+        path = layout.record("vm1", fold.number + 1)
+        self._transport.remove(path)
+        place(path)
+        return fold, drafted, fold.after(fold.number + 1, nonce, drafted)
 
     files = pool_with(P, leftover="CD")
-    monkeypatch.setattr(MachineLog, "_create", create)
+    monkeypatch.setattr(MachineLog, "_place", place)
     (violation,) = explore({"a": append(C), "b": append(D)}, files).violations
     assert "the log was" in violation.what
 

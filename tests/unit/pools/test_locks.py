@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from statepool.errors import LockTimeout
 from statepool.pools import layout
 from statepool.pools.locks import FileLocks, NoLocks, locks_of
 from statepool.pools.pool import Pool
-from statepool.testing.memory import MemoryTransport
+from statepool.testing.memory import MemoryStore, MemoryTransport
 
 HOLDER = """
 import sys
@@ -129,12 +130,50 @@ def test_the_group_of_a_pool_can_open_lock_files(locks: FileLocks, tmp_path: Pat
         os.umask(old)
 
 
-def test_a_local_pool_has_locks_and_one_in_memory_has_none(local_pool: Pool, transport: MemoryTransport) -> None:
+def test_a_local_pool_has_the_locks_of_its_kernel(local_pool: Pool) -> None:
     assert isinstance(locks_of(local_pool.transport), FileLocks)
-    assert isinstance(locks_of(transport), NoLocks)
-    with NoLocks().hold("name", 0), NoLocks().hold("name", 0):
-        pass
+    assert isinstance(local_pool.log_locks, FileLocks)
     with local_pool.locks.hold("name", 0):
         path = local_pool.transport.local_path(f"{layout.LOCKS}/name.lock")
         assert path is not None
         assert path.exists()
+
+
+def test_a_place_elsewhere_has_claims(pool: Pool) -> None:
+    locks = locks_of(pool.transport)
+    with locks.hold("store-a", 0), pytest.raises(LockTimeout), locks.hold("store-a", 0):
+        pass
+    assert [entry.name for entry in pool.transport.scan(layout.LOCKS)] == ["store-a.1.end"]
+
+
+def test_a_place_elsewhere_with_a_kernel_has_its_locks() -> None:
+    class Lock(MemoryTransport):
+        def hold(self, path: str, timeout: float) -> contextlib.AbstractContextManager[None]:
+            return held(path, timeout)
+
+    @contextlib.contextmanager
+    def held(path: str, timeout: float) -> Iterator[None]:
+        done.append(("take", path, timeout))
+        yield
+        done.append(("free", path, timeout))
+
+    done: list[tuple[str, str, float]] = []
+    pool = Pool(Lock(MemoryStore()))
+    pool.create()
+    with pool.locks.hold("store-a", 7):
+        done.append(("work", "", 0))
+    path = ".statepool/locks/store-a.lock"
+    assert done == [("take", path, 7), ("work", "", 0), ("free", path, 7)]
+    assert pool.transport.scan(layout.LOCKS) == []
+
+
+def test_a_change_of_a_log_pays_for_no_claim(pool: Pool, put: Callable[..., object], state: Callable[..., object]) -> None:
+    unlocked = Pool(pool.transport)
+    assert isinstance(unlocked.log_locks, NoLocks)
+    put(unlocked, state("install"))
+    assert pool.transport.scan(layout.LOCKS) == []
+
+
+def test_no_locks_hold_nobody_up() -> None:
+    with NoLocks().hold("name", 0), NoLocks().hold("name", 0):
+        pass

@@ -10,7 +10,7 @@ import pytest
 from statepool.errors import Conflict, HasDependants, IntegrityError, NotAPool, NotFound, ReadOnlyPool, RefusedError, UnsafeImage, UnsupportedFormat
 from statepool.model.digest import Digest
 from statepool.model.location import Location
-from statepool.model.manifest import Manifest, StateId
+from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.pools import layout
 from statepool.pools.pool import Pool
 from statepool.testing.memory import MemoryStore, MemoryTransport
@@ -246,7 +246,44 @@ def test_a_machine_state_keeps_its_members(pool: Pool, state: State, machine_sta
     put(pool, disk, ram, machine)
     with pytest.raises(HasDependants):
         pool.remove(disk.id)
-    assert {gone.id for gone in pool.remove(disk.id, cascade=True)} == {disk.id, machine.id}
+    # RAM is of no use without its machine state.
+    assert {gone.id for gone in pool.remove(disk.id, cascade=True)} == {disk.id, machine.id, ram.id}
+
+
+def test_a_machine_state_goes_with_all_that_it_lists(pool: Pool, state: State, machine_state: MachineState, put: Put) -> None:
+    disk, data = state("on"), state("on", "other disk", object="vm1/data")
+    ram, machine = machine_state("on", disk, data)
+    put(pool, disk)
+    put(pool, data, data=b"other disk")
+    put(pool, ram, machine)
+    child = state("next", object="vm1/data", parent=data)
+    put(pool, child)
+    before = log_length(pool)
+    with pytest.raises(HasDependants, match="vm1/data next depend") as caught:
+        pool.remove(machine.id)
+    assert caught.value.dependants == ("vm1/data next",)
+    assert log_length(pool) == before
+    pool.remove(child.id)
+    assert pool.remove(machine.id) == [machine, disk, data, ram]
+    assert log_length(pool) == before + 2
+    assert not pool.fold("vm1").states
+
+
+def test_a_machine_state_is_replaced_as_a_whole(pool: Pool, state: State, machine_state: MachineState, put: Put) -> None:
+    disk = state("on")
+    ram, machine = machine_state("on", disk)
+    put(pool, disk, ram, machine)
+    new = state("on", "new")
+    assert new.digest is not None
+    off = Manifest("vm1", "on", Kind.MACHINE, members={"vm1/disk": new.digest})
+    for how in ({"replace": True}, {"supersede": True}):
+        with pytest.raises(HasDependants, match="vm1 on"):
+            put(pool, new, data=b"new", **how)
+    staging = pool.stage([new.digest])
+    pool.transport.create(staging.path(new.digest), b"new")
+    assert pool.publish([new, off], staging, replace=True)
+    staging.end()
+    assert set(pool.fold("vm1").states) == {new.id, off.id}  # the RAM went with the machine state that it was part of
 
 
 def test_what_is_not_there_cannot_be_removed(pool: Pool, chain: list[Manifest]) -> None:
