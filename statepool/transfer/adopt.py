@@ -24,9 +24,8 @@ from statepool.qcow2 import opened
 from statepool.qcow2.clusters import check_clusters
 from statepool.qcow2.header import apply_patches, backing_patch, read_header, read_header_fd, reader
 from statepool.qcow2.tool import QemuImg
-from statepool.transfer.chains import Chains
 from statepool.transfer.fetch import READ_ONLY
-from statepool.transfer.linked import held_by_links
+from statepool.transfer.held import held_in
 from statepool.transfer.offers import Member, unmanaged_chain
 from statepool.transfer.offers import reader as reader_of
 from statepool.transports.copying import data_extents
@@ -80,11 +79,7 @@ class Adoption:
 
     @property
     def _collector(self) -> Collector:
-        return Collector(self.pool, self._held)
-
-    def _held(self) -> frozenset[Digest]:
-        chains = self.pool.transport.local_path(f"{layout.OURS}/chains")
-        return held_by_links(self.pool) | (Chains(chains).held() if chains is not None else frozenset())
+        return Collector(self.pool, lambda: held_in(self.pool))
 
     def _adopt_with_parents(self, state: StateId, found: list[Unmanaged], done: set[StateId], adopted: list[Adopted], dry_run: bool) -> None:
         if state in done:

@@ -18,6 +18,7 @@ from statepool.pools.collect import Collector
 from statepool.pools.pool import Pool
 from statepool.transfer.chains import Chains
 from statepool.transfer.fresh import Freshness
+from statepool.transfer.known import Knowledge
 from statepool.transfer.linked import held_by_links
 from statepool.transfer.trust import Trust
 
@@ -32,6 +33,7 @@ class Cache:
     :param trust: which of its files need not be read again
     :param chains: what working images stand on, and who they are
     :param fresh: when which source was asked
+    :param known: how fast and how well the sources are
     """
 
     pool: Pool
@@ -39,6 +41,7 @@ class Cache:
     trust: Trust
     chains: Chains
     fresh: Freshness
+    known: Knowledge
     settings: Settings = field(factory=Settings)
 
     @classmethod
@@ -57,6 +60,7 @@ class Cache:
             trust=Trust(ours / "trust"),
             chains=Chains(ours / "chains"),
             fresh=Freshness(ours / "fresh", settings.fresh, time.time),
+            known=Knowledge(ours / "known"),
             settings=settings,
         )
 
@@ -68,7 +72,7 @@ class Cache:
         """
         try:
             self.pool.create()
-            for name in ("trust", "chains", "fresh"):
+            for name in ("trust", "chains", "fresh", "known"):
                 self.pool.transport.make_directory(f"{layout.OURS}/{name}")
         except AccessDenied as error:
             raise AccessDenied(

@@ -141,14 +141,29 @@ class Chains:
         """
         key = key_of(chain)
         record = self.directory_of(key) / _USES / f"{random_nonce()}.json"
+        is_new = not self.directory_of(key).exists()
         while True:
             try:
                 self.prepare(chain)
                 _write_use(Use(record, str(working), None, Writer.current()), flush=flush)
             except FileNotFoundError:
                 continue  # somebody took the directory away: make it again
+            except BaseException:
+                self.forget(record, with_chain=is_new)
+                raise
             if record.exists() and len(self._links(key)) == len(chain):
                 return record
+
+    def forget(self, record: Path, *, with_chain: bool) -> None:
+        """
+        A working image did not come about: its record goes.
+
+        :param with_chain: and with it the directory of the chain, if nobody else uses that
+        """
+        record.unlink(missing_ok=True)
+        key = Digest.from_file_name(record.parent.parent.name)
+        if with_chain and key is not None and next(self._uses(key), None) is None:
+            self._remove(key)
 
     def release(self, working: Path, *, besides: Path | None = None) -> None:
         """A working image is gone, or stands on something else: forget all records of it but one."""
@@ -290,12 +305,16 @@ def temporary_name(working: Path, record: Path) -> Path:
 def _write_use(use: Use, *, flush: bool = False) -> None:
     temporary = use.record.with_suffix(".tmp")
     writer = use.writer.to_json() if use.writer is not None else None
-    with open(temporary, "w") as file:
-        json.dump({"format": 1, "working": use.working, "missing_since": use.missing_since, "writer": writer}, file)
-        if flush:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, use.record)
+    try:
+        with open(temporary, "w") as file:
+            json.dump({"format": 1, "working": use.working, "missing_since": use.missing_since, "writer": writer}, file)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, use.record)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _read_use(record: Path) -> Use:

@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 from attrs import evolve, frozen
 
-from statepool.errors import AccessDenied, Conflict, DigestMismatch, TransportError
-from statepool.model.digest import Digest
+from statepool.errors import AccessDenied, Conflict, DigestMismatch, IntegrityError, NoSpace, TransportError, UnsafeImage
+from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.manifest import Manifest, Parent
 from statepool.model.outcomes import Verified
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
+from statepool.pools.staging import Staging
 from statepool.qcow2.checks import Backing, check_image
 from statepool.qcow2.header import Header, apply_patches, backing_patch
 from statepool.qcow2.header import reader as read_from
@@ -25,7 +28,8 @@ from statepool.transfer.cache import Cache
 from statepool.transfer.linked import note_use
 from statepool.transfer.offers import Member, Offer, reader
 from statepool.transfer.ready import clear_place, discard, examine
-from statepool.transfer.space import make_room
+from statepool.transfer.resume import take_over
+from statepool.transfer.space import make_room, require_place
 from statepool.transports.base import Moved
 from statepool.transports.copying import hash_file
 
@@ -42,12 +46,16 @@ class Fetched:
     :param bytes: how many had to be moved
     :param how: how they were moved
     :param verified: what stands behind them
+    :param resumed: how many an interrupted transfer had left here
+    :param again: how many of those that were moved had been moved before, in vain
     """
 
     chain: tuple[Manifest, ...]
     bytes: int
     how: str
     verified: Verified
+    resumed: int = 0
+    again: int = 0
 
 
 class Fetch:
@@ -65,6 +73,8 @@ class Fetch:
         self._source = offer.source.pool
         self._progress = progress
         self._bytes = 0
+        self._resumed = 0
+        self._again = 0
         self._how: list[str] = []
         self._verified = Verified.TRUSTED
 
@@ -75,8 +85,10 @@ class Fetch:
         :raises Conflict: the cache has a state of this name that nobody else has
         :raises NoSpace: it does not fit; nothing was moved
         """
-        self._cache.prepare()
         missing = self.missing()
+        if not self._cache.pool.is_managed and self._source.transport.capabilities.local:
+            self._look_first(missing)
+        self._cache.prepare()
         make_room(self._cache, [member.manifest for member in missing], self._source.transport, keep=self._digests())
         before = self._named()
         self._progress.begin(self._title, sum(member.manifest.size for member in missing))
@@ -88,7 +100,21 @@ class Fetch:
             self._progress.end()
         if gone := before - {manifest.digest for manifest in chain if manifest.digest is not None}:
             self._cache.drop(gone)
-        return Fetched(tuple(reversed(chain)), self._bytes, "+".join(dict.fromkeys(self._how)) or "none", self._verified)
+        return Fetched(tuple(reversed(chain)), self._bytes, "+".join(dict.fromkeys(self._how)) or "none", self._verified, self._resumed, self._again)
+
+    def _look_first(self, missing: Sequence[Member]) -> None:
+        """Before a cache is made for them: what is certain to be refused is refused while nothing is there. All of it is checked again on arrival."""
+        require_place(self._cache, [member.manifest for member in missing], self._source.transport)
+        for member, below in zip_longest(self._offer.members, self._offer.members[1:]):
+            promised, parent = member.manifest, below.manifest.state if below is not None else None
+            read, size = reader(self._source, member.path)
+            try:
+                check_image(read, size, f"{promised.id} from {self._source}", parent=parent, backing=Backing.UNMANAGED)
+            except UnsafeImage:
+                if promised.digest is not None:  # damaged, or published like this
+                    actual = self._source.transport.digest(member.path, promised.size, algorithm=promised.digest.algorithm)
+                    self._check_digest(promised, actual)
+                raise
 
     @property
     def _title(self) -> str:
@@ -145,9 +171,13 @@ class Fetch:
         self._refuse_to_lose(manifest)
         staging = self._cache.pool.stage([manifest.digest])
         try:
-            self._cache.pool.publish([manifest], staging, supersede=True, durable=False)
+            self._show(manifest, staging)
         finally:
             staging.end()
+
+    def _show(self, manifest: Manifest, staging: Staging) -> None:
+        """Make a state visible whose bytes are here."""
+        self._cache.pool.publish([manifest], staging, supersede=True, durable=False)
 
     def _refuse_to_lose(self, manifest: Manifest) -> None:
         old = self._cache.pool.find(manifest.id)
@@ -171,13 +201,13 @@ class Fetch:
         # they are gathered under is only that of the writer.
         gathering = self._cache.pool.stage(self._digests_of(member))
         try:
-            path = layout.gathered(gathering.marker.nonce)
+            path = self._place_of(member, gathering)
             manifest, moved = self._gather(member, parent, self._cache.root / path)
             assert manifest.digest is not None
             staging = self._cache.pool.stage([manifest.digest]) if manifest.digest != member.manifest.digest else gathering
             try:
                 self._cache.pool.transport.rename(path, staging.path(manifest.digest))
-                self._cache.pool.publish([manifest], staging, supersede=True, durable=False)
+                self._show(manifest, staging)
             finally:
                 if staging is not gathering:
                     staging.end()
@@ -221,23 +251,67 @@ class Fetch:
         assert manifest.digest is not None
         self._cache.trust.record(manifest.digest, self._cache.data(manifest.digest), flushed=False, source=str(self._source))
         self._bytes += moved.sent
+        self._again += moved.again
         self._how.append(moved.how)
         self._verified = Verified.ARRIVED if self._offer.managed else Verified.UNMANAGED
 
     def _gather(self, member: Member, parent: Manifest | None, path: Path) -> tuple[Manifest, Moved]:
         """Move the bytes of a member into a file of our own, and check them there. :returns: what the cache will know of it"""
         promised = member.manifest
-        algorithm = promised.digest.algorithm if promised.digest is not None else "blake3"
-        with open(path, "x+b", buffering=0) as file:
-            moved = self._source.transport.fetch(
-                member.path, file.fileno(), promised.size, algorithm=algorithm, extents=promised.extents, progress=self._progress
-            )
-            self._check_digest(promised, moved.digest)
-            header = self._check(file.fileno(), promised, parent)
-            digest = self._relocate(file.fileno(), path, header, parent, moved.digest)
-            os.fchmod(file.fileno(), READ_ONLY)
-            size = os.fstat(file.fileno()).st_size
+        with self._copy(member, path) as (descriptor, moved):
+            header = self._check(descriptor, promised, parent)
+            digest = self._relocate(descriptor, path, header, parent, moved.digest)
+            os.fchmod(descriptor, READ_ONLY)
+            size = os.fstat(descriptor).st_size
         return _translated(promised, header, parent, digest, moved.digest, size), moved
+
+    @contextmanager
+    def _copy(self, member: Member, path: Path) -> Iterator[tuple[int, Moved]]:
+        """
+        Move the bytes of a member here, or what an interrupted transfer has left of them to be moved.
+
+        :returns: the descriptor of our copy, which has the digest that was promised
+        """
+        promised = member.manifest
+        with open(path, "r+b" if path.exists() else "x+b", buffering=0) as file:
+            done = os.fstat(file.fileno()).st_size
+            try:
+                moved = self._move(member, file.fileno(), done)
+                if done and moved.digest != promised.digest:
+                    # What was there is not what it should have been: somebody wrote to it, or a power cut took a part of it.
+                    os.ftruncate(file.fileno(), 0)
+                    wasted, moved = moved, self._move(member, file.fileno(), 0)
+                    moved = evolve(moved, sent=moved.sent + wasted.sent, again=moved.again + wasted.sent)
+                    done = 0
+                self._check_digest(promised, moved.digest)
+                self._resumed += done
+                yield file.fileno(), moved
+            except BaseException as error:
+                if isinstance(error, IntegrityError | NoSpace) or not os.fstat(file.fileno()).st_size:
+                    path.unlink(missing_ok=True)  # nobody should go on with this
+                raise
+
+    def _move(self, member: Member, descriptor: int, done: int) -> Moved:
+        promised = member.manifest
+        return self._source.transport.fetch(
+            member.path,
+            descriptor,
+            promised.size,
+            algorithm=promised.digest.algorithm if promised.digest is not None else DEFAULT_ALGORITHM,
+            extents=promised.extents,
+            progress=self._progress,
+            done=done,
+        )
+
+    def _place_of(self, member: Member, gathering: Staging) -> str:
+        """:returns: where to gather the bytes; there may be some of them already"""
+        digest, nonce = member.manifest.digest, gathering.marker.nonce
+        if digest is None or not self._source.transport.capabilities.resumes:
+            return layout.gathered(nonce)
+        path = layout.part(nonce, digest)
+        if take_over(self._cache.pool, digest, nonce) and not _can_go_on(self._cache.root / path, member.manifest.size):
+            self._cache.pool.transport.remove(path)
+        return path
 
     def _check_digest(self, promised: Manifest, actual: Digest) -> None:
         if promised.digest is not None and promised.digest != actual:
@@ -294,9 +368,18 @@ class Fetch:
         staging = self._cache.pool.stage([digest])
         try:
             self._cache.pool.transport.symlink(str(target), staging.path(digest))
-            self._cache.pool.publish([manifest], staging, supersede=True, durable=False)
+            self._show(manifest, staging)
         finally:
             staging.end()
+
+
+def _can_go_on(path: Path, size: int) -> bool:
+    """Whether a file is the beginning of what is wanted, as far as its length tells, and we may write to it."""
+    try:
+        os.chmod(path, 0o600)
+    except PermissionError:  # it is another account's
+        return False
+    return path.stat().st_size <= size
 
 
 def _stands_on(cached: Manifest, parent: Manifest | None) -> bool:

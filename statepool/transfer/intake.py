@@ -32,11 +32,12 @@ from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
 from statepool.transfer.chains import key_of
 from statepool.transfer.fetch import READ_ONLY
+from statepool.transfer.frozen import settle_names
 from statepool.transfer.space import require_space
 from statepool.transfer.takeover import Takeover, finish, give_back
 from statepool.transports.copying import copy, data_extents, hash_file
 
-_CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP})
+CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP})
 """What the kernel says where a file cannot get a second name: another file system, one without links, or somebody else's file
 (``fs.protected_hardlinks``)."""
 
@@ -59,7 +60,7 @@ class Taken:
 
 
 @frozen
-class _Examined:
+class Examined:
     """What a look at a working image found."""
 
     header: Header
@@ -81,6 +82,7 @@ class Intake:
     :param labels: what its owner wants to remember
     :param creator: what made it
     :param clock: tells the time, in seconds since the epoch
+    :param running: the image is frozen: a running machine reads it, below the one that it writes to, and nobody else has it open
     """
 
     cache: Cache
@@ -91,6 +93,7 @@ class Intake:
     creator: Mapping[str, str] = field(factory=dict)
     progress: Progress = SILENT
     clock: Callable[[], float] = time.time
+    running: bool = False
 
     def run(self, *, dry_run: bool = False) -> Taken:
         """
@@ -102,10 +105,12 @@ class Intake:
         """
         if not os.path.lexists(self.working):
             raise NotFound(f"there is no file {self.working}", path=str(self.working), hint="name the working image that should become the state")
-        with opened.exclusive(self.working) as descriptor:
-            examined = self._examine(descriptor)
-            if examined.parent is not None and examined.parent.id == self.state:
-                return self._unchanged(descriptor, examined)
+        if not dry_run:
+            settle_names(self.working)
+        with (opened.unwritten if self.running else opened.exclusive)(self.working) as descriptor:
+            examined = self.examine(descriptor)
+            if self.is_itself(examined):
+                return self.unchanged(descriptor, examined)
             if not dry_run:
                 self.cache.prepare()
             if not self._can_link() or examined.patches is None:
@@ -114,14 +119,20 @@ class Intake:
 
     # -- looking -----------------------------------------------------------------------------------------------------------------------------------
 
-    def _examine(self, descriptor: int) -> _Examined:
+    def examine(self, descriptor: int) -> Examined:
+        """
+        :param descriptor: of the image
+        :returns: what it is, and stands on
+        :raises UnsafeImage: it is not fit to be a state
+        :raises Conflict: what it stands on is no state any more
+        """
         size = os.fstat(descriptor).st_size
         read = reader(descriptor)
         header = check_image(read, size, str(self.working), backing=Backing.WORKING)
         check_clusters(read, header, str(self.working))
         parent = self._parent(header)
         patches = backing_patch(read, header, parent.file_name) if parent is not None else ()
-        return _Examined(header, parent, patches, size, warnings(header))
+        return Examined(header, parent, patches, size, warnings(header))
 
     def _parent(self, header: Header) -> Manifest | None:
         if header.backing_name is None:
@@ -147,7 +158,15 @@ class Intake:
             )
         return parent
 
-    def _unchanged(self, descriptor: int, examined: _Examined) -> Taken:
+    def is_itself(self, examined: Examined) -> bool:
+        """:returns: whether an image stands on the very state that it should become"""
+        return examined.parent is not None and examined.parent.id == self.state
+
+    def unchanged(self, descriptor: int, examined: Examined) -> Taken:
+        """
+        :returns: that an image which stands on the very state it should become is that state
+        :raises Conflict: it was written to since
+        """
         assert examined.parent is not None
         if not is_empty_overlay(reader(descriptor), examined.header):
             raise Conflict(
@@ -163,7 +182,8 @@ class Intake:
         data = self.cache.root if self.cache.root.exists() else next(path for path in self.cache.root.parents if path.exists())
         return os.stat(self.working).st_dev == os.stat(data).st_dev and self.working.stat().st_nlink == 1
 
-    def _manifest(self, descriptor: int, examined: _Examined, digest: Digest, size: int) -> Manifest:
+    def manifest(self, descriptor: int, examined: Examined, digest: Digest, size: int) -> Manifest:
+        """:returns: what will be known of the state"""
         parent = examined.parent
         extents = data_extents(descriptor, size, limit=MAX_EXTENTS)
         return Manifest(
@@ -182,11 +202,11 @@ class Intake:
 
     # -- by linking --------------------------------------------------------------------------------------------------------------------------------
 
-    def _link(self, descriptor: int, examined: _Examined, dry_run: bool) -> Taken:
+    def _link(self, descriptor: int, examined: Examined, dry_run: bool) -> Taken:
         patches = examined.patches or ()
         os.fsync(descriptor)
         digest = self._hash(descriptor, examined.size, [(patch.offset, patch.data) for patch in patches])
-        manifest = self._manifest(descriptor, examined, digest, examined.size)
+        manifest = self.manifest(descriptor, examined, digest, examined.size)
         changes = self.cache.pool.check_publishable([manifest], replace=self.replace)
         if dry_run:
             return Taken(manifest, changes, "hardlink", examined.warnings)
@@ -212,7 +232,7 @@ class Intake:
         finally:
             self.progress.end()
 
-    def _facts(self, descriptor: int, examined: _Examined, manifest: Manifest) -> dict[str, str]:
+    def _facts(self, descriptor: int, examined: Examined, manifest: Manifest) -> dict[str, str]:
         return Takeover(
             working=self.working,
             backing=os.fsdecode(examined.header.backing_name or b""),
@@ -229,25 +249,25 @@ class Intake:
             self.cache.pool.transport.flush(layout.INCOMING)
         except BaseException as error:
             staging.end()
-            if isinstance(error, OSError) and error.errno in _CANNOT_LINK:
+            if isinstance(error, OSError) and error.errno in CANNOT_LINK:
                 return False
             raise
         return True
 
     # -- by copying --------------------------------------------------------------------------------------------------------------------------------
 
-    def _copy(self, descriptor: int, examined: _Examined, dry_run: bool) -> Taken:
+    def _copy(self, descriptor: int, examined: Examined, dry_run: bool) -> Taken:
         """For a cache on another file system, an image with other names, or a header that only qemu-img can change."""
         pool = self.cache.pool
         if dry_run:
             digest = self._hash(descriptor, examined.size, [(patch.offset, patch.data) for patch in examined.patches or ()])
-            manifest = self._manifest(descriptor, examined, digest, examined.size)
+            manifest = self.manifest(descriptor, examined, digest, examined.size)
             return Taken(manifest, pool.check_publishable([manifest], replace=self.replace), "copy", examined.warnings)
         require_space(pool, sum(length for _, length in data_extents(descriptor, examined.size, limit=MAX_EXTENTS)))
         gathering = pool.stage([])
         path = self.cache.root / layout.gathered(gathering.marker.nonce)
         try:
-            manifest, how = self._copy_bytes(descriptor, examined, path)
+            manifest, how = self.copy_bytes(descriptor, examined, path)
             changes = pool.check_publishable([manifest], replace=self.replace)
             assert manifest.digest is not None
             staging = pool.stage([manifest.digest])
@@ -266,7 +286,13 @@ class Intake:
             raise
         return Taken(manifest, changes, how, examined.warnings)
 
-    def _copy_bytes(self, descriptor: int, examined: _Examined, path: Path) -> tuple[Manifest, str]:
+    def copy_bytes(self, descriptor: int, examined: Examined, path: Path) -> tuple[Manifest, str]:
+        """
+        Copy an image as the state that it becomes, and flush the copy.
+
+        :param path: where to
+        :returns: what will be known of it, and how it was copied
+        """
         self.progress.begin(f"set {self.state}", examined.size)
         try:
             with open(path, "x+b", buffering=0) as file:
@@ -279,7 +305,7 @@ class Intake:
                 size = os.fstat(file.fileno()).st_size
                 if parent is not None:
                     digest = hash_file(file.fileno(), size)
-                manifest = self._manifest(file.fileno(), examined, digest, size)
+                manifest = self.manifest(file.fileno(), examined, digest, size)
                 os.fchmod(file.fileno(), READ_ONLY)
                 os.fsync(file.fileno())
         finally:

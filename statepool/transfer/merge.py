@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import gc
+from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import evolve
 
@@ -16,21 +18,50 @@ def merged(listings: Iterable[Sequence[Listed]]) -> list[Listed]:
     :param listings: of the cache, then of the sources
     :returns: each state once, with all the pools that have it; two pools with different content under one name give two lines
     """
+    of_one_name: dict[StateId, list[Listed]] = {}
+    for listing in listings:
+        for listed in listing:
+            of_one_name.setdefault(listed.manifest.id, []).append(listed)
+    return [listed for state in sorted(of_one_name) for listed in _united(of_one_name[state])]
+
+
+def _united(all_listed: list[Listed]) -> list[Listed]:
+    """:param all_listed: of one name"""
+    if len(all_listed) == 1:
+        return all_listed
     found: list[Listed] = []
-    places: dict[tuple[StateId, Digest | None, bool, str | None], int] = {}
-    for listed in (one for listing in listings for one in listing):
+    pools: list[tuple[str, ...]] = []
+    places: dict[tuple[Digest | None, bool, str | None], int] = {}
+    for listed in all_listed:
         # A copy that was rewritten for its place is the same state as what it was rewritten from.
-        keys = [(listed.manifest.id, digest, listed.managed, listed.problem) for digest in _names(listed.manifest)]
+        keys = [(digest, listed.managed, listed.problem) for digest in _names(listed.manifest)]
         place = next((places[key] for key in keys if key in places), None)
         if place is None:
             place = len(found)
             found.append(listed)
-        else:
-            found[place] = evolve(found[place], pools=found[place].pools + listed.pools)
+            pools.append(())
+        pools[place] += listed.pools
         for key in keys:
             places.setdefault(key, place)
-    return sorted(found, key=lambda listed: (listed.manifest.object, listed.manifest.state, listed.manifest.kind))
+    # Each value is made once more at most, however many pools there are.
+    return [listed if listed.pools == names else evolve(listed, pools=names) for listed, names in zip(found, pools, strict=True)]
 
 
 def _names(manifest: Manifest) -> tuple[Digest | None, ...]:
     return (manifest.digest,) if manifest.origin is None else (manifest.digest, manifest.origin)
+
+
+@contextlib.contextmanager
+def making_many() -> Iterator[None]:
+    """Thousands of values are made that all stay. Looking for garbage among them again and again would take a quarter of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            if not gc.get_freeze_count():
+                # Together, these two only make everything old, so that the next look for young garbage does not go through all of it.
+                gc.freeze()
+                gc.unfreeze()
+            gc.enable()

@@ -4,7 +4,7 @@ What a source has to offer: the chain of a state with the files that hold it, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from attrs import evolve, frozen
 
@@ -17,10 +17,11 @@ from statepool.model.scope import Scope
 from statepool.pools import layout
 from statepool.pools.fold import Fold
 from statepool.pools.pool import Pool
+from statepool.pools.view import Unmanaged
 from statepool.qcow2.chain import walk
 from statepool.qcow2.files import refusal
 from statepool.qcow2.header import Header, Read
-from statepool.transports.base import FileKind
+from statepool.transports.base import FileKind, Stat
 
 
 @frozen
@@ -87,7 +88,7 @@ def find_offer(source: Source, state: StateId) -> Offer | None:
     manifest = fold.states.get(state)
     if manifest is not None:
         members = tuple(Member(link, layout.data(link.digest)) for link in fold.chain(manifest) if link.digest is not None)
-        return Offer(source, members, managed=True, token=_log_token(fold))
+        return Offer(source, members, managed=True, token=log_token(fold))
     pool.require()
     if state.kind is Kind.IMAGE and (chain := unmanaged_chain(pool, state, fold)):
         return Offer(source, chain, managed=False, token=_unmanaged_token(pool, chain))
@@ -97,12 +98,13 @@ def find_offer(source: Source, state: StateId) -> Offer | None:
 def is_unchanged(source: Source, state: StateId, token: str) -> bool:
     """:returns: whether a source surely has of a state what it had when it gave this token; at the price of a small request"""
     if token.startswith("log:"):
-        return _log_token(source.pool.fold(state.machine)) == token
+        return log_token(source.pool.fold(state.machine)) == token
     offer = find_offer(source, state)
     return offer is not None and offer.token == token
 
 
-def _log_token(fold: Fold) -> str:
+def log_token(fold: Fold) -> str:
+    """:returns: what changes with every record of a machine"""
     return f"log:{fold.number}:{fold.nonces.get(fold.number, '')}"
 
 
@@ -128,24 +130,88 @@ def reader(pool: Pool, path: str) -> tuple[Read, int]:
     return (lambda offset, size: pool.transport.read(path, offset, size)), stat.size
 
 
-def unmanaged_chain(pool: Pool, state: StateId, fold: Fold) -> tuple[Member, ...]:
+BEGINNING = 4096
+"""How much of each image is read together with others, in bytes: nearly every header is shorter."""
+
+
+class Looked:
+    """
+    What other tools put into a pool, looked at together: each file is asked about and read once, however many states stand on it, in a number of
+    round trips that does not grow with their number.
+
+    :param pool: the pool
+    :param machines: whose states
+    """
+
+    def __init__(self, pool: Pool, machines: Iterable[str]) -> None:
+        self._pool = pool
+        self.folds = pool.folds(machines)
+        self.unmanaged = pool.view.all_unmanaged(self.folds)
+        self._stats: dict[str, Stat | None] = {}
+        self._beginnings: dict[str, bytes] = {}
+        self._headers: dict[str, dict[str, Header]] = {}
+        self._look([found for listed in self.unmanaged.values() for found in listed if found.id.kind is Kind.IMAGE])
+
+    def _look(self, found: list[Unmanaged]) -> None:
+        if not found:
+            return
+        self._stats = {layout.view(one.id): one.stat for one in found}
+        objects = {one.id.object for one in found}
+        # What the log knows can stand below.
+        below = [manifest for fold in self.folds.values() for manifest in fold.states.values() if manifest.object in objects]
+        paths = list({layout.data(manifest.digest) for manifest in below if manifest.digest is not None})
+        self._stats |= zip(paths, self._pool.transport.stat_many(paths), strict=True)
+        regular = [path for path, stat in self._stats.items() if stat is not None and stat.kind is FileKind.FILE]
+        try:
+            beginnings = self._pool.transport.read_many(regular, BEGINNING)
+        except StatePoolError:
+            return  # one that cannot be read must not hide the others: each is read when its turn comes, and found out by its name
+        self._beginnings = {path: data for path, data in zip(regular, beginnings, strict=True) if data is not None}
+
+    def headers(self, object: str) -> dict[str, Header]:
+        """:returns: the headers of images of ``object`` that have passed all checks so far, by their states"""
+        return self._headers.setdefault(object, {})
+
+    def stat(self, path: str) -> Stat | None:
+        """:returns: as :meth:`~statepool.transports.base.Transport.stat`"""
+        return self._stats[path] if path in self._stats else self._pool.transport.stat(path)
+
+    def reader(self, path: str) -> tuple[Read, int]:
+        """:returns: as :func:`reader`"""
+        beginning = self._beginnings.get(path)
+        stat = self._stats.get(path)
+        if beginning is None or stat is None:
+            return reader(self._pool, path)
+
+        def read(offset: int, size: int) -> bytes:
+            if offset + size <= len(beginning) or len(beginning) < BEGINNING:
+                return beginning[offset : offset + size]
+            return self._pool.transport.read(path, offset, size)
+
+        return read, stat.size
+
+
+def unmanaged_chain(pool: Pool, state: StateId, fold: Fold, looked: Looked | None = None) -> tuple[Member, ...]:
     """
     The chain of a state that another tool put into a pool, down to its root, or to the first state that the log knows.
 
+    :param looked: what was seen of the pool a moment ago
     :returns: tip first; nothing if there is no such file
     :raises UnsafeImage: one of its images is not fit to be used, or is missing
     """
     path = layout.view(state)
-    found = pool.transport.stat(path)
+    found = looked.stat(path) if looked is not None else pool.transport.stat(path)
     if found is None or (found.kind is not FileKind.FILE and pool.view.is_free(state)):
         return ()  # nothing, or a link of ours that has outlived its state
 
     def open_image(name: str) -> tuple[Read, int]:
         below = StateId(state.object, name)
         known = fold.states.get(below)
-        return reader(pool, layout.data(known.digest) if known is not None and known.digest is not None else layout.view(below))
+        path = layout.data(known.digest) if known is not None and known.digest is not None else layout.view(below)
+        return looked.reader(path) if looked is not None else reader(pool, path)
 
-    links = walk(state.state, open_image, max_depth=pool.max_depth, what=state.object)
+    checked = looked.headers(state.object) if looked is not None else None
+    links = walk(state.state, open_image, max_depth=pool.max_depth, what=state.object, checked=checked)
     members: list[Member] = []
     for link in links:
         below = StateId(state.object, link.state)
@@ -166,20 +232,27 @@ def unmanaged_manifest(state: StateId, header: Header) -> Manifest:
 
 def listing(pool: Pool, machine: str) -> list[Listed]:
     """:returns: all states of a machine in one pool, with what is wrong with those that cannot be used"""
-    fold = pool.fold(machine)
+    return listings(pool, [machine])
+
+
+def listings(pool: Pool, machines: Iterable[str]) -> list[Listed]:
+    """:returns: as :func:`listing`, of many machines, in a number of round trips that does not grow with their number"""
     where = (str(pool.location),)
-    found = [Listed(manifest, where) for manifest in fold.states.values()]
-    for unmanaged in pool.unmanaged(machine):
-        found.append(_listed_unmanaged(pool, unmanaged.id, fold, unmanaged.stat.size))
+    looked = Looked(pool, machines)
+    found: list[Listed] = []
+    for machine, fold in looked.folds.items():
+        found += [Listed(manifest, where) for manifest in fold.states.values()]
+        found += [_listed_unmanaged(pool, unmanaged, fold, looked) for unmanaged in looked.unmanaged[machine]]
     return found
 
 
-def _listed_unmanaged(pool: Pool, state: StateId, fold: Fold, size: int) -> Listed:
+def _listed_unmanaged(pool: Pool, unmanaged: Unmanaged, fold: Fold, looked: Looked) -> Listed:
     where = (str(pool.location),)
-    bare = Manifest(object=state.object, state=state.state, kind=state.kind, size=size)
+    state = unmanaged.id
+    bare = Manifest(object=state.object, state=state.state, kind=state.kind, size=unmanaged.stat.size)
     if state.kind is not Kind.IMAGE:
         return Listed(bare, where, managed=False)
-    return _or_problem(lambda: Listed(with_parents(unmanaged_chain(pool, state, fold))[0], where, managed=False), bare, where)
+    return _or_problem(lambda: Listed(with_parents(unmanaged_chain(pool, state, fold, looked)[:2])[0], where, managed=False), bare, where)
 
 
 def _or_problem(make: Callable[[], Listed], bare: Manifest, where: tuple[str, ...]) -> Listed:

@@ -6,19 +6,23 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from attrs import evolve
 
-from statepool.errors import Conflict, DigestMismatch, StatePoolError
+from statepool.errors import AccessDenied, Conflict, DigestMismatch, IntegrityError, StatePoolError, TransportError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest, Parent
 from statepool.model.outcomes import Presence, StoredAt
 from statepool.model.progress import SILENT, Progress
+from statepool.pools import layout
 from statepool.pools.collect import Collector
 from statepool.pools.pool import Pool
+from statepool.pools.staging import Staging
 from statepool.transfer.cache import Cache
-from statepool.transfer.linked import held_by_links
+from statepool.transfer.held import held_in
+from statepool.transfer.resume import abandon, hash_beginning, take_over
 from statepool.transfer.space import require_space
 
 
@@ -68,6 +72,8 @@ class Push:
         self._pool = pool
         self._progress = progress
         self._bytes = 0
+        self._resumed = 0
+        self._again = 0
 
     def run(self, chain: Sequence[Manifest], *, replace: bool = False) -> StoredAt:
         """
@@ -92,7 +98,7 @@ class Push:
         finally:
             self._progress.end()
         self._note(chain)
-        return StoredAt(str(self._pool), Presence.STORED, durable=self._durable, bytes=self._bytes)
+        return StoredAt(str(self._pool), Presence.STORED, durable=self._durable, bytes=self._bytes, resumed=self._resumed, again=self._again)
 
     def attempt(self, chain: Sequence[Manifest], *, replace: bool = False) -> StoredAt:
         """As :meth:`run`, but what goes wrong at this pool is part of the answer, so that it does not hide what happened at others."""
@@ -133,28 +139,54 @@ class Push:
     def _store(self, manifest: Manifest, *, replace: bool) -> None:
         digest = _digest(manifest)
         old = self._pool.find(manifest.id)
-        staging = self._pool.stage([digest])
-        try:
+        with self._staged([digest]) as staging, self._alone(digest):
             if not self._pool.has_bytes(digest):
-                self._send(manifest, staging.path(digest))
+                self._send(manifest, staging)
             else:
                 self._progress.advance(manifest.size)
             self._pool.publish([manifest], staging, replace=replace)
-        finally:
-            staging.end()
         if old is not None and old.digest not in (None, digest):
-            Collector(self._pool, lambda: held_by_links(self._pool)).collect([_digest(old)])
+            Collector(self._pool, lambda: held_in(self._pool)).collect([_digest(old)])
 
-    def _send(self, manifest: Manifest, path: str) -> None:
-        digest = _digest(manifest)
+    @contextmanager
+    def _staged(self, digests: Iterable[Digest]) -> Iterator[Staging]:
+        """:returns: what is under way in the pool, as long as a ``with`` block lasts"""
+        staging = self._pool.stage(digests)
+        resumes = self._pool.transport.capabilities.resumes
+        try:
+            yield staging
+        except TransportError as error:
+            if error.transient and resumes:
+                # The pool cannot be told. Whoever comes next goes on with what is there, or clears it away.
+                abandon(staging.marker.nonce)
+            else:
+                staging.end()
+            raise
+        except BaseException:
+            staging.end()
+            raise
+        staging.end()
+
+    def _alone(self, digest: Digest) -> AbstractContextManager[None]:
+        """One worker, of whatever host, sends these bytes there; the others wait while it does, and then find them."""
+        if self._pool.has_bytes(digest):
+            return nullcontext()
+        return self._pool.locks.hold(f"store-{digest.hex[:32]}", self._pool.lock_timeout)
+
+    def _send(self, manifest: Manifest, staging: Staging) -> None:
+        digest, transport = _digest(manifest), self._pool.transport
+        resumes = transport.capabilities.resumes
+        path = layout.part(staging.marker.nonce, digest) if resumes else staging.path(digest)
         descriptor = os.open(self._cache.data(digest), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            moved = self._pool.transport.store(
-                descriptor, path, manifest.size, algorithm=digest.algorithm, extents=manifest.extents, progress=self._progress
+            done = self._there_already(descriptor, manifest, staging) if resumes else 0
+            moved = transport.store(
+                descriptor, path, manifest.size, algorithm=digest.algorithm, extents=manifest.extents, progress=self._progress, done=done
             )
         finally:
             os.close(descriptor)
         if moved.digest != digest:
+            transport.remove(path)
             raise DigestMismatch(
                 f"the bytes of {manifest.id} in the cache {self._cache.root} are {moved.digest}, not {digest}",
                 expected=str(digest),
@@ -164,7 +196,23 @@ class Push:
                 pool=str(self._cache.pool),
                 hint=f"look at the cache with: statepool verify {manifest.object} {manifest.state}",
             )
+        if resumes:
+            transport.rename(path, staging.path(digest))
         self._bytes += moved.sent
+        self._resumed += done
+        self._again += moved.again
+
+    def _there_already(self, descriptor: int, manifest: Manifest, staging: Staging) -> int:
+        """:returns: how many bytes an interrupted transfer has left there, under the name that ours has: they are what they should be"""
+        digest, nonce = _digest(manifest), staging.marker.nonce
+        done = take_over(self._pool, digest, nonce, alone=True)
+        if not done:
+            return 0
+        try:
+            there = self._pool.transport.digest(layout.part(nonce, digest), done, algorithm=digest.algorithm)
+        except (AccessDenied, IntegrityError):
+            return 0  # it is another account's, or still grows
+        return done if done <= manifest.size and there == hash_beginning(descriptor, done, digest.algorithm) else 0
 
     def _note(self, chain: Sequence[Manifest]) -> None:
         """From now on the cache may evict these states: they can be had again."""

@@ -4,11 +4,14 @@ Whether something fits, before a byte is moved; and what the cache throws away t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from statepool.errors import HasDependants, NoSpace, NotFound
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest, StateId
+from statepool.pools.fold import member_ids
 from statepool.pools.pool import Pool
 from statepool.qcow2.opened import is_open
 from statepool.transfer.cache import Cache
@@ -19,6 +22,10 @@ SLACK = 1 << 20
 """Bytes that every transfer needs beside the data: records, markers and links."""
 
 
+_WHOLE = 1 << 30
+"""Stands for the length of a machine state's chain, which goes before what it lists."""
+
+
 def require_space(pool: Pool, needed: int, *, keep_free: int = 0) -> None:
     """
     :param needed: bytes that will be written
@@ -27,13 +34,17 @@ def require_space(pool: Pool, needed: int, *, keep_free: int = 0) -> None:
     """
     free = pool.transport.free_space()
     if needed and free is not None and needed + SLACK + keep_free > free:
-        raise NoSpace(
-            f"{needed} bytes do not fit into {pool.location}: {free} are free" + (f", and {keep_free} must stay so" if keep_free else ""),
-            needed=needed + SLACK,
-            available=max(0, free - keep_free),
-            pool=str(pool.location),
-            hint="remove states that nobody needs, or run: statepool gc",
-        )
+        raise _does_not_fit(pool, needed, free, keep_free)
+
+
+def _does_not_fit(pool: Pool, needed: int, free: int, keep_free: int) -> NoSpace:
+    return NoSpace(
+        f"{needed} bytes do not fit into {pool.location}: {free} are free" + (f", and {keep_free} must stay so" if keep_free else ""),
+        needed=needed + SLACK,
+        available=max(0, free - keep_free),
+        pool=str(pool.location),
+        hint="remove states that nobody needs, or run: statepool gc",
+    )
 
 
 def make_room(cache: Cache, manifests: Sequence[Manifest], source: Transport, *, keep: set[Digest]) -> None:
@@ -48,7 +59,7 @@ def make_room(cache: Cache, manifests: Sequence[Manifest], source: Transport, *,
     if source.capabilities.refers:
         return
     needed = sum(manifest.data_size for manifest in manifests)
-    if not needed or (not _fits(cache, needed) and _shares_blocks(cache, source)):
+    if not needed or (not _fits(cache, needed) and _shares_blocks(cache.root, source)):
         return
     keep_free = cache.settings.min_free
     if keep_free and not _fits(cache, needed + keep_free):
@@ -59,10 +70,24 @@ def make_room(cache: Cache, manifests: Sequence[Manifest], source: Transport, *,
     require_space(cache.pool, needed, keep_free=keep_free)
 
 
-def _shares_blocks(cache: Cache, source: Transport) -> bool:
+def require_place(cache: Cache, manifests: Sequence[Manifest], source: Transport) -> None:
+    """
+    As :func:`make_room`, for a cache that is not there yet: it is not even made for what does not fit.
+
+    :raises NoSpace: it does not fit where the cache would be
+    """
+    place = next(path for path in (cache.root, *cache.root.parents) if path.is_dir())
+    needed = sum(manifest.data_size for manifest in manifests)
+    free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
+    if source.capabilities.refers or needed + SLACK + cache.settings.min_free <= free or _shares_blocks(place, source):
+        return
+    raise _does_not_fit(cache.pool, needed, free, cache.settings.min_free)
+
+
+def _shares_blocks(place: Path, source: Transport) -> bool:
     """Whether what comes from a source takes no room, since the file system lets both have the same blocks."""
     root = source.local_path("")
-    return root is not None and root.stat().st_dev == cache.root.stat().st_dev and can_share_blocks(cache.root)
+    return root is not None and root.stat().st_dev == place.stat().st_dev and can_share_blocks(place)
 
 
 def _fits(cache: Cache, size: int) -> bool:
@@ -90,16 +115,17 @@ def _evictable(cache: Cache, keep: Iterable[Digest]) -> Iterator[tuple[StateId, 
     for machine in cache.pool.logged_machines():
         fold = cache.pool.fold(machine)
         for state, manifest in fold.states.items():
-            if manifest.digest is None:
-                continue
-            above = [fold.states[child] for child in fold.dependants([state])]
-            if all(link.digest not in kept and _is_elsewhere(cache, link) for link in (manifest, *above)):
-                last = max(cache.trust.last_used(link.digest) for link in (manifest, *above) if link.digest is not None)
-                yield state, (last, -len(fold.chain(manifest)))
+            together = [state, *member_ids(manifest)]  # a machine state goes with all that it lists
+            links = [fold.states[link] for link in (*together, *fold.dependants(together))]
+            if all(link.digest not in kept and _is_elsewhere(cache, link) for link in links):
+                last = max(cache.trust.last_used(link.digest) for link in links if link.digest is not None)
+                yield state, (last, -len(fold.chain(manifest)) if manifest.digest is not None else -_WHOLE)
 
 
 def _is_elsewhere(cache: Cache, manifest: Manifest) -> bool:
-    return manifest.digest is not None and cache.trust.source(manifest.digest) is not None
+    if manifest.digest is None:
+        return any(answer.token.startswith("log:") for answer in cache.fresh.answers(manifest.id).values())
+    return cache.trust.source(manifest.digest) is not None
 
 
 def _evict(cache: Cache, state: StateId) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from statepool.errors import StatePoolError
+from statepool.errors import AccessDenied, StatePoolError
 from statepool.model.outcomes import Finding, Level
 from statepool.pools import layout
 from statepool.pools.pool import Pool
@@ -15,6 +16,9 @@ from statepool.qcow2.overlay import matches_installed
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
 from statepool.transports.copying import can_share_blocks
+
+CLOCK_TOLERANCE = 5.0
+"""Seconds by which clocks may differ without a word; servers tell times in whole seconds."""
 
 
 def survey_host(cache: Cache, tool: QemuImg) -> list[Finding]:
@@ -59,6 +63,8 @@ def survey_pool(pool: Pool) -> list[Finding]:
 def _pool(pool: Pool) -> Iterator[Finding]:
     where = str(pool)
     pool.require()
+    yield from pool.transport.survey()
+    yield from _clock(pool)
     free = pool.transport.free_space()
     if free is not None:
         yield Finding(Level.OK, where, f"{free} bytes are free")
@@ -71,6 +77,30 @@ def _pool(pool: Pool) -> Iterator[Finding]:
     root = pool.transport.local_path("")
     if root is not None:
         yield from _permissions(where, root)
+
+
+def _clock(pool: Pool) -> Iterator[Finding]:
+    """Clocks of different hosts are compared here only: by the time of a file that is made there, which also shows that one can be made."""
+    if pool.transport.capabilities.local or not pool.is_managed:
+        return
+    where, path = str(pool), f"{layout.INCOMING}/{pool.nonce()}-clock"
+    before = time.time()
+    try:
+        pool.transport.create(path, b"", flush=False)
+    except AccessDenied:
+        yield Finding(Level.NOTE, where, "this account cannot write there: states can only be fetched", "give it write permission, if it should")
+        return
+    found = pool.transport.stat(path)
+    after = time.time()
+    pool.transport.remove(path)
+    if found is None:
+        return
+    there = found.mtime_ns / 1e9
+    ahead = there - after if there > after else there - before
+    if abs(ahead) > CLOCK_TOLERANCE:
+        what = f"its clock is about {abs(ahead):.0f} seconds {'ahead of' if ahead > 0 else 'behind'} ours"
+        cure = "nothing here depends on it, but the times in show and log do; set it, for example by NTP"
+        yield Finding(Level.WARNING, where, what, cure)
 
 
 def _machine(pool: Pool, machine: str) -> Iterator[Finding]:

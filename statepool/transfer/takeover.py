@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.errors import AccessDenied, BadRecord, InUse, StatePoolError
+from statepool.errors import AccessDenied, BadRecord, Conflict, InUse, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Collected
@@ -22,8 +22,9 @@ from statepool.qcow2 import opened
 from statepool.qcow2.header import apply_patches, backing_again, read_header_fd
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY
+from statepool.transfer.frozen import is_below
 from statepool.transfer.ready import clear_place, make_durable
-from statepool.transfer.working import make_working
+from statepool.transfer.working import Fresh, prepare_working
 from statepool.transports.copying import copy, hash_file
 
 INTENT = "set"
@@ -89,22 +90,57 @@ def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | N
     Publish bytes that are gathered and flushed, and put a fresh overlay in the place of the image they came from. Ends the staging, unless it fails
     with the image half changed: then whoever comes next ends it.
 
+    All that takes room comes before the publication. After it the fresh overlay only has to be renamed, so that a full disk cannot leave the name
+    of the working image to what is a state by then.
+
     :param working: the image, or None if there is none any more
     :raises Conflict: the name exists with other content
+    :raises NoSpace: there is no room for the state's record, or for the overlay
     """
     pool = cache.pool
     digest = manifest.digest
     assert digest is not None
     # After a crash its name may lead to the very file we gathered: hashed already, and leased to ourselves, so that nobody can open it.
     reused = not _is_same(cache.data(digest), cache.root / staging.path(digest)) and clear_place(cache, manifest)
-    pool.publish([manifest], staging, replace=replace)
-    chain = pool.chain(manifest.id)
-    if working is not None:
-        make_working(cache, chain, working, overwrite=True, flush=True)
-    staging.end()
+    chain = _chain_of(cache, manifest)
+    fresh = prepare_working(cache, chain, working, standing_on=chain[1:], flush=True) if working is not None else None
+    try:
+        pool.publish([manifest], staging, replace=replace)
+    except BaseException:
+        # What comes after the record, such as the view, can fail too: by then it is a state.
+        if not _is_published(cache, manifest):
+            if fresh is not None:
+                fresh.drop()
+            raise
+        _settle(fresh, staging)
+        raise
+    _settle(fresh, staging)
     if not reused:
         cache.trust.record(digest, cache.data(digest), flushed=True, source=None)
     make_durable(cache, chain)
+
+
+def _settle(fresh: Fresh | None, staging: Staging) -> None:
+    if fresh is not None:
+        fresh.settle(overwrite=True)
+    staging.end()
+
+
+def _chain_of(cache: Cache, manifest: Manifest) -> tuple[Manifest, ...]:
+    """:returns: the chain of a state that is not published yet, tip first"""
+    if manifest.parent is None:
+        return (manifest,)
+    fold = cache.pool.fold(manifest.id.machine)
+    parent = fold.find(manifest.object, manifest.parent)
+    if parent is None:
+        raise Conflict(
+            f"{manifest.parent.state}, which {manifest.id} stands on, is no state of {manifest.object} in the cache any more",
+            object=manifest.object,
+            state=manifest.state,
+            pool=str(cache.pool),
+            hint=f"get {manifest.parent.state} again, and make the state from that",
+        )
+    return (manifest, *fold.chain(parent))
 
 
 # -- after a crash -----------------------------------------------------------------------------------------------------------------------------------
@@ -125,14 +161,20 @@ def recover(cache: Cache) -> list[Collected]:
         return []
     with cache.pool.locks.hold("recover", cache.settings.lock_timeout):
         for marker in dead:
-            if marker.facts.get("intent") == INTENT:
-                _recover(cache, marker)
+            _end(cache, marker)
     return cache.collector.clear_incoming()
 
 
+def _end(cache: Cache, marker: Marker) -> None:
+    from statepool.transfer import machine_takeover, overlays  # only here: after a crash, and they stand on this
+
+    endings = {INTENT: _recover, machine_takeover.INTENT: machine_takeover.recover_machine, overlays.INTENT: overlays.recover_together}
+    ending = endings.get(marker.facts.get("intent", ""))
+    if ending is not None and cache.pool.transport.stat(layout.marker(marker.nonce)) is not None:  # else another process was faster
+        ending(cache, marker)
+
+
 def _recover(cache: Cache, marker: Marker) -> None:
-    if cache.pool.transport.stat(layout.marker(marker.nonce)) is None:
-        return  # another process was faster
     under_way = Takeover.from_facts(marker.facts)
     gathered = cache.root / layout.incoming(marker.nonce, _digest(under_way.manifest))
     if not gathered.exists():
@@ -146,8 +188,8 @@ def _recover(cache: Cache, marker: Marker) -> None:
 
 def _go_on(cache: Cache, marker: Marker, under_way: Takeover, gathered: Path) -> None:
     gathered.chmod(0o600)
-    with opened.exclusive(gathered) as descriptor:
-        _put_on_backing(descriptor, gathered, under_way.sibling, under_way.backing)
+    with (opened.unwritten if is_below(under_way.working) else opened.exclusive)(gathered) as descriptor:
+        put_on_backing(descriptor, gathered, under_way.sibling, under_way.backing)
         size = os.fstat(descriptor).st_size
         good = size == under_way.manifest.size and hash_file(descriptor, size) == under_way.manifest.digest
         os.fchmod(descriptor, READ_ONLY)
@@ -171,9 +213,28 @@ def give_back(cache: Cache, marker: Marker, descriptor: int) -> None:
     :param descriptor: of the image, open for reading and writing; nobody else has it open, nor can open it
     """
     under_way = Takeover.from_facts(marker.facts)
-    _unended.add(marker.nonce)
+    keep_for_later(marker)
     if _is_published(cache, under_way.manifest):
         return
+    restore(cache, marker, under_way, descriptor)
+    Staging(cache.pool.transport, marker).end()
+    keep_for_later(marker, no_more=True)
+
+
+def keep_for_later(marker: Marker, *, no_more: bool = False) -> None:
+    """From now on the next command ends what a marker speaks of, as it does after a crash; or, at last, it need not."""
+    if no_more:
+        _unended.discard(marker.nonce)
+    else:
+        _unended.add(marker.nonce)
+
+
+def restore(cache: Cache, marker: Marker, under_way: Takeover, descriptor: int) -> None:
+    """
+    Make an image again what it was.
+
+    :param descriptor: of the image, open for reading and writing; nobody else can open it
+    """
     gathered = cache.root / layout.incoming(marker.nonce, _digest(under_way.manifest))
     if _is_same(under_way.working, gathered):
         if _is_named(cache, under_way, gathered) and not _unnamed(cache, marker, under_way, gathered):
@@ -181,8 +242,6 @@ def give_back(cache: Cache, marker: Marker, descriptor: int) -> None:
             _separate(cache, under_way, descriptor)
         else:
             _restore(under_way, descriptor, under_way.working)
-    Staging(cache.pool.transport, marker).end()
-    _unended.discard(marker.nonce)
 
 
 def _is_named(cache: Cache, under_way: Takeover, gathered: Path) -> bool:
@@ -197,7 +256,7 @@ def _unnamed(cache: Cache, marker: Marker, under_way: Takeover, gathered: Path) 
 
 def _restore(under_way: Takeover, descriptor: int, path: Path) -> None:
     os.fchmod(descriptor, 0o600)
-    _put_on_backing(descriptor, path, under_way.backing, under_way.sibling)
+    put_on_backing(descriptor, path, under_way.backing, under_way.sibling)
     os.fchmod(descriptor, under_way.mode)
     os.fsync(descriptor)
 
@@ -213,7 +272,7 @@ def _separate(cache: Cache, under_way: Takeover, descriptor: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _put_on_backing(descriptor: int, path: Path, name: str, other: str) -> None:
+def put_on_backing(descriptor: int, path: Path, name: str, other: str) -> None:
     """Give an image one of the two backing names it can have, whatever mixture of them it has. Not by qemu-img, which could not open it now."""
     if name and other:
         apply_patches(descriptor, backing_again(read_header_fd(descriptor, str(path)), name, other))
@@ -233,4 +292,4 @@ def _digest(manifest: Manifest) -> Digest:
 
 def _is_published(cache: Cache, manifest: Manifest) -> bool:
     there = cache.pool.find(manifest.id)
-    return there is not None and there.digest == manifest.digest
+    return there is not None and there.digest == manifest.digest and there.parent == manifest.parent

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from statepool.errors import HasDependants, NotFound
 from statepool.model.digest import Digest
+from statepool.model.keys import LABEL_KEY, LABEL_STATE
+from statepool.model.manifest import Manifest, StateId
 from statepool.model.outcomes import Collected
 from statepool.pools import layout
 from statepool.pools.collect import PASSING, Collector
+from statepool.pools.fold import Fold
 from statepool.pools.locks import FileLocks
 from statepool.pools.pool import Pool
 from statepool.transfer.cache import Cache
-from statepool.transfer.linked import held_by_links
+from statepool.transfer.held import held_in
 from statepool.transfer.takeover import recover
 
 
@@ -33,6 +38,7 @@ def tidy_cache(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
     gone += _half_written_notes(cache, dry_run)
     if not dry_run and isinstance(cache.pool.locks, FileLocks):
         cache.pool.locks.tidy("fetch-")
+        cache.pool.locks.tidy("ensure-")
     return gone
 
 
@@ -51,7 +57,7 @@ def _stray_notes(cache: Cache, dry_run: bool) -> list[Collected]:
 def _half_written_notes(cache: Cache, dry_run: bool) -> list[Collected]:
     """What a crash left of notes that were being written. They do not say by whom, and each lives for a moment: so their age tells."""
     found = []
-    for pattern in ("trust/*.tmp", "fresh/**/*.tmp", "chains/*/.uses/*.tmp"):
+    for pattern in ("trust/*.tmp", "fresh/**/*.tmp", "known/*.tmp", "chains/*/.uses/*.tmp"):
         for path in sorted((cache.root / layout.OURS).glob(pattern)):
             try:
                 stat = path.stat()
@@ -75,4 +81,46 @@ def tidy_pool(pool: Pool, *, dry_run: bool = False) -> list[Collected]:
     """
     if not pool.is_managed:
         return []
-    return Collector(pool, lambda: held_by_links(pool)).sweep(dry_run=dry_run)
+    gone = Collector(pool, lambda: held_in(pool)).sweep(dry_run=dry_run)
+    if not dry_run and isinstance(pool.locks, FileLocks):
+        pool.locks.tidy("store-")
+    return gone
+
+
+def thin_keys(pool: Pool, keep: int, *, dry_run: bool = False) -> list[Collected]:
+    """
+    Remove old versions of built states: all but the newest few of each, if nothing stands on them and nobody uses them.
+
+    :param keep: how many of each state stay
+    :param dry_run: only say what would go
+    :returns: what went; its bytes go with the next sweep
+    """
+    if not pool.is_managed:
+        return []
+    held = held_in(pool)
+    return [gone for machine in pool.logged_machines() for gone in _thin_machine(pool, machine, keep, held, dry_run)]
+
+
+def _thin_machine(pool: Pool, machine: str, keep: int, held: frozenset[Digest], dry_run: bool) -> Iterator[Collected]:
+    fold = pool.fold(machine)
+    gone: set[StateId] = set()
+    old = [manifest for manifest in _old_keys(fold, keep) if manifest.digest not in held]
+    for manifest in sorted(old, key=lambda manifest: -len(fold.chain(manifest))):
+        if not gone.issuperset(fold.dependants([manifest.id])):
+            continue
+        gone.add(manifest.id)
+        if not dry_run:
+            try:
+                pool.remove(manifest.id)
+            except (NotFound, HasDependants):
+                continue  # somebody else removed it, or made something stand on it
+        yield Collected(str(pool), f"an old key of {manifest.labels[LABEL_STATE]}", layout.view(manifest.id), manifest.data_size)
+
+
+def _old_keys(fold: Fold, keep: int) -> Iterator[Manifest]:
+    groups: dict[tuple[str, str], list[Manifest]] = {}
+    for manifest in fold.states.values():
+        if LABEL_KEY in manifest.labels and LABEL_STATE in manifest.labels:
+            groups.setdefault((manifest.object, manifest.labels[LABEL_STATE]), []).append(manifest)
+    for manifests in groups.values():
+        yield from sorted(manifests, key=lambda manifest: -manifest.created)[keep:]

@@ -13,7 +13,7 @@ from statepool.pools.fold import Fold
 from statepool.pools.pool import Pool
 from statepool.qcow2.checks import Backing, check_image
 from statepool.transfer.cache import Cache
-from statepool.transfer.offers import unmanaged_chain
+from statepool.transfer.offers import Looked, unmanaged_chain
 from statepool.transfer.ready import actual_digest, rehash
 
 
@@ -39,9 +39,10 @@ def verify(pool: Pool, object: str | None, state: str | None, *, cache: Cache | 
         for manifest in sorted(fold.manifests, key=lambda manifest: manifest.id):
             if _matches(manifest.id, object, state) and manifest.kind is not Kind.MACHINE:
                 yield _verify(pool, manifest, fold, cache, progress)
-        for unmanaged in pool.unmanaged(machine):
+        looked = Looked(pool, [machine])
+        for unmanaged in looked.unmanaged[machine]:
             if _matches(unmanaged.id, object, state):
-                yield _verify_unmanaged(pool, unmanaged.id, fold)
+                yield _verify_unmanaged(pool, unmanaged.id, looked)
 
 
 def _matches(found: StateId, object: str | None, state: str | None) -> bool:
@@ -88,9 +89,9 @@ def _problem(pool: Pool, manifest: Manifest, cache: Cache | None, progress: Prog
     return None if actual == digest else f"its bytes are {actual}, not {digest}"
 
 
-def _verify_unmanaged(pool: Pool, state: StateId, fold: Fold) -> Checked:
+def _verify_unmanaged(pool: Pool, state: StateId, looked: Looked) -> Checked:
     try:
-        unmanaged_chain(pool, state, fold)
+        unmanaged_chain(pool, state, looked.folds[state.machine], looked)
     except StatePoolError as error:
         return Checked(str(pool), state.object, state.state, problem=str(error))
     return Checked(str(pool), state.object, state.state)

@@ -9,13 +9,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from attrs import frozen
+
 from statepool.errors import FileInTheWay, InUse, NotFound
 from statepool.model.manifest import Manifest
 from statepool.qcow2.opened import is_open
 from statepool.qcow2.overlay import create_overlay
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
-from statepool.transfer.chains import temporary_name
+from statepool.transfer.chains import key_of, temporary_name
 from statepool.transfer.ready import damaged
 from statepool.transports.failures import Subject, translated
 
@@ -43,39 +45,89 @@ def check_place(to: os.PathLike[str] | str, *, overwrite: bool) -> Path:
     return path
 
 
-def make_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, overwrite: bool = False, flush: bool = False) -> Path:
+@frozen
+class Fresh:
+    """
+    A working image that is written, and has not got its name yet.
+
+    :param record: of its use of the chain
+    :param temporary: what it is called meanwhile
+    :param to: where it is to be, absolute
+    :param flush: whether a power cut must not take it
+    :param is_first: whether nothing had stood on its chain before
+    """
+
+    cache: Cache
+    record: Path
+    temporary: Path
+    to: Path
+    flush: bool
+    is_first: bool
+
+    def settle(self, *, overwrite: bool) -> None:
+        """
+        Give it its name.
+
+        :param overwrite: whether what is there gives way, in one step
+        :raises FileInTheWay: somebody put something there meanwhile
+        """
+        try:
+            _settle(self.temporary, self.to, overwrite)
+        except BaseException:
+            self.drop()
+            raise
+        self.temporary.unlink(missing_ok=True)
+        if self.flush:
+            _flush(self.to.parent)
+        if overwrite:
+            self.cache.chains.release(self.to, besides=self.record)
+
+    def drop(self) -> None:
+        """Forget it."""
+        self.temporary.unlink(missing_ok=True)
+        self.cache.chains.forget(self.record, with_chain=self.is_first)
+
+
+def make_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, overwrite: bool = False) -> Path:
     """
     :param chain: of the cache, tip first
     :param to: where, absolute, as :func:`check_place` gave it
     :param overwrite: whether what is there gives way, in one step
-    :param flush: bring it to stable storage before it takes the place of what is there
     :returns: the image
     :raises FileInTheWay: somebody put something there meanwhile
     """
+    prepare_working(cache, chain, to, standing_on=chain).settle(overwrite=overwrite)
+    return to
+
+
+def prepare_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, standing_on: Sequence[Manifest], flush: bool = False) -> Fresh:
+    """
+    Do all that takes room for a working image, so that it only has to be given its name.
+
+    :param chain: tip first
+    :param to: where, absolute
+    :param standing_on: those of the chain whose bytes must be in the cache already
+    :param flush: bring it to stable storage
+    :raises DigestMismatch: bytes are gone
+    :raises NoSpace: it does not fit
+    """
+    is_first = not cache.chains.directory_of(key_of(chain)).exists()
     record = cache.chains.use(chain, to, flush=flush)
-    temporary = temporary_name(to, record)
+    fresh = Fresh(cache, record, temporary_name(to, record), to, flush, is_first)
     try:
         # A collector may have moved bytes aside before it could see the record of our use.
-        for manifest in chain:
+        for manifest in standing_on:
             assert manifest.digest is not None
             if not cache.pool.has_bytes(manifest.digest):
                 raise damaged(cache, manifest)
-        tip = chain[0]
         backing = str(cache.chains.path(chain))
-        create_overlay(temporary, tip.virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout))
+        create_overlay(fresh.temporary, chain[0].virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout))
         if flush:
-            _flush(temporary)
-        _settle(temporary, to, overwrite)
-        if flush:
-            _flush(to.parent)
+            _flush(fresh.temporary)
     except BaseException:
-        record.unlink(missing_ok=True)
+        fresh.drop()
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    if overwrite:
-        cache.chains.release(to, besides=record)
-    return to
+    return fresh
 
 
 def _settle(temporary: Path, to: Path, overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from statepool.cli.main import cli
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import Manifest, Parent
+from statepool.model.scope import Scope
+from statepool.model.settings import Settings
 from statepool.pools.pool import Pool
+from statepool.testing.faults import Fault, FaultyTransport
 from statepool.testing.trees import photograph
+from statepool.transfer.offers import Source
 from statepool.transports.registry import open_transport
 
 SIZE = 1 << 20
@@ -109,3 +114,80 @@ def place(empty: Place, make_image: Make, write_to_image: Write) -> Place:
     disk.set("customize", source=empty.work)
     write_to_image(empty.work, [(2 * PATTERN, PATTERN, 3)])
     return empty
+
+
+# -- several sources ---------------------------------------------------------------------------------------------------------------------------------
+
+MIRRORED = ("connect", "customize", "install")
+"""The chain that all of them have, tip first."""
+
+
+@frozen
+class Site:
+    """A directory with a pool ``good`` that has a chain of three, a cache that is empty, and copies of the pool that are spoilt."""
+
+    root: Path
+    make: Make
+    write: Write
+    qemu_img: Callable[..., str]
+
+    def pool(self, name: str) -> Path:
+        """:returns: a copy of the good pool"""
+        return Path(shutil.copytree(self.root / "good", self.root / name, symlinks=True))
+
+    def empty(self, name: str) -> Path:
+        statepool.init(self.root / name)
+        return self.root / name
+
+    def data(self, pool: str, state: str) -> Path:
+        """:returns: the file with the bytes of a state"""
+        return (self.root / pool / f"vm1/disk/{state}.qcow2").resolve(strict=True)
+
+    def source(self, name: str, *faults: Fault, scope: Scope = Scope.SHARED) -> Source:
+        """:returns: a pool as a source in which things go wrong"""
+        transport = open_transport(Location("file", str(self.root / name)))
+        return Source(Pool(FaultyTransport(transport, *faults) if faults else transport), name, scope)
+
+    def open(self, *sources: Any, cache: str = "cache", **settings: Any) -> statepool.StatePool:
+        return statepool.StatePool(
+            self.root / cache, [self.source(name) if isinstance(name, str) else name for name in sources], settings=Settings(**settings)
+        )
+
+    def calls(self, source: Source) -> list[str]:
+        transport = source.pool.transport
+        assert isinstance(transport, FaultyTransport)
+        return [f"{call.operation} {call.path}" for call in transport.calls]
+
+    def change(self, pool: str, state: str, value: int, *, on_top_of: str | None = None, replace: bool = False) -> None:
+        """Set a state in one pool only."""
+        other = self.open(pool, cache=f"cache-of-{pool}")
+        work = self.root / f"work-{pool}.qcow2"
+        work.unlink(missing_ok=True)
+        if on_top_of is not None:
+            other.image("vm1/disk").get(on_top_of, to=work)
+            self.write(work, [(0, PATTERN, value)])
+        else:
+            self.make(work, SIZE, writes=[(0, PATTERN, value)])
+        assert other.image("vm1/disk").set(state, source=work, replace=replace).complete
+
+    def require_whole(self, cache: str = "cache") -> None:
+        """The chain in the cache is what it was made as."""
+        work = self.root / f"whole-{cache}.qcow2"
+        statepool.StatePool(self.root / cache).image("vm1/disk").get("connect", to=work)
+        raw = self.root / "whole.raw"
+        self.qemu_img("convert", "-f", "qcow2", "-O", "raw", work, raw)
+        content = raw.read_bytes()
+        assert [content[index * PATTERN] for index in range(4)] == [1, 2, 3, 0]
+        assert all(checked.problem is None for checked in statepool.StatePool(self.root / cache).verify())
+
+
+@pytest.fixture
+def site(tmp_path: Path, make_image: Make, write_to_image: Write, qemu_img: Callable[..., str]) -> Site:
+    statepool.init(tmp_path / "good")
+    work = make_image(tmp_path / "work.qcow2", SIZE, writes=[(0, PATTERN, 1)])
+    disk = statepool.StatePool(tmp_path / "seed", [tmp_path / "good"]).image("vm1/disk")
+    for number, state in enumerate(reversed(MIRRORED)):
+        if number:
+            write_to_image(work, [(number * PATTERN, PATTERN, number + 1)])
+        disk.set(state, source=work)
+    return Site(tmp_path, make_image, write_to_image, qemu_img)

@@ -71,7 +71,7 @@ def test_names_that_no_machine_or_image_can_have(place: Any, name: str) -> None:
     place.refused(USAGE, "show", "--", name)
 
 
-@pytest.mark.parametrize("name", ["vm1", "", "/", "vm1/", "/disk", "vm1/disk/more", "vm1//disk"])
+@pytest.mark.parametrize("name", ["", "/", "vm1/", "/disk", "vm1/disk/more", "vm1//disk"])
 def test_an_object_that_is_no_image(place: Any, name: str) -> None:
     place.refused(USAGE, "get", "--", name, "install")
     place.refused(USAGE, "set", "--from", "work.qcow2", "--", name, "new")

@@ -15,8 +15,9 @@ from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.pools import layout
 from statepool.pools.pool import Pool
+from statepool.pools.view import View
 from statepool.testing.faults import FaultyTransport, Flip, Full, Slow, Stop, Truncate, on
-from statepool.transfer import takeover
+from statepool.transfer import working
 from statepool.transfer.offers import Source
 from statepool.transports.registry import open_transport
 
@@ -167,7 +168,7 @@ def test_failure_before_the_state_is_published(lab: Lab, image: str, error: Base
     def fail(*arguments: Any, **rest: Any) -> None:
         raise error
 
-    monkeypatch.setattr(Pool, "_append", fail)
+    monkeypatch.setattr(Pool, "append", fail)
     before = lab.digests("cache")
     mode = (lab.root / f"{image}.qcow2").stat().st_mode
     with pytest.raises((type(error), statepool.StatePoolError)):
@@ -187,7 +188,7 @@ def test_failure_after_the_state_is_published(lab: Lab, image: str, monkeypatch:
     def fail(*arguments: Any, **rest: Any) -> None:
         raise Broken
 
-    monkeypatch.setattr(takeover, "make_working", fail)
+    monkeypatch.setattr(working, "_settle", fail)
     with pytest.raises(Broken):
         lab.handle("cache").set("connect", source=lab.root / f"{image}.qcow2")
     monkeypatch.undo()
@@ -195,3 +196,37 @@ def test_failure_after_the_state_is_published(lab: Lab, image: str, monkeypatch:
     lab.require_usable(f"{image}.qcow2", image)
     lab.require_clean()
     lab.require_whole()
+
+
+def test_state_without_its_place_in_the_view(lab: Lab, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state is published, and the disk is full at once: the working image is what it should be all the same, without another command."""
+
+    def fail(*arguments: Any, **rest: Any) -> None:
+        raise statepool.NoSpace("in a test")
+
+    monkeypatch.setattr(View, "update", fail)
+    with pytest.raises(statepool.NoSpace):
+        lab.handle("cache").set("connect", source=lab.root / f"{image}.qcow2")
+    monkeypatch.undo()
+    assert "connect" in lab.digests("cache")
+    lab.require_usable(f"{image}.qcow2", image)
+    assert not leftovers(lab.root / "cache")
+    lab.require_whole()
+    assert lab.handle("cache").set("connect", source=lab.root / f"{image}.qcow2").complete
+    lab.require_clean()
+
+
+@pytest.mark.parametrize("damage", ["header", "cut", "gone"])
+def test_no_cache_is_made_for_what_is_refused(lab: Lab, damage: str) -> None:
+    digest = Digest.parse(lab.digests("pool")["customize"])
+    path = lab.root / "pool" / layout.data(digest)
+    path.chmod(0o644)
+    if damage == "gone":
+        path.unlink()
+    else:
+        with open(path, "r+b") as file:
+            file.write(b"\0" * 16) if damage == "header" else file.truncate(100)
+    with pytest.raises((statepool.IntegrityError, statepool.MissingFile)) as caught:
+        statepool.StatePool(cache=lab.root / "new", sources=[lab.root / "pool"]).image("vm1/disk").get("leaf")
+    assert isinstance(caught.value, statepool.DigestMismatch) == (damage == "header")
+    assert not (lab.root / "new").exists()

@@ -52,6 +52,10 @@ def leftovers(root: Path) -> list[Path]:
     return [path for directory in ("incoming", "trash") for path in (ours / directory).glob("*")] + list(root.parent.glob(".statepool-*"))
 
 
+def chains(root: Path) -> set[str]:
+    return {path.name for path in (root / layout.OURS / "chains").iterdir()}
+
+
 def is_used(lab: Lab) -> int:
     found = os.statvfs(lab.root)
     return (found.f_blocks - found.f_bfree) * found.f_frsize
@@ -70,6 +74,17 @@ def test_get_is_refused_before_a_byte_moves(lab: Lab) -> None:
     assert not list((lab.root / "other" / layout.DATA).iterdir())
     assert not leftovers(lab.root / "other")
     assert not (lab.root / "far.qcow2").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_no_cache_is_made_for_what_does_not_fit(lab: Lab) -> None:
+    fill(lab.root, 256)
+    used = is_used(lab)
+    with pytest.raises(statepool.NoSpace) as caught:
+        lab.handle("new").get("leaf", to=lab.root / "far.qcow2")
+    assert caught.value.needed > caught.value.available > 0
+    assert is_used(lab) == used
+    assert not (lab.root / "new").exists()
 
 
 @pytest.mark.usefixtures("small")
@@ -101,7 +116,7 @@ def test_full_source_does_not_hide_what_was_stored(lab: Lab, small: Callable[[in
 def test_set_with_any_number_of_pages(lab: Lab, small: Callable[[int], None], image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nobody knew before that it would not fit."""
     monkeypatch.setattr("statepool.transfer.intake.require_space", lambda *arguments, **rest: None)
-    path, before = lab.root / f"{image}.qcow2", lab.digests("cache")
+    path, before, used = lab.root / f"{image}.qcow2", lab.digests("cache"), chains(lab.root / "cache")
     disk = statepool.StatePool(cache=lab.root / "cache").image("vm1/disk")
     pages = [*range(24)] if image == "work" else [*range(0, 300, 9)]
     failed = 0
@@ -112,10 +127,12 @@ def test_set_with_any_number_of_pages(lab: Lab, small: Callable[[int], None], im
         except statepool.NoSpace:
             failed += 1
             lab.require_whole()
+            lab.require_usable(path.name, image)  # at once, though there is no room for anything, and whether it is a state by now or not
+            assert not leftovers(lab.root / "cache")
+            assert not list(lab.root.glob(".statepool-*"))
             if "connect" not in lab.digests("cache"):
-                lab.require_usable(path.name, image)  # at once, though there is no room for anything
                 assert lab.digests("cache") == before
-                assert not leftovers(lab.root / "cache")
+                assert chains(lab.root / "cache") == used
         (lab.root / "ballast").unlink()
         disk.get("install")  # the next command, with room again
         lab.require_usable(path.name, image)

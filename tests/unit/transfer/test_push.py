@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,10 +11,14 @@ from attrs import evolve
 
 from statepool.errors import Conflict, DigestMismatch, HasDependants, NoSpace, ReadOnlyPool
 from statepool.model.outcomes import Presence
+from statepool.pools import layout
+from statepool.pools.pool import Pool
 from statepool.testing.faults import FaultyTransport, Full, Stop, on
+from statepool.testing.memory import MemoryStore, MemoryTransport
 from statepool.testing.trees import photograph
 from statepool.transfer.cache import Cache
 from statepool.transfer.push import Push, Relation, relations
+from statepool.transports.base import Entry, Moved
 
 
 @pytest.fixture
@@ -156,3 +162,34 @@ def test_what_another_pool_has_may_be_evicted(lab: Any, cache: Cache) -> None:
     pool = lab.pool()
     Push(cache, pool).run(chain)
     assert cache.trust.source(chain[0].digest) == str(pool)
+
+
+def test_of_two_that_store_the_same_one_sends_it_and_the_other_waits(lab: Any, cache: Cache) -> None:
+    """In a place without locks of a kernel: the one that sends goes on as soon as the other has begun to wait."""
+
+    class Watched(MemoryTransport):
+        sent = 0
+        looks = 0
+
+        def scan(self, directory: str) -> list[Entry]:
+            self.looks += directory == layout.LOCKS
+            if not self.sent and self.looks >= 3:
+                waits.set()
+            return super().scan(directory)
+
+        def store(self, source: int, path: str, size: int, **options: Any) -> Moved:
+            self.sent += 1
+            assert waits.wait(100)
+            return super().store(source, path, size, **options)
+
+    waits = threading.Event()
+    store = MemoryStore()
+    here, there = Watched(store), Watched(store)
+    Pool(here).create()
+    chain = lab.chain(cache.pool, "install", "customize")
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(lambda transport: Push(cache, Pool(transport)).run(chain), [here, there]))
+    assert here.sent + there.sent == len(chain), "each member was sent once"
+    assert sum(result.bytes for result in results) == sum(manifest.size for manifest in chain)
+    assert lab.data(Pool(here)) == {manifest.digest for manifest in chain}
+    assert lab.leftovers(Pool(here)) == []

@@ -1,0 +1,46 @@
+"""
+Which bytes of a pool must stay although no record needs them, whoever's pool it is.
+
+A source can be the cache of a neighbour: then there are machines that run from it.
+"""
+
+from __future__ import annotations
+
+from statepool.errors import MissingFile
+from statepool.model.digest import Digest
+from statepool.pools import layout
+from statepool.pools.pool import Pool
+from statepool.transfer.chains import Chains
+from statepool.transfer.linked import held_by_links
+from statepool.transports.base import FileKind
+
+CHAINS = f"{layout.OURS}/chains"
+"""Where a cache keeps what working images are backed by; no other pool has such a directory."""
+
+
+def held_in(pool: Pool) -> frozenset[Digest]:
+    """:returns: the bytes under working images, if the pool is a cache, and those that other caches refer to"""
+    return held_by_links(pool) | _under_working_images(pool)
+
+
+def _under_working_images(pool: Pool) -> frozenset[Digest]:
+    here = pool.transport.local_path(CHAINS)
+    if here is not None:
+        return Chains(here).held()
+    # Nobody here can tell which working images of another host are still there: each chain that was made for one counts.
+    chains = [f"{CHAINS}/{entry.name}" for entry in pool.transport.scan(CHAINS) if entry.kind is FileKind.DIRECTORY]
+    links = [
+        f"{chain}/{entry.name}"
+        for chain, entries in zip(chains, pool.transport.scan_many(chains), strict=True)
+        for entry in entries
+        if entry.kind is FileKind.LINK
+    ]
+    found = (_target(pool, link) for link in links)
+    return frozenset(digest for digest in found if digest is not None)
+
+
+def _target(pool: Pool, link: str) -> Digest | None:
+    try:
+        return Digest.from_file_name(pool.transport.readlink(link).rpartition("/")[2])
+    except MissingFile:
+        return None  # its owner takes the chain away

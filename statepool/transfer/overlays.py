@@ -1,0 +1,162 @@
+"""
+Working images of one machine, made together: all of them, or none.
+
+Each is written whole under a passing name beside its place, and only then they are put there, one after the other. A marker says how to go on if that
+is cut off: what was put in one place is put in the others, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from statepool.errors import BadRecord, FileInTheWay
+from statepool.model.manifest import Manifest
+from statepool.pools.staging import Marker, Staging
+from statepool.transfer.cache import Cache
+from statepool.transfer.working import prepare_working
+from statepool.transports.failures import Subject, translated
+
+INTENT = "get-machine"
+"""What the marker calls itself in its facts."""
+
+Chain = tuple[Manifest, ...]
+
+
+@frozen
+class Place:
+    """
+    Where a working image goes.
+
+    :param to: its name, absolute
+    :param temporary: what it is called until then
+    :param before: the :func:`stamp` of what was there before
+    """
+
+    to: Path
+    temporary: Path
+    before: str
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the new image is there."""
+        return is_same(self.to, self.temporary)
+
+    def put(self) -> None:
+        """
+        Put the image in its place, and keep its other name.
+
+        :raises FileInTheWay: somebody else put a file there meanwhile
+        """
+        try:
+            if not self.before:
+                os.link(self.temporary, self.to)
+                return
+            second = self.temporary.with_suffix(".put")
+            os.link(self.temporary, second)
+            os.replace(second, self.to)
+        except FileExistsError as error:
+            raise FileInTheWay(f"{self.to} exists", path=str(self.to), hint="choose another name") from error
+        except OSError as error:
+            raise translated(error, "make", Subject(str(self.to), path=str(self.to))) from error
+
+    def clear(self) -> None:
+        """Remove the passing names."""
+        self.temporary.with_suffix(".put").unlink(missing_ok=True)
+        self.temporary.unlink(missing_ok=True)
+
+
+def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool) -> None:
+    """
+    :param wanted: chains of the cache, tip first, by the absolute names of the images to make, which have been looked at
+    :param overwrite: whether a file there gives way
+    :raises FileInTheWay: there is one, and it does not
+    """
+    nonce = cache.pool.nonce()
+    places = [Place(to, to.with_name(f".statepool-{nonce}-{number}.tmp"), stamp(to) if overwrite else "") for number, to in enumerate(sorted(wanted))]
+    staging = cache.pool.stage([], intent=INTENT, places=_to_text(places))
+    records: dict[Path, Path] = {}
+    try:
+        for place in places:
+            chain = wanted[place.to]
+            fresh = prepare_working(cache, chain, place.to, standing_on=chain)
+            try:
+                os.rename(fresh.temporary, place.temporary)
+            except BaseException:
+                fresh.drop()
+                raise
+            records[place.to] = fresh.record
+        for place in places:
+            place.put()
+    except BaseException:
+        for place in places:
+            _take_back(place, records.get(place.to))
+        staging.end()
+        raise
+    for place in places:
+        place.clear()
+        if place.before:
+            cache.chains.release(place.to, besides=records[place.to])
+    staging.end()
+
+
+def _take_back(place: Place, record: Path | None) -> None:
+    replaced = bool(place.before) and place.is_taken  # what was there is gone, so the new image stays
+    if place.is_taken and not replaced:
+        place.to.unlink()
+    place.clear()
+    if record is not None and not replaced:
+        record.unlink(missing_ok=True)
+
+
+def recover_together(cache: Cache, marker: Marker) -> None:
+    """
+    End what a crash interrupted: forward if one of the images is in its place, and back otherwise.
+
+    :param marker: of a writer that is gone
+    """
+    places = _from_text(marker.facts)
+    begun = any(place.is_taken for place in places)
+    for place in places:
+        # What has changed in its place since is somebody else's.
+        if begun and place.temporary.exists() and not place.is_taken and stamp(place.to) == place.before:
+            with contextlib.suppress(FileInTheWay):
+                place.put()
+    for place in places:
+        place.clear()
+        if not begun and not os.path.lexists(place.to):
+            cache.chains.release(place.to)
+    Staging(cache.pool.transport, marker).end()
+
+
+def _to_text(places: Sequence[Place]) -> str:
+    return json.dumps([{"to": str(place.to), "temporary": str(place.temporary), "before": place.before} for place in places])
+
+
+def _from_text(facts: Mapping[str, str]) -> list[Place]:
+    try:
+        return [Place(Path(entry["to"]), Path(entry["temporary"]), str(entry["before"])) for entry in json.loads(facts["places"])]
+    except (KeyError, ValueError, TypeError) as error:
+        raise BadRecord(f"a marker of a get lacks or garbles {error}") from error
+
+
+def stamp(path: Path) -> str:
+    """:returns: what changes when a file is written to or replaced; nothing if there is none"""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return ""
+    return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """:returns: whether two names are those of one file"""
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except FileNotFoundError:
+        return False

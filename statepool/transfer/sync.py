@@ -1,0 +1,206 @@
+"""
+Chains from any pool to any other, without a cache between them: parents first, what is there is skipped, and nothing is visible before it is whole.
+
+A run that was interrupted is simply begun again: it goes on with the first state that is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from attrs import evolve, frozen
+
+from statepool.errors import Conflict, DigestMismatch, NotFound, StatePoolError
+from statepool.model.digest import Digest
+from statepool.model.manifest import Kind, Manifest
+from statepool.model.outcomes import SyncAction as Action
+from statepool.model.outcomes import Synced, SyncedState
+from statepool.model.progress import SILENT, Progress
+from statepool.pools import layout
+from statepool.pools.collect import Collector
+from statepool.pools.fold import Fold
+from statepool.pools.pool import Pool
+from statepool.pools.staging import Staging
+from statepool.qcow2.files import open_regular
+from statepool.transfer.held import held_in
+from statepool.transfer.linked import refuse_linked
+from statepool.transfer.space import require_space
+from statepool.transfer.verify import wanted
+from statepool.transports.base import Moved
+
+
+@frozen
+class Sync:
+    """
+    Makes one pool have what another one has.
+
+    :param origin: where from
+    :param target: where to
+    :param delete: also remove from the target what the origin does not have
+    :param replace: other content under a name gives way, if nothing stands on it
+    :param progress: told of the bytes
+    """
+
+    origin: Pool
+    target: Pool
+    delete: bool = False
+    replace: bool = False
+    progress: Progress = SILENT
+
+    def run(self, object: str | None = None, *, dry_run: bool = False) -> Synced:
+        """
+        :param object: only its states: ``machine`` or ``machine/image``
+        :param dry_run: say what would be done, and change nothing
+        :raises NotAPool: one of the two is none
+        :raises NotFound: the origin has nothing of this name
+        """
+        self.origin.require()
+        self.target.require(write=True)
+        machines = wanted(self.origin, object)
+        found = [synced for machine in machines for synced in self._machine(machine, object, dry_run)]
+        if self.delete:
+            for machine in wanted(self.target, object):
+                found += self._remove_others(machine, object, dry_run)
+        if not found and object is not None:
+            raise NotFound(f"there is no state of {object} in {self.origin}", object=object, pool=str(self.origin), hint="statepool show")
+        return Synced(str(self.origin), str(self.target), tuple(found))
+
+    # -- copying -----------------------------------------------------------------------------------------------------------------------------------
+
+    def _machine(self, machine: str, object: str | None, dry_run: bool) -> Iterator[SyncedState]:
+        fold = self.origin.fold(machine)
+        # What one state failed of, those on it fail of too: they find that their parent is missing, and say so.
+        for manifest in in_order(fold, _named(fold, object)):
+            yield self._attempt(manifest, dry_run)
+        for unmanaged in self.origin.unmanaged(machine):
+            if object in (None, machine, unmanaged.id.object):
+                reason = f"{layout.view(unmanaged.id)} is a file of another tool; make it managed with: statepool adopt {self.origin}"
+                yield SyncedState(unmanaged.id.object, unmanaged.id.state, str(unmanaged.id.kind), Action.FAILED, error=reason)
+
+    def _attempt(self, manifest: Manifest, dry_run: bool) -> SyncedState:
+        done = SyncedState(manifest.object, manifest.state, str(manifest.kind), Action.PRESENT)
+        try:
+            if not self._is_missing(manifest):
+                return done
+            if dry_run:
+                return evolve(done, action=Action.COPIED, bytes=manifest.data_size)
+            return evolve(done, action=Action.COPIED, bytes=self._copy(manifest))
+        except StatePoolError as error:
+            return evolve(done, action=Action.FAILED, error=str(error))
+
+    def _is_missing(self, manifest: Manifest) -> bool:
+        there = self.target.find(manifest.id)
+        if there is None:
+            return True
+        if there.digest == manifest.digest and there.parent == manifest.parent and there.members == manifest.members:
+            return False
+        if self.replace:
+            return True
+        raise Conflict(
+            f"{manifest.id} exists in {self.target} with other content: {there.digest}, in {self.origin} {manifest.digest}",
+            object=manifest.object,
+            state=manifest.state,
+            pool=str(self.target),
+            hint="remove it there first, or ask for it to be replaced",
+        )
+
+    def _copy(self, manifest: Manifest) -> int:
+        """:returns: how many bytes were moved"""
+        digests = [manifest.digest] if manifest.digest is not None else []
+        old = self.target.find(manifest.id)
+        staging = self.target.stage(digests)
+        try:
+            sent = 0
+            for digest in digests:
+                if not self.target.has_bytes(digest):
+                    require_space(self.target, manifest.data_size)
+                    sent = self._move(manifest, digest, staging)
+            self.target.publish([manifest], staging, replace=self.replace)
+        finally:
+            staging.end()
+        if old is not None and old.digest not in (None, manifest.digest):
+            self._collect([old])
+        return sent
+
+    def _move(self, manifest: Manifest, digest: Digest, staging: Staging) -> int:
+        self.progress.begin(f"copy {manifest.id}", manifest.size)
+        try:
+            with self._opened(manifest, digest) as descriptor:
+                moved = self.target.transport.store(
+                    descriptor,
+                    staging.path(digest),
+                    manifest.size,
+                    algorithm=digest.algorithm,
+                    extents=manifest.extents,
+                    progress=self.progress,
+                )
+        finally:
+            self.progress.end()
+        self._check(manifest, digest, moved)
+        return moved.sent
+
+    @contextmanager
+    def _opened(self, manifest: Manifest, digest: Digest) -> Iterator[int]:
+        """A descriptor of the bytes on this host: of the file itself, or of a copy that lives as long as the ``with`` block."""
+        path = layout.data(digest)
+        here = self.origin.transport.local_path(path)
+        if here is not None:
+            # The file of a cache can be a link into a pool that it refers to.
+            descriptor = open_regular(os.path.realpath(here))
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
+            return
+        with tempfile.TemporaryFile(buffering=0) as spool:
+            moved = self.origin.transport.fetch(path, spool.fileno(), manifest.size, algorithm=digest.algorithm, extents=manifest.extents)
+            self._check(manifest, digest, moved)
+            yield spool.fileno()
+
+    def _check(self, manifest: Manifest, digest: Digest, moved: Moved) -> None:
+        if moved.digest != digest:
+            raise DigestMismatch(
+                f"the bytes of {manifest.id} from {self.origin} are {moved.digest}, not {digest}",
+                expected=str(digest),
+                actual=str(moved.digest),
+                object=manifest.object,
+                state=manifest.state,
+                pool=str(self.origin),
+                hint=f"look at the pool with: statepool --source {self.origin} verify {manifest.object} {manifest.state}",
+            )
+
+    # -- removing ----------------------------------------------------------------------------------------------------------------------------------
+
+    def _remove_others(self, machine: str, object: str | None, dry_run: bool) -> Iterator[SyncedState]:
+        kept = set(self.origin.fold(machine).states)
+        fold = self.target.fold(machine)
+        for manifest in reversed(in_order(fold, (manifest for manifest in _named(fold, object) if manifest.id not in kept))):
+            yield self._remove(manifest, dry_run)
+
+    def _remove(self, manifest: Manifest, dry_run: bool) -> SyncedState:
+        done = SyncedState(manifest.object, manifest.state, str(manifest.kind), Action.REMOVED)
+        try:
+            if not dry_run:
+                self._collect(self.target.remove(manifest.id, allowed=lambda digests: refuse_linked(self.target, digests)))
+        except StatePoolError as error:
+            return evolve(done, action=Action.FAILED, error=str(error))
+        return done
+
+    def _collect(self, manifests: Iterable[Manifest]) -> None:
+        digests = [manifest.digest for manifest in manifests if manifest.digest is not None]
+        Collector(self.target, lambda: held_in(self.target)).collect(digests)
+
+
+def _named(fold: Fold, object: str | None) -> Iterator[Manifest]:
+    return (manifest for manifest in fold.states.values() if object in (None, fold.machine, manifest.object))
+
+
+def in_order(fold: Fold, manifests: Iterable[Manifest]) -> list[Manifest]:
+    """
+    :param fold: has the manifests
+    :returns: them, each after what backs it, and machine states after their members
+    """
+    return sorted(manifests, key=lambda manifest: (manifest.kind is Kind.MACHINE, len(fold.chain(manifest)), str(manifest.id)))

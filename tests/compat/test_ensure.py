@@ -1,0 +1,319 @@
+"""States that are built when nobody has them: by workers of two caches and one pool, which die, fail and hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import statepool
+from statepool.ensure import Recipe, key_of
+from statepool.model.keys import name_of, parse_name
+
+Make = Callable[..., Path]
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+import statepool
+
+cache, pool, log, seconds = sys.argv[1:]
+
+def build(image):
+    with open(log, "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    time.sleep(float(seconds))
+    os.system(f"qemu-io -f qcow2 -c 'write -P 7 0 64k' {image} >{os.devnull}")
+
+print("ready", flush=True)
+sys.stdin.readline()
+ensured = statepool.StatePool(cache, [pool]).image("vm1/disk").ensure("connect", build, parent="install", key="1")
+print(ensured.name, ensured.built, ensured.got.digest, flush=True)
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path, make_image: Make, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pool that has ``vm1/disk install``, and a cache."""
+    monkeypatch.chdir(tmp_path)
+    statepool.init("pool")
+    make_image(Path("base.qcow2"), 4 << 20, writes=[(0, 65536, 1)])
+    disk(tmp_path).set("install", source="base.qcow2")
+    return tmp_path
+
+
+def disk(root: Path, cache: str = "cache") -> statepool.ImageHandle:
+    return statepool.StatePool(root / cache, [root / "pool"]).image("vm1/disk")
+
+
+def write(value: int, image: Path) -> None:
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -P {value} 0 64k", str(image)], check=True, stdout=subprocess.DEVNULL)
+
+
+def states(root: Path) -> set[str]:
+    return {listed.manifest.state for listed in disk(root).show()}
+
+
+def nothing_is_left(root: Path) -> bool:
+    left = [path for name in ("cache", "pool") for path in (root / name / ".statepool/incoming").iterdir()]
+    return not left and not list((root / "cache/.statepool/working").iterdir())
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_is_built_once_and_then_used(root: Path) -> None:
+    first = disk(root).ensure("connect", partial(write, 7), parent="install")
+    assert first.built
+    assert first.stored is not None
+    assert first.stored.complete
+    assert parse_name(first.name) is not None
+    again = disk(root).ensure("connect", partial(write, 7), parent="install")
+    elsewhere = disk(root, "other").ensure("connect", partial(write, 7), parent="install")
+    assert (again.built, elsewhere.built) == (False, False)
+    assert again.got.digest == elsewhere.got.digest == first.got.digest
+    assert first.got.chain == (first.name, "install")
+    assert nothing_is_left(root)
+
+
+def test_another_builder_is_another_state_and_the_old_one_stays(root: Path) -> None:
+    one = disk(root).ensure("connect", partial(write, 7), parent="install")
+    two = disk(root).ensure("connect", partial(write, 8), parent="install")
+    assert two.built
+    assert {one.name, two.name} < states(root)
+
+
+def test_another_parent_is_another_state(root: Path, make_image: Make) -> None:
+    disk(root).set("install2", source=make_image(root / "other.qcow2", 4 << 20, writes=[(0, 65536, 2)]))
+    one = disk(root).ensure("connect", partial(write, 7), parent="install")
+    two = disk(root).ensure("connect", partial(write, 7), parent="install2")
+    assert one.name != two.name
+
+
+def test_a_tree_of_built_states(root: Path) -> None:
+    child = disk(root).ensure("connect", partial(write, 7), parent="install")
+    grandchild = disk(root).ensure("login", partial(write, 8), parent=child.name)
+    assert grandchild.got.chain == (grandchild.name, child.name, "install")
+
+
+def test_a_state_without_a_parent(root: Path, make_image: Make) -> None:
+    ensured = disk(root).ensure("bare", make_image)
+    assert ensured.got.chain == (ensured.name,)
+
+
+def test_what_a_key_is_made_of() -> None:
+    keys = {
+        key_of(Recipe(print, key=key, parameters=parameters), ())
+        for key, parameters in [("1", {}), ("2", {}), ("1", {"memory": 1}), ("1", {"memory": "1"}), ("1", {"memory": 1, "cpus": [1, 2]})]
+    }
+    assert len(keys) == 5
+    assert key_of(Recipe(print, key="1", parameters={"a": 1, "b": 2}), ()) == key_of(Recipe(write, key="1", parameters={"b": 2, "a": 1}), ())  # type: ignore[arg-type]
+
+
+def test_a_builder_without_a_source_needs_a_key(root: Path) -> None:
+    with pytest.raises(statepool.UsageError, match="key="):
+        disk(root).ensure("connect", print, parent="install")
+    assert disk(root).ensure("connect", print, parent="install", key="nothing happens").built
+
+
+def test_parameters_that_cannot_be_told_apart(root: Path) -> None:
+    with pytest.raises(statepool.UsageError, match="parameters"):
+        disk(root).ensure("connect", print, parent="install", key="1", parameters={"what": object()})
+
+
+@pytest.mark.parametrize(("name", "expected"), [("connect--0123456789ab", ("connect", "0123456789ab")), ("a--b", None), ("--0123456789ab", None)])
+def test_names_of_built_states(name: str, expected: tuple[str, str] | None) -> None:
+    assert parse_name(name) == expected
+    if expected is not None:
+        assert name_of(*expected) == name
+
+
+# -- many workers ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def start(root: Path, number: int, seconds: float = 0.5) -> list[subprocess.Popen[str]]:
+    workers = []
+    for index in range(number):
+        command = [sys.executable, "-c", textwrap.dedent(WORKER), f"cache{index % 2}", "pool", "built.log", str(seconds)]
+        workers.append(subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    return workers
+
+
+def release(workers: list[subprocess.Popen[str]]) -> None:
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.close()
+
+
+def answers(workers: list[subprocess.Popen[str]]) -> list[list[str]]:
+    found = []
+    for worker in workers:
+        assert worker.stdout is not None
+        with worker.stdout:
+            found.append(worker.stdout.read().split())
+        assert worker.wait() == 0
+    return found
+
+
+def test_sixteen_workers_of_two_caches_build_once(root: Path) -> None:
+    workers = start(root, 16)
+    release(workers)
+    found = answers(workers)
+    assert len((root / "built.log").read_text().split()) == 1
+    assert [built for _, built, _ in found].count("True") == 1
+    assert len({(name, digest) for name, _, digest in found}) == 1
+
+
+def test_a_worker_that_is_killed_while_it_builds_is_followed_by_one_other(root: Path) -> None:
+    first = start(root, 1, seconds=60)
+    release(first)
+    wait_for((root / "built.log").exists)
+    others = start(root, 3)
+    release(others)
+    first[0].send_signal(signal.SIGKILL)
+    first[0].wait()
+    assert first[0].stdout is not None
+    first[0].stdout.close()
+    found = answers(others)
+    assert len((root / "built.log").read_text().split()) == 2
+    assert [built for _, built, _ in found].count("True") == 1
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+# -- builders that do harm ---------------------------------------------------------------------------------------------------------------------------
+
+
+def corrupt(image: Path) -> None:
+    write(7, image)
+    with open(image, "r+b") as file:
+        file.seek(64 << 10)
+        file.write(b"\xff" * 65536)  # the table of its reference counts, or of its clusters
+
+
+def cut(image: Path) -> None:
+    os.truncate(image, 100)
+
+
+def stand_on_another(image: Path) -> None:
+    subprocess.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "", str(image)], check=True)
+
+
+def fail(image: Path) -> None:
+    raise RuntimeError("no network")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (fail, "RuntimeError: no network"),
+        (corrupt, "corrupt|cannot be used"),
+        (cut, "cannot be used"),
+        (os.unlink, "left no image"),
+        (stand_on_another, "another one than its parent"),
+    ],
+)
+def test_a_builder_that_fails_leaves_nothing_and_lets_the_next_try(root: Path, build: Callable[[Path], Any], message: str) -> None:
+    before = states(root)
+    with pytest.raises(statepool.BuildFailed, match=message) as caught:
+        disk(root).ensure("connect", build, parent="install", key="1")
+    assert caught.value.object == "vm1/disk"
+    assert states(root) == before
+    assert nothing_is_left(root)
+    assert disk(root).ensure("connect", partial(write, 7), parent="install", key="1").built
+
+
+def test_a_builder_that_never_ends(root: Path) -> None:
+    never = threading.Event()
+    with pytest.raises(statepool.BuildFailed, match=r"within 0\.2 s"):
+        disk(root).ensure("connect", lambda image: never.wait(), parent="install", key="1", timeout=0.2)
+    never.set()
+    assert nothing_is_left(root)
+    assert disk(root).ensure("connect", partial(write, 7), parent="install", key="1", timeout=60).built
+
+
+def test_a_parent_that_is_not_there(root: Path) -> None:
+    name = disk(root).ensure("connect", partial(write, 7), parent="install").name
+    with pytest.raises(statepool.NotFound, match="to start from"):
+        disk(root).ensure("login", fail, parent="nothing", key="1")
+    with pytest.raises(statepool.NotFound) as caught:
+        disk(root).ensure("login", fail, parent="connect", key="1")
+    assert name in str(caught.value.hint)
+
+
+# -- at a shell --------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_that_builds(root: Path, run_statepool: Any) -> None:
+    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install")
+    script = root / "build.sh"
+    script.write_text('#!/bin/sh\necho building\nqemu-io -f qcow2 -c "write -P 7 0 64k" "$1"\n')
+    script.chmod(0o755)
+    first = run_statepool(*common, "--", script, "{image}")
+    assert "building" in first.err
+    assert run_statepool(*common, "--", script, "{image}").out == first.out
+    script.write_text(script.read_text() + "# changed\n")
+    second = run_statepool(*common, "--json", "--", script, "{image}").json["ensured"]
+    assert (second["state"], second["built"]) == ("connect", True)
+    assert second["name"] != first.out.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("false", "{image}"), 1, "exit code 1"),
+        (("no-such-program", "{image}"), 1, "cannot run no-such-program"),
+        (("true",), 2, "must have {image}"),
+        (("sh", "-c", "sleep 100; : {image}"), 1, "was stopped"),
+        (("sh", "-c", "kill -9 $$; : {image}"), 1, "signal 9"),
+    ],
+)
+def test_a_command_that_fails(root: Path, run_statepool: Any, words: tuple[str, ...], code: int, message: str) -> None:
+    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install", "--timeout", "0.5")
+    assert message in run_statepool(*common, "--", *words, code=code).err
+    assert states(root) == {"install"}
+
+
+# -- old keys ----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_old_keys_go_when_only_some_are_to_be_kept(root: Path, run_statepool: Any) -> None:
+    names = [disk(root).ensure("connect", partial(write, value), parent="install").name for value in (1, 2, 3, 4)]
+    child = disk(root).ensure("login", partial(write, 9), parent=names[1]).name
+    disk(root).get(names[2], to=root / "work.qcow2")
+    pool = statepool.StatePool(root / "cache", [root / "pool"])
+    planned = pool.gc(keep_keys=1, everywhere=True, dry_run=True)
+    assert states(root) == {"install", child, *names}
+    gone = pool.gc(keep_keys=1, everywhere=True)
+    assert [thing.path for thing in gone if "key" in thing.what] == [thing.path for thing in planned if "key" in thing.what]
+    # The second has a child, a machine may run on the third, and the last is the newest; in the pool nobody uses the third.
+    assert states(root) == {"install", child, names[1], names[2], names[3]}
+    own = {listed.manifest.state for listed in statepool.StatePool(root / "none", [root / "pool"]).show()}
+    assert own == {"install", child, names[1], names[3]}
+
+
+def test_how_many_keys_are_kept_is_a_number(root: Path, run_statepool: Any) -> None:
+    run_statepool("--cache", "cache", "gc", "--keep-keys", "0", code=2)
+    with pytest.raises(statepool.UsageError):
+        statepool.StatePool(root / "cache").gc(keep_keys=0)
+    disk(root).ensure("connect", partial(write, 1), parent="install")
+    assert "removed 0 files" in run_statepool("--cache", "cache", "gc", "--keep-keys", "2").out

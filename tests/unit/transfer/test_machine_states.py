@@ -1,0 +1,255 @@
+"""A machine state with RAM: taken into a cache, stored in a pool, brought into another cache, and damaged on the way."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from attrs import evolve
+
+from statepool.errors import Conflict, DigestMismatch, HasDependants, NoSpace, UsageError
+from statepool.model.manifest import Kind, StateId
+from statepool.model.outcomes import Presence, Verified
+from statepool.pools import layout
+from statepool.pools.pool import Pool
+from statepool.transfer import machine_takeover, overlays
+from statepool.transfer.cache import Cache
+from statepool.transfer.machine_fetch import MachineFetch, MachineOffer, find_machine_offer, machine_parts
+from statepool.transfer.machine_intake import MachineIntake, MachineTaken
+from statepool.transfer.machine_push import MachinePush
+from statepool.transfer.offers import Source
+from statepool.transfer.space import make_room
+from statepool.transfer.takeover import recover
+
+if TYPE_CHECKING:
+    from conftest import Lab
+
+ON = StateId("vm1", "on", Kind.MACHINE)
+RAM = b"a stream of pages" * 999
+
+
+def working(lab: Lab, tag: str = "") -> dict[str, Path]:
+    """Write two images and a file of RAM, as a stopped machine leaves them."""
+    found = {}
+    for name in ("data", "disk"):
+        path = lab.root / f"{name}.qcow2"
+        path.unlink(missing_ok=True)
+        path.write_bytes(lab.image(name + tag))
+        found[name] = path
+    (lab.root / "ram").write_bytes(RAM + tag.encode())
+    return found
+
+
+def take(lab: Lab, cache: Cache, tag: str = "", **how: object) -> MachineTaken:
+    images = working(lab, tag)
+    return MachineIntake(cache, "vm1", "on", images, ram=lab.root / "ram", fingerprint={"cpu": "max"}, **how).run()  # type: ignore[arg-type]
+
+
+def offer(pool: Pool) -> MachineOffer:
+    found = find_machine_offer(Source(pool, "source"), ON)
+    assert found is not None
+    return found
+
+
+def states(pool: Pool) -> set[str]:
+    return {str(state) for state in pool.fold("vm1").states}
+
+
+ALL = {"vm1 on", "vm1 on (RAM)", "vm1/disk on", "vm1/data on"}
+
+
+def test_there_and_back(lab: Lab) -> None:
+    cache, pool, other = lab.cache(), lab.pool(), lab.cache("other")
+    taken = take(lab, cache)
+    assert taken.written
+    assert not (lab.root / "ram").exists()
+    assert states(cache.pool) == ALL
+    ram = cache.pool.find(StateId("vm1", "on", Kind.RAM))
+    assert ram is not None
+    assert ram.fingerprint == {"cpu": "max"}
+    assert (cache.root / "vm1/on.state").read_bytes() == RAM
+    at = MachinePush(cache, pool).run_machine(taken.manifest)
+    assert (at.result, states(pool)) == (Presence.STORED, ALL)
+    assert MachinePush(cache, pool).run_machine(taken.manifest).result is Presence.PRESENT
+    assert len(list((lab.root / "pool" / layout.log("vm1")).iterdir())) == 1
+    fetched = MachineFetch(other, offer(pool)).run()
+    assert (states(other.pool), fetched.verified) == (ALL, Verified.ARRIVED)
+    assert fetched.bytes == sum(manifest.size for manifest in taken.members)
+    assert machine_parts(other, fetched.chain[0]) == fetched.chain
+    assert (other.root / "vm1/on.state").read_bytes() == RAM
+    again = MachineFetch(other, offer(pool)).run()
+    assert (again.bytes, again.how, again.verified) == (0, "none", Verified.TRUSTED)
+    assert not lab.leftovers(other.pool)
+    assert not lab.leftovers(pool)
+
+
+def test_from_a_link_pool(lab: Lab) -> None:
+    cache, pool, other = lab.cache(), lab.pool(), lab.cache("other")
+    MachinePush(cache, pool).run_machine(take(lab, cache).manifest)
+    for path in (lab.root / "pool" / layout.DATA).iterdir():
+        os.utime(path, (1, 1))
+    linked = lab.pool(scheme="link", create=False)
+    fetched = MachineFetch(other, offer(linked)).run()
+    assert (fetched.how, fetched.bytes) == ("link", 0)
+    assert all(path.is_symlink() for path in (other.root / layout.DATA).iterdir())
+
+
+@pytest.mark.parametrize("object", ["vm1", "vm1/disk", "vm1/data"])
+def test_a_damaged_member_hides_all(lab: Lab, object: str) -> None:
+    cache, pool, other = lab.cache(), lab.pool(), lab.cache("other")
+    taken = take(lab, cache)
+    MachinePush(cache, pool).run_machine(taken.manifest)
+    member = next(manifest for manifest in taken.members if manifest.object == object)
+    assert member.digest is not None
+    path = lab.root / "pool" / layout.data(member.digest)
+    path.chmod(0o644)
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(DigestMismatch, match=object):
+        MachineFetch(other, offer(pool)).run()
+    assert states(other.pool) == set()
+    assert not [name for name in lab.leftovers(other.pool) if name.endswith(".json")]
+    # Nor does it leave the cache that it was set in.
+    path = cache.data(member.digest)
+    path.chmod(0o644)
+    path.write_bytes(damaged)
+    empty = lab.pool("empty")
+    assert MachinePush(cache, empty).attempt_machine(taken.manifest).result is Presence.FAILED
+    assert states(empty) == set()
+
+
+def test_ram_that_others_have_too(lab: Lab) -> None:
+    """Bytes that are in the cache for the sake of another state are not moved again."""
+    cache, pool = lab.cache(), lab.pool()
+    taken = take(lab, cache)
+    MachinePush(cache, pool).run_machine(taken.manifest)
+    other = lab.cache("other")
+    MachineFetch(other, offer(pool)).run()
+    other.pool.remove(ON)
+    fetched = MachineFetch(other, offer(pool)).run()
+    assert fetched.bytes == 0
+    assert states(other.pool) == ALL
+
+
+def test_replaced_in_the_source(lab: Lab) -> None:
+    cache, pool, other = lab.cache(), lab.pool(), lab.cache("other")
+    MachinePush(cache, pool).run_machine(take(lab, cache).manifest)
+    MachineFetch(other, offer(pool)).run()
+    with pytest.raises(Conflict):
+        take(lab, cache, "new")
+    new = take(lab, cache, "new", replace=True)
+    with pytest.raises(Conflict):
+        MachinePush(cache, pool).run_machine(new.manifest)
+    MachinePush(cache, pool).run_machine(new.manifest, replace=True)
+    fetched = MachineFetch(other, offer(pool)).run()
+    assert fetched.chain[0].members == new.manifest.members
+    assert lab.data(other.pool) == lab.data(pool) == {manifest.digest for manifest in new.members}
+
+
+def test_what_was_set_here_only_is_not_given_up(lab: Lab) -> None:
+    cache, pool, other = lab.cache(), lab.pool(), lab.cache("other")
+    MachinePush(cache, pool).run_machine(take(lab, cache).manifest)
+    take(lab, other, "else")
+    with pytest.raises(Conflict, match="was set there and is in no source"):
+        MachineFetch(other, offer(pool)).run()
+    assert states(other.pool) == ALL
+
+
+def test_an_image_of_it_is_not_replaced_alone(lab: Lab) -> None:
+    cache, pool = lab.cache(), lab.pool()
+    taken = take(lab, cache)
+    MachinePush(cache, pool).run_machine(taken.manifest)
+    lab.put(lab.pool("rival"), "on", tag="something else")
+    with pytest.raises(HasDependants, match="vm1 on"):
+        lab.fetch(cache, lab.pool("rival"), "on")
+    assert states(cache.pool) == ALL
+
+
+def test_evicted_as_a_whole(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, pool, other = lab.cache(), lab.pool(), lab.cache("other", min_free=1 << 40)
+    MachinePush(cache, pool).run_machine(take(lab, cache).manifest)
+    MachineFetch(evolve(other, settings=cache.settings), offer(pool)).run()
+    monkeypatch.setattr(type(cache.pool.transport), "free_space", lambda transport: 1 << 30)
+    wanted, elsewhere = [evolve(offer(pool).members[1].manifest, size=1)], lab.pool("third").transport
+    with pytest.raises(NoSpace, match="do not fit"):
+        make_room(other, wanted, elsewhere, keep=set())
+    # Nobody has said that the machine state is in a source.
+    assert states(other.pool) == ALL
+    other.fresh.note(ON, str(pool.location), offer(pool).token, None)
+    with pytest.raises(NoSpace, match="do not fit"):
+        make_room(other, wanted, elsewhere, keep=set())
+    assert states(other.pool) == set()
+    assert lab.data(other.pool) == set()
+
+
+def test_the_same_file_cannot_be_ram_too(lab: Lab) -> None:
+    images = working(lab)
+    with pytest.raises(UsageError, match="one file"):
+        MachineIntake(lab.cache(), "vm1", "on", images, ram=images["disk"]).run()
+
+
+def test_a_failure_in_the_middle_gives_all_back(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = lab.cache()
+    images = working(lab)
+    before = {path: path.read_bytes() for path in (*images.values(), lab.root / "ram")}
+
+    def refuse(*arguments: object, **rest: object) -> None:
+        raise Conflict("somebody else was faster")
+
+    monkeypatch.setattr(machine_takeover, "finish", refuse)
+    monkeypatch.setattr("statepool.transfer.machine_intake.finish", refuse)
+    with pytest.raises(Conflict):
+        MachineIntake(cache, "vm1", "on", images, ram=lab.root / "ram").run()
+    assert {path: path.read_bytes() for path in before} == before
+    assert all(path.stat().st_mode & 0o200 for path in before)
+    assert not lab.leftovers(cache.pool)
+    monkeypatch.undo()
+    assert recover(cache) == []
+    assert MachineIntake(cache, "vm1", "on", images, ram=lab.root / "ram").run().written
+
+
+def test_working_images_are_made_together_or_not(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = lab.cache()
+    taken = take(lab, cache)
+    chains = {lab.root / f"new-{manifest.object[4:]}.qcow2": (manifest,) for manifest in taken.members if manifest.kind is Kind.IMAGE}
+    first, second = sorted(chains)
+    real = overlays.Place.put
+
+    def fail(place: overlays.Place) -> None:
+        if place.to == second:
+            raise OSError("no more")
+        real(place)
+
+    monkeypatch.setattr(overlays.Place, "put", fail)
+    with pytest.raises(OSError, match="no more"):
+        overlays.make_together(cache, chains, overwrite=False)
+    assert not first.exists()
+    assert not list(lab.root.glob(".statepool-*"))
+    assert not lab.leftovers(cache.pool)
+    monkeypatch.undo()
+    overlays.make_together(cache, chains, overwrite=False)
+    assert first.is_file()
+    assert second.is_file()
+
+
+def test_no_image_is_left_where_one_cannot_get_its_passing_name(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = lab.cache()
+    taken = take(lab, cache)
+    chains = {lab.root / f"new-{manifest.object[4:]}.qcow2": (manifest,) for manifest in taken.members if manifest.kind is Kind.IMAGE}
+    real = os.rename
+
+    def fail(source: Path, target: Path) -> None:
+        if str(target).endswith("-1.tmp"):
+            raise OSError("no more")
+        real(source, target)
+
+    monkeypatch.setattr(overlays.os, "rename", fail)
+    with pytest.raises(OSError, match="no more"):
+        overlays.make_together(cache, chains, overwrite=False)
+    monkeypatch.undo()
+    assert not list(lab.root.glob(".statepool-*"))
+    assert not list(lab.root.glob("new-*"))
+    assert not lab.leftovers(cache.pool)
