@@ -39,5 +39,5 @@ bench: ## tables: this library beside cp, rsync, qemu-img and avocado-i2n, doing
 	@$(PY) -m benchmarks $(ARGS)
 
 clean: ## remove what the other targets made here, the virtual environment included
-	rm -rf .venv .venv-bench .tox build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build
+	rm -rf .venv .venv-avocado .venv-bench .guest .tox build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -14,23 +14,27 @@ from typing import TYPE_CHECKING, Any
 from statepool.version import __version__
 
 if TYPE_CHECKING:
-    from statepool.api import ImageHandle, StatePool, adopt, from_config, init
+    from statepool.api import ImageHandle, StatePool, adopt, from_config, init, sync
     from statepool.backends.base import Context, Options, StateBackend, Target
+    from statepool.backends.sourced import RootSourcedStateBackend, SourcedStateBackend
     from statepool.config import Config
     from statepool.errors import (
         AccessDenied,
         BadRecord,
+        BuildFailed,
         ConfigError,
         Conflict,
         DigestMismatch,
         FileExists,
         FileInTheWay,
         HasDependants,
+        Incompatible,
         IntegrityError,
         InUse,
         InvalidLocation,
         InvalidName,
         LockTimeout,
+        MachineError,
         MissingFile,
         NoSpace,
         NotAPool,
@@ -44,28 +48,40 @@ if TYPE_CHECKING:
         UnsupportedFormat,
         UsageError,
     )
+    from statepool.handles import MachineHandle
+    from statepool.machine.description import MachineConfig
+    from statepool.machine.running import RunningMachine
     from statepool.model.digest import Digest
     from statepool.model.location import Location
     from statepool.model.manifest import Kind, Manifest, Parent, StateId
-    from statepool.model.objects import Image, Machine
+    from statepool.model.objects import Image, Machine, parse_object
     from statepool.model.outcomes import (
         Adopted,
         Checked,
         Collected,
+        Ensured,
         Finding,
         Got,
         Level,
         Listed,
+        Listing,
         Logged,
         Presence,
         Removed,
+        SourceStatus,
         Stored,
         StoredAt,
+        SyncAction,
+        Synced,
+        SyncedState,
         Verified,
+        WaitFor,
     )
     from statepool.model.progress import Progress
     from statepool.model.scope import Scope
-    from statepool.model.settings import Settings
+    from statepool.model.secrets import GivenSecrets, SecretKind
+    from statepool.model.settings import Compress, Settings
+    from statepool.policy import Item, ItemOutcome, Outcome, Policy, items_of
     from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport
 
 # Most to least important.
@@ -75,13 +91,24 @@ __all__ = [
     "from_config",
     "init",
     "adopt",
+    "sync",
     "ImageHandle",
+    "MachineHandle",
+    "MachineConfig",
+    "RunningMachine",
     "Config",
     "Settings",
+    "Policy",
+    "Item",
+    "items_of",
+    "Compress",
+    "SecretKind",
+    "GivenSecrets",
     "Progress",
     # what has states, and where
     "Image",
     "Machine",
+    "parse_object",
     "Location",
     "Scope",
     "Digest",
@@ -93,8 +120,13 @@ __all__ = [
     "Got",
     "Stored",
     "StoredAt",
+    "Ensured",
     "Removed",
+    "Outcome",
+    "ItemOutcome",
     "Listed",
+    "Listing",
+    "SourceStatus",
     "Checked",
     "Adopted",
     "Collected",
@@ -103,8 +135,14 @@ __all__ = [
     "Level",
     "Presence",
     "Verified",
+    "WaitFor",
+    "Synced",
+    "SyncedState",
+    "SyncAction",
     # for authors of backends and transports
     "StateBackend",
+    "SourcedStateBackend",
+    "RootSourcedStateBackend",
     "Context",
     "Target",
     "Options",
@@ -125,6 +163,7 @@ __all__ = [
     "Conflict",
     "HasDependants",
     "InUse",
+    "Incompatible",
     "FileInTheWay",
     "ReadOnlyPool",
     "IntegrityError",
@@ -140,18 +179,22 @@ __all__ = [
     "AccessDenied",
     "NoSpace",
     "ToolError",
+    "MachineError",
+    "BuildFailed",
     "__version__",
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _ROOMS = {
-    "api": ("ImageHandle", "StatePool", "adopt", "from_config", "init"),
+    "api": ("ImageHandle", "StatePool", "adopt", "from_config", "init", "sync"),
     "backends.base": ("Context", "Options", "StateBackend", "Target"),
+    "backends.sourced": ("RootSourcedStateBackend", "SourcedStateBackend"),
     "config": ("Config",),
     "errors": (
         "AccessDenied",
         "BadRecord",
+        "BuildFailed",
         "ConfigError",
         "Conflict",
         "DigestMismatch",
@@ -160,9 +203,11 @@ _ROOMS = {
         "HasDependants",
         "IntegrityError",
         "InUse",
+        "Incompatible",
         "InvalidLocation",
         "InvalidName",
         "LockTimeout",
+        "MachineError",
         "MissingFile",
         "NoSpace",
         "NotAPool",
@@ -176,28 +221,40 @@ _ROOMS = {
         "UnsupportedFormat",
         "UsageError",
     ),
+    "handles": ("MachineHandle",),
+    "machine.description": ("MachineConfig",),
+    "machine.running": ("RunningMachine",),
     "model.digest": ("Digest",),
     "model.location": ("Location",),
     "model.manifest": ("Kind", "Manifest", "Parent", "StateId"),
-    "model.objects": ("Image", "Machine"),
+    "model.objects": ("Image", "Machine", "parse_object"),
     "model.outcomes": (
         "Adopted",
         "Checked",
         "Collected",
+        "Ensured",
         "Finding",
         "Got",
         "Level",
         "Listed",
+        "Listing",
         "Logged",
         "Presence",
         "Removed",
+        "SourceStatus",
         "Stored",
         "StoredAt",
+        "SyncAction",
+        "Synced",
+        "SyncedState",
         "Verified",
+        "WaitFor",
     ),
     "model.progress": ("Progress",),
     "model.scope": ("Scope",),
-    "model.settings": ("Settings",),
+    "model.secrets": ("GivenSecrets", "SecretKind"),
+    "model.settings": ("Compress", "Settings"),
+    "policy": ("Item", "ItemOutcome", "Outcome", "Policy", "items_of"),
     "transports.base": ("Capabilities", "Entry", "FileKind", "Moved", "Stat", "Transport"),
 }
 """Where each public name lives. It is imported when it is first asked for, so that ``import statepool`` costs next to nothing."""

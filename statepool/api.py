@@ -9,31 +9,49 @@ What most callers need: a cache and its sources as one thing to ask, and handles
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from statepool.backends.base import Context, Options, Target
+from statepool.backends.base import Context, Options, StateBackend, Target, load_backend
 from statepool.backends.external import QCOW2ExtBackend
+from statepool.backends.machines import QCOW2MachineBackend
 from statepool.config import Config, load
+from statepool.ensure import Builder, Ensurer, Recipe
 from statepool.errors import NotFound, UsageError
+from statepool.handles import MachineHandle
 from statepool.model.location import Location
 from statepool.model.names import check_state_name
-from statepool.model.objects import Image, parse_image, parse_object
-from statepool.model.outcomes import Adopted, Checked, Collected, Finding, Got, Listed, Logged, Removed, Stored
+from statepool.model.objects import Image, Machine, parse_image, parse_object
+from statepool.model.outcomes import (
+    Adopted,
+    Checked,
+    Collected,
+    Ensured,
+    Finding,
+    Got,
+    Listing,
+    Logged,
+    Removed,
+    SourceStatus,
+    Stored,
+    Synced,
+    WaitFor,
+)
 from statepool.model.progress import SILENT, Progress
 from statepool.model.scope import Scope
 from statepool.model.settings import Settings
+from statepool.policy import Policy
 from statepool.pools.pool import Pool
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.adopt import Adoption
 from statepool.transfer.cache import Cache
-from statepool.transfer.merge import merged
-from statepool.transfer.offers import Source, listing
+from statepool.transfer.merge import making_many
+from statepool.transfer.offers import Source
 from statepool.transfer.survey import survey_host, survey_pool
-from statepool.transfer.tidy import tidy_cache, tidy_pool
+from statepool.transfer.sync import Sync
+from statepool.transfer.tidy import thin_keys, tidy_cache, tidy_pool
 from statepool.transfer.verify import verify, wanted
 from statepool.transfer.working import throw_away
 from statepool.transports.failures import Subject, in_our_words
@@ -49,7 +67,7 @@ def _location(place: Place) -> Location:
 
 
 def _open_pool(place: Place, settings: Settings) -> Pool:
-    return Pool(open_transport(_location(place)), max_depth=settings.max_depth, lock_timeout=settings.lock_timeout)
+    return Pool(open_transport(_location(place), settings), max_depth=settings.max_depth, lock_timeout=settings.lock_timeout)
 
 
 class StatePool:
@@ -87,6 +105,11 @@ class StatePool:
             if identity in seen:
                 raise UsageError(f"the source {source.name} is {seen[identity]} itself", hint="name each pool once")
             seen[identity] = f"the source {source.name}"
+        named: dict[str, Source] = {}
+        for source in self._sources:
+            other = named.setdefault(source.name, source)
+            if other is not source:
+                raise UsageError(f"two sources are named {source.name!r}: {other} and {source}", hint="give each a name of its own")
 
     @cached_property
     def _context(self) -> Context:
@@ -113,19 +136,48 @@ class StatePool:
         """
         return ImageHandle(name if isinstance(name, Image) else parse_image(name), self._backend, self._cache)
 
-    def show(self, object: str | None = None) -> list[Listed]:
+    def machine(self, name: str | Machine, images: Sequence[str] = ()) -> MachineHandle:
+        """
+        :param name: of the machine
+        :param images: the names of all its images, if they are known: then a state of some of them only is refused
+        :raises InvalidName: one of them cannot be used
+        """
+        return MachineHandle(name if isinstance(name, Machine) else Machine(name, images), QCOW2MachineBackend(self._context))
+
+    def backend(self, name: str) -> StateBackend:
+        """
+        :param name: as registered in the entry point group ``statepool.backends``
+        :returns: a backend that works with this cache and these sources
+        :raises UsageError: there is none of this name
+        """
+        return load_backend(name)(self._context)
+
+    def policy(self, *, skip: Sequence[str] = ()) -> Policy:
+        """
+        :param skip: kinds of objects that are left out: ``images``, ``machines``
+        :returns: the operations over many objects, with modes that say what to do where a state exists, and where it does not
+        """
+        of_machines = QCOW2MachineBackend(self._context)
+        return Policy(lambda subject: of_machines if isinstance(subject, Machine) else self._backend, skip=skip)
+
+    def show(self, object: str | None = None, *, scope: str | None = None) -> Listing:
         """
         :param object: only its states: ``machine`` or ``machine/image``
-        :returns: the states, each with where it is
-        :raises NotAPool: a source is none
+        :param scope: in which pools: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not given
+        :returns: the states, each with where it is, and which sources could not be asked
+        :raises NotAPool: no source could be asked, since it is none
         """
-        if object is not None:
-            return self._backend.show(Target(parse_object(object)))
-        for source in self._asked:
-            source.pool.require()
-        pools = [self._cache.pool, *(source.pool for source in self._asked)]
-        with _making_many():
-            return merged([listed for machine in pool.machines() for listed in listing(pool, machine)] for pool in pools)
+        options = Options(scope=_scope(scope))
+        with making_many():
+            return self._backend.show(Target(parse_object(object)), options) if object is not None else self._backend.show_all(options)
+
+    def sources_status(self, *, scope: str | None = None) -> list[SourceStatus]:
+        """
+        In which order sources would be asked for a state, and why. Nobody is contacted.
+
+        :param scope: only those; all if not given
+        """
+        return self._backend.status(Options(scope=_scope(scope) | {Scope.OWN}))
 
     @property
     def _asked(self) -> tuple[Source, ...]:
@@ -152,17 +204,23 @@ class StatePool:
             raise NotFound(f"there is no state {name or ''} of {subject}".replace("  ", " "), object=subject, state=name, hint="statepool show")
         return found
 
-    def gc(self, *, everywhere: bool = False, dry_run: bool = False) -> list[Collected]:
+    def gc(self, *, everywhere: bool = False, keep_keys: int | None = None, dry_run: bool = False) -> list[Collected]:
         """
         Take away what nobody needs: leftovers of crashes, bytes without a state, old records behind checkpoints.
 
         :param everywhere: in the sources too
+        :param keep_keys: also remove old versions of built states, all but so many of each, where nothing stands on them
         :param dry_run: only say what would go
+        :raises UsageError: not even one should be kept
         """
+        if keep_keys is not None and keep_keys < 1:
+            raise UsageError(f"{keep_keys} keys cannot be kept of a state", hint="keep at least one; statepool unset removes states")
         with in_our_words("tidy up", Subject(f"the cache {self._cache.root}")):
-            gone = tidy_cache(self._cache, dry_run=dry_run)
+            gone = thin_keys(self._cache.pool, keep_keys, dry_run=dry_run) if keep_keys is not None else []
+            gone += tidy_cache(self._cache, dry_run=dry_run)
         for source in self._asked if everywhere else ():
             source.pool.require()
+            gone += thin_keys(source.pool, keep_keys, dry_run=dry_run) if keep_keys is not None else []
             gone += tidy_pool(source.pool, dry_run=dry_run)
         return gone
 
@@ -179,6 +237,14 @@ class StatePool:
             for logged in _logged(pool, machine, subject)
         ]
 
+    def throw_away(self, working: str | os.PathLike[str]) -> None:
+        """Delete a working image of a cached state; nothing happens if it is gone. What it stood on may then be evicted."""
+        throw_away(self._cache, Path(os.path.abspath(working)))
+
+    def working_directory(self) -> Path:
+        """:returns: a directory in the cache, made if it is missing, for working images that nobody gave a place: there the cache can share blocks"""
+        return self._cache.working_directory()
+
     def doctor(self) -> list[Finding]:
         """:returns: what this host and its pools have, lack, and what to do about it"""
         found = survey_host(self._cache, QemuImg(self.settings.tool_timeout))
@@ -190,18 +256,6 @@ class StatePool:
         """Let go of connections."""
         for source in self._sources:
             source.pool.transport.close()
-
-
-@contextlib.contextmanager
-def _making_many() -> Iterator[None]:
-    """Thousands of values are made that all stay. Looking for garbage among them again and again would take a quarter of the time."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _logged(pool: Pool, machine: str, subject: str | None) -> Iterator[Logged]:
@@ -225,24 +279,37 @@ class ImageHandle:
     def _target(self, working: str | os.PathLike[str] | None = None) -> Target:
         return Target(self.image, {self.image.name: Path(working)} if working is not None else {})
 
-    def show(self) -> list[Listed]:
+    def show(self, *, scope: str | None = None) -> Listing:
         """:returns: its states, each with where it is"""
-        return self._backend.show(self._target())
+        return self._backend.show(self._target(), Options(scope=_scope(scope)))
 
-    def check(self, state: str) -> bool:
-        """:returns: whether a state can be had"""
-        return self._backend.check(self._target(), state)
+    def check(self, state: str, *, scope: str | None = None) -> bool:
+        """:returns: whether a state can be had from the cache or a source in this scope"""
+        return self._backend.check(self._target(), state, Options(scope=_scope(scope)))
 
-    def get(self, state: str, *, to: str | os.PathLike[str] | None = None, overwrite: bool = False, dry_run: bool = False) -> Got:
+    def get(
+        self,
+        state: str,
+        *,
+        to: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        source: str | None = None,
+        scope: str | None = None,
+        dry_run: bool = False,
+    ) -> Got:
         """
         Bring a state into the cache, and make a working image if one is asked for.
 
         :param to: where to make a working image
         :param overwrite: whether a file there gives way
+        :param source: have it as this source has it, given by its name or location; from the best one that has it if not given
+        :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``; from anywhere if not given
         :raises NotFound: nobody has the state
+        :raises Conflict: sources disagree about it
         :raises FileInTheWay: a file is there
         """
-        return self._backend.get(self._target(to), state, Options(overwrite=overwrite, dry_run=dry_run))
+        named = frozenset({source}) if source is not None else frozenset()
+        return self._backend.get(self._target(to), state, Options(overwrite=overwrite, scope=_scope(scope), sources=named, dry_run=dry_run))
 
     @contextlib.contextmanager
     def working(self, state: str, *, keep: str = "never", directory: str | os.PathLike[str] | None = None) -> Iterator[Path]:
@@ -274,8 +341,10 @@ class ImageHandle:
         *,
         source: str | os.PathLike[str],
         replace: bool = False,
+        squash: bool = False,
         labels: Mapping[str, str] | None = None,
         scope: str | None = None,
+        wait_for: str = "all",
         dry_run: bool = False,
     ) -> Stored:
         """
@@ -283,10 +352,15 @@ class ImageHandle:
 
         :param source: the working image
         :param replace: whether other content under the name gives way
+        :param squash: whether an image that stands on the very state which is to be set becomes, together with it, its new content
         :param scope: which sources: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not given
+        :param wait_for: which pools must have the state for the answer to be complete: ``all``; ``any``: the cache and one source; ``own``: the
+            cache. All are tried in any case, before this returns.
         :raises Conflict: the name exists with other content
         """
-        options = Options(replace=replace, labels=labels or {}, scope=_scope(scope), dry_run=dry_run)
+        if wait_for not in list(WaitFor):
+            raise UsageError(f"wait_for cannot be {wait_for!r}", hint=", ".join(WaitFor))
+        options = Options(replace=replace, squash=squash, labels=labels or {}, scope=_scope(scope), wait_for=WaitFor(wait_for), dry_run=dry_run)
         return self._backend.set(self._target(source), state, options)
 
     def unset(self, state: str, *, cascade: bool = False, scope: str | None = "own", dry_run: bool = False) -> Removed:
@@ -299,6 +373,37 @@ class ImageHandle:
         :raises HasDependants: something stands on it
         """
         return self._backend.unset(self._target(), state, Options(cascade=cascade, scope=_scope(scope), dry_run=dry_run))
+
+    def ensure(
+        self,
+        state: str,
+        build: Builder,
+        *,
+        parent: str | None = None,
+        key: str | None = None,
+        parameters: Mapping[str, object] | None = None,
+        timeout: float | None = None,
+        again: Callable[[str], bool] | None = None,
+    ) -> Ensured:
+        """
+        Get a state, or build it: once for all workers and hosts that ask, while the others wait.
+
+        It is kept under its name and a key of what it was made from, as in ``connect--1f0c9d2a7b3e``.
+
+        :param build: gets the path of a working image of the parent, and changes it. Without a parent it makes the image there.
+        :param parent: the state to start from
+        :param key: what the builder is told apart by; its source if not given
+        :param parameters: what else the state was made from: part of the key
+        :param timeout: how long the builder may take, in seconds; it then runs in a thread of its own
+        :param again: asked with the name of a state that is there, while nobody else builds it: whether to build it anew
+        :raises BuildFailed: the builder failed; nothing was kept
+        :raises NotFound: the parent cannot be had
+        """
+        return self.ensure_recipe(state, Recipe(build, parent, key, parameters or {}, timeout, again=again))
+
+    def ensure_recipe(self, state: str, recipe: Recipe) -> Ensured:
+        """As :meth:`ensure`, with all that is known of how the state is made in one value."""
+        return Ensurer(self._backend, self.image).ensure(state, recipe)
 
     def check_root(self) -> bool:
         """:returns: whether the root image can be had"""
@@ -321,27 +426,60 @@ def _scope(text: str | None) -> frozenset[Scope]:
     return frozenset(Scope) if text is None else Scope.parse(text)
 
 
-def init(location: Place, *, dry_run: bool = False) -> Location:
+def init(location: Place, *, dry_run: bool = False, settings: Settings | None = None) -> Location:
     """
     Make an empty pool, once.
 
+    :param settings: the knobs, among them how other hosts are reached
     :returns: where it is
     :raises AccessDenied: the directory cannot be written
     """
-    pool = _open_pool(location, Settings())
+    pool = _open_pool(location, settings or Settings())
     if not dry_run:
         pool.create()
     return pool.location
 
 
-def adopt(location: Place, *, relocate: bool = False, dry_run: bool = False, progress: Progress = SILENT) -> list[Adopted]:
+def adopt(
+    location: Place, *, relocate: bool = False, dry_run: bool = False, settings: Settings | None = None, progress: Progress = SILENT
+) -> list[Adopted]:
     """
     Make the states that another tool put into a pool managed.
 
     :param relocate: also rewrite absolute backing names in them
+    :param settings: the knobs, among them how other hosts are reached
     :raises NotAPool: it has not been made a pool yet
     """
-    return Adoption(_open_pool(location, Settings()), relocate=relocate, progress=progress).run(dry_run=dry_run)
+    return Adoption(_open_pool(location, settings or Settings()), relocate=relocate, progress=progress).run(dry_run=dry_run)
+
+
+def sync(
+    origin: Place,
+    target: Place,
+    object: str | None = None,
+    *,
+    delete: bool = False,
+    replace: bool = False,
+    dry_run: bool = False,
+    settings: Settings | None = None,
+    progress: Progress = SILENT,
+) -> Synced:
+    """
+    Copy chains from one pool to another. One that was interrupted is simply done again: it goes on with what is missing.
+
+    :param object: only its states: ``machine`` or ``machine/image``
+    :param delete: also remove from the target what the origin does not have
+    :param replace: other content under a name gives way, if nothing stands on it
+    :param dry_run: say what would be done, and change nothing
+    :raises NotAPool: one of the two is none
+    :raises UsageError: both are the same pool
+    """
+    subject = str(parse_object(object)) if object is not None else None
+    known = settings or Settings()
+    source, sink = _open_pool(origin, known), _open_pool(target, known)
+    if source.transport.identity == sink.transport.identity:
+        raise UsageError(f"{source} and {sink} are the same pool", hint="name two pools")
+    return Sync(source, sink, delete=delete, replace=replace, progress=progress).run(subject, dry_run=dry_run)
 
 
 def from_config(config: Config | None = None, *, progress: Progress = SILENT) -> StatePool:

@@ -23,10 +23,24 @@ A file named by ``--config`` or ``STATEPOOL_CONFIG`` takes the place of all thes
     lock-timeout = 3600                 # seconds
     max-depth    = 256                  # states
     tool-timeout = 60                   # seconds
+    probe-timeout = 2                   # seconds for which a source is waited for that does not answer while others do
+
+and of pools on other hosts::
+
+    timeout         = 30                # seconds that a host may be silent while we wait for it
+    connect-timeout = 20                # seconds
+    retries         = 3                 # after a lost connection, for example
+    retry-pause     = 0.5               # seconds; doubled each time
+    compress        = "auto"            # or "on", "off"
+    ssh-config      = "ssh_config"      # instead of ~/.ssh/config and /etc/ssh/ssh_config
+    known-hosts     = "known_hosts"     # instead of the files that ssh uses
 
 A path that is not absolute is relative to the file that names it; elsewhere to the working directory. In the environment a key is ``STATEPOOL_`` and
 its name in capitals, with ``_`` for ``-``; an empty variable counts as one that is not set. ``STATEPOOL_SOURCES`` holds locations separated by blanks
 or newlines (a colon would not do: locations have some); a blank within one is written ``%20`` in a ``file://`` location.
+
+``STATEPOOL_SSH_PASSWORD`` and ``STATEPOOL_SSH_PASSPHRASE`` are the password of accounts and the passphrase of keys. They are read from the
+environment only, and never shown.
 """
 
 from __future__ import annotations
@@ -45,7 +59,8 @@ from statepool.errors import ConfigError, UsageError
 from statepool.model.location import Location
 from statepool.model.names import is_name
 from statepool.model.scope import Scope
-from statepool.model.settings import Settings
+from statepool.model.secrets import GivenSecrets
+from statepool.model.settings import Compress, Settings
 
 FILE_NAME = "statepool.toml"
 
@@ -59,6 +74,7 @@ CACHE_NAME = "cache"
 """What listings call the cache; a source cannot have this name."""
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_SECRETS = {"password": PREFIX + "SSH_PASSWORD", "passphrase": PREFIX + "SSH_PASSPHRASE"}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:iB)?\Z", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _Number = TypeVar("_Number", int, float)
@@ -95,6 +111,16 @@ class Config:
     sources: tuple[SourceConfig, ...] = ()
     settings: Settings = field(factory=Settings)
     files: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, overrides: Mapping[str, object] | None = None, *, config_file: str | os.PathLike[str] | None = None) -> Config:
+        """
+        :param overrides: what counts more than any file or variable, by the names of the keys; None stands for one that was not given
+        :param config_file: read this file instead of the usual ones
+        :returns: the settings of this host, user and project
+        :raises ConfigError: something in them cannot be used; the message names the place and the key
+        """
+        return load(overrides, config_file=config_file)
 
 
 class _Kind(enum.Enum):
@@ -157,8 +183,13 @@ def load(
         values.update((key, _READERS[key](layer, key, value)) for key, value in layer.values.items())
     cache = values.pop("cache", None) or _default_cache(environ, home)
     sources = values.pop("sources", ())
-    settings = Settings(**{_field(key): value for key, value in values.items()})
+    settings = Settings(**{_field(key): value for key, value in values.items()}, secrets=_secrets(environ))
     return Config(cache=cache, sources=sources, settings=settings, files=files)
+
+
+def _secrets(environ: Mapping[str, str]) -> GivenSecrets | None:
+    given = {kind: environ[name] for kind, name in _SECRETS.items() if environ.get(name)}
+    return GivenSecrets(**given) if given else None
 
 
 # -- where the layers are ----------------------------------------------------------------------------------------------------------------------------
@@ -235,8 +266,8 @@ def _variables(environ: Mapping[str, str]) -> dict[str, object]:
     """Variables that we do not know are let be, since other programs may use our prefix, unless they look like ours mistyped."""
     known = {_variable(key): key for key in _READERS}
     for name in environ:
-        if name.startswith(PREFIX) and name not in known and name != _variable("config"):
-            likely = _close(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in known])
+        if name.startswith(PREFIX) and name not in (*known, _variable("config"), *_SECRETS.values()):
+            likely = _close(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in (*known, *_SECRETS.values())])
             if likely is not None:
                 raise ConfigError(f"the environment: {name} is not a setting", hint=f"did you mean {PREFIX}{likely}?")
     return {key: environ[name] for name, key in known.items() if environ.get(name)}
@@ -371,6 +402,26 @@ def _truth(layer: _Layer, key: str, value: object) -> bool:
     return value
 
 
+def _compress(layer: _Layer, key: str, value: object) -> Compress:
+    if isinstance(value, bool):
+        value = "on" if value else "off"  # as TOML may have it
+    if value not in list(Compress):
+        raise layer.error(key, f"not a way to compress: {_shorten(value)!r}", "write one of " + ", ".join(Compress))
+    return Compress(str(value))
+
+
+def _path(layer: _Layer, key: str, value: object) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise layer.error(key, f"not a path: {_shorten(value)!r}", "write the path of a file as a text")
+    if value == "~" or value.startswith("~/"):
+        if layer.home is None:
+            raise layer.error(key, f"there is no home directory for {_shorten(value)!r}", "write an absolute path")
+        value = layer.home + value[1:]
+    return os.path.join(layer.base, value)
+
+
 def _field(key: str) -> str:
     return key.replace("-", "_")
 
@@ -398,4 +449,12 @@ _READERS: dict[str, Callable[[_Layer, str, object], object]] = {
     "lock-timeout": _seconds,
     "max-depth": _count,
     "tool-timeout": _seconds,
+    "probe-timeout": _seconds,
+    "timeout": _seconds,
+    "connect-timeout": _seconds,
+    "retries": _count,
+    "retry-pause": _seconds,
+    "compress": _compress,
+    "ssh-config": _path,
+    "known-hosts": _path,
 }

@@ -11,13 +11,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 from attrs import frozen
+
+from statepool.testing.guest import make_guest
+from statepool.testing.machines import Lab
+from statepool.testing.sshd import Sshd, run_sshd, sshd_program
 
 # The same examples in every run, and no deadlines: a slow machine is not a failure.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -133,6 +137,40 @@ def write_image(path: Path, writes: Iterable[tuple[int, int, int]]) -> None:
     commands = [argument for offset, length, value in writes for argument in ("-c", f"write -P {value} {offset} {length}")]
     if commands:
         tool("qemu-io", "-f", "qcow2", *commands, path)
+
+
+@pytest.fixture(scope="session")
+def sshd() -> Iterator[Sshd]:
+    """A real sshd on loopback, for an account with a shell."""
+    yield from _served()
+
+
+@pytest.fixture(scope="session")
+def chrooted_sshd() -> Iterator[Sshd]:
+    """The same for an account that has SFTP in a directory of its own, and nothing else."""
+    if os.getuid() != 0:
+        pytest.skip("only root can have a chroot")
+    yield from _served(chrooted=True)
+
+
+def _served(**options: Any) -> Iterator[Sshd]:
+    if sshd_program() is None:
+        pytest.skip("sshd is not installed (Debian: openssh-server)")
+    with run_sshd(**options) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def guests(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """Where running guests come from: see statepool.testing.machines."""
+    for program, package in (("qemu-system-x86_64", "qemu-system-x86"), ("setpriv", "util-linux")):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed (Debian: {package})")
+    fetched = subprocess.run([ROOT / "tools/guest"], capture_output=True, text=True, timeout=LIMIT, check=False)
+    if fetched.returncode != 0:
+        pytest.skip(fetched.stderr.strip() or "tools/guest failed")
+    place = tmp_path_factory.mktemp("guest")
+    return Lab(make_guest(ROOT / ".guest", place / "initramfs"), place)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from statepool.errors import UsageError
 from statepool.model.objects import Object
-from statepool.model.outcomes import Got, Listed, Removed, Stored
+from statepool.model.outcomes import Got, Listed, Removed, Stored, WaitFor
 from statepool.model.progress import SILENT, Progress
 from statepool.model.scope import Scope
 from statepool.transfer.cache import Cache
@@ -62,8 +62,11 @@ class Options:
     :param overwrite: of get: a file in the place of the working image gives way
     :param replace: of set: other content under the name gives way, if nothing stands on it
     :param cascade: of unset: what stands on the state goes too
-    :param scope: of set and unset: which pools
+    :param scope: which pools count: ``own`` is the cache. A set goes through the cache whether it is among them or not
+    :param sources: of get: only these sources, by their names or locations; empty: all that the scope permits
     :param labels: of set: what the owner of the state wants to remember
+    :param squash: of set: a working image that stands on the very state which is to be set becomes, together with it, its new content
+    :param wait_for: of set: which pools must have the state for the outcome to be complete
     :param dry_run: say what would be done, and change nothing
     """
 
@@ -71,7 +74,10 @@ class Options:
     replace: bool = False
     cascade: bool = False
     scope: frozenset[Scope] = frozenset(Scope)
+    sources: frozenset[str] = frozenset()
     labels: Mapping[str, str] = field(factory=dict)
+    squash: bool = False
+    wait_for: WaitFor = WaitFor.ALL
     dry_run: bool = False
 
 

@@ -4,16 +4,16 @@ Whole chains between the cache and one pool.
 
 from __future__ import annotations
 
+from statepool.backends.answers import digests_of, got, image_state, planned, root_state
 from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
 from statepool.errors import UsageError
-from statepool.model.digest import Digest
 from statepool.model.manifest import ROOT, Manifest, StateId
-from statepool.model.names import check_state_name
 from statepool.model.objects import Image
 from statepool.model.outcomes import Got, Listed, Presence, Removed, Stored, StoredAt
 from statepool.pools.collect import Collector
 from statepool.transfer.fetch import Fetch, Fetched
-from statepool.transfer.linked import held_by_links, refuse_linked
+from statepool.transfer.held import held_in
+from statepool.transfer.linked import refuse_linked
 from statepool.transfer.offers import Offer, Source, find_offer, listing
 from statepool.transfer.push import Push, Relation, relations
 
@@ -114,7 +114,7 @@ class QCOW2ImageTransfer(StateBackend):
             names = tuple(gone.state for gone in pool.plan_removal(wanted, cascade=options.cascade))
         else:
             removed = pool.remove(wanted, cascade=options.cascade, allowed=lambda digests: refuse_linked(pool, digests))
-            Collector(pool, lambda: held_by_links(pool)).collect(digests_of(removed))
+            Collector(pool, lambda: held_in(pool)).collect(digests_of(removed))
             names = tuple(manifest.state for manifest in removed)
         return Removed(str(target.object), {str(pool): names})
 
@@ -143,59 +143,3 @@ class QCOW2ImageTransfer(StateBackend):
     def unset_root(self, target: Target, options: Options = DEFAULTS) -> Removed:
         """Remove the root image from this pool."""
         return self.remove(target, root_state(target), options)
-
-
-def image_state(target: Target, state: str) -> StateId:
-    """
-    :returns: what a target and a state's name stand for
-    :raises InvalidName: no state can have this name
-    :raises UsageError: the target is a machine
-    """
-    return StateId(_image_of(target), check_state_name(state))
-
-
-def root_state(target: Target) -> StateId:
-    """:returns: what a target's root image is kept as"""
-    return StateId(_image_of(target), ROOT)
-
-
-def _image_of(target: Target) -> str:
-    if not isinstance(target.object, Image):
-        raise UsageError(f"{target.object} is a machine, and this backend keeps states of images", hint=f"name an image: {target.object}/disk")
-    return str(target.object)
-
-
-def digests_of(manifests: list[Manifest]) -> set[Digest]:
-    """:returns: the bytes of some states"""
-    return {manifest.digest for manifest in manifests if manifest.digest is not None}
-
-
-def got(offer: Offer, fetched: Fetched, working: str | None = None) -> Got:
-    """:returns: the outcome of a fetch"""
-    tip = fetched.chain[0]
-    return Got(
-        object=tip.object,
-        state=tip.state,
-        chain=tuple(manifest.state for manifest in fetched.chain),
-        digest=str(tip.digest),
-        source=str(offer.source) if fetched.how != "none" else None,
-        bytes=fetched.bytes,
-        verified=fetched.verified,
-        working=working,
-        how=fetched.how,
-    )
-
-
-def planned(offer: Offer, fetch: Fetch) -> Got:
-    """:returns: what a fetch would do"""
-    missing = fetch.missing()
-    tip = offer.members[0].manifest
-    return Got(
-        object=tip.object,
-        state=tip.state,
-        chain=tuple(member.manifest.state for member in offer.members),
-        digest=str(tip.digest) if tip.digest is not None else "",
-        source=str(offer.source) if missing else None,
-        bytes=sum(member.manifest.data_size for member in missing),
-        how="copy" if missing else "none",
-    )

@@ -22,7 +22,8 @@ def command(session: Session, pool: str | None, relocate: bool, dry_run: bool) -
     """
     from statepool import api
 
-    adopted = api.adopt(pool if pool is not None else session.config.cache, relocate=relocate, dry_run=dry_run, progress=session.progress())
+    place, settings = pool if pool is not None else session.config.cache, session.config.settings
+    adopted = api.adopt(place, relocate=relocate, dry_run=dry_run, settings=settings, progress=session.progress())
     if session.json:
         from statepool.cli.forms import form
 

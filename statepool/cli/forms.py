@@ -15,7 +15,8 @@ import attrs
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import Manifest
-from statepool.model.outcomes import Listed, Stored
+from statepool.model.outcomes import Listed, Stored, Synced
+from statepool.policy import Outcome
 
 
 def form(value: object) -> Any:
@@ -44,4 +45,6 @@ def _fields(value: Any) -> dict[str, Any]:
 def _more(value: object) -> dict[str, Any]:
     if isinstance(value, Manifest):
         return {"data_size": value.data_size}
-    return {"complete": value.complete} if isinstance(value, Stored) else {}
+    if isinstance(value, Synced):
+        return {"bytes": value.bytes, "complete": value.complete}
+    return {"complete": value.complete} if isinstance(value, Stored | Outcome) else {}

@@ -10,15 +10,16 @@ from statepool.cli.session import Command, Session, dry_run_option
 
 @click.command("gc", cls=Command)
 @click.option("--everywhere", is_flag=True, help="Clean the sources, too.")
+@click.option("--keep-keys", type=click.IntRange(min=1), metavar="N", help="Of states that were built, keep the newest N keys.")
 @dry_run_option
 @click.pass_obj
-def command(session: Session, everywhere: bool, dry_run: bool) -> None:
+def command(session: Session, everywhere: bool, keep_keys: int | None, dry_run: bool) -> None:
     """
     Remove leftovers, and bytes that nobody needs.
 
     What crashes left behind, data that no state needs and old records are removed from the cache, and with --everywhere from the sources.
     """
-    collected = session.pool().gc(everywhere=everywhere, dry_run=dry_run)
+    collected = session.pool().gc(everywhere=everywhere, keep_keys=keep_keys, dry_run=dry_run)
     if session.json:
         from statepool.cli.forms import form
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from statepool.cli import complete, output
-from statepool.cli.session import Command, Session, dry_run_option
+from statepool.cli.report import warn
+from statepool.cli.session import Command, Session, dry_run_option, scope_option
 from statepool.model.outcomes import Got, Verified
 
 _VERIFIED = {
@@ -21,28 +22,45 @@ _VERIFIED = {
 @click.command("get", cls=Command)
 @click.argument("object", shell_complete=complete.objects)
 @click.argument("state", shell_complete=complete.states)
-@click.option("--to", type=click.Path(path_type=Path, readable=False), metavar="FILE", help="Make this working image, backed by the state.")
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="FILE",
+    help="Make this working image, backed by the state; for a machine, IMAGE.qcow2 of each image in this directory.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--from", "source", metavar="SOURCE", help="Have it as this source has it, given by its name or location.")
+@scope_option
 @dry_run_option
 @click.pass_obj
-def command(session: Session, object: str, state: str, to: Path | None, overwrite: bool, dry_run: bool) -> None:
+def command(
+    session: Session, object: str, state: str, to: Path | None, overwrite: bool, source: str | None, scope: str | None, dry_run: bool
+) -> None:
     """
     Bring a state here; make a working image of it.
 
     The state and all that backs it come into the cache from the best source, unless they are there. With --to, a working image is made, on which a
-    machine can run.
+    machine can run. Of a machine, such as vm1, all images come, and all working images are made, or none.
     """
     if overwrite and to is None:
         raise click.UsageError("--overwrite needs --to")
-    got = session.pool().image(object).get(state, to=to, overwrite=overwrite, dry_run=dry_run)
+    got = session.handle(object).get(state, to=to, overwrite=overwrite, source=source, scope=scope, dry_run=dry_run)
     if session.json:
         from statepool.cli.forms import form
 
         session.answer_json({"got": form(got), "dry_run": dry_run})
     else:
-        session.say(_told(session, got, dry_run))
-        if got.working is not None:
-            session.say(f"{'would make the working image' if dry_run else 'working image'}: {got.working}")
+        tell(session, got, dry_run)
+
+
+def tell(session: Session, got: Got, dry_run: bool) -> None:
+    """Say what became of a state that was got."""
+    for text in got.warnings:
+        warn(f"warning: {text}")
+    session.say(_told(session, got, dry_run))
+    for path in got.images.values() or (got.working,):
+        if path is not None:
+            session.say(f"{'would make the working image' if dry_run else 'working image'}: {path}")
 
 
 def _told(session: Session, got: Got, dry_run: bool) -> str:

@@ -19,7 +19,7 @@ def command(session: Session, pool: str | None, dry_run: bool) -> None:
     """
     from statepool import api
 
-    location = str(api.init(pool if pool is not None else session.config.cache, dry_run=dry_run))
+    location = str(api.init(pool if pool is not None else session.config.cache, dry_run=dry_run, settings=session.config.settings))
     if session.json:
         session.answer_json({"pool": location, "dry_run": dry_run})
     else:

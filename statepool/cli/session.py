@@ -12,8 +12,10 @@ from statepool.cli import output
 from statepool.model.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from statepool.api import StatePool
+    from statepool.api import ImageHandle, StatePool
     from statepool.config import Config
+    from statepool.handles import MachineHandle
+    from statepool.model.location import Location
 
 
 class Session:
@@ -42,6 +44,16 @@ class Session:
             self._config = load({"cache": self.cache, "sources": self.sources or None}, config_file=self.config_file)
         return self._config
 
+    def handle(self, object: str) -> ImageHandle | MachineHandle:
+        """
+        :param object: ``machine/image`` or ``machine``
+        :returns: what it can be asked by
+        :raises InvalidName: it is neither
+        """
+        from statepool.model.objects import Machine, parse_object
+
+        return self.pool().machine(object) if isinstance(parse_object(object), Machine) else self.pool().image(object)
+
     def pool(self) -> StatePool:
         """
         :returns: the state pool that the settings describe
@@ -50,6 +62,12 @@ class Session:
         from statepool.api import from_config
 
         return from_config(self.config, progress=self.progress())
+
+    def located(self, text: str) -> Location:
+        """:returns: the location of a configured source of this name, or else the one that the text itself is"""
+        from statepool.model.location import Location
+
+        return next((source.location for source in self.config.sources if source.name == text), None) or Location.parse(text)
 
     def progress(self) -> Progress:
         """:returns: what draws how far a command is, until it says something"""
@@ -153,4 +171,7 @@ class Command(click.Command):
         self.params += global_options(below_command=True)
 
 
+scope_option = click.option(
+    "--scope", metavar="SCOPES", help="Only these pools: own (the cache), swarm, cluster, shared; several in one word with blanks between."
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Change nothing; say what would be done.")

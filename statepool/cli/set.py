@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from statepool.cli import complete, output
 from statepool.cli.report import warn
-from statepool.cli.session import Command, Session, dry_run_option
+from statepool.cli.session import Command, Session, dry_run_option, scope_option
 from statepool.errors import TransportError
-from statepool.model.outcomes import Presence, Stored, StoredAt
+from statepool.handles import MachineHandle
+from statepool.model.objects import Machine, parse_object
+from statepool.model.outcomes import Presence, Stored, StoredAt, WaitFor
 
 
 def _labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -28,29 +33,117 @@ def _labels(context: click.Context, parameter: click.Parameter, values: tuple[st
 @click.command("set", cls=Command)
 @click.argument("object", shell_complete=complete.objects)
 @click.argument("state")
-@click.option("--from", "source", type=click.Path(path_type=Path, readable=False), metavar="FILE", required=True, help="The working image.")
+@click.option(
+    "--from",
+    "sources",
+    metavar="FILE",
+    multiple=True,
+    required=True,
+    help="The working image; for a machine, IMAGE=FILE for each image, or a directory.",
+)
 @click.option("--replace", is_flag=True, help="Replace a state of this name that has other content.")
 @click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, callback=_labels, help="Remember this with the state; may be repeated.")
+@click.option("--squash", is_flag=True, help="FILE stands on this very state: both together become its new content.")
+@click.option("--monitor", metavar="SOCKET", help="A machine runs on FILE, and this is its QMP monitor: it goes on in a fresh overlay.")
+@click.option("--compress", is_flag=True, help="With --monitor, for a machine: compress its RAM, which is part of the state then.")
+@click.option("--agent", metavar="SOCKET", help="With --monitor, for an image: have its file systems made consistent by QEMU's guest agent.")
+@scope_option
+@click.option(
+    "--wait-for", type=click.Choice([str(which) for which in WaitFor]), default="all", help="Which pools must have it for the exit code to be 0."
+)
 @dry_run_option
 @click.pass_obj
-def command(session: Session, object: str, state: str, source: Path, replace: bool, labels: dict[str, str], dry_run: bool) -> int:
+def command(
+    session: Session,
+    object: str,
+    state: str,
+    sources: tuple[str, ...],
+    replace: bool,
+    labels: dict[str, str],
+    squash: bool,
+    monitor: str | None,
+    compress: bool,
+    agent: str | None,
+    scope: str | None,
+    wait_for: str,
+    dry_run: bool,
+) -> int:
     """
     Store a state in the cache and in the sources.
 
-    The working image becomes the state; an empty one, backed by it, takes its place, so that the machine can go on. The exit code is 7 if a pool
-    could not take the state.
+    The working image becomes the state; an empty one, backed by it, takes its place, so that the machine can go on. With --monitor this is done while
+    it runs; the state of a machine, such as vm1, then has its RAM, too. The exit code is 7 if a pool
+    could not take the state; with --wait-for any, if no source could; with --wait-for own, the cache alone matters.
     """
-    stored = session.pool().image(object).set(state, source=source, replace=replace, labels=labels or None, dry_run=dry_run)
+    how = {"replace": replace, "squash": squash, "labels": labels or None, "scope": scope, "wait_for": wait_for, "dry_run": dry_run}
+    if monitor is None:
+        if compress or agent:
+            raise click.UsageError("--compress and --agent need --monitor")
+        stored = store(session, object, state, sources, how)
+    else:
+        if squash:
+            raise click.UsageError("--squash and --monitor exclude each other")
+        del how["squash"]
+        stored = _store_running(session, object, state, sources, {**how, "machine": monitor}, compress=compress, agent=agent)
     if session.json:
         from statepool.cli.forms import form
 
         session.answer_json({"stored": form(stored), "dry_run": dry_run})
     else:
-        _tell(session, stored, dry_run)
+        tell(session, stored, dry_run)
     return 0 if stored.complete else TransportError.exit_code
 
 
-def _tell(session: Session, stored: Stored, dry_run: bool) -> None:
+def store(session: Session, object: str, state: str, sources: Sequence[str], how: Mapping[str, Any]) -> Stored:
+    """
+    Set a state of an image, or of a machine.
+
+    :param sources: as the user names them: FILE for an image, IMAGE=FILE or a directory for a machine
+    :param how: the other arguments of a handle's set
+    :raises click.UsageError: they do not fit the object
+    """
+    handle = session.handle(object)
+    if isinstance(handle, MachineHandle):
+        return handle.set(state, source=of_images(sources), **how)
+    if len(sources) > 1:
+        raise click.UsageError(f"{object} is one image: --from can only be given once")
+    return handle.set(state, source=Path(sources[0]), **how)
+
+
+def _store_running(
+    session: Session, object: str, state: str, sources: Sequence[str], how: Mapping[str, Any], *, compress: bool, agent: str | None
+) -> Stored:
+    """As :func:`store`, while a machine runs."""
+    parsed = parse_object(object)
+    machine = session.pool().machine(parsed.machine)
+    if isinstance(parsed, Machine):
+        if agent is not None:
+            raise click.UsageError("--agent is for an image: what a guest has not written yet is in its RAM, which is part of the state")
+        return machine.set_running(state, images=of_images(sources), compress=compress, **how)
+    if len(sources) > 1:
+        raise click.UsageError(f"{object} is one image: --from can only be given once")
+    if compress:
+        raise click.UsageError("--compress is for a machine, whose state has RAM")
+    return machine.set_running_image(parsed.name, state, source=sources[0], agent=agent, **how)
+
+
+def of_images(sources: Sequence[str]) -> dict[str, str]:
+    """:returns: the working images of a machine, as the user names them: IMAGE=FILE each, or a directory"""
+    if len(sources) == 1 and os.path.isdir(sources[0]):
+        return {path.stem: str(path) for path in sorted(Path(sources[0]).glob("*.qcow2"))}
+    named: dict[str, str] = {}
+    for text in sources:
+        image, equals, path = text.partition("=")
+        if not (image and equals and path):
+            raise click.UsageError(f"--from {text} is not of the form IMAGE=FILE, which a machine needs, and no directory")
+        if image in named:
+            raise click.UsageError(f"--from names the image {image} twice")
+        named[image] = path
+    return named
+
+
+def tell(session: Session, stored: Stored, dry_run: bool) -> None:
+    """Say what became of a state that was set."""
     for text in stored.warnings:
         warn(f"warning: {text}")
     for at in stored.pools:

@@ -5,25 +5,29 @@ from __future__ import annotations
 import click
 
 from statepool.cli import complete, output
-from statepool.cli.session import Command, Session
+from statepool.cli.report import warn
+from statepool.cli.session import Command, Session, scope_option
 from statepool.model.outcomes import Listed
 
 
 @click.command("show", cls=Command)
 @click.argument("object", required=False, shell_complete=complete.objects)
+@scope_option
 @click.pass_obj
-def command(session: Session, object: str | None) -> None:
+def command(session: Session, object: str | None, scope: str | None) -> None:
     """
     List states, and where each is.
 
     OBJECT is a machine, such as vm1, or an image, such as vm1/disk; without it, all are listed.
     """
-    listed = session.pool().show(object)
+    listed = session.pool().show(object, scope=scope)
     if session.json:
         from statepool.cli.forms import form
 
-        session.answer_json({"states": form(listed)})
+        session.answer_json({"states": form(listed), "warnings": list(listed.warnings)})
         return
+    for text in listed.warnings:
+        warn(f"warning: {text}")
     titles = ("OBJECT", "STATE", "SIZE", "PARENT", "CREATED", "WHERE", "NOTE")
     session.answer_table(titles, [_row(session, item) for item in listed], right=("SIZE",))
 

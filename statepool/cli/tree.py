@@ -8,6 +8,7 @@ import click
 from attrs import frozen
 
 from statepool.cli import complete, output
+from statepool.cli.report import warn
 from statepool.cli.session import Command, Session
 from statepool.cli.show import note
 from statepool.model.digest import Digest
@@ -26,12 +27,16 @@ def command(session: Session, object: str | None, dot: bool) -> None:
     """
     if dot and session.json:
         raise click.UsageError("--dot and --json exclude each other")
-    nodes = list(arrange(session.pool().show(object)))
+    listed = session.pool().show(object)
+    nodes = list(arrange(listed))
     if session.json:
         from statepool.cli.forms import form
 
-        session.answer_json({"states": [form(node.listed) | {"depth": node.depth} for node in nodes]})
-    elif dot:
+        session.answer_json({"states": [form(node.listed) | {"depth": node.depth} for node in nodes], "warnings": list(listed.warnings)})
+        return
+    for text in listed.warnings:
+        warn(f"warning: {text}")
+    if dot:
         session.answer("\n".join(_dot(session, nodes)))
     elif nodes:
         session.answer("\n".join(_draw(session, nodes)))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from statepool.errors import BadRecord
@@ -15,17 +16,21 @@ from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import MAX_EXTENTS, MAX_LABELS, Kind, Manifest, Parent, StateId
 from statepool.model.names import MAX_LENGTH, RESERVED_SUFFIXES, ROOT_STATES
-from statepool.pools import collect, layout, log
+from statepool.pools import claims, collect, layout, log
 from statepool.pools.fold import KEEP_NONCES, Fold
 from statepool.pools.log import MachineLog, Record
 from statepool.pools.pool import Pool
 from statepool.pools.staging import Marker
+from statepool.pools.writer import Writer
 from statepool.testing.memory import MemoryStore, MemoryTransport
 from statepool.transfer import chains
 from statepool.transfer.fresh import Freshness
+from statepool.transfer.known import Knowledge
 from statepool.transfer.linked import users
+from statepool.transfer.offers import Source
 from statepool.transfer.takeover import Takeover
 from statepool.transfer.trust import Standing, Trust
+from statepool.transports.registry import open_transport
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/formats.rst").read_text(encoding="utf-8")
@@ -54,7 +59,7 @@ def put(path: str, data: Any) -> MemoryTransport:
 
 
 def test_every_example_is_tested(reader: Any) -> None:
-    assert PAGE.count("\n.. example: ") == sum(block.language == "json" for block in reader.blocks(PAGE)) == 11
+    assert PAGE.count("\n.. example: ") == sum(block.language == "json" for block in reader.blocks(PAGE)) == 13
 
 
 def test_pool(reader: Any) -> None:
@@ -138,6 +143,37 @@ def test_freshness(reader: Any, tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     (answer,) = Freshness(tmp_path, 60, lambda: NOW).answers(StateId("vm1/disk", "customize")).values()
     assert {"token": answer.token, "at": answer.at, "digest": str(answer.digest)} == data["answers"]["file:///srv/pool"]
+
+
+def test_claim(reader: Any) -> None:
+    ((_, data),) = examples(reader, "claim")
+    store = MemoryTransport(MemoryStore())
+    Pool(store).create()
+    with claims.Claims(store).hold("store-a", 0):
+        made = json.loads(store.read(f"{layout.LOCKS}/store-a.1"))
+    assert set(made) == set(data)
+    assert Writer.from_json(data["writer"])
+    assert (claims.STALE, claims.BEAT, claims.REMEMBERED, claims.KEPT) == (20, 2, 64, 2)
+    assert says("in the last 20 seconds")
+    assert says("every two seconds")
+    assert says("more than 64 files")
+    shown = re.findall(r"POOL/\.statepool/locks/(store-\S+) ", PAGE)
+    assert len(shown) == 3
+    assert all(claims.is_claim(name) for name in shown)
+
+
+def test_known(reader: Any, tmp_path: Path) -> None:
+    ((_, data),) = examples(reader, "known")
+    source = Source(Pool(open_transport(Location.parse(data["source"]))), "pool")
+    (tmp_path / f"{Digest.of(data['source'].encode()).hex[:32]}.json").write_text(json.dumps(data))
+    knowledge = Knowledge(tmp_path)
+    known = knowledge.of(source)
+    assert attrs.asdict(known) == {name: value for name, value in data.items() if name not in ("format", "source")}
+    # What is written has the fields of the example.
+    knowledge.answered(source, 60.0)
+    knowledge.save()
+    (path,) = tmp_path.iterdir()
+    assert set(json.loads(path.read_text())) == set(data)
 
 
 # -- what the text says, the code does ---------------------------------------------------------------------------------------------------------------
@@ -229,7 +265,7 @@ def folded(*records: list[dict[str, Any]]) -> Fold:
     transport = MemoryTransport(MemoryStore())
     transport.make_directory(".statepool/log/vm1")
     for number, changes in enumerate(records, 1):
-        data = {"format": 1, "number": number, "nonce": f"{number:016x}", "time": NOW, "by": "another:1", "changes": changes, "later": "ignored"}
+        data = {"format": 1, "nonce": f"{number:016x}", "time": NOW, "by": "another:1", "changes": changes, "later": "ignored"}
         transport.create(f".statepool/log/vm1/{number:020}.json", json.dumps(data).encode())
     return MachineLog(transport, "vm1").fold()
 
@@ -249,7 +285,7 @@ def test_what_the_rules_permit() -> None:
 
 
 def _changes(changes: list[dict[str, Any]]) -> tuple[Any, ...]:
-    data = {"format": 1, "number": 9, "nonce": "x", "time": 0, "by": "x", "changes": changes}
+    data = {"format": 1, "nonce": "x", "time": 0, "by": "x", "changes": changes}
     return Record.from_bytes(json.dumps(data).encode(), 9, "here").changes
 
 
@@ -295,7 +331,7 @@ def test_a_log_by_the_description_is_a_pool(tmp_path: Path, make_image: Callable
     (ours / "pool.json").write_text('{"format": 1}')
     image.rename(ours / "data" / digest.file_name)
     manifest = {"object": "vm1/disk", "state": "install", "size": (ours / "data" / digest.file_name).stat().st_size, "digest": str(digest)}
-    record = {"format": 1, "number": 1, "nonce": "0" * 16, "time": 0, "by": "", "changes": [{"publish": manifest}]}
+    record = {"format": 1, "nonce": "0" * 16, "time": 0, "by": "", "changes": [{"publish": manifest}]}
     (ours / "log/vm1/00000000000000000001.json").write_text(json.dumps(record))
 
     import statepool

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import appends, cold, locks, peers, sets, start, trusted
+from benchmarks import appends, cold, locks, machines, mirrors, peers, pytest_runs, sets, shaped, ssh, start, trusted
 from benchmarks.__main__ import TABLES, main
 from benchmarks.bench import TINY, Bench, chain_files, room
 from benchmarks.i2n import Unavailable
@@ -93,11 +93,29 @@ def test_one_state_is_one_copy_on_disk(tmp_path: Path) -> None:
     assert room(tmp_path) == before > 0
 
 
-@pytest.mark.parametrize("make", [trusted.table, sets.table, start.table, locks.table, appends.table], ids=lambda make: make.__module__)
+TABLES_THAT_RUN = [trusted.table, sets.table, start.table, locks.table, appends.table, mirrors.table]
+
+
+@pytest.mark.parametrize("make", TABLES_THAT_RUN, ids=lambda make: make.__module__)
 def test_tables_run(bench: Bench, make: object) -> None:
     table = make(bench)  # type: ignore[operator]
     assert table.figures
     # Facts hold whatever the size, but for the share of what surrounds the data in a tiny image.
+    assert all(fact.is_met for fact in table.facts), str(table)
+
+
+def test_a_pool_on_another_host_is_measured(bench: Bench) -> None:
+    table = ssh.table(bench)
+    if not table.figures:
+        pytest.skip(table.notes[0])
+    assert [figure.peer for figure in table.figures] == ["scp", "SFTPClient.get", "scp of the same files", "scp there, and sync", "scp"]
+
+
+def test_compression_runs_over_a_link_of_its_own(bench: Bench) -> None:
+    table = shaped.table(bench)
+    if not table.figures:
+        pytest.skip(table.notes[0])
+    assert [figure.what for figure in table.figures] == ["cold get, compress=auto", "cold get, compress=on", "cold get, compress=off"]
     assert all(fact.is_met for fact in table.facts), str(table)
 
 
@@ -124,3 +142,17 @@ def test_the_tables_have_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == list(TABLES)
     with pytest.raises(SystemExit):
         main(["nothing"])
+
+
+def test_machines_run(bench: Bench) -> None:
+    table = machines.table(bench)
+    if not table.figures:
+        pytest.skip(table.notes[0])
+    assert [figure.limit is not None for figure in table.figures] == [True, True, False, True, True, False]
+    assert all(fact.is_met for fact in table.facts), str(table)
+
+
+def test_tests_that_start_from_a_state_are_measured(bench: Bench) -> None:
+    table = pytest_runs.table(bench)
+    assert [figure.limit for figure in table.figures] == [pytest_runs.OVERHEAD]
+    assert all(fact.is_met for fact in table.facts), str(table)

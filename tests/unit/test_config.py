@@ -12,6 +12,7 @@ from statepool.config import Config, SourceConfig, load
 from statepool.errors import ConfigError
 from statepool.model.location import Location
 from statepool.model.scope import Scope
+from statepool.model.secrets import SecretKind
 from statepool.model.settings import Settings
 
 
@@ -123,7 +124,7 @@ def test_empty_variables_are_not_set(environ: dict[str, str], project: Path) -> 
 # -- values
 
 
-def test_whole_file(environ: dict[str, str], project: Path) -> None:
+def test_whole_file(environ: dict[str, str], home: Path, project: Path) -> None:
     write(
         project / "statepool.toml",
         """
@@ -135,12 +136,35 @@ def test_whole_file(environ: dict[str, str], project: Path) -> None:
         lock-timeout = 10
         max-depth = 12
         tool-timeout = 5
+        probe-timeout = 0.5
+        timeout = 6
+        connect-timeout = 2.5
+        retries = 0
+        retry-pause = 0.1
+        compress = "off"
+        ssh-config = "ssh_config"
+        known-hosts = "~/hosts"
         """,
     )
     assert load(environ=environ, cwd=project) == Config(
         cache="/var/cache/states",
         sources=(source("/srv/pool"), source("ssh://lab@store:2222/srv/pool", "store", Scope.CLUSTER), source("link:///srv/links")),
-        settings=Settings(fresh=1.5, offline=True, min_free=10 << 30, lock_timeout=10, max_depth=12, tool_timeout=5),
+        settings=Settings(
+            fresh=1.5,
+            offline=True,
+            min_free=10 << 30,
+            lock_timeout=10,
+            max_depth=12,
+            tool_timeout=5,
+            probe_timeout=0.5,
+            timeout=6,
+            connect_timeout=2.5,
+            retries=0,
+            retry_pause=0.1,
+            compress="off",
+            ssh_config=f"{project}/ssh_config",
+            known_hosts=f"{home}/hosts",
+        ),
         files=(str(project / "statepool.toml"),),
     )
 
@@ -160,11 +184,32 @@ def test_everything_from_the_environment(environ: dict[str, str], project: Path)
         "STATEPOOL_LOCK_TIMEOUT": "7",
         "STATEPOOL_MAX_DEPTH": "9",
         "STATEPOOL_TOOL_TIMEOUT": "8",
+        "STATEPOOL_TIMEOUT": "6",
+        "STATEPOOL_CONNECT_TIMEOUT": "2",
+        "STATEPOOL_RETRIES": "1",
+        "STATEPOOL_RETRY_PAUSE": "0",
+        "STATEPOOL_COMPRESS": "on",
+        "STATEPOOL_SSH_CONFIG": "/etc/mine",
+        "STATEPOOL_KNOWN_HOSTS": "hosts",
     }
     assert load(environ=environ, cwd=project) == Config(
         cache=str(project / "here"),
         sources=(source("/a:b"), source("ssh://x/y"), source("ssh://store/z")),
-        settings=Settings(fresh=0.5, offline=True, min_free=2 << 20, lock_timeout=7, max_depth=9, tool_timeout=8),
+        settings=Settings(
+            fresh=0.5,
+            offline=True,
+            min_free=2 << 20,
+            lock_timeout=7,
+            max_depth=9,
+            tool_timeout=8,
+            timeout=6,
+            connect_timeout=2,
+            retries=1,
+            retry_pause=0,
+            compress="on",
+            ssh_config="/etc/mine",
+            known_hosts=f"{project}/hosts",
+        ),
     )
 
 
@@ -259,8 +304,17 @@ def test_any_whole_size_is_exact(size: int) -> None:
         ("max-depth = 1.5", "max-depth"),
         ('max-depth = "8"', "max-depth"),
         ("tool-timeout = 0", "tool-timeout"),
+        ("probe-timeout = 0", "probe-timeout"),
+        ("probe-timeout = 'soon'", "probe-timeout"),
         ("tool-timeout = 1979-05-27", "tool-timeout"),
         ("min_free = 1", "min_free"),
+        ("timeout = 0", "timeout"),
+        ("retries = 101", "retries"),
+        ('compress = "sometimes"', "compress"),
+        ("compress = 1", "compress"),
+        ('ssh-config = ""', "ssh-config"),
+        ("known-hosts = 1", "known-hosts"),
+        ('ssh-password = "x"', "ssh-password"),
     ],
 )
 def test_what_a_file_cannot_say(environ: dict[str, str], project: Path, text: str, key: str) -> None:
@@ -308,6 +362,9 @@ def test_a_named_file_must_be_there(environ: dict[str, str], project: Path, name
         ("STATEPOOL_MAX_DEPTH", "1e3"),
         ("STATEPOOL_MAX_DEPTH", "9" * 100),
         ("STATEPOOL_TOOL_TIMEOUT", "0"),
+        ("STATEPOOL_CONNECT_TIMEOUT", "-1"),
+        ("STATEPOOL_RETRIES", "often"),
+        ("STATEPOOL_COMPRESS", "zstd"),
     ],
 )
 def test_what_a_variable_cannot_say(environ: dict[str, str], project: Path, variable: str, value: str) -> None:
@@ -321,6 +378,16 @@ def test_mistyped_variables_are_refused_and_foreign_ones_are_not(environ: dict[s
         load(environ={**environ, "STATEPOOL_SOURCE": "/a"}, cwd=project)
     assert "STATEPOOL_SOURCES" in (caught.value.hint or "")
     assert load(environ={**environ, "STATEPOOL_VERSION": "7"}, cwd=project) == load(environ=environ, cwd=project)
+
+
+def test_secrets_come_from_the_environment_and_are_never_shown(environ: dict[str, str], project: Path) -> None:
+    config = load(environ={**environ, "STATEPOOL_SSH_PASSWORD": "hunter2", "STATEPOOL_SSH_PASSPHRASE": "open sesame"}, cwd=project)
+    assert config.settings.secrets is not None
+    assert config.settings.secrets(SecretKind.PASSWORD, "kim@store:22") == "hunter2"
+    assert config.settings.secrets(SecretKind.PASSPHRASE, "id_ed25519") == "open sesame"
+    assert "hunter2" not in repr(config)
+    assert "sesame" not in repr(config)
+    assert load(environ={**environ, "STATEPOOL_SSH_PASSWORD": ""}, cwd=project).settings.secrets is None
 
 
 def test_what_a_flag_cannot_say(environ: dict[str, str], project: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_dry_run_changes_nothing(filled: Path, run_statepool: Run, words: list
         (["verify", "vm2/disk"], 3, "NotFound"),
         (["get", "vm1/disk", "../install"], 2, "InvalidName"),
         (["get", "vm1/disk/x", "install"], 2, "InvalidName"),
-        (["get", "vm1", "install"], 2, "InvalidName"),
+        (["get", "vm1", "install"], 3, "NotFound"),
         (["get", "vm1/disk", "install.qcow2"], 2, "InvalidName"),
         (["set", "vm1/disk", "root", "--from", "work.qcow2"], 2, "InvalidName"),
         (["set", "vm1/disk", "x" * 200, "--from", "work.qcow2"], 2, "InvalidName"),

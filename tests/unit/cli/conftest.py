@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 import statepool.api
 from statepool.cli.main import cli
 from statepool.config import Config
+from statepool.model.outcomes import Listing
 from statepool.model.progress import SILENT, Progress
 
 
@@ -35,7 +36,9 @@ class Fake:
         answer = self.answers[operation]
         if isinstance(answer, BaseException):
             raise answer
-        return answer(progress) if callable(answer) else answer
+        if callable(answer):
+            answer = answer(progress)
+        return Listing(answer) if operation == "show" and type(answer) is list else answer
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from statepool.model.outcomes import (
     StoredAt,
     Verified,
 )
+from statepool.model.settings import Settings
 
 Run = Callable[..., Result]
 
@@ -60,7 +61,7 @@ def answered(result: Result) -> Any:
 def test_show(run: Run, api: Any, cache: str) -> None:
     api.answers["show"] = [Listed(INSTALL, (cache, "file:///srv/pool", "ssh://a/b")), Listed(CUSTOMIZE, (cache,), managed=False, problem="no parent")]
     lines = run("--source", "/srv/pool", "show", "vm1").stdout.splitlines()
-    assert api.calls == [("show", "vm1", {})]
+    assert api.calls == [("show", "vm1", {"scope": None})]
     assert lines[0].split() == ["OBJECT", "STATE", "SIZE", "PARENT", "CREATED", "WHERE", "NOTE"]
     assert lines[1].split() == ["vm1/disk", "install", "128", "KiB", "1970-01-01", "00:00:05", "cache", "/srv/pool", "ssh://a/b"]
     assert lines[2].split() == ["vm1/disk", "customize", "1.00", "MiB", "install", "cache", "unmanaged,", "no", "parent"]
@@ -110,9 +111,10 @@ def test_show_json(run: Run, api: Any, cache: str) -> None:
                 "managed": False,
                 "problem": "x",
             },
-        ]
+        ],
+        "warnings": [],
     }
-    assert api.calls == [("show", None, {})]
+    assert api.calls == [("show", None, {"scope": None})]
 
 
 def test_show_json_of_a_machine(run: Run, api: Any, cache: str) -> None:
@@ -124,7 +126,7 @@ def test_show_json_of_a_machine(run: Run, api: Any, cache: str) -> None:
 def test_show_of_nothing(run: Run, api: Any) -> None:
     api.answers["show"] = []
     assert run("show").stdout == ""
-    assert answered(run("show", "--json")) == {"states": []}
+    assert answered(run("show", "--json")) == {"states": [], "warnings": []}
 
 
 def test_quiet_listing_has_no_titles(run: Run, api: Any, cache: str) -> None:
@@ -205,7 +207,7 @@ def test_check(run: Run, api: Any, present: bool, code: int) -> None:
     api.answers["check"] = present
     result = run("check", "vm1/disk", "install", code=code)
     assert (result.stdout, result.stderr) == ("", "")
-    assert api.calls == [("check", "vm1/disk", "install", {})]
+    assert api.calls == [("check", "vm1/disk", "install", {"scope": None})]
     assert answered(run("check", "vm1/disk", "install", "--json", code=code)) == {"object": "vm1/disk", "state": "install", "present": present}
     assert run("check", "-v", "vm1/disk", "install", code=code).stdout == f"vm1/disk install is {'there' if present else 'not there'}\n"
 
@@ -217,7 +219,8 @@ def test_get(run: Run, api: Any, cache: str) -> None:
         "vm1/disk customize: 4.00 KiB from /b (reflink); every byte was checked as it arrived",
         "working image: /w.qcow2",
     ]
-    assert api.calls == [("get", "vm1/disk", "customize", {"to": Path("w.qcow2"), "overwrite": True, "dry_run": False})]
+    options = {"to": Path("w.qcow2"), "overwrite": True, "source": None, "scope": None, "dry_run": False}
+    assert api.calls == [("get", "vm1/disk", "customize", options)]
     assert answered(run("get", "vm1/disk", "customize", "--json", "--dry-run")) == {
         "got": {
             "object": "vm1/disk",
@@ -229,10 +232,14 @@ def test_get(run: Run, api: Any, cache: str) -> None:
             "verified": "arrived",
             "working": "/w.qcow2",
             "how": "reflink",
+            "warnings": [],
+            "images": {},
+            "resumed": 0,
+            "again": 0,
         },
         "dry_run": True,
     }
-    assert api.calls[-1] == ("get", "vm1/disk", "customize", {"to": None, "overwrite": False, "dry_run": True})
+    assert api.calls[-1] == ("get", "vm1/disk", "customize", {"to": None, "overwrite": False, "source": None, "scope": None, "dry_run": True})
     assert run("get", "-q", "vm1/disk", "customize").stdout == ""
     assert "would fetch" in run("get", "vm1/disk", "customize", "--dry-run").stdout
 
@@ -256,7 +263,8 @@ def test_set(run: Run, api: Any, cache: str) -> None:
     )
     api.answers["set"] = Stored("vm1/disk", "new", str(ONE), pools, ("it has internal snapshots",))
     result = run("set", "vm1/disk", "new", "--from", "w.qcow2", "--replace", "--label", "a=b", "--label", "c=d=e")
-    assert api.calls == [("set", "vm1/disk", "new", {"source": Path("w.qcow2"), "replace": True, "labels": {"a": "b", "c": "d=e"}, "dry_run": False})]
+    options = {"source": Path("w.qcow2"), "replace": True, "squash": False, "labels": {"a": "b", "c": "d=e"}, "scope": None, "wait_for": "all"}
+    assert api.calls == [("set", "vm1/disk", "new", {**options, "dry_run": False})]
     assert result.stderr == "statepool: warning: it has internal snapshots\n"
     assert result.stdout.splitlines() == [
         "vm1/disk new: stored (2.00 KiB) in cache",
@@ -269,11 +277,12 @@ def test_set(run: Run, api: Any, cache: str) -> None:
             "state": "new",
             "digest": str(ONE),
             "pools": [
-                {"pool": cache, "result": "stored", "durable": True, "bytes": 2048, "error": None},
-                {"pool": "file:///b", "result": "present", "durable": True, "bytes": 0, "error": None},
-                {"pool": "file:///c", "result": "stored", "durable": False, "bytes": 0, "error": None},
+                {"pool": cache, "result": "stored", "durable": True, "bytes": 2048, "error": None, "resumed": 0, "again": 0},
+                {"pool": "file:///b", "result": "present", "durable": True, "bytes": 0, "error": None, "resumed": 0, "again": 0},
+                {"pool": "file:///c", "result": "stored", "durable": False, "bytes": 0, "error": None, "resumed": 0, "again": 0},
             ],
             "warnings": ["it has internal snapshots"],
+            "wait_for": "all",
             "complete": True,
         },
         "dry_run": False,
@@ -322,14 +331,20 @@ def test_init(run: Run, api: Any, tmp_path: Path) -> None:
     api.answers["init"] = Location("file", "/srv/pool")
     assert run("init", "/srv/pool").stdout == "there is a pool at /srv/pool\n"
     assert answered(run("init", "--json", "--dry-run")) == {"pool": "file:///srv/pool", "dry_run": True}
-    assert api.calls == [("init", "/srv/pool", {"dry_run": False}), ("init", f"{tmp_path}/cache", {"dry_run": True})]
+    knobs = Settings()
+    calls = [("init", "/srv/pool", {"dry_run": False, "settings": knobs}), ("init", f"{tmp_path}/cache", {"dry_run": True, "settings": knobs})]
+    assert api.calls == calls
 
 
 def test_adopt(run: Run, api: Any, tmp_path: Path, cache: str) -> None:
     api.answers["adopt"] = [Adopted(cache, "vm1/disk", "a", str(ONE), relocated=True)]
     assert run("adopt", "--relocate").stdout.splitlines()[1].split() == ["vm1/disk", "a", "cache", "adopted", "and", "relocated"]
     assert run("adopt", "/x", "--dry-run").stdout.splitlines()[1].split()[3:] == ["would", "be", "adopted", "and", "relocated"]
-    assert api.calls == [("adopt", f"{tmp_path}/cache", {"relocate": True, "dry_run": False}), ("adopt", "/x", {"relocate": False, "dry_run": True})]
+    knobs = Settings()
+    assert api.calls == [
+        ("adopt", f"{tmp_path}/cache", {"relocate": True, "dry_run": False, "settings": knobs}),
+        ("adopt", "/x", {"relocate": False, "dry_run": True, "settings": knobs}),
+    ]
     api.answers["adopt"] = [Adopted(cache, "vm1/disk", "a", problem="it is a FIFO")]
     assert answered(run("adopt", "--json", code=5)) == {
         "adopted": [{"pool": cache, "object": "vm1/disk", "state": "a", "digest": None, "relocated": False, "problem": "it is a FIFO"}],
@@ -359,7 +374,7 @@ def test_gc(run: Run, api: Any, cache: str) -> None:
     lines = run("gc", "--everywhere").stdout.splitlines()
     assert lines[1].split("  ") == ["cache", "leftover of a crash", ".statepool/incoming/x", "2.00 KiB"]
     assert lines[2] == "removed 1 file, 2.00 KiB"
-    assert api.calls == [("gc", {"everywhere": True, "dry_run": False})]
+    assert api.calls == [("gc", {"everywhere": True, "keep_keys": None, "dry_run": False})]
     assert answered(run("gc", "--json", "--dry-run")) == {
         "collected": [{"pool": cache, "what": "leftover of a crash", "path": ".statepool/incoming/x", "bytes": 2048}],
         "dry_run": True,

@@ -168,7 +168,7 @@ import sys, threading
 import statepool.api
 class StatePool:
     def __init__(self, *arguments, **options): pass
-    def show(self, object):
+    def show(self, object, scope=None):
         print("ready", flush=True)
         threading.Event().wait(60)
 statepool.api.from_config = StatePool
@@ -194,11 +194,11 @@ import sys
 import statepool.api
 from statepool.model.manifest import Manifest
 from statepool.model.digest import Digest
-from statepool.model.outcomes import Listed
+from statepool.model.outcomes import Listed, Listing
 listed = [Listed(Manifest("vm1/disk", f"s{number}", digest=Digest("blake3", "1" * 64)), ("file:///p",)) for number in range(20000)]
 class StatePool:
     def __init__(self, *arguments, **options): pass
-    def show(self, object): return listed
+    def show(self, object, scope=None): return Listing(listed)
 statepool.api.from_config = StatePool
 from statepool.cli.main import main
 main()

@@ -10,7 +10,27 @@ import pytest
 from statepool.cli.forms import form
 from statepool.errors import DigestMismatch, HasDependants, LockTimeout, NoSpace, UnsafeImage
 from statepool.model.manifest import Manifest
-from statepool.model.outcomes import Adopted, Checked, Collected, Finding, Got, Level, Listed, Logged, Presence, Removed, Stored, StoredAt
+from statepool.model.outcomes import (
+    Adopted,
+    Checked,
+    Collected,
+    Ensured,
+    Finding,
+    Got,
+    Level,
+    Listed,
+    Logged,
+    Presence,
+    Removed,
+    SourceStatus,
+    Stored,
+    StoredAt,
+    SyncAction,
+    Synced,
+    SyncedState,
+)
+from statepool.model.scope import Scope
+from statepool.policy import Done, ItemOutcome, Outcome
 
 PAGE = Path(__file__).parents[3] / "docs" / "json.rst"
 
@@ -27,7 +47,9 @@ def documented(label: str) -> list[set[str]]:
     [
         ("state", Listed(Manifest("vm1/disk", "a"), ())),
         ("got", Got("vm1/disk", "a", (), "")),
+        ("ensured", Ensured("a", "a--0123456789ab", True, Got("vm1/disk", "a", (), ""))),
         ("removed", Removed("vm1/disk")),
+        ("source", SourceStatus("s", "file:///s", Scope.SHARED, "this host")),
         ("checked", Checked("p", "vm1/disk", "a")),
         ("adopted", Adopted("p", "vm1/disk", "a")),
         ("collected", Collected("p", "w", "n")),
@@ -43,6 +65,18 @@ def test_stored() -> None:
     stored, at = documented("stored")
     assert stored == set(form(Stored("vm1/disk", "a", "")))
     assert at == set(form(StoredAt("p", Presence.STORED)))
+
+
+def test_policies() -> None:
+    outcome, item = documented("outcome")
+    assert outcome == set(form(Outcome("push", "af", ())))
+    assert item == set(form(ItemOutcome("vm1/disk", "a", None, Done.DONE, "")))
+
+
+def test_synced() -> None:
+    synced, state = documented("synced")
+    assert synced == set(form(Synced("a", "b")))
+    assert state == set(form(SyncedState("vm1/disk", "a", "image", SyncAction.COPIED)))
 
 
 def test_errors() -> None:

@@ -48,7 +48,7 @@ def test_commands_are_what_the_table_says(run: Run, name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_changes_something_can_be_tried(name: str) -> None:
-    changing = name in {"init", "get", "set", "unset", "adopt", "gc"}
+    changing = name in {"init", "get", "set", "unset", "push", "pop", "sync", "adopt", "gc"}
     assert any("--dry-run" in parameter.opts for parameter in load_command(name).params) == changing
 
 

@@ -1,0 +1,82 @@
+"""
+What backends of images have in common: what a target and a name stand for in a pool, and the answers that become of what was done there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from statepool.backends.base import Target
+from statepool.errors import UsageError
+from statepool.model.digest import Digest
+from statepool.model.manifest import ROOT, Manifest, StateId
+from statepool.model.names import check_state_name
+from statepool.model.objects import Image
+from statepool.model.outcomes import Got, Verified
+from statepool.transfer.fetch import Fetch, Fetched
+from statepool.transfer.machine_fetch import MachineFetch
+from statepool.transfer.offers import Offer
+
+
+def image_state(target: Target, state: str) -> StateId:
+    """
+    :returns: what a target and a state's name stand for
+    :raises InvalidName: no state can have this name
+    :raises UsageError: the target is a machine
+    """
+    return StateId(_image_of(target), check_state_name(state))
+
+
+def root_state(target: Target) -> StateId:
+    """:returns: what a target's root image is kept as"""
+    return StateId(_image_of(target), ROOT)
+
+
+def _image_of(target: Target) -> str:
+    if not isinstance(target.object, Image):
+        raise UsageError(f"{target.object} is a machine, and this backend keeps states of images", hint=f"name an image: {target.object}/disk")
+    return str(target.object)
+
+
+def digests_of(manifests: Iterable[Manifest]) -> set[Digest]:
+    """:returns: the bytes of some states"""
+    return {manifest.digest for manifest in manifests if manifest.digest is not None}
+
+
+def cached(chain: tuple[Manifest, ...], verified: Verified) -> Got:
+    """:returns: the outcome where all of a chain was in the cache"""
+    tip = chain[0]
+    return Got(object=tip.object, state=tip.state, chain=tuple(link.state for link in chain), digest=str(tip.digest), verified=verified)
+
+
+def got(offer: Offer, fetched: Fetched, working: str | None = None) -> Got:
+    """:returns: the outcome of a fetch"""
+    tip = fetched.chain[0]
+    return Got(
+        object=tip.object,
+        state=tip.state,
+        chain=tuple(manifest.state for manifest in fetched.chain),
+        digest=str(tip.digest),
+        source=str(offer.source) if fetched.how != "none" else None,
+        bytes=fetched.bytes,
+        verified=fetched.verified,
+        working=working,
+        how=fetched.how,
+        resumed=fetched.resumed,
+        again=fetched.again,
+    )
+
+
+def planned(offer: Offer, fetch: Fetch | MachineFetch) -> Got:
+    """:returns: what a fetch would do"""
+    missing = fetch.missing()
+    tip = offer.members[0].manifest
+    return Got(
+        object=tip.object,
+        state=tip.state,
+        chain=tuple(member.manifest.state for member in offer.members),
+        digest=str(tip.digest) if tip.digest is not None else "",
+        source=str(offer.source) if missing else None,
+        bytes=sum(member.manifest.data_size for member in missing),
+        how="copy" if missing else "none",
+    )

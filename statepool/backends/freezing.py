@@ -1,0 +1,268 @@
+"""
+States of the disks of a machine that goes on running: what was written so far is frozen, and the machine goes on in fresh overlays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from attrs import define, field, frozen
+
+from statepool.backends.base import Target
+from statepool.errors import InUse, MachineError, RefusedError, UnsafeImage, UsageError
+from statepool.machine.agent import file_systems_frozen
+from statepool.machine.disks import Disk, disk_of
+from statepool.machine.jobs import run_job
+from statepool.machine.running import RunningMachine
+from statepool.model.manifest import Manifest, Parent
+from statepool.model.objects import Image
+from statepool.qcow2 import opened
+from statepool.qcow2.files import open_regular
+from statepool.qcow2.header import apply_patches, backing_patch, is_empty_overlay, read_header_fd, read_header_file, reader
+from statepool.transfer.cache import Cache
+from statepool.transfer.frozen import Names, names_below, settle_names
+
+
+@contextlib.contextmanager
+def machine_of(target: Target, given: RunningMachine | None) -> Iterator[RunningMachine]:
+    """
+    :param target: with the socket of a monitor
+    :param given: the machine, if it is connected to already
+    :returns: the running machine that a target speaks of, for as long as a ``with`` block lasts
+    :raises UsageError: it speaks of none
+    """
+    if given is not None:
+        yield given
+    elif target.monitor is not None:
+        with RunningMachine.connect(target.monitor) as machine:
+            yield machine
+    else:
+        raise UsageError(f"no running machine is named for {target.object}", hint="name the socket of its monitor")
+
+
+@frozen
+class _Layer:
+    """
+    One disk.
+
+    :param disk: of the machine
+    :param names: of its image
+    :param node: what QEMU is to call the overlay
+    """
+
+    disk: Disk
+    names: Names
+    node: str
+
+
+@define
+class Freezing:
+    """
+    Freezes the disks of a running machine.
+
+    :param cache: what their images stand on is in it
+    :param machine: that runs
+    :param images: its working images, absolute, by the objects that they are images of
+    """
+
+    cache: Cache
+    machine: RunningMachine
+    images: Mapping[Image, Path]
+    _layers: dict[Image, _Layer] = field(factory=dict)
+    _is_frozen: bool = False
+
+    @contextlib.contextmanager
+    def prepared(self) -> Iterator[None]:
+        """
+        Everything is ready to be frozen, for as long as a ``with`` block lasts. If it fails, the machine goes back to the images that it was on.
+
+        :raises NotFound: the machine does not run on an image
+        :raises RefusedError: it cannot write to one
+        :raises UnsafeImage: one does not stand on the cache
+        """
+        try:
+            for image, path in self.images.items():
+                self._layers[image] = self._prepare(image, path)
+            yield
+        except BaseException:
+            if self._is_frozen:
+                with contextlib.suppress(MachineError):  # what went wrong before says more
+                    self._melt()
+            else:
+                self._drop()
+            raise
+
+    def look(self) -> None:
+        """Look whether it could be done, as :meth:`prepared` does, and change nothing."""
+        for image, path in self.images.items():
+            disk_of(self.machine, path)
+            self._chain(image, path)
+
+    def _prepare(self, image: Image, path: Path) -> _Layer:
+        settle_names(path)
+        disk = disk_of(self.machine, path)
+        self._mend(image, disk, path)
+        names = Names.new(path)
+        chain = self._chain(image, path)
+        if chain:
+            self.cache.chains.use(chain, names.below)
+        try:
+            names.prepare(disk.size)
+        except BaseException:
+            self.cache.chains.release(names.below)
+            raise
+        return _Layer(disk, names, "statepool-" + secrets.token_hex(6))
+
+    def _mend(self, image: Image, disk: Disk, path: Path) -> None:
+        """
+        Somebody was killed who had frozen this image: let it stand again on what the frozen one below it stands on, if that has become a state.
+
+        :raises RefusedError: it has not
+        """
+        names = names_below(path)
+        if names is None:
+            return
+        descriptor = open_regular(names.below)
+        try:
+            header = read_header_fd(descriptor, str(names.below))
+            is_state = is_empty_overlay(reader(descriptor), header)
+        finally:
+            os.close(descriptor)
+        if not is_state:
+            raise RefusedError(
+                f"{path} stands on {names.below}, which was frozen to become a state when that was cut off",
+                path=str(path),
+                hint="end the machine; the next command on this image puts it right",
+            )
+        chain = self._chain(image, names.below)
+        record = self.cache.chains.use(chain, path)
+        backing = str(self.cache.chains.path(chain))
+        self.machine.execute("change-backing-file", device=disk.node, image_node_name=disk.node, backing_file=backing)
+        self.cache.chains.release(path, besides=record)
+        self.cache.chains.release(names.below)
+        names.below.unlink(missing_ok=True)
+
+    def _chain(self, image: Image, path: Path) -> tuple[Manifest, ...]:
+        """:returns: what an image stands on, tip first; nothing if nothing backs it"""
+        header = read_header_file(path)
+        if header.backing_name is None:
+            return ()
+        found = self.cache.chains.parse(os.path.join(path.parent, os.fsdecode(header.backing_name)))
+        fold = self.cache.pool.fold(image.machine)
+        parent = fold.find(str(image), Parent(found.state, found.digest)) if found is not None else None
+        if parent is None:
+            raise UnsafeImage(
+                f"{path} is backed by {os.fsdecode(header.backing_name)}, which is no state of {image} in the cache {self.cache.root}",
+                check="backing-outside-cache",
+                path=str(path),
+                hint="run the machine on a working image: statepool get ... --to FILE",
+            )
+        return fold.chain(parent)
+
+    @property
+    def frozen_images(self) -> dict[Image, Path]:
+        """What was written until the moment of freezing."""
+        return {image: layer.names.below for image, layer in self._layers.items()}
+
+    def freeze(self, agent: Path | None = None) -> None:
+        """
+        All at one moment. The guest goes on, or stands still, as it did.
+
+        :param agent: the socket of the channel to a guest agent, which makes the guest's file systems consistent
+        :raises MachineError: QEMU or the agent failed; nothing is frozen
+        """
+        actions = [
+            {
+                "type": "blockdev-snapshot-sync",
+                "data": {
+                    "node-name": layer.disk.node,
+                    "snapshot-file": str(layer.names.live),
+                    "snapshot-node-name": layer.node,
+                    "format": "qcow2",
+                    "mode": "existing",
+                },
+            }
+            for layer in self._layers.values()
+        ]
+        with file_systems_frozen(agent):
+            self.machine.execute("transaction", actions=actions)
+            self._is_frozen = True
+
+    def switch(self) -> None:
+        """
+        Give the overlays the names of the images. The guest need not wait for that.
+
+        :raises RefusedError: QEMU keeps an image open for writing
+        """
+        for layer in self._layers.values():
+            layer.names.switch()
+        for layer in self._layers.values():
+            _require_unwritten(layer)
+
+    def settle(self, chains: Mapping[Image, tuple[Manifest, ...]]) -> None:
+        """
+        What was frozen is in the cache now: let the machine's images stand on that.
+
+        :param chains: of the states, tip first
+        """
+        for image, layer in self._layers.items():
+            chain = chains[image]
+            record = self.cache.chains.use(chain, layer.names.working)
+            self._rebase(layer, str(self.cache.chains.path(chain)))
+            self.cache.chains.release(layer.names.working, besides=record)
+            self.cache.chains.release(layer.names.below)
+            layer.names.below.unlink(missing_ok=True)
+
+    def _rebase(self, layer: _Layer, backing: str) -> None:
+        try:
+            self.machine.execute("change-backing-file", device=layer.node, image_node_name=layer.node, backing_file=backing)
+        except MachineError:
+            # It has ended meanwhile. If it has not, the lease is refused.
+            with opened.exclusive(layer.names.working) as descriptor:
+                header = read_header_fd(descriptor, str(layer.names.working))
+                apply_patches(descriptor, backing_patch(reader(descriptor), header, backing) or ())
+            layer.names.live.unlink(missing_ok=True)
+
+    def _drop(self) -> None:
+        """Nothing was frozen: forget what was prepared."""
+        for layer in self._layers.values():
+            layer.names.clear()
+            self.cache.chains.release(layer.names.below)
+
+    def _melt(self) -> None:
+        """Write what came after the moment of freezing into what was frozen, and go on there. A machine that has ended stays on its overlay."""
+        for layer in self._layers.values():
+            names = layer.names
+            names.take_back()
+            try:
+                run_job(
+                    self.machine,
+                    "block-commit",
+                    what=f"go back to {names.working}",
+                    device=layer.node,
+                    base_node=layer.disk.node,
+                    auto_dismiss=False,
+                    complete=True,
+                )
+            except MachineError:
+                names.switch()
+                raise
+            names.clear()
+            self.cache.chains.release(names.below)
+        self._layers = {}
+
+
+def _require_unwritten(layer: _Layer) -> None:
+    try:
+        with opened.shared(layer.names.below):
+            pass
+    except InUse as error:
+        raise RefusedError(
+            f"QEMU keeps {layer.names.working} open for writing below an overlay, so that it cannot become a state",
+            path=str(layer.names.working),
+            hint="give the file's block node auto-read-only=on, or let -drive make it",
+        ) from error

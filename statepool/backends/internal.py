@@ -1,0 +1,244 @@
+"""
+Internal snapshots: states of an image that is off, kept in the image file itself.
+
+They need no pool and no second file, and are where the image is: nothing brings them anywhere else. For an image that stays on one host.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from attrs import frozen
+
+from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
+from statepool.errors import Conflict, FileInTheWay, HasDependants, MissingFile, NotFound, UnsafeImage, UsageError
+from statepool.model.manifest import ROOT, Manifest
+from statepool.model.names import check_state_name, is_name
+from statepool.model.objects import Image
+from statepool.model.outcomes import Got, Listed, Presence, Removed, Stored, StoredAt, Verified
+from statepool.qcow2 import opened
+from statepool.qcow2.checks import Backing, check_file
+from statepool.qcow2.header import Header
+from statepool.qcow2.tool import QemuImg
+
+
+@frozen
+class Snapshot:
+    """
+    An internal snapshot.
+
+    :param identifier: by which QEMU knows it
+    :param name: the state
+    :param created: in seconds since the epoch
+    :param ram: size of the RAM that it holds, in bytes; 0 for a state of an image that was off
+    """
+
+    identifier: str
+    name: str
+    created: float
+    ram: int
+
+
+class QCOW2Backend(StateBackend):
+    """
+    States of an image as internal snapshots. The target names the image as its working image.
+
+    A get gives the image the content that it had, and loses what was written since; so it must be allowed to overwrite.
+
+    :param context: what it works with; neither its cache nor its sources are changed
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._tool = QemuImg(context.cache.settings.tool_timeout)
+
+    # -- looking -----------------------------------------------------------------------------------------------------------------------------------
+
+    def show(self, target: Target) -> list[Listed]:
+        """:returns: the states in an image; none if there is no image"""
+        path = _path(target, needed=False)
+        if path is None or not os.path.lexists(path):
+            return []
+        header = self._checked(target, path)
+        where = (str(path),)
+        named = {snapshot.name: snapshot for snapshot in reversed(self._snapshots(path))}
+        found = [one for one in named.values() if one.ram == 0 and is_name(one.name)]
+        return [
+            Listed(
+                Manifest(str(target.object), one.name, virtual_size=header.virtual_size, cluster_size=header.cluster_size, created=one.created), where
+            )
+            for one in sorted(found, key=lambda one: one.name)
+        ]
+
+    def check(self, target: Target, state: str) -> bool:
+        """:returns: whether an image has a state"""
+        check_state_name(state)
+        return any(listed.manifest.state == state for listed in self.show(target))
+
+    def _checked(self, target: Target, path: Path) -> Header:
+        """Look at an image before anything else does. Raises if it is not fit to be opened."""
+        header = check_file(path, str(path), backing=Backing.WORKING)
+        name = os.fsdecode(header.backing_name) if header.backing_name is not None else None
+        if name is not None and self.context.cache.chains.parse(os.path.join(path.parent, name)) is None:
+            raise UnsafeImage(
+                f"{path} is backed by {name}, which is not in the cache {self.context.cache.root}",
+                check="backing-outside-cache",
+                object=str(target.object),
+                path=str(path),
+                hint="make it stand alone, or begin with a working image of a state",
+            )
+        return header
+
+    def _snapshots(self, path: Path) -> list[Snapshot]:
+        """:returns: all snapshots, those of running machines included, in the order of their table"""
+        return [
+            Snapshot(str(one["id"]), str(one["name"]), float(one["date-sec"]) + float(one["date-nsec"]) / 1e9, int(one["vm-state-size"]))
+            for one in self._tool.snapshots(path)
+        ]
+
+    def _found(self, target: Target, state: str) -> tuple[Path, list[Snapshot]]:
+        """
+        :returns: the image, which nobody has open, and its snapshots of a name, oldest first
+        :raises NotFound: there is no such image
+        :raises InUse: somebody has it open
+        """
+        check_state_name(state)
+        path = self._free(target)
+        found = [snapshot for snapshot in self._snapshots(path) if snapshot.name == state]
+        if any(snapshot.ram for snapshot in found):
+            raise Conflict(
+                f"{state} of {target.object} in {path} is a state of a running machine, with its RAM",
+                object=str(target.object),
+                state=state,
+                path=str(path),
+                hint="choose another name, or the backend for running machines",
+            )
+        return path, found
+
+    def _free(self, target: Target) -> Path:
+        path = _path(target)
+        assert path is not None
+        if not os.path.lexists(path):
+            raise NotFound(f"there is no image {path}", object=str(target.object), path=str(path), hint="make it with: qemu-img create -f qcow2")
+        self._checked(target, path)
+        # A lease would keep qemu-img out as well: so this is only a look. QEMU locks its images by itself, and finds out whoever comes now.
+        with opened.exclusive(path):
+            pass
+        return path
+
+    # -- the operations ----------------------------------------------------------------------------------------------------------------------------
+
+    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> Got:
+        """
+        Give an image the content that it had.
+
+        :raises FileInTheWay: it may not be overwritten
+        :raises InUse: somebody has it open
+        """
+        path, found = self._found(target, state)
+        if not found:
+            raise self._missing(target, state, path)
+        if not options.overwrite:
+            raise FileInTheWay(
+                f"{path} would lose what was written to it since {state}",
+                object=str(target.object),
+                state=state,
+                path=str(path),
+                hint="allow it to be overwritten",
+            )
+        if not options.dry_run:
+            self._tool.apply_snapshot(path, found[0].identifier)
+        return Got(str(target.object), state, (state,), "", verified=Verified.UNMANAGED, working=str(path))
+
+    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> Stored:
+        """
+        Keep the content of an image.
+
+        :raises Conflict: there is a state of this name
+        :raises InUse: somebody has the image open
+        """
+        path, found = self._found(target, state)
+        if found and not options.replace:
+            raise Conflict(
+                f"{target.object} {state} exists in {path}",
+                object=str(target.object),
+                state=state,
+                path=str(path),
+                hint="choose another name, or ask for it to be replaced",
+            )
+        if not options.dry_run:
+            # The new one first: there is no moment without a state of this name, and the old one is found until it is gone.
+            self._tool.create_snapshot(path, state)
+            for _ in found:
+                self._tool.delete_snapshot(path, state)
+        return Stored(str(target.object), state, "", (StoredAt(str(path), Presence.STORED),))
+
+    def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
+        """
+        Remove a state from an image.
+
+        :raises InUse: somebody has the image open
+        """
+        path, found = self._found(target, state)
+        if not found:
+            raise self._missing(target, state, path)
+        for _ in found if not options.dry_run else ():
+            self._tool.delete_snapshot(path, state)
+        return Removed(str(target.object), {str(path): (state,)})
+
+    def _missing(self, target: Target, state: str, path: Path) -> NotFound:
+        return NotFound(f"there is no state {state} of {target.object} in {path}", object=str(target.object), state=state, path=str(path))
+
+    # -- the image itself --------------------------------------------------------------------------------------------------------------------------
+
+    def check_root(self, target: Target) -> bool:
+        """:returns: whether the image is there"""
+        path = _path(target, needed=False)
+        if path is None or not os.path.lexists(path):
+            return False
+        try:
+            self._checked(target, path)
+        except MissingFile:
+            return False  # it has just gone
+        return True
+
+    def get_root(self, target: Target, options: Options = DEFAULTS) -> Got:
+        """Make sure that the image is there."""
+        path = self._free(target)
+        return Got(str(target.object), ROOT, (ROOT,), "", verified=Verified.UNMANAGED, working=str(path))
+
+    def set_root(self, target: Target, options: Options = DEFAULTS) -> Stored:
+        """Make sure that the image is there: it is its own root state."""
+        path = self._free(target)
+        return Stored(str(target.object), ROOT, "", (StoredAt(str(path), Presence.PRESENT),))
+
+    def unset_root(self, target: Target, options: Options = DEFAULTS) -> Removed:
+        """
+        Remove the image.
+
+        :raises HasDependants: there are states in it, and they were not to go too
+        """
+        path = self._free(target)
+        states = tuple(dict.fromkeys(snapshot.name for snapshot in self._snapshots(path)))
+        if states and not options.cascade:
+            raise HasDependants(
+                f"{path} has the states {', '.join(states)}",
+                dependants=[f"{target.object} {state}" for state in states],
+                object=str(target.object),
+                path=str(path),
+                hint="remove them first",
+            )
+        if not options.dry_run:
+            path.unlink()
+            self.context.cache.chains.release(path)
+        return Removed(str(target.object), {str(path): (*states, ROOT)})
+
+
+def _path(target: Target, *, needed: bool = True) -> Path | None:
+    if not isinstance(target.object, Image):
+        raise UsageError(f"{target.object} is a machine, and this backend keeps states of images", hint=f"name an image: {target.object}/disk")
+    path = target.working.get(target.object.name)
+    if path is None and needed:
+        raise UsageError(f"the image file of {target.object} must be named: its states are in it")
+    return Path(os.path.abspath(path)) if path is not None else None

@@ -1,0 +1,224 @@
+"""
+States of machines that run: internal snapshots with their RAM, and states of single disks while the machine goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
+from statepool.backends.external import QCOW2ExtBackend
+from statepool.backends.freezing import Freezing, machine_of
+from statepool.errors import Conflict, MachineError, NotFound, RefusedError, UsageError
+from statepool.machine.disks import writable
+from statepool.machine.running import RunningMachine
+from statepool.machine.snapshots import delete_snapshot, load_snapshot, save_snapshot, snapshots
+from statepool.model.manifest import Kind, Manifest, StateId
+from statepool.model.names import check_state_name
+from statepool.model.objects import Image, Machine
+from statepool.model.outcomes import Got, Listed, Presence, Removed, Stored, StoredAt
+from statepool.transfer.intake import Intake, Taken, absolute
+
+
+class QCOW2VTBackend(StateBackend):
+    """
+    States of a running machine as internal snapshots of all images that it can write to. They lie in the working images themselves, and go with them.
+
+    :param context: what it works with
+    :param machine: the running machine, if it is connected to already; else each target names the socket of its monitor
+    """
+
+    def __init__(self, context: Context, machine: RunningMachine | None = None) -> None:
+        super().__init__(context)
+        self._machine = machine
+
+    def show(self, target: Target) -> list[Listed]:
+        """:returns: the snapshots that all of the machine's writable disks have"""
+        with machine_of(target, self._machine) as machine:
+            return [
+                Listed(Manifest(object=_machine_id(target), state=tag, kind=Kind.MACHINE, size=size), (str(machine),))
+                for tag, size in snapshots(machine).items()
+            ]
+
+    def check(self, target: Target, state: str) -> bool:
+        """:returns: whether there is such a snapshot"""
+        check_state_name(state)
+        with machine_of(target, self._machine) as machine:
+            return state in snapshots(machine)
+
+    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> Got:
+        """
+        Let the machine be again as it was; it runs if it ran before this, and stands still if it did not.
+
+        :raises NotFound: there is no such snapshot on all disks
+        """
+        check_state_name(state)
+        with machine_of(target, self._machine) as machine:
+            if options.dry_run:
+                if state not in snapshots(machine):
+                    raise NotFound(f"{machine} has no snapshot {state}", object=_machine_id(target), state=state)
+            else:
+                load_snapshot(machine, state, progress=self.context.progress)
+            return Got(_machine_id(target), state, (state,), "", source=str(machine))
+
+    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> Stored:
+        """
+        Keep what the machine is like. It stands still meanwhile.
+
+        :raises Conflict: there is such a snapshot, and replacing was not asked for
+        :raises RefusedError: it writes to an image that cannot have snapshots
+        """
+        check_state_name(state)
+        with machine_of(target, self._machine) as machine:
+            there = any(state in disk.tags for disk in writable(machine))
+            if there and not options.replace:
+                raise Conflict(f"{machine} has a snapshot {state} already", object=_machine_id(target), state=state, hint="ask for it to be replaced")
+            if not options.dry_run:
+                if there:
+                    self._replace(machine, state)
+                else:
+                    save_snapshot(machine, state, progress=self.context.progress)
+            return Stored(_machine_id(target), state, "", (StoredAt(str(machine), Presence.STORED),))
+
+    def _replace(self, machine: RunningMachine, state: str) -> None:
+        """A snapshot cannot be renamed: the old one goes when there certainly is room for the new one."""
+        passing = f"{state}.new"
+        if any(passing in disk.tags for disk in writable(machine)):
+            delete_snapshot(machine, passing)
+        save_snapshot(machine, passing, progress=self.context.progress)
+        delete_snapshot(machine, state)
+        try:
+            save_snapshot(machine, state, progress=self.context.progress)
+        except MachineError as error:
+            raise MachineError(f"{error.message}; what should become {state} is kept as {passing}", state=state) from error
+        delete_snapshot(machine, passing)
+
+    def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
+        """
+        Remove a snapshot from all disks that have it.
+
+        :raises NotFound: none has it
+        """
+        check_state_name(state)
+        with machine_of(target, self._machine) as machine:
+            if options.dry_run:
+                if not any(state in disk.tags for disk in writable(machine)):
+                    raise NotFound(f"{machine} has no snapshot {state}", object=_machine_id(target), state=state)
+            else:
+                delete_snapshot(machine, state, progress=self.context.progress)
+            return Removed(_machine_id(target), {str(machine): (state,)})
+
+    def check_root(self, target: Target) -> bool:
+        """:returns: whether the machine runs"""
+        try:
+            with machine_of(target, self._machine) as machine:
+                return bool(machine.status())
+        except (MachineError, NotFound):
+            return False
+
+    def get_root(self, target: Target, options: Options = DEFAULTS) -> Got:
+        """
+        The root state of a running machine is that it runs.
+
+        :raises NotFound: it does not
+        """
+        if not self.check_root(target):
+            raise NotFound(f"{target.object} does not run", object=str(target.object), hint="start it")
+        return Got(str(target.object), "root", ("root",), "")
+
+    def set_root(self, target: Target, options: Options = DEFAULTS) -> Stored:
+        """:raises UsageError: always"""
+        raise _no_root(target)
+
+    def unset_root(self, target: Target, options: Options = DEFAULTS) -> Removed:
+        """:raises UsageError: always"""
+        raise _no_root(target)
+
+
+def _machine_id(target: Target) -> str:
+    if not isinstance(target.object, Machine):
+        raise UsageError(f"{target.object} is an image, and this backend keeps states of machines", hint=f"name the machine: {target.object.machine}")
+    return target.object.machine
+
+
+def _no_root(target: Target) -> UsageError:
+    return UsageError(f"the root state of a running machine is that it runs: {target.object}", hint="start it, or stop it")
+
+
+class LiveImageBackend(QCOW2ExtBackend):
+    """
+    States of an image as the default backend keeps them, taken while a machine runs on it: what was written so far is frozen, and becomes the state
+    without being copied, and the machine goes on in a fresh overlay, which has the name of the working image.
+
+    :param context: what it works with
+    :param machine: the running machine, if it is connected to already; else each target names the socket of its monitor
+    :param agent: the socket of the channel to the guest's agent, which makes its file systems consistent. Without it, a state is what a power cut
+        would have left
+    """
+
+    def __init__(self, context: Context, machine: RunningMachine | None = None, *, agent: Path | None = None) -> None:
+        super().__init__(context)
+        self._machine = machine
+        self._agent = agent
+
+    def own_places(self, target: Target, options: Options) -> Mapping[str, Path]:
+        """
+        :raises RefusedError: a working image is named: the machine runs on it
+        """
+        for path in target.working.values():
+            raise RefusedError(
+                f"{target.object} is in use by a machine that runs: its disk cannot become another one under the guest's file systems",
+                path=str(path),
+                hint="stop the machine first; or get a state with its RAM",
+            )
+        return {}
+
+    def own_set(self, target: Target, wanted: StateId, options: Options) -> Taken:
+        """As the default backend does it, while the machine runs."""
+        if len(target.working) != 1 or not isinstance(target.object, Image):
+            raise UsageError(f"one working image of {wanted.object} must be named to set a state from", hint="--from FILE")
+        (working,) = target.working.values()
+        path = absolute(working)
+        refuse_taken(self.context, wanted, options)
+        with machine_of(target, self._machine) as machine:
+            machine.require_settled()
+            freezing = Freezing(self._cache, machine, {target.object: path})
+            if options.dry_run:
+                freezing.look()
+                return Taken(Manifest(object=wanted.object, state=wanted.state), True, "hardlink")
+            self._cache.prepare()
+            with freezing.prepared():
+                freezing.freeze(self._agent)
+                freezing.switch()
+                (below,) = freezing.frozen_images.values()
+                intake = Intake(
+                    self._cache,
+                    wanted,
+                    below,
+                    replace=options.replace,
+                    labels=options.labels,
+                    creator=self.context.creator,
+                    progress=self.context.progress,
+                    running=True,
+                )
+                taken = intake.run()
+            freezing.settle({target.object: self._cache.pool.chain(wanted)})
+            return taken
+
+
+def refuse_taken(context: Context, wanted: StateId, options: Options) -> None:
+    """
+    Look before anything is frozen whether a name is taken.
+
+    :raises Conflict: it is, and replacing was not asked for
+    """
+    there = context.cache.pool.find(wanted)
+    if there is not None and not options.replace:
+        raise Conflict(
+            f"{wanted} exists in {context.cache.pool}",
+            object=wanted.object,
+            state=wanted.state,
+            pool=str(context.cache.pool),
+            hint="choose another name, or ask for it to be replaced",
+        )

@@ -1,0 +1,104 @@
+"""``statepool ensure``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from attrs import frozen
+
+from statepool.cli import complete
+from statepool.cli.report import warn
+from statepool.cli.session import Command, Session
+from statepool.errors import BuildFailed, ToolError
+from statepool.model.digest import Digest
+from statepool.model.outcomes import Presence
+
+PLACE = "{image}"
+"""Stands for the path of the working image in the words of a command."""
+
+
+@click.command("ensure", cls=Command)
+@click.argument("object", shell_complete=complete.objects)
+@click.argument("state")
+@click.option("--parent", metavar="STATE", help="The state to start from; without one, COMMAND makes the image itself.")
+@click.option("--key", help="What tells this builder from others; COMMAND, and the files that it names, if not given.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=14400.0, help="How long COMMAND may take: 4 hours."
+)
+@click.argument("words", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_obj
+def command(session: Session, object: str, state: str, parent: str | None, key: str | None, timeout: float, words: tuple[str, ...]) -> None:
+    """
+    Get a state, or have it built once.
+
+    If nobody has the state, COMMAND is run with {image} replaced by the path of a working image of the parent, which becomes the state if the exit
+    code is 0. Others who ask meanwhile wait. The name under which it is kept is printed: STATE--KEY.
+    """
+    from statepool.ensure import Recipe
+
+    if not any(PLACE in word for word in words):
+        raise click.UsageError(f"COMMAND does not say where it wants the image: one of its words must have {PLACE} in it")
+    recipe = Recipe(Run(words, timeout), parent, key or fingerprint(words), patience=timeout)
+    ensured = session.pool().image(object).ensure_recipe(state, recipe)
+    if session.json:
+        from statepool.cli.forms import form
+
+        session.answer_json({"ensured": form(ensured)})
+        return
+    for at in ensured.stored.pools if ensured.stored is not None else ():
+        if at.result is Presence.FAILED:
+            warn(f"{object} {ensured.name} is not in {session.place(at.pool)}: {at.error}")
+    session.answer(ensured.name)
+
+
+def fingerprint(words: Sequence[str]) -> str:
+    """:returns: what tells a command from others: its words, and the content of the files that they name"""
+    return " ".join(str(Digest.of(Path(word).read_bytes())) if Path(word).is_file() else repr(word) for word in words)
+
+
+@frozen
+class Run:
+    """
+    A builder that runs a command.
+
+    :param words: of the command
+    :param timeout: how long it may take, in seconds
+    """
+
+    words: tuple[str, ...]
+    timeout: float
+
+    def __call__(self, image: Path) -> None:
+        """
+        :raises BuildFailed: the command failed, or took too long
+        :raises ToolError: there is no such command
+        """
+        words = [word.replace(PLACE, os.fspath(image)) for word in self.words]
+        try:
+            # A session of its own: what it has started can be ended with it. What it prints is not our answer.
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
+        except OSError as error:
+            raise ToolError(f"cannot run {words[0]}: {error.strerror}", hint="name the program to build with, after --") from error
+        try:
+            code = process.wait(self.timeout)
+        except subprocess.TimeoutExpired as error:
+            raise BuildFailed(
+                f"{words[0]} did not end within {self.timeout:g} s, and was stopped", hint="allow it more time with --timeout"
+            ) from error
+        finally:
+            _end(process)
+        if code:
+            told = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            raise BuildFailed(f"{words[0]} {told}", hint="what it printed may say why")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Stop a command, with all that it has started, if it has not ended by itself."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

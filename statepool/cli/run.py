@@ -1,0 +1,153 @@
+"""``statepool run``."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from statepool.cli import complete
+from statepool.cli.session import Command, Session
+from statepool.errors import Conflict, StatePoolError
+from statepool.handles import MachineHandle
+from statepool.model.manifest import Kind
+from statepool.transfer.working import throw_away
+
+if TYPE_CHECKING:
+    from statepool.api import ImageHandle
+    from statepool.machine.description import MachineConfig
+    from statepool.machine.running import RunningMachine
+
+Images = dict[str, Path]
+
+
+@click.command("run", cls=Command)
+@click.argument("object", shell_complete=complete.objects)
+@click.argument("state", shell_complete=complete.states)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENTS OF QEMU]")
+@click.option("--set", "new", metavar="NEW", help="Keep what was changed as this state, when the machine has ended.")
+@click.option("--memory", type=click.IntRange(min=1), default=512, metavar="MIB", help="RAM of the machine, in MiB; 512 if not given.")
+@click.option("--processors", type=click.IntRange(min=1), default=1, metavar="N", help="How many processors it has; 1 if not given.")
+@click.option("--machine", "kind", default="q35", metavar="TYPE", help="Type of the machine, as QEMU's -machine; q35 if not given.")
+@click.option("--cpu", metavar="MODEL", help="As QEMU's -cpu.")
+@click.option("--kvm", is_flag=True, help="Use KVM.")
+@click.option("--vnc", metavar="DISPLAY", help="Show the screen there, as in 127.0.0.1:1. Without it, the serial line is here.")
+@click.option("--monitor", type=click.Path(path_type=Path), metavar="SOCKET", help="Make a monitor there, for states to be set meanwhile.")
+@click.option("--force", is_flag=True, help="Load the RAM of the state although the machine is another one.")
+@click.pass_obj
+def command(
+    session: Session,
+    object: str,
+    state: str,
+    arguments: tuple[str, ...],
+    new: str | None,
+    memory: int,
+    processors: int,
+    kind: str,
+    cpu: str | None,
+    kvm: bool,
+    vnc: str | None,
+    monitor: Path | None,
+    force: bool,
+) -> None:
+    """
+    Boot a state, and look around in it.
+
+    The machine runs until it is switched off, or ended with Ctrl-A X on its serial line. What is changed is thrown away, or kept with --set. A state
+    with RAM goes on from where it was, if the machine is the same one: say what it is made of. Whatever comes after -- is handed to QEMU.
+    """
+    from statepool.machine.description import MIB, MachineConfig
+
+    extra = [*(() if vnc else ("-serial", "mon:stdio")), *arguments]
+    if monitor is not None:
+        extra += ["-qmp", f"unix:{monitor},server=on,wait=off"]
+    config = MachineConfig(
+        memory=memory * MIB,
+        processors=processors,
+        machine=kind,
+        cpu=cpu,
+        accelerator="kvm" if kvm else "tcg",
+        display=f"vnc={vnc}" if vnc else "none",
+        terminal=vnc is None,
+        arguments=extra,
+    )
+    _Run(session, object, state, force=force).run(config, new)
+
+
+class _Run:
+    """One machine that a person looks at."""
+
+    def __init__(self, session: Session, object: str, state: str, *, force: bool) -> None:
+        self._session = session
+        self._object = object
+        self._state = state
+        self._force = force
+        self._handle: ImageHandle | MachineHandle = session.handle(object)
+        self._machine = session.pool().machine(object.partition("/")[0])
+
+    def run(self, config: MachineConfig, new: str | None) -> None:
+        """Make working images, run a machine on them, and keep or throw away what became of them."""
+        if new is not None and self._handle.check(new, scope="own"):
+            raise Conflict(f"{self._object} {new} exists in the cache", object=self._object, state=new, hint="choose another name")
+        place = Path(tempfile.mkdtemp(prefix="run-", dir=self._session.pool().working_directory()))
+        images: Images = {}
+        try:
+            images = self._images(place)
+            self._session.close()
+            with self._started(config, images) as running:
+                running.wait()
+            if new is not None:
+                self._keep(new, images, place)
+        except BaseException:
+            if not (place / _KEPT).exists():
+                self._throw_away(place, images)
+            raise
+        self._throw_away(place, images)
+
+    def _images(self, place: Path) -> Images:
+        if isinstance(self._handle, MachineHandle):
+            got = self._handle.get(self._state, to=place)
+            return {name: Path(path) for name, path in got.images.items()}
+        name = self._handle.image.name
+        self._handle.get(self._state, to=place / f"{name}.qcow2")
+        return {name: place / f"{name}.qcow2"}
+
+    def _started(self, config: MachineConfig, images: Images) -> RunningMachine:
+        from statepool.machine.running import RunningMachine
+
+        if isinstance(self._handle, MachineHandle) and self._has_ram():
+            return self._handle.start(self._state, config, to=images, overwrite=True, force=self._force)
+        return RunningMachine.start(config.with_images(images))
+
+    def _has_ram(self) -> bool:
+        return any(one.manifest.kind is Kind.RAM and one.manifest.state == self._state for one in self._machine.show(scope="own"))
+
+    def _keep(self, new: str, images: Images, place: Path) -> None:
+        try:
+            if isinstance(self._handle, MachineHandle):
+                stored = self._handle.set(new, source=images)
+            else:
+                (path,) = images.values()
+                stored = self._handle.set(new, source=path)
+        except StatePoolError as error:
+            (place / _KEPT).touch()
+            error.hint = f"what was changed is kept in {place}"
+            raise
+        if self._session.json:
+            from statepool.cli.forms import form
+
+            self._session.answer_json({"stored": form(stored)})
+        else:
+            self._session.say(f"{self._object} {new}: stored")
+
+    def _throw_away(self, place: Path, images: Images) -> None:
+        for path in images.values():
+            throw_away(self._machine.context.cache, path)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+_KEPT = "kept"
+"""A file beside working images that could not become a state, and are not thrown away."""

@@ -1,0 +1,301 @@
+"""
+States that are built when nobody has them: once, for all workers and hosts that ask.
+
+A built state is kept under its name and its *key*: ``connect--<key>``, where the key stands for what it was made from. So another builder, or another
+parent, is another state, and the old one is still there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import textwrap
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from statepool.backends.base import Context, Options, StateBackend, Target
+from statepool.errors import BuildFailed, LockTimeout, NotFound, StatePoolError, TransportError, UsageError
+from statepool.model.digest import Digest
+from statepool.model.keys import KEY_LENGTH, LABEL_KEY, LABEL_STATE, name_of
+from statepool.model.manifest import ROOT, Manifest, StateId
+from statepool.model.names import ROOT_STATES
+from statepool.model.objects import Image
+from statepool.model.outcomes import Ensured, Got, Stored
+from statepool.model.scope import Scope
+from statepool.qcow2.checks import Backing, check_file
+from statepool.qcow2.tool import QemuImg
+from statepool.transfer.offers import Source
+from statepool.transfer.working import throw_away
+
+Builder = Callable[[Path], object]
+"""Makes a state of a working image, whose path it gets. What it returns means nothing; what it raises ends the attempt."""
+
+
+@frozen
+class Recipe:
+    """
+    How a state is made.
+
+    :param build: does it
+    :param parent: the state that it starts from, or None: the builder makes the image at the path that it gets
+    :param key: what the builder is told apart by: a version, or the digest of a script. None: its source
+    :param parameters: what else the state was made from, as JSON would have it
+    :param timeout: how long the builder may take, in seconds; None: as long as it likes. With a limit it runs in a thread of its own.
+    :param again: asked with the name of a state that is there, while nobody else builds it: whether to build it anew, with all that stands on it gone
+    :param patience: how much longer than ``lock-timeout`` to wait for another worker who builds the same, in seconds
+    """
+
+    build: Builder
+    parent: str | None = None
+    key: str | None = None
+    parameters: Mapping[str, object] = field(factory=dict)
+    timeout: float | None = None
+    patience: float = 0.0
+    again: Callable[[str], bool] | None = None
+
+
+def key_of(recipe: Recipe, parent: Iterable[Manifest]) -> str:
+    """
+    :param parent: the chain that the state starts from, tip first
+    :returns: what tells this state from those of other builders or parents
+    :raises UsageError: nothing is known of the builder
+    """
+    parts = {
+        "format": 1,
+        "parent": [[manifest.state, str(manifest.origin or manifest.digest)] for manifest in parent],
+        "builder": recipe.key if recipe.key is not None else _source(recipe.build),
+        "parameters": recipe.parameters,
+    }
+    try:
+        text = json.dumps(parts, sort_keys=True)
+    except TypeError as error:
+        raise UsageError(
+            f"the parameters of a builder cannot be told apart: {error}", hint="give strings, numbers, lists and mappings of them"
+        ) from error
+    return Digest.of(text.encode()).hex[:KEY_LENGTH]
+
+
+def _source(build: Builder) -> str:
+    """:returns: the text of a function, with the values that were bound to it"""
+    bound = ""
+    while isinstance(build, partial):
+        bound += repr((build.args, sorted(build.keywords.items())))
+        build = build.func
+    try:
+        return textwrap.dedent(inspect.getsource(build)) + bound
+    except (OSError, TypeError) as error:
+        raise UsageError(f"the source of the builder {build!r} is not there to be looked at", hint="give it a key: ensure(..., key=...)") from error
+
+
+class Ensurer:
+    """
+    Gets states, or has them built.
+
+    :param backend: gets and sets them
+    :param image: whose states
+    """
+
+    def __init__(self, backend: StateBackend, image: Image) -> None:
+        self._backend = backend
+        self._context: Context = backend.context
+        self._image = image
+
+    def ensure(self, state: str, recipe: Recipe) -> Ensured:
+        """
+        :param state: the name, without a key
+        :returns: the state under its name with a key, which is in the cache now
+        :raises NotFound: the parent cannot be had
+        :raises BuildFailed: the builder failed; nothing was kept
+        :raises LockTimeout: another worker has been building for longer than it may
+        """
+        chain = self._parent(recipe)
+        name = name_of(state, key_of(recipe, chain))
+        if recipe.again is None and (got := self._have(name)) is not None:
+            return Ensured(state, name, built=False, got=got)
+        with self._alone(name, recipe):
+            if recipe.again is not None and recipe.again(name):
+                self._give_up(name)
+            # Somebody may have built it while we waited.
+            if (got := self._have(name)) is not None:
+                return Ensured(state, name, built=False, got=got)
+            stored = self._build(state, name, recipe, chain)
+        return Ensured(state, name, built=True, got=self._agreed(name, stored), stored=stored)
+
+    def _parent(self, recipe: Recipe) -> tuple[Manifest, ...]:
+        if recipe.parent is None:
+            return ()
+        try:
+            self._get(recipe.parent)
+        except NotFound as error:
+            raise self._no_parent(recipe.parent) from error
+        return self._chain(recipe.parent)
+
+    def _no_parent(self, parent: str) -> NotFound:
+        keyed = [listed.manifest.state for listed in self._backend.show(Target(self._image)) if listed.manifest.state.startswith(f"{parent}--")]
+        return NotFound(
+            f"there is no state {parent} of {self._image} to start from",
+            object=str(self._image),
+            state=parent,
+            hint="name one with its key: " + ", ".join(keyed) if keyed else f"statepool show {self._image} lists what there is",
+        )
+
+    def _chain(self, state: str) -> tuple[Manifest, ...]:
+        return self._context.cache.pool.chain(StateId(str(self._image), ROOT if state in ROOT_STATES else state))
+
+    def _get(self, state: str, working: Path | None = None) -> Got:
+        target = Target(self._image, {self._image.name: working} if working is not None else {})
+        return self._backend.get_root(target) if state in ROOT_STATES else self._backend.get(target, state)
+
+    def _have(self, name: str) -> Got | None:
+        """:returns: the state, brought here, if anybody has it"""
+        try:
+            return self._get(name)
+        except NotFound:
+            return None
+
+    def _give_up(self, name: str) -> None:
+        """Remove a state from all pools, if it is there, with what stands on it."""
+        try:
+            removed = self._backend.unset(Target(self._image), name, Options(cascade=True))
+        except NotFound:
+            return
+        for pool, reason in removed.errors.items():
+            raise BuildFailed(
+                f"{name} of {self._image} cannot be built anew, since it cannot be removed from {pool}: {reason}", object=str(self._image), state=name
+            )
+
+    # -- one at a time -----------------------------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _alone(self, name: str, recipe: Recipe) -> Iterator[None]:
+        """
+        Nobody else builds this state meanwhile: no process of this host, and none that has the same farthest pool. Where that pool cannot be reached
+        or has no locks, two hosts may build at once, and the one that published first wins.
+        """
+        lock = f"ensure-{Digest.of(f'{self._image} {name}'.encode()).hex[:32]}"
+        patience = self._context.cache.settings.lock_timeout + (recipe.timeout or 0) + recipe.patience
+        self._context.cache.prepare()
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._context.cache.pool.locks.hold(lock, patience))
+                for source in self._meeting_place():
+                    held.enter_context(source.pool.locks.hold(lock, patience))
+            except LockTimeout as error:
+                raise LockTimeout(
+                    f"another worker has been building {name} of {self._image} for more than {patience:g} s",
+                    seconds=patience,
+                    object=str(self._image),
+                    state=name,
+                    hint="look what it does, or raise lock-timeout",
+                ) from error
+            except TransportError:
+                pass  # the pool where all could meet is out of reach; what it lacks the set will say
+            yield
+
+    def _meeting_place(self) -> list[Source]:
+        """:returns: the pool that all who ask have in common: the first of the farthest ones"""
+        if self._context.cache.settings.offline:
+            return []
+        order = list(Scope)
+        managed = [source for source in self._context.sources if _is_managed(source)]
+        farthest = max((order.index(source.scope) for source in managed), default=0)
+        return [source for source in managed if order.index(source.scope) == farthest][:1]
+
+    # -- building ----------------------------------------------------------------------------------------------------------------------------------
+
+    def _build(self, state: str, name: str, recipe: Recipe, chain: tuple[Manifest, ...]) -> Stored:
+        cache = self._context.cache
+        path = cache.working_directory() / f"{self._image.machine}-{self._image.name}-{name}-{cache.pool.nonce()}.qcow2"
+        try:
+            if recipe.parent is not None:
+                self._get(recipe.parent, path)
+            backing = _backing(path) if recipe.parent is not None else None
+            self._run(name, recipe, path)
+            self._examine(name, path, backing)
+            labels = {LABEL_STATE: state, LABEL_KEY: name.rpartition("--")[2]}
+            return self._backend.set(Target(self._image, {self._image.name: path}), name, Options(labels=labels))
+        finally:
+            throw_away(cache, path)
+
+    def _run(self, name: str, recipe: Recipe, path: Path) -> None:
+        try:
+            if recipe.timeout is None:
+                recipe.build(path)
+            elif not _within(recipe.timeout, partial(recipe.build, path)):
+                raise self._failed(name, f"it did not end within {recipe.timeout:g} s")
+        except BuildFailed as error:
+            raise self._failed(name, error.message) from error
+        except Exception as error:
+            raise self._failed(name, f"{type(error).__name__}: {error}") from error
+
+    def _failed(self, name: str, reason: str) -> BuildFailed:
+        return BuildFailed(
+            f"the builder of {name} of {self._image} failed: {reason}",
+            object=str(self._image),
+            state=name,
+            hint="nothing was kept; the next who asks tries again",
+        )
+
+    def _examine(self, name: str, path: Path, backing: bytes | None) -> None:
+        """A builder can leave a file that is no image any more, or one that stands on something else."""
+        if not path.exists():
+            raise self._failed(name, f"it left no image at {path}")
+        try:
+            header = check_file(path, backing=Backing.WORKING)
+            found = QemuImg(self._context.cache.settings.tool_timeout).check(path) if header.backing_name == backing else {}
+        except StatePoolError as error:
+            raise self._failed(name, f"the image that it left cannot be used: {error}") from error
+        if header.backing_name != backing:
+            raise self._failed(name, "the image that it left stands on another one than its parent")
+        if found.get("corruptions") or found.get("check-errors"):
+            raise self._failed(name, f"the image that it left is corrupt: qemu-img check finds {found.get('corruptions', 0)} errors in it")
+
+    def _agreed(self, name: str, stored: Stored) -> Got:
+        """Where another host published the same key first, since nothing could keep both from building: theirs is the state."""
+        if not stored.complete and any(self._is_other(source, name, stored) for source in self._context.sources):
+            self._backend.unset(Target(self._image), name, Options(scope=frozenset({Scope.OWN})))
+        return self._get(name)
+
+    def _is_other(self, source: Source, name: str, stored: Stored) -> bool:
+        try:
+            there = source.pool.find(StateId(str(self._image), name))
+        except StatePoolError:
+            return False  # it said so when it was stored to
+        return there is not None and not there.is_content(Digest.parse(stored.digest))
+
+
+def _is_managed(source: Source) -> bool:
+    try:
+        return source.pool.is_managed
+    except TransportError:
+        return False  # whoever gets or sets says so
+
+
+def _backing(path: Path) -> bytes | None:
+    return check_file(path, backing=Backing.WORKING).backing_name
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> bool:
+    """:returns: whether it ended in time. If not, it is left behind in its thread: Python cannot end one."""
+    ended: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - given to who waits
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    threading.Thread(target=run, name="statepool-builder", daemon=True).start()
+    if not wait([ended], seconds).done:
+        return False
+    ended.result()
+    return True

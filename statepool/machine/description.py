@@ -1,0 +1,82 @@
+"""
+What a machine of ours is made of: enough to start a QEMU, and nothing that belongs to one run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from attrs import evolve, field, frozen
+
+from statepool.errors import UsageError
+from statepool.model.names import check_name
+
+MIB = 1 << 20
+
+
+def _absolute(images: Mapping[str, os.PathLike[str] | str]) -> dict[str, Path]:
+    return {name: Path(os.path.abspath(path)) for name, path in images.items()}
+
+
+def _words(arguments: Iterable[str]) -> tuple[str, ...]:
+    return tuple(arguments)
+
+
+@frozen
+class MachineConfig:
+    """
+    A description of a machine.
+
+    :param images: its working images, by the names of the machine's images, in the order in which it sees them: QCOW2 files, each as a virtio disk
+    :param memory: its RAM, in bytes
+    :param arguments: of QEMU: whatever else it has, such as a kernel, network cards and a serial line
+    :param processors: how many
+    :param machine: its type, as in ``-machine``. A plain name such as ``q35`` means another one with each QEMU; a state with RAM remembers which
+    :param cpu: its model, as in ``-cpu``; QEMU's own choice if not given
+    :param accelerator: ``kvm``, where guests run with it; ``tcg`` works everywhere, and is slow
+    :param display: as in ``-display``
+    :param terminal: whether it has our terminal as its standard input and output, as for ``-serial mon:stdio``
+    :param binary: the program
+    """
+
+    images: Mapping[str, Path] = field(factory=dict, converter=_absolute)
+    memory: int = 512 * MIB
+    arguments: tuple[str, ...] = field(default=(), converter=_words)
+    processors: int = 1
+    machine: str = "q35"
+    cpu: str | None = None
+    accelerator: str = "tcg"
+    display: str = "none"
+    terminal: bool = False
+    binary: str = "qemu-system-x86_64"
+
+    def __attrs_post_init__(self) -> None:
+        for name in self.images:
+            check_name(name, "an image")
+        if self.memory < MIB or self.memory % MIB:
+            raise UsageError(f"a machine cannot have {self.memory} bytes of RAM", hint="give whole MiB, in bytes")
+
+    def with_images(self, images: Mapping[str, Path]) -> MachineConfig:
+        """:returns: the same machine with other working images"""
+        return evolve(self, images=images)
+
+    def node(self, image: str) -> str:
+        """:returns: how QEMU calls an image's disk; not every name of ours can be one of QEMU's"""
+        return f"disk{list(self.images).index(image)}"
+
+    def command(self) -> list[str]:
+        """
+        :returns: the program and its arguments, but for the monitor
+        """
+        words = [self.binary, "-nodefaults", "-no-user-config", "-machine", self.machine, "-accel", self.accelerator]
+        words += ["-m", f"{self.memory // MIB}M", "-smp", str(self.processors), "-display", self.display]
+        if self.cpu is not None:
+            words += ["-cpu", self.cpu]
+        for name, path in self.images.items():
+            node = self.node(name)
+            disk = {"driver": "qcow2", "node-name": node, "discard": "unmap", "file": {"driver": "file", "filename": str(path)}}
+            words += ["-blockdev", json.dumps(disk), "-device", f"virtio-blk-pci,drive={node},id={node}-device"]
+        return [*words, *self.arguments]

@@ -1,0 +1,120 @@
+"""
+A QEMU process of our own. It does not outlive us, however we end.
+
+The kernel ends it with the thread that started it (``PR_SET_PDEATHSIG``, by util-linux's ``setpriv``), which is that of our event loop. Had we ended
+before that was arranged, the shell in between finds that its parent is another one, and starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from statepool.errors import MachineError
+from statepool.machine.loop import LOOP
+
+_GUARDED = 'if [ "$PPID" = "$0" ]; then exec "$@"; fi'
+"""For the shell: start the program if its parent is still who it should be."""
+
+KILL_TIMEOUT = 10.0
+"""How long the kernel may take to end a process, in seconds."""
+
+_TAIL = 4096
+"""Bytes of what QEMU said last that are looked at."""
+
+
+class Process:
+    """
+    A QEMU that runs.
+
+    :param command: the program and its arguments
+    :param label: what the machine is called in messages
+    :param interactive: it has our terminal, for its standard input and output
+    :raises MachineError: it cannot be started
+    """
+
+    def __init__(self, command: Sequence[str], label: str, *, interactive: bool = False) -> None:
+        self.label = label
+        self._owner = os.getpid()
+        self._log = os.memfd_create("qemu-log", os.MFD_CLOEXEC)
+        ours, theirs = socket.socketpair()
+        self.connection = ours
+        LOOP.acquire()
+        try:
+            with theirs:
+                words = _guarded([*command, *_monitor(theirs.fileno())])
+                self._process = LOOP.call(lambda: _start(words, theirs.fileno(), self._log, interactive))
+        except BaseException:
+            ours.close()
+            os.close(self._log)
+            LOOP.release()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended, as far as this process can tell: one that was forked from us cannot."""
+        return self._owner != os.getpid() or self._process.poll() is None
+
+    def said(self) -> str:
+        """:returns: the last line that it wrote to its standard error, or how it ended"""
+        size = os.fstat(self._log).st_size
+        text = os.pread(self._log, _TAIL, max(0, size - _TAIL)).decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if lines:
+            return lines[-1].removeprefix("qemu-system-x86_64: ")
+        code = self._process.poll()
+        if code is None:
+            return "it said nothing"
+        return f"it was ended by signal {-code}" if code < 0 else f"it ended with exit code {code} and said nothing"
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """
+        :param timeout: in seconds; as long as it takes if not given
+        :returns: whether it has ended
+        """
+        if self._owner != os.getpid():
+            return False
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def end(self) -> None:
+        """Kill it, if it has not ended, and forget it. A process that was forked from us leaves it alone."""
+        if self._log < 0:
+            return
+        if self._owner == os.getpid():
+            self._process.kill()
+            self._process.wait(KILL_TIMEOUT)
+            LOOP.release()
+        os.close(self._log)
+        self._log = -1
+
+
+def _monitor(descriptor: int) -> list[str]:
+    return ["-chardev", f"socket,id=statepool,fd={descriptor}", "-mon", "chardev=statepool,mode=control"]
+
+
+def _guarded(command: list[str]) -> list[str]:
+    programs: Mapping[str, str | None] = {name: shutil.which(name) for name in (command[0], "setpriv", "sh")}
+    for name, path in programs.items():
+        if path is None:
+            raise MachineError(f"{name} is not installed", hint="install util-linux" if name == "setpriv" else "install qemu-system-x86")
+    return [str(programs["setpriv"]), "--pdeathsig", "KILL", str(programs["sh"]), "-c", _GUARDED, str(os.getpid()), *command]
+
+
+def _start(words: list[str], descriptor: int, log: int, interactive: bool) -> subprocess.Popen[bytes]:
+    quiet = None if interactive else subprocess.DEVNULL
+    try:
+        return subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=log, pass_fds=(descriptor,), start_new_session=not interactive)
+    except OSError as error:
+        raise MachineError(f"cannot run {words[0]}: {error.strerror}") from error

@@ -1,0 +1,270 @@
+"""
+A machine that runs: one that somebody else started, or a QEMU of our own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from statepool.errors import InUse, MachineError, RefusedError
+from statepool.machine import keeper
+from statepool.machine.description import MachineConfig
+from statepool.machine.monitor import CONNECT_TIMEOUT, Monitor
+from statepool.machine.process import Process
+
+START_TIMEOUT = 60.0
+"""How long a QEMU that we start may take until it greets us, in seconds."""
+
+QUIT_TIMEOUT = 10.0
+"""How long QEMU may take to end when it is asked to, in seconds; then it is killed."""
+
+_AT_REST = frozenset({"paused", "prelaunch"})
+"""Run states in which a machine stands still, and has its disks: after a migration it has not, and QEMU ends if one does something with them."""
+
+
+class RunningMachine:
+    """
+    A machine that runs, as its monitor shows it. Close it when you are done: one that is not ours goes on, ours ends.
+
+    :param monitor: of the machine
+    :param path: the socket of the monitor, if the machine is not ours
+    :param process: the QEMU, if it is ours
+    :param config: what it was started from, if it is ours
+    """
+
+    def __init__(self, monitor: Monitor, *, path: Path | None = None, process: Process | None = None, config: MachineConfig | None = None) -> None:
+        self.monitor = monitor
+        self.config = config
+        self._path = path
+        self._process = process
+        self._keeper: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def connect(cls, path: os.PathLike[str] | str, *, timeout: float = CONNECT_TIMEOUT) -> Self:
+        """
+        :param path: the socket of a running QEMU's monitor, as in ``-qmp unix:PATH,server=on,wait=off``
+        :param timeout: how long it may take to greet us, in seconds
+        :raises NotFound: there is no such socket
+        :raises InUse: another program is using the monitor
+        :raises MachineError: nobody listens there, or somebody else than QEMU
+        """
+        return cls(Monitor.connect(path, timeout=timeout), path=Path(os.path.abspath(path)))
+
+    @classmethod
+    def start(cls, config: MachineConfig, *, arguments: Sequence[str] = ()) -> Self:
+        """
+        Start a QEMU. It ends with this process, however that ends, and with :meth:`close`.
+
+        :param config: what it is made of
+        :param arguments: further ones, for this run only
+        :raises MachineError: it does not start; the message has what QEMU said
+        """
+        label = " ".join(["the machine on", *map(str, config.images.values())]) if config.images else "the machine"
+        process = Process([*config.command(), *arguments], label, interactive=config.terminal)
+        try:
+            monitor = Monitor(process.connection, label, timeout=START_TIMEOUT)
+        except BaseException as error:
+            process.wait(1)
+            said = process.said()
+            process.end()
+            if not isinstance(error, MachineError | InUse):
+                raise
+            raise MachineError(f"{label} did not start: {said}", hint="see its description and its extra arguments") from error
+        return cls(monitor, process=process, config=config)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __str__(self) -> str:
+        return self.monitor.name
+
+    def close(self) -> None:
+        """Let a machine go that is not ours; end one that is."""
+        try:
+            if self._process is not None and self._process.is_alive and self.monitor.is_open:
+                self._quit(self._process)
+            self.monitor.close()
+        finally:
+            self._dismiss_keeper()
+            if self._process is not None:
+                self._process.end()
+
+    def restart(self, *, arguments: Sequence[str] = ()) -> None:
+        """
+        End a QEMU that is ours, at once, and start another one in its place.
+
+        :param arguments: further ones, for this run only
+        :raises RefusedError: it is not ours
+        :raises MachineError: it does not start
+        """
+        if self.config is None:
+            raise RefusedError(f"{self} is not ours to be started again", hint="end it, and start it with -incoming defer")
+        self.close()
+        other = type(self).start(self.config, arguments=arguments)
+        self.monitor, self._process = other.monitor, other._process
+
+    def _quit(self, process: Process) -> None:
+        with contextlib.suppress(MachineError):  # it may be ending already; if it does not, it is killed
+            self.monitor.execute("quit", timeout=QUIT_TIMEOUT)
+            process.wait(QUIT_TIMEOUT)
+
+    # -- what it does ------------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether we started it."""
+        return self._process is not None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of a QEMU that is ours."""
+        return self._process.pid if self._process is not None else None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """
+        Wait for the end of a QEMU that is ours, as when the guest powers itself off.
+
+        :param timeout: in seconds; as long as it takes if not given
+        :returns: whether it has ended
+        """
+        return self._process is None or self._process.wait(timeout)
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """
+        :param command: of QEMU's monitor; its arguments are those of QEMU, with ``_`` for ``-``
+        :returns: what QEMU answers
+        :raises CommandFailed: QEMU refused
+        :raises MachineError: QEMU has ended, or does not answer
+        """
+        try:
+            return self.monitor.execute(command, {name.replace("_", "-"): value for name, value in arguments.items() if value is not None})
+        except MachineError as error:
+            raise self._told(error) from error
+
+    def _told(self, error: MachineError) -> MachineError:
+        """:returns: an error, with what QEMU said if it has ended"""
+        if self._process is not None and self._process.wait(0.5 if "ended" in error.message else 0):
+            return MachineError(f"{self} has ended: {self._process.said()}")
+        return error
+
+    def status(self) -> str:
+        """:returns: the run state, as in QEMU's ``RunState``: ``running``, ``paused`` ..."""
+        return str(self.execute("query-status")["status"])
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the guest's time passes."""
+        return self.status() == "running"
+
+    def pause(self) -> None:
+        """Stop the guest's time."""
+        self.execute("stop")
+
+    def resume(self) -> None:
+        """Let the guest's time go on."""
+        self.execute("cont")
+
+    def require_settled(self) -> bool:
+        """
+        :returns: whether it is running, and not standing still
+        :raises RefusedError: it is doing neither
+        """
+        status = self.status()
+        if status == "running":
+            return True
+        if status in _AT_REST:
+            return False
+        raise RefusedError(f"{self} is in the state {status}", hint="let it run, or pause it, first")
+
+    # -- in our hands ------------------------------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[bool]:
+        """
+        For as long as a ``with`` block lasts, we may stop the machine. Afterwards it is in the run state that it was in before, whatever happened:
+        also if we are killed, unless it is ours and ends with us.
+
+        :returns: whether it was running
+        :raises RefusedError: it is neither running nor paused
+        """
+        running = self.require_settled()
+        if running and self._path is not None:
+            self._tell_keeper(b"1")
+        try:
+            yield running
+        except BaseException:
+            with contextlib.suppress(MachineError):  # the first error says more: QEMU has ended, say
+                self._restore(running)
+            raise
+        else:
+            self._restore(running)
+        finally:
+            if running and self._path is not None:
+                self._tell_keeper(b"0")
+
+    def _restore(self, running: bool) -> None:
+        status = self.status()
+        if not running and status == "postmigrate":
+            # It gets its disks back only by running: for a moment, after what the moment before was saved.
+            self.execute("cont")
+            status = self.status()
+        if running != (status == "running"):
+            self.execute("cont" if running else "stop")
+
+    def _tell_keeper(self, word: bytes) -> None:
+        assert self._path is not None
+        if self._keeper is None:
+            command = [sys.executable, "-I", "-S", keeper.__file__, str(self._path), str(os.getpid())]
+            self._keeper = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True, cwd="/"
+            )
+            self._hear_keeper()
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.write(word)
+        self._hear_keeper()
+
+    def _hear_keeper(self) -> None:
+        assert self._keeper is not None
+        assert self._keeper.stdout is not None
+        if not self._keeper.stdout.read(1):
+            raise MachineError(f"cannot make sure that {self} goes on if we are killed", hint=f"is {sys.executable} able to run programs?")
+
+    def _dismiss_keeper(self) -> None:
+        if self._keeper is None:
+            return
+        assert self._keeper.stdin is not None
+        assert self._keeper.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._keeper.stdin.close()
+        self._keeper.wait()
+        self._keeper.stdout.close()
+        self._keeper = None
+
+
+def wait_until(done: Any, *, timeout: float, first: float = 0.001, most: float = 0.02) -> bool:
+    """
+    :param done: called again and again, until it is true
+    :param timeout: in seconds
+    :param first: seconds until the second call; twice as many until the next
+    :param most: of these
+    :returns: whether it was true in time
+    """
+    end = time.monotonic() + timeout
+    pause = first
+    while not done():
+        if time.monotonic() > end:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, most)
+    return True
