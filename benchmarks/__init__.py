@@ -14,6 +14,6 @@ The rooms:
 
 * ``measure``: pairs, figures and tables, and when a figure meets its limit;
 * ``bench``: what all tables share: sizes, a directory, chains of real images;
-* a module for each table: ``cold``, ``trusted``, ``sets``, ``start``, ``locks``, ``appends``, ``peers``;
+* a module for each table: ``cold``, ``trusted``, ``sets``, ``start``, ``locks``, ``appends``, ``peers``, ``ssh``, ``pytest_runs``;
 * ``i2n`` and ``i2n_worker``: avocado-i2n, in an environment of its own that is made when it is first needed (``.venv-bench``).
 """

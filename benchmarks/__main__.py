@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import statepool
-from benchmarks import appends, cold, locks, peers, sets, start, trusted
+from benchmarks import appends, cold, locks, machines, mirrors, peers, pytest_runs, sets, shaped, ssh, start, trusted
 from benchmarks.bench import FULL, TINY, Bench
 from benchmarks.measure import Table
 
@@ -25,7 +25,12 @@ TABLES: dict[str, Callable[[Bench], Table]] = {
     "start": start.table,
     "locks": locks.table,
     "log": appends.table,
+    "machines": machines.table,
+    "mirrors": mirrors.table,
     "peers": peers.table,
+    "pytest": pytest_runs.table,
+    "ssh": ssh.table,
+    "shaped": shaped.table,
 }
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -24,19 +24,15 @@ from statepool.pools.pool import Pool
 from statepool.transports.registry import open_transport
 path, name, count = sys.argv[1:]
 pool = Pool(open_transport(statepool.Location.parse(path)))
-log = pool.log("vm1")
 publishes = [
     Publish(Manifest("vm1/disk", f"{name}-{number}", size=1 << 30, digest=Digest.of(f"{name}{number}".encode()), creator={"host": "worker"}))
     for number in range(int(count))
 ]
-log.fold()
+pool.fold("vm1")
 print("ready", flush=True)
 sys.stdin.readline()
 for publish in publishes:
-    with pool.locks.hold("log-vm1", 60):
-        fold, _ = log.append(lambda _: [publish])
-        if log.is_checkpoint_due(fold):
-            log.compact()
+    pool.append("vm1", lambda _: [publish])
 print(json.dumps(len(publishes)), flush=True)
 """
 

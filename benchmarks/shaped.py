@@ -1,0 +1,158 @@
+"""An image comes over a link of 1 Gbit/s, compressed on its way by zstd at both ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from benchmarks.bench import IMAGE, MIB, STATES, Bench, chain_files, run
+from benchmarks.measure import Fact, Figure, Limit, Table, Unit, Work, against, timed
+from statepool.testing.sshd import Sshd, run_sshd, sshd_program
+
+RATE = "1gbit"
+
+PROGRAMS = ("ip", "tc", "scp", "zstd")
+
+FASTER = 1.5
+"""How many times as fast as scp we want to be."""
+
+_GET = """
+import json, sys, time
+import statepool
+from statepool.model.settings import Settings
+cache, pool, image, state, config, known, compress = sys.argv[1:]
+begin = time.perf_counter()
+settings = Settings(ssh_config=config, known_hosts=known, compress=compress)
+got = statepool.StatePool(cache=cache, sources=[pool], settings=settings).image(image).get(state)
+print(json.dumps([time.perf_counter() - begin, got.bytes]))
+"""
+
+
+@frozen
+class Link:
+    """
+    A link that carries so much and no more.
+
+    :param near: the name of the network namespace from which it leads here
+    :param address: of this host, as seen from there
+    """
+
+    near: str
+    address: str
+
+    def run(self, *command: str) -> list[str]:
+        """:returns: the command that runs another one at the near end"""
+        return ["ip", "netns", "exec", self.near, *command]
+
+
+@contextlib.contextmanager
+def shaped_link(rate: str = RATE) -> Iterator[Link]:
+    """
+    :param rate: as tc(8) spells it
+    :raises subprocess.CalledProcessError: this account, or this kernel, does not permit it
+    """
+    number = os.getpid()
+    near, here, there = f"statepool-{number}", f"sp{number}a"[:15], f"sp{number}b"[:15]
+    # 198.18.0.0/15 is for benchmarks (RFC 2544).
+    ours, theirs = f"198.18.{number % 256}.1", f"198.18.{number % 256}.2"
+    shape = ("root", "tbf", "rate", rate, "burst", "256kb", "latency", "20ms")
+    quietly("ip", "netns", "add", near)
+    try:
+        quietly("ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", near)
+        quietly("ip", "addr", "add", f"{ours}/30", "dev", here)
+        quietly("ip", "link", "set", here, "up")
+        quietly("ip", "-n", near, "addr", "add", f"{theirs}/30", "dev", there)
+        quietly("ip", "-n", near, "link", "set", there, "up")
+        quietly("tc", "qdisc", "add", "dev", here, *shape)
+        quietly("tc", "-n", near, "qdisc", "add", "dev", there, *shape)
+        yield Link(near, ours)
+    finally:
+        quietly("ip", "netns", "del", near)
+
+
+def quietly(*command: str) -> None:
+    """Run a program; what it says is part of the error."""
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def table(bench: Bench) -> Table:
+    """:returns: what compression brings"""
+    title = f"ssh: an image, half of which compresses well, over a link of {RATE}"
+    missing = [program for program in PROGRAMS if shutil.which(program) is None] + ([] if sshd_program() else ["sshd"])
+    if missing:
+        return Table(title, notes=[f"Not measured: install {', '.join(missing)}."])
+    try:
+        with shaped_link() as link, run_sshd(options={"ListenAddress": "0.0.0.0"}) as sshd:
+            return _measured(title, bench, link, sshd)
+    except subprocess.CalledProcessError as error:
+        return Table(title, notes=[f"Not measured: no link could be made here ({error}: {(error.stderr or b'').decode().strip()})."])
+
+
+def _measured(title: str, bench: Bench, link: Link, sshd: Sshd) -> Table:
+    pool = half_compressible(bench, sshd.directory / "pool")
+    (image,) = chain_files(pool, 1)
+    size = os.stat(image).st_size
+    moved: dict[str, list[int]] = {}
+    limit = Limit(Unit.RATIO, round(1 / FASTER, 3))
+    figures = [_figure(bench, link, sshd, pool, image, how, moved, limit if how == "auto" else None) for how in ("auto", "on", "off")]
+    part = max(moved["on"]) / size
+    fact = Fact("share of the image that was sent, with compress=on", f"{part:.2f}", "less than 0.6", part < 0.6)
+    return Table(title, figures, [fact])
+
+
+def _figure(bench: Bench, link: Link, sshd: Sshd, pool: Path, image: str, how: str, moved: dict[str, list[int]], limit: Limit | None) -> Figure:
+    ours = get(bench, link, sshd, pool, how, moved.setdefault(how, []))
+    return against(
+        f"cold get, compress={how}", ours, "scp", scp(bench, link, sshd, image), bench.scale.pairs if limit else min(3, bench.scale.pairs), limit
+    )
+
+
+def half_compressible(bench: Bench, pool: Path) -> Path:
+    """:returns: a pool with one image, every other cluster of which is text"""
+    path = pool / IMAGE / f"{STATES[0]}.qcow2"
+    path.parent.mkdir(parents=True)
+    cluster = 64 << 10
+    lines = b"".join(b"%08d kernel: [%6d.%06d] usb 1-%d: new device found\n" % (n, n // 9, n * 7919 % 10**6, n % 7) for n in range(20_000))
+    clusters = min(bench.scale.root, 32 * MIB) // cluster
+    pattern = bench.place / "half"
+    pattern.write_bytes(b"".join(lines[n * 997 % 10**6 :][:cluster].ljust(cluster, b".") if n % 2 else os.urandom(cluster) for n in range(clusters)))
+    length = clusters * cluster
+    commands = [f"write -q -s {pattern} {offset} {length}" for offset in range(0, bench.scale.root, length)]
+    run("qemu-img", "create", "-q", "-f", "qcow2", str(path), str(bench.scale.virtual))
+    run("qemu-io", "-f", "qcow2", *(word for command in commands for word in ("-c", command)), str(path))
+    return bench.adopt(pool, 1)
+
+
+def get(bench: Bench, link: Link, sshd: Sshd, pool: Path, how: str, moved: list[int]) -> Work:
+    """:returns: a get into an empty cache, over the link, in a process of its own: connecting counts"""
+
+    def work() -> float:
+        with bench.directory() as place:
+            where = f"ssh://{sshd.user}@{link.address}:{sshd.port}{pool}"
+            arguments = (str(place / "cache"), where, IMAGE, STATES[0], str(sshd.ssh_config), str(sshd.known_hosts), how)
+            command = link.run(sys.executable, "-c", _GET, *arguments)
+            done = subprocess.run(command, env=bench.environment, stdout=subprocess.PIPE, text=True, check=True)
+            seconds, count = json.loads(done.stdout)
+            moved.append(count)
+            return float(seconds)
+
+    return work
+
+
+def scp(bench: Bench, link: Link, sshd: Sshd, image: str) -> Work:
+    """:returns: what scp does with the same file"""
+
+    def work() -> float:
+        with bench.directory() as place:
+            source = f"scp://{sshd.user}@{link.address}:{sshd.port}/{image}"
+            return timed(lambda: run(*link.run("scp", "-q", "-B", "-F", str(sshd.ssh_config), source, str(place))))
+
+    return work
