@@ -1,0 +1,149 @@
+"""
+Working images of a job: made when a test asks, taken away after it, and after a job that was killed by the next one.
+
+They lie in a directory of the job in the cache, with one for each test. The job holds a lock on its directory, which the kernel takes away with its
+process: so the next one can tell what was left by one that was killed. To take away what is gone already does nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avocado_statepool.options import config_of
+from avocado_statepool.record import Given, Record, unlink_images
+from avocado_statepool.wishes import Wish
+
+if TYPE_CHECKING:
+    from statepool import StatePool
+
+_LOCK = "job.lock"
+_PREFIX = "avocado-"
+
+
+def open_pool(known: Mapping[str, Any]) -> StatePool:
+    """
+    :param known: settings of avocado
+    :returns: the cache and its sources
+    :raises StatePoolError: the configuration cannot be used
+    """
+    from statepool import from_config
+
+    return from_config(config_of(known))
+
+
+class JobImages:
+    """
+    The working images of a job.
+
+    :param pool: where states come from
+    :param job: the name of the job: that of the directory of its results
+    """
+
+    def __init__(self, pool: StatePool, job: str) -> None:
+        self._pool = pool
+        self._base = Path(pool.working_directory())
+        self.root = self._base / f"{_PREFIX}{job}"
+        self._lock: int | None = None
+
+    # -- of the job --------------------------------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Clear what jobs left that are gone, and hold the directory of this one until :meth:`end`."""
+        for path in self._base.glob(f"{_PREFIX}*"):
+            self._clear(path)
+        self.root.mkdir(exist_ok=True)
+        self._lock = os.open(self.root / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def end(self) -> None:
+        """The job is over: take away all that is left of it."""
+        self._remove(self.root)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _clear(self, directory: Path) -> None:
+        try:
+            lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return  # somebody is just making it, or taking it away
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        else:
+            self._remove(directory)
+        finally:
+            os.close(lock)
+
+    def _remove(self, directory: Path) -> None:
+        for image in directory.rglob("*.qcow2"):
+            self._pool.throw_away(image.resolve() if image.is_symlink() else image)
+        shutil.rmtree(directory, ignore_errors=True)
+
+    # -- of a test ---------------------------------------------------------------------------------------------------------------------------------
+
+    def provision(self, wishes: Sequence[Wish], logdir: Path, test: str) -> Record:
+        """
+        Make the working images that a test asks for, after taking away those that it may have from before.
+
+        :param logdir: of the test; its name is that of the test's directory here
+        :param test: its name, for people
+        :returns: what it was given; it is in its log directory too
+        :raises StatePoolError: a state cannot be had; the test has none then
+        """
+        self.release(logdir)
+        record = Record(test)
+        directory = self.root / logdir.name
+        directory.mkdir(parents=True)
+        try:
+            for number, wish in enumerate(wishes):
+                record.given.append(self._make(wish, directory / str(number), directory))
+        except BaseException:
+            self.release(logdir)
+            raise
+        record.write(logdir)
+        return record
+
+    def _make(self, wish: Wish, place: Path, directory: Path) -> Given:
+        from statepool import Machine, parse_object
+
+        begun = time.perf_counter()
+        subject = parse_object(wish.object)
+        if isinstance(subject, Machine):
+            to = Path(os.path.abspath(os.path.expanduser(wish.to))) if wish.to else place
+            got = self._pool.machine(subject).get(wish.state, to=to)
+            images = {f"{subject}/{name}": path for name, path in got.images.items()}
+        else:
+            if not wish.to:
+                place.mkdir()
+            to = Path(os.path.abspath(os.path.expanduser(wish.to))) if wish.to else place / f"{subject.machine}-{subject.name}.qcow2"
+            got = self._pool.image(subject).get(wish.state, to=to)
+            images = {str(subject): str(to)}
+        if wish.to:
+            self._remember(directory, images.values())
+        return Given(wish.object, wish.state, images, got.source is not None, got.bytes, time.perf_counter() - begun, got.source)
+
+    @staticmethod
+    def _remember(directory: Path, paths: Any) -> None:
+        """Note images that lie elsewhere, so that they are taken away with the others."""
+        elsewhere = directory / "elsewhere"
+        elsewhere.mkdir(exist_ok=True)
+        for path in paths:
+            (elsewhere / f"{len(list(elsewhere.iterdir()))}.qcow2").symlink_to(path)
+
+    def release(self, logdir: Path) -> None:
+        """Take away the working images of a test. Nothing happens if it has none."""
+        self._remove(self.root / logdir.name)
+        unlink_images(logdir)
+
+
+def job_of(logdir: Path) -> str:
+    """:returns: the name of the job that a test's log directory, ``JOB/test-results/TEST``, is in"""
+    return logdir.parent.parent.name

@@ -1,0 +1,83 @@
+"""
+The door for avocado-i2n: state backends with its class methods and its parameters, over statepool's pools.
+
+::
+
+    from avocado_i2n.states import setup
+    from avocado_statepool import states
+
+    setup.BACKENDS = {"qcow2ext": states.QCOW2ExtBackend, "ramfile": states.RamfileBackend, ...}
+
+Parameters are anything with the methods of ``virttest.utils_params.Params``. Neither avocado-i2n nor virttest is imported, except by what makes a new
+disk or starts a machine, which is virttest's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from typing import IO
+
+from avocado_statepool.states.images import QCOW2Backend, QCOW2ExtBackend
+from avocado_statepool.states.machines import QCOW2VTBackend, RamfileBackend
+from avocado_statepool.states.sourced import RootSourcedStateBackend, SourcedStateBackend
+from avocado_statepool.states.transfer import QCOW2ImageTransfer, TransferOps
+
+__all__ = [
+    "QCOW2ExtBackend",
+    "QCOW2Backend",
+    "QCOW2VTBackend",
+    "RamfileBackend",
+    "SourcedStateBackend",
+    "RootSourcedStateBackend",
+    "QCOW2ImageTransfer",
+    "TransferOps",
+    "image_lock",
+    "SKIP_LOCKS",
+]
+
+SKIP_LOCKS = False
+"""Whether :func:`image_lock` does nothing. Nothing here needs that lock: it is for code that takes it beside us."""
+
+_PAUSE = 0.01
+"""Seconds between two looks at a lock that somebody else has."""
+
+
+@contextlib.contextmanager
+def image_lock(resource_path: str, timeout: float = 300) -> Iterator[IO[bytes] | None]:
+    """
+    The lock that avocado-i2n takes on a file of a pool: a POSIX lock on ``resource_path.lock``.
+
+    :param resource_path: what is locked
+    :param timeout: how long to wait for whoever has it, in seconds
+    :raises LockTimeout: somebody has had it for so long
+    """
+    if SKIP_LOCKS:
+        yield None
+        return
+    path = f"{resource_path}.lock"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        _acquire(file, path, timeout)
+        try:
+            yield file
+        finally:
+            fcntl.lockf(file, fcntl.LOCK_UN)
+
+
+def _acquire(file: IO[bytes], path: str, timeout: float) -> None:
+    from statepool import LockTimeout
+
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            if time.monotonic() >= deadline:
+                raise LockTimeout(f"{path} has been locked for {timeout} s", path=path, hint="see who works there") from error
+            time.sleep(_PAUSE)
+        else:
+            return

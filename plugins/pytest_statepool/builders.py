@@ -1,0 +1,132 @@
+"""
+States that are built by functions beside the tests.
+
+::
+
+    @vm_state_builder("vm1/disk", "connect", parent="customize")
+    def connect(image):
+        run_machine(image, "systemctl enable network")
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Function = Callable[[Path], Any]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """
+    A function that builds a state.
+
+    :param object: what the state is a state of: ``machine/image``
+    :param state: the name that tests ask for
+    :param function: gets the path of a working image of the parent, and changes it
+    :param parent: the state that it starts from: one with a builder, or one that a pool has
+    :param key: what the builder is told apart by; its source if not given
+    :param parameters: what else the state was made from
+    :param timeout: how long it may take, in seconds
+    """
+
+    object: str
+    state: str
+    function: Function
+    parent: str | None = None
+    key: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it is: file and line."""
+        code = inspect.unwrap(self.function)
+        try:
+            return f"{inspect.getsourcefile(code)}:{inspect.getsourcelines(code)[1]}"
+        except (OSError, TypeError):
+            return repr(self.function)
+
+    def __str__(self) -> str:
+        return f"{self.object} {self.state}"
+
+
+class Builders:
+    """All builders that have been declared, by what they build."""
+
+    def __init__(self) -> None:
+        self._declared: dict[tuple[str, str], list[Builder]] = {}
+
+    def add(self, builder: Builder) -> None:
+        """Note one. The same function, imported once more, is the same builder."""
+        known = self._declared.setdefault((builder.object, builder.state), [])
+        if all(other.place != builder.place for other in known):
+            known.append(builder)
+
+    def find(self, object: str, state: str) -> Builder | None:
+        """:returns: what builds a state"""
+        found = self._declared.get((object, state))
+        return found[0] if found else None
+
+    def check(self, object: str, state: str) -> None:
+        """
+        Look whether a state can be built, as far as can be told without building.
+
+        :raises pytest.UsageError: two builders build it or what it stands on, they go in a circle, or one is for a whole machine
+        """
+        seen: list[str] = []
+        for builder in self._chain(object, state):
+            if "/" not in builder.object:
+                raise pytest.UsageError(f"{builder.place}: {builder.object} is a machine, and builders build images; name one, as in vm1/disk")
+            others = self._declared[builder.object, builder.state]
+            if len(others) > 1:
+                places = " and ".join(other.place for other in others)
+                raise pytest.UsageError(f"two builders build {builder}: {places}; remove one of them")
+            if str(builder) in seen:
+                raise pytest.UsageError(f"the builders of {object} go in a circle: {' -> '.join([*seen, str(builder)])}; one needs another parent")
+            seen.append(str(builder))
+
+    def _chain(self, object: str, state: str | None) -> Iterator[Builder]:
+        while state is not None and (builder := self.find(object, state)) is not None:
+            yield builder
+            state = builder.parent
+
+    def clear(self) -> None:
+        """Forget them: a run has ended."""
+        self._declared.clear()
+
+
+BUILDERS = Builders()
+"""Those of this process: builders are declared where tests are, when these are imported."""
+
+
+def vm_state_builder(
+    object: str,
+    state: str,
+    *,
+    parent: str | None = None,
+    key: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+) -> Callable[[Function], Function]:
+    """
+    Declare that a function builds a state, when no pool has it: once for all workers and hosts.
+
+    :param object: ``machine/image``
+    :param state: the name that tests ask for
+    :param parent: the state that it starts from. Without one the function makes the image at the path that it gets.
+    :param key: what the builder is told apart by, such as a version. If not given, its source: then a changed function builds anew.
+    :param parameters: what else the state is made from: strings, numbers, and lists and mappings of them
+    :param timeout: how long it may take, in seconds
+    """
+
+    def declare(function: Function) -> Function:
+        BUILDERS.add(Builder(object, state, function, parent, key, parameters or {}, timeout))
+        return function
+
+    return declare

@@ -1,0 +1,182 @@
+"""What tests and their authors use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_statepool import machines, options
+from pytest_statepool.hooks import REPORT, run_of
+from pytest_statepool.provision import Provisioner, Provisioners
+from pytest_statepool.tally import TALLY
+from pytest_statepool.wishes import MARKER, Wish, wishes_of
+from pytest_statepool.working import Working
+
+if TYPE_CHECKING:
+    from statepool import Config, MachineConfig, RunningMachine, StatePool
+
+_POOLS = pytest.StashKey[dict[int, "tuple[Config, StatePool]"]]()
+"""The state pools that were made here, by the identity of the configuration that they were made from."""
+
+
+@pytest.fixture(scope="session")
+def vm_state_config(pytestconfig: pytest.Config) -> Config:
+    """
+    The configuration of the state pool: that of this user and project, with what this run's options say. Override it to say something else.
+    """
+    from statepool import Config
+
+    given: dict[str, Any] = {"cache": options.cache(pytestconfig), "sources": options.locations(pytestconfig) or None}
+    if options.value(pytestconfig, "vm_state_offline"):
+        given["offline"] = True
+    return Config.load(given)
+
+
+@pytest.fixture(scope="session")
+def vm_state_pool(vm_state_config: Config, request: pytest.FixtureRequest) -> Iterator[StatePool]:
+    """The cache and its sources. Override it to make one of your own."""
+    pools = request.config.stash[_POOLS] = {}
+    yield _pool_of(request.config, vm_state_config)
+    for _, pool in pools.values():
+        pool.close()
+
+
+def _pool_of(config: pytest.Config, found: Config) -> StatePool:
+    from statepool import from_config
+
+    pools = config.stash[_POOLS]
+    if id(found) not in pools:
+        pools[id(found)] = (found, from_config(found))
+    return pools[id(found)][1]
+
+
+@pytest.fixture(scope="session")
+def _vm_state_provisioners(pytestconfig: pytest.Config) -> Iterator[Provisioners]:
+    rebuild = run_of(pytestconfig) if options.value(pytestconfig, "vm_state_rebuild") else None
+    provisioners = Provisioners(pytestconfig.stash[TALLY], rebuild)
+    yield provisioners
+    provisioners.close()
+
+
+@pytest.fixture(scope="module")
+def vm_state_provisioner(vm_state_pool: StatePool, _vm_state_provisioners: Provisioners, request: pytest.FixtureRequest) -> Provisioner:
+    """
+    Makes working images, and takes them away. A fixture of a class or a module can have one that its tests share:
+    ``with vm_state_provisioner.working("vm1/disk", "customize") as image``.
+    """
+    made = [pool for _, pool in request.config.stash.get(_POOLS, {}).values()]
+    if vm_state_pool in made:
+        # pytest makes a session's pool once, also where a directory has a configuration of its own.
+        vm_state_pool = _pool_of(request.config, request.getfixturevalue("vm_state_config"))
+    return _vm_state_provisioners.of(vm_state_pool)
+
+
+@pytest.fixture
+def make_vm_state(request: pytest.FixtureRequest, vm_state_provisioner: Provisioner) -> Iterator[Callable[[str, str], Working]]:
+    """
+    ``make_vm_state("vm1/disk", "customize")``: a fresh working image of a state, thrown away after the test, or kept as ``--vm-state-keep`` says.
+    Of a machine, ``make_vm_state("vm1", "customize")``, those of all its images.
+    """
+    made: list[Working] = []
+
+    def make(object: str, state: str) -> Working:
+        made.append(_provision(request, vm_state_provisioner, object, state))
+        return made[-1]
+
+    yield make
+    keep = options.value(request.config, "vm_state_keep")
+    if keep == "always" or (keep == "failed" and _has_failed(request.node)):
+        request.config.stash[TALLY].kept += [str(vm_state_provisioner.keep(working)) for working in made]
+        return
+    for working in made:
+        vm_state_provisioner.throw_away(working)
+
+
+@pytest.fixture
+def vm_state(request: pytest.FixtureRequest, make_vm_state: Callable[[str, str], Working]) -> Working:
+    """
+    The working image of the state that the test's marker names. Where markers name several, ``vm_state["vm2/disk"]`` is one of them; where one names
+    a machine, so is ``vm_state["vm1/disk"]``.
+    """
+    wishes = wishes_of(request.node)
+    if not wishes:
+        raise pytest.UsageError(f'{request.node.nodeid} uses vm_state without saying which: add @pytest.mark.{MARKER}("vm1/disk", "customize")')
+    made = [make_vm_state(wish.object, wish.state) for wish in wishes]
+    return made[0].among(made)
+
+
+@pytest.fixture
+def vm_config() -> MachineConfig:
+    """
+    What machines are made of, but for their images. Override it, with any scope, to give them RAM, network cards and a serial line; the images that
+    it names are plugged in first, in its order.
+    """
+    from statepool import MachineConfig
+
+    return MachineConfig()
+
+
+@pytest.fixture
+def make_vm(
+    request: pytest.FixtureRequest,
+    vm_state_provisioner: Provisioner,
+    make_vm_state: object,  # noqa: ARG001 - it is made before this, so that machines end before their images go
+) -> Iterator[Callable[..., RunningMachine]]:
+    """
+    ``make_vm(vm_state["vm1/disk"], vm_state["vm1/data"])``: a machine that runs from working images of its images, stopped after the test. From
+    ``vm_state["vm1"]``, with its RAM if the state has it. ``config=`` takes the place of ``vm_config``.
+    """
+    from statepool import StatePoolError
+
+    started: list[RunningMachine] = []
+
+    def make(*workings: Working, config: MachineConfig | None = None) -> RunningMachine:
+        found = config if config is not None else request.getfixturevalue("vm_config")
+        try:
+            started.append(machines.start(vm_state_provisioner.pool, workings, found))
+        except StatePoolError as error:
+            told = ", ".join(f"{working.object} {working.state}" for working in workings)
+            pytest.fail(f"{request.node.nodeid} cannot run a machine from {told or 'nothing'}: {error}", pytrace=False)
+        return started[-1]
+
+    yield make
+    for machine in reversed(started):
+        machine.close()
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest, vm_state: Working, make_vm: Callable[..., RunningMachine]) -> RunningMachine:
+    """
+    The machine that the test's markers name, running from their states: booted, or going on with its RAM from a state that has it.
+    """
+    wishes = wishes_of(request.node)
+    machines_named = sorted({wish.machine for wish in wishes})
+    if len(machines_named) > 1:
+        raise pytest.UsageError(
+            f"{request.node.nodeid} uses vm, and its markers name {' and '.join(machines_named)}: start each of them by make_vm, as in "
+            f'make_vm(vm_state["{wishes[0].object}"])'
+        )
+    return make_vm(*(vm_state[wish.object] for wish in wishes))
+
+
+def _provision(request: pytest.FixtureRequest, provisioner: Provisioner, object: str, state: str) -> Working:
+    from statepool import StatePoolError, parse_object
+
+    try:
+        return provisioner.provision(Wish(str(parse_object(object)), state), _file_name(request.node.name))
+    except StatePoolError as error:
+        reason = f"{request.node.nodeid} cannot have {object} {state}: {error}"
+    if options.value(request.config, "vm_state_missing") == "skip":
+        pytest.skip(reason)
+    pytest.fail(reason, pytrace=False)
+
+
+def _file_name(name: str) -> str:
+    """:returns: the name of a test, as far as it can be that of a file"""
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[-60:].strip("-")
+
+
+def _has_failed(item: pytest.Item) -> bool:
+    return any(report.failed for report in item.stash.get(REPORT, {}).values())

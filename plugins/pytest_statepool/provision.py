@@ -1,0 +1,245 @@
+"""Working images of a run: made when a test asks, taken away after it, and after a run that was killed by the next one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_statepool.builders import BUILDERS
+from pytest_statepool.tally import Row, Tally
+from pytest_statepool.wishes import Wish
+from pytest_statepool.working import Working
+
+if TYPE_CHECKING:
+    from statepool import Got, StatePool
+
+_LOCK = "run.lock"
+_STALE = 7 * 24 * 3600
+"""Seconds after which no run can still need its notes."""
+
+_KEPT = ".kept"
+"""The mark beside a working image that stays."""
+
+
+class Provisioner:
+    """
+    Makes working images of states.
+
+    They lie in a directory of this process in the cache, with a lock that the kernel takes away with the process: so the next one can tell what was
+    left by one that was killed.
+
+    :param pool: where states come from
+    :param tally: counts what was done
+    :param rebuild: what tells this run from others, if it should build anew what has a builder
+    """
+
+    def __init__(self, pool: StatePool, tally: Tally, rebuild: str | None = None) -> None:
+        self.pool = pool
+        self._tally = tally
+        self._rebuild = rebuild
+        self._resolved: dict[tuple[str, str], str] = {}
+        self._made = 0
+        self._lock: int | None = None
+
+    # -- states ------------------------------------------------------------------------------------------------------------------------------------
+
+    def provision(self, wish: Wish, label: str) -> Working:
+        """
+        :param label: becomes part of the working image's name
+        :returns: a fresh working image; of a machine, those of all its images
+        :raises StatePoolError: the state cannot be had
+        """
+        begun = time.perf_counter()
+        row = Row()
+        name = wish.state if wish.is_machine else self._resolve(wish.object, wish.state, row)
+        self._made += 1
+        # One for each: QEMU and a set of a running machine may put something beside an image.
+        place = self._directory / f"{label}-{self._made}"
+        place.mkdir()
+        try:
+            working = self._make(wish, name, place, row)
+        except BaseException:
+            place.rmdir()
+            raise
+        row.reused = int(not row.fetched and not row.built)
+        row.seconds = time.perf_counter() - begun
+        self._tally.note(str(wish), row)
+        return working
+
+    def _make(self, wish: Wish, name: str, place: Path, row: Row) -> Working:
+        if wish.is_machine:
+            got = self.pool.machine(wish.object).get(name, to=place)
+            self._count(row, got)
+            return Working.of_machine(wish, place, {image: Path(path) for image, path in got.images.items()})
+        path = place / f"{wish.object.partition('/')[2]}.qcow2"
+        self._count(row, self.pool.image(wish.object).get(name, to=path))
+        return Working.of_image(wish, name, path)
+
+    @contextmanager
+    def working(self, object: str, state: str) -> Iterator[Working]:
+        """
+        A working image for as long as a ``with`` block lasts: for fixtures of a class or a module, which several tests share.
+
+        :param object: ``machine/image``, or a machine
+        :param state: the name that tests ask for
+        :raises StatePoolError: the state cannot be had
+        """
+        from statepool import parse_object
+
+        wish = Wish(str(parse_object(object)), state)
+        working = self.provision(wish, "shared")
+        try:
+            yield working
+        finally:
+            self.throw_away(working)
+
+    def _count(self, row: Row, got: Got) -> None:
+        row.fetched += int(got.source is not None)
+        row.bytes += got.bytes
+
+    def _resolve(self, object: str, state: str, row: Row) -> str:
+        """:returns: the name that a state is kept under, after having it built if it has a builder and nobody has it"""
+        builder = BUILDERS.find(object, state)
+        if builder is None:
+            return state
+        known = self._resolved.get((object, state))
+        if known is None:
+            parent = self._resolve(object, builder.parent, Row()) if builder.parent is not None else None
+            ensured = self.pool.image(object).ensure(
+                state,
+                builder.function,
+                parent=parent,
+                key=builder.key,
+                parameters=builder.parameters,
+                timeout=builder.timeout,
+                again=self._once if self._rebuild is not None else None,
+            )
+            known = self._resolved[object, state] = ensured.name
+            row.built += int(ensured.built)
+            self._count(row, ensured.got)
+        return known
+
+    def _once(self, name: str) -> bool:
+        """Whether a state has to be built anew: the first time that it is asked for in this run, by whichever worker."""
+        try:
+            os.close(os.open(self._run_directory / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            return False
+        return True
+
+    @cached_property
+    def _run_directory(self) -> Path:
+        path = self._base / f"rebuilt-{self._rebuild}"
+        path.mkdir(exist_ok=True)
+        return path
+
+    # -- working images ----------------------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _base(self) -> Path:
+        return self.pool.working_directory()
+
+    @cached_property
+    def _directory(self) -> Path:
+        """A directory of this process, after those of processes that are gone have been cleared."""
+        self._clear(self._base)
+        name = f"pytest-{os.getpid()}-{time.time_ns()}"
+        # It gets its name when it is locked: before that it looks like that of a process that is gone.
+        new = self._base / f"new-{name}"
+        new.mkdir()
+        self._lock = os.open(new / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return new.rename(self._base / name)
+
+    def _clear(self, base: Path) -> None:
+        for path in base.glob("pytest-*"):
+            _if_alone(path, lambda path=path: self._remove(path))  # type: ignore[misc]
+        for path in (*base.glob("rebuilt-*"), *base.glob("new-*")):
+            if time.time() - path.stat().st_mtime > _STALE:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _remove(self, directory: Path) -> None:
+        """Take away the directory of a run, but for what is to stay."""
+        places = [path for path in directory.iterdir() if path.is_dir()]
+        kept = [place for place in places if (place / _KEPT).exists()]
+        for place in places:
+            if place not in kept:
+                self._remove_place(place)
+        if not kept:
+            shutil.rmtree(directory)
+
+    def _remove_place(self, place: Path) -> None:
+        for image in place.glob("*.qcow2"):
+            self.pool.throw_away(image)
+        shutil.rmtree(place, ignore_errors=True)  # a process that is about to end may still make files there
+
+    def keep(self, working: Working) -> Path:
+        """:returns: the working image, which from now on nobody throws away"""
+        (_place(working) / _KEPT).touch()
+        return working.path
+
+    def throw_away(self, working: Working) -> None:
+        """Delete a working image."""
+        self._remove_place(_place(working))
+
+    def close(self) -> None:
+        """The run is over: take away the directory."""
+        if self._lock is not None:
+            self._remove(self._directory)
+            os.close(self._lock)
+            self._lock = None
+
+
+def _place(working: Working) -> Path:
+    return working.path if working.is_machine else working.path.parent
+
+
+class Provisioners:
+    """
+    One for each state pool of a run: a directory with tests can have one of its own.
+
+    :param tally: counts what was done
+    :param rebuild: as for :class:`Provisioner`
+    """
+
+    def __init__(self, tally: Tally, rebuild: str | None = None) -> None:
+        self._tally = tally
+        self._rebuild = rebuild
+        self._known: list[tuple[StatePool, Provisioner]] = []
+
+    def of(self, pool: StatePool) -> Provisioner:
+        """:returns: that of a state pool"""
+        for known, provisioner in self._known:
+            if known is pool:
+                return provisioner
+        self._known.append((pool, Provisioner(pool, self._tally, self._rebuild)))
+        return self._known[-1][1]
+
+    def close(self) -> None:
+        """The run is over."""
+        for _, provisioner in self._known:
+            provisioner.close()
+
+
+def _if_alone(directory: Path, do: Callable[[], None]) -> None:
+    """Do something with the directory of a process that is gone."""
+    try:
+        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # somebody is just making it, or taking it away
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        if directory.exists():  # else somebody else has just done it
+            do()
+    finally:
+        os.close(lock)

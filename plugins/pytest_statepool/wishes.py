@@ -1,0 +1,69 @@
+"""Which states a test asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+MARKER = "vm_state"
+"""``@pytest.mark.vm_state("vm1/disk", "customize")``."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """
+    A state that a test starts from.
+
+    :param object: ``machine/image``, or a machine with all its images
+    :param state: its name, as the test says it
+    """
+
+    object: str
+    state: str
+
+    @property
+    def is_machine(self) -> bool:
+        """Whether it is a state of a whole machine."""
+        return "/" not in self.object
+
+    @property
+    def machine(self) -> str:
+        """The machine, or that of the image."""
+        return self.object.partition("/")[0]
+
+    def __str__(self) -> str:
+        return f"{self.object} {self.state}"
+
+
+def wishes_of(item: pytest.Item) -> list[Wish]:
+    """
+    :returns: what the markers of a test say, the outermost first
+    :raises pytest.UsageError: one of them is wrong
+    """
+    wishes: dict[str, Wish] = {}
+    for marker in reversed(list(item.iter_markers(MARKER))):
+        wish = _wish(item, marker)
+        # The nearest marker counts: a class can say something for all, and a test something else for itself.
+        wishes[wish.object] = wish
+    for image in wishes.values():
+        if not image.is_machine and image.machine in wishes:
+            raise pytest.UsageError(
+                f"{item.nodeid}: its markers name the machine {image.machine} and also {image.object}; name the machine, or images of it"
+            )
+    return list(wishes.values())
+
+
+def _wish(item: pytest.Item, marker: pytest.Mark) -> Wish:
+    def wrong(reason: str) -> pytest.UsageError:
+        return pytest.UsageError(f'{item.nodeid}: the marker {MARKER} {reason}; write @pytest.mark.{MARKER}("vm1/disk", "customize")')
+
+    if marker.kwargs or len(marker.args) != 2 or not all(isinstance(word, str) for word in marker.args):
+        raise wrong(f"takes an object and a state, not {', '.join([*map(repr, marker.args), *marker.kwargs]) or 'nothing'}")
+    from statepool import InvalidName, parse_object
+
+    name, state = marker.args
+    try:
+        return Wish(str(parse_object(name)), state)
+    except InvalidName as error:
+        raise wrong(f"cannot be used: {error}") from error

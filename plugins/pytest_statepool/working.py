@@ -1,0 +1,78 @@
+"""A working image, or those of a machine, as a test sees them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pytest_statepool.wishes import Wish
+
+
+@dataclass(frozen=True)
+class Working:
+    """
+    A fresh working image of a state; of a machine, those of all its images. It can be used wherever a path can.
+
+    ``working["vm1/disk"]`` is the one of that object among all that the test has, and iterating gives those of images.
+
+    :param object: what it is of
+    :param state: the state that the test asked for
+    :param name: what that is kept under: the state itself, or one with a key if it has a builder
+    :param path: the image; of a machine, the directory with ``IMAGE.qcow2`` of each
+    :param images: the image files, by the names of the machine's images
+    :param others: all that this test has, by their objects
+    """
+
+    object: str
+    state: str
+    name: str
+    path: Path
+    images: Mapping[str, Path]
+    others: Mapping[str, Working] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of_image(cls, wish: Wish, name: str, path: Path) -> Working:
+        """:returns: that of an image"""
+        working = cls(wish.object, wish.state, name, path, {wish.object.partition("/")[2]: path})
+        return working.among([working])
+
+    @classmethod
+    def of_machine(cls, wish: Wish, directory: Path, images: Mapping[str, Path]) -> Working:
+        """:returns: that of a machine"""
+        working = cls(wish.object, wish.state, wish.state, directory, images)
+        return working.among([working])
+
+    @property
+    def is_machine(self) -> bool:
+        """Whether it is that of a whole machine."""
+        return "/" not in self.object
+
+    @property
+    def machine(self) -> str:
+        """The machine, or that of the image."""
+        return self.object.partition("/")[0]
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def __getitem__(self, object: str) -> Working:
+        try:
+            return self.others[object]
+        except KeyError:
+            raise KeyError(f"this test has no working image of {object}; it has those of {', '.join(self.others)}") from None
+
+    def __iter__(self) -> Iterator[Working]:
+        return (working for working in self.others.values() if not working.is_machine)
+
+    def among(self, workings: list[Working]) -> Working:
+        """:returns: this one, which knows of those of its test"""
+        others = {working.object: working for working in workings}
+        for working in workings:
+            if working.is_machine:
+                parts = [
+                    Working.of_image(Wish(f"{working.object}/{name}", working.state), working.name, path) for name, path in working.images.items()
+                ]
+                others |= {part.object: part for part in parts}
+        return replace(self, others=others)

@@ -1,0 +1,99 @@
+"""A tree of states that is declared beside the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+BUILDER = """
+@vm_state_builder("vm1/disk", "{state}", parent={parent!r})
+def build_{state}(image):
+    with open("built.log", "a") as file:
+        file.write("{state}\\n")
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P {value} {offset} 64k", image], check=True)
+"""
+
+
+def builder(state: str, parent: str | None, value: int, offset: int = 0) -> str:
+    return BUILDER.format(state=state, parent=parent, value=value, offset=offset)
+
+
+def asking(*states: str, body: str = "pass") -> str:
+    return "".join(f'\n@pytest.mark.vm_state("vm1/disk", "{state}")\ndef test_{state}(vm_state):\n    {body}\n' for state in states)
+
+
+def tree(grandchild: int = 5, child: int = 4) -> str:
+    return (
+        builder("base", "install", 3)
+        + builder("left", "base", child, 65536)
+        + builder("right", "base", 6, 65536)
+        + builder("leaf", "left", grandchild, 131072)
+        + asking("leaf", "right", "left", "base")
+    )
+
+
+def test_a_tree_is_built_once_and_what_changes_again(suite: Any) -> None:
+    suite.write(tree())
+    outcome = suite.run()
+    assert suite.built() == ["base", "left", "leaf", "right"]
+    assert "vm1/disk leaf: 1 x built" in outcome.out
+    suite.run()
+    assert len(suite.built()) == 4
+    suite.write(tree(child=14))
+    suite.run()
+    assert suite.built()[4:] == ["left", "leaf"]
+    suite.write(tree())
+    suite.run()
+    assert len(suite.built()) == 6
+
+
+def test_all_workers_build_once(suite: Any) -> None:
+    suite.write(tree())
+    suite.run("-n", "4")
+    assert sorted(suite.built()) == ["base", "leaf", "left", "right"]
+
+
+def test_states_can_be_built_anew(suite: Any) -> None:
+    suite.write(tree())
+    suite.run()
+    suite.run("-n", "2", "--vm-state-rebuild")
+    assert sorted(suite.built()[4:]) == ["base", "leaf", "left", "right"]
+    suite.run()
+    assert len(suite.built()) == 8
+
+
+def test_tests_of_one_state_come_together(suite: Any) -> None:
+    suite.write(
+        "".join(
+            f'\n@pytest.mark.vm_state("vm1/disk", "{state}")\ndef test_{number}(vm_state): pass\n'
+            for number, state in enumerate(["install", "customize", "install", "customize"])
+        )
+        + "\ndef test_plain(): pass\n"
+    )
+    assert list(suite.run().tests) == ["test_0", "test_2", "test_1", "test_3", "test_plain"]
+
+
+def test_a_cycle(suite: Any) -> None:
+    suite.write(builder("one", "two", 1) + builder("two", "one", 2) + asking("one"))
+    out = suite.run(code=4).out
+    assert "test_suite.py::test_one" in out
+    assert "circle: vm1/disk one -> vm1/disk two -> vm1/disk one" in out
+    assert suite.built() == []
+
+
+def test_two_builders_for_one_state(suite: Any) -> None:
+    suite.write(builder("one", "install", 1) + builder("one", "install", 2) + asking("one"))
+    out = suite.run(code=4).out
+    assert "two builders build vm1/disk one: " in out
+    assert out.count("test_suite.py:") >= 2
+
+
+def test_a_parent_that_nobody_has_or_builds(suite: Any) -> None:
+    suite.write(builder("one", "nothing", 1) + asking("one"))
+    out = suite.run(code=1).out
+    assert "test_suite.py::test_one cannot have vm1/disk one: there is no state nothing of vm1/disk to start from" in out
+
+
+def test_a_builder_that_fails(suite: Any) -> None:
+    suite.write('@vm_state_builder("vm1/disk", "one", parent="install")\ndef build(image):\n    raise RuntimeError("no network")\n' + asking("one"))
+    assert "no network" in suite.run(code=1).out
+    assert suite.images() == []

@@ -1,0 +1,187 @@
+"""A test says which state it starts from, and has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+READ = """
+def content(image, offset):
+    command = ["qemu-io", "-r", "-f", "qcow2", "-c", f"read -v {offset} 1", os.fspath(image)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[1], 16)
+"""
+
+
+def test_a_marked_test_has_a_fresh_working_image(suite: Any) -> None:
+    suite.write(
+        READ
+        + """
+@pytest.mark.vm_state("vm1/disk", "customize")
+@pytest.mark.parametrize("number", range(3))
+def test_it(vm_state, number):
+    assert (content(vm_state, 0), content(vm_state, 65536), content(vm_state, 131072)) == (1, 2, 0)
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 9 128k 64k", vm_state.path], check=True)
+    assert (vm_state.object, vm_state.state, vm_state.name) == ("vm1/disk", "customize", "customize")
+"""
+    )
+    outcome = suite.run()
+    assert list(outcome.tests.values()) == ["passed"] * 3
+    assert suite.images() == []
+    assert "statepool: cache" in outcome.out
+    assert "vm1/disk customize: 1 x fetched, 2 x reused" in outcome.out
+
+
+def test_several_images(suite: Any) -> None:
+    suite.write(
+        READ
+        + """
+@pytest.mark.vm_state("vm1/disk", "install")
+class TestThem:
+    def test_one(self, vm_state):
+        assert content(vm_state, 65536) == 0
+
+    @pytest.mark.vm_state("vm1/disk", "customize")
+    def test_nearest_marker_counts(self, vm_state):
+        assert content(vm_state, 65536) == 2
+
+    def test_more(self, make_vm_state):
+        one, two = make_vm_state("vm1/disk", "install"), make_vm_state("vm1/disk", "customize")
+        assert (content(one, 65536), content(two, 65536)) == (0, 2)
+"""
+    )
+    suite.run()
+
+
+def test_a_marker_for_each_image(suite: Any) -> None:
+    import statepool
+
+    pool = statepool.StatePool("author2", ["pool"])
+    pool.image("vm1/disk").get("install", to="x.qcow2")
+    import subprocess
+
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "y.qcow2", "1M"], check=True)
+    pool.image("vm2/data").set("empty", source="y.qcow2")
+    suite.write(
+        """
+@pytest.mark.vm_state("vm1/disk", "install")
+@pytest.mark.vm_state("vm2/data", "empty")
+def test_both(vm_state):
+    assert {working.object for working in vm_state} == {"vm1/disk", "vm2/data"}
+    assert vm_state["vm1/disk"].path != vm_state["vm2/data"].path
+    assert vm_state["vm2/data"].path.exists()
+"""
+    )
+    suite.run()
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("never", 0), ("failed", 1), ("always", 2)])
+def test_images_are_kept_if_asked(suite: Any, keep: str, kept: int) -> None:
+    suite.write(
+        """
+@pytest.mark.vm_state("vm1/disk", "install")
+@pytest.mark.parametrize("good", [True, False])
+def test_it(vm_state, good):
+    assert good
+"""
+    )
+    outcome = suite.run(f"--vm-state-keep={keep}", code=1)
+    assert len(suite.images()) == kept
+    assert all(f"kept: {path}" in outcome.out for path in suite.images())
+    # The next run leaves alone what was kept.
+    suite.run("-k", "True")
+    assert len(suite.images()) == kept
+
+
+def test_the_pool_and_its_configuration_can_be_overridden(suite: Any) -> None:
+    (suite.root / "pytest.ini").write_text("[pytest]\n")
+    suite.write(
+        """
+import statepool
+
+@pytest.fixture(scope="session")
+def vm_state_pool():
+    return statepool.StatePool("elsewhere", ["pool"])
+
+@pytest.mark.vm_state("vm1/disk", "install")
+def test_it(vm_state):
+    assert "elsewhere" in str(vm_state.path)
+"""
+    )
+    suite.run()
+    (suite.root / "statepool.toml").write_text('cache = "third"\nsources = ["pool"]\n')
+    suite.write('@pytest.mark.vm_state("vm1/disk", "install")\ndef test_it(vm_state):\n    assert "third" in str(vm_state.path)\n')
+    assert "third" in suite.run().out
+
+
+def test_options_count_more_than_the_ini_file(suite: Any) -> None:
+    suite.write('@pytest.mark.vm_state("vm1/disk", "install")\ndef test_it(vm_state):\n    assert "other" in str(vm_state.path)\n')
+    suite.run("--vm-state-cache=other", "--vm-state-pool=pool")
+
+
+def test_offline_is_content_with_the_cache(suite: Any) -> None:
+    suite.write('@pytest.mark.vm_state("vm1/disk", "install")\ndef test_it(vm_state): pass\n')
+    assert "--vm-state-offline" not in suite.run("--vm-state-offline", code=1).out
+    suite.run()
+    (suite.root / "pool").rename(suite.root / "gone")
+    assert "offline" in suite.run("--vm-state-offline").out
+
+
+@pytest.mark.parametrize(("missing", "outcome", "code"), [("fail", "setup failed", 1), ("skip", "setup skipped", 0)])
+def test_a_state_that_cannot_be_had(suite: Any, missing: str, outcome: str, code: int) -> None:
+    suite.write('@pytest.mark.vm_state("vm1/disk", "nothing")\ndef test_it(vm_state): pass\n')
+    run = suite.run("-rs", f"--vm-state-missing={missing}", code=code)
+    assert run.tests == {"test_it": outcome}
+    (line,) = {line for line in run.out.splitlines() if "test_suite.py::test_it cannot have vm1/disk nothing" in line and "statepool show" in line}
+    assert line
+    assert "Traceback" not in run.out
+
+
+def test_a_pool_that_cannot_be_reached(suite: Any) -> None:
+    suite.write('@pytest.mark.vm_state("vm1/disk", "install")\ndef test_it(vm_state): pass\n')
+    (suite.root / "pool").rename(suite.root / "gone")
+    out = suite.run(code=1).out
+    assert "is not a pool" in out
+    assert "statepool init" in out
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ('"vm1/disk"', "takes an object and a state"),
+        ('"vm1/disk", 7', "takes an object and a state"),
+        ('"vm1/disk", state="x"', "takes an object and a state"),
+        ('"vm1/../disk", "x"', "cannot be used"),
+    ],
+)
+def test_a_marker_that_cannot_be_understood(suite: Any, marker: str, message: str) -> None:
+    suite.write(f"@pytest.mark.vm_state({marker})\ndef test_it(vm_state): pass\n")
+    out = suite.run(code=4).out
+    assert "test_suite.py::test_it: the marker vm_state" in out
+    assert message in out
+
+
+def test_the_fixture_without_a_marker(suite: Any) -> None:
+    suite.write("def test_it(vm_state): pass\n")
+    assert "add @pytest.mark.vm_state" in suite.run(code=1).out
+
+
+def test_nothing_is_imported_before_a_state_is_asked_for(suite: Any) -> None:
+    suite.write(
+        """
+import sys
+
+def test_it():
+    loaded = {name.partition(".")[0] for name in sys.modules}
+    assert "pytest_statepool" in loaded
+    assert not loaded & {"statepool", "attr", "blake3", "paramiko", "qemu", "filelock"}
+"""
+    )
+    # xdist imports attrs by itself.
+    suite.run("-p", "no:xdist")
+
+
+def test_an_ini_value_that_does_not_exist(suite: Any) -> None:
+    (suite.root / "pytest.ini").write_text("[pytest]\nvm_state_pool = pool\nvm_state_cache = cache\nvm_state_keep = sometimes\n")
+    suite.write('@pytest.mark.vm_state("vm1/disk", "install")\ndef test_it(vm_state): pass\n')
+    assert "never, failed, always" in suite.run(code=None).out
