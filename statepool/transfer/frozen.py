@@ -150,10 +150,8 @@ def _mend(working: Path) -> None:
         empty = is_empty_overlay(reader(descriptor), below)
     finally:
         os.close(descriptor)
-    if below.backing_name is None:
-        return  # a root of a chain: qemu-img commit would do it; as it is, it can be run from
-    name = os.fsdecode(below.backing_name)
-    if not empty:
+    name = os.fsdecode(below.backing_name or b"")
+    if not (empty and name):  # a root of a chain has no name below it: what it holds is written into the image, which then stands alone
         QemuImg().rebase(working, name)
     else:
         with exclusive(working) as descriptor:

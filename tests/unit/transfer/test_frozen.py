@@ -67,6 +67,18 @@ def test_what_was_written_after_qemu_went_on_is_not_lost(working: Path, write_to
     assert read_header_file(working).backing_name == os.fsencode(working.parent / "state.qcow2")
 
 
+def test_a_root_of_a_chain_stands_alone_again(tmp_path: Path, make_image: MakeImage, write_to_image: Write) -> None:
+    working = make_image(tmp_path / "work.qcow2", writes=[(0, 65536, 1)])
+    names = Names.new(working)
+    names.prepare(4 * MIB)
+    write_to_image(names.live, [(131072, 65536, 3)])
+    names.switch()
+    settle_names(working)
+    assert content(working) == (1, 0, 3)
+    assert left(working) == []
+    assert read_header_file(working).backing_name is None
+
+
 def test_an_overlay_stands_again_on_what_became_a_state(working: Path, write_to_image: Write, make_image: MakeImage) -> None:
     names = Names.new(working)
     names.prepare(4 * MIB)
