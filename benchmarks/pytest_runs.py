@@ -16,6 +16,7 @@ from benchmarks.measure import Fact, Figure, Limit, Table, Unit, rounds, timed
 from statepool.testing.sshd import run_sshd, sshd_program
 
 TESTS = 40
+MANY = 4 * TESTS
 CHAIN = STATES[:3]
 OVERHEAD = Limit(Unit.SURPLUS, 0.010)
 """What a state may cost a test whose state is in the cache, in seconds."""
@@ -33,28 +34,36 @@ def pytest_terminal_summary(config):
 def table(bench: Bench) -> Table:
     """:returns: what the plugin for pytest costs"""
     pool = bench.make_pool(bench.place / "pytest-pool", root=bench.scale.overlay, depth=len(CHAIN))
-    figure = _overhead(bench, pool)
+    figures = _overhead(bench, pool)
     facts = _cold(bench, pool) if sshd_program() is not None else []
-    notes = [f"Whole runs of {TESTS} tests that do nothing, each run divided by {TESTS}: what is imported, found and cleared once is part of it."]
+    notes = ["Tests that do nothing, in whole processes: what is imported, found and cleared once in a run is part of the first figure."]
     if not facts:
         notes.append("Nothing was counted: sshd is not installed.")
-    return Table("pytest: tests that start from a state", [figure], facts, notes=notes)
+    return Table("pytest: tests that start from a state", figures, facts, notes=notes)
 
 
-def _overhead(bench: Bench, pool: Path) -> Figure:
+def _overhead(bench: Bench, pool: Path) -> list[Figure]:
     with bench.directory() as place:
-        with_states = _suite(place / "with", [str(pool)])
-        without = place / "without"
-        without.mkdir()
-        (without / "test_all.py").write_text("".join(f"def test_{number}(): pass\n" for number in range(TESTS)))
-        _run(bench, with_states)  # the cache is filled, and all modules are compiled
-        _run(bench, without)
-        ours, theirs = rounds([partial(_each, bench, one) for one in (with_states, without)], bench.scale.pairs)
-    return Figure(f"a test, of {TESTS} on three states in the cache", "the same without states", ours, theirs, OVERHEAD)
+        few, many = [
+            (_suite(place / f"with-{count}", [str(pool)], count=count), _plain(place / f"without-{count}", count)) for count in (TESTS, MANY)
+        ]
+        for suite in (*few, *many):
+            _run(bench, suite)  # caches are filled, and all modules are compiled
+        ours, theirs, ours_many, theirs_many = rounds([partial(_timed, bench, suite) for suite in (*few, *many)], bench.scale.pairs)
+    peer = "the same without states"
+    more = [[(long - short) / (MANY - TESTS) for short, long in zip(*pair, strict=True)] for pair in ((ours, ours_many), (theirs, theirs_many))]
+    return [
+        Figure(f"a run of {TESTS} tests on three states in the cache, for each test", peer, *_each(ours, theirs), OVERHEAD),
+        Figure(f"one test more, as a run of {MANY} shows it", peer, *more, OVERHEAD),
+    ]
 
 
-def _each(bench: Bench, suite: Path) -> float:
-    return timed(lambda: _run(bench, suite)) / TESTS
+def _each(*times: Sequence[float]) -> list[list[float]]:
+    return [[time / TESTS for time in some] for some in times]
+
+
+def _timed(bench: Bench, suite: Path) -> float:
+    return timed(lambda: _run(bench, suite))
 
 
 def _cold(bench: Bench, pool: Path) -> list[Fact]:
@@ -75,12 +84,18 @@ def _cold(bench: Bench, pool: Path) -> list[Fact]:
     ]
 
 
-def _suite(place: Path, sources: Sequence[str], lines: Sequence[str] = ()) -> Path:
+def _plain(place: Path, count: int) -> Path:
+    place.mkdir()
+    (place / "test_all.py").write_text("".join(f"def test_{number}(): pass\n" for number in range(count)))
+    return place
+
+
+def _suite(place: Path, sources: Sequence[str], lines: Sequence[str] = (), *, count: int = TESTS) -> Path:
     place.mkdir()
     told = ", ".join(json.dumps(source) for source in sources)
     (place / "statepool.toml").write_text("\n".join(['cache = "cache"', f"sources = [{told}]", *lines, ""]))
     (place / "conftest.py").write_text(COUNTED)
-    tests = [f'@pytest.mark.vm_state("{IMAGE}", "{CHAIN[number % len(CHAIN)]}")\ndef test_{number}(vm_state): pass\n' for number in range(TESTS)]
+    tests = [f'@pytest.mark.vm_state("{IMAGE}", "{CHAIN[number % len(CHAIN)]}")\ndef test_{number}(vm_state): pass\n' for number in range(count)]
     (place / "test_all.py").write_text("import pytest\n" + "".join(tests))
     return place
 

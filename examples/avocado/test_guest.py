@@ -28,17 +28,19 @@ def booted(image):
 
 
 class Guest(Test):
+    """Tests of a guest that has just been installed."""
+
     def test_a_disk_can_be_spoilt(self):
         """
         :avocado: dependency={"type": "vm-state", "uri": "vm1/disk/install"}
         """
         with booted(working("vm1/disk")) as console:
             console.write("spoilt")
-            self.assertEqual(console.read(), "spoilt")
+            assert console.read() == "spoilt"
 
     def test_every_test_has_a_fresh_disk(self):
         """
         :avocado: dependency={"type": "vm-state", "uri": "vm1/disk/install"}
         """
         with booted(working("vm1/disk")) as console:
-            self.assertEqual(console.read(), "")
+            assert console.read() == ""

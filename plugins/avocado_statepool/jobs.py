@@ -1,8 +1,8 @@
 """
 Working images of a job: made when a test asks, taken away after it, and after a job that was killed by the next one.
 
-They lie in a directory of the job in the cache, with one for each test. The job holds a lock on its directory, which the kernel takes away with its
-process: so the next one can tell what was left by one that was killed. To take away what is gone already does nothing.
+They lie in a directory of the job in the cache, with one for each test. The job holds a lock, which the kernel takes away with its process: so the
+next one can tell what was left by one that was killed. To take away what is gone already does nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from avocado_statepool.wishes import Wish
 if TYPE_CHECKING:
     from statepool import StatePool
 
-_LOCK = "job.lock"
+_LOCK = ".lock"
+"""The ending of the file beside a job's directory that the job has locked. It is there, and locked, before the directory."""
+
 _PREFIX = "avocado-"
 
 
@@ -56,35 +58,35 @@ class JobImages:
     def begin(self) -> None:
         """Clear what jobs left that are gone, and hold the directory of this one until :meth:`end`."""
         for path in self._base.glob(f"{_PREFIX}*"):
-            self._clear(path)
-        self.root.mkdir(exist_ok=True)
-        self._lock = os.open(self.root / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            if path.is_dir():
+                self._clear(path)
+        self._lock = os.open(_lock_of(self.root), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.root.mkdir(exist_ok=True)
 
     def end(self) -> None:
         """The job is over: take away all that is left of it."""
         self._remove(self.root)
         if self._lock is not None:
+            _lock_of(self.root).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
 
     def _clear(self, directory: Path) -> None:
-        try:
-            lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return  # somebody is just making it, or taking it away
+        lock = os.open(_lock_of(directory), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
         else:
             self._remove(directory)
+            _lock_of(directory).unlink(missing_ok=True)
         finally:
             os.close(lock)
 
     def _remove(self, directory: Path) -> None:
         for image in directory.rglob("*.qcow2"):
-            self._pool.throw_away(image.resolve() if image.is_symlink() else image)
+            self._pool.throw_away(os.readlink(image) if image.is_symlink() else image)
         shutil.rmtree(directory, ignore_errors=True)
 
     # -- of a test ---------------------------------------------------------------------------------------------------------------------------------
@@ -142,6 +144,10 @@ class JobImages:
         """Take away the working images of a test. Nothing happens if it has none."""
         self._remove(self.root / logdir.name)
         unlink_images(logdir)
+
+
+def _lock_of(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}{_LOCK}")
 
 
 def job_of(logdir: Path) -> str:

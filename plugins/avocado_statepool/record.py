@@ -105,7 +105,7 @@ def working(object: str | None = None, test: Any = None) -> Path:
     """
     record = Record.read(_logdir(test))
     if record is None:
-        raise LookupError('the test asks for no state; write :avocado: dependency={"type": "vm-state", "uri": "vm1/disk/customize"} in its docstring')
+        raise LookupError('no state is asked for; write :avocado: dependency={"type": "vm-state", "uri": "vm1/disk/customize"} in its docstring')
     images = {name: path for given in record.given for name, path in given.images.items()}
     if object is None and len(images) == 1:
         return Path(next(iter(images.values())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,7 +32,8 @@ def vm_state_config(pytestconfig: pytest.Config) -> Config:
     given: dict[str, Any] = {"cache": options.cache(pytestconfig), "sources": options.locations(pytestconfig) or None}
     if options.value(pytestconfig, "vm_state_offline"):
         given["offline"] = True
-    return Config.load(given)
+    with _told():
+        return Config.load(given)
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +50,23 @@ def _pool_of(config: pytest.Config, found: Config) -> StatePool:
 
     pools = config.stash[_POOLS]
     if id(found) not in pools:
-        pools[id(found)] = (found, from_config(found))
+        with _told():
+            pools[id(found)] = (found, from_config(found))
     return pools[id(found)][1]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Show an error in the configuration as the line that it is."""
+    from statepool import StatePoolError
+
+    try:
+        yield
+    except StatePoolError as error:
+        reason = f"there is no state pool: {error}"
+    else:
+        return
+    pytest.fail(reason, pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +119,8 @@ def vm_state(request: pytest.FixtureRequest, make_vm_state: Callable[[str, str],
     """
     wishes = wishes_of(request.node)
     if not wishes:
-        raise pytest.UsageError(f'{request.node.nodeid} uses vm_state without saying which: add @pytest.mark.{MARKER}("vm1/disk", "customize")')
+        reason = f'{request.node.nodeid} uses vm_state without saying which: add @pytest.mark.{MARKER}("vm1/disk", "customize")'
+        pytest.fail(reason, pytrace=False)
     made = [make_vm_state(wish.object, wish.state) for wish in wishes]
     return made[0].among(made)
 
@@ -130,20 +148,19 @@ def make_vm(
     """
     from statepool import StatePoolError
 
-    started: list[RunningMachine] = []
+    started = ExitStack()
 
     def make(*workings: Working, config: MachineConfig | None = None) -> RunningMachine:
         found = config if config is not None else request.getfixturevalue("vm_config")
         try:
-            started.append(machines.start(vm_state_provisioner.pool, workings, found))
+            return started.enter_context(machines.start(vm_state_provisioner.pool, workings, found))
         except StatePoolError as error:
             told = ", ".join(f"{working.object} {working.state}" for working in workings)
-            pytest.fail(f"{request.node.nodeid} cannot run a machine from {told or 'nothing'}: {error}", pytrace=False)
-        return started[-1]
+            reason = f"{request.node.nodeid} cannot run a machine from {told or 'nothing'}: {error}"
+        pytest.fail(reason, pytrace=False)
 
-    yield make
-    for machine in reversed(started):
-        machine.close()
+    with started:
+        yield make
 
 
 @pytest.fixture
@@ -154,10 +171,8 @@ def vm(request: pytest.FixtureRequest, vm_state: Working, make_vm: Callable[...,
     wishes = wishes_of(request.node)
     machines_named = sorted({wish.machine for wish in wishes})
     if len(machines_named) > 1:
-        raise pytest.UsageError(
-            f"{request.node.nodeid} uses vm, and its markers name {' and '.join(machines_named)}: start each of them by make_vm, as in "
-            f'make_vm(vm_state["{wishes[0].object}"])'
-        )
+        reason = f"{request.node.nodeid} uses vm, and its markers name {' and '.join(machines_named)}: start each of them by make_vm, as in "
+        pytest.fail(f'{reason}make_vm(vm_state["{wishes[0].object}"])', pytrace=False)
     return make_vm(*(vm_state[wish.object] for wish in wishes))
 
 

@@ -123,7 +123,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.when == "setup":
         item.stash[REPORT] = {}  # a test can be run once more
-    item.stash[REPORT][report.when] = report
+    item.stash.setdefault(REPORT, {})[report.when] = report
     return report
 
 

@@ -7,18 +7,18 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_statepool.builders import BUILDERS
+from pytest_statepool.builders import BUILDERS, Builder
 from pytest_statepool.tally import Row, Tally
 from pytest_statepool.wishes import Wish
 from pytest_statepool.working import Working
 
 if TYPE_CHECKING:
-    from statepool import Got, StatePool
+    from statepool import Ensured, Got, StatePool
 
 _LOCK = "run.lock"
 _STALE = 7 * 24 * 3600
@@ -46,6 +46,7 @@ class Provisioner:
         self._rebuild = rebuild
         self._resolved: dict[tuple[str, str], str] = {}
         self._made = 0
+        self._free: list[Path] = []
         self._lock: int | None = None
 
     # -- states ------------------------------------------------------------------------------------------------------------------------------------
@@ -61,8 +62,7 @@ class Provisioner:
         name = wish.state if wish.is_machine else self._resolve(wish.object, wish.state, row)
         self._made += 1
         # One for each: QEMU and a set of a running machine may put something beside an image.
-        place = self._directory / f"{label}-{self._made}"
-        place.mkdir()
+        place = self._new_place(f"{label}-{self._made}")
         try:
             working = self._make(wish, name, place, row)
         except BaseException:
@@ -72,6 +72,13 @@ class Provisioner:
         row.seconds = time.perf_counter() - begun
         self._tally.note(str(wish), row)
         return working
+
+    def _new_place(self, name: str) -> Path:
+        place = self._directory / name
+        if self._free:
+            return self._free.pop().rename(place)
+        place.mkdir()
+        return place
 
     def _make(self, wish: Wish, name: str, place: Path, row: Row) -> Working:
         if wish.is_machine:
@@ -111,9 +118,19 @@ class Provisioner:
             return state
         known = self._resolved.get((object, state))
         if known is None:
-            parent = self._resolve(object, builder.parent, Row()) if builder.parent is not None else None
-            ensured = self.pool.image(object).ensure(
-                state,
+            ensured = self._ensure(builder)
+            known = self._resolved[object, state] = ensured.name
+            row.built += int(ensured.built)
+            self._count(row, ensured.got)
+        return known
+
+    def _ensure(self, builder: Builder) -> Ensured:
+        from statepool import NotFound
+
+        parent = self._resolve(builder.object, builder.parent, Row()) if builder.parent is not None else None
+        try:
+            return self.pool.image(builder.object).ensure(
+                builder.state,
                 builder.function,
                 parent=parent,
                 key=builder.key,
@@ -121,10 +138,15 @@ class Provisioner:
                 timeout=builder.timeout,
                 again=self._once if self._rebuild is not None else None,
             )
-            known = self._resolved[object, state] = ensured.name
-            row.built += int(ensured.built)
-            self._count(row, ensured.got)
-        return known
+        except NotFound as error:
+            if parent is None or error.state != builder.parent:
+                raise
+            raise NotFound(
+                f"the builder at {builder.place} starts from {builder.object} {parent}, which no pool has and no builder makes",
+                object=builder.object,
+                state=parent,
+                hint=f'declare @vm_state_builder("{builder.object}", "{parent}") in a conftest.py, or set that state',
+            ) from error
 
     def _once(self, name: str) -> bool:
         """Whether a state has to be built anew: the first time that it is asked for in this run, by whichever worker."""
@@ -162,8 +184,9 @@ class Provisioner:
         for path in base.glob("pytest-*"):
             _if_alone(path, lambda path=path: self._remove(path))  # type: ignore[misc]
         for path in (*base.glob("rebuilt-*"), *base.glob("new-*")):
-            if time.time() - path.stat().st_mtime > _STALE:
-                shutil.rmtree(path, ignore_errors=True)
+            with suppress(FileNotFoundError):  # whoever made it has just given it its name, or somebody else has cleared it
+                if time.time() - path.stat().st_mtime > _STALE:
+                    shutil.rmtree(path)
 
     def _remove(self, directory: Path) -> None:
         """Take away the directory of a run, but for what is to stay."""
@@ -187,7 +210,13 @@ class Provisioner:
 
     def throw_away(self, working: Working) -> None:
         """Delete a working image."""
-        self._remove_place(_place(working))
+        place = _place(working)
+        for image in working.images.values():
+            self.pool.throw_away(image)
+        if place.is_dir() and not any(place.iterdir()):
+            self._free.append(place)  # to take a directory away costs more than all the rest
+        else:
+            self._remove_place(place)
 
     def close(self) -> None:
         """The run is over: take away the directory."""

@@ -34,7 +34,7 @@ def package(reader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
     groups = ["\n".join([f"[{group}]", *(f"{name} = {value}" for name, value in found.items())]) for group, found in project["entry-points"].items()]
     (metadata / "entry_points.txt").write_text("\n".join(groups) + "\n")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "plugins")]))
     return tmp_path
 
 

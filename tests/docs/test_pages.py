@@ -88,7 +88,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_no_page_has_commands_that_nobody_runs(reader: Any) -> None:
-    pages = ("howto", "index", "avocado-i2n", "extending", "machines", "pytest", "running", "ssh")
+    pages = ("howto", "index", "avocado", "avocado-i2n", "extending", "machines", "pytest", "running", "ssh")
     run = {"README.rst", *(f"docs/{name}.rst" for name in pages)}
     for page in PAGES:
         languages = {block.language for block in reader.blocks(page.read_text(encoding="utf-8"))}

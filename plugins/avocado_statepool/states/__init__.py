@@ -3,10 +3,11 @@ The door for avocado-i2n: state backends with its class methods and its paramete
 
 ::
 
-    from avocado_i2n.states import setup
     from avocado_statepool import states
 
-    setup.BACKENDS = {"qcow2ext": states.QCOW2ExtBackend, "ramfile": states.RamfileBackend, ...}
+    states.register()
+
+or, for some of them only, ``avocado_i2n.states.setup.BACKENDS["qcow2ext"] = states.QCOW2ExtBackend``.
 
 Parameters are anything with the methods of ``virttest.utils_params.Params``. Neither avocado-i2n nor virttest is imported, except by what makes a new
 disk or starts a machine, which is virttest's.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import os
 import time
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ from avocado_statepool.states.sourced import RootSourcedStateBackend, SourcedSta
 from avocado_statepool.states.transfer import QCOW2ImageTransfer, TransferOps
 
 __all__ = [
+    "register",
     "QCOW2ExtBackend",
     "QCOW2Backend",
     "QCOW2VTBackend",
@@ -44,6 +47,27 @@ SKIP_LOCKS = False
 
 _PAUSE = 0.01
 """Seconds between two looks at a lock that somebody else has."""
+
+_PLACES = {
+    "qcow2": ("QCOW2Backend", "QCOW2ExtBackend", "QCOW2VTBackend"),
+    "ramfile": ("RamfileBackend",),
+    "pool": ("TransferOps", "QCOW2ImageTransfer", "RootSourcedStateBackend", "SourcedStateBackend", "image_lock"),
+}
+"""Which modules of ``avocado_i2n.states`` have what."""
+
+
+def register() -> None:
+    """
+    Put all of this in the places where avocado-i2n has its own, before or after it has read its command line.
+
+    :raises ImportError: avocado-i2n is not installed
+    """
+    for module, names in _PLACES.items():
+        place = importlib.import_module(f"avocado_i2n.states.{module}")
+        for name in names:
+            setattr(place, name, globals()[name])
+    setup = importlib.import_module("avocado_i2n.states.setup")
+    setup.BACKENDS.update(qcow2=QCOW2Backend, qcow2ext=QCOW2ExtBackend, qcow2vt=QCOW2VTBackend, ramfile=RamfileBackend)
 
 
 @contextlib.contextmanager

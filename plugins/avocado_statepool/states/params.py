@@ -36,7 +36,7 @@ class Source:
     :param location: as statepool names it
     :param scope: how far it is
     :param rank: how good it is: higher is better
-    :param account: ``user@host:port`` of a pool on another host
+    :param account: ``user@host:port`` of a pool on another host; ``@host:port`` if no user is named
     :param password: of that account
     """
 
@@ -158,8 +158,9 @@ def source_of(text: str, params: Any) -> Source:
     far = params.object_params(net)
     host = far.get("nets_shell_host") or far.get("nets_host") or net
     user, port = far.get("nets_username") or "", far.get("nets_shell_port") or ""
+    host = f"[{host}]" if ":" in host else host
     account = f"{user}@{host}:{port or 22}"
-    location = f"ssh://{f'{user}@' if user else ''}{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}{path}"
+    location = f"ssh://{f'{user}@' if user else ''}{host}{f':{port}' if port else ''}{path}"
     return Source(text, location, _scope(params, far, path), _rank(params, far, path), account, far.get("nets_password") or "")
 
 
@@ -223,7 +224,11 @@ def _with_passwords(config: Any, passwords: Mapping[str, str]) -> Any:
     before = config.settings.secrets
 
     def answer(kind: str, subject: str) -> str | None:
-        found = passwords.get(subject) if kind == "password" else None
-        return found if found is not None or before is None else before(kind, subject)
+        if kind == "password":
+            for account, password in passwords.items():
+                # Where no user is named, the account is that of whoever asks.
+                if subject == account or (account.startswith("@") and subject.endswith(account)):
+                    return password
+        return before(kind, subject) if before is not None else None
 
     return evolve(config, settings=evolve(config.settings, secrets=answer))

@@ -179,6 +179,20 @@ def _there(pool_path: str, params: Any) -> tuple[_Place, p.Source]:
     return place, p.source_of(f"{prefix}{colon}{link}{place.pool}", params)
 
 
+def _of_kind(name: str, prefix: str) -> Any:
+    def call(*arguments: Any) -> Any:
+        *before, pool_path, params = arguments
+        return getattr(TransferOps, name)(*before, f"{prefix}{pool_path}", params)
+
+    call.__doc__ = f"As ``{name}``, for a path {f'without its {prefix}' if prefix else 'on another host, net:/path'}."
+    return staticmethod(call)
+
+
+for _name in ("list", "compare", "download", "upload", "delete"):
+    for _kind, _prefix in (("local", ":"), ("link", ":;"), ("remote", "")):
+        setattr(TransferOps, f"{_name}_{_kind}", _of_kind(_name, _prefix))  # list_local and so on, as avocado-i2n has them
+
+
 class QCOW2ImageTransfer:
     """States of one pool: ``show_location``, ``get_location`` and so on name it; ``shared_pool`` for root images."""
 

@@ -22,10 +22,10 @@ LIMIT = 240
 
 def programs_of(name: str) -> Path:
     """:returns: where the programs of an environment with avocado are"""
-    place = ROOT / ".venv-avocado"
-    if not (place / "statepool-setup").exists():
-        pytest.skip("there are no environments with avocado: tools/setup test makes them")
-    return place / name / "bin"
+    place = ROOT / ".venv-avocado" / name
+    if not (place / "complete").exists():
+        pytest.skip(f"there is no environment {place.name} with avocado: tools/setup test makes it")
+    return place / "bin"
 
 
 def environ_of(name: str) -> dict[str, str]:

@@ -146,6 +146,14 @@ def images() -> None:
     assert shown() == ["install"]
 
 
+def registered() -> None:
+    """The same, with ours in the places of theirs."""
+    setup.BACKENDS = {}
+    states.register()
+    assert all(backend.__module__.startswith("avocado_statepool.") for backend in setup.BACKENDS.values())
+    images()
+
+
 def machines() -> None:
     """The same with a machine that has two images."""
     statepool.init("shared")
@@ -270,6 +278,9 @@ def files() -> None:
     transfer.transfer_chain("customize", cache, pool, one_image(), down=False)
     assert transfer.compare_chain("customize", cache, pool, one_image())
     assert sorted(ops.list(f"{pool}/vm1/disk", one_image())) == ["customize.qcow2", "install.qcow2"]
+    for kind in ("local", "link"):
+        assert sorted(getattr(ops, f"list_{kind}")(f"{WORK}/shared/vm1/disk", one_image())) == ["customize.qcow2", "install.qcow2"]
+    assert ops.compare_local(f"{cache}/vm1/disk/install.qcow2", f"{WORK}/shared/vm1/disk/install.qcow2", one_image())
     # Two files that are not there are not the same.
     assert not ops.compare(f"{cache}/vm1/disk/no.qcow2", f"{pool}/vm1/disk/no.qcow2", one_image())
     other = one_image(swarm_pool=f"{WORK}/other")
@@ -342,7 +353,10 @@ class Guest:
         self.create("-incoming", f"exec:cat {path}")
 
     def resume(self, timeout: float) -> None:
-        """It goes on by itself."""
+        with statepool.RunningMachine.connect(self._sockets[0]) as machine:
+            while machine.status() == "inmigrate":
+                time.sleep(0.01)
+            machine.resume()
 
     def get_vm(self, name: str) -> Guest:
         """:returns: this one: it is an environment too"""

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 RunI2n = Callable[..., None]
 
 
-@pytest.mark.parametrize("scenario", ["images", "machines", "their_pool", "mirrors", "roots", "files"])
+@pytest.mark.parametrize("scenario", ["images", "registered", "machines", "their_pool", "mirrors", "roots", "files"])
 def test_scenario(run_i2n: RunI2n, qemu_img: Callable[..., str], scenario: str) -> None:
     run_i2n(scenario)
 

@@ -141,3 +141,19 @@ def test_a_killed_job_leaves_nothing_after_the_next_one(suite: Any, run_python: 
     assert suite.images() == []
     assert not Path("here.qcow2").exists()
     assert list(Path("cache/.statepool/working").iterdir()) == []
+
+
+LIGHT = """
+import sys
+sys.argv = ["avocado", "plugins"]
+from avocado.core.main import main
+try:
+    main()
+except SystemExit:
+    pass
+print(sorted(name for name in ("statepool", "attrs", "avocado_statepool.results") if name in sys.modules))
+"""
+
+
+def test_a_plugin_that_nobody_uses_costs_nothing(run_python: Any) -> None:
+    assert run_python("113", LIGHT).splitlines()[-1] == "['avocado_statepool.results']"

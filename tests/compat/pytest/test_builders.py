@@ -90,7 +90,10 @@ def test_two_builders_for_one_state(suite: Any) -> None:
 def test_a_parent_that_nobody_has_or_builds(suite: Any) -> None:
     suite.write(builder("one", "nothing", 1) + asking("one"))
     out = suite.run(code=1).out
-    assert "test_suite.py::test_one cannot have vm1/disk one: there is no state nothing of vm1/disk to start from" in out
+    assert "test_suite.py::test_one cannot have vm1/disk one: the builder at " in out
+    assert "test_suite.py:7 starts from vm1/disk nothing, which no pool has and no builder makes" in out
+    assert 'declare @vm_state_builder("vm1/disk", "nothing")' in out
+    assert "Traceback" not in out
 
 
 def test_a_builder_that_fails(suite: Any) -> None:

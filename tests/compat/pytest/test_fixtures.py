@@ -185,3 +185,15 @@ def test_an_ini_value_that_does_not_exist(suite: Any) -> None:
     (suite.root / "pytest.ini").write_text("[pytest]\nvm_state_pool = pool\nvm_state_cache = cache\nvm_state_keep = sometimes\n")
     suite.write('@pytest.mark.vm_state("vm1/disk", "install")\ndef test_it(vm_state): pass\n')
     assert "never, failed, always" in suite.run(code=None).out
+
+
+@pytest.mark.parametrize(("key", "said"), [('cache = ""', "cache"), ("fresh = 'soon'", "fresh"), ('sources = ["cache"]', "is the cache itself")])
+def test_a_configuration_that_cannot_be_used(suite: Any, key: str, said: str) -> None:
+    (suite.root / "statepool.toml").write_text(key + "\n")
+    suite.write('@pytest.mark.vm_state("vm1/disk", "install")\ndef test_it(vm_state): pass\n')
+    (suite.root / "pytest.ini").write_text("[pytest]\nvm_state_cache = cache\n" if "sources" in key else "[pytest]\n")
+    out = suite.run(code=1).out
+    assert "there is no state pool: " in out
+    assert said in out
+    assert "Traceback" not in out
+    assert "fixtures.py" not in out
