@@ -128,7 +128,8 @@ class TransportContract(NamesContract):
         assert moved.digest == Digest.of(data)
         assert moved.sent < MIB
         assert os.pread(target, len(data) + 1, 0) == data
-        assert os.fstat(target).st_blocks <= os.fstat(origin).st_blocks
+        # A file system may need some blocks more to remember where the pieces of a file are.
+        assert os.fstat(target).st_blocks <= os.fstat(origin).st_blocks + 64
         if (path := transport.local_path("a")) is not None:
             assert path.stat().st_blocks <= os.fstat(origin).st_blocks
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 SIZE = 12 * MIB
-HOW_MANY = pytest.mark.parametrize("cuts", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+CUTS = int(os.environ.get("CUTS", "4"))
+"""Moments at which a connection is cut in each test; a hundred take some minutes."""
 
 
 def push(lab: Lab, **knobs: object) -> StoredAt:
@@ -46,11 +47,10 @@ def start_again(lab: Lab) -> None:
     assert lab.pool().create()
 
 
-@HOW_MANY
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_an_upload_that_is_cut_is_an_error_and_is_resumed(filled: Lab, direction: str, cuts: int) -> None:
+def test_an_upload_that_is_cut_is_an_error_and_is_resumed(filled: Lab, direction: str) -> None:
     failures = 0
-    for place in places(1, cuts):
+    for place in places(1, CUTS):
         if direction == "down":
             place //= 1000  # answers are short
         filled.proxy.cut_after(**{direction: place})
@@ -63,20 +63,19 @@ def test_an_upload_that_is_cut_is_an_error_and_is_resumed(filled: Lab, direction
             left = max((path.stat().st_size for path in filled.parts()), default=0)
             second = push(filled)
             assert second.result in (Presence.STORED, Presence.PRESENT)
-            assert second.result is Presence.PRESENT or second.resumed == left
+            assert second.result is Presence.PRESENT or second.resumed >= left  # the server may have written more since
         filled.proxy.cut_after()
         assert filled.states(filled.there) == {"install"}
         assert filled.parts() == []
         start_again(filled)
-    assert failures >= cuts // 4
+    assert failures >= CUTS // 4
 
 
-@HOW_MANY
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_download_that_is_cut_is_an_error_and_is_resumed(filled: Lab, direction: str, cuts: int) -> None:
+def test_a_download_that_is_cut_is_an_error_and_is_resumed(filled: Lab, direction: str) -> None:
     assert push(filled).result is Presence.STORED
     failures = resumed = 0
-    for number, place in enumerate(places(2, cuts)):
+    for number, place in enumerate(places(2, CUTS)):
         cache = f"elsewhere-{number}"
         if direction == "up":
             place //= 2000  # questions are short
@@ -93,7 +92,7 @@ def test_a_download_that_is_cut_is_an_error_and_is_resumed(filled: Lab, directio
         filled.proxy.cut_after()
         assert filled.states(filled.root / cache) == {"install"}
         assert list((filled.root / cache / layout.INCOMING).iterdir()) == []
-    assert failures >= cuts // 4
+    assert failures >= CUTS // 4
     assert resumed > MIB or direction == "up"  # all questions have been asked before much of the answer is there
 
 

@@ -89,7 +89,8 @@ def test_holes_stay_holes(tmp_path: Path, blocks: list[tuple[int, int]], tail: i
         moved = copy(a.fileno(), b.fileno(), size, reflink=False)
         assert moved.digest == Digest.of(data)
         assert content(b.fileno()) == data
-        assert os.fstat(b.fileno()).st_blocks == os.fstat(a.fileno()).st_blocks
+        # But for the blocks in which a file system remembers many extents, as it does when its free space is in pieces.
+        assert abs(os.fstat(b.fileno()).st_blocks - os.fstat(a.fileno()).st_blocks) <= 64
         extents = data_extents(b.fileno(), size, limit=1000)
         assert extents == data_extents(a.fileno(), size, limit=1000)
         assert moved.sent == sum(length for _, length in extents)
