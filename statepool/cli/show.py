@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from statepool.cli import complete, output
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session, scope_option
+from statepool.model.keys import LABEL_KEY, LABEL_STATE, parse_name
 from statepool.model.outcomes import Listed
 
 
@@ -29,7 +32,14 @@ def command(session: Session, object: str | None, scope: str | None) -> None:
     for text in listed.warnings:
         warn(f"warning: {text}")
     titles = ("OBJECT", "STATE", "SIZE", "PARENT", "CREATED", "WHERE", "NOTE")
-    session.answer_table(titles, [_row(session, item) for item in listed], right=("SIZE",))
+    session.answer_table(titles, [_row(session, item) for item in sorted(listed, key=_place)], right=("SIZE",))
+
+
+def _place(item: Listed) -> tuple[str, str, float, str]:
+    """What was built under one name stands together, the newest key first."""
+    built = parse_name(item.manifest.state)
+    state, age = (built[0], -item.manifest.created) if built is not None else (item.manifest.state, -math.inf)
+    return item.manifest.object, state, age, str(item.manifest.kind)
 
 
 def _row(session: Session, item: Listed) -> tuple[str, ...]:
@@ -48,4 +58,6 @@ def _row(session: Session, item: Listed) -> tuple[str, ...]:
 def note(item: Listed) -> str:
     """:returns: what a person should know of a state, beside what it is"""
     words = [] if item.managed else ["unmanaged"]
+    if LABEL_KEY in item.manifest.labels:
+        words.append(f"a key of {item.manifest.labels.get(LABEL_STATE)}")
     return ", ".join(words + ([item.problem] if item.problem else []))

@@ -293,6 +293,13 @@ def test_a_command_that_fails(root: Path, run_statepool: Any, words: tuple[str, 
     assert states(root) == {"install"}
 
 
+def test_keys_of_one_name_stand_together_the_newest_first(root: Path, run_statepool: Any) -> None:
+    keys = [disk(root).ensure("connect", partial(write, value), parent="install").name for value in (1, 2, 3)]
+    lines = run_statepool("--cache", "cache", "--source", "pool", "show").out.splitlines()[1:]
+    assert [line.split()[1] for line in lines] == [*reversed(keys), "install"]
+    assert ["a key of connect" in line for line in lines] == [True, True, True, False]
+
+
 # -- old keys ----------------------------------------------------------------------------------------------------------------------------------------
 
 

@@ -63,8 +63,8 @@ def test_show(run: Run, api: Any, cache: str) -> None:
     lines = run("--source", "/srv/pool", "show", "vm1").stdout.splitlines()
     assert api.calls == [("show", "vm1", {"scope": None})]
     assert lines[0].split() == ["OBJECT", "STATE", "SIZE", "PARENT", "CREATED", "WHERE", "NOTE"]
-    assert lines[1].split() == ["vm1/disk", "install", "128", "KiB", "1970-01-01", "00:00:05", "cache", "/srv/pool", "ssh://a/b"]
-    assert lines[2].split() == ["vm1/disk", "customize", "1.00", "MiB", "install", "cache", "unmanaged,", "no", "parent"]
+    assert lines[2].split() == ["vm1/disk", "install", "128", "KiB", "1970-01-01", "00:00:05", "cache", "/srv/pool", "ssh://a/b"]
+    assert lines[1].split() == ["vm1/disk", "customize", "1.00", "MiB", "install", "cache", "unmanaged,", "no", "parent"]
 
 
 def test_show_json(run: Run, api: Any, cache: str) -> None:
