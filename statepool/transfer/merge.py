@@ -19,10 +19,17 @@ def merged(listings: Iterable[Sequence[Listed]]) -> list[Listed]:
     :returns: each state once, with all the pools that have it; two pools with different content under one name give two lines
     """
     of_one_name: dict[StateId, list[Listed]] = {}
-    for listing in listings:
+    filled = [listing for listing in listings if listing]
+    if len(filled) == 1:
+        return sorted(filled[0], key=_id)
+    for listing in filled:
         for listed in listing:
             of_one_name.setdefault(listed.manifest.id, []).append(listed)
     return [listed for state in sorted(of_one_name) for listed in _united(of_one_name[state])]
+
+
+def _id(listed: Listed) -> StateId:
+    return listed.manifest.id
 
 
 def _united(all_listed: list[Listed]) -> list[Listed]:
