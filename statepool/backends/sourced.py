@@ -153,6 +153,13 @@ class RootSourcedStateBackend(StateBackend):
             )
         return () if self._cache.settings.offline else found
 
+    @property
+    def _unasked(self) -> tuple[str, ...]:
+        """What an answer has to say that was given without the sources, although there are some."""
+        if self._cache.settings.offline and self.context.sources:
+            return ("offline: no source was asked",)
+        return ()
+
     def status(self, options: Options = DEFAULTS) -> list[SourceStatus]:
         """:returns: the sources that may be used, in the order in which they would be asked, and why; nobody is contacted"""
         return Mirrors(self._cache, tuple(source for source in self.context.sources if source.scope in options.scope)).status()
@@ -194,13 +201,13 @@ class RootSourcedStateBackend(StateBackend):
         found = mirrors.look(wanted)
         if options.dry_run:
             plan = self.own_plan(found.offers[0]) if found.offers else in_cache(self._parts(found.cached), Verified.TRUSTED)
-            return evolve(plan, working=next(map(str, places.values()), None), warnings=found.warnings)
+            return evolve(plan, working=next(map(str, places.values()), None), warnings=(*self._unasked, *found.warnings))
         result, chain = self._bring(mirrors, wanted, found)
         for manifest in chain:
             if manifest.digest is not None:
                 self._cache.trust.touch(manifest.digest)
         working = self.own_get(target, chain, places, options)
-        return evolve(result, working=working)
+        return evolve(result, working=working, warnings=(*self._unasked, *result.warnings))
 
     def _bring(self, mirrors: Mirrors, wanted: StateId, found: Found) -> tuple[Got, tuple[Manifest, ...]]:
         warnings = found.warnings
@@ -240,7 +247,7 @@ class RootSourcedStateBackend(StateBackend):
             others = [self._store(taken.manifest, source, options) for source in sources]
             if not options.dry_run:
                 self._cache.known.save()
-        return Stored(wanted.object, wanted.state, str(taken.manifest.digest), (own, *others), taken.warnings, options.wait_for)
+        return Stored(wanted.object, wanted.state, str(taken.manifest.digest), (own, *others), (*self._unasked, *taken.warnings), options.wait_for)
 
     def _store(self, manifest: Manifest, source: Source, options: Options) -> StoredAt:
         if options.dry_run:
@@ -338,14 +345,14 @@ class SourcedStateBackend(RootSourcedStateBackend):
         mirrors = self._mirrors(options)
         own = [listing(self._cache.pool, machine)] if mirrors.own else []
         found, warnings = mirrors.listings(lambda source: listing(source.pool, machine))
-        return Listing((one for one in merged([*own, *found]) if wanted in (machine, one.manifest.object)), warnings)
+        return Listing((one for one in merged([*own, *found]) if wanted in (machine, one.manifest.object)), (*self._unasked, *warnings))
 
     def show_all(self, options: Options = DEFAULTS) -> Listing:
         """As :meth:`show`, of all objects."""
         mirrors = self._mirrors(options)
         own = [_everything(self._cache.pool)] if mirrors.own else []
         found, warnings = mirrors.listings(lambda source: _everything(source.pool))
-        return Listing(merged([*own, *found]), warnings)
+        return Listing(merged([*own, *found]), (*self._unasked, *warnings))
 
     def check(self, target: Target, state: str, options: Options = DEFAULTS) -> bool:
         """:returns: whether the cache or a source that the scope permits has a state, with its whole chain"""

@@ -176,6 +176,19 @@ def test_offline_no_source_is_asked(filled: Path, watched: tuple[list[str], Sour
     assert asked == []
 
 
+def test_what_is_done_offline_says_so(filled: Path, watched: tuple[list[str], Source], make_image: Callable[..., Path]) -> None:
+    _, source = watched
+    statepool.StatePool(filled / "cache", [source]).image("vm1/disk").get("install")
+    pool = statepool.StatePool(filled / "cache", [source], settings=Settings(offline=True))
+    disk = pool.image("vm1/disk")
+    stored = disk.set("new", source=make_image(filled / "new.qcow2"))
+    answers = [disk.get("install"), disk.get("install", dry_run=True), stored, disk.show(), pool.show(), pool.machine("vm1").show()]
+    assert [answer.warnings for answer in answers] == [("offline: no source was asked",)] * 6
+    # Without sources there is nothing to say.
+    alone = statepool.StatePool(filled / "cache", settings=Settings(offline=True))
+    assert (alone.show().warnings, alone.image("vm1/disk").get("install").warnings) == ((), ())
+
+
 def test_the_depth_is_limited(filled: Path, make_image: Make, write_to_image: Write) -> None:
     disk = open_pool(filled, max_depth=2).image("vm1/disk")
     disk.get("customize", to=filled / "work.qcow2")
