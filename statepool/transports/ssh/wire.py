@@ -22,6 +22,9 @@ from attrs import define, field
 KEEPALIVE = 15.0
 """Seconds without traffic after which something is sent, so that nobody on the way forgets the connection, and we learn that it is dead."""
 
+RECEIVED_AT_ONCE = 256 << 10
+"""Bytes asked of the kernel at most. paramiko asks for the head of each packet, and then for its rest: two system calls for 32 KiB."""
+
 
 class LinkSilent(ConnectionAbortedError):
     """
@@ -62,14 +65,23 @@ class WatchedSocket:
     """Nothing comes any more. paramiko knows it a moment later, after it has told those who wait."""
 
     _closed: bool = False
+    _ahead: memoryview = field(factory=lambda: memoryview(b""))
+    """Arrived, and not asked for yet."""
+
     _waiting: set[Waiting] = field(factory=set)
     _stuck_since: float | None = None
 
     # -- what paramiko calls ------------------------------------------------------------------------------------------------------------------------
 
     def recv(self, size: int) -> bytes:
+        if not self._ahead:
+            self._ahead = memoryview(self._receive())
+        data, self._ahead = bytes(self._ahead[:size]), self._ahead[size:]
+        return data
+
+    def _receive(self) -> bytes:
         try:
-            data: bytes = self.link.recv(size)
+            data: bytes = self.link.recv(RECEIVED_AT_ONCE)
         except TimeoutError:
             self._look_at_the_clock()
             raise

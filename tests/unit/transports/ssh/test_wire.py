@@ -38,6 +38,14 @@ def test_bytes_are_counted(pair) -> None:
     assert (watched.received, watched.sent) == (5, 2)
 
 
+def test_what_came_together_is_handed_out_as_it_is_asked_for(pair) -> None:
+    watched, theirs = pair
+    theirs.sendall(b"hello")
+    theirs.close()
+    assert [watched.recv(2), watched.recv(2), watched.recv(2), watched.recv(2)] == [b"he", b"ll", b"o", b""]
+    assert watched.received == 5
+
+
 def test_nobody_waits(pair) -> None:
     watched, theirs = pair
     threading.Timer(0.5, theirs.sendall, [b"late"]).start()
