@@ -36,6 +36,7 @@ from statepool.transfer.frozen import settle_names
 from statepool.transfer.space import require_space
 from statepool.transfer.takeover import Takeover, finish, give_back
 from statepool.transports.copying import copy, data_extents, hash_file
+from statepool.transports.flushing import flushed_beside
 
 CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP})
 """What the kernel says where a file cannot get a second name: another file system, one without links, or somebody else's file
@@ -204,8 +205,8 @@ class Intake:
 
     def _link(self, descriptor: int, examined: Examined, dry_run: bool) -> Taken:
         patches = examined.patches or ()
-        os.fsync(descriptor)
-        digest = self._hash(descriptor, examined.size, [(patch.offset, patch.data) for patch in patches])
+        with flushed_beside(descriptor, examined.size):
+            digest = self._hash(descriptor, examined.size, [(patch.offset, patch.data) for patch in patches])
         manifest = self.manifest(descriptor, examined, digest, examined.size)
         changes = self.cache.pool.check_publishable([manifest], replace=self.replace)
         if dry_run:
@@ -296,7 +297,7 @@ class Intake:
         self.progress.begin(f"set {self.state}", examined.size)
         try:
             with open(path, "x+b", buffering=0) as file:
-                moved = copy(descriptor, file.fileno(), examined.size, progress=self.progress)
+                moved = copy(descriptor, file.fileno(), examined.size, progress=self.progress, flush=True)
                 digest, parent = moved.digest, examined.parent
                 if parent is not None and examined.patches is None:
                     QemuImg(self.cache.settings.tool_timeout).rebase_unsafe(path, parent.file_name)

@@ -35,6 +35,7 @@ from statepool.transfer.machine_takeover import MachineTakeover, Part, finish, g
 from statepool.transfer.overlays import stamp
 from statepool.transfer.space import require_space
 from statepool.transports.copying import copy, data_extents, hash_file
+from statepool.transports.flushing import flushed_beside
 
 
 @frozen
@@ -214,8 +215,8 @@ class MachineIntake:
         """:returns: what becomes of a file whose bytes are linked"""
         if (known := self._unchanged(looked)) is not None:
             return Part(None, known)
-        os.fsync(looked.descriptor)
-        digest = self._hash(looked.descriptor, looked.size, [(patch.offset, patch.data) for patch in looked.patches or ()])
+        with flushed_beside(looked.descriptor, looked.size):
+            digest = self._hash(looked.descriptor, looked.size, [(patch.offset, patch.data) for patch in looked.patches or ()])
         return self._part(looked, self._manifest(looked, looked.descriptor, digest, looked.size), linked=True)
 
     def _part(self, looked: _Looked, manifest: Manifest, *, linked: bool) -> Part:
@@ -272,7 +273,7 @@ class MachineIntake:
         self.progress.begin(f"set {self.id}", looked.size)
         try:
             with open(path, "x+b", buffering=0) as file:
-                moved = copy(looked.descriptor, file.fileno(), looked.size, progress=self.progress)
+                moved = copy(looked.descriptor, file.fileno(), looked.size, progress=self.progress, flush=True)
                 manifest = self._manifest(looked, file.fileno(), moved.digest, looked.size)
                 os.fchmod(file.fileno(), READ_ONLY)
                 os.fsync(file.fileno())

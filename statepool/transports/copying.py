@@ -20,6 +20,7 @@ import stat
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,7 @@ from statepool.model.digest import DEFAULT_ALGORITHM, Digest, Hasher, new_hasher
 from statepool.model.progress import SILENT, Progress
 from statepool.transports.base import Moved
 from statepool.transports.failures import A_FILE, Subject, not_regular, translating, wrong_length
+from statepool.transports.flushing import FlushBehind
 from statepool.transports.reading import SLICE, CloneReader, DirectReader, Extent, Reader, Slice, Unchanging, data_in, new_buffer
 
 BEHIND_COPYING = 8
@@ -60,6 +62,7 @@ def copy(
     algorithm: str = DEFAULT_ALGORITHM,
     progress: Progress = SILENT,
     reflink: bool = True,
+    flush: bool = False,
     subject: Subject = A_FILE,
 ) -> Moved:
     """
@@ -71,8 +74,9 @@ def copy(
     :param algorithm: for the digest, which is that of the copy
     :param progress: told of the bytes, holes included, from the calling thread; what it raises ends the copy
     :param reflink: whether the two may share blocks
+    :param flush: whether the caller is about to flush the copy: it is done on the way, so that little is left to be flushed
     :param subject: what messages say of the source
-    :returns: ``reflink`` or ``copy``, with the digest of what is in ``target`` now. It has not been flushed.
+    :returns: ``reflink`` or ``copy``, with the digest of what is in ``target`` now. It has not been flushed to the end.
     :raises IntegrityError: the source is not a regular file of this size, or did not stay so
     :raises NoSpace: the copy does not fit
     :raises TransportError: reading or writing failed
@@ -83,7 +87,8 @@ def copy(
     with translating("write a copy of", subject, needed=size, descriptor=target):
         _empty(target)
         os.ftruncate(target, size)
-    moved = _copy_slices(source, target, size, algorithm, progress, subject)
+    with FlushBehind(partial(_flush, target, size, subject)) if flush else nullcontext() as flushing:
+        moved = _copy_slices(source, target, size, algorithm, progress, subject, flushing)
     _check_length(source, size, subject)
     return moved
 
@@ -278,7 +283,7 @@ def _share_blocks(source: int, target: int) -> bool:
     return True
 
 
-def _copy_slices(source: int, target: int, size: int, algorithm: str, progress: Progress, subject: Subject) -> Moved:
+def _copy_slices(source: int, target: int, size: int, algorithm: str, progress: Progress, subject: Subject, flushing: FlushBehind | None) -> Moved:
     with translating("look at", subject):
         is_mostly_holes = os.fstat(source).st_blocks * 512 < size // 2
     # The copier needs a processor too, except where there is next to nothing to copy.
@@ -293,9 +298,16 @@ def _copy_slices(source: int, target: int, size: int, algorithm: str, progress: 
                 copier.copy(offset, length)
                 sent += length
             behind.do(partial(_update, hasher, copy_reader, part, buffer))
+            if flushing is not None:
+                flushing.wrote(sum(length for _, length in part.data))
             progress.advance(part.length)
         behind.finish()
     return Moved(Digest(algorithm, hasher.hexdigest()), "copy", sent)
+
+
+def _flush(target: int, size: int, subject: Subject) -> None:
+    with translating("flush", subject, needed=size, descriptor=target):
+        os.fdatasync(target)
 
 
 def _update(hasher: Hasher, reader: Reader, part: Slice, buffer: memoryview) -> None:

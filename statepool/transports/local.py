@@ -270,7 +270,7 @@ class LocalTransport(Transport):
                 os.unlink(full)
             target = os.open(full, _WRITE_NEW, 0o600)
         try:
-            moved = copying.copy(source, target, size, algorithm=algorithm, progress=progress, subject=subject)
+            moved = copying.copy(source, target, size, algorithm=algorithm, progress=progress, flush=True, subject=subject)
             with translating("flush", subject, needed=size, descriptor=target):
                 os.fchmod(target, 0o444)
                 os.fsync(target)

@@ -56,6 +56,35 @@ class Channels:
         finally:
             self._give_back(sftp, epoch)
 
+    @contextmanager
+    def spared(self) -> Iterator[Sftp | None]:
+        """As :meth:`lent`, for what can be done without: to None if there is none to be had at once, or if it would be the last one for others."""
+        taken = self._take_spare() if os.getpid() == self._pid else None
+        if taken is None:
+            yield None
+            return
+        sftp, epoch = taken
+        try:
+            yield sftp
+        finally:
+            self._give_back(sftp, epoch)
+
+    def _take_spare(self) -> tuple[Sftp, int] | None:
+        with self._changed:
+            self._look_at_epoch()
+            epoch = self._epoch
+            if len(self._idle) > 1:
+                return self._idle.pop(), epoch
+            if self._count >= self._most - 1:
+                return None
+            self._count += 1
+        try:
+            return self._open(), epoch
+        except BaseException as error:
+            if self._goes_on_without(error, epoch) or (isinstance(error, TransportError) and self._connection.is_open):
+                return None  # it would only have been a help
+            raise
+
     def close(self) -> None:
         """Close those that nobody uses."""
         if os.getpid() != self._pid:

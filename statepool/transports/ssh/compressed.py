@@ -348,6 +348,7 @@ class PackedUpload(Upload, _Choosing):
                 self._hashed += len(data)
                 job.progress.advance(len(data))
                 self._hand_over(command, packing.compress(data))
+                job.note_written(len(data))
                 if not goes_on(len(data)):
                     self._hand_over(command, packing.flush())
                     return

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from attrs import define, field, frozen
 
@@ -52,6 +52,7 @@ class Job:
     :param progress: told of the bytes
     :param far: what messages say of the file there
     :param done: bytes at the beginning that need not be moved, as they are there
+    :param wrote: told how many bytes have been sent, each time
     """
 
     local: int
@@ -60,11 +61,17 @@ class Job:
     progress: Progress
     far: Subject
     done: int = 0
+    wrote: Callable[[int], object] | None = None
 
     @property
     def near(self) -> Subject:
         """What messages say of the file here."""
         return Subject(f"the local copy of {self.far.text}", self.far.pool, self.far.path)
+
+    def note_written(self, count: int) -> None:
+        """Bytes of data have been sent."""
+        if self.wrote is not None:
+            self.wrote(count)
 
     def hash_zeros(self, count: int) -> None:
         """A hole is passed."""
@@ -315,6 +322,7 @@ class Upload:
     def _write(self, offset: int, data: bytes) -> None:
         self._asked[self._sftp.send_data(Kind.WRITE, self._handle + struct.pack(">Q", offset), memoryview(data))] = None
         self.sent += len(data)
+        self._job.note_written(len(data))
 
     def _check_one(self) -> None:
         number, answer = self._sftp.next_answer(self._asked)

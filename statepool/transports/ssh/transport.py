@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+
+from attrs import evolve
 
 from statepool.errors import StatePoolError, TransportError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest, new_hasher
@@ -19,6 +22,7 @@ from statepool.model.progress import SILENT, Progress
 from statepool.model.settings import Settings
 from statepool.transports.base import Capabilities, Moved, Transport
 from statepool.transports.failures import Subject, wrong_length
+from statepool.transports.flushing import STEP, FlushBehind
 from statepool.transports.retry import Retrying
 from statepool.transports.ssh.compressed import PackedDownload, PackedUpload, Packer, packer
 from statepool.transports.ssh.failures import is_lost
@@ -155,7 +159,8 @@ class SSHTransport(SSHFiles):
             sftp.ask_all([(Kind.REMOVE, string(full))])
         with self._opened(sftp, full, Flag.WRITE if job.done else NEW, mode=0o600) as handle:
             packer = self._packer(path, job)
-            sent = (PackedUpload(packer, sftp, handle, job, server.limits) if packer else Upload(sftp, handle, job, server.limits)).run()
+            with self._flushing(full, job) as job:
+                sent = (PackedUpload(packer, sftp, handle, job, server.limits) if packer else Upload(sftp, handle, job, server.limits)).run()
             requests: list[tuple[int, bytes]] = [(Kind.FSETSTAT, string(handle) + attributes(mode=0o444)), (Kind.FSTAT, string(handle))]
             if server.has(FSYNC):
                 requests.append(extension(FSYNC, string(handle)))
@@ -163,6 +168,21 @@ class SSHTransport(SSHFiles):
             if attributes_in(found).size != job.size:
                 raise wrong_length(self._subject(path), job.size, attributes_in(found).size)
         return sent
+
+    @contextmanager
+    def _flushing(self, full: bytes, job: Job) -> Iterator[Job]:
+        """
+        What is written there is flushed there on the way, by a second channel, where there is one: the first one is full of what is being written.
+
+        :returns: the job, for which that is done
+        """
+        with ExitStack() as stack:
+            other = stack.enter_context(self._channels.spared()) if job.size - job.done > STEP else None
+            if other is not None and self._look(other).has(FSYNC):
+                handle = stack.enter_context(self._opened(other, full, Flag.WRITE))
+                flushing = stack.enter_context(FlushBehind(lambda: other.extended(FSYNC, string(handle))))
+                job = evolve(job, wrote=flushing.wrote)
+            yield job
 
     def _packer(self, path: str, job: Job) -> Packer | None:
         return packer(shell_of(self._connection), self._seen(path), self._compress, job.size - job.done)

@@ -16,7 +16,9 @@ from statepool.errors import NoSpace, TransportError
 from statepool.model.outcomes import Presence
 from statepool.testing.sshd import SFTP_SERVER, Sshd, run_sshd, sshd_program
 from statepool.transfer.push import Push
+from statepool.transports import flushing
 from statepool.transports.ssh import SSHTransport
+from statepool.transports.ssh import transport as transport_module
 from statepool.transports.ssh.connection import connection_to
 
 if TYPE_CHECKING:
@@ -79,6 +81,30 @@ def test_a_failed_call_at_the_far_side_is_reported(failing: Callable[[str], Sshd
     failing("")
     transport = reach(server)
     assert transport.store(source, "target", SIZE).digest == transport.digest("target", SIZE)
+
+
+@pytest.fixture
+def often_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written there is flushed there five times on the way, by a second channel."""
+    for module in (flushing, transport_module):
+        monkeypatch.setattr(module, "STEP", MIB // 2)
+    monkeypatch.setattr(flushing, "LEAD", MIB // 2)
+
+
+@pytest.mark.usefixtures("often_flushed")
+def test_a_flush_that_fails_on_the_way_is_reported(failing: Callable[[str], Sshd], source: int) -> None:
+    """The second one, which only the second channel comes to: what the first one asks for in the end would find nothing wrong."""
+    server = failing("fsync:error=EIO:when=2")
+    with pytest.raises(TransportError):
+        reach(server).store(source, "target", SIZE)
+    assert not (server.directory / "pools/failing/target").exists()
+
+
+@pytest.mark.usefixtures("often_flushed")
+def test_a_server_without_room_for_a_second_channel(source: int, tmp_path: Path) -> None:
+    with run_sshd(options={"MaxSessions": "1"}) as server:
+        transport = SSHTransport(server.location(tmp_path), server.settings(retries=0, compress="off"))
+        assert transport.store(source, "target", SIZE).digest == transport.digest("target", SIZE)
 
 
 def test_a_write_that_does_less_than_it_should_is_noticed(failing: Callable[[str], Sshd], source: int) -> None:
