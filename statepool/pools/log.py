@@ -316,13 +316,15 @@ class MachineLog:
 
     # -- writing -----------------------------------------------------------------------------------------------------------------------------------
 
-    def append(self, plan: Plan, *, alone: Alone | None = None) -> tuple[Fold, bool]:
+    def append(self, plan: Plan, *, alone: Alone | None = None, durable: bool = True) -> tuple[Fold, bool]:
         """
         Add one record.
 
         :param plan: what to change, given what is there; called again whenever somebody else was faster. Raises if the change is not allowed any
             more; answers nothing if there is nothing to do.
         :param alone: keeps others away who would only be too late: held by who was too late himself several times
+        :param durable: also flush the name of the record. Without, a power cut can take it, with all that come after it and say so too; the next
+            durable one brings those before it to stable storage as well.
         :returns: the fold with the change, and whether a record was written
         """
         nonce = self._nonce()
@@ -336,7 +338,9 @@ class MachineLog:
                 drafted = changes
                 fold, changes, extended = self._place(place, fold, nonce, drafted, plan, alone)
             if extended is not None:
-                if self._is_lasting(nonce, extended.number):
+                if durable:
+                    self._transport.flush(self._directory)
+                if not self._is_void(nonce, extended.number):
                     self._last = extended
                     return extended, True
                 self._last = None
@@ -369,11 +373,6 @@ class MachineLog:
                     failures += 1
                 else:
                     return fold, changes, extended
-
-    def _is_lasting(self, nonce: str, number: int) -> bool:
-        """Whether our record counts; if so, it is on stable storage when this returns."""
-        self._transport.flush(self._directory)
-        return not self._is_void(nonce, number)
 
     def _is_void(self, nonce: str, number: int) -> bool:
         """Whether our record came too late; if so, it is gone when this returns, or so old that the next compaction takes it."""

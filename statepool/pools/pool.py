@@ -265,7 +265,7 @@ class Pool:
         :param replace: other content under a name gives way, if nothing stands on it
         :param supersede: as replace, and what stands on it keeps it, without its name: for caches
         :param in_place: the files in their places in the view are the states themselves: they are being adopted
-        :param durable: also flush the directory of the bytes; a cache that hashes its files after a reboot does without
+        :param durable: also flush the names of the bytes and of the record; a cache that hashes its files after a reboot does without
         :returns: whether anything had to be changed; False if the same was there before
         :raises Conflict: a name exists with other content, or a parent has changed
         :raises HasDependants: something stands on what should be replaced
@@ -277,21 +277,22 @@ class Pool:
         staging.settle(digests)
         if durable:
             self.transport.flush(layout.DATA)
-        written = self.append(machine, lambda fold: self._plan(fold, manifests, replace, supersede))
+        written = self.append(machine, lambda fold: self._plan(fold, manifests, replace, supersede), durable=durable)
         # A collector may have moved the bytes aside before it could see the record. We still have them: one last look.
         staging.settle(digests)
         self.view.update(ids, lambda: self.fold(machine))
         return written
 
-    def append(self, machine: str, plan: Callable[[Fold], Sequence[Change]]) -> bool:
+    def append(self, machine: str, plan: Callable[[Fold], Sequence[Change]], *, durable: bool = True) -> bool:
         """
         Add one record to a log, and a checkpoint if it is time for one.
 
         :param plan: as :meth:`MachineLog.append` has it
+        :param durable: likewise
         :returns: whether a record was written
         """
         log = self.log(machine)
-        fold, written = log.append(plan, alone=lambda: self.log_locks.hold(f"log-{machine}", self.lock_timeout))
+        fold, written = log.append(plan, alone=lambda: self.log_locks.hold(f"log-{machine}", self.lock_timeout), durable=durable)
         if written and log.is_turn(fold):
             log.compact()
         return written
