@@ -214,8 +214,9 @@ class Fold:
                 published.append(change.manifest)
             else:
                 removed.append(self._remove(change, number))
+        chains: dict[Key | None, set[str]] = {}
         for manifest in published:
-            self._check_published(manifest, number)
+            self._check_published(manifest, number, chains)
         self._drop(removed, number)
         self.number = number
         self.nonces[number] = nonce
@@ -243,19 +244,24 @@ class Fold:
         del self._states[change.id]
         return manifest
 
-    def _check_published(self, manifest: Manifest, number: int) -> None:
+    def _check_published(self, manifest: Manifest, number: int, chains: dict[Key | None, set[str]]) -> None:
+        """
+        :param chains: the names in the chains of those of this record that were looked at before, by their keys
+        """
         if manifest.parent_key is not None and manifest.parent_key not in self._present:
             raise BadRecord(
                 f"record {number} of {self.machine} publishes {manifest.id} without its parent {manifest.parent_key[1]}", object=self.machine
             )
-        seen = {manifest.id.state}
-        below = manifest.parent_key
+        names, below = {manifest.id.state}, manifest.parent_key
         while below is not None:
-            if below[1] in seen:
-                raise BadRecord(f"record {number} of {self.machine} makes {manifest.object} {below[1]} its own ancestor", object=self.machine)
-            seen.add(below[1])
-            parent = self._present.get(below)  # if it lacks its own parent, it is looked at itself, being of this record
-            below = parent.parent_key if parent is not None else None
+            known = chains.get(below, {below[1]})
+            if not names.isdisjoint(known):
+                again = min(names & known)
+                raise BadRecord(f"record {number} of {self.machine} makes {manifest.object} {again} its own ancestor", object=self.machine)
+            names |= known
+            parent = self._present.get(below) if below not in chains else None
+            below = parent.parent_key if parent is not None else None  # one that lacks its own parent is looked at itself, being of this record
+        chains[manifest.key] = names
         for name, digest in manifest.members.items() if manifest.id.kind is Kind.MACHINE else ():
             member = self._states.get(member_id(manifest, name))
             if member is None or member.digest != digest:

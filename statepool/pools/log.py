@@ -13,22 +13,17 @@ The rules (``docs/design.rst`` says why they suffice):
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
-from attrs import frozen
-
-from statepool.errors import BadRecord, FileExists, UnsupportedFormat
-from statepool.model.digest import Digest
-from statepool.model.manifest import Kind, Manifest, StateId
-from statepool.model.manifests import read_manifests
+from statepool.errors import BadRecord, FileExists
+from statepool.model.manifests import are_good
 from statepool.pools import layout
-from statepool.pools.fold import KEEP_NONCES, Change, Fold, Publish, Remove
-from statepool.pools.talks import MAX_SMALL_FILE, Ask, Question, Talk, hold
+from statepool.pools.fold import KEEP_NONCES, Change, Fold
+from statepool.pools.records import Checkpoint, Record, Unfolded, apply, decode
+from statepool.pools.talks import MAX_SMALL_FILE, Ask, Question, Talk, hold, hold_all
 from statepool.pools.writer import Writer
 from statepool.transports.base import Entry, Transport
 
@@ -70,115 +65,6 @@ def random_nonce() -> str:
     return os.urandom(8).hex()
 
 
-@frozen
-class Record:
-    """
-    One change to the states of a machine.
-
-    :param number: its place in the order, from 1
-    :param nonce: what its writer knows it by
-    :param time: seconds since the epoch, by the writer's clock; for people only
-    :param by: the writer
-    :param changes: what it did
-    """
-
-    number: int
-    nonce: str
-    time: float
-    by: str
-    changes: tuple[Change, ...]
-
-    def to_bytes(self) -> bytes:
-        """:returns: the content of its file, whose name says the number"""
-        return _encode(
-            {
-                "format": layout.FORMAT,
-                "nonce": self.nonce,
-                "time": self.time,
-                "by": self.by,
-                "changes": [change.to_json() for change in self.changes],
-            }
-        )
-
-    @classmethod
-    def from_bytes(cls, content: bytes, number: int, where: str) -> Record:
-        """
-        :param content: what is in the file
-        :param number: what the file's name says
-        :param where: the file, for messages
-        :raises BadRecord: it is not a record
-        """
-        data = decode(content, where)
-        changes = data.get("changes")
-        if not isinstance(changes, list) or not changes:
-            raise BadRecord(f"{where} is not a record: it changes nothing", path=where)
-        return cls(number, _text(data, "nonce", where), _number(data, "time", where), _text(data, "by", where), tuple(_changes(changes, where)))
-
-
-def _changes(changes: list[Any], where: str) -> list[Change]:
-    if any(not isinstance(change, dict) or ("publish" in change) == ("remove" in change) for change in changes):
-        raise BadRecord(f"a change in {where} neither publishes nor removes", path=where)
-    try:
-        manifests = iter(read_manifests([change["publish"] for change in changes if "publish" in change]))
-        return [_publish(change, next(manifests)) if "publish" in change else _remove(change["remove"]) for change in changes]
-    except BadRecord as error:
-        raise BadRecord(f"{error.message}, in {where}", path=where) from error
-
-
-def _publish(change: dict[str, Any], manifest: Manifest) -> Publish:
-    supersedes = change.get("supersedes")
-    return Publish(manifest, Digest.parse(str(supersedes)) if supersedes is not None else None)
-
-
-def _remove(data: Any) -> Remove:
-    if not isinstance(data, dict) or not isinstance(data.get("object"), str) or not isinstance(data.get("state"), str):
-        raise BadRecord("a removal does not say of what")
-    if data.get("kind", "image") not in Kind.__members__.values():
-        raise BadRecord("a removal has an unknown kind")
-    digest = data.get("digest")
-    return Remove(StateId(data["object"], data["state"], Kind(data.get("kind", "image"))), Digest.parse(str(digest)) if digest is not None else None)
-
-
-def _encode(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
-
-
-def decode(content: bytes, where: str) -> dict[str, Any]:
-    """
-    :param content: what is in a file of ours
-    :param where: the file, for messages
-    :returns: the JSON object in it
-    :raises BadRecord: it is not one
-    :raises UnsupportedFormat: it is of a format we do not know
-    """
-    try:
-        data = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:
-        raise BadRecord(f"{where} is not JSON", path=where, hint="restore the file, or remove the pool's damage with a copy of it") from error
-    if not isinstance(data, dict):
-        raise BadRecord(f"{where} is not a JSON object", path=where)
-    version = data.get("format")
-    if type(version) is not int or version < 1:
-        raise BadRecord(f"{where} does not say its format", path=where)
-    if version > layout.FORMAT:
-        raise UnsupportedFormat(f"{where} is of format {version}, this version knows {layout.FORMAT}", path=where, hint="install a newer statepool")
-    return data
-
-
-def _text(data: dict[str, Any], name: str, where: str) -> str:
-    value = data.get(name)
-    if not isinstance(value, str):
-        raise BadRecord(f"{where} has no {name}", path=where)
-    return value
-
-
-def _number(data: dict[str, Any], name: str, where: str) -> float:
-    value = data.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRecord(f"{where} has no {name}", path=where)
-    return float(value)
-
-
 class MachineLog:
     """
     Reads and extends the log of one machine.
@@ -208,13 +94,21 @@ class MachineLog:
         :returns: the states of the machine, as of a moment during this call
         :raises BadRecord: the log is damaged
         """
-        return hold(self._transport, self.folding())
+        return self.settled(hold(self._transport, self.reading()))
 
-    def folding(self) -> Talk[Fold]:
-        """As :meth:`fold`, as a talk to be held beside others."""
+    def reading(self) -> Talk[Fold | Unfolded]:
+        """:returns: a talk, to be held beside others, that comes to what :meth:`settled` takes"""
         last = self._last
         newer = (yield from self._extending(last)) if last is not None and last.number else None
-        self._last = newer if newer is not None else (yield from self._folding_all())
+        return newer if newer is not None else (yield from self._reading_all())
+
+    def settled(self, found: Fold | Unfolded, *, vetted: bool = False) -> Fold:
+        """
+        :param found: what :meth:`reading` has come to
+        :param vetted: whether the manifests in it have been found good
+        :returns: the fold
+        """
+        self._last = found.fold(vetted=vetted) if isinstance(found, Unfolded) else found
         return self._last
 
     def _extending(self, last: Fold) -> Talk[Fold | None]:
@@ -235,28 +129,28 @@ class MachineLog:
                     self._apply_all(fold, numbers, contents[: contents.index(None)] if missing else contents)
                 ahead = min(fold.number - last.number, MAX_AHEAD)  # who is far behind catches up in few steps
         except BadRecord:
-            if (yield from self._vouching(last)):
+            if (yield from self._vouching(last.number, last.nonces)):
                 raise
             return None
-        return fold if (yield from self._vouching(last)) else None
+        return fold if (yield from self._vouching(last.number, last.nonces)) else None
 
-    def _vouching(self, base: Fold) -> Talk[bool]:
-        """To whether the records that were read after ``base`` count, because its last one is still there."""
-        if not base.number:
+    def _vouching(self, number: int, nonces: Mapping[int, str]) -> Talk[bool]:
+        """To whether the records that were read after record ``number`` count, because that one is still there."""
+        if not number:
             # Before the first record there is none that could vouch for it: without a checkpoint none was ever deleted.
             (entries,) = yield Question(Ask.SCAN, [self._directory])
             return not _numbers(entries)[0]
-        (content,) = yield self._read([base.number])
-        return content is not None and self._is_last_of(base, content)
+        (content,) = yield self._read([number])
+        return content is not None and self._is_same(content, number, nonces)
 
-    def _is_last_of(self, base: Fold, content: bytes) -> bool:
-        return decode(content, self._where(layout.record(self._machine, base.number))).get("nonce") == base.nonces.get(base.number)
+    def _is_same(self, content: bytes, number: int, nonces: Mapping[int, str]) -> bool:
+        return decode(content, self._where(layout.record(self._machine, number))).get("nonce") == nonces.get(number)
 
-    def _folding_all(self) -> Talk[Fold]:
+    def _reading_all(self) -> Talk[Unfolded]:
         for _ in range(_ATTEMPTS):
-            fold = yield from self._trying_to_fold_all()
-            if fold is not None:
-                return fold
+            found = yield from self._trying_to_read_all()
+            if found is not None:
+                return found
         raise BadRecord(
             f"the log of {self._machine} in {self._transport.location} has a gap: records are missing between those that are there",
             object=self._machine,
@@ -264,8 +158,8 @@ class MachineLog:
             hint="restore the missing files; nothing of this machine is used until then",
         )
 
-    def _trying_to_fold_all(self) -> Talk[Fold | None]:
-        """To the fold, or to None if what was listed and what was read do not fit together."""
+    def _trying_to_read_all(self) -> Talk[Unfolded | None]:
+        """To what counts, or to None if what was listed and what was read do not fit together."""
         (entries,) = yield Question(Ask.SCAN, [self._directory])
         checkpoints, records = _numbers(entries)
         newest = checkpoints[-1] if checkpoints else 0
@@ -275,17 +169,13 @@ class MachineLog:
         contents = (yield Question(Ask.READ, paths)) if paths else []
         if None in contents:
             return None
-        base = self._restored(newest, contents.pop(0)) if checkpoints else Fold(self._machine)
-        if not contents:
-            return base
-        fold = base.copy()
-        try:
-            self._apply_all(fold, numbers, contents)
-        except BadRecord:
-            if (yield from self._vouching(base)):
-                raise
+        base = self._checkpoint_in(contents.pop(0), newest) if checkpoints else None
+        if contents and not (yield from self._vouching(newest, base.nonces if base is not None else {})):
             return None
-        return fold if (yield from self._vouching(base)) else None
+        wheres = [self._where(layout.record(self._machine, number)) for number in numbers]
+        return Unfolded(
+            self._machine, base, [(number, decode(content, where), where) for number, content, where in zip(numbers, contents, wheres, strict=True)]
+        )
 
     def entries(self) -> tuple[list[int], list[int]]:
         """:returns: the numbers of the checkpoints and of the records that are there, each in order"""
@@ -296,12 +186,7 @@ class MachineLog:
 
     def _apply_all(self, fold: Fold, numbers: Sequence[int], contents: Sequence[bytes]) -> None:
         for number, content in zip(numbers, contents, strict=False):
-            record = self._record(number, content)
-            try:
-                fold.apply(record.number, record.nonce, record.changes)
-            except BadRecord as error:
-                where = self._where(layout.record(self._machine, number))
-                raise BadRecord(f"{error.message}: {where} cannot be believed", object=self._machine, path=where) from error
+            apply(fold, self._record(number, content), self._where(layout.record(self._machine, number)))
 
     def _record(self, number: int, content: bytes) -> Record:
         return Record.from_bytes(content, number, self._where(layout.record(self._machine, number)))
@@ -428,34 +313,29 @@ class MachineLog:
         return [path for path in behind if self._transport.remove(path)]
 
     def _write_checkpoint(self, fold: Fold) -> None:
-        content = _encode(
-            {
-                "format": layout.FORMAT,
-                "number": fold.number,
-                "nonces": {str(number): nonce for number, nonce in fold.nonces.items()},
-                "states": [manifest.to_json() for manifest in fold.states.values()],
-                "superseded": [manifest.to_json() for manifest in fold.superseded],
-            }
-        )
         try:
-            self._transport.create(layout.checkpoint(self._machine, fold.number), content)
+            self._transport.create(layout.checkpoint(self._machine, fold.number), Checkpoint.of(fold))
         except FileExists:
             return  # somebody else wrote it: all checkpoints of one number say the same
         self._transport.flush(self._directory)
 
-    def _read_checkpoint(self, number: int) -> Fold | None:
+    def _read_checkpoint(self, number: int) -> Checkpoint | None:
         (content,) = self._transport.read_many([layout.checkpoint(self._machine, number)], MAX_RECORD)
-        return self._restored(number, content) if content is not None else None
+        return self._checkpoint_in(content, number) if content is not None else None
 
-    def _restored(self, number: int, content: bytes) -> Fold:
-        where = self._where(layout.checkpoint(self._machine, number))
-        data = decode(content, where)
-        nonces = data.get("nonces")
-        states, superseded = data.get("states"), data.get("superseded")
-        if data.get("number") != number or not isinstance(nonces, dict) or not isinstance(states, list) or not isinstance(superseded, list):
-            raise BadRecord(f"{where} is not checkpoint {number}", path=where)
-        kept = {int(key): str(nonce) for key, nonce in nonces.items() if key.isascii() and key.isdigit() and int(key) > number - KEEP_NONCES}
-        return Fold.restore(self._machine, number, kept, read_manifests(states), read_manifests(superseded))
+    def _checkpoint_in(self, content: bytes, number: int) -> Checkpoint:
+        return Checkpoint.from_bytes(content, self._machine, number, self._where(layout.checkpoint(self._machine, number)))
+
+
+def fold_all(transport: Transport, logs: Sequence[MachineLog]) -> list[Fold]:
+    """
+    As :meth:`MachineLog.fold` of each, in a number of round trips that does not grow with theirs. What is in all of them is looked at together.
+
+    :raises BadRecord: one of the logs is damaged
+    """
+    found = hold_all(transport, [log.reading() for log in logs])
+    vetted = are_good([manifest for one in found if isinstance(one, Unfolded) for manifest in one.manifests])
+    return [log.settled(one, vetted=vetted) for log, one in zip(logs, found, strict=True)]
 
 
 def _numbers(entries: Iterable[Entry]) -> tuple[list[int], list[int]]:

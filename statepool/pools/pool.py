@@ -28,9 +28,9 @@ from statepool.model.names import is_name
 from statepool.pools import layout
 from statepool.pools.fold import Change, Fold, Publish, Remove, member_id, member_ids
 from statepool.pools.locks import Locks, locks_of, quick_locks_of
-from statepool.pools.log import Clock, MachineLog, Nonce, decode, random_nonce
+from statepool.pools.log import Clock, MachineLog, Nonce, fold_all, random_nonce
+from statepool.pools.records import decode
 from statepool.pools.staging import Marker, Staging, read_markers, restore
-from statepool.pools.talks import hold_all
 from statepool.pools.view import Unmanaged, View
 from statepool.pools.writer import Writer
 from statepool.transports.base import FileKind, Transport
@@ -183,7 +183,7 @@ class Pool:
         """
         self._require_known_format()
         wanted = list(dict.fromkeys(machines))
-        return dict(zip(wanted, hold_all(self.transport, [self.log(machine).folding() for machine in wanted]), strict=True))
+        return dict(zip(wanted, fold_all(self.transport, [self.log(machine) for machine in wanted]), strict=True))
 
     def logged_machines(self) -> list[str]:
         """:returns: the machines that have a log"""

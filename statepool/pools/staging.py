@@ -15,7 +15,8 @@ from attrs import field, frozen
 from statepool.errors import BadRecord, FileExists, IntegrityError, MissingFile
 from statepool.model.digest import Digest
 from statepool.pools import layout
-from statepool.pools.log import MAX_RECORD, decode
+from statepool.pools.log import MAX_RECORD
+from statepool.pools.records import decode
 from statepool.pools.writer import Writer
 from statepool.transports.base import Transport
 

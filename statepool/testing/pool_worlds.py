@@ -25,8 +25,9 @@ from statepool.pools import layout
 from statepool.pools.collect import Collector
 from statepool.pools.fold import Fold, Publish
 from statepool.pools.locks import NoLocks
-from statepool.pools.log import MachineLog, Record
+from statepool.pools.log import MachineLog
 from statepool.pools.pool import Pool
+from statepool.pools.records import Record
 from statepool.pools.writer import Writer
 from statepool.testing.interleave import Actor, Direct, Explored, Files, Outcomes, Replay, World
 from statepool.transports.base import FileKind

@@ -10,8 +10,8 @@ import os
 from statepool.errors import FileExists, InUse, MissingFile
 from statepool.model.digest import Digest
 from statepool.pools import layout
-from statepool.pools.log import decode
 from statepool.pools.pool import Pool
+from statepool.pools.records import decode
 from statepool.pools.writer import Writer
 
 

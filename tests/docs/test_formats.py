@@ -18,8 +18,9 @@ from statepool.model.manifest import MAX_EXTENTS, MAX_LABELS, Kind, Manifest, Pa
 from statepool.model.names import MAX_LENGTH, RESERVED_SUFFIXES, ROOT_STATES
 from statepool.pools import claims, collect, layout, log
 from statepool.pools.fold import KEEP_NONCES, Fold
-from statepool.pools.log import MachineLog, Record
+from statepool.pools.log import MachineLog
 from statepool.pools.pool import Pool
+from statepool.pools.records import Record
 from statepool.pools.staging import Marker
 from statepool.pools.writer import Writer
 from statepool.testing.memory import MemoryStore, MemoryTransport

@@ -216,7 +216,7 @@ def test_without_void_records_what_was_acknowledged_is_lost(short_logs: None, mo
 
 
 def test_without_nonces_a_reader_is_deceived(short_logs: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MachineLog, "_is_last_of", lambda self, base, content: True)
+    monkeypatch.setattr(MachineLog, "_is_same", lambda self, content, number, nonces: True)
     (violation,) = a_reader_and_one_that_overslept().violations
     assert "was not the newest when it began" in violation.what
 

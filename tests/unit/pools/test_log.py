@@ -13,7 +13,8 @@ from statepool.model.manifest import Manifest
 from statepool.pools import layout
 from statepool.pools import log as log_module
 from statepool.pools.fold import Change, Publish, Remove
-from statepool.pools.log import MachineLog, Record
+from statepool.pools.log import MachineLog
+from statepool.pools.records import Record
 from statepool.testing.memory import MemoryTransport
 
 State = Callable[..., Manifest]
