@@ -24,7 +24,7 @@ from statepool.backends.answers import digests_of, got, planned
 from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
 from statepool.errors import NotFound, StatePoolError, UsageError
 from statepool.model.manifest import Manifest, StateId
-from statepool.model.outcomes import Got, Listed, Listing, Presence, Removed, SourceStatus, Stored, StoredAt, Verified
+from statepool.model.outcomes import Got, Listing, Presence, Removed, SourceStatus, Stored, StoredAt, Verified
 from statepool.model.progress import Progress
 from statepool.model.scope import Scope
 from statepool.pools.collect import Collector
@@ -350,9 +350,10 @@ class SourcedStateBackend(RootSourcedStateBackend):
     def show_all(self, options: Options = DEFAULTS) -> Listing:
         """As :meth:`show`, of all objects."""
         mirrors = self._mirrors(options)
-        own = [_everything(self._cache.pool)] if mirrors.own else []
-        found, warnings = mirrors.listings(lambda source: _everything(source.pool))
-        return Listing(merged([*own, *found]), (*self._unasked, *warnings))
+        own = [listings(self._cache.pool)] if mirrors.own else []
+        found, warnings = mirrors.listings(lambda source: listings(source.pool))
+        found = [*own, *found]
+        return Listing(merged(found), (*self._unasked, *warnings, *(warning for one in found for warning in one.warnings)))
 
     def check(self, target: Target, state: str, options: Options = DEFAULTS) -> bool:
         """:returns: whether the cache or a source that the scope permits has a state, with its whole chain"""
@@ -383,10 +384,6 @@ def _is_same(there: Manifest, manifest: Manifest) -> bool:
 
 def _names(source: Source) -> frozenset[str]:
     return frozenset({source.name, str(source), str(source.location)})
-
-
-def _everything(pool: Pool) -> list[Listed]:
-    return listings(pool, pool.machines())
 
 
 def _remove(pool: Pool, wanted: StateId, options: Options) -> tuple[str, ...]:

@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from statepool.errors import BadRecord, FileExists
+from statepool.errors import BadRecord, FileExists, IntegrityError, UnsupportedFormat
 from statepool.model.manifests import are_good
 from statepool.pools import layout
 from statepool.pools.fold import KEEP_NONCES, Change, Fold
-from statepool.pools.records import Checkpoint, Record, Unfolded, apply, decode
-from statepool.pools.talks import MAX_SMALL_FILE, Ask, Question, Talk, hold, hold_all
+from statepool.pools.records import RESTORE_LOG, Checkpoint, Record, Unfolded, apply, decode
+from statepool.pools.talks import MAX_SMALL_FILE, Ask, Question, Result, Talk, hold, hold_all
 from statepool.pools.writer import Writer
 from statepool.transports.base import Entry, Transport
 
@@ -144,7 +144,7 @@ class MachineLog:
         return content is not None and self._is_same(content, number, nonces)
 
     def _is_same(self, content: bytes, number: int, nonces: Mapping[int, str]) -> bool:
-        return decode(content, self._where(layout.record(self._machine, number))).get("nonce") == nonces.get(number)
+        return decode(content, self._where(layout.record(self._machine, number)), RESTORE_LOG).get("nonce") == nonces.get(number)
 
     def _reading_all(self) -> Talk[Unfolded]:
         for _ in range(_ATTEMPTS):
@@ -155,7 +155,7 @@ class MachineLog:
             f"the log of {self._machine} in {self._transport.location} has a gap: records are missing between those that are there",
             object=self._machine,
             pool=str(self._transport.location),
-            hint="restore the missing files; nothing of this machine is used until then",
+            hint=RESTORE_LOG,
         )
 
     def _trying_to_read_all(self) -> Talk[Unfolded | None]:
@@ -174,7 +174,9 @@ class MachineLog:
             return None
         wheres = [self._where(layout.record(self._machine, number)) for number in numbers]
         return Unfolded(
-            self._machine, base, [(number, decode(content, where), where) for number, content, where in zip(numbers, contents, wheres, strict=True)]
+            self._machine,
+            base,
+            [(number, decode(content, where, RESTORE_LOG), where) for number, content, where in zip(numbers, contents, wheres, strict=True)],
         )
 
     def entries(self) -> tuple[list[int], list[int]]:
@@ -327,15 +329,31 @@ class MachineLog:
         return Checkpoint.from_bytes(content, self._machine, number, self._where(layout.checkpoint(self._machine, number)))
 
 
-def fold_all(transport: Transport, logs: Sequence[MachineLog]) -> list[Fold]:
+def fold_all(transport: Transport, logs: Sequence[MachineLog]) -> list[Fold | IntegrityError]:
     """
     As :meth:`MachineLog.fold` of each, in a number of round trips that does not grow with theirs. What is in all of them is looked at together.
 
-    :raises BadRecord: one of the logs is damaged
+    :returns: the folds; in place of one the reason why that log cannot be used: it is damaged, or of a newer format
     """
-    found = hold_all(transport, [log.reading() for log in logs])
+    found = hold_all(transport, [_or_damage(log.reading()) for log in logs])
     vetted = are_good([manifest for one in found if isinstance(one, Unfolded) for manifest in one.manifests])
-    return [log.settled(one, vetted=vetted) for log, one in zip(logs, found, strict=True)]
+    return [_settled(log, one, vetted) for log, one in zip(logs, found, strict=True)]
+
+
+def _or_damage(talk: Talk[Result]) -> Talk[Result | IntegrityError]:
+    try:
+        return (yield from talk)
+    except (BadRecord, UnsupportedFormat) as error:
+        return error
+
+
+def _settled(log: MachineLog, found: Fold | Unfolded | IntegrityError, vetted: bool) -> Fold | IntegrityError:
+    if isinstance(found, IntegrityError):
+        return found
+    try:
+        return log.settled(found, vetted=vetted)
+    except (BadRecord, UnsupportedFormat) as error:
+        return error
 
 
 def _numbers(entries: Iterable[Entry]) -> tuple[list[int], list[int]]:

@@ -15,6 +15,7 @@ from statepool.errors import (
     Conflict,
     FileExists,
     HasDependants,
+    IntegrityError,
     MissingFile,
     NotAPool,
     NotFound,
@@ -180,10 +181,20 @@ class Pool:
         As :meth:`fold` of each, in a number of round trips that does not grow with their number.
 
         :returns: the managed states of the machines, by their ids
+        :raises IntegrityError: one of the logs cannot be used
         """
+        folds, damaged = self.usable_folds(machines)
+        for error in damaged.values():
+            raise error
+        return folds
+
+    def usable_folds(self, machines: Iterable[str]) -> tuple[dict[str, Fold], dict[str, IntegrityError]]:
+        """:returns: as :meth:`folds`, of the logs that can be used; and why the others cannot: one that is damaged does not hide the others"""
         self._require_known_format()
         wanted = list(dict.fromkeys(machines))
-        return dict(zip(wanted, fold_all(self.transport, [self.log(machine) for machine in wanted]), strict=True))
+        found = dict(zip(wanted, fold_all(self.transport, [self.log(machine) for machine in wanted]), strict=True))
+        damaged = {machine: one for machine, one in found.items() if isinstance(one, IntegrityError)}
+        return {machine: one for machine, one in found.items() if isinstance(one, Fold)}, damaged
 
     def logged_machines(self) -> list[str]:
         """:returns: the machines that have a log"""

@@ -15,6 +15,9 @@ from statepool.model.manifests import read_manifests
 from statepool.pools import layout
 from statepool.pools.fold import KEEP_NONCES, Change, Fold, Publish, Remove
 
+RESTORE_LOG = "restore it from a copy of the pool; or move the directory of this log aside, and get its states from another pool with: statepool sync"
+"""What to do about a log that is damaged. The bytes of its states are still there, so nothing has to be copied that is whole."""
+
 
 @frozen
 class Record:
@@ -54,7 +57,7 @@ class Record:
         :param where: the file, for messages
         :raises BadRecord: it is not a record
         """
-        return cls.from_json(decode(content, where), number, where)
+        return cls.from_json(decode(content, where, RESTORE_LOG), number, where)
 
     @classmethod
     def from_json(cls, data: dict[str, Any], number: int, where: str, *, vetted: bool = False) -> Record:
@@ -100,10 +103,11 @@ def encode(data: dict[str, Any]) -> bytes:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
-def decode(content: bytes, where: str) -> dict[str, Any]:
+def decode(content: bytes, where: str, hint: str = "restore the file from a copy of the pool") -> dict[str, Any]:
     """
     :param content: what is in a file of ours
     :param where: the file, for messages
+    :param hint: what to do if it is damaged
     :returns: the JSON object in it
     :raises BadRecord: it is not one
     :raises UnsupportedFormat: it is of a format we do not know
@@ -111,12 +115,12 @@ def decode(content: bytes, where: str) -> dict[str, Any]:
     try:
         data = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        raise BadRecord(f"{where} is not JSON", path=where, hint="restore the file, or remove the pool's damage with a copy of it") from error
+        raise BadRecord(f"{where} is not JSON", path=where, hint=hint) from error
     if not isinstance(data, dict):
-        raise BadRecord(f"{where} is not a JSON object", path=where)
+        raise BadRecord(f"{where} is not a JSON object", path=where, hint=hint)
     version = data.get("format")
     if type(version) is not int or version < 1:
-        raise BadRecord(f"{where} does not say its format", path=where)
+        raise BadRecord(f"{where} does not say its format", path=where, hint=hint)
     if version > layout.FORMAT:
         raise UnsupportedFormat(f"{where} is of format {version}, this version knows {layout.FORMAT}", path=where, hint="install a newer statepool")
     return data
@@ -162,7 +166,7 @@ class Checkpoint:
         :param where: the file, for messages
         :raises BadRecord: it is not a checkpoint
         """
-        data = decode(content, where)
+        data = decode(content, where, RESTORE_LOG)
         nonces = data.get("nonces")
         states, superseded = data.get("states"), data.get("superseded")
         if data.get("number") != number or not isinstance(nonces, dict) or not isinstance(states, list) or not isinstance(superseded, list):
@@ -241,4 +245,4 @@ def apply(fold: Fold, record: Record, where: str) -> None:
     try:
         fold.apply(record.number, record.nonce, record.changes)
     except BadRecord as error:
-        raise BadRecord(f"{error.message}: {where} cannot be believed", object=fold.machine, path=where) from error
+        raise BadRecord(f"{error.message}: {where} cannot be believed", object=fold.machine, path=where, hint=RESTORE_LOG) from error

@@ -4,7 +4,7 @@ What a source has to offer: the chain of a state with the files that hold it, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 from attrs import evolve, frozen
 
@@ -12,7 +12,7 @@ from statepool.errors import MissingFile, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import Kind, Manifest, Parent, StateId
-from statepool.model.outcomes import Listed
+from statepool.model.outcomes import Listed, Listing
 from statepool.model.scope import Scope
 from statepool.pools import layout
 from statepool.pools.fold import Fold
@@ -140,12 +140,12 @@ class Looked:
     round trips that does not grow with their number.
 
     :param pool: the pool
-    :param machines: whose states
+    :param folds: what its logs say, by the ids of the machines whose states are looked at
     """
 
-    def __init__(self, pool: Pool, machines: Iterable[str]) -> None:
+    def __init__(self, pool: Pool, folds: Mapping[str, Fold]) -> None:
         self._pool = pool
-        self.folds = pool.folds(machines)
+        self.folds = folds
         self.unmanaged = pool.view.all_unmanaged(self.folds)
         self._stats: dict[str, Stat | None] = {}
         self._beginnings: dict[str, bytes] = {}
@@ -231,14 +231,25 @@ def unmanaged_manifest(state: StateId, header: Header) -> Manifest:
 
 
 def listing(pool: Pool, machine: str) -> list[Listed]:
-    """:returns: all states of a machine in one pool, with what is wrong with those that cannot be used"""
-    return listings(pool, [machine])
+    """
+    :returns: all states of a machine in one pool, with what is wrong with those that cannot be used
+    :raises IntegrityError: its log cannot be used
+    """
+    return _listed(pool, Looked(pool, pool.folds([machine])))
 
 
-def listings(pool: Pool, machines: Iterable[str]) -> list[Listed]:
-    """:returns: as :func:`listing`, of many machines, in a number of round trips that does not grow with their number"""
+def listings(pool: Pool) -> Listing:
+    """
+    As :func:`listing`, of all machines, in a number of round trips that does not grow with their number.
+
+    :returns: the states, and a warning for each log that cannot be used
+    """
+    folds, damaged = pool.usable_folds(pool.machines())
+    return Listing(_listed(pool, Looked(pool, folds)), [f"{machine} in {pool} is left out: {error}" for machine, error in damaged.items()])
+
+
+def _listed(pool: Pool, looked: Looked) -> list[Listed]:
     where = (str(pool.location),)
-    looked = Looked(pool, machines)
     found: list[Listed] = []
     for machine, fold in looked.folds.items():
         found += [Listed(manifest, where) for manifest in fold.states.values()]

@@ -39,7 +39,7 @@ def verify(pool: Pool, object: str | None, state: str | None, *, cache: Cache | 
         for manifest in sorted(fold.manifests, key=lambda manifest: manifest.id):
             if _matches(manifest.id, object, state) and manifest.kind is not Kind.MACHINE:
                 yield _verify(pool, manifest, fold, cache, progress)
-        looked = Looked(pool, [machine])
+        looked = Looked(pool, pool.folds([machine]))
         for unmanaged in looked.unmanaged[machine]:
             if _matches(unmanaged.id, object, state):
                 yield _verify_unmanaged(pool, unmanaged.id, looked)

@@ -12,8 +12,8 @@ from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.pools import layout
 from statepool.pools import log as log_module
-from statepool.pools.fold import Change, Publish, Remove
-from statepool.pools.log import MachineLog
+from statepool.pools.fold import Change, Fold, Publish, Remove
+from statepool.pools.log import MachineLog, fold_all
 from statepool.pools.records import Record
 from statepool.testing.memory import MemoryTransport
 
@@ -324,3 +324,28 @@ def test_other_files_in_the_log_are_ignored(written: MachineLog, open_log: Calla
     for name in (".nfs0001", "00000000000000000004.json.tmp", "README"):
         transport.create(f"{layout.log('vm1')}/{name}", b"")
     assert open_log().fold().number == 3
+
+
+# -- many logs ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_one_that_is_damaged_does_not_hide_the_others(transport: MemoryTransport, state: State) -> None:
+    logs = [MachineLog(transport, f"vm{number}") for number in range(4)]
+    for number, log in enumerate(logs):
+        transport.make_directory(layout.log(f"vm{number}"))
+        log.append(lambda fold, number=number: [Publish(state(f"s{index}", object=f"vm{number}/disk")) for index in range(5)])  # type: ignore[misc]
+    bad = {**json.loads(transport.read(layout.record("vm1", 1)))}
+    bad["changes"][3]["publish"]["size"] = -1  # one of those that are looked at together
+    for machine, content in (("vm1", json.dumps(bad).encode()), ("vm2", b"rot")):
+        transport.remove(layout.record(machine, 1))
+        transport.create(layout.record(machine, 1), content)
+    first, second, third, fourth = fold_all(transport, [MachineLog(transport, f"vm{number}") for number in range(4)])
+    assert isinstance(first, Fold)
+    assert isinstance(fourth, Fold)
+    assert first.states == logs[0].fold().states
+    assert fourth.states == logs[3].fold().states
+    assert isinstance(second, BadRecord)
+    assert isinstance(third, BadRecord)
+    assert "'size'" in second.message
+    assert "vm2" in third.message
+    assert "statepool sync" in (third.hint or "")

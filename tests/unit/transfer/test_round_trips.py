@@ -71,7 +71,7 @@ def trips(machines: int, states: int) -> tuple[int, int]:
     counts = []
     for _ in range(2):  # from nothing, and with all folds at hand
         before = transport.trips
-        assert len(listings(pool, pool.machines())) == machines * states
+        assert len(listings(pool)) == machines * states
         counts.append(transport.trips - before)
     return counts[0], counts[1]
 
@@ -88,14 +88,14 @@ def test_what_others_wrote_meanwhile_is_read_together() -> None:
     fill(store, 6, 3)
     transport = CountingTransport(store)
     pool = Pool(transport)
-    listings(pool, pool.machines())
+    listings(pool)
     other = Pool(MemoryTransport(store))
     for machine in range(6):
         for number in range(4):
             manifest = Manifest(f"vm{machine}/disk", f"t{number}", size=1, digest=Digest.of(b"t"))
             other.append(f"vm{machine}", lambda _, manifest=manifest: [Publish(manifest)])  # type: ignore[misc]
     before = transport.trips
-    assert len(listings(pool, pool.machines())) == 6 * 7
+    assert len(listings(pool)) == 6 * 7
     assert transport.trips - before <= 12
 
 
@@ -111,7 +111,7 @@ def unmanaged_trips(lab: Any, depth: int) -> int:
         MemoryTransport(store).create(f"vm1/disk/s{number}.qcow2", content)
     transport = CountingTransport(store)
     pool = Pool(transport)
-    found = listings(pool, pool.machines())
+    found = listings(pool)
     assert [listed.problem for listed in found] == [None] * depth
     assert [listed.manifest.parent is not None for listed in found] == [listed.manifest.state != "s0" for listed in found]
     return transport.trips
