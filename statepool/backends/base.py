@@ -11,6 +11,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from statepool.errors import UsageError
+from statepool.model.manifest import check_labels
 from statepool.model.objects import Object
 from statepool.model.outcomes import Got, Listed, Removed, Stored, WaitFor
 from statepool.model.progress import SILENT, Progress
@@ -64,7 +65,7 @@ class Options:
     :param cascade: of unset: what stands on the state goes too
     :param scope: which pools count: ``own`` is the cache. A set goes through the cache whether it is among them or not
     :param sources: of get: only these sources, by their names or locations; empty: all that the scope permits
-    :param labels: of set: what the owner of the state wants to remember
+    :param labels: of set: what the owner of the state wants to remember: at most 64 texts of at most 4096 characters
     :param squash: of set: a working image that stands on the very state which is to be set becomes, together with it, its new content
     :param wait_for: of set: which pools must have the state for the outcome to be complete
     :param dry_run: say what would be done, and change nothing
@@ -75,7 +76,7 @@ class Options:
     cascade: bool = False
     scope: frozenset[Scope] = frozenset(Scope)
     sources: frozenset[str] = frozenset()
-    labels: Mapping[str, str] = field(factory=dict)
+    labels: Mapping[str, str] = field(factory=dict, converter=check_labels)
     squash: bool = False
     wait_for: WaitFor = WaitFor.ALL
     dry_run: bool = False

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from attrs import evolve
@@ -22,7 +22,7 @@ from attrs import evolve
 from statepool.backends.answers import cached as in_cache
 from statepool.backends.answers import digests_of, got, planned
 from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
-from statepool.errors import NotFound, StatePoolError, UsageError
+from statepool.errors import HasDependants, NotFound, StatePoolError, UsageError
 from statepool.model.manifest import Manifest, StateId
 from statepool.model.outcomes import Got, Listing, Presence, Removed, SourceStatus, Stored, StoredAt, Verified
 from statepool.model.progress import Progress
@@ -279,6 +279,8 @@ class RootSourcedStateBackend(StateBackend):
             return self._unset_from(sources, wanted, options)
 
     def _unset_from(self, sources: tuple[Source, ...], wanted: StateId, options: Options) -> Removed:
+        if not options.dry_run:
+            self._refuse_half(sources, wanted, evolve(options, dry_run=True))
         states: dict[str, tuple[str, ...]] = {}
         errors: dict[str, str] = {}
         absent: list[NotFound] = []
@@ -296,9 +298,31 @@ class RootSourcedStateBackend(StateBackend):
                 states[str(self._cache.pool)] = self.own_unset(wanted, options)
             except NotFound as error:
                 absent.append(error)
+            except StatePoolError as error:
+                if not states:
+                    raise
+                errors[str(self._cache.pool)] = str(error)  # somebody made something stand on it meanwhile; the sources have lost it already
         if not states and not errors:
             raise absent[0]
         return Removed(wanted.object, states, errors)
+
+    def _refuse_half(self, sources: tuple[Source, ...], wanted: StateId, plan: Options) -> None:
+        """
+        Before it is removed anywhere: if it must stay in one of the pools, it stays in all.
+
+        :param plan: the options, as those of a dry run
+        :raises HasDependants: something stands on it in one of them
+        """
+        for source in sources:
+            try:
+                _remove(source.pool, wanted, plan)
+            except HasDependants:
+                raise
+            except StatePoolError:
+                continue  # the removal itself meets that again, and reports it beside what became of the others
+        if Scope.OWN in plan.scope:
+            with suppress(NotFound):
+                self.own_unset(wanted, plan)
 
     # -- root states -------------------------------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attrs import field, frozen
 
-from statepool.errors import BadRecord, InvalidName
+from statepool.errors import BadRecord, InvalidName, UsageError
 from statepool.model.digest import Digest
 from statepool.model.names import ROOT_STATES, check_name, check_state_name
 from statepool.model.objects import Image, Machine, parse_object
@@ -267,6 +267,30 @@ def _names(data: dict[str, Any], kind: Kind) -> tuple[str, str]:
     if state != ROOT or not is_image:
         check_state_name(state)
     return subject, state
+
+
+LONGEST_LABEL = 4096
+"""Characters of one label, and of its name."""
+
+
+def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """
+    :param labels: what an owner wants to remember with a state
+    :returns: the same
+    :raises UsageError: a manifest cannot hold them
+    """
+    if len(labels) > MAX_LABELS:
+        raise UsageError(f"{len(labels)} labels are more than a state can have: {MAX_LABELS}", hint="put what is long into a file of its own")
+    for text in (text for item in labels.items() for text in item):
+        if not isinstance(text, str):
+            raise UsageError(f"{text!r} in a label is not a text", hint="labels are texts with names that are texts")
+        if len(text) > LONGEST_LABEL:
+            raise UsageError(f"the label {text[:40]!r}… is longer than {LONGEST_LABEL} characters", hint="put what is long into a file of its own")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the label {text!r} is not Unicode text", hint="write it in UTF-8") from error
+    return labels
 
 
 # What comes many times in a row, as objects and the digests of parents do.

@@ -219,9 +219,9 @@ class MachineLog:
         while changes:
             if not fold.number:
                 self._transport.make_directory(self._directory)
-            record = Record(0, nonce, self._clock(), str(Writer.current()), changes)
+            content = self._readable(Record(0, nonce, self._clock(), str(Writer.current()), changes))
             # On stable storage before it has a number, so that nobody need wait for that; whoever is too late by then only takes another number.
-            with self._transport.draft(self._directory, record.to_bytes()) as place:
+            with self._transport.draft(self._directory, content) as place:
                 drafted = changes
                 fold, changes, extended = self._place(place, fold, nonce, drafted, plan, alone)
             if extended is not None:
@@ -233,6 +233,17 @@ class MachineLog:
                 self._last = None
                 fold, changes = self._planned(plan)
         return fold, False
+
+    def _readable(self, record: Record) -> bytes:
+        """
+        :returns: the content of the file of a record
+        :raises BadRecord: nobody could read it, and nothing of this machine any more
+        """
+        content, what = record.to_bytes(), f"a change of {self._machine} in {self._transport.location}"
+        if len(content) > MAX_RECORD:
+            raise BadRecord(f"{what} is too long: {len(content)} bytes", object=self._machine, hint="make it in several steps")
+        Record.from_bytes(content, record.number, what)
+        return content
 
     def _planned(self, plan: Plan) -> tuple[Fold, tuple[Change, ...]]:
         fold = self.fold()
@@ -315,8 +326,11 @@ class MachineLog:
         return [path for path in behind if self._transport.remove(path)]
 
     def _write_checkpoint(self, fold: Fold) -> None:
+        content = Checkpoint.of(fold)
+        if len(content) > MAX_RECORD:
+            return  # nobody would read all of it; the records say the same
         try:
-            self._transport.create(layout.checkpoint(self._machine, fold.number), Checkpoint.of(fold))
+            self._transport.create(layout.checkpoint(self._machine, fold.number), content)
         except FileExists:
             return  # somebody else wrote it: all checkpoints of one number say the same
         self._transport.flush(self._directory)

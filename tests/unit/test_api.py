@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import statepool
-from statepool.errors import Conflict, FileInTheWay, InvalidLocation, InvalidName, NotAPool, NotFound, UsageError
+from statepool.errors import Conflict, FileInTheWay, HasDependants, InvalidLocation, InvalidName, NotAPool, NotFound, UsageError
 from statepool.model.location import Location
 from statepool.model.outcomes import Presence, Verified
 from statepool.model.scope import Scope
@@ -306,6 +306,37 @@ def test_one_pool_that_fails_does_not_hide_the_others(filled: Path, make_image: 
     assert [at.result for at in stored.pools] == [Presence.STORED, Presence.FAILED, Presence.STORED]
     assert not stored.complete
     assert "is not a pool" in (stored.pools[1].error or "")
+
+
+def test_what_must_stay_in_one_pool_is_removed_from_none(filled: Path, write_to_image: Write) -> None:
+    disk = open_pool(filled).image("vm1/disk")
+    disk.get("customize", to=filled / "work.qcow2")
+    write_to_image(filled / "work.qcow2", [(2 * BLOCK, BLOCK, 3)])
+    disk.set("mine", source=filled / "work.qcow2", scope="own")
+    before = photograph(filled / "pool")
+    with pytest.raises(HasDependants, match="mine"):
+        disk.unset("customize", scope="own swarm cluster shared")
+    assert photograph(filled / "pool") == before
+    assert disk.check("customize")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{f"k{number}": "v" for number in range(65)}, {"a": 5}, {5: "a"}, {"a": "y" * 4097}, {"y" * 4097: "a"}, {"a": "\udcff"}],
+    ids=["many", "number", "number as name", "long", "long name", "no Unicode"],
+)
+def test_labels_that_no_pool_could_keep_are_refused(filled: Path, make_image: Make, labels: dict[str, str]) -> None:
+    work = make_image(filled / "work.qcow2", SIZE)
+    before = photograph(filled)
+    with pytest.raises(UsageError, match="label"):
+        open_pool(filled).image("vm1/disk").set("new", source=work, labels=labels)
+    assert photograph(filled) == before
+
+
+def test_labels_are_kept(filled: Path, make_image: Make) -> None:
+    labels = {"os": "débian", **{f"k{number}": "v" * 4096 for number in range(63)}}
+    open_pool(filled).image("vm1/disk").set("new", source=make_image(filled / "work.qcow2", SIZE), labels=labels)
+    assert next(one for one in open_pool(filled, "other").show() if one.manifest.state == "new").manifest.labels == labels
 
 
 def test_removed_everywhere(filled: Path) -> None:

@@ -326,6 +326,33 @@ def test_other_files_in_the_log_are_ignored(written: MachineLog, open_log: Calla
     assert open_log().fold().number == 3
 
 
+# -- what nobody could read --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_that_nobody_could_read_is_not_written(log: MachineLog, transport: MemoryTransport, state: State) -> None:
+    """Whoever hands over labels of another kind, or a hundred, would take the machine from everybody."""
+    write(log, Publish(state("install")))
+    for facts in ({"labels": {"a": 5}}, {"labels": {f"k{number}": "v" for number in range(100)}}, {"created": -1.0}):
+        with pytest.raises(BadRecord):
+            log.append(lambda fold, facts=facts: [Publish(state("bad", **facts))])  # type: ignore[misc]
+    assert log.entries() == ([], [1])
+    assert list(MachineLog(transport, "vm1").fold().states) == [state("install").id]
+
+
+def test_a_record_or_a_checkpoint_that_is_too_long_to_be_read_is_not_written(
+    log: MachineLog, transport: MemoryTransport, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "MAX_RECORD", 2000)
+    with pytest.raises(BadRecord, match="too long"):
+        log.append(lambda fold: [Publish(state(f"s{number}")) for number in range(100)])
+    monkeypatch.setattr(log_module, "FIRST_CHECKPOINT", 2)
+    write(log, *(Publish(state(f"s{number}")) for number in range(30)))
+    checkpoints, records = log.entries()
+    assert records == list(range(1, 31))
+    assert all(len(transport.read(layout.checkpoint("vm1", number))) <= 2000 for number in checkpoints)
+    assert len(MachineLog(transport, "vm1").fold().states) == 30
+
+
 # -- many logs ---------------------------------------------------------------------------------------------------------------------------------------
 
 
