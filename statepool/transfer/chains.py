@@ -22,6 +22,7 @@ from statepool.pools.log import random_nonce
 from statepool.pools.writer import Writer
 from statepool.qcow2.header import read_header_file
 from statepool.qcow2.opened import is_open
+from statepool.transfer.notes import make_directory, write_note
 
 GRACE = 7 * 24 * 3600
 """How long a chain is kept for a working image that has vanished, in seconds: it may have been moved."""
@@ -119,7 +120,7 @@ class Chains:
         :returns: the tip's name, with those of all that back it beside it
         """
         directory = self.directory_of(key_of(chain))
-        (directory / _USES).mkdir(parents=True, exist_ok=True)
+        make_directory(directory / _USES)
         for manifest in reversed(chain):
             assert manifest.digest is not None
             try:
@@ -286,7 +287,7 @@ class Chains:
         back = self._directory / key.file_name
         records = list((aside / _USES).glob("*.json"))
         if records:
-            (back / _USES).mkdir(parents=True, exist_ok=True)
+            make_directory(back / _USES)
             for path in aside.iterdir():
                 if path.is_symlink():
                     os.replace(path, back / path.name)
@@ -303,18 +304,8 @@ def temporary_name(working: Path, record: Path) -> Path:
 
 
 def _write_use(use: Use, *, flush: bool = False) -> None:
-    temporary = use.record.with_suffix(".tmp")
     writer = use.writer.to_json() if use.writer is not None else None
-    try:
-        with open(temporary, "w") as file:
-            json.dump({"format": 1, "working": use.working, "missing_since": use.missing_since, "writer": writer}, file)
-            if flush:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, use.record)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_note(use.record, {"format": 1, "working": use.working, "missing_since": use.missing_since, "writer": writer}, flush=flush)
 
 
 def _read_use(record: Path) -> Use:

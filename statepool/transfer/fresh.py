@@ -5,7 +5,6 @@ When which source was asked for a state, and what it had: so that a get within a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from attrs import frozen
 
 from statepool.model.digest import Digest
 from statepool.model.manifest import StateId
-from statepool.pools.log import random_nonce
+from statepool.transfer.notes import make_directory, write_note
 
 
 @frozen
@@ -81,10 +80,8 @@ class Freshness:
             },
         }
         path = self._file(state)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{random_nonce()}.tmp")
-        temporary.write_text(json.dumps(data))
-        os.replace(temporary, path)
+        make_directory(path.parent)
+        write_note(path, data)
 
     def forget(self, state: StateId) -> None:
         """Ask again next time."""

@@ -23,8 +23,8 @@ from attrs import evolve
 
 from statepool.errors import IntegrityError, StatePoolError
 from statepool.model.digest import Digest
-from statepool.pools.log import random_nonce
 from statepool.transfer.choose import NOTHING, Candidate, Known, Surroundings, resting
+from statepool.transfer.notes import write_note
 from statepool.transfer.offers import Source
 
 WEIGHT = 0.5
@@ -150,11 +150,8 @@ class Knowledge:
             "problem": known.problem,
             "corrupt": known.corrupt,
         }
-        temporary = f"{self._directory}/{random_nonce()}.tmp"
         try:
-            with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-                json.dump(data, file)
-            os.replace(temporary, self._file(source))
+            write_note(self._file(source), data)
         except OSError:
             return False  # no cache yet, full, or not ours to write: this process remembers
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import time
 from collections.abc import Iterator
@@ -125,7 +126,8 @@ def _permissions(where: str, root: Path) -> Iterator[Finding]:
         return
     if not mode & stat.S_ISGID:
         yield Finding(Level.WARNING, where, "the directory is writable for its group, but not setgid", f"chmod g+s {root}")
-    for name in (layout.OURS, *layout.DIRECTORIES):
-        path = root / name
-        if path.is_dir() and not path.stat().st_mode & stat.S_IWGRP:
-            yield Finding(Level.WARNING, where, f"{name} is not writable for the group of the pool", f"chmod g+ws {path}")
+    for directory, names, _ in os.walk(root / layout.OURS):
+        if not os.stat(directory).st_mode & stat.S_IWGRP:
+            what = f"{os.path.relpath(directory, root)} is not writable for the group of the pool"
+            yield Finding(Level.WARNING, where, what, f"find {shlex.quote(directory)} -type d -exec chmod g+ws {{}} +")
+            names.clear()  # the cure is for all below

@@ -16,8 +16,8 @@ from pathlib import Path
 from attrs import frozen
 
 from statepool.model.digest import Digest
-from statepool.pools.log import random_nonce
 from statepool.pools.writer import Writer
+from statepool.transfer.notes import write_note
 
 SETTLED_NS = 2_000_000_000
 """A modification time must lie this many nanoseconds back for a signature to mean anything: file systems round times, FAT to two seconds."""
@@ -77,8 +77,8 @@ class Trust:
             stat, settled = os.stat(path), True
         signature = Signature.of(stat)
         # Another pool's file is not ours to change: without a signature it is hashed each time until it is old enough.
-        self._write(
-            digest,
+        write_note(
+            self._file(digest),
             {
                 "format": 1,
                 "signature": [signature.size, signature.mtime_ns, signature.ctime_ns, signature.inode] if settled else None,
@@ -87,12 +87,6 @@ class Trust:
                 "source": source,
             },
         )
-
-    def _write(self, digest: Digest, data: dict[str, object]) -> None:
-        temporary = f"{self._directory}/{random_nonce()}.tmp"
-        with open(temporary, "w") as file:
-            json.dump(data, file)
-        os.replace(temporary, self._file(digest))
 
     def _read(self, digest: Digest) -> dict[str, object]:
         try:
@@ -127,7 +121,7 @@ class Trust:
         """Another pool has these bytes now."""
         data = self._read(digest)
         if data and data.get("source") is None:
-            self._write(digest, {**data, "source": source})
+            write_note(self._file(digest), {**data, "source": source})
 
     def touch(self, digest: Digest) -> None:
         """The bytes have been used."""

@@ -355,6 +355,34 @@ def test_a_state_of_another_cache(filled: Path, make_image: Make) -> None:
         disk.get("install")
 
 
+@pytest.fixture
+def careful() -> Iterator[None]:
+    """A user who lets nobody else see what he makes."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+def test_a_cache_that_a_group_shares_stays_one(filled: Path, write_to_image: Write, careful: None) -> None:
+    """Whatever the umask of whoever works there: the others have to go on with all of it."""
+    for name in ("cache", "lab"):
+        (filled / name).mkdir()
+        (filled / name).chmod(0o2775)
+    statepool.init(filled / "lab")
+    pool = statepool.StatePool(filled / "cache", [filled / "pool", filled / "lab"])
+    disk = pool.image("vm1/disk")
+    disk.get("customize", to=filled / "work.qcow2")
+    write_to_image(filled / "work.qcow2", [(2 * BLOCK, BLOCK, 3)])
+    disk.set("mine", source=filled / "work.qcow2")
+    with disk.working("install"):
+        disk.unset("mine", scope="own swarm cluster shared")
+    pool.gc(everywhere=True)
+    for root in (filled / "cache", filled / "lab"):
+        assert {path for path in root.rglob("*") if path.is_dir() and path.stat().st_mode & 0o2070 != 0o2070} == set()
+        files = {path for path in root.rglob("*") if path.is_file() and not path.is_symlink()}
+        assert {path for path in files if path.parent.name != "data" and path.stat().st_mode & 0o060 != 0o060} == set()
+
+
 # -- threads and processes -------------------------------------------------------------------------------------------------------------------------
 
 
