@@ -49,6 +49,7 @@ from statepool.transfer.adopt import Adoption
 from statepool.transfer.cache import Cache
 from statepool.transfer.merge import making_many
 from statepool.transfer.offers import Source
+from statepool.transfer.passing import passing
 from statepool.transfer.survey import survey_host, survey_pool
 from statepool.transfer.sync import Sync
 from statepool.transfer.tidy import thin_keys, tidy_cache, tidy_pool
@@ -322,18 +323,23 @@ class ImageHandle:
         """
         if keep not in ("never", "failed", "always"):
             raise UsageError(f"keep cannot be {keep!r}", hint="never, failed or always")
-        place = Path(directory) if directory is not None else self._cache.working_directory()
-        path = place / f"{self.image.machine}-{self.image.name}-{state}-{self._cache.pool.nonce()}.qcow2"
-        self.get(state, to=path)
-        kept = keep == "always"
-        try:
-            yield path
-        except BaseException:
-            kept = kept or keep == "failed"
-            raise
-        finally:
-            if not kept:
-                throw_away(self._cache, path)
+        # Names can be long, and a file name of all of them too long.
+        name = f"{self.image}-{state}".replace("/", "-")[:180] + f"-{self._cache.pool.nonce()}.qcow2"
+        with contextlib.ExitStack() as stack:
+            place = stack.enter_context(passing(self._cache)) if directory is None else None
+            path = place.path / name if place is not None else Path(directory or "") / name
+            self.get(state, to=path)
+            kept = keep == "always"
+            try:
+                yield path
+            except BaseException:
+                kept = kept or keep == "failed"
+                raise
+            finally:
+                if not kept:
+                    throw_away(self._cache, path)
+                elif place is not None:
+                    place.keep()
 
     def set(
         self,

@@ -32,7 +32,7 @@ from statepool.model.scope import Scope
 from statepool.qcow2.checks import Backing, check_file
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.offers import Source
-from statepool.transfer.working import throw_away
+from statepool.transfer.passing import passing
 
 Builder = Callable[[Path], object]
 """Makes a state of a working image, whose path it gets. What it returns means nothing; what it raises ends the attempt."""
@@ -211,9 +211,8 @@ class Ensurer:
     # -- building ----------------------------------------------------------------------------------------------------------------------------------
 
     def _build(self, state: str, name: str, recipe: Recipe, chain: tuple[Manifest, ...]) -> Stored:
-        cache = self._context.cache
-        path = cache.working_directory() / f"{self._image.machine}-{self._image.name}-{name}-{cache.pool.nonce()}.qcow2"
-        try:
+        with passing(self._context.cache) as place:
+            path = place.path / f"{self._image.name}.qcow2"
             if recipe.parent is not None:
                 self._get(recipe.parent, path)
             backing = _backing(path) if recipe.parent is not None else None
@@ -221,8 +220,6 @@ class Ensurer:
             self._examine(name, path, backing)
             labels = {LABEL_STATE: state, LABEL_KEY: name.rpartition("--")[2]}
             return self._backend.set(Target(self._image, {self._image.name: path}), name, Options(labels=labels))
-        finally:
-            throw_away(cache, path)
 
     def _run(self, name: str, recipe: Recipe, path: Path) -> None:
         try:

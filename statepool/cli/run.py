@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +12,7 @@ from statepool.cli.session import Command, Session
 from statepool.errors import Conflict, StatePoolError
 from statepool.handles import MachineHandle
 from statepool.model.manifest import Kind
-from statepool.transfer.working import throw_away
+from statepool.transfer.passing import Passing, passing
 
 if TYPE_CHECKING:
     from statepool.api import ImageHandle
@@ -92,20 +90,13 @@ class _Run:
         """Make working images, run a machine on them, and keep or throw away what became of them."""
         if new is not None and self._handle.check(new, scope="own"):
             raise Conflict(f"{self._object} {new} exists in the cache", object=self._object, state=new, hint="choose another name")
-        place = Path(tempfile.mkdtemp(prefix="run-", dir=self._session.pool().working_directory()))
-        images: Images = {}
-        try:
-            images = self._images(place)
+        with passing(self._machine.context.cache) as place:
+            images = self._images(place.path)
             self._session.close()
             with self._started(config, images) as running:
                 running.wait()
             if new is not None:
                 self._keep(new, images, place)
-        except BaseException:
-            if not (place / _KEPT).exists():
-                self._throw_away(place, images)
-            raise
-        self._throw_away(place, images)
 
     def _images(self, place: Path) -> Images:
         if isinstance(self._handle, MachineHandle):
@@ -125,7 +116,7 @@ class _Run:
     def _has_ram(self) -> bool:
         return any(one.manifest.kind is Kind.RAM and one.manifest.state == self._state for one in self._machine.show(scope="own"))
 
-    def _keep(self, new: str, images: Images, place: Path) -> None:
+    def _keep(self, new: str, images: Images, place: Passing) -> None:
         try:
             if isinstance(self._handle, MachineHandle):
                 stored = self._handle.set(new, source=images)
@@ -133,8 +124,8 @@ class _Run:
                 (path,) = images.values()
                 stored = self._handle.set(new, source=path)
         except StatePoolError as error:
-            (place / _KEPT).touch()
-            error.hint = f"what was changed is kept in {place}"
+            place.keep()
+            error.hint = f"what was changed is kept in {place.path}"
             raise
         if self._session.json:
             from statepool.cli.forms import form
@@ -142,12 +133,3 @@ class _Run:
             self._session.answer_json({"stored": form(stored)})
         else:
             self._session.say(f"{self._object} {new}: stored")
-
-    def _throw_away(self, place: Path, images: Images) -> None:
-        for path in images.values():
-            throw_away(self._machine.context.cache, path)
-        shutil.rmtree(place, ignore_errors=True)
-
-
-_KEPT = "kept"
-"""A file beside working images that could not become a state, and are not thrown away."""

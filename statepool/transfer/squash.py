@@ -19,8 +19,9 @@ from statepool.qcow2 import opened
 from statepool.qcow2.header import is_empty_overlay, reader
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.intake import Examined, Intake, Taken
+from statepool.transfer.passing import passing
 from statepool.transfer.space import require_space
-from statepool.transfer.working import prepare_working, throw_away
+from statepool.transfer.working import prepare_working
 from statepool.transports.copying import copy
 
 
@@ -76,17 +77,14 @@ class Squash:
     def _run(self, descriptor: int, examined: Examined, chain: Sequence[Manifest]) -> Taken:
         cache = self.intake.cache
         require_space(cache.pool, examined.size + chain[0].data_size)
-        place = cache.working_directory()
-        temporary = place / f"squash-{cache.pool.nonce()}.qcow2"
-        try:
+        with passing(cache) as place:
+            temporary = place.path / "squash.qcow2"
             with open(temporary, "x+b", buffering=0) as file:
                 copy(descriptor, file.fileno(), examined.size)
             self._merge(temporary, examined, chain)
             taken = evolve(self.intake, working=temporary, replace=True).run()
             made = cache.pool.chain(self.intake.state)
             prepare_working(cache, made, self.intake.working, standing_on=made, flush=True).settle(overwrite=True)
-        finally:
-            throw_away(cache, temporary)
         return evolve(taken, how="copy")
 
     def _merge(self, temporary: Path, examined: Examined, chain: Sequence[Manifest]) -> None:

@@ -18,6 +18,7 @@ from statepool.pools.locks import FileLocks
 from statepool.pools.pool import Pool
 from statepool.transfer.cache import Cache
 from statepool.transfer.held import held_in
+from statepool.transfer.passing import clear_passing
 from statepool.transfer.takeover import recover
 
 
@@ -29,6 +30,7 @@ def tidy_cache(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
     if not cache.pool.is_managed:
         return []
     gone = [] if dry_run else recover(cache)
+    gone += clear_passing(cache, dry_run=dry_run)
     idle = cache.chains.idle(cache.pool.needed())
     gone += [Collected(str(cache.pool), "a chain that no working image stands on", str(cache.chains.directory_of(key))) for key in idle]
     if not dry_run:
