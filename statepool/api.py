@@ -53,7 +53,7 @@ from statepool.transfer.passing import passing
 from statepool.transfer.survey import survey_host, survey_pool
 from statepool.transfer.sync import Sync
 from statepool.transfer.tidy import thin_keys, tidy_cache, tidy_pool
-from statepool.transfer.verify import verify, wanted
+from statepool.transfer.verify import verify_all, wanted
 from statepool.transfer.working import throw_away
 from statepool.transports.failures import Subject, in_our_words
 from statepool.transports.registry import open_transport
@@ -188,19 +188,12 @@ class StatePool:
         """
         Read states once more, in the cache and in the sources.
 
-        :returns: what was read, and what is wrong with it
+        :returns: what was read, and what is wrong with it; a source that cannot be read is a line of its own
         :raises NotFound: there is nothing of this name
         """
         subject = str(parse_object(object)) if object is not None else None
         name = check_state_name(state) if state is not None else None
-        for source in self._asked:
-            source.pool.require()
-        if self._cache.pool.is_managed:
-            self._cache.prepare()  # what turns out right is noted
-        with in_our_words("verify", Subject(f"the cache {self._cache.root}")):
-            found = list(verify(self._cache.pool, subject, name, cache=self._cache, progress=self.progress))
-        for source in self._asked:
-            found += verify(source.pool, subject, name, progress=self.progress)
+        found = verify_all(self._cache, self._asked, subject, name, self.progress)
         if not found and subject is not None:
             raise NotFound(f"there is no state {name or ''} of {subject}".replace("  ", " "), object=subject, state=name, hint="statepool show")
         return found
@@ -213,14 +206,17 @@ class StatePool:
         :param keep_keys: also remove old versions of built states, all but so many of each, where nothing stands on them
         :param dry_run: only say what would go
         :raises UsageError: not even one should be kept
+        :raises NotAPool: a source is none; nothing was taken away anywhere
         """
         if keep_keys is not None and keep_keys < 1:
             raise UsageError(f"{keep_keys} keys cannot be kept of a state", hint="keep at least one; statepool unset removes states")
+        sources = self._asked if everywhere else ()
+        for source in sources:
+            source.pool.require()
         with in_our_words("tidy up", Subject(f"the cache {self._cache.root}")):
             gone = thin_keys(self._cache.pool, keep_keys, dry_run=dry_run) if keep_keys is not None else []
             gone += tidy_cache(self._cache, dry_run=dry_run)
-        for source in self._asked if everywhere else ():
-            source.pool.require()
+        for source in sources:
             gone += thin_keys(source.pool, keep_keys, dry_run=dry_run) if keep_keys is not None else []
             gone += tidy_pool(source.pool, dry_run=dry_run)
         return gone
@@ -229,8 +225,11 @@ class StatePool:
         """
         :param object: only what concerns it
         :returns: what happened in the cache and in the sources, oldest first, as far back as records are kept
+        :raises NotAPool: a source is none
         """
         subject = str(parse_object(object)) if object is not None else None
+        for source in self._asked:
+            source.pool.require()
         return [
             logged
             for pool in (self._cache.pool, *(source.pool for source in self._asked))

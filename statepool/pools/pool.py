@@ -145,6 +145,7 @@ class Pool:
         :raises ReadOnlyPool: it is a pool of another tool, and should be written to
         :raises UnsupportedFormat: it is of a newer format
         """
+        self._managed = None  # what was there may be gone: a file system that is not mounted any more looks like an empty pool
         if self.is_managed:
             return
         if not any(self.view.all_unmanaged({machine: Fold(machine) for machine in self.view.machines()}).values()):
@@ -235,6 +236,12 @@ class Pool:
     def has_bytes(self, digest: Digest) -> bool:
         """:returns: whether these bytes are here, after bringing them back if a collector had just moved them aside"""
         return restore(self.transport, digest)
+
+    def lacking(self, digests: Iterable[Digest]) -> set[Digest]:
+        """:returns: which of these bytes are not here, whatever the logs say: somebody has deleted them. As :meth:`has_bytes`, in one round trip."""
+        wanted = list(dict.fromkeys(digests))
+        stats = self.transport.stat_many([layout.data(digest) for digest in wanted])
+        return {digest for digest, stat in zip(wanted, stats, strict=True) if stat is None and not self.has_bytes(digest)}
 
     # -- publishing --------------------------------------------------------------------------------------------------------------------------------
 

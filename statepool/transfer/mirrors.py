@@ -174,7 +174,7 @@ class Mirrors:
 
         def question(source: Source) -> bool:
             offer = self.find(source, wanted)
-            if offer is not None and len(self.sources) > 1:
+            if offer is not None:
                 self._require_whole(offer)
             return offer is not None
 
@@ -252,8 +252,9 @@ class Mirrors:
             if offer is None:
                 return _Reply()
             same = cached is not None and self._is_cached(offer, cached)
-            if not same and len(self.sources) > 1:
+            if not same:
                 self._require_whole(offer)
+            if not same and len(self.sources) > 1:
                 self._sample(offer)
             return _Reply(offer, same, offer.token)
 

@@ -113,8 +113,11 @@ class Push:
 
     def _missing(self, chain: Sequence[Manifest], replace: bool) -> list[Manifest]:
         """:returns: what has to be stored, root first"""
+        found = relations(chain, self._pool)
+        # A log can name bytes that somebody has deleted: those that we have are put back.
+        gone = self._pool.lacking(_digest(manifest) for manifest, relation in found if relation is Relation.SAME and self._is_copy(manifest))
         missing = []
-        for manifest, relation in reversed(relations(chain, self._pool)):
+        for manifest, relation in reversed(found):
             if relation is Relation.DIFFERENT and not (replace and manifest is chain[0]):
                 there = self._pool.find(manifest.id)
                 raise Conflict(
@@ -124,9 +127,14 @@ class Push:
                     pool=str(self._pool),
                     hint="choose another name, or ask for it to be replaced",
                 )
-            if relation is not Relation.SAME:
+            if relation is not Relation.SAME or manifest.digest in gone:
                 missing.append(manifest)
         return missing
+
+    def _is_copy(self, manifest: Manifest) -> bool:
+        """Whether the pool has a state under its name with the very bytes of ours, and not with those that ours were rewritten from."""
+        there = self._pool.find(manifest.id)
+        return there is not None and there.digest == manifest.digest
 
     def _translated(self, chain: Sequence[Manifest], manifest: Manifest) -> Manifest:
         """:returns: a cached manifest in the terms of the pool, whose copy of the parent may have other bytes around the same content"""

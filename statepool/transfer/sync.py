@@ -72,18 +72,22 @@ class Sync:
 
     def _machine(self, machine: str, object: str | None, dry_run: bool) -> Iterator[SyncedState]:
         fold = self.origin.fold(machine)
+        gone = self.target.lacking(self.target.fold(machine).digests & fold.digests)
         # What one state failed of, those on it fail of too: they find that their parent is missing, and say so.
         for manifest in in_order(fold, _named(fold, object)):
-            yield self._attempt(manifest, dry_run)
+            yield self._attempt(manifest, dry_run, gone)
         for unmanaged in self.origin.unmanaged(machine):
             if object in (None, machine, unmanaged.id.object):
                 reason = f"{layout.view(unmanaged.id)} is a file of another tool; make it managed with: statepool adopt {self.origin}"
                 yield SyncedState(unmanaged.id.object, unmanaged.id.state, str(unmanaged.id.kind), Action.FAILED, error=reason)
 
-    def _attempt(self, manifest: Manifest, dry_run: bool) -> SyncedState:
+    def _attempt(self, manifest: Manifest, dry_run: bool, gone: set[Digest]) -> SyncedState:
+        """
+        :param gone: bytes that the target's log names, and that somebody has deleted there: they are put back
+        """
         done = SyncedState(manifest.object, manifest.state, str(manifest.kind), Action.PRESENT)
         try:
-            if not self._is_missing(manifest):
+            if not self._is_missing(manifest) and manifest.digest not in gone:
                 return done
             if dry_run:
                 return evolve(done, action=Action.COPIED, bytes=manifest.data_size)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from statepool.errors import StatePoolError
+from statepool.errors import StatePoolError, TransportError
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.outcomes import Checked
 from statepool.model.progress import SILENT, Progress
@@ -13,13 +13,48 @@ from statepool.pools.fold import Fold
 from statepool.pools.pool import Pool
 from statepool.qcow2.checks import Backing, check_image
 from statepool.transfer.cache import Cache
-from statepool.transfer.offers import Looked, unmanaged_chain
+from statepool.transfer.offers import Looked, Source, unmanaged_chain
 from statepool.transfer.ready import actual_digest, rehash
+from statepool.transports.failures import Subject, in_our_words
 
 
 def wanted(pool: Pool, object: str | None) -> list[str]:
     """:returns: the machines of a pool that an object, or none, speaks of"""
     return pool.machines() if object is None else [object.partition("/")[0]]
+
+
+def verify_all(cache: Cache, sources: Sequence[Source], object: str | None, state: str | None, progress: Progress = SILENT) -> list[Checked]:
+    """
+    As :func:`verify`, in the cache and in all sources; one that is no pool, or cannot be read, does not keep the others from being looked at.
+
+    :raises StatePoolError: no source is a pool
+    """
+    there, missing = _split(sources)
+    if cache.pool.is_managed:
+        cache.prepare()  # what turns out right is noted
+    with in_our_words("verify", Subject(f"the cache {cache.root}")):
+        found = list(verify(cache.pool, object, state, cache=cache, progress=progress))
+    for source in there:
+        try:
+            found += verify(source.pool, object, state, progress=progress)
+        except TransportError as error:
+            missing.append(Checked(str(source.pool), "", "", problem=str(error)))
+    return found + missing
+
+
+def _split(sources: Sequence[Source]) -> tuple[list[Source], list[Checked]]:
+    """:returns: the sources that are pools, and what is wrong with the others"""
+    there: list[Source] = []
+    missing: list[Checked] = []
+    for source in sources:
+        try:
+            source.pool.require()
+            there.append(source)
+        except StatePoolError as error:
+            if len(missing) == len(sources) - 1:
+                raise
+            missing.append(Checked(str(source.pool), "", "", problem=str(error)))
+    return there, missing
 
 
 def verify(pool: Pool, object: str | None, state: str | None, *, cache: Cache | None = None, progress: Progress = SILENT) -> Iterator[Checked]:
