@@ -307,6 +307,7 @@ class ImageHandle:
         :raises NotFound: nobody has the state
         :raises Conflict: sources disagree about it
         :raises FileInTheWay: a file is there
+        :raises RefusedError: the place is inside the cache or a source
         """
         named = frozenset({source}) if source is not None else frozenset()
         return self._backend.get(self._target(to), state, Options(overwrite=overwrite, scope=_scope(scope), sources=named, dry_run=dry_run))

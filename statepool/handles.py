@@ -18,6 +18,7 @@ from statepool.errors import UsageError
 from statepool.model.objects import Machine
 from statepool.model.outcomes import Got, Listing, Removed, Stored, WaitFor
 from statepool.model.scope import Scope
+from statepool.transfer.working import refuse_inside
 
 Working = Mapping[str, str | os.PathLike[str]]
 """Working images, by the names of a machine's images."""
@@ -79,12 +80,14 @@ class MachineHandle(RunningStates):
         :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``; from anywhere if not given
         :raises NotFound: nobody has the state
         :raises FileInTheWay: a file is there
+        :raises RefusedError: a place is inside the cache or a source
         :raises UsageError: the places are not those of the images which the state has
         """
         named = frozenset({source}) if source is not None else frozenset()
         options = Options(overwrite=overwrite, scope=_scope(scope), sources=named, dry_run=dry_run)
         if to is None or isinstance(to, Mapping):
             return self._backend.get(self._target(to), state, options)
+        refuse_inside(to, self.context.cache, self.context.sources)
         images = self.machine.images or self._backend.images(self._target(), state, options)
         if dry_run and not os.path.lexists(to) and Path(to).parent.is_dir():
             planned = self._backend.get(self._target(), state, options)
@@ -148,6 +151,7 @@ class MachineHandle(RunningStates):
         options = Options(overwrite=overwrite, dry_run=dry_run)
         if to is None or isinstance(to, Mapping):
             return self._backend.get_root(self._target(to), options)
+        refuse_inside(to, self.context.cache, self.context.sources)
         with _directory(Path(to), make=not dry_run):
             return self._backend.get_root(self._target(self._named(to)), options)
 

@@ -40,8 +40,10 @@ class QCOW2ExtBackend(SourcedStateBackend):
         As the backend's face says.
 
         :raises FileInTheWay: something is there, and may not be overwritten
+        :raises RefusedError: it is inside the cache or a source
         """
-        return {image: check_place(path, overwrite=options.overwrite) for image, path in target.working.items()}
+        sources = self.context.sources
+        return {image: check_place(path, self._cache, sources, overwrite=options.overwrite) for image, path in target.working.items()}
 
     def own_get(self, target: Target, chain: tuple[Manifest, ...], places: Mapping[str, Path], options: Options) -> str | None:
         """Make the target's working image, if it has one."""

@@ -145,9 +145,11 @@ class QCOW2MachineBackend(SourcedStateBackend):
         As the backend's face says.
 
         :raises FileInTheWay: something is there, and may not be overwritten
+        :raises RefusedError: one is inside the cache or a source
         :raises UsageError: two images are to be made in one place
         """
-        places = {image: check_place(path, overwrite=options.overwrite) for image, path in target.working.items()}
+        sources = self.context.sources
+        places = {image: check_place(path, self._cache, sources, overwrite=options.overwrite) for image, path in target.working.items()}
         if len(set(places.values())) < len(places):
             raise UsageError(f"two images of {target.object} cannot be one file", hint="name another file for each")
         return places

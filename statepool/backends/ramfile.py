@@ -36,6 +36,7 @@ from statepool.qcow2.header import is_empty_overlay, read_header_fd, reader
 from statepool.transfer.chains import Chains, key_of
 from statepool.transfer.intake import Taken, absolute
 from statepool.transfer.machine_intake import MachineIntake
+from statepool.transfer.working import refuse_inside
 
 COMPRESSION = "compression"
 """The field of a fingerprint that says how the RAM is compressed."""
@@ -223,11 +224,13 @@ class RamfileBackend(QCOW2MachineBackend):
         """
         End a machine of ours, and start it again from a state, on new working images in the places of the old ones.
 
-        :raises RefusedError: it is not ours
+        :raises RefusedError: it is not ours, or runs inside the cache or a source
         """
         if machine.config is None:
             raise RefusedError(f"{machine} is not ours to be started again", hint="end it, and start it with -incoming defer")
         bare = evolve(target, working={}, monitor=None)
+        for path in machine.config.images.values():
+            refuse_inside(absolute(path).parent, self._cache, self.context.sources)
         self.get(bare, state, options)  # whatever can go wrong with that does so before the machine is ended
         self._ram(bare, state)
         machine.close()

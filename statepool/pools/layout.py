@@ -18,6 +18,7 @@ INCOMING = f"{OURS}/incoming"
 TRASH = f"{OURS}/trash"
 LOCKS = f"{OURS}/locks"
 USES = f"{OURS}/uses"
+WORKING = f"{OURS}/working"
 
 DIRECTORIES = (DATA, LOG, INCOMING, TRASH, LOCKS, USES)
 

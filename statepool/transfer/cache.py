@@ -86,8 +86,8 @@ class Cache:
     def working_directory(self) -> Path:
         """:returns: where working images go that nobody gave a place"""
         self.prepare()
-        self.pool.transport.make_directory(f"{layout.OURS}/working")
-        return self.root / layout.OURS / "working"
+        self.pool.transport.make_directory(layout.WORKING)
+        return self.root / layout.WORKING
 
     @property
     def collector(self) -> Collector:

@@ -6,32 +6,38 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from attrs import frozen
 
-from statepool.errors import FileInTheWay, InUse, NotFound
+from statepool.errors import FileInTheWay, InUse, NotFound, RefusedError
 from statepool.model.manifest import Manifest
+from statepool.pools import layout
 from statepool.qcow2.opened import is_open
 from statepool.qcow2.overlay import create_overlay
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
 from statepool.transfer.chains import key_of, temporary_name
+from statepool.transfer.offers import Source
 from statepool.transfer.ready import damaged
 from statepool.transports.failures import Subject, translated
 
 
-def check_place(to: os.PathLike[str] | str, *, overwrite: bool) -> Path:
+def check_place(to: os.PathLike[str] | str, cache: Cache, sources: Iterable[Source], *, overwrite: bool) -> Path:
     """
     Look whether a working image can be made somewhere, and change nothing.
 
+    :param cache: which has the chain that it will stand on
+    :param sources: of the cache
     :returns: where, absolute
     :raises FileInTheWay: something is there, and may not be overwritten
     :raises InUse: what is there is open in another process
     :raises NotFound: there is no such directory
+    :raises RefusedError: it is inside the cache or a source
     """
     path = Path(os.path.abspath(to))
+    refuse_inside(path.parent, cache, sources)
     if not path.parent.is_dir():
         raise NotFound(f"there is no directory {path.parent}", path=str(path.parent), hint="make it first")
     if not os.path.lexists(path):
@@ -43,6 +49,36 @@ def check_place(to: os.PathLike[str] | str, *, overwrite: bool) -> Path:
     if path.is_file() and not path.is_symlink() and is_open(path):
         raise InUse(f"{path} is open in another process", path=str(path), hint="stop the machine that runs on it")
     return path
+
+
+def refuse_inside(directory: os.PathLike[str] | str, cache: Cache, sources: Iterable[Source]) -> None:
+    """
+    Refuse a directory for working images in which everybody takes what is there for a pool's own.
+
+    A pool of another tool is left alone: where its files are, its machines may run.
+
+    :param directory: which need not be there yet
+    :raises RefusedError: it is inside the cache, but not where working images go, or inside a source on this host that has a log
+    """
+    # As the file system has it: a symbolic link on the way leads to the same place.
+    real = Path(os.path.realpath(directory))
+    if _is_inside(real, cache.root / layout.WORKING):
+        return
+    if _is_inside(real, cache.root):
+        raise _inside(directory, f"the cache {cache.root}", str(cache.pool))
+    for source in sources:
+        root = source.pool.transport.local_path("")
+        if root is not None and _is_inside(real, root) and source.pool.is_managed:
+            raise _inside(directory, f"the pool {source}", str(source))
+
+
+def _is_inside(real: Path, root: Path) -> bool:
+    return real.is_relative_to(os.path.realpath(root))
+
+
+def _inside(directory: os.PathLike[str] | str, what: str, pool: str) -> RefusedError:
+    place = os.path.abspath(directory)
+    return RefusedError(f"no working image can be made in {place}: it is inside {what}", pool=pool, path=place, hint="choose a place outside of it")
 
 
 @frozen

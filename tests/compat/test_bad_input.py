@@ -135,6 +135,13 @@ def test_a_working_image_where_there_is_a_file(place: Any) -> None:
     place.refused(NOT_FOUND, "get", "vm1/disk", "install", "--to", "no/such/directory.qcow2")
 
 
+def test_a_working_image_inside_of_a_pool(place: Any) -> None:
+    for to in (place.pool / "vm1/disk/install.qcow2", place.pool / "vm1/disk/mine.qcow2", place.cache / ".statepool/data/mine.qcow2"):
+        told = place.refused(REFUSED, "get", "vm1/disk", "install", "--to", to, "--overwrite")
+        assert f"it is inside the {'pool file://' if place.pool in to.parents else 'cache '}" in told
+        assert "choose a place outside of it" in told
+
+
 def test_a_working_image_in_place_of_one_that_is_open(place: Any) -> None:
     with held(place.work):
         assert "open in another process" in place.refused(REFUSED, "get", "vm1/disk", "install", "--to", place.work, "--overwrite")

@@ -187,6 +187,23 @@ def test_get_makes_all_images_or_none(world: World) -> None:
     assert not world.leftovers()
 
 
+@pytest.mark.parametrize("place", ["cache/run", "pool/run", "pool", "other", "other/.statepool/data"])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_working_images_inside_of_a_pool(world: World, place: str, dry_run: bool) -> None:
+    """A directory that is not there yet is not made, nor is the cache."""
+    world.machine().set("install", source=world.working)
+    before = world.photograph()
+    machine = world.machine("other" if place.startswith("other") else "cache")
+    for to in (world.root / place, {name: world.root / place / f"{name}.qcow2" for name in ("disk", "data")}):
+        with pytest.raises(statepool.RefusedError, match=r"inside the (cache|pool)"):
+            machine.get("install", to=to, dry_run=dry_run)
+    with pytest.raises(statepool.RefusedError, match=r"inside the (cache|pool)"):
+        machine.get_root(to=world.root / place, dry_run=dry_run)
+    assert world.photograph() == before
+    assert not (world.root / "other").exists()
+    assert not (world.root / "pool" / "run").exists()
+
+
 def test_dry_runs_change_nothing(world: World) -> None:
     before = world.photograph()
     would = world.machine().set("install", source=world.working, dry_run=True)

@@ -154,6 +154,16 @@ def test_what_is_refused(world: World, guests: Lab, saved: int) -> None:
     assert world.cache.pool.find(StateId("vm1", "new", Kind.MACHINE)) is None
 
 
+def test_what_runs_inside_of_a_pool_is_not_started_again(world: World, guests: Lab, saved: int) -> None:
+    """New working images cannot be made there, which is known before the machine is ended."""
+    names = {name: path.name for name, path in world.images("install", to="third").items()}
+    inside = (world.place / "third").rename(world.place / "pool" / "third")
+    with guests.running({name: inside / file for name, file in names.items()}) as guest:
+        with pytest.raises(RefusedError, match="inside the pool"):
+            RamfileBackend(world.context).reload(guest.machine, world.target(), "loggedin")
+        assert guest.machine.status() == "running"
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

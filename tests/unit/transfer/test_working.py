@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from statepool.errors import AccessDenied, DigestMismatch, FileInTheWay, InUse, NotFound, StatePoolError
+from statepool.errors import AccessDenied, DigestMismatch, FileInTheWay, InUse, NotFound, RefusedError, StatePoolError
 from statepool.model.manifest import Manifest
 from statepool.qcow2.header import read_header_file
 from statepool.transfer import working
 from statepool.transfer.cache import Cache
 from statepool.transfer.chains import key_of
-from statepool.transfer.working import check_place, make_working, throw_away
+from statepool.transfer.offers import Source
+from statepool.transfer.working import check_place, make_working, refuse_inside, throw_away
 
 
 @pytest.fixture
@@ -40,34 +41,34 @@ def temporaries(directory: Path) -> list[Path]:
 # -- the place -------------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_free_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_free_place(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert check_place("work.qcow2", overwrite=False) == tmp_path / "work.qcow2"
-    assert list(tmp_path.iterdir()) == []
+    assert check_place("work.qcow2", cache, [], overwrite=False) == tmp_path / "work.qcow2"
+    assert list(tmp_path.iterdir()) == [cache.root]
 
 
-def test_a_place_without_a_directory(tmp_path: Path) -> None:
+def test_a_place_without_a_directory(cache: Cache, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no directory"):
-        check_place(tmp_path / "no/work.qcow2", overwrite=True)
+        check_place(tmp_path / "no/work.qcow2", cache, [], overwrite=True)
 
 
-def test_a_directory(tmp_path: Path) -> None:
+def test_a_directory(cache: Cache, tmp_path: Path) -> None:
     for overwrite in (False, True):
         with pytest.raises(FileInTheWay, match="is a directory"):
-            check_place(tmp_path, overwrite=overwrite)
+            check_place(tmp_path, cache, [], overwrite=overwrite)
 
 
-def test_a_place_that_is_taken(tmp_path: Path) -> None:
+def test_a_place_that_is_taken(cache: Cache, tmp_path: Path) -> None:
     path = tmp_path / "work.qcow2"
     for make in (lambda: path.write_text("mine"), lambda: path.symlink_to("nowhere"), lambda: os.mkfifo(path)):
         make()
         with pytest.raises(FileInTheWay, match="--overwrite"):
-            check_place(path, overwrite=False)
-        assert check_place(path, overwrite=True) == path
+            check_place(path, cache, [], overwrite=False)
+        assert check_place(path, cache, [], overwrite=True) == path
         path.unlink()
 
 
-def test_a_place_that_somebody_has_open(tmp_path: Path) -> None:
+def test_a_place_that_somebody_has_open(cache: Cache, tmp_path: Path) -> None:
     import subprocess
     import sys
 
@@ -78,9 +79,41 @@ def test_a_place_that_somebody_has_open(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"open\n"
         with pytest.raises(InUse):
-            check_place(path, overwrite=True)
+            check_place(path, cache, [], overwrite=True)
         process.communicate(timeout=60)
-    assert check_place(path, overwrite=True) == path
+    assert check_place(path, cache, [], overwrite=True) == path
+
+
+def test_inside_of_the_cache_only_where_working_images_go(cache: Cache, tmp_path: Path) -> None:
+    assert check_place(cache.working_directory() / "work.qcow2", cache, [], overwrite=False)
+    (tmp_path / "link").symlink_to(cache.root / ".statepool")
+    for directory in (cache.root, cache.root / ".statepool" / "data", tmp_path / "link" / "data", cache.root / ".statepool" / "working" / ".."):
+        with pytest.raises(RefusedError, match=f"it is inside the cache {cache.root}.*outside") as caught:
+            check_place(directory / "work.qcow2", cache, [], overwrite=True)
+        assert caught.value.pool == str(cache.pool)
+
+
+@pytest.mark.parametrize("scheme", ["file", "link"])
+def test_inside_of_a_source(lab: Any, cache: Cache, tmp_path: Path, scheme: str) -> None:
+    source = Source(lab.pool("pool", scheme=scheme), "store")
+    (tmp_path / "link").symlink_to("pool")
+    for directory in (tmp_path / "pool", tmp_path / "pool" / "vm1", tmp_path / "link" / "vm1"):
+        with pytest.raises(RefusedError, match=f"it is inside the pool {scheme}://{tmp_path}/pool"):
+            refuse_inside(directory, cache, [source])
+    refuse_inside(tmp_path / "pool-beside", cache, [source])
+    refuse_inside(tmp_path, cache, [source])
+
+
+def test_where_the_cache_is_inside_of_a_source(lab: Any) -> None:
+    cache = lab.cache("pool/cache")
+    source = Source(lab.pool("pool"), "store")
+    refuse_inside(cache.working_directory(), cache, [source])
+
+
+def test_where_another_tool_has_its_files(lab: Any, cache: Cache) -> None:
+    lab.unmanaged("pool", "install")
+    source = Source(lab.pool("pool", create=False), "theirs")
+    assert check_place(lab.root / "pool/vm1/work.qcow2", cache, [source], overwrite=False)
 
 
 # -- making ----------------------------------------------------------------------------------------------------------------------------------------
