@@ -17,6 +17,9 @@ DEFAULT_MAX_DEPTH = 256
 OpenImage = Callable[[str], tuple[Read, int]]
 """Gives what reads the image of a state, and its length in bytes. Raises MissingFile or NotFound if there is none."""
 
+CheckMore = Callable[[str, Header], None]
+"""Looks at the header of a state which has passed all checks that need no more than it. Raises UnsafeImage."""
+
 
 @frozen
 class Link:
@@ -39,6 +42,7 @@ def walk(
     what: str = "",
     backing: Backing = Backing.UNMANAGED,
     checked: MutableMapping[str, Header] | None = None,
+    check_more: CheckMore | None = None,
 ) -> tuple[Link, ...]:
     """
     Check every image of a chain, each before the next one is looked for.
@@ -49,6 +53,7 @@ def walk(
     :param what: whose states these are, such as ``vm1/disk``, for messages
     :param backing: what backing names may be
     :param checked: headers that have passed, by their states: they are not read again, and those that pass now are added
+    :param check_more: what else an image has to pass before the next one is looked for
     :returns: the chain, tip first
     :raises UnsafeImage: an image does not pass a check, or the chain does not: ``loop``, ``depth``, ``missing-parent``
     :raises MissingFile: the tip itself is not there (or NotFound, as ``open_image`` says it)
@@ -66,7 +71,10 @@ def walk(
         header = known.get(state)
         if header is None:
             read, size = _open(state, links, open_image, name)
-            header = known[state] = check_image(read, size, name, backing=backing)
+            header = check_image(read, size, name, backing=backing)
+            if check_more is not None:
+                check_more(state, header)
+            known[state] = header
         links.append(Link(state, header))
         seen.add(state)
         state = sibling_of(header)

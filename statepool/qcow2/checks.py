@@ -70,6 +70,8 @@ _HINTS = {
     "backing-format-missing": "if the backing file is a qcow2 image, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b BACKING FILE",
     "backing-format-false": "the backing file must be a qcow2 image and be said to be one",
     "table-past-end": "the file has been cut short; use an intact copy",
+    "backing-elsewhere": "if the file beside it is meant, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b NAME.qcow2 FILE; "
+    "if not, make one image of its chain: qemu-img convert -O qcow2 FILE COPY",
     "backing-relative": "write the absolute path: qemu-img rebase -u -f qcow2 -F qcow2 -b /PATH FILE",
 }
 
@@ -297,6 +299,7 @@ def _backing_format_false(header: Header) -> str | None:
 
 
 _PARENT_REASON = "A state is backed by the parent that is known for it, and by nothing else."
+_ELSEWHERE_REASON = "A backing name that leads to another place of the same pool means the file there, not the one of that name beside the image."
 
 CHECKS: Mapping[str, str] = MappingProxyType(
     {
@@ -304,6 +307,7 @@ CHECKS: Mapping[str, str] = MappingProxyType(
         **headers.REASONS,
         **_reasons,
         "parent": _PARENT_REASON,
+        "backing-elsewhere": _ELSEWHERE_REASON,
         "clusters": "Data that its tables place behind the end of the file is read as zeros: the file has been cut short.",
         "loop": "A chain that comes back to itself never ends.",
         "depth": "A chain deeper than what is permitted costs every reader a descriptor and a look for each of its states.",
@@ -369,6 +373,39 @@ def check_file(path: Path | str, what: str | None = None, *, parent: str | Ellip
         raise translated(error, path, "read") from error
     finally:
         os.close(descriptor)
+
+
+def check_parent_place(header: Header, what: str, *, root: str, own: str, parent: str, links: bool) -> None:
+    """
+    Refuse an image in a pool whose backing name leads into this pool, but not to what is taken for its parent.
+
+    An absolute name that leads elsewhere says nothing here: the pool may have been made on another host, or in another place.
+
+    :param root: where the pool is, an absolute path
+    :param own: the path of the image in the pool
+    :param parent: that of the file which is taken for its parent
+    :param links: whether the pool is in a file system of this host, where symbolic links to it are followed
+    :raises UnsafeImage: check ``backing-elsewhere``
+    """
+    named = _normal(os.path.join(root, os.path.dirname(own), os.fsdecode(header.backing_name or b"")))
+    taken = _normal(os.path.join(root, parent))
+    if named == taken or (links and _real(named) == _real(taken)):
+        return
+    if _is_below(named, _normal(root)) or (links and _is_below(_real(named), os.path.realpath(root))):
+        _require("backing-elsewhere", f"its backing name leads to another place of this pool: {_shown(header)}", what)
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path.startswith(f"{root.rstrip('/')}/")
+
+
+def _normal(path: str) -> str:
+    return "/" + os.path.normpath(path).lstrip("/")  # which would leave two slashes at the beginning as they are
+
+
+def _real(path: str) -> str:
+    # What the last part is does not matter here: in a view it is a link itself.
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def sibling_of(header: Header) -> str | None:

@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 from statepool.errors import MissingFile, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.location import Location
-from statepool.model.manifest import Kind, Manifest, Parent, StateId
+from statepool.model.manifest import ROOT, Kind, Manifest, Parent, StateId
 from statepool.model.outcomes import Listed, Listing
 from statepool.model.scope import Scope
 from statepool.pools import layout
@@ -19,6 +19,7 @@ from statepool.pools.fold import Fold
 from statepool.pools.pool import Pool
 from statepool.pools.view import Unmanaged
 from statepool.qcow2.chain import walk
+from statepool.qcow2.checks import check_parent_place, sibling_of
 from statepool.qcow2.files import refusal
 from statepool.qcow2.header import Header, Read
 from statepool.transports.base import FileKind, Stat
@@ -210,8 +211,12 @@ def unmanaged_chain(pool: Pool, state: StateId, fold: Fold, looked: Looked | Non
         path = layout.data(known.digest) if known is not None and known.digest is not None else layout.view(below)
         return looked.reader(path) if looked is not None else reader(pool, path)
 
+    def check_more(name: str, header: Header) -> None:
+        if (child := StateId(state.object, name)) not in fold.states:  # of those that the log knows, it says what backs them
+            _refuse_another_parent(pool, child, header)
+
     checked = looked.headers(state.object) if looked is not None else None
-    links = walk(state.state, open_image, max_depth=pool.max_depth, what=state.object, checked=checked)
+    links = walk(state.state, open_image, max_depth=pool.max_depth, what=state.object, checked=checked, check_more=check_more)
     members: list[Member] = []
     for link in links:
         below = StateId(state.object, link.state)
@@ -220,6 +225,20 @@ def unmanaged_chain(pool: Pool, state: StateId, fold: Fold, looked: Looked | Non
             return (*members, *(Member(manifest, layout.data(manifest.digest)) for manifest in fold.chain(known) if manifest.digest is not None))
         members.append(Member(unmanaged_manifest(below, link.header), layout.view(below)))
     return tuple(members)
+
+
+ROOT_NAME = f"{ROOT}{layout.IMAGE_SUFFIX}".encode()
+"""How a child of ours names the root image, which is not beside it in a view, but above."""
+
+
+def _refuse_another_parent(pool: Pool, child: StateId, header: Header) -> None:
+    """Where the backing name of a file leads to another object of the pool, the state of that name of its own object is not its parent."""
+    parent = sibling_of(header)
+    if parent is None or (child.state != ROOT and header.backing_name == ROOT_NAME):
+        return
+    taken = layout.view(StateId(child.object, parent))
+    what = f"{child} in {pool}"
+    check_parent_place(header, what, root=pool.location.path, own=layout.view(child), parent=taken, links=pool.transport.capabilities.local)
 
 
 def unmanaged_manifest(state: StateId, header: Header) -> Manifest:

@@ -259,6 +259,32 @@ def test_a_parent_that_is_missing(pool: Path, tmp_path: Path, run_statepool: Run
     run_statepool("--cache", "cache", "--source", "pool", "get", "vm1/disk", "connect", code=5)
 
 
+@pytest.mark.parametrize("relocate", [False, True])
+def test_a_parent_of_another_object(pool: Path, tmp_path: Path, make_image: Make, run_statepool: Run, relocate: bool) -> None:
+    """It stands on the state of the one object, and a state of the same name is beside it."""
+    custom = make_image(pool / "vm2/disk/custom.qcow2", None, backing=pool / "vm1/disk/install.qcow2")
+    make_image(pool / "vm2/disk/beside.qcow2", None, backing=pool / "vm2/disk/install.qcow2")
+    disk = open_pool(tmp_path).image("vm2/disk")
+    with pytest.raises(UnsafeImage, match=r"vm2/disk custom in file://.*pool is refused .*vm1/disk/install\.qcow2") as caught:
+        disk.get("custom", to=tmp_path / "work.qcow2")
+    assert caught.value.check == "backing-elsewhere"
+    assert "backing-elsewhere" in {one.manifest.state: one.problem or "" for one in disk.show()}["custom"]
+    assert disk.get("beside").chain == ("beside", "install")
+    statepool.init(pool)
+    before = custom.read_bytes()
+    found = adopted_by_state(pool, relocate=relocate)
+    assert "backing-elsewhere" in (found["vm2/disk", "custom"].problem or "")
+    assert found["vm2/disk", "beside"].problem is None
+    assert custom.read_bytes() == before
+    run_statepool("--cache", "cache", "--source", "pool", "get", "vm2/disk", "custom", code=5)
+
+
+def test_a_child_of_the_root_image(pool: Path, tmp_path: Path) -> None:
+    """In a copy of a view: it names the root image as if that was beside it."""
+    (pool / "vm1/disk/child.qcow2").write_bytes(evolve(CHILD, backing=b"root.qcow2").build())
+    assert open_pool(tmp_path).image("vm1/disk").get("child").chain == ("child", "root")
+
+
 def test_a_backing_format_that_is_missing(pool: Path, tmp_path: Path) -> None:
     """Of other tools: avocado-i2n says the format."""
     (pool / "vm1/disk/old.qcow2").write_bytes(evolve(CHILD, backing=b"/far/away/install.qcow2", formats=()).build())

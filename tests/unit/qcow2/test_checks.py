@@ -14,7 +14,7 @@ from attrs import evolve
 from statepool.errors import MissingFile, UnsafeImage
 from statepool.model.names import MAX_LENGTH
 from statepool.qcow2.chain import walk
-from statepool.qcow2.checks import CHECKS, Backing, check_file, check_header, check_image, sibling_of, warnings
+from statepool.qcow2.checks import CHECKS, Backing, check_file, check_header, check_image, check_parent_place, sibling_of, warnings
 from statepool.qcow2.header import EXTENSION_BITMAPS, Header, read_header
 from statepool.testing.images import CHILD, GOOD, HOSTILE, Forged, HostileImage, hostile_images
 
@@ -90,8 +90,44 @@ def test_working_images_have_no_protocols_either(name: str) -> None:
 
 def test_every_check_has_a_reason_and_an_image_that_it_refuses(tmp_path: Path) -> None:
     assert all(reason.endswith(".") and len(reason) > 20 for reason in CHECKS.values())
-    shown_elsewhere = {"backing", "backing-relative", "parent", "clusters"}
+    shown_elsewhere = {"backing", "backing-relative", "backing-elsewhere", "parent", "clusters"}
     assert {image.check for image in hostile_images(tmp_path)} | shown_elsewhere == set(CHECKS)
+
+
+def place(backing: bytes, *, root: str = "/srv/pool", own: str = "vm2/disk/custom.qcow2", links: bool = False) -> None:
+    parent = "vm2/disk/install.qcow2"
+    check_parent_place(header_of(evolve(CHILD, backing=backing)), "vm2/disk custom", root=root, own=own, parent=parent, links=links)
+
+
+@pytest.mark.parametrize("directory", ["", "/srv/pool/vm2/disk/", "/srv//pool/./vm2/disk/", "/mnt/pool/vm1/disk/", "/srv/pool-beside/vm1/disk/", "/"])
+def test_a_parent_beside_an_image_or_of_another_place(directory: str) -> None:
+    for links in (False, True):
+        place(f"{directory}install.qcow2".encode(), links=links)
+
+
+@pytest.mark.parametrize("directory", ["/srv/pool/vm1/disk/", "/srv/pool/", "//srv//pool/vm2/", "/srv/pool/.statepool/chains/x/"])
+def test_a_parent_that_is_another_object_of_the_same_pool(directory: str) -> None:
+    for links in (False, True):
+        with pytest.raises(UnsafeImage, match="another place of this pool") as caught:
+            place(f"{directory}install.qcow2".encode(), links=links)
+        assert caught.value.check == "backing-elsewhere"
+        assert "rebase -u" in (caught.value.hint or "")
+
+
+def test_a_root_image_on_what_is_beside_it() -> None:
+    with pytest.raises(UnsafeImage, match="backing-elsewhere"):
+        place(b"install.qcow2", own="vm2/disk.qcow2")
+    place(b"/srv/pool/vm2/disk/install.qcow2", own="vm2/disk.qcow2")
+
+
+def test_a_pool_behind_a_symbolic_link(tmp_path: Path) -> None:
+    for machine in ("vm1", "vm2"):
+        (tmp_path / "pool" / machine / "disk").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("pool")
+    for here, there in (("pool", "link"), ("link", "pool")):
+        place(os.fsencode(tmp_path / there / "vm2/disk/install.qcow2"), root=str(tmp_path / here), links=True)
+        with pytest.raises(UnsafeImage, match="backing-elsewhere"):
+            place(os.fsencode(tmp_path / there / "vm1/disk/install.qcow2"), root=str(tmp_path / here), links=True)
 
 
 def test_what_may_back_a_working_image() -> None:
