@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_statepool import machines, options
-from pytest_statepool.hooks import REPORT, run_of
+from pytest_statepool.hooks import GIVEN, REPORT, run_of
 from pytest_statepool.provision import Provisioner, Provisioners
 from pytest_statepool.tally import TALLY
 from pytest_statepool.wishes import MARKER, Wish, wishes_of
 from pytest_statepool.working import Working
 
 if TYPE_CHECKING:
-    from statepool import Config, MachineConfig, RunningMachine, StatePool
+    from statepool import Config, MachineConfig, RunningMachine, StatePool, StatePoolError
 
 _POOLS = pytest.StashKey[dict[int, "tuple[Config, StatePool]"]]()
 """The state pools that were made here, by the identity of the configuration that they were made from."""
@@ -121,6 +121,7 @@ def vm_state(request: pytest.FixtureRequest, make_vm_state: Callable[[str, str],
     if not wishes:
         reason = f'{request.node.nodeid} uses vm_state without saying which: add @pytest.mark.{MARKER}("vm1/disk", "customize")'
         pytest.fail(reason, pytrace=False)
+    request.node.stash[GIVEN] = True
     made = [make_vm_state(wish.object, wish.state) for wish in wishes]
     return made[0].among(made)
 
@@ -183,9 +184,18 @@ def _provision(request: pytest.FixtureRequest, provisioner: Provisioner, object:
         return provisioner.provision(Wish(str(parse_object(object)), state), _file_name(request.node.name))
     except StatePoolError as error:
         reason = f"{request.node.nodeid} cannot have {object} {state}: {error}"
-    if options.value(request.config, "vm_state_missing") == "skip":
+        is_missing = _is_missing(error, provisioner.pool)
+    if is_missing and options.value(request.config, "vm_state_missing") == "skip":
         pytest.skip(reason)
     pytest.fail(reason, pytrace=False)
+
+
+def _is_missing(error: StatePoolError, pool: StatePool) -> bool:
+    """Whether nobody has a state, or those who may have it cannot be asked: not if something is wrong with what was asked, with the cache or here."""
+    from statepool import NotFound, TransportError
+
+    is_here = error.pool == str(pool.cache) or (error.pool is None and error.path is not None)
+    return isinstance(error, NotFound) or (isinstance(error, TransportError) and not is_here)
 
 
 def _file_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator
 from typing import Any
 
@@ -14,6 +15,9 @@ from pytest_statepool.wishes import MARKER, Wish, wishes_of
 
 REPORT = pytest.StashKey[dict[str, pytest.CollectReport | pytest.TestReport]]()
 """Where an item keeps the reports of its phases: a working image is kept if its test failed."""
+
+GIVEN = pytest.StashKey[bool]()
+"""Where an item keeps that it was given the states which its markers name."""
 
 RUN = pytest.StashKey[str]()
 """What tells this run from others: the same in all workers."""
@@ -115,6 +119,23 @@ def _sort(items: list[pytest.Item], asking: dict[pytest.Item, list[Wish]]) -> No
 
 def _key(wishes: list[Wish]) -> str:
     return " ".join(map(str, wishes))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    """A test that says which state it starts from, and does not ask for it, would pass without it."""
+    yield
+    # What is around a test speaks for those in it that ask.
+    if any(marker.name == MARKER for marker in item.own_markers) and not _asks(item):
+        reason = f"{item.nodeid} has the marker {MARKER}, but does not use the state: add the fixture {MARKER}, or vm, to its arguments"
+        pytest.fail(reason, pytrace=False)
+
+
+def _asks(item: pytest.Item) -> bool:
+    if MARKER in getattr(item, "fixturenames", ()) or item.stash.get(GIVEN, False):
+        return True
+    # A test may also ask while it runs, by request.getfixturevalue.
+    return isinstance(item, pytest.Function) and "request" in inspect.signature(item.function).parameters
 
 
 @pytest.hookimpl(wrapper=True)

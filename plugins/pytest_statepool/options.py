@@ -30,7 +30,13 @@ _OPTIONS: list[tuple[str, Any, Any, dict[str, Any], str]] = [
         {"choices": ["never", "failed", "always"]},
         "keep working images: never, failed (those of tests that fail) or always",
     ),
-    ("vm_state_missing", "fail", "string", {"choices": ["fail", "skip"]}, "what becomes of a test whose state cannot be had: fail or skip"),
+    (
+        "vm_state_missing",
+        "fail",
+        "string",
+        {"choices": ["fail", "skip"]},
+        "what becomes of a test whose state nobody has, or whose pools cannot be reached: fail or skip",
+    ),
 ]
 """Name, default, type in the ini file, what argparse wants, and what it is for."""
 

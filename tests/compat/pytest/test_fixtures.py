@@ -137,12 +137,35 @@ def test_a_state_that_cannot_be_had(suite: Any, missing: str, outcome: str, code
     assert "Traceback" not in run.out
 
 
-def test_a_pool_that_cannot_be_reached(suite: Any) -> None:
+@pytest.mark.parametrize(("missing", "outcome", "code"), [("fail", "setup failed", 1), ("skip", "setup skipped", 0)])
+def test_a_pool_that_cannot_be_reached(suite: Any, missing: str, outcome: str, code: int) -> None:
     suite.write('@pytest.mark.vm_state("vm1/disk", "install")\ndef test_it(vm_state): pass\n')
     (suite.root / "pool").rename(suite.root / "gone")
-    out = suite.run(code=1).out
-    assert "is not a pool" in out
-    assert "statepool init" in out
+    run = suite.run("-rs", f"--vm-state-missing={missing}", code=code)
+    assert run.tests == {"test_it": outcome}
+    assert "is not a pool" in run.out
+    assert "statepool init" in run.out
+
+
+def test_what_is_wrong_is_not_skipped(suite: Any) -> None:
+    """A name that no state can have, and a builder that fails, are mistakes here, wherever the pools are."""
+    suite.write(
+        """
+from pytest_statepool import vm_state_builder
+
+@vm_state_builder("vm1/disk", "broken", parent="install")
+def broken(image): raise ValueError("boom")
+
+@pytest.mark.vm_state("vm1/disk", "in stall")
+def test_name(vm_state): pass
+
+@pytest.mark.vm_state("vm1/disk", "broken")
+def test_builder(vm_state): pass
+"""
+    )
+    run = suite.run("--vm-state-missing=skip", code=1)
+    assert run.tests == {"test_name": "setup failed", "test_builder": "setup failed"}
+    assert "'in stall' is not a valid name for a state" in run.out
 
 
 @pytest.mark.parametrize(
@@ -164,6 +187,52 @@ def test_a_marker_that_cannot_be_understood(suite: Any, marker: str, message: st
 def test_the_fixture_without_a_marker(suite: Any) -> None:
     suite.write("def test_it(vm_state): pass\n")
     assert "add @pytest.mark.vm_state" in suite.run(code=1).out
+
+
+def test_a_marker_without_the_fixture(suite: Any) -> None:
+    suite.write(
+        """
+@pytest.fixture
+def disk(request):
+    return request.getfixturevalue("vm_state")
+
+@pytest.mark.vm_state("vm1/disk", "nothing-of-the-kind")
+def test_without(): pass
+
+@pytest.mark.parametrize("release", [pytest.param(12, marks=pytest.mark.vm_state("vm1/disk", "install"))])
+def test_parameter(release): pass
+
+@pytest.mark.vm_state("vm1/disk", "install")
+@pytest.mark.usefixtures("vm_state")
+def test_used(): pass
+
+@pytest.mark.vm_state("vm1/disk", "install")
+def test_by_another_fixture(disk): assert disk.path.exists()
+
+@pytest.mark.vm_state("vm1/disk", "install")
+def test_as_it_runs(request): assert request.getfixturevalue("vm_state").path.exists()
+
+@pytest.mark.vm_state("vm1/disk", "install")
+@pytest.mark.skip
+def test_skipped(): pass
+
+@pytest.mark.vm_state("vm1/disk", "install")
+class TestThem:
+    def test_without_a_need(self): pass
+"""
+    )
+    run = suite.run(code=1)
+    assert {name for name, outcome in run.tests.items() if outcome == "setup failed"} == {"test_without", "test_parameter[12]"}
+    assert {name for name, outcome in run.tests.items() if outcome == "passed"} == {
+        "test_used",
+        "test_by_another_fixture",
+        "test_as_it_runs",
+        "TestThem::test_without_a_need",
+    }
+    assert (
+        "test_suite.py::test_without has the marker vm_state, but does not use the state: add the fixture vm_state, or vm, to its arguments"
+        in run.out
+    )
 
 
 def test_nothing_is_imported_before_a_state_is_asked_for(suite: Any) -> None:
