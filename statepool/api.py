@@ -48,7 +48,7 @@ from statepool.qcow2.tool import QemuImg
 from statepool.transfer.adopt import Adoption
 from statepool.transfer.cache import Cache
 from statepool.transfer.merge import making_many
-from statepool.transfer.offers import Source
+from statepool.transfer.offers import Source, require_distinct
 from statepool.transfer.passing import passing
 from statepool.transfer.survey import survey_host, survey_pool
 from statepool.transfer.sync import Sync
@@ -82,35 +82,24 @@ class StatePool:
     :param settings: the knobs
     :param progress: told of every transfer
     :raises InvalidLocation: an address cannot be read
-    :raises UsageError: the cache is not a directory of this host, or a pool is named twice
+    :raises UsageError: the cache is not a directory of this host, a pool is named twice, or the sources are no list
     """
 
     def __init__(
         self, cache: Place, sources: Sequence[Place | Source] = (), *, settings: Settings | None = None, progress: Progress = SILENT
     ) -> None:
+        if isinstance(sources, str | bytes | os.PathLike | Location | Source):
+            raise UsageError(f"the sources are not a list, but {str(sources)!r}", hint="write a list, also of one source")
         self.settings = settings or Settings()
         self.progress = progress
         self._cache = Cache.open(_open_pool(cache, self.settings), self.settings)
         self._sources = tuple(self._source(source) for source in sources)
-        self._require_distinct()
+        require_distinct(self._cache.pool, self._sources)
 
     def _source(self, source: Place | Source) -> Source:
         if isinstance(source, Source):
             return source
         return Source(_open_pool(source, self.settings), str(_location(source)))
-
-    def _require_distinct(self) -> None:
-        seen = {self._cache.pool.transport.identity: "the cache"}
-        for source in self._sources:
-            identity = source.pool.transport.identity
-            if identity in seen:
-                raise UsageError(f"the source {source.name} is {seen[identity]} itself", hint="name each pool once")
-            seen[identity] = f"the source {source.name}"
-        named: dict[str, Source] = {}
-        for source in self._sources:
-            other = named.setdefault(source.name, source)
-            if other is not source:
-                raise UsageError(f"two sources are named {source.name!r}: {other} and {source}", hint="give each a name of its own")
 
     @cached_property
     def _context(self) -> Context:
@@ -168,7 +157,7 @@ class StatePool:
         :returns: the states, each with where it is, and which sources could not be asked
         :raises NotAPool: no source could be asked, since it is none
         """
-        options = Options(scope=_scope(scope))
+        options = Options(scope=Scope.permitted(scope))
         with making_many():
             return self._backend.show(Target(parse_object(object)), options) if object is not None else self._backend.show_all(options)
 
@@ -178,7 +167,7 @@ class StatePool:
 
         :param scope: only those; all if not given
         """
-        return self._backend.status(Options(scope=_scope(scope) | {Scope.OWN}))
+        return self._backend.status(Options(scope=Scope.permitted(scope) | {Scope.OWN}))
 
     @property
     def _asked(self) -> tuple[Source, ...]:
@@ -281,11 +270,11 @@ class ImageHandle:
 
     def show(self, *, scope: str | None = None) -> Listing:
         """:returns: its states, each with where it is"""
-        return self._backend.show(self._target(), Options(scope=_scope(scope)))
+        return self._backend.show(self._target(), Options(scope=Scope.permitted(scope)))
 
     def check(self, state: str, *, scope: str | None = None) -> bool:
         """:returns: whether a state can be had from the cache or a source in this scope"""
-        return self._backend.check(self._target(), state, Options(scope=_scope(scope)))
+        return self._backend.check(self._target(), state, Options(scope=Scope.permitted(scope)))
 
     def get(
         self,
@@ -310,7 +299,7 @@ class ImageHandle:
         :raises RefusedError: the place is inside the cache or a source
         """
         named = frozenset({source}) if source is not None else frozenset()
-        return self._backend.get(self._target(to), state, Options(overwrite=overwrite, scope=_scope(scope), sources=named, dry_run=dry_run))
+        return self._backend.get(self._target(to), state, Options(overwrite=overwrite, scope=Scope.permitted(scope), sources=named, dry_run=dry_run))
 
     @contextlib.contextmanager
     def working(self, state: str, *, keep: str = "never", directory: str | os.PathLike[str] | None = None) -> Iterator[Path]:
@@ -366,7 +355,9 @@ class ImageHandle:
         """
         if wait_for not in list(WaitFor):
             raise UsageError(f"wait_for cannot be {wait_for!r}", hint=", ".join(WaitFor))
-        options = Options(replace=replace, squash=squash, labels=labels or {}, scope=_scope(scope), wait_for=WaitFor(wait_for), dry_run=dry_run)
+        options = Options(
+            replace=replace, squash=squash, labels=labels or {}, scope=Scope.permitted(scope), wait_for=WaitFor(wait_for), dry_run=dry_run
+        )
         return self._backend.set(self._target(source), state, options)
 
     def unset(self, state: str, *, cascade: bool = False, scope: str | None = "own", dry_run: bool = False) -> Removed:
@@ -378,7 +369,7 @@ class ImageHandle:
         :raises NotFound: it is not there
         :raises HasDependants: something stands on it
         """
-        return self._backend.unset(self._target(), state, Options(cascade=cascade, scope=_scope(scope), dry_run=dry_run))
+        return self._backend.unset(self._target(), state, Options(cascade=cascade, scope=Scope.permitted(scope), dry_run=dry_run))
 
     def ensure(
         self,
@@ -421,15 +412,11 @@ class ImageHandle:
 
     def set_root(self, *, source: str | os.PathLike[str], replace: bool = False, scope: str | None = None, dry_run: bool = False) -> Stored:
         """As :meth:`set`, of the root image, which nothing may back."""
-        return self._backend.set_root(self._target(source), Options(replace=replace, scope=_scope(scope), dry_run=dry_run))
+        return self._backend.set_root(self._target(source), Options(replace=replace, scope=Scope.permitted(scope), dry_run=dry_run))
 
     def unset_root(self, *, scope: str | None = "own", dry_run: bool = False) -> Removed:
         """As :meth:`unset`, of the root image."""
-        return self._backend.unset_root(self._target(), Options(scope=_scope(scope), dry_run=dry_run))
-
-
-def _scope(text: str | None) -> frozenset[Scope]:
-    return frozenset(Scope) if text is None else Scope.parse(text)
+        return self._backend.unset_root(self._target(), Options(scope=Scope.permitted(scope), dry_run=dry_run))
 
 
 def init(location: Place, *, dry_run: bool = False, settings: Settings | None = None) -> Location:

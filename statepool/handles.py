@@ -48,11 +48,11 @@ class MachineHandle(RunningStates):
 
     def show(self, *, scope: str | None = None) -> Listing:
         """:returns: its states and those of its images, each with where it is"""
-        return self._backend.show(self._target(), Options(scope=_scope(scope)))
+        return self._backend.show(self._target(), Options(scope=Scope.permitted(scope)))
 
     def check(self, state: str, *, scope: str | None = None) -> bool:
         """:returns: whether a state of the whole machine can be had from the cache or a source in this scope"""
-        return self._backend.check(self._target(), state, Options(scope=_scope(scope)))
+        return self._backend.check(self._target(), state, Options(scope=Scope.permitted(scope)))
 
     def images(self, state: str) -> tuple[str, ...]:
         """
@@ -84,7 +84,7 @@ class MachineHandle(RunningStates):
         :raises UsageError: the places are not those of the images which the state has
         """
         named = frozenset({source}) if source is not None else frozenset()
-        options = Options(overwrite=overwrite, scope=_scope(scope), sources=named, dry_run=dry_run)
+        options = Options(overwrite=overwrite, scope=Scope.permitted(scope), sources=named, dry_run=dry_run)
         if to is None or isinstance(to, Mapping):
             return self._backend.get(self._target(to), state, options)
         refuse_inside(to, self.context.cache, self.context.sources)
@@ -121,7 +121,9 @@ class MachineHandle(RunningStates):
         """
         if wait_for not in list(WaitFor):
             raise UsageError(f"wait_for cannot be {wait_for!r}", hint=", ".join(WaitFor))
-        options = Options(replace=replace, squash=squash, labels=labels or {}, scope=_scope(scope), wait_for=WaitFor(wait_for), dry_run=dry_run)
+        options = Options(
+            replace=replace, squash=squash, labels=labels or {}, scope=Scope.permitted(scope), wait_for=WaitFor(wait_for), dry_run=dry_run
+        )
         return self._backend.set(self._target(self._named(source)), state, options)
 
     def _named(self, source: str | os.PathLike[str] | Working) -> Working:
@@ -140,7 +142,7 @@ class MachineHandle(RunningStates):
         :raises NotFound: it is not there
         :raises HasDependants: something stands on a state of its images
         """
-        return self._backend.unset(self._target(), state, Options(cascade=cascade, scope=_scope(scope), dry_run=dry_run))
+        return self._backend.unset(self._target(), state, Options(cascade=cascade, scope=Scope.permitted(scope), dry_run=dry_run))
 
     def check_root(self) -> bool:
         """:returns: whether the root image of each of its images can be had"""
@@ -157,12 +159,12 @@ class MachineHandle(RunningStates):
 
     def set_root(self, *, source: str | os.PathLike[str] | Working, replace: bool = False, scope: str | None = None, dry_run: bool = False) -> Stored:
         """As :meth:`set`, of the root images, which nothing may back. Each is set by itself, after all have been looked at."""
-        options = Options(replace=replace, scope=_scope(scope), dry_run=dry_run)
+        options = Options(replace=replace, scope=Scope.permitted(scope), dry_run=dry_run)
         return self._backend.set_root(self._target(self._named(source)), options)
 
     def unset_root(self, *, scope: str | None = "own", dry_run: bool = False) -> Removed:
         """As :meth:`unset`, of the root images. Each is removed by itself, after all have been looked at."""
-        return self._backend.unset_root(self._target(), Options(scope=_scope(scope), dry_run=dry_run))
+        return self._backend.unset_root(self._target(), Options(scope=Scope.permitted(scope), dry_run=dry_run))
 
 
 def _in_directory(directory: str | os.PathLike[str], images: tuple[str, ...]) -> Working:
@@ -182,7 +184,3 @@ def _directory(path: Path, *, make: bool) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 path.rmdir()
         raise
-
-
-def _scope(text: str | None) -> frozenset[Scope]:
-    return frozenset(Scope) if text is None else Scope.parse(text)

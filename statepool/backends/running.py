@@ -64,7 +64,7 @@ class RunningStates:
         from statepool.backends.ramfile import RamfileBackend
 
         backend = RamfileBackend(self.context, force=force)
-        options = Options(overwrite=overwrite, scope=_scope(scope))
+        options = Options(overwrite=overwrite, scope=Scope.permitted(scope))
         return backend.start(self._running_target(to), state, config, options, paused=paused)[1]
 
     def reload(self, state: str, machine: RunningMachine, *, force: bool = False, paused: bool = False, scope: str | None = None) -> Got:
@@ -80,7 +80,7 @@ class RunningStates:
         from statepool.backends.ramfile import RamfileBackend
 
         backend = RamfileBackend(self.context, force=force)
-        return backend.reload(machine, self._running_target({}), state, Options(scope=_scope(scope)), paused=paused)
+        return backend.reload(machine, self._running_target({}), state, Options(scope=Scope.permitted(scope)), paused=paused)
 
     def load(self, state: str, monitor: Running, *, force: bool = False, scope: str | None = None) -> Got:
         """
@@ -96,7 +96,7 @@ class RunningStates:
 
         machine, socket = _either(monitor)
         backend = RamfileBackend(self.context, machine, force=force)
-        return backend.get(self._running_target({}, socket), state, Options(scope=_scope(scope)))
+        return backend.get(self._running_target({}, socket), state, Options(scope=Scope.permitted(scope)))
 
     def set_running(
         self,
@@ -130,7 +130,7 @@ class RunningStates:
 
         connected, socket = _either(machine)
         backend = RamfileBackend(self.context, connected, compress=compress)
-        options = Options(replace=replace, labels=labels or {}, scope=_scope(scope), wait_for=_wait_for(wait_for), dry_run=dry_run)
+        options = Options(replace=replace, labels=labels or {}, scope=Scope.permitted(scope), wait_for=_wait_for(wait_for), dry_run=dry_run)
         return backend.set(self._running_target(_images_of(connected, images), socket), state, options)
 
     def set_running_image(
@@ -166,7 +166,7 @@ class RunningStates:
         if image not in known:
             raise UsageError(f"the machine has no image {image}", hint="its images are " + ", ".join(known))
         backend = LiveImageBackend(self.context, connected, agent=Path(agent) if agent is not None else None)
-        options = Options(replace=replace, labels=labels or {}, scope=_scope(scope), wait_for=_wait_for(wait_for), dry_run=dry_run)
+        options = Options(replace=replace, labels=labels or {}, scope=Scope.permitted(scope), wait_for=_wait_for(wait_for), dry_run=dry_run)
         target = Target(Image(self.machine.machine, image), {image: Path(known[image])}, socket)
         return backend.set(target, state, options)
 
@@ -192,7 +192,3 @@ def _wait_for(text: str) -> WaitFor:
     if text not in list(WaitFor):
         raise UsageError(f"wait_for cannot be {text!r}", hint=", ".join(WaitFor))
     return WaitFor(text)
-
-
-def _scope(text: str | None) -> frozenset[Scope]:
-    return frozenset(Scope) if text is None else Scope.parse(text)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from attrs import field, frozen
 
-from statepool.errors import InvalidName
+from statepool.errors import InvalidName, UsageError
 from statepool.model.names import check_name
 
 
@@ -31,6 +31,8 @@ class Image:
 
 
 def _names(names: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(names, str | bytes):
+        raise UsageError(f"the images of a machine are not one text, {names!r}", hint=f"write a list: [{names!r}]")
     return tuple(names)
 
 

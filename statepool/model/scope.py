@@ -25,6 +25,8 @@ class Scope(enum.StrEnum):
         :param text: one or more scopes, separated by blanks
         :raises UsageError: there is none, or one that does not exist
         """
+        if not isinstance(text, str):
+            raise UsageError(f"{text!r} is not how scopes are written", hint=f'write them in one text, as in "own swarm": any of {", ".join(cls)}')
         words = text.split()
         if not words:
             raise UsageError("no scope is named", hint="scopes are " + ", ".join(cls))
@@ -32,3 +34,8 @@ class Scope(enum.StrEnum):
             if word not in cls.__members__.values():
                 raise UsageError(f"there is no scope {word!r}", hint="scopes are " + ", ".join(cls))
         return frozenset(cls(word) for word in words)
+
+    @classmethod
+    def permitted(cls, text: str | None) -> frozenset[Scope]:
+        """As :meth:`parse`; all of them where nobody says which."""
+        return frozenset(cls) if text is None else cls.parse(text)

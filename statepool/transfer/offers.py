@@ -4,11 +4,11 @@ What a source has to offer: the chain of a state with the files that hold it, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from statepool.errors import MissingFile, StatePoolError
+from statepool.errors import MissingFile, StatePoolError, UsageError
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import ROOT, Kind, Manifest, Parent, StateId
@@ -46,6 +46,21 @@ class Source:
 
     def __str__(self) -> str:
         return str(self.pool.location)
+
+
+def require_distinct(cache: Pool, sources: Sequence[Source]) -> None:
+    """:raises UsageError: a pool is named twice, or two sources have one name"""
+    seen = {cache.transport.identity: "the cache"}
+    for source in sources:
+        identity = source.pool.transport.identity
+        if identity in seen:
+            raise UsageError(f"the source {source.name} is {seen[identity]} itself", hint="name each pool once")
+        seen[identity] = f"the source {source.name}"
+    named: dict[str, Source] = {}
+    for source in sources:
+        other = named.setdefault(source.name, source)
+        if other is not source:
+            raise UsageError(f"two sources are named {source.name!r}: {other} and {source}", hint="give each a name of its own")
 
 
 @frozen

@@ -93,6 +93,23 @@ def test_each_pool_is_named_once(filled: Path) -> None:
             statepool.StatePool(filled / cache, [filled / "pool"])
 
 
+def test_sources_are_a_list(tmp_path: Path) -> None:
+    source = Source(Pool(open_transport(Location.parse(str(tmp_path)))), "mine")
+    alone: list[Any] = ["ab", b"ab", tmp_path, Location.parse(str(tmp_path)), source]
+    for sources in alone:
+        with pytest.raises(UsageError, match="not a list"):
+            statepool.StatePool(tmp_path / "cache", sources)
+
+
+def test_a_scope_is_a_text(filled: Path) -> None:
+    pool = open_pool(filled)
+    scopes: list[Any] = [["own"], {Scope.OWN}]
+    for scope in scopes:
+        for ask in (pool.show, pool.sources_status, pool.image("vm1/disk").show, pool.machine("vm1").show):
+            with pytest.raises(UsageError, match="not how scopes are written"):
+                ask(scope=scope)
+
+
 def test_what_an_image_is_called(tmp_path: Path) -> None:
     pool = statepool.StatePool(tmp_path / "cache")
     for name in ("vm1", "vm1/", "/disk", "../disk", "vm1/disk/x", ""):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statepool.errors import InvalidName
+from statepool.errors import InvalidName, UsageError
 from statepool.model.objects import Image, Machine, parse_image, parse_object
 
 
@@ -49,3 +49,10 @@ def test_images_do_not_make_another_machine() -> None:
     assert Machine("vm1", ["disk", "data"]) == Machine("vm1")
     assert hash(Machine("vm1", ("disk",))) == hash(Machine("vm1"))
     assert Machine("vm1", ["disk", "data"]).images == ("disk", "data")
+
+
+@pytest.mark.parametrize("images", ["disk", "d", "", b"disk"])
+def test_the_images_of_a_machine_are_not_one_text(images) -> None:
+    with pytest.raises(UsageError, match="not one text") as caught:
+        Machine("vm1", images)
+    assert f"[{images!r}]" in str(caught.value.hint)

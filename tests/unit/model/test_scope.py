@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from statepool.errors import UsageError
@@ -22,3 +24,15 @@ def test_other_words_are_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         Scope.parse(text)
     assert "own, swarm, cluster, shared" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("given", [["own"], {Scope.OWN}, ("own", "swarm"), 1, b"own"])
+def test_scopes_are_one_text(given: Any) -> None:
+    with pytest.raises(UsageError, match="not how scopes are written") as caught:
+        Scope.permitted(given)
+    assert "own swarm" in str(caught.value.hint)
+
+
+def test_where_nobody_says_which() -> None:
+    assert Scope.permitted(None) == frozenset(Scope)
+    assert Scope.permitted(Scope.OWN) == {Scope.OWN}
