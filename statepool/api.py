@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from statepool.backends.base import Context, Options, StateBackend, Target, load_backend
 from statepool.backends.external import QCOW2ExtBackend
@@ -75,7 +76,8 @@ class StatePool:
     """
     A cache and its sources, as one thing to ask.
 
-    Nothing is contacted before something is asked for. A state pool can be used from several threads, and after a fork.
+    Nothing is contacted before something is asked for. A state pool can be used from several threads, and after a fork. At the end of a ``with``
+    block it is closed.
 
     :param cache: the directory of the cache; it is made when something is put into it
     :param sources: the pools that it can be filled from, best first: paths, URLs or sources
@@ -95,6 +97,15 @@ class StatePool:
         self._cache = Cache.open(_open_pool(cache, self.settings), self.settings)
         self._sources = tuple(self._source(source) for source in sources)
         require_distinct(self._cache.pool, self._sources)
+
+    def __repr__(self) -> str:
+        return f"StatePool(cache={str(self.cache)!r}, sources={[str(location) for location in self.sources]!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def _source(self, source: Place | Source) -> Source:
         if isinstance(source, Source):
@@ -264,6 +275,9 @@ class ImageHandle:
 
     def __str__(self) -> str:
         return str(self.image)
+
+    def __repr__(self) -> str:
+        return f"<ImageHandle {self} in {self._cache.pool}>"
 
     def _target(self, working: str | os.PathLike[str] | None = None) -> Target:
         return Target(self.image, {self.image.name: Path(working)} if working is not None else {})

@@ -38,6 +38,10 @@ class MachineHandle(RunningStates):
     def __str__(self) -> str:
         return str(self.machine)
 
+    def __repr__(self) -> str:
+        images = f" with {', '.join(self.machine.images)}" if self.machine.images else ""
+        return f"<MachineHandle {self}{images} in {self.context.cache.pool}>"
+
     @property
     def context(self) -> Context:
         """What its backends work with."""

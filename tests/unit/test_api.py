@@ -93,6 +93,30 @@ def test_each_pool_is_named_once(filled: Path) -> None:
             statepool.StatePool(filled / cache, [filled / "pool"])
 
 
+def test_what_they_are_called_in_a_session(tmp_path: Path) -> None:
+    pool = statepool.StatePool(tmp_path / "cache", [tmp_path / "pool"])
+    assert repr(pool) == f"StatePool(cache='file://{tmp_path}/cache', sources=['file://{tmp_path}/pool'])"
+    assert repr(pool.image("vm1/disk")) == f"<ImageHandle vm1/disk in file://{tmp_path}/cache>"
+    assert repr(pool.machine("vm1")) == f"<MachineHandle vm1 in file://{tmp_path}/cache>"
+    assert repr(pool.machine("vm1", ["disk", "data"])) == f"<MachineHandle vm1 with disk, data in file://{tmp_path}/cache>"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_closed_at_the_end_of_a_block(filled: Path) -> None:
+    closed: list[str] = []
+
+    class Closing(FaultyTransport):
+        def close(self) -> None:
+            closed.append("closed")
+
+    source = Source(Pool(Closing(open_transport(Location.parse(str(filled / "pool"))))), "mine")
+    with pytest.raises(NotFound), statepool.StatePool(filled / "cache", [source]) as pool:
+        assert pool.image("vm1/disk").check("customize")
+        assert closed == []
+        pool.image("vm1/disk").get("nothing")
+    assert closed == ["closed"]
+
+
 def test_sources_are_a_list(tmp_path: Path) -> None:
     source = Source(Pool(open_transport(Location.parse(str(tmp_path)))), "mine")
     alone: list[Any] = ["ab", b"ab", tmp_path, Location.parse(str(tmp_path)), source]
