@@ -6,13 +6,14 @@ Derived from the log, and never read by us, except to find what other tools put 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 
 from attrs import frozen
 
-from statepool.errors import MissingFile
+from statepool.errors import InvalidName, MissingFile
 from statepool.model.manifest import ROOT, Kind, Manifest, StateId
-from statepool.model.names import ROOT_STATES, is_name
+from statepool.model.names import ROOT_STATES, check_name, check_state_name, is_name
 from statepool.pools import layout
 from statepool.pools.fold import Fold
 from statepool.transports.base import Entry, FileKind, Stat, Transport
@@ -32,6 +33,21 @@ class Unmanaged:
 
     id: StateId
     stat: Stat
+
+
+@frozen
+class Misnamed:
+    """
+    A file of another tool that would be a state, if it could be called so.
+
+    :param object: what it would be a state of
+    :param state: what it would be called
+    :param error: why it cannot be
+    """
+
+    object: str
+    state: str
+    error: InvalidName
 
 
 class View:
@@ -146,6 +162,15 @@ class View:
                 found[candidate.id.machine].append(candidate)
         return found
 
+    def misnamed(self, machine: str) -> list[Misnamed]:
+        """:returns: the images in a machine's directories that are no states, since no state, or no image of the machine, can have their names"""
+        entries = self._transport.scan(machine)
+        images = [f"{machine}/{entry.name}" for entry in entries if entry.kind is FileKind.DIRECTORY and is_name(entry.name)]
+        found = [Misnamed(f"{machine}/{name}", ROOT, error) for name, error in _refused(entries, partial(check_name, what="an image"))]
+        for image, entries in zip(images, self._transport.scan_many(images), strict=True):
+            found += [Misnamed(image, name, error) for name, error in _refused(entries, check_state_name)]
+        return found
+
     def leftovers(self, machine: str, fold: Fold) -> list[StateId]:
         """:returns: the places in which something of ours is that the log knows no more"""
         return [state for state in self._places({machine: fold}, {FileKind.FILE, FileKind.LINK}) if not self._is_free_of_ours(state)]
@@ -179,3 +204,14 @@ class View:
 def _stem(entry: Entry, suffix: str) -> str | None:
     name = entry.name.removesuffix(suffix)
     return name if name != entry.name and is_name(name) else None
+
+
+def _refused(entries: Iterable[Entry], check: Callable[[str], str]) -> Iterator[tuple[str, InvalidName]]:
+    """The names of image files that a check refuses, without their ending, and why."""
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        name = entry.name.removesuffix(layout.IMAGE_SUFFIX)
+        if entry.kind is FileKind.FILE and name != entry.name:
+            try:
+                check(name)
+            except InvalidName as error:
+                yield name, error

@@ -49,7 +49,7 @@ class Adoption:
 
     def run(self, *, dry_run: bool = False) -> list[Adopted]:
         """
-        :returns: what became of each file, in the order in which they were looked at: parents first
+        :returns: what became of each file, in the order in which they were looked at: parents first; last, those whose names no state can have
         :raises NotAPool: the pool has not been made yet
         """
         if not self.pool.is_managed:
@@ -66,7 +66,8 @@ class Adoption:
         done: set[StateId] = set()
         for unmanaged in found:
             self._adopt_with_parents(unmanaged.id, found, done, adopted, dry_run)
-        return adopted
+        misnamed = [file for machine in self.pool.machines() for file in self.pool.view.misnamed(machine)]
+        return adopted + [Adopted(str(self.pool), file.object, file.state, problem=str(file.error)) for file in misnamed]
 
     def _undo_unfinished(self) -> None:
         """

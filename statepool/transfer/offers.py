@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from statepool.errors import MissingFile, StatePoolError, UsageError
+from statepool.errors import InvalidName, MissingFile, StatePoolError, UsageError
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import ROOT, Kind, Manifest, Parent, StateId
+from statepool.model.names import ROOT_STATES, check_state_name
 from statepool.model.outcomes import Listed, Listing
 from statepool.model.scope import Scope
 from statepool.pools import layout
@@ -228,6 +229,7 @@ def unmanaged_chain(pool: Pool, state: StateId, fold: Fold, looked: Looked | Non
 
     def check_more(name: str, header: Header) -> None:
         if (child := StateId(state.object, name)) not in fold.states:  # of those that the log knows, it says what backs them
+            _refuse_reserved_parent(pool, child, header, looked)
             _refuse_another_parent(pool, child, header)
 
     checked = looked.headers(state.object) if looked is not None else None
@@ -244,6 +246,25 @@ def unmanaged_chain(pool: Pool, state: StateId, fold: Fold, looked: Looked | Non
 
 ROOT_NAME = f"{ROOT}{layout.IMAGE_SUFFIX}".encode()
 """How a child of ours names the root image, which is not beside it in a view, but above."""
+
+
+def _refuse_reserved_parent(pool: Pool, child: StateId, header: Header, looked: Looked | None) -> None:
+    """
+    A file beside another one that is called as the root image is among us is not the root image, and cannot be a state either.
+
+    :raises UnsafeImage: such a file backs the image
+    """
+    parent = sibling_of(header)
+    if parent not in ROOT_STATES:
+        return
+    beside = f"{child.object}/{parent}{layout.IMAGE_SUFFIX}"
+    if parent == ROOT and (looked.stat(beside) if looked is not None else pool.transport.stat(beside)) is None:
+        return
+    try:
+        check_state_name(parent)
+    except InvalidName as error:
+        hint = "give that file another name, and say so: qemu-img rebase -u -f qcow2 -F qcow2 -b NAME.qcow2 FILE"
+        raise refusal("missing-parent", f"{child} in {pool}", f"it is backed by {parent}.qcow2, and {error.message}", hint=hint) from error
 
 
 def _refuse_another_parent(pool: Pool, child: StateId, header: Header) -> None:

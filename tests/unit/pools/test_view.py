@@ -105,6 +105,22 @@ def test_other_names_are_no_states(pool: Pool, name: str) -> None:
     pool.transport.make_directory("vm1/disk")
     pool.transport.create(f"vm1/disk/{name}", b"data")
     assert pool.unmanaged("vm1") == []
+    misnamed = name in ("root.qcow2", "a b.qcow2", ".qcow2", "x.qcow2.qcow2")
+    assert [f"{file.state}.qcow2" for file in pool.view.misnamed("vm1")] == ([name] if misnamed else [])
+
+
+def test_images_whose_names_cannot_be_used_are_told_apart(local_pool: Pool, state: State, put: Put) -> None:
+    put(local_pool, state("install"))
+    for path in ("vm1/disk/a b.qcow2", "vm1/disk/root.qcow2", "vm1/disk/good.qcow2", "vm1/a disk.qcow2", "vm1/disk.qcow2"):
+        (root(local_pool) / path).write_bytes(b"data")
+    (root(local_pool) / "vm1/disk/a link.qcow2").symlink_to("good.qcow2")
+    assert [(file.object, file.state) for file in local_pool.view.misnamed("vm1")] == [
+        ("vm1/a disk", "root"),
+        ("vm1/disk", "a b"),
+        ("vm1/disk", "root"),
+    ]
+    assert "is reserved" in local_pool.view.misnamed("vm1")[-1].error.message
+    assert local_pool.view.misnamed("vm2") == []
 
 
 def test_what_is_left_of_a_removal_is_not_unmanaged(local_pool: Pool, state: State, put: Put) -> None:
