@@ -1,0 +1,31 @@
+"""What several rooms are tested on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+import statepool
+
+SIZE = 1 << 20
+BLOCK = 64 << 10
+
+Make = Callable[..., Path]
+Write = Callable[[Path, Iterable[tuple[int, int, int]]], None]
+
+
+@pytest.fixture
+def filled(tmp_path: Path, make_image: Make, write_to_image: Write) -> Path:
+    """A directory with a pool that has a chain of two."""
+    statepool.init(tmp_path / "pool")
+    work = make_image(tmp_path / "seed.qcow2", SIZE, writes=[(0, BLOCK, 1)])
+    disk = statepool.StatePool(tmp_path / "seed", [tmp_path / "pool"]).image("vm1/disk")
+    disk.set("install", source=work)
+    write_to_image(work, [(BLOCK, BLOCK, 2)])
+    disk.set("customize", source=work)
+    work.unlink()
+    shutil.rmtree(tmp_path / "seed")
+    return tmp_path
