@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from statepool.cli import complete
+from statepool.cli import set as setting
 from statepool.cli.session import Command, Session
 from statepool.errors import Conflict, StatePoolError
 from statepool.handles import MachineHandle
 from statepool.model.manifest import Kind
+from statepool.model.outcomes import Stored
 from statepool.transfer.passing import Passing, passing
 
 if TYPE_CHECKING:
@@ -50,12 +52,13 @@ def command(
     vnc: str | None,
     monitor: Path | None,
     force: bool,
-) -> None:
+) -> int:
     """
     Boot a state, and look around in it.
 
     The machine runs until it is switched off, or ended with Ctrl-A X on its serial line. What is changed is thrown away, or kept with --set. A state
-    with RAM goes on from where it was, if the machine is the same one: say what it is made of. Whatever comes after -- is handed to QEMU.
+    with RAM goes on from where it was, if the machine is the same one: say what it is made of. Whatever comes after -- is handed to QEMU. The exit
+    code is 7 if a pool could not take the new state.
     """
     from statepool.machine.description import MIB, MachineConfig
 
@@ -72,7 +75,7 @@ def command(
         terminal=vnc is None,
         arguments=extra,
     )
-    _Run(session, object, state, force=force).run(config, new)
+    return _Run(session, object, state, force=force).run(config, new)
 
 
 class _Run:
@@ -86,8 +89,12 @@ class _Run:
         self._handle: ImageHandle | MachineHandle = session.handle(object)
         self._machine = session.pool().machine(object.partition("/")[0])
 
-    def run(self, config: MachineConfig, new: str | None) -> None:
-        """Make working images, run a machine on them, and keep or throw away what became of them."""
+    def run(self, config: MachineConfig, new: str | None) -> int:
+        """
+        Make working images, run a machine on them, and keep or throw away what became of them.
+
+        :returns: the exit code
+        """
         if new is not None and self._handle.check(new, scope="own"):
             raise Conflict(f"{self._object} {new} exists in the cache", object=self._object, state=new, hint="choose another name")
         with passing(self._machine.context.cache) as place:
@@ -95,8 +102,8 @@ class _Run:
             self._session.close()
             with self._started(config, images) as running:
                 running.wait()
-            if new is not None:
-                self._keep(new, images, place)
+            stored = self._keep(new, images, place) if new is not None else None
+        return 0 if stored is None else setting.answer(self._session, stored)
 
     def _images(self, place: Path) -> Images:
         if isinstance(self._handle, MachineHandle):
@@ -116,20 +123,13 @@ class _Run:
     def _has_ram(self) -> bool:
         return any(one.manifest.kind is Kind.RAM and one.manifest.state == self._state for one in self._machine.show(scope="own"))
 
-    def _keep(self, new: str, images: Images, place: Passing) -> None:
+    def _keep(self, new: str, images: Images, place: Passing) -> Stored:
         try:
             if isinstance(self._handle, MachineHandle):
-                stored = self._handle.set(new, source=images)
-            else:
-                (path,) = images.values()
-                stored = self._handle.set(new, source=path)
+                return self._handle.set(new, source=images)
+            (path,) = images.values()
+            return self._handle.set(new, source=path)
         except StatePoolError as error:
             place.keep()
             error.hint = f"what was changed is kept in {place.path}"
             raise
-        if self._session.json:
-            from statepool.cli.forms import form
-
-            self._session.answer_json({"stored": form(stored)})
-        else:
-            self._session.say(f"{self._object} {new}: stored")

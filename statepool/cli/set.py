@@ -85,13 +85,7 @@ def command(
             raise click.UsageError("--squash and --monitor exclude each other")
         del how["squash"]
         stored = _store_running(session, object, state, sources, {**how, "machine": monitor}, compress=compress, agent=agent)
-    if session.json:
-        from statepool.cli.forms import form
-
-        session.answer_json({"stored": form(stored), "dry_run": dry_run})
-    else:
-        tell(session, stored, dry_run)
-    return 0 if stored.complete else TransportError.exit_code
+    return answer(session, stored, dry_run=dry_run)
 
 
 def store(session: Session, object: str, state: str, sources: Sequence[str], how: Mapping[str, Any]) -> Stored:
@@ -140,6 +134,21 @@ def of_images(sources: Sequence[str]) -> dict[str, str]:
             raise click.UsageError(f"--from names the image {image} twice")
         named[image] = path
     return named
+
+
+def answer(session: Session, stored: Stored, *, dry_run: bool = False) -> int:
+    """
+    Say what became of a state that was set, as the whole answer of a command.
+
+    :returns: the exit code
+    """
+    if session.json:
+        from statepool.cli.forms import form
+
+        session.answer_json({"stored": form(stored), "dry_run": dry_run})
+    else:
+        tell(session, stored, dry_run)
+    return 0 if stored.complete else TransportError.exit_code
 
 
 def tell(session: Session, stored: Stored, dry_run: bool) -> None:

@@ -76,6 +76,20 @@ def test_a_person_boots_a_state_and_keeps_it(world: World, guests: Lab) -> None:
     assert os.listdir(world.cache.root / ".statepool/working") == []
 
 
+def test_a_source_that_does_not_take_what_a_person_keeps_is_told(world: World, guests: Lab) -> None:
+    with run_in_background(world, guests, "vm1/disk", "install", "--set", "kept") as process:
+        assert process.stdin is not None
+        wait_for(process, "tick 1")
+        (world.place / "pool/.statepool").rename(world.place / "elsewhere")
+        process.stdin.write("off\n")
+        process.stdin.flush()
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 7
+        assert "vm1/disk kept is not in " in err
+        assert "in cache" in out
+    assert os.listdir(world.cache.root / ".statepool/working") == []
+
+
 def test_what_cannot_be_run(world: World, run_statepool: Callable[..., Any]) -> None:
     told = run_statepool(*POOLS, "run", "vm1/disk", "install", "--set", "install", code=4)
     assert "install exists in the cache" in told.err
