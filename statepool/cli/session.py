@@ -121,7 +121,9 @@ class Session:
 def _keep(change: Callable[[Session, Any], None]) -> Callable[[click.Context, click.Parameter, Any], None]:
     """An option's callback that notes a value in the session; nothing is noted where the option is not given."""
 
-    def callback(context: click.Context, _parameter: click.Parameter, value: Any) -> None:
+    def callback(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value == "":  # as a variable of a shell that is not set leaves it: what would be used instead is not what was meant
+            raise click.BadParameter("it is empty", context, parameter)
         if value:
             session = context.ensure_object(Session)
             change(session, value)

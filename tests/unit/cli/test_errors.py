@@ -135,6 +135,9 @@ def test_interruption(run: Run, api: Any) -> None:
         ["--config", "missing.toml", "show"],
         ["--cache", "ssh://host/x", "show"],
         ["--source", "foo:bar", "show"],
+        ["--source", "", "show"],
+        ["--cache", "", "show"],
+        ["show", "--config", ""],
     ],
 )
 def test_usage_errors(run: Run, api: Any, words: list[str]) -> None:
