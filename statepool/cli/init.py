@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from statepool.cli.session import Command, Session, dry_run_option
+from statepool.cli.session import Command, Session, dry_run_option, written
 
 
 @click.command("init", cls=Command)
@@ -23,4 +23,4 @@ def command(session: Session, pool: str | None, dry_run: bool) -> None:
     if session.json:
         session.answer_json({"pool": location, "dry_run": dry_run})
     else:
-        session.say(f"{'would make a pool' if dry_run else 'there is a pool'} at {location.removeprefix('file://')}")
+        session.say(f"{'would make a pool' if dry_run else 'there is a pool'} at {written(location)}")

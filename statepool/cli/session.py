@@ -115,7 +115,14 @@ class Session:
         for source in self.config.sources:
             if location == str(source.location) and source.name != location:
                 return source.name
-        return location.removeprefix("file://")
+        return written(location)
+
+
+def written(location: str) -> str:
+    """:returns: how people write the location: a pool of this host by its path, as the file system has it; whatever is no location stays as it is"""
+    from statepool.model.location import Location
+
+    return Location.parse(location).path if location.startswith("file://") else location
 
 
 def _keep(change: Callable[[Session, Any], None]) -> Callable[[click.Context, click.Parameter, Any], None]:

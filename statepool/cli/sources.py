@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from statepool.cli import output
-from statepool.cli.session import Command, Session, scope_option
+from statepool.cli.session import Command, Session, scope_option, written
 from statepool.model.outcomes import SourceStatus
 
 
@@ -32,7 +32,7 @@ def command(session: Session, scope: str | None) -> None:
 def _row(source: SourceStatus) -> tuple[str, ...]:
     return (
         source.name if source.name != source.location else "",
-        source.location.removeprefix("file://"),
+        written(source.location),
         f"{source.latency * 1000:.1f} ms" if source.latency is not None else "",
         f"{output.size(source.rate)}/s" if source.rate is not None else "",
         source.why,

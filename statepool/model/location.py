@@ -65,7 +65,7 @@ class Location:
         return self.scheme in ("file", "link")
 
     def __str__(self) -> str:
-        path = self.path if _PLAIN.match(self.path) else urllib.parse.quote(self.path, safe="/+:@~,=!$&'()*;")
+        path = self.path if _PLAIN.match(self.path) else urllib.parse.quote(self.path, safe="/+:@~,=!$&'()*;", errors="surrogateescape")
         if self.host is None:
             return f"{self.scheme}://{path}"
         user = f"{self.user}@" if self.user is not None else ""
@@ -112,7 +112,7 @@ class Location:
             if ":" in user:
                 raise InvalidLocation("a location holds no password", hint="use a key, an agent or the configuration")
         host, port = _host_and_port(authority, text)
-        return cls(scheme, _normal("/" + urllib.parse.unquote(path)), host=host or None, user=user, port=port)
+        return cls(scheme, _normal("/" + urllib.parse.unquote(path, errors="surrogateescape")), host=host or None, user=user, port=port)
 
 
 def _host_and_port(authority: str, text: str) -> tuple[str, int | None]:

@@ -313,3 +313,10 @@ def slow_cipher_server(on: Callable[..., There], tmp_path: Path) -> Iterator[The
 def test_what_doctor_says_of_a_slow_cipher(slow_cipher_server: There) -> None:
     statepool.init(slow_cipher_server.location, settings=slow_cipher_server.settings)
     assert "aes256-ctr is a slow cipher here" in slow_cipher_server.findings()
+
+
+def test_a_path_that_is_not_utf8_is_one_like_others(sshd: Sshd, on: Callable[..., There]) -> None:
+    place = on(sshd, sshd.directory_for("of \udcff"))
+    place.run("init", str(place.location))
+    assert (place.directory / ".statepool").is_dir()
+    assert place.findings() != ""

@@ -140,6 +140,14 @@ def test_configured_names_are_shown(run: Run, api: Any, tmp_path: Path) -> None:
     assert run("show").stdout.splitlines()[1].split()[-1] == "lab"
 
 
+def test_paths_are_shown_as_the_file_system_has_them(run: Run, api: Any, cache: str) -> None:
+    odd = str(Location("file", "/srv/my Größe\u202e"))
+    api.answers["show"] = [Listed(INSTALL, (odd, str(Location("ssh", "/a b", host="h"))))]
+    assert run("show", "-q").stdout.rstrip().endswith("/srv/my Größe\\u202e ssh://h/a%20b")
+    api.answers["init"] = Location("file", "/srv/with space")
+    assert run("init", "/srv/with space").stdout == "there is a pool at /srv/with space\n"
+
+
 def test_tree(run: Run, api: Any, cache: str) -> None:
     api.answers["show"] = [Listed(CUSTOMIZE, (cache,)), Listed(INSTALL, (cache, "file:///b"))]
     assert run("tree", "vm1/disk").stdout.splitlines() == [

@@ -47,6 +47,8 @@ def test_what_is_read_is_printed_so_that_it_is_read_again(text: str) -> None:
         ("FILE:///srv/pool", Location("file", "/srv/pool"), "file:///srv/pool"),
         ("link:///srv/pool", Location("link", "/srv/pool"), "link:///srv/pool"),
         ("file:///srv/my%20pool%3F", Location("file", "/srv/my pool?"), "file:///srv/my%20pool%3F"),
+        ("file:///srv/%FF", Location("file", "/srv/\udcff"), "file:///srv/%FF"),
+        ("/srv/\udcff", Location("file", "/srv/\udcff"), "file:///srv/%FF"),
         ("ssh://store/srv", Location("ssh", "/srv", "store"), "ssh://store/srv"),
         ("ssh://lab@store:2222/srv", Location("ssh", "/srv", "store", "lab", 2222), "ssh://lab@store:2222/srv"),
         ("ssh://lab@[::1]:22/srv", Location("ssh", "/srv", "::1", "lab", 22), "ssh://lab@[::1]:22/srv"),
