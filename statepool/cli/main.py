@@ -14,8 +14,9 @@ from typing import Any
 
 import click
 
+from statepool.cli.output import emit
 from statepool.cli.report import report
-from statepool.cli.session import Session, global_options
+from statepool.cli.session import Helpful, Session, global_options
 from statepool.errors import StatePoolError
 from statepool.version import __version__
 
@@ -46,11 +47,11 @@ COMMANDS = {
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
-    click.echo(f"statepool {__version__}")
+    emit(f"statepool {__version__}")
     context.exit()
 
 
-class Root(click.Group):
+class Root(Helpful, click.Group):
     """The command ``statepool`` itself."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

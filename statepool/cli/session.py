@@ -171,7 +171,24 @@ def global_options(*, below_command: bool) -> list[click.Parameter]:
     ]
 
 
-class Command(click.Command):
+class Helpful(click.Command):
+    """What writes its help as all else is written: click would take any failure for a fault of ours, or for one without a name."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """:returns: the option ``--help``"""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = _show_help
+        return option
+
+
+def _show_help(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        output.emit(context.get_help())
+        context.exit()
+
+
+class Command(Helpful):
     """A command that takes the global options, too."""
 
     def __init__(self, *arguments: Any, **rest: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -228,12 +229,20 @@ def test_a_reader_that_goes_away_is_no_error(words: str) -> None:
     assert done.returncode == 141
 
 
-def test_a_reader_of_the_help_that_goes_away_is_no_error() -> None:
-    assert child("--help", "| true").stderr == ""
+@pytest.mark.usefixtures("_buffering")
+@pytest.mark.parametrize("words", ["--help", "show --help", "--version"])
+def test_a_reader_of_the_help_that_goes_away_is_no_error(words: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run([sys.executable, "-c", CHILD, *words.split()], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.usefixtures("_buffering")
-@pytest.mark.parametrize("words", ["show", "show --json"])
+@pytest.mark.parametrize("words", ["show", "show --json", "--help", "get --help", "--version"])
 def test_a_full_disk_under_the_output(words: str) -> None:
     done = child(words, "> /dev/full")
     assert done.returncode == 1
