@@ -103,6 +103,7 @@ class ItemOutcome:
     :param why: the reason, in words
     :param answers: what the backend answered, if it was asked to do something
     :param exit_code: of the error, if it failed or was aborted; else 0
+    :param hint: what can be done about it, if it failed and that is known
     """
 
     object: str
@@ -112,6 +113,7 @@ class ItemOutcome:
     why: str
     answers: tuple[Got | Stored | Removed, ...] = ()
     exit_code: int = 0
+    hint: str | None = None
 
 
 @frozen
@@ -276,7 +278,7 @@ class Policy:
         try:
             exists = self._exists(operation, planned, options)
         except StatePoolError as error:
-            return evolve(planned, outcome=_outcome(planned, Done.FAILED, error.message, code=error.exit_code))
+            return evolve(planned, outcome=_failed(planned, error))
         planned = evolve(planned, exists=exists, letter=letters[0] if exists else letters[1])
         there = "the state is there" if exists else "the state is not there"
         if planned.letter is Letter.ABORT:
@@ -305,7 +307,7 @@ class Policy:
         try:
             answers = do(self._backend(planned.target.object), planned)
         except StatePoolError as error:
-            return _outcome(planned, Done.FAILED, error.message, code=error.exit_code)
+            return _failed(planned, error)
         there = "the state was there" if planned.exists else "the state was not there"
         why = f"{there}, and the mode says {planned.letter.name.lower() if planned.letter else ''}"
         return _judged(_outcome(planned, Done.DONE, f"{'it would be: ' if options.dry_run else ''}{why}", answers))
@@ -323,7 +325,7 @@ class Policy:
                 return _outcome(planned, Done.ABSENT, "the object itself is not there, and the mode says reuse")
             there = exists if state in ROOT_STATES else backend.check(evolve(target, working={}), state)
         except StatePoolError as error:
-            return _outcome(planned, Done.FAILED, error.message, answers, code=error.exit_code)
+            return _failed(planned, error, answers)
         made = "; the object itself was made of its working image" if answers else ""
         planned = evolve(planned, exists=there)
         if there:
@@ -398,6 +400,10 @@ def _state(planned: _Planned) -> str:
 
 def _outcome(planned: _Planned, done: Done, why: str, answers: tuple[Got | Stored | Removed, ...] = (), *, code: int = 0) -> ItemOutcome:
     return ItemOutcome(str(planned.item.object), planned.item.state, planned.exists, done, why, answers, code)
+
+
+def _failed(planned: _Planned, error: StatePoolError, answers: tuple[Stored, ...] = ()) -> ItemOutcome:
+    return evolve(_outcome(planned, Done.FAILED, error.message, answers, code=error.exit_code), hint=error.hint)
 
 
 def _left_out(planned: _Planned, why: str) -> _Planned:

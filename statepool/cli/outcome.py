@@ -36,6 +36,6 @@ def _tell(session: Session, item: ItemOutcome, dry_run: bool) -> None:
         else:
             unsetting.tell(session, answer, item.state or "", dry_run)
     if item.done in (Done.FAILED, Done.ABORTED) and not item.answers:
-        warn(f"{item.object} {item.state}: {item.why}")
+        warn(f"{item.object} {item.state}: {item.why}" + (f" ({item.hint})" if item.hint else ""))
     elif not item.answers:
         session.say(f"{item.object} {item.state}: {item.done}: {item.why}")

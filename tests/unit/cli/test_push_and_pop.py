@@ -46,6 +46,16 @@ def test_an_image(run: Run, tmp_path: Path) -> None:
     assert "ignored" in run("pop", "vm1/disk", "step", "--mode", "ri").out
 
 
+def test_what_fails_says_what_to_do(run: Run) -> None:
+    run("set", "vm1/disk", "install", "--from", "one.qcow2")
+    run("set", "vm1/disk", "child", "--from", "one.qcow2")
+    said = run("unset", "vm1/disk", "install", code=4).err.rstrip("\n")
+    hint = said[said.rindex("(") :]
+    assert run("pop", "vm1/disk", "install", code=4).err.rstrip("\n").endswith(hint)
+    (item,) = run("pop", "vm1/disk", "install", "--json", code=4).json["outcome"]["items"]
+    assert f"({item['hint']})" == hint
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
