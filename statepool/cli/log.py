@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from statepool.cli import complete, output
+from statepool.cli.report import warn
 from statepool.cli.session import Command, Session
+from statepool.cli.show import require_any
 
 
 @click.command("log", cls=Command)
@@ -15,9 +17,16 @@ def command(session: Session, object: str | None) -> None:
     """
     Show what happened.
 
-    The records of the logs of OBJECT's machine, or of all machines, are shown, those of each pool in their order.
+    The records of the logs of OBJECT's machine, or of all machines, are shown, those of each pool in their order. The exit code is 3 if OBJECT has
+    neither a record nor a state.
     """
-    records = session.pool().log(object)
+    pool = session.pool()
+    records = pool.log(object)
+    if object is not None and not records:
+        listed = pool.show(object)
+        require_any(session, object, listed)  # unmanaged states have no records, and old records are not kept
+        for text in listed.warnings if not session.json else ():
+            warn(f"warning: {text}")
     if session.json:
         from statepool.cli.forms import form
 

@@ -9,8 +9,11 @@ import click
 from statepool.cli import complete, output
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session, scope_option
+from statepool.errors import NotFound
 from statepool.model.keys import LABEL_KEY, LABEL_STATE, parse_name
-from statepool.model.outcomes import Listed
+from statepool.model.location import Location
+from statepool.model.outcomes import Listed, Listing
+from statepool.model.scope import Scope
 
 
 @click.command("show", cls=Command)
@@ -21,9 +24,10 @@ def command(session: Session, object: str | None, scope: str | None) -> None:
     """
     List states, and where each is.
 
-    OBJECT is a machine, such as vm1, or an image, such as vm1/disk; without it, all are listed.
+    OBJECT is a machine, such as vm1, or an image, such as vm1/disk; without it, all are listed. The exit code is 3 if it has no state.
     """
     listed = session.pool().show(object, scope=scope)
+    require_any(session, object, listed, scope=scope)
     if session.json:
         from statepool.cli.forms import form
 
@@ -33,6 +37,25 @@ def command(session: Session, object: str | None, scope: str | None) -> None:
         warn(f"warning: {text}")
     titles = ("OBJECT", "STATE", "SIZE", "PARENT", "CREATED", "WHERE", "NOTE")
     session.answer_table(titles, [_row(session, item) for item in sorted(listed, key=_place)], right=("SIZE",))
+
+
+def require_any(session: Session, object: str | None, listed: Listing, *, scope: str | None = None) -> None:
+    """
+    Look whether an object that a person has named is known at all, since its name may be mistyped.
+
+    Where a pool could not be asked, nobody knows: its warning is the answer then.
+
+    :param listed: its states
+    :param scope: of the pools that were asked; all if not given
+    :raises NotFound: no pool has a state of it
+    """
+    if object is None or listed or listed.warnings:
+        return
+    scopes = frozenset(Scope) if scope is None else Scope.parse(scope)
+    asked = [str(Location("file", session.config.cache))] if Scope.OWN in scopes else []
+    asked += [str(source.location) for source in session.config.sources if source.scope in scopes]
+    where = ", ".join(asked) or f"pools of the scope {scope}, of which there are none"
+    raise NotFound(f"there is no state of {object} in {where}", object=object, hint="statepool show lists what there is")
 
 
 def _place(item: Listed) -> tuple[str, str, float, str]:

@@ -10,7 +10,7 @@ from attrs import frozen
 from statepool.cli import complete, output
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session
-from statepool.cli.show import note
+from statepool.cli.show import note, require_any
 from statepool.model.digest import Digest
 from statepool.model.outcomes import Listed
 
@@ -23,11 +23,13 @@ def command(session: Session, object: str | None, dot: bool) -> None:
     """
     Show chains as a tree.
 
-    OBJECT is a machine, such as vm1, or an image, such as vm1/disk; without it, all are shown. A state stands below its parent.
+    OBJECT is a machine, such as vm1, or an image, such as vm1/disk; without it, all are shown. A state stands below its parent. The exit
+    code is 3 if OBJECT has no state.
     """
     if dot and session.json:
         raise click.UsageError("--dot and --json exclude each other")
     listed = session.pool().show(object)
+    require_any(session, object, listed)
     nodes = list(arrange(listed))
     if session.json:
         from statepool.cli.forms import form

@@ -157,7 +157,8 @@ def test_removing(filled: Path, run_statepool: Run) -> None:
     assert removed == {"object": "vm1/disk", "states": {f"file://{filled}/cache": ["customize"]}, "errors": {}}
     assert states(run_statepool) == {"customize": ["pool"], "install": ["cache", "pool"]}
     run_statepool("unset", "vm1/disk", "install", "--everywhere", "--cascade")
-    assert states(run_statepool) == {}
+    run_statepool("show", "vm1/disk", code=3)
+    assert run_statepool("show", "--json").json["states"] == []
     (filled / "work.qcow2").unlink()
     assert run_statepool("gc", "--dry-run", "--json").json["dry_run"] is True
     run_statepool("gc", "--everywhere")
@@ -220,6 +221,10 @@ def test_a_dry_run_changes_nothing(filled: Path, run_statepool: Run, words: list
         (["get", "vm2/disk", "install"], 3, "NotFound"),
         (["unset", "vm1/disk", "nothing"], 3, "NotFound"),
         (["verify", "vm2/disk"], 3, "NotFound"),
+        (["show", "vm2"], 3, "NotFound"),
+        (["show", "vm1/disc"], 3, "NotFound"),
+        (["tree", "vm2"], 3, "NotFound"),
+        (["log", "vm2"], 3, "NotFound"),
         (["get", "vm1/disk", "../install"], 2, "InvalidName"),
         (["get", "vm1/disk/x", "install"], 2, "InvalidName"),
         (["get", "vm1", "install"], 3, "NotFound"),

@@ -25,6 +25,7 @@ from statepool.model.outcomes import (
     Got,
     Level,
     Listed,
+    Listing,
     Logged,
     Presence,
     Removed,
@@ -127,6 +128,33 @@ def test_show_of_nothing(run: Run, api: Any) -> None:
     api.answers["show"] = []
     assert run("show").stdout == ""
     assert answered(run("show", "--json")) == {"states": [], "warnings": []}
+
+
+@pytest.mark.parametrize("command", ["show", "tree", "log"])
+def test_an_object_that_nobody_knows_is_an_error(run: Run, api: Any, cache: str, command: str) -> None:
+    api.answers |= {"show": [], "log": []}
+    told = run("--source", "/b", command, "vm2", code=3)
+    assert (told.stdout, told.stderr) == ("", f"statepool: there is no state of vm2 in {cache}, file:///b (statepool show lists what there is)\n")
+    assert json.loads(run(command, "vm2", "--json", code=3).stderr)["error"]["object"] == "vm2"
+    assert run(command).stdout == ""
+
+
+@pytest.mark.parametrize("command", ["show", "tree", "log"])
+def test_an_object_may_be_where_nobody_could_be_asked(run: Run, api: Any, command: str) -> None:
+    api.answers |= {"show": Listing([], ["b could not be asked"]), "log": []}
+    assert run(command, "vm2").stderr == "statepool: warning: b could not be asked\n"
+
+
+def test_an_object_is_looked_for_within_the_scope(run: Run, api: Any, cache: str) -> None:
+    api.answers["show"] = []
+    assert f"no state of vm2 in {cache} (" in run("--source", "/b", "show", "vm2", "--scope", "own", code=3).stderr
+    assert "no state of vm2 in file:///b (" in run("--source", "/b", "show", "vm2", "--scope", "shared", code=3).stderr
+    assert "scope swarm" in run("--source", "/b", "show", "vm2", "--scope", "swarm", code=3).stderr
+
+
+def test_states_without_records_are_no_error(run: Run, api: Any, cache: str) -> None:
+    api.answers |= {"show": [Listed(INSTALL, (cache,), managed=False)], "log": []}
+    assert run("log", "vm1/disk").stdout == ""
 
 
 def test_quiet_listing_has_no_titles(run: Run, api: Any, cache: str) -> None:
