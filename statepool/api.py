@@ -280,7 +280,7 @@ class ImageHandle:
         return f"<ImageHandle {self} in {self._cache.pool}>"
 
     def _target(self, working: str | os.PathLike[str] | None = None) -> Target:
-        return Target(self.image, {self.image.name: Path(working)} if working is not None else {})
+        return Target(self.image, {self.image.name: working} if working is not None else {})
 
     def show(self, *, scope: str | None = None) -> Listing:
         """:returns: its states, each with where it is"""

@@ -48,7 +48,7 @@ class MachineHandle(RunningStates):
         return self._backend.context
 
     def _target(self, working: Working | None = None) -> Target:
-        return Target(self.machine, {image: Path(path) for image, path in (working or {}).items()})
+        return Target(self.machine, working or {})
 
     def show(self, *, scope: str | None = None) -> Listing:
         """:returns: its states and those of its images, each with where it is"""

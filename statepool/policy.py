@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attrs import evolve, field, frozen
 
-from statepool.backends.base import DEFAULTS, Options, StateBackend, Target
+from statepool.backends.base import DEFAULTS, Options, StateBackend, Target, working_images
 from statepool.errors import NotFound, RefusedError, StatePoolError, UsageError
 from statepool.model.names import ROOT_STATES, check_state_name
 from statepool.model.objects import Image, Machine, Object
@@ -82,11 +82,12 @@ class Item:
     :param working: the working images, by the names of the machine's images; where the operation needs or makes them
     :param read_only: the names of images that cannot have states
     :param monitor: the socket of the running machine's QMP monitor, or None if it is off
+    :raises UsageError: a working image is not named as a file
     """
 
     object: Object
     state: str | None
-    working: Mapping[str, Path] = field(factory=dict)
+    working: Mapping[str, Path] = field(factory=dict, converter=working_images)
     read_only: frozenset[str] = frozenset()
     monitor: Path | None = None
 

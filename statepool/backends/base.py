@@ -4,6 +4,7 @@ The face that every backend has, and how one is found by its name.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +41,20 @@ class Context:
     creator: Mapping[str, str] = field(factory=dict)
 
 
+def working_images(paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, Path]:
+    """
+    :param paths: of working images, by the names of a machine's images
+    :returns: the same; as a :class:`~pathlib.Path`, ``work/`` would be the file ``work``
+    :raises UsageError: one is that of a directory, or empty
+    """
+    for image, path in paths.items():
+        if not os.fspath(path):
+            raise UsageError(f"no working image is named for {image}", hint="name a file")
+        if os.path.basename(path) in ("", os.curdir, os.pardir):
+            raise UsageError(f"{os.fspath(path)} is a directory, not a working image", path=os.fspath(path), hint="name a file")
+    return {image: Path(path) for image, path in paths.items()}
+
+
 @frozen
 class Target:
     """
@@ -48,10 +63,11 @@ class Target:
     :param object: an image, or a machine
     :param working: the working images, by the names of the machine's images; where an operation needs or makes them
     :param monitor: the socket of the running machine's QMP monitor, or None if it is off
+    :raises UsageError: a working image is not named as a file
     """
 
     object: Object
-    working: Mapping[str, Path] = field(factory=dict)
+    working: Mapping[str, Path] = field(factory=dict, converter=working_images)
     monitor: Path | None = None
 
 

@@ -167,11 +167,11 @@ class RunningStates:
             raise UsageError(f"the machine has no image {image}", hint="its images are " + ", ".join(known))
         backend = LiveImageBackend(self.context, connected, agent=Path(agent) if agent is not None else None)
         options = Options(replace=replace, labels=labels or {}, scope=Scope.permitted(scope), wait_for=_wait_for(wait_for), dry_run=dry_run)
-        target = Target(Image(self.machine.machine, image), {image: Path(known[image])}, socket)
+        target = Target(Image(self.machine.machine, image), {image: known[image]}, socket)
         return backend.set(target, state, options)
 
     def _running_target(self, working: Images, monitor: Path | None = None) -> Target:
-        return Target(self.machine, {image: Path(path) for image, path in working.items()}, monitor)
+        return Target(self.machine, working, monitor)
 
 
 def _either(machine: Running) -> tuple[RunningMachine | None, Path | None]:

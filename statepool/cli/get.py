@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from statepool.cli import complete, output
@@ -24,7 +22,7 @@ _VERIFIED = {
 @click.argument("state", shell_complete=complete.states)
 @click.option(
     "--to",
-    type=click.Path(path_type=Path, readable=False),
+    type=click.Path(readable=False),
     metavar="FILE",
     help="Make this working image, backed by the state; for a machine, IMAGE.qcow2 of each image in this directory.",
 )
@@ -33,9 +31,7 @@ _VERIFIED = {
 @scope_option
 @dry_run_option
 @click.pass_obj
-def command(
-    session: Session, object: str, state: str, to: Path | None, overwrite: bool, source: str | None, scope: str | None, dry_run: bool
-) -> None:
+def command(session: Session, object: str, state: str, to: str | None, overwrite: bool, source: str | None, scope: str | None, dry_run: bool) -> None:
     """
     Bring a state here; make a working image of it.
 

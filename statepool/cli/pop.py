@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ from statepool.policy import Item
 @click.argument("state", shell_complete=complete.states)
 @click.option(
     "--to",
-    type=click.Path(path_type=Path, readable=False),
+    type=click.Path(readable=False),
     metavar="FILE",
     help="Make this working image, backed by the state; for a machine, IMAGE.qcow2 of each image in this directory.",
 )
@@ -31,7 +32,7 @@ from statepool.policy import Item
 @scope_option
 @dry_run_option
 @click.pass_obj
-def command(session: Session, object: str, state: str, to: Path | None, overwrite: bool, mode: str, scope: str | None, dry_run: bool) -> int:
+def command(session: Session, object: str, state: str, to: str | None, overwrite: bool, mode: str, scope: str | None, dry_run: bool) -> int:
     """
     Get a state, and remove it.
 
@@ -46,11 +47,11 @@ def command(session: Session, object: str, state: str, to: Path | None, overwrit
     return report_outcome(session, pool.policy().pop([item], mode=mode, options=options), dry_run)
 
 
-def _working(pool: StatePool, object: str, state: str, to: Path) -> dict[str, Path]:
+def _working(pool: StatePool, object: str, state: str, to: str) -> Mapping[str, str | Path]:
     found = parse_object(object)
     if not isinstance(found, Machine):
         return {found.name: to}
     try:
-        return {image: to / f"{image}.qcow2" for image in pool.machine(object).images(state)}
+        return {image: Path(to) / f"{image}.qcow2" for image in pool.machine(object).images(state)}
     except NotFound:
         return {}  # the mode says what to do then

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -44,10 +43,10 @@ def command(session: Session, object: str, state: str, sources: tuple[str, ...],
     return report_outcome(session, session.pool().policy().push([item], mode=mode, options=options), dry_run)
 
 
-def _working(object: str, sources: Sequence[str]) -> dict[str, Path]:
+def _working(object: str, sources: Sequence[str]) -> dict[str, str]:
     found = parse_object(object)
     if isinstance(found, Machine):
-        return {image: Path(path) for image, path in setting.of_images(sources).items()}
+        return setting.of_images(sources)
     if len(sources) > 1:
         raise click.UsageError(f"{object} is one image: --from can only be given once")
-    return {found.name: Path(sources[0])}
+    return {found.name: sources[0]}

@@ -101,7 +101,7 @@ def store(session: Session, object: str, state: str, sources: Sequence[str], how
         return handle.set(state, source=of_images(sources), **how)
     if len(sources) > 1:
         raise click.UsageError(f"{object} is one image: --from can only be given once")
-    return handle.set(state, source=Path(sources[0]), **how)
+    return handle.set(state, source=sources[0], **how)
 
 
 def _store_running(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from statepool.errors import Conflict, NotFound, UnsafeImage, UsageError
+from statepool.errors import Conflict, NotFound, UnsafeImage
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent, StateId
 from statepool.model.progress import SILENT, Progress
@@ -315,10 +315,5 @@ class Intake:
 
 
 def absolute(source: os.PathLike[str] | str) -> Path:
-    """
-    :returns: a working image's path, absolute
-    :raises UsageError: nothing is named
-    """
-    if not os.fspath(source):
-        raise UsageError("no working image is named")
+    """:returns: a working image's path, absolute"""
     return Path(os.path.abspath(source))

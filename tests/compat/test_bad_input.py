@@ -56,6 +56,14 @@ BAD_NAMES += [f"a{ending}" for ending in (".qcow2", ".state", ".json", ".lock", 
 RESERVED = ["root", "0root", "boot", "0boot"]
 
 
+@pytest.mark.parametrize("path", ["new/", "work.qcow2/", "new/.", ""])
+def test_a_directory_where_a_working_image_should_be_named(place: Any, path: str) -> None:
+    for words in (("get", "vm1/disk", "install", "--to"), ("pop", "vm1/disk", "install", "--to"), ("set", "vm1/disk", "new", "--from")):
+        assert "name a file" in place.refused(USAGE, *words, path)
+    place.refused(USAGE, "push", "vm1/disk", "new", "--from", path)
+    place.refused(USAGE, "set", "vm1", "new", "--from", f"disk={path}")
+
+
 @pytest.mark.parametrize("name", [*BAD_NAMES, *RESERVED])
 def test_names_that_no_state_can_have(place: Any, name: str) -> None:
     for words in (("check",), ("get",), ("unset",), ("set", "--from", "work.qcow2")):

@@ -53,6 +53,12 @@ def test_nothing_is_overwritten_by_default() -> None:
     assert DEFAULTS.scope == frozenset(Scope)
 
 
+@pytest.mark.parametrize("path", ["", "work/", "work.qcow2//", "work/.", "..", "/"])
+def test_a_working_image_is_named_as_a_file(path: str) -> None:
+    with pytest.raises(UsageError, match="name a file"):
+        Target(Image("vm1", "disk"), {"disk": path})
+
+
 def test_values_can_be_sent_to_other_processes() -> None:
     target = Target(Image("vm1", "disk"), {"disk": Path("/work.qcow2")})
     assert pickle.loads(pickle.dumps((target, DEFAULTS))) == (target, DEFAULTS)

@@ -255,7 +255,7 @@ def test_get(run: Run, api: Any, cache: str) -> None:
         "vm1/disk customize: 4.00 KiB from /b (reflink); every byte was checked as it arrived",
         "working image: /w.qcow2",
     ]
-    options = {"to": Path("w.qcow2"), "overwrite": True, "source": None, "scope": None, "dry_run": False}
+    options = {"to": "w.qcow2", "overwrite": True, "source": None, "scope": None, "dry_run": False}
     assert api.calls == [("get", "vm1/disk", "customize", options)]
     assert answered(run("get", "vm1/disk", "customize", "--json", "--dry-run")) == {
         "got": {
@@ -299,7 +299,7 @@ def test_set(run: Run, api: Any, cache: str) -> None:
     )
     api.answers["set"] = Stored("vm1/disk", "new", str(ONE), pools, ("it has internal snapshots",))
     result = run("set", "vm1/disk", "new", "--from", "w.qcow2", "--replace", "--label", "a=b", "--label", "c=d=e")
-    options = {"source": Path("w.qcow2"), "replace": True, "squash": False, "labels": {"a": "b", "c": "d=e"}, "scope": None, "wait_for": "all"}
+    options = {"source": "w.qcow2", "replace": True, "squash": False, "labels": {"a": "b", "c": "d=e"}, "scope": None, "wait_for": "all"}
     assert api.calls == [("set", "vm1/disk", "new", {**options, "dry_run": False})]
     assert result.stderr == "statepool: warning: it has internal snapshots\n"
     assert result.stdout.splitlines() == [
