@@ -9,12 +9,13 @@ from statepool.cli.report import warn
 from statepool.cli.session import Command, Session, dry_run_option, scope_option
 from statepool.model.outcomes import Got, Verified
 
-_VERIFIED = {
+VERIFIED = {
     Verified.ARRIVED: "every byte was checked as it arrived",
     Verified.TRUSTED: "unchanged since it was checked",
     Verified.REHASHED: "every byte was checked once more",
     Verified.UNMANAGED: "nothing is known to check it against",
 }
+"""What stands behind the bytes of a state, for people."""
 
 
 @click.command("get", cls=Command)
@@ -62,6 +63,6 @@ def tell(session: Session, got: Got, dry_run: bool) -> None:
 def _told(session: Session, got: Got, dry_run: bool) -> str:
     name = f"{got.object} {got.state}"
     if got.source is None:
-        return f"{name}: in the cache" + ("" if dry_run else f"; {_VERIFIED[got.verified]}")
+        return f"{name}: in the cache" + ("" if dry_run else f"; {VERIFIED[got.verified]}")
     way = f"{output.size(got.bytes)} from {session.place(got.source)}"
-    return f"{name}: would fetch {way}" if dry_run else f"{name}: {way} ({got.how}); {_VERIFIED[got.verified]}"
+    return f"{name}: would fetch {way}" if dry_run else f"{name}: {way} ({got.how}); {VERIFIED[got.verified]}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from statepool.cli import complete, output
+from statepool.cli.get import VERIFIED
 from statepool.cli.session import Command, Session
 from statepool.errors import IntegrityError
+from statepool.model.outcomes import Checked, Verified
 
 
 @click.command("verify", cls=Command)
@@ -26,9 +28,15 @@ def command(session: Session, object: str | None, state: str | None) -> int:
         session.answer_json({"checked": form(checked)})
     else:
         rows = [
-            (item.object, item.state, session.place(item.pool), output.size(item.bytes), item.problem or "whole")
+            (item.object, item.state, session.place(item.pool), output.size(item.bytes), _result(item))
             for item in checked
             if item.problem or not session.quiet
         ]
         session.answer_table(("OBJECT", "STATE", "WHERE", "READ", "RESULT"), rows, right=("READ",))
     return IntegrityError.exit_code if any(item.problem for item in checked) else 0
+
+
+def _result(item: Checked) -> str:
+    if item.problem is not None:
+        return item.problem
+    return "whole" if item.digest is not None else VERIFIED[Verified.UNMANAGED]

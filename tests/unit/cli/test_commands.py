@@ -405,6 +405,11 @@ def test_verify(run: Run, api: Any, cache: str) -> None:
     }
 
 
+def test_verify_does_not_call_whole_what_nobody_could_check(run: Run, api: Any, cache: str) -> None:
+    api.answers["verify"] = [Checked(cache, "vm1/disk", "a")]
+    assert run("verify").stdout.splitlines()[1].endswith("  0 B  nothing is known to check it against")
+
+
 def test_gc(run: Run, api: Any, cache: str) -> None:
     api.answers["gc"] = [Collected(cache, "leftover of a crash", ".statepool/incoming/x", 2048)]
     lines = run("gc", "--everywhere").stdout.splitlines()
