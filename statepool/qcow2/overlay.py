@@ -129,7 +129,15 @@ def overlay_bytes(virtual_size: int, backing_name: str, *, cluster_size: int = C
     return bytes(image)
 
 
-def create_overlay(path: Path, virtual_size: int, backing_name: str, *, cluster_size: int = CLUSTER_SIZE, tool: QemuImg | None = None) -> None:
+def create_overlay(
+    path: Path,
+    virtual_size: int,
+    backing_name: str,
+    *,
+    cluster_size: int = CLUSTER_SIZE,
+    tool: QemuImg | None = None,
+    known_as: Path | None = None,
+) -> None:
     """
     Make a new file with an empty overlay, as ``qemu-img create`` would; what backs it is not opened. Nothing is flushed.
 
@@ -138,6 +146,7 @@ def create_overlay(path: Path, virtual_size: int, backing_name: str, *, cluster_
     :param backing_name: the file that backs it, a qcow2 image
     :param cluster_size: in bytes
     :param tool: what to ask where it cannot be written natively
+    :param known_as: what messages call it, if that is not its path: the name that it gets when it is finished
     :raises FileInTheWay: the path exists, whatever it is
     :raises UsageError: nothing can have this backing name
     :raises NoSpace: it does not fit
@@ -151,7 +160,7 @@ def create_overlay(path: Path, virtual_size: int, backing_name: str, *, cluster_
     except FileExistsError as error:
         raise FileInTheWay(f"{path} exists already", path=str(path), hint="choose another path, or ask for overwriting") from error
     except OSError as error:
-        raise translated(error, path, "create") from error
+        raise translated(error, known_as or path, "create") from error
     try:
         try:
             if native:
@@ -165,7 +174,7 @@ def create_overlay(path: Path, virtual_size: int, backing_name: str, *, cluster_
     except BaseException as error:
         os.unlink(path)
         if isinstance(error, OSError) and not isinstance(error, StatePoolError):
-            raise translated(error, path, "write") from error
+            raise translated(error, known_as or path, "write") from error
         raise
 
 

@@ -157,7 +157,12 @@ def prepare_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, standi
             if not cache.pool.has_bytes(manifest.digest):
                 raise damaged(cache, manifest)
         backing = str(cache.chains.path(chain))
-        create_overlay(fresh.temporary, chain[0].virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout))
+        create_overlay(fresh.temporary, chain[0].virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout), known_as=to)
+    except BaseException:
+        # There is no image to delete, and in a directory that is closed to us not even that could be asked.
+        cache.chains.forget(record, with_chain=is_first)
+        raise
+    try:
         if flush:
             _flush(fresh.temporary)
     except BaseException:

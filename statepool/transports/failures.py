@@ -93,8 +93,9 @@ def in_our_words(doing: str, subject: Subject) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        named = Subject(str(error.filename), subject.pool, str(error.filename)) if error.filename is not None else subject
-        raise translated(error, doing, named) from error
+        if error.filename is None:
+            raise translated(error, doing, subject) from error
+        raise translated(error, f"{doing}:", Subject(str(error.filename), subject.pool, str(error.filename))) from error
 
 
 def not_regular(subject: Subject) -> UnsafeImage:

@@ -11,6 +11,7 @@ import pytest
 from statepool.errors import AccessDenied, DigestMismatch, FileInTheWay, InUse, NotFound, RefusedError, StatePoolError
 from statepool.model.manifest import Manifest
 from statepool.qcow2.header import read_header_file
+from statepool.testing.privileges import permissions_count
 from statepool.transfer import working
 from statepool.transfer.cache import Cache
 from statepool.transfer.chains import key_of
@@ -45,6 +46,16 @@ def test_a_free_place(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     assert check_place("work.qcow2", cache, [], overwrite=False) == tmp_path / "work.qcow2"
     assert list(tmp_path.iterdir()) == [cache.root]
+
+
+def test_a_place_that_is_closed_to_us(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    with permissions_count(), pytest.raises(AccessDenied, match=f"cannot create {closed}/work.qcow2: Permission denied") as caught:
+        make_working(cache, chain, closed / "work.qcow2")
+    assert caught.value.path == str(closed / "work.qcow2")
+    assert caught.value.hint
+    assert in_use(cache) == {}
 
 
 def test_a_place_without_a_directory(cache: Cache, tmp_path: Path) -> None:

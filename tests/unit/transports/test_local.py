@@ -17,7 +17,7 @@ import pytest
 from statepool.errors import AccessDenied, FileExists, MissingFile, NoSpace, StatePoolError, TransportError
 from statepool.model.location import Location
 from statepool.transports.base import Entry, FileKind
-from statepool.transports.failures import Subject, translated
+from statepool.transports.failures import A_FILE, Subject, in_our_words, translated
 from statepool.transports.link import LinkTransport
 from statepool.transports.local import INCOMING, LocalTransport
 
@@ -312,3 +312,12 @@ def test_a_lease_refused_to_others_is_still_granted(transport: LocalTransport, p
         assert fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK) == 0
     finally:
         os.close(fd)
+
+
+def test_what_was_done_and_to_which_file_are_told_apart() -> None:
+    error = PermissionError(errno.EACCES, "text", "/closed/file")
+    with (
+        pytest.raises(AccessDenied, match=r"^cannot get vm1/disk install: /closed/file: Permission denied"),
+        in_our_words("get vm1/disk install", A_FILE),
+    ):
+        raise error
