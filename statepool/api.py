@@ -442,8 +442,7 @@ def init(location: Place, *, dry_run: bool = False, settings: Settings | None = 
     :raises AccessDenied: the directory cannot be written
     """
     pool = _open_pool(location, settings or Settings())
-    if not dry_run:
-        pool.create()
+    pool.create(dry_run=dry_run)
     return pool.location
 
 

@@ -93,15 +93,18 @@ class Pool:
 
     # -- being a pool ------------------------------------------------------------------------------------------------------------------------------
 
-    def create(self) -> bool:
+    def create(self, *, dry_run: bool = False) -> bool:
         """
         Make it a pool, if it is none.
 
+        :param dry_run: look at what is there, and change nothing
         :returns: whether anything had to be made
         :raises AccessDenied: the directory cannot be written
         """
         if self.is_managed:
             return False
+        if dry_run:
+            return True
         for directory in layout.DIRECTORIES:
             self.transport.make_directory(directory)
         content = json.dumps({"format": layout.FORMAT, "created": self.clock(), "creator": str(Writer.current())}).encode() + b"\n"

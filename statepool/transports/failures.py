@@ -40,6 +40,7 @@ _KINDS: dict[int, tuple[type[TransportError], str | None]] = {
     errno.EACCES: (AccessDenied, "look at the owner and the mode of the file and of the directories above it"),
     errno.EPERM: (AccessDenied, "look at the owner and the mode of the file and of the directories above it"),
     errno.EROFS: (AccessDenied, "the file system is mounted read-only"),
+    errno.ENOTDIR: (TransportError, "a file is where a directory should be"),
     errno.EIO: (TransportError, "the disk or the network behind it fails; the kernel's log may say why"),
     errno.EXDEV: (TransportError, "the two are on different file systems, and a pool must be on one"),
     errno.EMFILE: (TransportError, "too many files are open: raise the limit (ulimit -n)"),

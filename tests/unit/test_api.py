@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 
 import statepool
-from statepool.errors import Conflict, FileInTheWay, HasDependants, InvalidLocation, InvalidName, NotAPool, NotFound, UsageError
+from statepool.errors import (
+    Conflict,
+    FileInTheWay,
+    HasDependants,
+    InvalidLocation,
+    InvalidName,
+    NotAPool,
+    NotFound,
+    TransportError,
+    UsageError,
+)
 from statepool.model.location import Location
 from statepool.model.outcomes import Presence, Verified
 from statepool.model.scope import Scope
@@ -120,6 +130,13 @@ def test_what_an_image_is_called(tmp_path: Path) -> None:
     for name in ("vm1", "vm1/", "/disk", "../disk", "vm1/disk/x", ""):
         with pytest.raises(InvalidName):
             pool.image(name)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_file_cannot_be_made_a_pool(tmp_path: Path, dry_run: bool) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TransportError, match="Not a directory"):
+        statepool.init(tmp_path / "file", dry_run=dry_run)
 
 
 def test_made_once(tmp_path: Path) -> None:
