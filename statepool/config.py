@@ -250,7 +250,7 @@ def _read(file: tuple[str, bool], home: str | None) -> _Layer | None:
     import tomllib  # takes as long to import as the rest of this module, and is often not needed
 
     try:
-        values = tomllib.loads(data.decode())
+        values = tomllib.loads(data.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text", hint="TOML files are", path=path) from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:

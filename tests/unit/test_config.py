@@ -404,3 +404,8 @@ def test_a_working_directory_that_is_gone(environ: dict[str, str], tmp_path: Pat
     gone.rmdir()
     with pytest.raises(ConfigError, match="working directory"):
         load(environ=environ)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(environ: dict[str, str], project: Path) -> None:
+    (project / "statepool.toml").write_bytes(b"\xef\xbb\xbffresh = 7\n")
+    assert load(environ=environ, cwd=project).settings.fresh == 7
