@@ -61,6 +61,8 @@ def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, wait: bool = Tru
             raise
         descriptor = _open_patiently(path, flags)
     except OSError as error:
+        if error.errno == errno.ELOOP and os.path.islink(path):
+            raise refusal("regular-file", str(path), "it is a symbolic link", hint="name the file that it leads to", path=str(path)) from error
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV):
             raise _irregular(path) from error
         raise translated(error, path, "open") from error

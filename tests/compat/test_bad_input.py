@@ -204,7 +204,9 @@ def test_a_working_image_that_is_no_file(place: Any, make_image: Make) -> None:
     os.symlink("real.qcow2", "link")
     os.symlink("nothing", "dead-link")
     for path in ("fifo", "directory", "link", "dead-link", "/dev/null", "/dev/zero"):
-        assert "regular" in place.refused(INTEGRITY, "set", "vm1/disk", "new", "--from", path)
+        line = place.refused(INTEGRITY, "set", "vm1/disk", "new", "--from", path)
+        assert "regular" in line
+        assert ("it is a symbolic link (name the file that it leads to)" in line) == ("link" in path)
     place.refused(NOT_FOUND, "set", "vm1/disk", "new", "--from", "not-there.qcow2")
     place.refused(NOT_FOUND, "set", "vm1/disk", "new", "--from", "not/there.qcow2")
 
