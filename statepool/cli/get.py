@@ -28,7 +28,9 @@ VERIFIED = {
     help="Make this working image, backed by the state; for a machine, IMAGE.qcow2 of each image in this directory.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
-@click.option("--from", "source", metavar="SOURCE", help="Have it as this source has it, given by its name or location.")
+@click.option(
+    "--from", "source", metavar="SOURCE", shell_complete=complete.sources, help="Have it as this source has it, given by its name or location."
+)
 @scope_option
 @dry_run_option
 @click.pass_obj

@@ -25,6 +25,7 @@ from statepool.policy import Item
     metavar="FILE",
     multiple=True,
     required=True,
+    shell_complete=complete.files,
     help="The working image; for a machine, IMAGE=FILE for each image, or a directory.",
 )
 @click.option("--mode", metavar="XY", default="af", show_default=True, help="What to do where the state exists, and where it does not: see below.")

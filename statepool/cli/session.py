@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from statepool.cli import output
+from statepool.cli import complete, output
 from statepool.model.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -156,12 +156,15 @@ def global_options(*, below_command: bool) -> list[click.Parameter]:
         return click.Option([*names, name], callback=_keep(change), expose_value=False, hidden=hidden, **rest)
 
     return [
-        option("--config", change=_set("config_file"), metavar="FILE", help="Read this file instead of the usual ones."),
-        option("--cache", change=_set("cache"), metavar="DIR", help="The cache."),
+        option(
+            "--config", change=_set("config_file"), metavar="FILE", shell_complete=complete.files, help="Read this file instead of the usual ones."
+        ),
+        option("--cache", change=_set("cache"), metavar="DIR", shell_complete=complete.directories, help="The cache."),
         option(
             "--source",
             change=lambda session, value: session.sources.extend(value),
             metavar="LOCATION",
+            shell_complete=complete.directories,
             multiple=True,
             help="A source; may be repeated. Those of the configuration are left out then.",
         ),

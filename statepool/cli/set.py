@@ -39,14 +39,25 @@ def _labels(context: click.Context, parameter: click.Parameter, values: tuple[st
     metavar="FILE",
     multiple=True,
     required=True,
+    shell_complete=complete.files,
     help="The working image; for a machine, IMAGE=FILE for each image, or a directory.",
 )
 @click.option("--replace", is_flag=True, help="Replace a state of this name that has other content.")
 @click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, callback=_labels, help="Remember this with the state; may be repeated.")
 @click.option("--squash", is_flag=True, help="FILE stands on this very state: both together become its new content.")
-@click.option("--monitor", metavar="SOCKET", help="A machine runs on FILE, and this is its QMP monitor: it goes on in a fresh overlay.")
+@click.option(
+    "--monitor",
+    metavar="SOCKET",
+    shell_complete=complete.files,
+    help="A machine runs on FILE, and this is its QMP monitor: it goes on in a fresh overlay.",
+)
 @click.option("--compress", is_flag=True, help="With --monitor, for a machine: compress its RAM, which is part of the state then.")
-@click.option("--agent", metavar="SOCKET", help="With --monitor, for an image: have its file systems made consistent by QEMU's guest agent.")
+@click.option(
+    "--agent",
+    metavar="SOCKET",
+    shell_complete=complete.files,
+    help="With --monitor, for an image: have its file systems made consistent by QEMU's guest agent.",
+)
 @scope_option
 @click.option(
     "--wait-for", type=click.Choice([str(which) for which in WaitFor]), default="all", help="Which pools must have it for the exit code to be 0."
