@@ -73,6 +73,7 @@ def command(
         accelerator="kvm" if kvm else "tcg",
         display=f"vnc={vnc}" if vnc else "none",
         terminal=vnc is None,
+        speaks_aside=session.json,
         arguments=extra,
     )
     return _Run(session, object, state, force=force).run(config, new)

@@ -39,6 +39,7 @@ class MachineConfig:
     :param accelerator: ``kvm``, where guests run with it; ``tcg`` works everywhere, and is slow
     :param display: as in ``-display``
     :param terminal: whether it has our terminal as its standard input and output, as for ``-serial mon:stdio``
+    :param speaks_aside: whether what it writes to the terminal goes to our standard error, since standard output is for something else
     :param binary: the program
     """
 
@@ -51,6 +52,7 @@ class MachineConfig:
     accelerator: str = "tcg"
     display: str = "none"
     terminal: bool = False
+    speaks_aside: bool = False
     binary: str = "qemu-system-x86_64"
 
     def __attrs_post_init__(self) -> None:

@@ -33,10 +33,11 @@ class Process:
     :param command: the program and its arguments
     :param label: what the machine is called in messages
     :param interactive: it has our terminal, for its standard input and output
+    :param aside: what it writes there goes to our standard error
     :raises MachineError: it cannot be started
     """
 
-    def __init__(self, command: Sequence[str], label: str, *, interactive: bool = False) -> None:
+    def __init__(self, command: Sequence[str], label: str, *, interactive: bool = False, aside: bool = False) -> None:
         self.label = label
         self._owner = os.getpid()
         self._log = os.memfd_create("qemu-log", os.MFD_CLOEXEC)
@@ -46,7 +47,7 @@ class Process:
         try:
             with theirs:
                 words = _guarded([*command, *_monitor(theirs.fileno())])
-                self._process = LOOP.call(lambda: _start(words, theirs.fileno(), self._log, interactive))
+                self._process = LOOP.call(lambda: _start(words, theirs.fileno(), self._log, interactive, aside))
         except BaseException:
             ours.close()
             os.close(self._log)
@@ -112,9 +113,10 @@ def _guarded(command: list[str]) -> list[str]:
     return [str(programs["setpriv"]), "--pdeathsig", "KILL", str(programs["sh"]), "-c", _GUARDED, str(os.getpid()), *command]
 
 
-def _start(words: list[str], descriptor: int, log: int, interactive: bool) -> subprocess.Popen[bytes]:
+def _start(words: list[str], descriptor: int, log: int, interactive: bool, aside: bool) -> subprocess.Popen[bytes]:
     quiet = None if interactive else subprocess.DEVNULL
+    output = 2 if interactive and aside else quiet
     try:
-        return subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=log, pass_fds=(descriptor,), start_new_session=not interactive)
+        return subprocess.Popen(words, stdin=quiet, stdout=output, stderr=log, pass_fds=(descriptor,), start_new_session=not interactive)
     except OSError as error:
         raise MachineError(f"cannot run {words[0]}: {error.strerror}") from error

@@ -68,7 +68,7 @@ class RunningMachine:
         :raises MachineError: it does not start; the message has what QEMU said
         """
         label = " ".join(["the machine on", *map(str, config.images.values())]) if config.images else "the machine"
-        process = Process([*config.command(), *arguments], label, interactive=config.terminal)
+        process = Process([*config.command(), *arguments], label, interactive=config.terminal, aside=config.speaks_aside)
         try:
             monitor = Monitor(process.connection, label, timeout=START_TIMEOUT)
         except BaseException as error:

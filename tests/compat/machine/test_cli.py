@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -74,6 +75,18 @@ def test_a_person_boots_a_state_and_keeps_it(world: World, guests: Lab) -> None:
     QemuImg().convert(world.place / "copy.qcow2", world.place / "raw", target_format="raw")
     assert (world.place / "raw").read_bytes().startswith(b"marker")
     assert os.listdir(world.cache.root / ".statepool/working") == []
+
+
+def test_what_a_machine_writes_is_not_mixed_with_json(world: World, guests: Lab) -> None:
+    with run_in_background(world, guests, "vm1/disk", "install", "--set", "kept", "--json") as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        assert any("tick 1" in line for line in process.stderr)
+        process.stdin.write("off\n")
+        process.stdin.flush()
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert json.loads(out)["stored"]["complete"] is True
 
 
 def test_a_source_that_does_not_take_what_a_person_keeps_is_told(world: World, guests: Lab) -> None:
