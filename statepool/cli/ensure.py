@@ -37,7 +37,8 @@ def command(session: Session, object: str, state: str, parent: str | None, key: 
     Get a state, or have it built once.
 
     If nobody has the state, COMMAND is run with {image} replaced by the path of a working image of the parent, which becomes the state if the exit
-    code is 0. Others who ask meanwhile wait. The name under which it is kept is printed: STATE--KEY.
+    code is 0. Others who ask meanwhile wait, for as long as the setting lock-timeout and --timeout together. The name under which it is kept is
+    printed: STATE--KEY.
     """
     from statepool.ensure import Recipe
 
