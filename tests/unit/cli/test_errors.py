@@ -174,7 +174,8 @@ class StatePool:
     def __init__(self, *arguments, **options): pass
     def show(self, object, scope=None):
         print("ready", flush=True)
-        threading.Event().wait(60)
+        while True:  # a signal that comes just before a wait does not end that wait
+            threading.Event().wait(0.1)
 statepool.api.from_config = StatePool
 from statepool.cli.main import main
 main()
