@@ -264,7 +264,7 @@ class Connection:
                 _greet(transport, link, host, subject)
                 key = transport.get_remote_server_key()
                 check_host_key(HostKey(key.get_name(), key.asbytes()), host, subject)
-                Login(host, self.settings.secrets, subject).run(transport)
+                Login(host, self.settings.secrets, subject, deadline).run(transport)
         except BaseException:
             self._link = None
             transport.close()

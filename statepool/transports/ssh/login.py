@@ -15,6 +15,7 @@ from attrs import define, field
 from statepool.errors import AccessDenied, TransportError
 from statepool.model.secrets import SecretKind, Secrets
 from statepool.transports.failures import Subject
+from statepool.transports.ssh.agent import Agent, AgentFailure, UnusableKey, agent_key
 from statepool.transports.ssh.failures import said
 from statepool.transports.ssh.hosts import HostSettings
 
@@ -30,15 +31,17 @@ class Login:
     :param host: where, and with which keys
     :param secrets: asked for passphrases and passwords
     :param subject: for messages
+    :param deadline: when we have to be logged in, by the monotonic clock
     """
 
     host: HostSettings
     secrets: Secrets | None
     subject: Subject
+    deadline: float
     tried: list[str] = field(factory=list)
     """What was offered or could not be, for the message of the error."""
 
-    agent: Any = None
+    agent: Agent | None = None
 
     def run(self, transport: Any) -> None:
         """
@@ -82,12 +85,12 @@ class Login:
         except AuthenticationException as error:
             if not transport.is_active():
                 self._cut_off(error)
-            self.tried.append(f"{name}: not accepted")
+            self.tried.append(f"{name}: {getattr(key, 'failure', None) or 'not accepted'}")
             return False
         except SSHException as error:
             if not transport.is_active():
                 raise
-            self.tried.append(f"{name}: {said(error)}")  # the agent would not sign, or the server has no such algorithm
+            self.tried.append(f"{name}: {said(error)}")  # the server has no such algorithm
             return False
         if further:
             self.tried.append(f"{name}: accepted, but the server also wants {' or '.join(sorted(further))}")
@@ -121,26 +124,37 @@ class Login:
         """
         agent = self._agent_keys()
         if not self.host.keys_are_chosen:
-            yield from agent
+            yield from self._while_it_answers(agent)
             yield from self._file_keys(set())
             return
         public = {blob for path in self.host.keys if (blob := _public_blob(path)) is not None}
         chosen = [(key, name) for key, name in agent if key.asbytes() in public]
-        yield from chosen
-        yield from self._file_keys({key.asbytes() for key, _ in chosen})
+        yield from self._while_it_answers(chosen)
+        yield from self._file_keys({key.asbytes() for key, _ in chosen if key.failure is None})
         if not self.host.only_these_keys:
-            yield from ((key, name) for key, name in agent if key.asbytes() not in public)
+            yield from self._while_it_answers([(key, name) for key, name in agent if key.asbytes() not in public])
+
+    def _while_it_answers(self, keys: list[tuple[Any, str]]) -> Iterator[tuple[Any, str]]:
+        for key, name in keys:
+            if self.agent is not None and not self.agent.failed:
+                yield key, name
 
     def _agent_keys(self) -> list[tuple[Any, str]]:
-        from paramiko.agent import Agent
-        from paramiko.ssh_exception import SSHException
-
+        found: list[tuple[Any, str]] = []
         try:
-            self.agent = Agent()
-        except (OSError, SSHException) as error:
-            self.tried.append(f"the agent: {said(error)}")
-            return []
-        return [(key, f"the agent's key {key.comment or key.fingerprint}") for key in self.agent.get_keys()]
+            agent = self.agent = Agent.reached(self.deadline)
+            if agent is None:
+                return []
+            for blob, comment in agent.public_keys():
+                try:
+                    key = agent_key(agent, blob, comment)
+                except UnusableKey as error:
+                    self.tried.append(f"the agent's key {comment}: cannot be read ({error})")
+                else:
+                    found.append((key, f"the agent's key {comment or key.fingerprint}"))
+        except AgentFailure as error:
+            self.tried.append(f"the agent: {error}")
+        return found
 
     def _file_keys(self, known: set[bytes]) -> Iterator[tuple[Any, str]]:
         for path in self.host.keys:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from attrs import define, field
+
+T = TypeVar("T")
 
 KEEPALIVE = 15.0
 """Seconds without traffic after which something is sent, so that nobody on the way forgets the connection, and we learn that it is dead."""
@@ -196,29 +198,33 @@ def tune(link: socket.socket, timeout: float) -> None:
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(timeout * 1000)))
 
 
-def _resolve(host: str, port: int, seconds: float) -> list[Any]:
-    """The resolver of the C library knows no time limit, so it is asked in a thread that may be left behind."""
-    answers: queue.SimpleQueue[Callable[[], list[Any]]] = queue.SimpleQueue()
+def within(seconds: float, work: Callable[[], T], name: str) -> T:
+    """
+    For what knows no time limit: it is done in a thread that may be left behind.
 
-    def ask() -> None:
+    :param seconds: how long it is waited for
+    :param work: what is to be done
+    :param name: of the thread
+    :returns: what it returns
+    :raises TimeoutError: it took longer
+    """
+    answer: Future[T] = Future()
+
+    def run() -> None:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            answers.put(_raising(error))
-        except UnicodeError:  # a part of it is too long, for example
-            answers.put(_raising(socket.gaierror(socket.EAI_NONAME, "this cannot be the name of a host")))
-        else:
-            answers.put(lambda: found)
+            answer.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - given to who waits
+            answer.set_exception(error)
 
-    threading.Thread(target=ask, name=f"resolve {host}", daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return answer.result(timeout=seconds)
+
+
+def _resolve(host: str, port: int, seconds: float) -> list[Any]:
+    """The resolver of the C library knows no time limit."""
     try:
-        return answers.get(timeout=seconds)()
-    except queue.Empty:
+        return within(seconds, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), f"resolve {host}")
+    except UnicodeError as error:  # a part of it is too long, for example
+        raise socket.gaierror(socket.EAI_NONAME, "this cannot be the name of a host") from error
+    except TimeoutError:
         raise socket.gaierror(socket.EAI_AGAIN, "the name server does not answer") from None
-
-
-def _raising(error: OSError) -> Callable[[], list[Any]]:
-    def answer() -> list[Any]:
-        raise error
-
-    return answer

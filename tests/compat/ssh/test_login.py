@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import logging
 import os
 import signal
+import socket
+import struct
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -126,6 +131,117 @@ def test_a_configured_key_that_only_the_agent_has(
 def test_an_agent_that_is_gone(sshd: Sshd, connect: Connect, ssh_config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "gone"))
     refused(connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd)))))
+
+
+class OddAgent:
+    """An agent of our own, which has one key: what it answers a request with is a function's business; None is silence."""
+
+    def __init__(self, path: Path, answer: Callable[[bytes], bytes | None]) -> None:
+        self.answer = answer
+        self.asked: list[int] = []
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen()
+        self.links: list[socket.socket] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.links.append(self.listener.accept()[0])
+                threading.Thread(target=self._talk, args=(self.links[-1],), daemon=True).start()
+
+    def _talk(self, link: socket.socket) -> None:
+        with contextlib.suppress(OSError, struct.error):
+            while True:
+                (length,) = struct.unpack(">I", link.recv(4, socket.MSG_WAITALL))
+                request = link.recv(length, socket.MSG_WAITALL)
+                self.asked.append(request[0])
+                answer = self.answer(request)
+                if answer is not None:
+                    link.sendall(struct.pack(">I", len(answer)) + answer)
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        for link in (self.listener, *self.links):
+            link.close()
+
+
+def text(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+def keys_answer(*keys: tuple[bytes, bytes]) -> bytes:
+    return b"\x0c" + struct.pack(">I", len(keys)) + b"".join(text(blob) + text(comment) for blob, comment in keys)
+
+
+def blob_of(key: Path) -> bytes:
+    return base64.b64decode(key.with_suffix(".pub").read_text().split()[1])
+
+
+@pytest.fixture
+def odd_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[bytes], bytes | None]], OddAgent]]:
+    """``odd_agent(answer)``: an agent that answers so."""
+    made: list[OddAgent] = []
+
+    def start(answer: Callable[[bytes], bytes | None]) -> OddAgent:
+        made.append(OddAgent(tmp_path / "odd", answer))
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "odd"))
+        return made[-1]
+
+    yield start
+    for agent in made:
+        agent.close()
+
+
+def test_an_agent_that_says_nothing(sshd: Sshd, connect: Connect, ssh_config: Config, odd_agent) -> None:
+    odd_agent(lambda request: None)
+    knobs = {"connect_timeout": 2, "retries": 0}
+    error = refused(connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd)), **knobs)))
+    assert "the agent: no answer for" in error.message
+    assert connect(sshd.location("/"), sshd.settings(**knobs)).transport.is_authenticated(), "the key in a file will do"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paramiko leaves its socket open then
+def test_an_agent_that_accepts_nobody(sshd: Sshd, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
+        listener.bind(str(tmp_path / "full"))
+        listener.listen(0)
+        other.connect(str(tmp_path / "full"))
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "full"))
+        assert connect(sshd.location("/"), sshd.settings(connect_timeout=2)).transport.is_authenticated()
+
+
+@pytest.mark.parametrize(("answer", "words"), [(None, "no answer for"), (b"\x05", "refused"), (b"", "refused")])
+def test_an_agent_that_does_not_sign(
+    sshd: Sshd, connect: Connect, ssh_config: Config, odd_agent, tmp_path: Path, answer: bytes | None, words: str
+) -> None:
+    others = [make_key(tmp_path / f"key{number}") for number in range(2)]
+    listed = keys_answer((blob_of(sshd.identity), b"mine"), *((blob_of(other), b"other") for other in others))
+    agent = odd_agent(lambda request: listed if request[0] == 11 else answer)
+    knobs = {"connect_timeout": 3, "retries": 0}
+    error = refused(connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd)), **knobs)))
+    assert f"the agent's key mine: the agent did not sign with it: {words}" in error.message
+    assert agent.asked.count(13) == (1 if answer is None else 3), "one that fell silent is not asked again"
+    assert connect(sshd.location("/"), sshd.settings(**knobs)).transport.is_authenticated(), "the key in its file will do"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(b"\x05", "does not say which"), (b"\x0c\xff\xff\xff\xff", "nothing to offer"), (keys_answer((b"\0\0\0\x02\xff\xff", b"x")), "cannot be read")],
+)
+def test_an_agent_that_talks_nonsense(sshd: Sshd, connect: Connect, ssh_config: Config, odd_agent, answer: bytes, words: str) -> None:
+    odd_agent(lambda request: answer)
+    assert words in refused(connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd))))).message
+
+
+def test_a_comment_that_is_not_utf_8(sshd: Sshd, connect: Connect, ssh_config: Config, agent: Callable[[Path], None], tmp_path: Path) -> None:
+    subprocess.run([b"ssh-keygen", b"-q", b"-t", b"ed25519", b"-N", b"", b"-C", b"m\xfcller", b"-f", bytes(tmp_path / "latin")], check=True)
+    agent(tmp_path / "latin")
+    settings = sshd.settings(ssh_config=ssh_config(config_with(sshd)))
+    assert "the agent's key m\ufffdller: not accepted" in refused(connect(sshd.location("/"), settings)).message
+    agent(sshd.identity)
+    assert connect(sshd.location("/"), settings).transport.is_authenticated()
 
 
 # -- passphrases and passwords
