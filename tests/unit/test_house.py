@@ -45,12 +45,12 @@ ONLY_IN: dict[str, str] = {
     "zstandard": r"statepool/(transports/ssh|machine/)",
     "click": r"statepool/cli/",
     "rich": r"statepool/cli/",
-    "subprocess": r"statepool/(qcow2|machine|testing)/|statepool/cli/ensure\.py$",
+    "subprocess": r"statepool/(qcow2|machine|testing)/|statepool/cli/ensure\.py$|statepool/transports/ssh/config\.py$",
     "pty": r"statepool/testing/",
 }
 """Where a library may be imported: its exceptions are translated there, and nobody else waits for it to load."""
 
-ENVIRONMENT_IN = r"statepool/(config\.py$|config/|cli/)|plugins/"
+ENVIRONMENT_IN = r"statepool/(config\.py$|config/|cli/|transports/ssh/config\.py$)|plugins/"
 
 LONGEST = 500
 """Lines. A longer file is two rooms not yet told apart."""

@@ -1,42 +1,41 @@
 """
 What a location says of a host, and what ``~/.ssh/config`` makes of it.
 
-ssh_config(5) is read by paramiko, after its ``Include`` lines have been replaced by what they include. Of what is in it, this is used: ``HostName``,
-``User``, ``Port``, ``IdentityFile``, ``IdentitiesOnly``, ``ProxyJump``, ``UserKnownHostsFile``, ``GlobalKnownHostsFile``, ``HostKeyAlias`` and
-``ConnectTimeout``. Whatever there makes ssh less careful about the keys of hosts is not followed.
+Of what is in ssh_config(5), this is used: ``HostName``, ``User``, ``Port``, ``IdentityFile``, ``IdentitiesOnly``, ``ProxyJump``,
+``UserKnownHostsFile``, ``GlobalKnownHostsFile``, ``HostKeyAlias`` and ``ConnectTimeout``. Whatever there makes ssh less careful about the keys of
+hosts is not followed.
 """
 
 from __future__ import annotations
 
-import glob
 import os
 import pwd
 import re
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from attrs import field, frozen
 
 from statepool.errors import ConfigError, InvalidLocation
 from statepool.model.location import Location
 from statepool.model.settings import Settings
+from statepool.transports.ssh.config import HostConfig, lookup
 
 SSH_PORT = 22
 
 USER_CONFIG = "~/.ssh/config"
 SYSTEM_CONFIG = "/etc/ssh/ssh_config"
 
-USER_KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
-SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
+USER_KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
+SYSTEM_KNOWN_HOSTS = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 """The defaults of ssh_config(5)."""
 
 DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 """Tried where no ``IdentityFile`` is configured."""
 
-_DEEPEST_INCLUDE = 16
-"""The limit that OpenSSH has."""
+_TIME = re.compile(r"([0-9]+[smhdwSMHDW]?)+")
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+"""In seconds: sshd_config(5), section "TIME FORMATS"."""
 
 _JUMP = re.compile(r"(?:ssh://)?(?:([^@\s]+)@)?(?:\[([^\]\s]+)\]|([^:\[\]\s]+))(?::([0-9]{1,5}))?/?\Z")
 
@@ -116,110 +115,93 @@ def resolve(endpoint: Endpoint, settings: Settings) -> HostSettings:
     :returns: what ``~/.ssh/config`` makes of an endpoint
     :raises ConfigError: it cannot be read, or wants something that we do not do
     """
-    found = _lookup(endpoint.host, settings)
-    command = found.get("proxycommand")
-    if command and not found.get("proxyjump"):
+    found = _lookup(endpoint, settings)
+    command = found.word("proxycommand")
+    if command is not None and command.lower() != "none":
         raise ConfigError(
             f"{endpoint.host} is configured to be reached by a ProxyCommand, which is not run here: {command}",
             hint="write it as a ProxyJump, or mount the pool and use its path",
         )
-    user = endpoint.user or found.get("user") or pwd.getpwuid(os.getuid()).pw_name
-    address = found.get("hostname") or endpoint.host
-    chosen = [key for key in found.get("identityfile", ()) if key.lower() != "none"]
-    keys = chosen if found.get("identityfile") else list(DEFAULT_KEYS)
+    configured = found.files("identityfile")
+    chosen = [key for key in configured if key.lower() != "none"]
+    alias = found.word("hostkeyalias")
     return HostSettings(
         name=endpoint.host,
-        address=address,
-        port=endpoint.port or _port(found.get("port"), endpoint),
-        user=user,
-        key_name=found.get("hostkeyalias") or address,
-        alias="hostkeyalias" in found,
+        address=found.address,
+        port=endpoint.port or _port(found.word("port"), endpoint),
+        user=found.account,
+        key_name=alias or found.address,
+        alias=alias is not None,
         known_hosts=_known_hosts(found, settings),
-        keys=tuple(Path(os.path.expanduser(key)) for key in keys),
+        keys=tuple(Path(os.path.expanduser(key)) for key in (chosen if configured else DEFAULT_KEYS)),
         keys_are_chosen=bool(chosen),
-        only_these_keys=found.get("identitiesonly", "no").lower() == "yes",
-        jumps=tuple(_jumps(found.get("proxyjump"), endpoint)),
-        connect_timeout=_connect_timeout(found.get("connecttimeout"), settings),
+        only_these_keys=_is_set("IdentitiesOnly", found, endpoint),
+        jumps=tuple(_jumps(found, endpoint)),
+        connect_timeout=_connect_timeout(found, settings, endpoint),
     )
+
+
+def _lookup(endpoint: Endpoint, settings: Settings) -> HostConfig:
+    own = settings.ssh_config
+    return lookup(
+        endpoint.host,
+        [Path(os.path.expanduser(path)) for path in ([own] if own is not None else [USER_CONFIG, SYSTEM_CONFIG])],
+        _local_user(),
+        settings.connect_timeout,
+        port=endpoint.port,
+        user=endpoint.user,
+        needed=own is not None,
+    )
+
+
+def _local_user() -> str | None:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return None
 
 
 def _port(text: str | None, endpoint: Endpoint) -> int:
     if text is None:
         return SSH_PORT
-    if not text.isdigit() or not 0 < int(text) < 65536:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
         raise ConfigError(f"the configuration of ssh has a Port for {endpoint.host} that is none: {text!r}", hint="ports are 1 to 65535")
     return int(text)
 
 
-def _connect_timeout(text: str | None, settings: Settings) -> float:
-    if text is None or not text.isdigit() or int(text) == 0:
+def _is_set(keyword: str, found: HostConfig, endpoint: Endpoint) -> bool:
+    text = found.word(keyword.lower())
+    meaning = {None: False, "yes": True, "true": True, "no": False, "false": False}.get(text.lower() if text is not None else None)
+    if meaning is None:
+        raise ConfigError(f"the configuration of ssh has {keyword} {text!r} for {endpoint.host}", hint="write yes or no")
+    return meaning
+
+
+def _connect_timeout(found: HostConfig, settings: Settings, endpoint: Endpoint) -> float:
+    text = found.word("connecttimeout")
+    if text is None or text.lower() == "none":
         return settings.connect_timeout
-    return float(text)
+    if not _TIME.fullmatch(text):
+        raise ConfigError(f"the configuration of ssh has a ConnectTimeout for {endpoint.host} that is none: {text!r}", hint="write seconds, or 1m30s")
+    seconds = sum(int(number) * _UNITS[unit.lower()] for number, unit in re.findall(r"([0-9]+)([smhdwSMHDW]?)", text))
+    return float(seconds) or settings.connect_timeout
 
 
-def _known_hosts(found: Mapping[str, Any], settings: Settings) -> tuple[Path, ...]:
+def _known_hosts(found: HostConfig, settings: Settings) -> tuple[Path, ...]:
     if settings.known_hosts is not None:
         return (Path(os.path.expanduser(settings.known_hosts)),)
-    names = [*shlex.split(found.get("userknownhostsfile", USER_KNOWN_HOSTS)), *shlex.split(found.get("globalknownhostsfile", SYSTEM_KNOWN_HOSTS))]
-    return tuple(Path(os.path.expanduser(name)) for name in names if name.lower() != "none")
+    users = found.files("userknownhostsfile") or [os.path.expanduser(name) for name in USER_KNOWN_HOSTS]
+    systems = found.values.get("globalknownhostsfile") or SYSTEM_KNOWN_HOSTS
+    return tuple(Path(name) for name in (*users, *systems) if name.lower() != "none")
 
 
-def _jumps(text: str | None, endpoint: Endpoint) -> Iterator[Endpoint]:
+def _jumps(found: HostConfig, endpoint: Endpoint) -> Iterator[Endpoint]:
+    text = found.word("proxyjump")
     if text is None or text.lower() == "none":
         return
-    for part in text.split(","):
+    for part in found.expanded(text).split(","):
         match = _JUMP.match(part.strip())
         if match is None:
             raise ConfigError(f"the ProxyJump of {endpoint.host} cannot be read: {text!r}", hint="write user@host:port, separated by commas")
         user, bracketed, plain, port = match.groups()
         yield Endpoint(bracketed or plain, int(port) if port else None, user)
-
-
-# -- reading the files -------------------------------------------------------------------------------------------------------------------------------
-
-
-def _lookup(host: str, settings: Settings) -> Mapping[str, Any]:
-    from paramiko.config import SSHConfig
-    from paramiko.ssh_exception import ConfigParseError, CouldNotCanonicalize
-
-    config = SSHConfig()
-    paths = [settings.ssh_config] if settings.ssh_config is not None else [USER_CONFIG, SYSTEM_CONFIG]
-    for path in paths:
-        try:
-            config.parse(list(_lines(Path(os.path.expanduser(path)), needed=settings.ssh_config is not None)))
-        except ConfigError:
-            raise
-        except (ConfigParseError, ValueError) as error:
-            raise ConfigError(f"{path}: {error}", hint="see ssh_config(5)", path=path) from error
-    try:
-        found: Mapping[str, Any] = config.lookup(host)
-    except (CouldNotCanonicalize, ImportError, KeyError, ValueError) as error:
-        raise ConfigError(f"the configuration of ssh cannot be applied to {host}: {error}", hint="ssh -G shows what ssh makes of it") from error
-    return found
-
-
-def _lines(path: Path, *, needed: bool = False, depth: int = 0) -> Iterator[str]:
-    """:returns: the lines of a file, with those of the files that it includes in their place"""
-    try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if not needed:
-            return
-        raise ConfigError(f"{path}: there is no such file", hint="check the setting ssh-config", path=str(path)) from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}", hint="make it a readable file", path=str(path)) from error
-    block = "Host *"
-    for line in text.splitlines():
-        word, _, rest = line.strip().replace("=", " ", 1).partition(" ")
-        if word.lower() in ("host", "match"):
-            block = line
-        if word.lower() != "include":
-            yield line
-            continue
-        if depth == _DEEPEST_INCLUDE:
-            raise ConfigError(f"{path}: more than {_DEEPEST_INCLUDE} files include each other", hint="see Include in ssh_config(5)", path=str(path))
-        for name in shlex.split(rest):
-            pattern = os.path.join(path.parent, os.path.expanduser(name))  # relative ones are to ~/.ssh or /etc/ssh, where this file is
-            for included in sorted(glob.glob(pattern)):
-                yield from _lines(Path(included), depth=depth + 1)
-        yield block

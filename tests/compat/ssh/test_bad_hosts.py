@@ -176,10 +176,10 @@ def test_a_proxy_command_is_not_run(connect: Connect, ssh_config: Callable[[str]
     [
         ("Host *\n  Port ssh\n", "Port"),
         ("Host *\n  ProxyJump a:b:c\n", "ProxyJump"),
-        ("Host *\n  =\n", "Unparsable"),
+        ("Host *\n  =\n", "cannot be read"),
         ("Match\n", "ssh_config"),
         ("Include ssh_config\n", "include each other"),
-        ('Host "x\n', "Unparsable"),
+        ('Host "x\n', "quote"),
         ('Host *\n  Include "x\n', "quot"),
     ],
 )

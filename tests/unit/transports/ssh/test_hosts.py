@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,10 +102,12 @@ def test_none(resolved: Callable[..., HostSettings], text: str) -> None:
     assert not found.keys_are_chosen
 
 
-def test_a_proxy_jump_goes_before_a_proxy_command(resolved: Callable[..., HostSettings]) -> None:
-    assert resolved("Host *\n  ProxyJump gate\n  ProxyCommand nc %h %p\n", "store").jumps == (Endpoint("gate"),)
-    with pytest.raises(ConfigError, match="nc store"):
-        resolved("Host *\n  ProxyCommand nc %h %p\n", "store")
+def test_of_proxy_jump_and_proxy_command_the_first_counts(resolved: Callable[..., HostSettings]) -> None:
+    assert resolved("Host store\n  ProxyJump gate\nHost *\n  ProxyCommand nc %h %p\n", "store").jumps == (Endpoint("gate"),)
+    assert resolved("Host store\n  ProxyCommand none\nHost *\n  ProxyJump gate\n", "store").jumps == ()
+    assert resolved("Host store\n  ProxyJump none\nHost *\n  ProxyCommand nc\n", "store").jumps == ()
+    with pytest.raises(ConfigError, match="nc %h %p"):
+        resolved("Host store\n  ProxyCommand nc %h %p\nHost *\n  ProxyJump gate\n", "store")
 
 
 def test_files_that_are_included(resolved: Callable[..., HostSettings], tmp_path: Path) -> None:
@@ -122,7 +125,130 @@ def test_what_follows_an_include_belongs_to_the_block_before_it(resolved: Callab
     assert resolved(text, "other").user == ME
 
 
-@pytest.mark.parametrize("text", ["Port 0", "Port 65536", "Port x", "ProxyJump a b", "ProxyJump [::1", "ProxyJump @x:1:2"])
+def test_what_is_included_within_a_block_is_part_of_it(resolved: Callable[..., HostSettings], tmp_path: Path) -> None:
+    (tmp_path / "more").write_text("Host *\n  HostName 192.0.2.7\n")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/one").write_text("Include deep/two\n")
+    (tmp_path / "deep/two").write_text("Port 2\n")
+    for begin in ("Host other", "Host\tother", "Host=other", "host = other", '"Host" "other"', "Match originalhost other", "Match user lab"):
+        text = f"{begin}\n\tInclude\tmore\n  Include deep/one\nHost *\n  User kim\n"
+        assert (resolved(text, "store").address, resolved(text, "store").port) == ("store", 22), begin
+        found = resolved(text, "other", user="lab")
+        assert (found.address, found.port) == ("192.0.2.7", 2), begin
+
+
+def test_the_user_of_a_location_is_heeded(resolved: Callable[..., HostSettings], tmp_path: Path) -> None:
+    text = f"Match user lab\n  Port 99\nHost *\n  IdentityFile {tmp_path}/%r\n  ProxyJump %r@gate.%h\n"
+    found = resolved(text, "store", user="lab")
+    assert (found.port, found.keys, found.jumps) == (99, (tmp_path / "lab",), (Endpoint("gate.store", None, "lab"),))
+    assert resolved(text, "store", user="kim").port == 22
+
+
+def test_what_stands_for_something_else(resolved: Callable[..., HostSettings], nobodys_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYS", "/keys")
+    keys = "IdentityFile ${KEYS}/%h-%n-%p-%r-%u-%i-%%h\nIdentityFile %d/a\n"
+    found = resolved(f'HostName %h.example.org\n{keys}UserKnownHostsFile "%d/a b" ~/%k\n', "store", 24, "lab")
+    assert found.keys == (Path(f"/keys/store.example.org-store-24-lab-{ME}-{os.getuid()}-%h"), nobodys_environment / "a")
+    assert found.known_hosts[:2] == (nobodys_environment / "a b", nobodys_environment / "store")
+
+
+def test_what_stands_for_nothing(resolved: Callable[..., HostSettings]) -> None:
+    for value in ("${NO_SUCH_VARIABLE}/x", "%Z", "100%"):
+        with pytest.raises(ConfigError, match="store"):
+            resolved(f"Host *\n  IdentityFile {value}\n", "store")
+        assert resolved(f"Host other\n  IdentityFile {value}\n", "store").keys
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1m", 60), ("1M30s", 90), ("1h", 3600), ("none", 7), ("0", 7)])
+def test_how_long_it_may_take(resolved: Callable[..., HostSettings], text: str, seconds: float) -> None:
+    assert resolved(f"Host *\n  ConnectTimeout {text}\n", "store", connect_timeout=7).connect_timeout == seconds
+
+
+def test_yes_and_no(resolved: Callable[..., HostSettings]) -> None:
+    found = {text: resolved(f"Host *\n  IdentitiesOnly {text}\n", "store").only_these_keys for text in ("yes", "True", "no", "false")}
+    assert found == {"yes": True, "True": True, "no": False, "false": False}
+
+
+def test_canonical_names(resolved: Callable[..., HostSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    def known(name: str, *_: object) -> list[object]:
+        if name == "store.lab.example":
+            return []
+        raise socket.gaierror(socket.EAI_NONAME, "no")
+
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    text = "CanonicalizeHostname yes\nCanonicalDomains x.example lab.example\nHost *.lab.example\n  Port 5\nMatch canonical\n  User lab\n"
+    assert [(found.address, found.port, found.user) for found in (resolved(text, "store"), resolved(text, "a.b.c"))] == [
+        ("store.lab.example", 5, "lab"),
+        ("a.b.c", 22, ME),
+    ]
+    assert resolved(text, "other").address == "other"
+    with pytest.raises(ConfigError, match="other is found in none"):
+        resolved(text + "Host *\n  CanonicalizeFallbackLocal no\n", "other")
+    with pytest.raises(ConfigError, match="CanonicalizeMaxDots"):
+        resolved("CanonicalizeMaxDots x\n" + text, "other")
+
+
+def test_tags(resolved: Callable[..., HostSettings]) -> None:
+    assert resolved("Match tagged lab\n  Port 99\n", "store").port == 22
+    assert resolved("Tag lab\nMatch tagged lab\n  Port 99\n", "store").port == 99
+
+
+def test_no_command_is_run_for_what_does_not_match(resolved: Callable[..., HostSettings], tmp_path: Path) -> None:
+    for host in ("store", "other"):
+        text = f'Match originalhost other exec "touch {tmp_path}/%n"\n  Port 99\nMatch !exec "exit 3"\n  User lab\n'
+        assert resolved(text, host).port == (99 if host == "other" else 22)
+        assert resolved(text, host).user == "lab"
+    assert (tmp_path / "other").exists()
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_command_that_does_not_end(resolved: Callable[..., HostSettings]) -> None:
+    with pytest.raises(ConfigError, match=r"took longer than 0.2 seconds: sleep 60"):
+        resolved('Match exec "sleep 60"\n  Port 99\n', "store", connect_timeout=0.2)
+
+
+def test_an_account_without_a_name(resolved: Callable[..., HostSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setenv("USER", "kim")
+    assert resolved("Match localuser kim\n  Port 99\n", "store", user="lab").port == 22
+    assert resolved("Host *\n  User lab\n", "store").user == "lab"
+    with pytest.raises(ConfigError, match="which account of store") as caught:
+        resolved("", "store")
+    assert "ssh://user@store" in (caught.value.hint or "")
+
+
+LINES = [
+    'UserKnownHostsFile "/a',
+    "UserKnownHostsFile /kim's",
+    "Port 1 2",
+    "Port",
+    "Match",
+    "Match user",
+    "Match nonsense x",
+    'Include "x',
+    'Host "x',
+]
+
+
+@pytest.mark.parametrize("text", LINES)
+def test_a_line_that_cannot_be_read(resolved: Callable[..., HostSettings], tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolved(f"# mine\n{text}\n", "store")
+    assert f"{tmp_path}/config, line 2: " in caught.value.message
+
+
+def test_files_that_include_each_other(resolved: Callable[..., HostSettings]) -> None:
+    with pytest.raises(ConfigError, match="include each other"):
+        resolved("Include config\n", "store")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Port 0", "Port 65536", "Port x", "ProxyJump a b", "ProxyJump [::1", "ProxyJump @x:1:2", "IdentitiesOnly perhaps", "ConnectTimeout soon"],
+)
 def test_what_cannot_be_used(resolved: Callable[..., HostSettings], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolved(f"Host *\n  {text}\n", "store")
