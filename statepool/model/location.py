@@ -7,11 +7,11 @@ means the same in every working directory.
 
 from __future__ import annotations
 
-import os.path
+import os
 import re
 import urllib.parse
 
-from attrs import frozen
+from attrs import field, frozen
 
 from statepool.errors import InvalidLocation
 
@@ -21,6 +21,14 @@ _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?\Z")
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-]*\Z")
 """What most paths consist of, in which nothing has to be quoted."""
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]*\Z")
+
+
+def _as_named_here(path: str) -> str:
+    """Bytes that are no text are in it as Python has them in names of files (PEP 383), and in one way only."""
+    try:
+        return os.fsdecode(os.fsencode(path))
+    except UnicodeEncodeError as error:
+        raise InvalidLocation(f"no file can be named so: {path!r}") from error
 
 
 @frozen(order=True)
@@ -36,7 +44,7 @@ class Location:
     """
 
     scheme: str
-    path: str
+    path: str = field(converter=_as_named_here)
     host: str | None = None
     user: str | None = None
     port: int | None = None
@@ -65,7 +73,7 @@ class Location:
         return self.scheme in ("file", "link")
 
     def __str__(self) -> str:
-        path = self.path if _PLAIN.match(self.path) else urllib.parse.quote(self.path, safe="/+:@~,=!$&'()*;", errors="surrogateescape")
+        path = self.path if _PLAIN.match(self.path) else urllib.parse.quote(os.fsencode(self.path), safe="/+:@~,=!$&'()*;")
         if self.host is None:
             return f"{self.scheme}://{path}"
         user = f"{self.user}@" if self.user is not None else ""
@@ -112,7 +120,8 @@ class Location:
             if ":" in user:
                 raise InvalidLocation("a location holds no password", hint="use a key, an agent or the configuration")
         host, port = _host_and_port(authority, text)
-        return cls(scheme, _normal("/" + urllib.parse.unquote(path, errors="surrogateescape")), host=host or None, user=user, port=port)
+        named = os.fsencode(_as_named_here(path))
+        return cls(scheme, _normal("/" + os.fsdecode(urllib.parse.unquote_to_bytes(named))), host=host or None, user=user, port=port)
 
 
 def _host_and_port(authority: str, text: str) -> tuple[str, int | None]:

@@ -16,7 +16,7 @@ from statepool.pools.writer import Writer
 
 
 def _name(digest: Digest, cache: str, host: str) -> str:
-    return f"{layout.USES}/{digest.file_name}.{Digest.of(f'{host}:{cache}'.encode()).hex[:16]}.json"
+    return f"{layout.USES}/{digest.file_name}.{Digest.of(os.fsencode(f'{host}:{cache}')).hex[:16]}.json"
 
 
 def note_use(pool: Pool, digest: Digest, cache: os.PathLike[str]) -> None:

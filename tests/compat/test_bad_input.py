@@ -4,6 +4,7 @@ What people come up with, names, states and working images that cannot be: each 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -274,3 +275,21 @@ def test_bitmaps_are_a_warning(place: Any, make_image: Make, qemu_img: Tool) -> 
     code, _, err = place.shell("set", "vm1/disk", "new", "--from", path)
     assert code == 0
     assert err == "statepool: warning: it has 1 persistent bitmap, which its children do not see\n"
+
+
+@pytest.mark.parametrize("scheme", ["", "link://"])
+def test_paths_that_are_no_text(run_statepool: Callable[..., Any], make_image: Make, tmp_path: Path, scheme: str) -> None:
+    """They are names of files like any other, here and in what is read back."""
+    cache, pool, work = (tmp_path / name for name in ("c\udcffx", "p\udcfe", "w\udcfd.qcow2"))
+    run_statepool("init", pool)
+    make_image(tmp_path / "work.qcow2", SIZE, writes=[(0, PATTERN, 1)])
+    stored = run_statepool("--cache", tmp_path / "one", "--source", pool, "set", "vm1/disk", "install", "--from", "work.qcow2", "--json")
+    location = f"{scheme or 'file://'}{tmp_path}/p%FE"
+    assert f"file://{tmp_path}/p%FE" in [one["pool"] for one in json.loads(stored.out)["stored"]["pools"]]
+    there = ("--cache", cache, "--source", f"{scheme}{pool}")
+    got = json.loads(run_statepool(*there, "get", "vm1/disk", "install", "--to", work, "--json").out)["got"]
+    assert (got["source"], got["working"]) == (location, str(work))
+    assert "install" in run_statepool("--cache", cache, "--source", location, "show").out
+    assert "vm1/disk" in run_statepool(*there, "verify", "vm1/disk", "install").out
+    assert "no%FDne is not a pool" in run_statepool("--cache", cache, "--source", tmp_path / "no\udcfdne", "show", code=None).err
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "work.qcow2", cache.name, pool.name, work.name}

@@ -97,6 +97,21 @@ def test_a_walk(lab: Lab, run_statepool: Run, make_image: Make, write_to_image: 
     assert list((lab.there / ".statepool/incoming").iterdir()) == []
 
 
+def test_a_pool_whose_path_is_no_text(lab: Lab, server: Sshd, run_statepool: Run, make_image: Make) -> None:
+    named = lab.there / "p\udcff"
+    location = str(server.location(named))
+    assert location.endswith("/p%FF")
+    run_statepool("init", location)
+    assert [path.name for path in lab.there.iterdir()] == ["p\udcff"], "and no other directory"
+    work = make_image(lab.here / "work.qcow2", 4 * MIB, writes=[(0, MIB, 1)])
+    run_statepool("--source", location, "set", "vm1/disk", "install", "--from", work)
+    checked = json.loads(run_statepool("verify", "--source", location, "--json").out)["checked"]
+    assert [(one["pool"], one["problem"]) for one in checked if one["pool"] == location] == [(location, None)]
+    raw = f"ssh://{server.user}@127.0.0.1:{server.port}{server.location(named).path}"
+    assert json.loads(run_statepool("--cache", "new", "--source", raw, "get", "vm1/disk", "install", "--json").out)["got"]["source"] == location
+    run_statepool("--source", location, "unset", "vm1/disk", "install", "--everywhere")
+
+
 def test_files_of_another_tool_are_got_and_adopted(lab: Lab, server: Sshd, run_statepool: Run, make_image: Make) -> None:
     make_image(lab.there / "vm1/disk/install.qcow2", 4 * MIB, writes=[(0, MIB, 1)])
     make_image(lab.there / "vm1/disk/customize.qcow2", None, backing="install.qcow2", writes=[(MIB, MIB, 2)])

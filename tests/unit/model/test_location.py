@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from statepool.errors import InvalidLocation, StatePoolError
 from statepool.model.location import Location
 
-PATHS = st.lists(st.text(st.characters(min_codepoint=32, exclude_characters="/\x7f", exclude_categories=["Cs"]), min_size=1), max_size=4).map(
-    lambda parts: "/" + "/".join(parts)
-)
+WORDS = st.text(st.characters(min_codepoint=32, exclude_characters="/\x7f", exclude_categories=["Cs"]), min_size=1)
+NAMES = st.lists(st.integers(32, 255).filter(lambda byte: byte not in b"/\x7f"), min_size=1).map(lambda name: os.fsdecode(bytes(name)))
+PATHS = st.lists(WORDS | NAMES, max_size=4).map(lambda parts: "/" + "/".join(parts))
 HOSTS = st.sampled_from(["store", "store.example.org", "10.0.0.7", "::1", "fe80::1%eth0", "a_b", "A-1"])
 USERS = st.none() | st.sampled_from(["lab", "lab@example.org", "_x", "a.b-c+d"])
 LOCATIONS = st.builds(Location, st.sampled_from(["file", "link", "oci", "x+y.z-1"]), PATHS) | st.builds(
@@ -25,6 +26,7 @@ LOCATIONS = st.builds(Location, st.sampled_from(["file", "link", "oci", "x+y.z-1
 @given(LOCATIONS)
 def test_what_is_printed_is_read_back(location: Location) -> None:
     assert Location.parse(str(location)) == location
+    assert str(location).isascii()
     assert pickle.loads(pickle.dumps(location)) == location
 
 
@@ -46,6 +48,9 @@ def test_what_is_read_is_printed_so_that_it_is_read_again(text: str) -> None:
         ("file:///srv/pool", Location("file", "/srv/pool"), "file:///srv/pool"),
         ("FILE:///srv/pool", Location("file", "/srv/pool"), "file:///srv/pool"),
         ("link:///srv/pool", Location("link", "/srv/pool"), "link:///srv/pool"),
+        ("ssh://store/srv/p%FF", Location("ssh", "/srv/p\udcff", "store"), "ssh://store/srv/p%FF"),
+        ("/srv/m\udcfcller", Location("file", "/srv/m\udcfcller"), "file:///srv/m%FCller"),
+        ("file:///srv/%C3%A9", Location("file", "/srv/\u00e9"), "file:///srv/%C3%A9"),
         ("file:///srv/my%20pool%3F", Location("file", "/srv/my pool?"), "file:///srv/my%20pool%3F"),
         ("file:///srv/%FF", Location("file", "/srv/\udcff"), "file:///srv/%FF"),
         ("/srv/\udcff", Location("file", "/srv/\udcff"), "file:///srv/%FF"),
@@ -104,6 +109,8 @@ def test_tilde_is_the_home_directory(nobodys_environment: Path) -> None:
         "file:///a%0Ab",
         "file:///a%00b",
         "/a\nb",
+        "/a\ud800",
+        "file:///a\ud800",
         "host:path",
         "store:22:/path",
         "-host:/path",
