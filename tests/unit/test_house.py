@@ -50,7 +50,7 @@ ONLY_IN: dict[str, str] = {
 }
 """Where a library may be imported: its exceptions are translated there, and nobody else waits for it to load."""
 
-ENVIRONMENT_IN = r"statepool/(config\.py$|config/|cli/|transports/ssh/config\.py$)|plugins/"
+ENVIRONMENT_IN = r"statepool/(config\.py$|config/|cli/|transports/ssh/(agent|config)\.py$)|plugins/"
 
 LONGEST = 500
 """Lines. A longer file is two rooms not yet told apart."""

@@ -7,13 +7,13 @@ connecting: then there is still time for what else there is to offer.
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
 import time
 from typing import Any
 
 from attrs import define
-
-from statepool.transports.ssh.wire import within
 
 _REQUEST_IDENTITIES, _IDENTITIES_ANSWER = 11, 12
 _SIGN_REQUEST, _SIGN_RESPONSE = 13, 14
@@ -42,7 +42,7 @@ class Agent:
     :param deadline: when all of the connecting has to be done, by the monotonic clock
     """
 
-    link: Any
+    link: socket.socket
     deadline: float
     failed: bool = False
     """It fell silent, or spoke nonsense: there is no use in asking it again."""
@@ -52,16 +52,24 @@ class Agent:
         """
         :param deadline: when all of the connecting has to be done, by the monotonic clock
         :returns: the agent that ``SSH_AUTH_SOCK`` names, or None if there is none
-        :raises AgentFailure: it does not answer
+        :raises AgentFailure: it cannot be reached
         """
-        from paramiko.agent import get_agent_connection
-
+        path = os.environ.get("SSH_AUTH_SOCK")
+        if not path:
+            return None
         seconds = _share_of(deadline)
+        link = socket.socket(socket.AF_UNIX)
         try:
-            link = within(seconds, get_agent_connection, "reach the agent")
-        except TimeoutError as error:
+            # A socket of Python's with a timeout gives up at once where others wait for the agent, too.
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
+            link.connect(path)
+        except BlockingIOError as error:
+            link.close()
             raise AgentFailure(_silent(seconds)) from error
-        return cls(link, deadline) if link is not None else None
+        except OSError as error:
+            link.close()
+            raise AgentFailure(f"cannot be reached at {path} ({error.strerror or error})") from error
+        return cls(link, deadline)
 
     def public_keys(self) -> list[tuple[bytes, str]]:
         """

@@ -127,10 +127,10 @@ def test_a_configured_key_that_only_the_agent_has(
     assert error.message.count("not accepted") == 1, "the agent's other key is not offered"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paramiko leaves its socket open then
 def test_an_agent_that_is_gone(sshd: Sshd, connect: Connect, ssh_config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "gone"))
-    refused(connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd)))))
+    error = refused(connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd)))))
+    assert f"the agent: cannot be reached at {tmp_path}/gone (No such file" in error.message
 
 
 class OddAgent:
@@ -202,7 +202,6 @@ def test_an_agent_that_says_nothing(sshd: Sshd, connect: Connect, ssh_config: Co
     assert connect(sshd.location("/"), sshd.settings(**knobs)).transport.is_authenticated(), "the key in a file will do"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paramiko leaves its socket open then
 def test_an_agent_that_accepts_nobody(sshd: Sshd, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
         listener.bind(str(tmp_path / "full"))
