@@ -15,6 +15,8 @@ from typing import Any
 
 from attrs import define
 
+from statepool.transports.ssh.keys import UnusableKey
+
 _REQUEST_IDENTITIES, _IDENTITIES_ANSWER = 11, 12
 _SIGN_REQUEST, _SIGN_RESPONSE = 13, 14
 """Section 6.1 there."""
@@ -27,10 +29,6 @@ _LARGEST = 256 << 10
 
 class AgentFailure(Exception):
     """It did not do what it was asked for; the text says why."""
-
-
-class UnusableKey(Exception):
-    """A key that cannot be read; the text says why."""
 
 
 @define(eq=False)

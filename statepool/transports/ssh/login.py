@@ -15,9 +15,10 @@ from attrs import define, field
 from statepool.errors import AccessDenied, TransportError
 from statepool.model.secrets import SecretKind, Secrets
 from statepool.transports.failures import Subject
-from statepool.transports.ssh.agent import Agent, AgentFailure, UnusableKey, agent_key
+from statepool.transports.ssh.agent import Agent, AgentFailure, agent_key
 from statepool.transports.ssh.failures import said
 from statepool.transports.ssh.hosts import HostSettings
+from statepool.transports.ssh.keys import UnusableKey, add_certificate, load_key, public_blob
 
 _PATIENCE = 2
 """So many keys were offered: what ends the connection then is probably MaxAuthTries of sshd_config(5)."""
@@ -100,7 +101,7 @@ class Login:
     def _offer_password(self, transport: Any) -> bool:
         from paramiko.ssh_exception import AuthenticationException
 
-        password = self.secrets(SecretKind.PASSWORD, str(self.host)) if self.secrets is not None else None
+        password = self._secret(SecretKind.PASSWORD, str(self.host))
         if password is None:
             self.tried.append("a password: there is none")
             return False
@@ -127,7 +128,7 @@ class Login:
             yield from self._while_it_answers(agent)
             yield from self._file_keys(set())
             return
-        public = {blob for path in self.host.keys if (blob := _public_blob(path)) is not None}
+        public = {blob for path in self.host.keys if (blob := public_blob(path)) is not None}
         chosen = [(key, name) for key, name in agent if key.asbytes() in public]
         yield from self._while_it_answers(chosen)
         yield from self._file_keys({key.asbytes() for key, _ in chosen if key.failure is None})
@@ -158,44 +159,29 @@ class Login:
 
     def _file_keys(self, known: set[bytes]) -> Iterator[tuple[Any, str]]:
         for path in self.host.keys:
-            key = None if _public_blob(path) in known else self._load(path)
+            key = None if public_blob(path) in known else self._load(path)
             if key is not None:
                 yield key, str(path)
 
     def _load(self, path: Path) -> Any:
         """A certificate beside the key is loaded with it."""
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from paramiko.pkey import PKey, UnknownKeyType
-        from paramiko.ssh_exception import PasswordRequiredException, SSHException
-
         try:
-            return PKey.from_path(path)
+            key = load_key(path, lambda: self._secret(SecretKind.PASSPHRASE, str(path)))
         except FileNotFoundError:
             if self.host.keys_are_chosen:
                 self.tried.append(f"{path}: there is no such file")
-        except (PasswordRequiredException, TypeError):  # which of the two depends on the format of the file
-            return self._unlock(path)
-        except OSError as error:
-            self.tried.append(f"{path}: cannot be read: {error.strerror}")
-        except UnsupportedAlgorithm as error:
-            self.tried.append(f"{path}: is a key of a kind that only the agent can use ({said(error)})")
-        except (SSHException, UnknownKeyType, ValueError) as error:
-            self.tried.append(f"{path}: is not a private key ({said(error)})")
-        return None
-
-    def _unlock(self, path: Path) -> Any:
-        from paramiko.pkey import PKey, UnknownKeyType
-        from paramiko.ssh_exception import SSHException
-
-        passphrase = self.secrets(SecretKind.PASSPHRASE, str(path)) if self.secrets is not None else None
-        if passphrase is None:
-            self.tried.append(f"{path}: needs a passphrase, and there is none")
+            return None
+        except UnusableKey as error:
+            self.tried.append(f"{path}: {error}")
             return None
         try:
-            return PKey.from_path(path, passphrase.encode())
-        except (SSHException, UnknownKeyType, ValueError):
-            self.tried.append(f"{path}: the passphrase is not the right one")
-            return None
+            add_certificate(key, path)
+        except UnusableKey as error:
+            self.tried.append(f"{path}-cert.pub: {error}")
+        return key
+
+    def _secret(self, kind: SecretKind, subject: str) -> str | None:
+        return self.secrets(kind, subject) if self.secrets is not None else None
 
     # -- errors -------------------------------------------------------------------------------------------------------------------------------------
 
@@ -216,14 +202,3 @@ class Login:
             hint="MaxAuthTries there may be exceeded: name the right key in ~/.ssh/config, with IdentitiesOnly yes",
             pool=self.subject.pool,
         ) from error
-
-
-def _public_blob(path: Path) -> bytes | None:
-    """:returns: the public half of a key, where its file lies beside that of the private one"""
-    import binascii
-
-    try:
-        fields = path.with_name(path.name + ".pub").read_text(encoding="utf-8", errors="replace").split()
-        return binascii.a2b_base64(fields[1]) if len(fields) > 1 else None
-    except (OSError, binascii.Error):
-        return None

@@ -20,6 +20,7 @@ from statepool.errors import AccessDenied, TransportError
 from statepool.model.secrets import GivenSecrets, SecretKind
 from statepool.testing.sshd import Sshd, make_key, run_sshd
 from statepool.transports.ssh.connection import Connection
+from statepool.transports.ssh.keys import UnusableKey, load_key
 
 Connect = Callable[..., Connection]
 Config = Callable[[str], str]
@@ -101,6 +102,56 @@ def test_a_key_with_a_certificate(connect: Connect, ssh_config: Config, tmp_path
         refused(connect(server.location("/"), settings))
         subprocess.run(["ssh-keygen", "-q", "-s", str(authority), "-I", "test", "-n", server.user, f"{key}.pub"], check=True, capture_output=True)
         assert connect(server.location("/"), settings).transport.is_authenticated()
+
+
+@pytest.mark.parametrize("type", ["ed25519", "ecdsa", "rsa"])
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("PEM", []), ("PKCS8", []), ("RFC4716", ["-Z", "aes256-gcm@openssh.com"]), ("RFC4716", ["-Z", "aes256-cbc"])],
+    ids=["pem", "pkcs8", "gcm", "cbc"],
+)
+def test_every_way_to_lock_a_key(connect: Connect, ssh_config: Config, tmp_path: Path, type: str, format: str, options: list[str]) -> None:
+    key = make_key(tmp_path / "key", type=type)
+    new = ["-P", "", "-N", "open sesame", "-m", format, *options]
+    subprocess.run(["ssh-keygen", "-q", "-p", *new, "-f", str(key)], check=True, capture_output=True)
+    with run_sshd(options={"AuthorizedKeysFile": f"{key}.pub"}) as server:
+        text = ssh_config(config_with(server, f"IdentityFile {key}", "IdentitiesOnly yes"))
+        for given, words in [(None, "needs a passphrase"), ("", "needs a passphrase"), ("close sesame", "the passphrase is not the right one")]:
+            secrets = GivenSecrets(passphrase=given)
+            assert f"{key}: {words}" in refused(connect(server.location("/"), server.settings(ssh_config=text, secrets=secrets))).message
+        settings = server.settings(ssh_config=text, secrets=GivenSecrets(passphrase="open sesame"))
+        assert connect(server.location("/"), settings).transport.is_authenticated()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        bytes(range(256)),
+        b"-----BEGIN OPENSSH PRIVATE KEY-----\n!!!!\n-----END OPENSSH PRIVATE KEY-----\n",
+        b"-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEA\n-----END OPENSSH PRIVATE KEY-----\n",
+        b"-----BEGIN DSA PRIVATE KEY-----\nAAAA\n-----END DSA PRIVATE KEY-----\n",
+        b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: FOO,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n",
+    ],
+)
+def test_nonsense_in_the_file_of_a_key(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "key").write_bytes(content)
+    for passphrase in (None, "", "open sesame", "\ud800"):
+        with pytest.raises(UnusableKey):
+            load_key(tmp_path / "key", lambda passphrase=passphrase: passphrase)
+
+
+@pytest.mark.parametrize("content", [b"junk\n", b"\xff\xfe\n", b"ssh-ed25519-cert-v01@openssh.com AAAA x\n", None])
+def test_a_key_with_a_certificate_that_is_none(sshd: Sshd, connect: Connect, ssh_config: Config, tmp_path: Path, content: bytes | None) -> None:
+    keys = [tmp_path / "mine", make_key(tmp_path / "other")]
+    keys[0].write_bytes(sshd.identity.read_bytes())
+    for key in keys:
+        certificate = Path(f"{key}-cert.pub")
+        certificate.mkdir() if content is None else certificate.write_bytes(content)
+    settings = [sshd.settings(ssh_config=ssh_config(config_with(sshd, f"IdentityFile {key}"))) for key in keys[1:]]
+    assert f"{keys[1]}-cert.pub: cannot be read" in refused(connect(sshd.location("/"), settings[0])).message
+    settings = [sshd.settings(ssh_config=ssh_config(config_with(sshd, f"IdentityFile {keys[0]}")))]
+    assert connect(sshd.location("/"), settings[0]).transport.is_authenticated(), "the key itself will do"
 
 
 # -- agents
