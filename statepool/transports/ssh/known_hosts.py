@@ -12,6 +12,7 @@ import binascii
 import fnmatch
 import hashlib
 import hmac
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def _escaped(pattern: str) -> str:
 
 
 def _is_hash_of(text: str, name: str) -> bool:
-    """``|1|SALT|HASH``: both in base64, the hash is the HMAC-SHA1 of the name."""
+    """``|1|SALT|HASH``: both in base64, the hash is the HMAC-SHA1 of the name in small letters."""
     parts = text.split("|")
     if len(parts) != 4 or parts[1] != "1":
         return False
@@ -114,4 +115,4 @@ def _is_hash_of(text: str, name: str) -> bool:
         salt, wanted = (base64.b64decode(part, validate=True) for part in parts[2:])
     except (binascii.Error, ValueError):
         return False
-    return hmac.compare_digest(hmac.new(salt, name.encode(), "sha1").digest(), wanted)
+    return hmac.compare_digest(hmac.new(salt, os.fsencode(name.lower()), "sha1").digest(), wanted)

@@ -15,6 +15,7 @@ from statepool.errors import AccessDenied
 from statepool.model.location import Location
 from statepool.testing.sshd import NAME, Sshd, make_key, run_sshd
 from statepool.transports.ssh.connection import Connection
+from statepool.transports.ssh.known_hosts import known_keys
 
 Connect = Callable[..., Connection]
 
@@ -131,11 +132,37 @@ def test_ssh_config_cannot_make_us_careless(sshd: Sshd, connect: Connect, ssh_co
         _ = connect(sshd.location("/"), settings).transport
 
 
-def test_an_alias_that_has_a_key_of_its_own(sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str]) -> None:
+def test_an_alias_that_has_a_key_of_its_own(sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
     text = f"Host store\n  HostName 127.0.0.1\n  Port {sshd.port}\n  HostKeyAlias lab\n  IdentityFile {sshd.identity}\n"
-    with pytest.raises(AccessDenied) as caught:
-        _ = connect(Location("ssh", "/", host="store"), sshd.settings(ssh_config=ssh_config(text))).transport
-    assert "The line is: lab ssh-ed25519" in (caught.value.hint or "")
+    settings = sshd.settings(ssh_config=ssh_config(text), known_hosts=str(tmp_path / "known hosts"))
+    for before, command in [("", r"(echo .*? >> '.*?')\. The line is"), (hosts_line(tmp_path, "lab"), r": (ssh-keygen .*), then (echo .*)")]:
+        (tmp_path / "known hosts").write_text(before)
+        with pytest.raises(AccessDenied) as caught:
+            _ = connect(Location("ssh", "/", host="store"), settings).transport
+        found = re.search(command, caught.value.hint or "")
+        assert found is not None
+        for step in found.groups():
+            shell(step)
+        assert connect(Location("ssh", "/", host="store"), settings).transport.is_authenticated()
+
+
+def hosts_line(directory: Path, name: str) -> str:
+    """:returns: the line of a key that nobody has"""
+    return f"{name} {' '.join(make_key(directory / 'nobodys').with_suffix('.pub').read_text().split()[:2])}\n"
+
+
+def test_hashed_names_are_of_small_letters(tmp_path: Path) -> None:
+    (tmp_path / "known").write_text(hosts_line(tmp_path, "store.example.org"))
+    shell(f"ssh-keygen -q -H -f {shlex.quote(str(tmp_path / 'known'))}")
+    assert len(known_keys((tmp_path / "known",), "Store.Example.org")) == 1
+
+
+def test_a_revoked_key_of_one_type_and_a_known_one_of_another(connect: Connect, tmp_path: Path) -> None:
+    keys = [make_key(tmp_path / kind, type=kind) for kind in ("ed25519", "rsa")]
+    with run_sshd(options={"HostKey": "\nHostKey ".join(map(str, keys))}) as server:
+        rsa = " ".join(keys[1].with_suffix(".pub").read_text().split()[:2])
+        server.known_hosts.write_text(f"@revoked {hosts_line(tmp_path, NAME)}{NAME} {rsa}\n")
+        assert connect(server.location("/"), server.settings()).transport.is_authenticated()
 
 
 def test_a_host_with_several_keys_of_which_one_is_known(connect: Connect, tmp_path: Path) -> None:
