@@ -296,20 +296,21 @@ class SSHFiles(Transport):
     def _at(self, doing: str, path: str, *, needed: int = 0) -> Iterator[Sftp]:
         """A client for one thread. What the server refuses within, and does not mean anything special there, is told in our words."""
         subject = self._subject(path)
-        with self._connection.translating(doing, subject), self._channels.lent() as sftp:
+        with self._connection.translating(doing, subject):
             try:
-                yield sftp
+                with self._channels.lent() as sftp:
+                    yield sftp
             except Garbled as error:
                 raise TransportError(f"cannot {doing} {subject.text}: {error}", pool=subject.pool, path=subject.path) from error
             except Refused as error:
-                raise self._explained(sftp, error, doing, subject, needed) from error
+                raise self._explained(error, doing, subject, needed) from error
 
-    def _explained(self, sftp: Sftp, refused: Refused, doing: str, subject: Subject, needed: int) -> TransportError | NoSpace:
+    def _explained(self, refused: Refused, doing: str, subject: Subject, needed: int) -> TransportError | NoSpace:
+        """When the channel has been given back: whoever waits for a second one, and does not let go of the first, may wait for themselves."""
         free = None
         if needed and refused.code == Code.FAILURE:
             with suppress(StatePoolError):  # what the server refused matters more than why nobody knows its free space
-                # Where answers are still to come on this channel, another one is asked.
-                free = self._free(sftp) if sftp.is_idle else self.free_space()
+                free = self.free_space()
         return explained(refused, doing, subject, needed=needed, free=free)
 
     def _full(self, path: str) -> bytes:

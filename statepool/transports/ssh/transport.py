@@ -32,7 +32,6 @@ from statepool.transports.ssh.packets import (
     FSYNC,
     Flag,
     Kind,
-    Refused,
     attributes,
     attributes_in,
     extension,
@@ -136,18 +135,14 @@ class SSHTransport(SSHFiles):
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:
             raise wrong_length(Subject(f"the local file for {subject.text}", subject.pool, path), size, found.st_size)
         job = Job(source, size, new_hasher(algorithm), progress, subject, done)
-        with self._at("write", path, needed=size) as sftp:
-            try:
+        try:
+            with self._at("write", path, needed=size) as sftp:
                 sent = self._upload(sftp, path, job)
-            except Refused as refused:
-                # Looked into before the file goes: its room may be what the disk there lacks.
-                why = self._explained(sftp, refused, "write", subject, size)
+        except BaseException as error:
+            # When the channel has been given back, and after a look at what is free: the room of the file may be what the disk there lacks.
+            if not _can_be_resumed(error):
                 self._discard(path)
-                raise why from refused
-            except BaseException as error:
-                if not _can_be_resumed(error):
-                    self._discard(path)
-                raise
+            raise
         if os.fstat(source).st_size != size:
             self._discard(path)
             raise wrong_length(Subject(f"the local file for {subject.text}", subject.pool, path), size, os.fstat(source).st_size)

@@ -15,6 +15,7 @@ import statepool
 from statepool.errors import NoSpace, TransportError
 from statepool.model.outcomes import Presence
 from statepool.testing.sshd import SFTP_SERVER, Sshd, run_sshd, sshd_program
+from statepool.testing.transports import Counter
 from statepool.transfer.push import Push
 from statepool.transports import flushing
 from statepool.transports.ssh import SSHTransport
@@ -107,6 +108,21 @@ def test_a_server_without_room_for_a_second_channel(source: int, tmp_path: Path)
         assert transport.store(source, "target", SIZE).digest == transport.digest("target", SIZE)
 
 
+class Impatient(Counter):
+    """Is interrupted by an error of the caller's own."""
+
+    def advance(self, count: int) -> None:
+        raise ArithmeticError("in a test")
+
+
+def test_a_store_that_fails_on_the_only_channel(source: int, tmp_path: Path) -> None:
+    """What is left of it is removed when the channel has been given back: nobody waits for themselves."""
+    with run_sshd(options={"MaxSessions": "1"}) as server:
+        transport = SSHTransport(server.location(tmp_path), server.settings(retries=0, compress="off"))
+        with pytest.raises(ArithmeticError):
+            transport.store(source, "target", SIZE, progress=Impatient())
+
+
 def test_a_write_that_does_less_than_it_should_is_noticed(failing: Callable[[str], Sshd], source: int) -> None:
     server = failing("write:retval=100:when=5")
     with pytest.raises(TransportError):
@@ -145,6 +161,16 @@ def test_a_full_disk_is_told_from_other_failures(filled: Lab, small: Path, sourc
     with pytest.raises(NoSpace) as caught:
         filled.pool().transport.store(source, "target", SIZE)
     assert caught.value.available < MIB
+    assert not (small / "target").exists()
+
+
+def test_a_full_disk_behind_the_only_channel(small: Path, source: int) -> None:
+    with open(small / "filler", "wb") as filler:
+        filler.write(bytes(os.statvfs(small).f_bavail * 4096 - MIB))
+    with run_sshd(options={"MaxSessions": "1"}) as server:
+        transport = SSHTransport(server.location(small), server.settings(retries=0, compress="off"))
+        with pytest.raises(NoSpace):
+            transport.store(source, "target", SIZE)
     assert not (small / "target").exists()
 
 
