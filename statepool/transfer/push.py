@@ -22,8 +22,9 @@ from statepool.pools.pool import Pool
 from statepool.pools.staging import Staging
 from statepool.transfer.cache import Cache
 from statepool.transfer.held import held_in
-from statepool.transfer.resume import abandon, hash_beginning, take_over
+from statepool.transfer.resume import abandon, take_over
 from statepool.transfer.space import require_space
+from statepool.transports.reading import hash_beginning
 
 
 class Relation(enum.StrEnum):

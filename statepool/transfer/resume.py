@@ -8,17 +8,12 @@ is held against the digest like all bytes that arrive, and a collector takes it 
 
 from __future__ import annotations
 
-import os
-
 from statepool.errors import MissingFile
-from statepool.model.digest import Digest, new_hasher
+from statepool.model.digest import Digest
 from statepool.pools import layout
 from statepool.pools.pool import Pool
 from statepool.pools.staging import Marker, read_markers
 from statepool.transports.base import FileKind
-
-_SLICE = 2 << 20
-"""Bytes that are read and hashed at a time."""
 
 
 def take_over(pool: Pool, digest: Digest, nonce: str, *, alone: bool = False) -> int:
@@ -69,16 +64,3 @@ _abandoned: set[str] = set()
 
 def _is_gone(marker: Marker, alone: bool) -> bool:
     return marker.writer.is_dead or marker.nonce in _abandoned or (alone and not marker.writer.is_here)
-
-
-def hash_beginning(descriptor: int, length: int, algorithm: str) -> Digest:
-    """
-    :param descriptor: of a local file
-    :param length: how many of its first bytes to hash
-    :returns: their digest; that of fewer if there are no more
-    """
-    hasher, done = new_hasher(algorithm), 0
-    while done < length and (data := os.pread(descriptor, min(_SLICE, length - done), done)):
-        hasher.update(data)
-        done += len(data)
-    return Digest(algorithm, hasher.hexdigest())

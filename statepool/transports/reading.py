@@ -15,6 +15,7 @@ from typing import Self
 from attrs import frozen
 
 from statepool.leases import held_lease, let_go, try_lease
+from statepool.model.digest import Digest, new_hasher
 from statepool.transports.failures import Subject, translated, translating, wrong_length
 
 SLICE = 2 << 20
@@ -27,6 +28,19 @@ _ZEROS = memoryview(bytes(SLICE))
 
 Extent = tuple[int, int]
 """An offset and a length, in bytes."""
+
+
+def hash_beginning(descriptor: int, length: int, algorithm: str) -> Digest:
+    """
+    :param descriptor: of a local file
+    :param length: how many of its first bytes to hash
+    :returns: their digest; that of fewer if there are no more
+    """
+    hasher, done = new_hasher(algorithm), 0
+    while done < length and (data := os.pread(descriptor, min(SLICE, length - done), done)):
+        hasher.update(data)
+        done += len(data)
+    return Digest(algorithm, hasher.hexdigest())
 
 
 # -- where the data is -------------------------------------------------------------------------------------------------------------------------------

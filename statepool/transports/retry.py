@@ -20,11 +20,12 @@ from typing import TypeVar
 
 from attrs import define, evolve
 
-from statepool.errors import FileExists, MissingFile, StatePoolError
+from statepool.errors import FileExists, IntegrityError, MissingFile, StatePoolError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.outcomes import Finding
 from statepool.model.progress import SILENT, Progress
 from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport
+from statepool.transports.reading import hash_beginning
 
 LONGEST_PAUSE = 30.0
 """Seconds between two attempts at most."""
@@ -221,19 +222,26 @@ class Retrying(Transport):
         progress: Progress = SILENT,
         done: int = 0,
     ) -> Moved:
-        """As the inner one. Another attempt goes on from where the one before it stopped: the length of the file there tells."""
+        """As the inner one. Another attempt goes on from where the one before it stopped, if the bytes there are ours."""
         attempts = _Attempts(progress, extents)
 
         def work(again: bool) -> Moved:
-            attempts.go_on(self._stored(path, size) if again and self.inner.capabilities.resumes else done)
+            attempts.go_on(self._stored(source, path, size, algorithm) if again and self.inner.capabilities.resumes else done)
             moved = self.inner.store(source, path, size, algorithm=algorithm, extents=extents, progress=attempts, done=attempts.done)
             return attempts.all_of(moved)
 
         return self._again(work)
 
-    def _stored(self, path: str, size: int) -> int:
+    def _stored(self, source: int, path: str, size: int, algorithm: str) -> int:
+        """:returns: how many bytes of the source are there: a host that was started anew in between may have kept the length, and not the bytes"""
         found = self.inner.stat(path)
-        return min(found.size, size) if found is not None and found.kind is FileKind.FILE else 0
+        if found is None or found.kind is not FileKind.FILE or not 0 < found.size <= size:
+            return 0
+        try:
+            there = self.inner.digest(path, found.size, algorithm=algorithm)
+        except IntegrityError:
+            return 0  # it still grows
+        return found.size if there == hash_beginning(source, found.size, algorithm) else 0
 
     def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
         """As the inner one."""

@@ -208,6 +208,25 @@ def test_a_store_goes_on_where_it_stopped(store: MemoryStore, opened: Opened, re
     assert moved.again == (0 if resumes else 1 << 20)
 
 
+def test_a_store_does_not_go_on_from_bytes_that_are_not_there_any_more(store: MemoryStore, opened: Opened) -> None:
+    """As after a power cut between two attempts: the length survived, the bytes did not."""
+
+    def lose_power(seconds: float) -> None:
+        place = MemoryTransport(store)
+        found = place.stat("a")
+        assert found is not None
+        place.remove("a")
+        place.create("a", bytes(found.size))
+
+    faulty = FaultyTransport(MemoryTransport(store, resumes=True), Stop(matches=on("store"), after=1 << 20, times=1))
+    progress = Counter()
+    moved = Retrying(faulty, retries=1, pause=0, sleep=lose_power).store(opened("source", DATA), "a", len(DATA), progress=progress)
+    assert MemoryTransport(store).read("a") == DATA
+    assert moved.digest == Digest.of(DATA)
+    assert moved.again == 1 << 20
+    assert progress.done == len(DATA)
+
+
 def test_a_digest_is_told_of_once(store: MemoryStore) -> None:
     transport, _ = retrying(store, Lose(matches=on("digest"), times=2))
     transport.create("a", DATA)
