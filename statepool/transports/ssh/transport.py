@@ -21,13 +21,16 @@ from statepool.model.outcomes import Finding
 from statepool.model.progress import SILENT, Progress
 from statepool.model.settings import Settings
 from statepool.transports.base import Capabilities, Moved, Transport
+from statepool.transports.copying import data_extents
 from statepool.transports.failures import Subject, wrong_length
 from statepool.transports.flushing import STEP, FlushBehind
 from statepool.transports.retry import Retrying
+from statepool.transports.ssh import batches
 from statepool.transports.ssh.compressed import PackedDownload, PackedUpload, Packer, packer
 from statepool.transports.ssh.failures import is_lost
 from statepool.transports.ssh.files import NEW, SSHFiles, granted
-from statepool.transports.ssh.moving import Download, Job, Upload, are_in_order
+from statepool.transports.ssh.hosts import Endpoint
+from statepool.transports.ssh.moving import MOST_EXTENTS, Download, Job, Upload, are_in_order, cut
 from statepool.transports.ssh.packets import (
     FSYNC,
     Flag,
@@ -40,6 +43,10 @@ from statepool.transports.ssh.packets import (
 from statepool.transports.ssh.sftp import Sftp
 from statepool.transports.ssh.shell import shell_of
 from statepool.transports.ssh.survey import survey
+from statepool.transports.ssh.unheard import UnheardFlushes
+
+_unheard = UnheardFlushes()
+"""Of all transports: the next attempt can have another one."""
 
 
 class SSHTransport(SSHFiles):
@@ -134,9 +141,11 @@ class SSHTransport(SSHFiles):
         found = os.fstat(source)
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:
             raise wrong_length(Subject(f"the local file for {subject.text}", subject.pool, path), size, found.st_size)
-        job = Job(source, size, new_hasher(algorithm), progress, subject, done)
+        begun = done
         try:
             with self._at("write", path, needed=size) as sftp:
+                begun = done if done and self._can_go_on(sftp, path) else 0
+                job = Job(source, size, new_hasher(algorithm), progress, subject, begun)
                 sent = self._upload(sftp, path, job)
         except BaseException as error:
             # When the channel has been given back, and after a look at what is free: the room of the file may be what the disk there lacks.
@@ -146,26 +155,37 @@ class SSHTransport(SSHFiles):
         if os.fstat(source).st_size != size:
             self._discard(path)
             raise wrong_length(Subject(f"the local file for {subject.text}", subject.pool, path), size, os.fstat(source).st_size)
-        return Moved(Digest(algorithm, job.hasher.hexdigest()), "stream", sent)
+        again = sum(length for _, length in cut(data_extents(source, size, limit=MOST_EXTENTS), begun, done, size))
+        return Moved(Digest(algorithm, job.hasher.hexdigest()), "stream", sent, again)
+
+    def _can_go_on(self, sftp: Sftp, path: str) -> bool:
+        """
+        Whether what an earlier attempt left there can be gone on with. If the answer to a flush of it was lost, another flush would not say what was
+        wrong: the bytes have to be written again. Of another process's file the mode tells, which is read-only before the last flush.
+        """
+        found = batches.look(sftp, [self._full(path)])[0]
+        return found is not None and bool(found.mode & stat.S_IWUSR) and self._file(path) not in _unheard
 
     def _upload(self, sftp: Sftp, path: str, job: Job) -> int:
         full, server = self._full(path), self._look(sftp)
         if not job.done:
             sftp.ask_all([(Kind.REMOVE, string(full))])
+            _unheard.forget(self._file(path))
         with self._opened(sftp, full, Flag.WRITE if job.done else NEW, mode=0o600) as handle:
             packer = self._packer(path, job)
-            with self._flushing(full, job) as job:
+            with self._flushing(path, job) as job:
                 sent = (PackedUpload(packer, sftp, handle, job, server.limits) if packer else Upload(sftp, handle, job, server.limits)).run()
             requests: list[tuple[int, bytes]] = [(Kind.FSETSTAT, string(handle) + attributes(mode=0o444)), (Kind.FSTAT, string(handle))]
             if server.has(FSYNC):
                 requests.append(extension(FSYNC, string(handle)))
-            found = [granted(answer) for answer in sftp.ask_all(requests)][1]
+            with _unheard.asking(self._file(path)):
+                found = [granted(answer) for answer in sftp.ask_all(requests)][1]
             if attributes_in(found).size != job.size:
                 raise wrong_length(self._subject(path), job.size, attributes_in(found).size)
         return sent
 
     @contextmanager
-    def _flushing(self, full: bytes, job: Job) -> Iterator[Job]:
+    def _flushing(self, path: str, job: Job) -> Iterator[Job]:
         """
         What is written there is flushed there on the way, by a second channel, where there is one: the first one is full of what is being written.
 
@@ -174,10 +194,18 @@ class SSHTransport(SSHFiles):
         with ExitStack() as stack:
             other = stack.enter_context(self._channels.spared()) if job.size - job.done > STEP else None
             if other is not None and self._look(other).has(FSYNC):
-                handle = stack.enter_context(self._opened(other, full, Flag.WRITE))
-                flushing = stack.enter_context(FlushBehind(lambda: other.extended(FSYNC, string(handle))))
+                handle = stack.enter_context(self._opened(other, self._full(path), Flag.WRITE))
+                flushing = stack.enter_context(FlushBehind(lambda: self._flush_file(other, path, handle)))
                 job = evolve(job, wrote=flushing.wrote)
             yield job
+
+    def _flush_file(self, sftp: Sftp, path: str, handle: bytes) -> None:
+        with _unheard.asking(self._file(path)):
+            sftp.extended(FSYNC, string(handle))
+
+    def _file(self, path: str) -> tuple[Endpoint, bytes]:
+        """:returns: what a file is for all of this process"""
+        return self._connection.endpoint, self._full(path)
 
     def _packer(self, path: str, job: Job) -> Packer | None:
         return packer(shell_of(self._connection), self._seen(path), self._compress, job.size - job.done)
@@ -186,6 +214,20 @@ class SSHTransport(SSHFiles):
         """What is not whole and will not be goes, if it can: otherwise a collector finds it."""
         with suppress(StatePoolError):
             self.remove(path)
+
+    # -- names -----------------------------------------------------------------------------------------------------------------------------------
+
+    def rename(self, source: str, target: str) -> None:
+        """As the transport's face says."""
+        _unheard.rename(self._file(source), self._file(target))
+        super().rename(source, target)
+        _unheard.forget(self._file(source))
+
+    def remove(self, path: str) -> bool:
+        """As the transport's face says."""
+        removed = super().remove(path)
+        _unheard.forget(self._file(path))
+        return removed
 
     # -- the rest --------------------------------------------------------------------------------------------------------------------------------
 

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from attrs import evolve
 
 import statepool
 from statepool.errors import NoSpace, TransportError
+from statepool.model.location import Location
 from statepool.model.outcomes import Presence
+from statepool.model.settings import Settings
 from statepool.testing.sshd import SFTP_SERVER, Sshd, run_sshd, sshd_program
 from statepool.testing.transports import Counter
 from statepool.transfer.push import Push
 from statepool.transports import flushing
+from statepool.transports.registry import open_transport
 from statepool.transports.ssh import SSHTransport
 from statepool.transports.ssh import transport as transport_module
 from statepool.transports.ssh.connection import connection_to
@@ -42,8 +46,8 @@ def source(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def failing() -> Iterator[Callable[[str], Sshd]]:
-    """``failing("write:error=EIO:when=3")``: from now on, this happens to files named ``target`` in each session of the server."""
+def failing() -> Iterator[Callable[..., Sshd]]:
+    """``failing("write:error=EIO:when=3")``: from now on, this happens to files named ``target`` in each session of the server, or in one only."""
     if shutil.which("strace") is None or sshd_program() is None or not os.path.exists(SFTP_SERVER):
         pytest.skip("strace or sshd is not installed (Debian: strace, openssh-server)")
     with run_sshd(sftp="/proc/self/cwd/none") as server:
@@ -53,10 +57,11 @@ def failing() -> Iterator[Callable[[str], Sshd]]:
         config = server.directory / "sshd_config"
         config.write_text(config.read_text().replace("/proc/self/cwd/none", str(wrapper)))
 
-        def fail(how: str) -> Sshd:
+        def fail(how: str, *, once: bool = False) -> Sshd:
             calls = how.partition(":")[0]
             command = f"strace -f -qq -o /dev/null -P {place}/target -e trace={calls} -e inject={how} {SFTP_SERVER}"
-            wrapper.write_text(f"#!/bin/sh\nexec {command}\n" if how else f"#!/bin/sh\nexec {SFTP_SERVER}\n")
+            condition = f"mkdir {os.fspath(place)}.{os.urandom(4).hex()}" if once else "true" if how else "false"
+            wrapper.write_text(f"#!/bin/sh\nif {condition} 2>/dev/null; then exec {command}; else exec {SFTP_SERVER}; fi\n")
             wrapper.chmod(0o755)
             return server
 
@@ -73,7 +78,7 @@ def reach(server: Sshd) -> SSHTransport:
 
 
 @pytest.mark.parametrize("call", ["write:error=EIO:when=1", "write:error=EIO:when=7", "write:error=ENOSPC:when=13", "fsync:error=EIO:when=1"])
-def test_a_failed_call_at_the_far_side_is_reported(failing: Callable[[str], Sshd], source: int, call: str) -> None:
+def test_a_failed_call_at_the_far_side_is_reported(failing: Callable[..., Sshd], source: int, call: str) -> None:
     server = failing(call)
     transport = reach(server)
     with pytest.raises((TransportError, NoSpace)):
@@ -93,12 +98,52 @@ def often_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("often_flushed")
-def test_a_flush_that_fails_on_the_way_is_reported(failing: Callable[[str], Sshd], source: int) -> None:
+def test_a_flush_that_fails_on_the_way_is_reported(failing: Callable[..., Sshd], source: int) -> None:
     """The second one, which only the second channel comes to: what the first one asks for in the end would find nothing wrong."""
     server = failing("fsync:error=EIO:when=2")
     with pytest.raises(TransportError):
         reach(server).store(source, "target", SIZE)
     assert not (server.directory / "pools/failing/target").exists()
+
+
+def failing_too_late(failing: Callable[..., Sshd]) -> tuple[Location, Settings]:
+    """:returns: a pool where the first flush fails when nobody listens any more; each one after that finds nothing wrong"""
+    server = failing("fsync:error=EIO:delay_enter=3000000:when=1", once=True)
+    location = server.location(server.directory / "pools/failing")
+    return location, server.settings(timeout=1.0, retry_pause=0.01, compress="off")
+
+
+def test_a_flush_whose_failure_nobody_heard_is_made_up_for(failing: Callable[..., Sshd], source: int) -> None:
+    """The bytes are written again: another flush of what is there would not tell that it is lost."""
+    location, settings = failing_too_late(failing)
+    transport = open_transport(location, evolve(settings, retries=2))
+    moved = transport.store(source, "target", SIZE)
+    assert (moved.sent, moved.again) == (2 * SIZE, SIZE)
+    assert transport.digest("target", SIZE) == moved.digest
+
+
+@pytest.mark.usefixtures("often_flushed")
+def test_a_flush_on_the_way_whose_failure_nobody_heard_is_made_up_for(failing: Callable[..., Sshd], source: int) -> None:
+    """By the next command too, which goes on under another name."""
+    location, settings = failing_too_late(failing)
+    transport = SSHTransport(location, settings)
+    with pytest.raises(TransportError, match="no answer"):
+        transport.store(source, "target", SIZE)
+    found = transport.stat("target")
+    assert found is not None
+    assert found.size
+    transport.rename("target", "other")
+    moved = SSHTransport(location, settings).store(source, "other", SIZE, done=found.size)
+    assert (moved.sent, moved.again) == (SIZE, found.size)
+    assert transport.digest("other", SIZE) == moved.digest
+
+
+def test_a_file_that_another_process_had_begun_to_flush_is_written_again(source: int, sshd: Sshd, tmp_path: Path) -> None:
+    shutil.copy(f"/proc/self/fd/{source}", tmp_path / "target")
+    (tmp_path / "target").chmod(0o444)
+    moved = SSHTransport(sshd.location(tmp_path), sshd.settings()).store(source, "target", SIZE, done=SIZE)
+    assert (moved.sent, moved.again) == (SIZE, SIZE)
+    assert (tmp_path / "target").read_bytes() == os.pread(source, SIZE, 0)
 
 
 @pytest.mark.usefixtures("often_flushed")
@@ -123,7 +168,7 @@ def test_a_store_that_fails_on_the_only_channel(source: int, tmp_path: Path) -> 
             transport.store(source, "target", SIZE, progress=Impatient())
 
 
-def test_a_write_that_does_less_than_it_should_is_noticed(failing: Callable[[str], Sshd], source: int) -> None:
+def test_a_write_that_does_less_than_it_should_is_noticed(failing: Callable[..., Sshd], source: int) -> None:
     server = failing("write:retval=100:when=5")
     with pytest.raises(TransportError):
         reach(server).store(source, "target", SIZE)
