@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from itertools import islice
 from typing import Final, TypeVar
 
 from statepool.transports.ssh.moving import LONGEST
@@ -17,6 +18,7 @@ from statepool.transports.ssh.packets import (
     Attributes,
     Code,
     Flag,
+    Garbled,
     Kind,
     Limits,
     Refused,
@@ -36,6 +38,12 @@ OPEN_AT_ONCE = 200
 
 ASKED_AT_ONCE = 16_384
 """Questions without an answer at most: what they are answered with has to fit into the window of the channel."""
+
+READ_AT_ONCE = 256
+"""Pieces of files that are asked for at the same time at most."""
+
+MOST_LISTED = 128 << 20
+"""Bytes of names that are taken of directories which are listed together. Each name takes about two hundred."""
 
 LISTED_FIRST = 16
 """Parts of a directory that are asked for at once. OpenSSH puts a hundred names into each; what is too much is answered in a few bytes."""
@@ -63,16 +71,26 @@ def look(sftp: Sftp, paths: Sequence[bytes], *, follow: bool = False) -> list[At
     kind = Kind.STAT if follow else Kind.LSTAT
     found: list[Attributes | None] = []
     for group in _groups(paths, ASKED_AT_ONCE):
-        found += [_there(answer) for answer in sftp.ask_all([(kind, string(path)) for path in group])]
+        found += _looked(sftp, [(kind, string(path)) for path in group])
     return found
 
 
+def _looked(sftp: Sftp, requests: Sequence[tuple[int, bytes]]) -> list[Attributes | None]:
+    """Answers are taken apart as they come, since they can be longer than they should be, and all of them, so that the channel stays of use."""
+    answers = [answer if isinstance(answer, Refused) else attributes_in(answer) for answer in sftp.each_answer(requests)]
+    return [_unless_gone(answer) for answer in answers]
+
+
 def _there(answer: Answer | Refused) -> Attributes | None:
-    if isinstance(answer, Answer):
-        return attributes_in(answer)
-    if answer.code in _GONE:
+    return _unless_gone(answer if isinstance(answer, Refused) else attributes_in(answer))
+
+
+def _unless_gone(found: Attributes | Refused) -> Attributes | None:
+    if not isinstance(found, Refused):
+        return found
+    if found.code in _GONE:
         return None
-    raise answer
+    raise found
 
 
 def _open(sftp: Sftp, requests: list[tuple[int, bytes] | None]) -> list[bytes | None]:
@@ -114,19 +132,32 @@ def read(sftp: Sftp, paths: Sequence[bytes], limits: Limits, *, offset: int = 0,
 def _read_group(sftp: Sftp, group: Sequence[tuple[bytes, Attributes | None]], limits: Limits, offset: int, size: int | None) -> list[bytes | None]:
     flags = int(Flag.READ).to_bytes(4, "big") + attributes()
     handles = _open(sftp, [(Kind.OPEN, string(path) + flags) if there is not None and there.is_file else None for path, there in group])
-    wanted = [_wanted(there, offset, size) for _, there in group]
-    pieces = [
-        (index, offset + start, min(limits.read, LONGEST, wanted[index] - start))
-        for index, handle in enumerate(handles)
-        if handle is not None
-        for start in range(0, wanted[index], min(limits.read, LONGEST))
-    ]
+    wanted = [_wanted(there, offset, size) if handle is not None else 0 for handle, (_, there) in zip(handles, group, strict=True)]
     parts: list[list[bytes]] = [[] for _ in group]
-    requests = [(Kind.READ, (handles[index] or b"") + struct.pack(">QI", at, length)) for index, at, length in pieces]
-    for (index, at, length), answer in zip(pieces, sftp.ask_all(requests), strict=True):
-        parts[index].append(_rest(sftp, handles[index] or b"", at, length, answer))
+    ended: set[int] = set()
+    pieces = _pieces(wanted, min(limits.read, LONGEST), ended)
+    while some := list(islice(pieces, READ_AT_ONCE)):
+        requests = [(Kind.READ, (handles[index] or b"") + struct.pack(">QI", offset + start, length)) for index, start, length in some]
+        for (index, start, length), answer in zip(some, sftp.each_answer(requests), strict=True):
+            parts[index].append(_rest(sftp, handles[index] or b"", offset + start, length, answer))
+            if len(parts[index][-1]) < length:
+                ended.add(index)
     _close(sftp, handles)
     return [_content(there, handle, part) for (_, there), handle, part in zip(group, handles, parts, strict=True)]
+
+
+def _pieces(wanted: Sequence[int], longest: int, ended: Container[int]) -> Iterator[tuple[int, int, int]]:
+    """
+    :param wanted: how many bytes of each file
+    :param longest: bytes of one piece
+    :param ended: files of which there is no more: a server can say of any file how long it is
+    :returns: which file, where in what is wanted of it, and how many bytes
+    """
+    for index, count in enumerate(wanted):
+        for start in range(0, count, longest):
+            if index in ended:
+                break
+            yield index, start, min(longest, count - start)
 
 
 def _wanted(there: Attributes | None, offset: int, size: int | None) -> int:
@@ -148,9 +179,10 @@ def _rest(sftp: Sftp, handle: bytes, offset: int, length: int, answer: Answer | 
             if answer.code != Code.EOF:
                 raise answer
             return got
-        more = b"".join(data_in(answer))
-        got += more
-        if not more or len(got) >= length:
+        got += b"".join(data_in(answer))
+        if len(got) > length:
+            raise Garbled("the server answers with more than it was asked for")
+        if len(got) == length:
             return got
         (answer,) = sftp.ask_all([(Kind.READ, handle + struct.pack(">QI", offset + len(got), length - len(got)))])
 
@@ -170,7 +202,7 @@ def scan(sftp: Sftp, paths: Sequence[bytes], *, follow: Sequence[bool]) -> list[
     :returns: what is in directories, without names that are not UTF-8; nothing if they do not exist; :data:`NOT_A_DIRECTORY` for anything else
     """
     looks = [(Kind.STAT if links else Kind.LSTAT, string(path)) for path, links in zip(paths, follow, strict=True)]
-    found = [_there(answer) for group in _groups(looks, ASKED_AT_ONCE) for answer in sftp.ask_all(group)]
+    found = [there for group in _groups(looks, ASKED_AT_ONCE) for there in _looked(sftp, group)]
     names: list[list[tuple[str, Attributes]]] = []
     for group in _groups(list(zip(paths, found, strict=True)), OPEN_AT_ONCE):
         listed = _scan_group(sftp, [path if there is not None and there.is_directory else None for path, there in group])
@@ -182,17 +214,20 @@ def _scan_group(sftp: Sftp, paths: list[bytes | None]) -> list[list[tuple[str, A
     handles = _open(sftp, [(Kind.OPENDIR, string(path)) if path is not None else None for path in paths])
     found: list[list[tuple[str, Attributes]]] = [[] for _ in paths]
     open_ = [index for index, handle in enumerate(handles) if handle is not None]
-    count = LISTED_FIRST
+    count, length = LISTED_FIRST, 0
     while open_:
         asked = [(index, (Kind.READDIR, handles[index] or b"")) for index in open_ for _ in range(count)]
         ended: set[int] = set()
-        for (index, _), answer in zip(asked, sftp.ask_all([request for _, request in asked]), strict=True):
+        for (index, _), answer in zip(asked, sftp.each_answer([request for _, request in asked]), strict=True):
             if isinstance(answer, Refused):
                 if answer.code != Code.EOF:
                     raise answer
                 ended.add(index)
-            else:
-                found[index] += _utf8(names_in(answer))
+                continue
+            length += answer.length
+            if length > MOST_LISTED:
+                raise Garbled(f"the server does not come to the end of a listing: {length} bytes of names so far")
+            found[index] += _utf8(names_in(answer))
         open_ = [index for index in open_ if index not in ended]
         count = LISTED_NEXT
     _close(sftp, handles)

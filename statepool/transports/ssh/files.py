@@ -337,8 +337,8 @@ class SSHFiles(Transport):
             return None
         answer = sftp.ask_all([extension(STATVFS, string(self._root or b"/"))])[0]
         # Its numbers are those of struct statvfs: the second is the size of a block, the fifth counts those that this account may use.
-        numbers = numbers_in(granted(answer))
-        return numbers[1] * numbers[4]
+        _, block, _, _, available = numbers_in(granted(answer), 5)
+        return block * available
 
     @contextmanager
     def _opened(self, sftp: Sftp, full: bytes, flags: Flag, mode: int | None = None) -> Iterator[bytes]:

@@ -152,6 +152,10 @@ class Answer:
     parts: tuple[memoryview, ...]
 
     @property
+    def length(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
     def body(self) -> bytes:
         return bytes(self.parts[0]) if len(self.parts) == 1 else b"".join(self.parts)
 
@@ -259,23 +263,27 @@ def names_in(answer: Answer) -> list[tuple[bytes, Attributes]]:
         name = reader.string()
         reader.string()  # the line of a listing, for people
         found.append((name, reader.attributes()))
+    if not found:
+        raise Garbled("the server answers with no name at all")  # where there are no more, it has to say so
     return found
 
 
 def data_in(answer: Answer) -> list[memoryview]:
-    """:returns: bytes of a file, in pieces"""
+    """:returns: bytes of a file, in pieces: at least one, which is what was asked for"""
     _require(answer, Kind.DATA)
     head, parts = split(list(answer.parts), 4)
     if sum(map(len, parts)) != int.from_bytes(head, "big"):
         raise Garbled("an answer is not as long as it says")
+    if not parts:
+        raise Garbled("the server answers with no byte at all")  # at the end of a file, it has to say so
     return parts
 
 
-def numbers_in(answer: Answer) -> list[int]:
-    """:returns: the numbers of 64 bits that an extension answers with"""
+def numbers_in(answer: Answer, count: int) -> list[int]:
+    """:returns: the first numbers of 64 bits that an extension answers with"""
     _require(answer, Kind.EXTENDED_REPLY)
-    body = answer.body
-    return list(struct.unpack(f">{len(body) // 8}Q", body[: len(body) // 8 * 8]))
+    reader = Reader(answer.body)
+    return [reader.long() for _ in range(count)]
 
 
 def _require(answer: Answer, kind: int) -> None:

@@ -15,6 +15,9 @@ from statepool.transports.ssh.sftp import Sftp
 _MARGIN = 1 << 20
 """Bytes that may still be free on a disk that is full for us: file systems keep some for themselves."""
 
+_LEAST = 4 << 10
+"""Bytes of one request; limits below that are not believed. A file would be cut into so many pieces that they take more memory than it does."""
+
 
 @frozen
 class Server:
@@ -54,11 +57,11 @@ def look_at(sftp: Sftp, root: bytes) -> Server:
 
 def _limits(answers: list[Answer | Refused]) -> Limits:
     """OpenSSH answers with the lengths of a packet, of a read and of a write, and the number of open files; 0 is what it does not tell."""
-    smallest = Limits()
+    usual = Limits()
     if not answers or isinstance(answers[0], Refused):
-        return smallest
-    _, read, write, *_ = [*numbers_in(answers[0]), 0, 0, 0]
-    return Limits(read or smallest.read, write or smallest.write)
+        return usual
+    _, read, write = numbers_in(answers[0], 3)
+    return Limits(read if read >= _LEAST else usual.read, write if write >= _LEAST else usual.write)
 
 
 def explained(refused: Refused, doing: str, subject: Subject, *, needed: int = 0, free: int | None = None) -> TransportError | NoSpace:

@@ -8,7 +8,7 @@ and cannot ask a second question before the first is answered.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -22,6 +22,9 @@ RECEIVED_AT_ONCE = 4 << 20
 
 LONGEST_ANSWER = 16 << 20
 """Bytes; whoever announces more does not speak SFTP, such as a shell that greets everybody."""
+
+MOST_KEPT = 256 << 20
+"""Bytes of answers that came before their turn, at most: 64 of 255 KiB are what an orderly server can have under way."""
 
 
 class Channel(Protocol):
@@ -102,6 +105,7 @@ class Sftp:
         self._input = _Input(channel, expecting)
         self._last = 0
         self._waiting: dict[int, Answer | None] = {}
+        self._kept = 0
         self._ignored: set[int] = set()
         self._write(struct.pack(">IBI", 5, Kind.INIT, VERSION))
         kind, parts = self._input.packet()
@@ -154,6 +158,7 @@ class Sftp:
         """:returns: the answer to a question, whatever it is"""
         while (found := self._waiting[number]) is None:
             self._receive()
+        self._kept -= found.length
         del self._waiting[number]
         return found
 
@@ -164,6 +169,7 @@ class Sftp:
             if number in numbers:
                 answer = self._waiting.pop(number)
                 assert answer is not None
+                self._kept -= answer.length
                 return number, answer
 
     @property
@@ -174,8 +180,11 @@ class Sftp:
     def forget(self, numbers: Iterable[int]) -> None:
         """The answers to these do not matter to anybody."""
         for number in numbers:
-            if self._waiting.pop(number, None) is None:
+            answer = self._waiting.pop(number, None)
+            if answer is None:
                 self._ignored.add(number)
+            else:
+                self._kept -= answer.length
 
     def ask(self, kind: int, body: bytes) -> Answer:
         """
@@ -186,7 +195,12 @@ class Sftp:
 
     def ask_all(self, requests: Sequence[tuple[int, bytes]]) -> list[Answer | Refused]:
         """:returns: the answers to many questions that are asked at once"""
-        return [checked(self.answer(number)) for number in self.send(*requests)]
+        return list(self.each_answer(requests))
+
+    def each_answer(self, requests: Sequence[tuple[int, bytes]]) -> Iterator[Answer | Refused]:
+        """As :meth:`ask_all`, but one after the other, for answers that can be long: whoever has seen enough gives up the channel."""
+        for number in self.send(*requests):
+            yield checked(self.answer(number))
 
     def extended(self, name: bytes, *arguments: bytes) -> Answer:
         """As :meth:`ask`, of a request of an extension."""
@@ -199,8 +213,11 @@ class Sftp:
         number = int.from_bytes(head, "big")
         if number in self._ignored:
             self._ignored.discard(number)
-        elif number in self._waiting:
-            self._waiting[number] = Answer(kind, tuple(parts))
+        elif self._waiting.get(number, parts) is None:
+            self._waiting[number] = answer = Answer(kind, tuple(parts))
+            self._kept += answer.length
+            if self._kept > MOST_KEPT:
+                raise Garbled("the server answers with far more than it was asked for")
         else:
             raise Garbled(f"the server answers a question that was not asked: {number}")
         return number

@@ -13,8 +13,23 @@ from statepool.errors import IntegrityError
 from statepool.model.digest import Digest, new_hasher
 from statepool.model.progress import SILENT
 from statepool.transports.failures import Subject
+from statepool.transports.ssh import batches
+from statepool.transports.ssh import sftp as sftp_module
 from statepool.transports.ssh.moving import Download, Job, Upload, are_in_order
-from statepool.transports.ssh.packets import Code, Garbled, Kind, Limits, Refused, attributes_in, extension, names_in, string
+from statepool.transports.ssh.packets import (
+    Code,
+    Garbled,
+    Kind,
+    Limits,
+    Refused,
+    attributes,
+    attributes_in,
+    extension,
+    names_in,
+    numbers_in,
+    string,
+)
+from statepool.transports.ssh.server import look_at
 from statepool.transports.ssh.sftp import Sftp
 
 Request = tuple[int, int, bytes]
@@ -196,3 +211,90 @@ def test_extents_of_a_manifest_are_believed_if_they_can_be_true() -> None:
     assert not are_in_order(((5, 5), (0, 5)))
     assert not are_in_order(((0, 0),))
     assert not are_in_order(((0, 9), (8, 2)))
+
+
+# -- servers that would never come to an end ---------------------------------------------------------------------------------------------------------
+
+
+def names(number: int, *found: bytes) -> bytes:
+    return packet(Kind.NAME, struct.pack(">II", number, len(found)) + b"".join(string(name) + string(b"") + attributes() for name in found))
+
+
+def serving(**answers: Callable[[int], bytes]) -> Sftp:
+    """:returns: a client of a server that has these answers, and says of any file that it is one, and of any length"""
+
+    def there(mode: int) -> Callable[[int], bytes]:
+        return lambda number: packet(Kind.ATTRS, struct.pack(">IIQI", number, 5, (1 << 63) - 1, mode))
+
+    known = {
+        Kind.LSTAT: there(0o100644),
+        Kind.STAT: there(0o040755),
+        Kind.OPEN: lambda number: packet(Kind.HANDLE, struct.pack(">I", number) + string(b"h")),
+        Kind.OPENDIR: lambda number: packet(Kind.HANDLE, struct.pack(">I", number) + string(b"h")),
+        **{Kind[name]: answer for name, answer in answers.items()},
+    }
+    return Sftp(FakeChannel(lambda requests: [known.get(Kind(kind), status)(number) for kind, number, _ in requests]))
+
+
+def test_data_without_a_byte(tmp_path: Path) -> None:
+    with pytest.raises(Garbled, match="no byte"):
+        downloaded(lambda requests: [data(request[1], b"") for request in requests], tmp_path / "copy")
+    with pytest.raises(Garbled, match="no byte"):
+        batches.read(serving(READ=lambda number: data(number, b"")), [b"/a"], LIMITS)
+
+
+def test_data_that_nobody_asked_for() -> None:
+    with pytest.raises(Garbled, match="more than it was asked for"):
+        batches.read(serving(READ=lambda number: data(number, b"x" * 11)), [b"/a"], LIMITS, size=10)
+
+
+def test_a_file_that_is_shorter_than_can_be_true() -> None:
+    """What is asked for ahead does not grow with what a server says of a length."""
+    answers = iter([b"x" * 7_000, b"y"])
+
+    def read(number: int) -> bytes:
+        content = next(answers, b"")
+        return data(number, content) if content else status(number, Code.EOF)
+
+    assert batches.read(serving(READ=read), [b"/a"], LIMITS) == [b"x" * 7_000 + b"y"]
+
+
+def test_a_listing_without_names() -> None:
+    with pytest.raises(Garbled, match="no name"):
+        batches.scan(serving(READDIR=names), [b"/"], follow=[True])
+    with pytest.raises(Garbled, match="no name"):
+        names_in(serving(READLINK=names).ask(Kind.READLINK, string(b"/a")))
+
+
+def test_a_listing_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "MOST_LISTED", 1 << 16)
+    with pytest.raises(Garbled, match="does not come to the end"):
+        batches.scan(serving(READDIR=lambda number: names(number, b"a", b"b")), [b"/"], follow=[True])
+
+
+def test_answers_that_come_before_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sftp_module, "MOST_KEPT", 1 << 16)
+    sftp = Sftp(FakeChannel(lambda requests: [data(number, b"x" * (1 << 15)) for _, number, _ in reversed(requests)]))
+    with pytest.raises(Garbled, match="far more"):
+        sftp.ask_all([(Kind.READ, b"")] * 4)
+
+
+@pytest.mark.parametrize("told", [(0, 0), (1, 4095)])
+def test_limits_that_are_absurd_are_not_believed(told: tuple[int, int]) -> None:
+    answer = struct.pack(">QQQQ", 1 << 18, *told, 10)
+    hello = packet(Kind.VERSION, struct.pack(">I", 3) + string(b"limits@openssh.com") + string(b"1"))
+
+    def serve(requests: list[Request]) -> list[bytes]:
+        known = {
+            Kind.EXTENDED: lambda number: packet(Kind.EXTENDED_REPLY, struct.pack(">I", number) + answer),
+            Kind.STAT: lambda number: packet(Kind.ATTRS, struct.pack(">II", number, 0)),
+        }
+        return [known.get(Kind(kind), status)(number) for kind, number, _ in requests]
+
+    assert look_at(Sftp(FakeChannel(serve, hello=hello)), b"/").limits == Limits()
+
+
+def test_an_extension_that_answers_with_too_few_numbers() -> None:
+    sftp = serving(EXTENDED=lambda number: packet(Kind.EXTENDED_REPLY, struct.pack(">IQQ", number, 1, 2)))
+    with pytest.raises(Garbled, match="shorter"):
+        numbers_in(sftp.extended(b"statvfs@openssh.com", string(b"/")), 5)
