@@ -155,7 +155,7 @@ class Channels:
         connection = self._connection
         channel = connection.session()
         channel.settimeout(connection.settings.timeout + GRACE)
-        with connection.translating("start SFTP on"), connection.expecting():
+        with connection.answering("start SFTP on"):
             from paramiko.ssh_exception import SSHException
 
             try:

@@ -22,7 +22,7 @@ from statepool.errors import AccessDenied, ConfigError, StatePoolError, Transpor
 from statepool.model.location import Location
 from statepool.model.settings import Settings
 from statepool.transports.failures import Subject
-from statepool.transports.ssh.failures import said, translating, unreached
+from statepool.transports.ssh.failures import said, translating, understanding, unreached
 from statepool.transports.ssh.hosts import Endpoint, HostSettings, resolve
 from statepool.transports.ssh.known_hosts import HostKey, known_keys
 from statepool.transports.ssh.login import Login
@@ -84,6 +84,11 @@ class Connection:
         """For the attribute of errors that says which pool is concerned: all there."""
         return f"ssh://{self}"
 
+    @property
+    def _subject(self) -> Subject:
+        """For messages about the connection itself."""
+        return Subject(str(self), self._place)
+
     # -- what the others need ------------------------------------------------------------------------------------------------------------------------
 
     @property
@@ -122,7 +127,7 @@ class Connection:
         :returns: a new channel, with the timeout set
         """
         transport = self.transport
-        with self.translating("open a channel to"), self.expecting():
+        with self.answering("open a channel to"):
             channel = transport.open_session(window_size=window, max_packet_size=PACKET, timeout=2 * self.settings.timeout)
         channel.settimeout(self.settings.timeout)
         self._channels.add(channel)
@@ -137,7 +142,7 @@ class Connection:
         :raises TransportError: the account has no shell
         """
         channel = self.session(window=window)
-        with self.translating("run a command on"), self.expecting():
+        with self.answering("run a command on"):
             channel.exec_command(command)
         return channel
 
@@ -151,7 +156,7 @@ class Connection:
         from paramiko.ssh_exception import SSHException
 
         channel = self.session(window=window)
-        with self.translating("start SFTP on"), self.expecting():
+        with self.answering("start SFTP on"):
             try:
                 channel.invoke_subsystem("sftp")
             except SSHException as error:
@@ -162,24 +167,39 @@ class Connection:
             return SFTPClient(channel)
 
     @contextlib.contextmanager
-    def expecting(self, seconds: float | None = None) -> Iterator[None]:
-        """Within, the connection is given up if nothing at all is heard for ``seconds`` (the timeout): for waits that paramiko does not end."""
+    def expecting(self, *, hard: bool = False) -> Iterator[None]:
+        """
+        Within, the connection is given up if nothing at all is heard for the timeout: for waits that paramiko does not end.
+
+        :param hard: if what is waited for has not come within twice the timeout, whatever else is heard
+        """
         link = self._link
         if link is None:
             yield
             return
-        with link.expecting(self.settings.timeout if seconds is None else seconds):
+        with link.expecting(self.settings.timeout * (2 if hard else 1), hard=hard):
+            yield
+
+    @contextlib.contextmanager
+    def answering(self, doing: str, subject: Subject | None = None) -> Iterator[None]:
+        """
+        As :meth:`translating`, for requests whose answer paramiko waits for without end: something has to be heard within the timeout, and the answer
+        within twice that, whatever else arrives.
+        """
+        named = subject or self._subject
+        with self.translating(doing, named), understanding(self._transport, doing, named), self.expecting(), self.expecting(hard=True):
             yield
 
     @contextlib.contextmanager
     def translating(self, doing: str, subject: Subject | None = None) -> Iterator[None]:
         """As :func:`~statepool.transports.ssh.failures.translating`; what became of the link below explains what paramiko only suspects."""
-        named = subject or Subject(str(self), self._place)
-        link = self._link
+        named = subject or self._subject
+        before = self._link if self.is_open else None
         with translating(doing, named, self.settings.timeout):
             try:
                 yield
             except (EOFError, OSError, self._ssh_exception()) as error:
+                link = before or self._link  # which may have been made within
                 if link is not None and link.failure is not None and link.failure is not error:
                     raise link.failure from error
                 raise
@@ -242,7 +262,7 @@ class Connection:
         if jump is None:
             jump = self._jump = _Chained(host.jumps, self.settings, self._depth + 1)
         transport = jump.transport
-        with jump.translating(f"reach {host} through", Subject(str(jump), subject.pool)), jump.expecting():
+        with jump.answering(f"reach {host} through", Subject(str(jump), subject.pool)):
             return transport.open_channel("direct-tcpip", (host.address, host.port), ("127.0.0.1", 0), timeout=host.connect_timeout)
 
     def _log_in(self, link: WatchedSocket, host: HostSettings, subject: Subject, deadline: float) -> Any:
@@ -260,7 +280,7 @@ class Connection:
         options.key_types = (*preferred, *(kind for kind in options.key_types if kind not in preferred))
         self._link = link
         try:
-            with self.translating("connect to", subject), link.expecting(left, hard=True):
+            with self.translating("connect to", subject), understanding(transport, "connect to", subject), link.expecting(left, hard=True):
                 _greet(transport, link, host, subject)
                 key = transport.get_remote_server_key()
                 check_host_key(HostKey(key.get_name(), key.asbytes()), host, subject)

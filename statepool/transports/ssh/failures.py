@@ -15,6 +15,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from statepool.errors import AccessDenied, MissingFile, StatePoolError, TransportError
 from statepool.transports.failures import Subject
@@ -59,15 +60,37 @@ def translating(doing: str, subject: Subject, timeout: float) -> Iterator[None]:
     :param doing: what is done with the subject: ``read``, ``create``
     :param timeout: how long an answer is waited for, in seconds
     """
-    from paramiko.sftp import SFTPError
-    from paramiko.ssh_exception import SSHException
-
     try:
         yield
     except StatePoolError:
         raise
-    except (OSError, EOFError, SSHException, SFTPError) as error:
+    except _known() as error:
         raise translated(error, doing, subject, timeout) from error
+
+
+def _known() -> tuple[type[Exception], ...]:
+    """:returns: the kinds of errors that paramiko and sockets mean to raise"""
+    from paramiko.sftp import SFTPError
+    from paramiko.ssh_exception import SSHException
+
+    return OSError, EOFError, SSHException, SFTPError
+
+
+@contextmanager
+def understanding(transport: Any, doing: str, subject: Subject) -> Iterator[None]:
+    """
+    Turn what ended paramiko's own thread into an error of ours. What a server says can be too much for any parser there, whose exception is handed to
+    whoever waits. One that did not end the thread is a caller's, and passes.
+
+    :param transport: paramiko's
+    :param doing: what is done with the subject
+    """
+    try:
+        yield
+    except Exception as error:
+        if (transport is not None and transport.is_active()) or isinstance(error, (StatePoolError, *_known())):
+            raise
+        raise _garbled(error, f"cannot {doing} {subject.text}", subject) from error
 
 
 def translated(error: BaseException, doing: str, subject: Subject, timeout: float) -> StatePoolError:
@@ -99,7 +122,12 @@ def translated(error: BaseException, doing: str, subject: Subject, timeout: floa
         return AccessDenied(f"{what}: {os.strerror(errno.EACCES)}", hint=hint, pool=subject.pool, path=subject.path)
     if isinstance(error, OSError):
         return TransportError(f"{what}: {said(error)}", pool=subject.pool, path=subject.path)
-    return TransportError(f"{what}: the server does not keep to the protocol ({said(error)})", pool=subject.pool, path=subject.path)
+    return _garbled(error, what, subject)
+
+
+def _garbled(error: BaseException, what: str, subject: Subject) -> TransportError:
+    hint = "look at what answers there: it may be no SSH server, or a faulty one"
+    return TransportError(f"{what}: the server does not keep to the protocol ({said(error)})", hint=hint, pool=subject.pool, path=subject.path)
 
 
 def unreached(error: OSError, host: str, seconds: float, subject: Subject) -> TransportError:

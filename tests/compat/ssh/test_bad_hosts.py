@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import paramiko
 import pytest
 
+import statepool
 from statepool.errors import ConfigError, TransportError
 from statepool.model.location import Location
 from statepool.model.settings import Settings
 from statepool.testing.proxy import Proxy
 from statepool.testing.sshd import Sshd, free_port, run_sshd
+from statepool.transports.ssh import SSHTransport
 from statepool.transports.ssh.connection import Connection
+from statepool.transports.ssh.packets import string
 
 Connect = Callable[..., Connection]
 SETTINGS = Settings(connect_timeout=1, timeout=1, retries=0, ssh_config=os.devnull)
@@ -106,6 +112,101 @@ def test_a_server_that_falls_silent(connect: Connect, answering: Callable[[bytes
 )
 def test_a_server_that_does_not_speak_ssh(connect: Connect, answering: Callable[[bytes, bool], int], data: bytes) -> None:
     assert "did not greet us as SSH does" in failure(connect(at(answering(data, False)), SETTINGS)).message
+
+
+def handshake(*packets: bytes) -> bytes:
+    """:returns: a greeting, and packets that are not encrypted (RFC 4253, section 6)"""
+    out = b"SSH-2.0-x\r\n"
+    for content in packets:
+        padding = 8 - (len(content) + 5) % 8 + 8
+        out += struct.pack(">IB", len(content) + 1 + padding, padding) + content + bytes(padding)
+    return out
+
+
+JUNK = {
+    "ways to agree on keys that are no text": b"\x14" + bytes(16) + string(b"\xff\xfe") + string(b"x") * 9 + bytes(5),
+    "a farewell that is no text": b"\x01" + struct.pack(">I", 2) + string(b"\xff\xfe") + string(b""),
+    "nothing in a packet": b"",
+}
+
+
+@pytest.mark.parametrize("packet", JUNK.values(), ids=JUNK)
+def test_a_server_that_talks_junk(connect: Connect, answering: Callable[[bytes, bool], int], packet: bytes) -> None:
+    error = failure(connect(at(answering(handshake(packet), True)), SETTINGS))
+    assert "does not keep to the protocol" in error.message
+    assert not error.transient
+
+
+def test_a_mirror_that_talks_junk_is_one_that_fails(
+    run_statepool: Callable[..., Any], answering: Callable[[bytes, bool], int], make_image: Callable[..., Path], tmp_path: Path
+) -> None:
+    statepool.init(tmp_path / "pool")
+    statepool.StatePool(cache=tmp_path / "first", sources=[tmp_path / "pool"]).image("vm1/disk").set(
+        "install", source=make_image(tmp_path / "work.qcow2")
+    )
+    port = answering(handshake(*JUNK.values()), True)
+    sources = "--source", f"ssh://kim@127.0.0.1:{port}/pool", "--source", tmp_path / "pool"
+    environ = {"STATEPOOL_SSH_CONFIG": os.devnull, "STATEPOOL_KNOWN_HOSTS": os.devnull, "STATEPOOL_RETRIES": "0"}
+    for command in (("get", "vm1/disk", "install"), ("show",)):
+        ran = run_statepool("--cache", tmp_path / "cache", *sources, *command, env=environ)
+        assert "does not keep to the protocol" in ran.err
+    assert "internal error" not in run_statepool("--cache", tmp_path / "cache", *sources, "doctor", env=environ, code=None).err
+
+
+class Anybody(paramiko.ServerInterface):
+    """Lets everybody in."""
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "none"
+
+    def check_auth_none(self, username: str) -> int:
+        return paramiko.AUTH_SUCCESSFUL
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return paramiko.OPEN_SUCCEEDED
+
+
+@pytest.mark.parametrize("what", ["channel", "subsystem"])
+def test_a_request_that_is_never_answered(serve: Callable[..., Any], connect: Connect, what: str) -> None:
+    """Though something is heard all the time."""
+    done = threading.Event()
+
+    class Chatting(Anybody):
+        def check_channel_request(self, kind: str, chanid: int) -> int:
+            return self.chat() if what == "channel" else paramiko.OPEN_SUCCEEDED
+
+        def check_channel_subsystem_request(self, channel: paramiko.Channel, name: str) -> bool:
+            return self.chat() == paramiko.OPEN_SUCCEEDED
+
+        def chat(self) -> int:
+            while not done.wait(0.1):
+                for transport in server.transports:
+                    transport.send_ignore(8)
+            return paramiko.OPEN_SUCCEEDED
+
+    server = serve(Chatting)
+    try:
+        with pytest.raises(TransportError) as caught:
+            connect(at(server.port), server.settings(timeout=1)).sftp()
+        assert caught.value.transient
+    finally:
+        done.set()
+
+
+def test_silence_on_a_new_connection_is_called_silence(serve: Callable[..., Any]) -> None:
+    done = threading.Event()
+
+    class Mute(paramiko.SFTPServerInterface):
+        def lstat(self, path: str) -> Any:
+            done.wait()
+            return paramiko.SFTP_FAILURE
+
+    server = serve(Anybody, Mute)
+    try:
+        with pytest.raises(TransportError, match="no answer for 1 seconds"):
+            SSHTransport(at(server.port), server.settings(timeout=1)).stat("a")
+    finally:
+        done.set()
 
 
 def test_an_old_protocol(connect: Connect, answering: Callable[[bytes, bool], int]) -> None:

@@ -12,7 +12,7 @@ from paramiko.ssh_exception import AuthenticationException, ChannelException, SS
 
 from statepool.errors import AccessDenied, MissingFile, NotAPool, StatePoolError, TransportError
 from statepool.transports.failures import Subject
-from statepool.transports.ssh.failures import is_failure, is_lost, is_transient, translated, translating, unreached
+from statepool.transports.ssh.failures import is_failure, is_lost, is_transient, translated, translating, understanding, unreached
 from statepool.transports.ssh.wire import LinkSilent
 
 FILE = Subject("'data/x' in ssh://store/pool", "ssh://store/pool", "data/x")
@@ -81,6 +81,24 @@ def test_errors_of_ours_pass_as_they_are() -> None:
 def test_faults_of_ours_pass_as_they_are() -> None:
     with pytest.raises(ZeroDivisionError), translating("read", FILE, 7):
         _ = 1 / 0
+
+
+class Thread:
+    """Stands for that of paramiko."""
+
+    def __init__(self, *, alive: bool) -> None:
+        self.is_active = lambda: alive
+
+
+def test_whatever_ended_the_thread_is_what_the_server_said() -> None:
+    error = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    with pytest.raises(TransportError, match="does not keep to the protocol") as caught, understanding(Thread(alive=False), "connect to", FILE):
+        raise error
+    assert caught.value.__cause__ is error
+    with pytest.raises(UnicodeDecodeError), understanding(Thread(alive=True), "connect to", FILE):
+        raise error
+    with pytest.raises(EOFError), understanding(Thread(alive=False), "connect to", FILE):
+        raise EOFError
 
 
 def test_a_failure_can_be_anything_about_the_file_and_nothing_about_the_link() -> None:
