@@ -65,6 +65,8 @@ class Connection:
         self.settings = settings
         self.epoch = 0
         """Rises with every new connection: what belongs to an older one is gone."""
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Of those that the process shares: who has not released it."""
         self._depth = depth
         self._lock = threading.RLock()
         self._transport: Any = None
@@ -404,24 +406,49 @@ def _quiet() -> None:
 # -- the connections of this process -----------------------------------------------------------------------------------------------------------------
 
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-_shared: dict[tuple[object, ...], Connection] = {}
-"""By the endpoint, and by the settings that matter for a connection."""
+_shared: dict[tuple[object, ...], list[Connection]] = {}
+"""By the endpoint, and by the settings that matter for a connection; several where different functions are asked for secrets."""
 
 _shared_lock = threading.Lock()
 
 
-def connection_to(location: Location, settings: Settings) -> Connection:
+def connection_to(location: Location, settings: Settings, user: object = None) -> Connection:
     """
     :param location: where a pool is
     :param settings: how to connect
+    :param user: who tells by :func:`release` when the connection is not needed any more
     :returns: the connection of this process to that account, which may have to be made yet
     """
     endpoint = Endpoint.of(location)
-    key = (endpoint, settings.timeout, settings.connect_timeout, settings.ssh_config, settings.known_hosts, id(settings.secrets))
     with _shared_lock:
-        if key not in _shared:
-            _shared[key] = Connection(endpoint, settings)
-        return _shared[key]
+        alike = _shared.setdefault(_key(endpoint, settings), [])
+        found = next((connection for connection in alike if connection.settings.secrets == settings.secrets), None)
+        if found is None:
+            found = Connection(endpoint, settings)
+            alike.append(found)
+        if user is not None:
+            found.users.add(user)
+        return found
+
+
+def release(connection: Connection, user: object) -> None:
+    """
+    Somebody is done with a connection. It stays for others that may come, unless a function is asked for secrets: nobody else may ever have that one.
+
+    :param user: as for :func:`connection_to`; who uses it once more all the same makes it again
+    """
+    with _shared_lock:
+        connection.users.discard(user)
+        if connection.settings.secrets is None or connection.users:
+            return
+        alike = _shared.get(_key(connection.endpoint, connection.settings), [])
+        if connection in alike:
+            alike.remove(connection)
+    connection.close()
+
+
+def _key(endpoint: Endpoint, settings: Settings) -> tuple[object, ...]:
+    return endpoint, settings.timeout, settings.connect_timeout, settings.ssh_config, settings.known_hosts
 
 
 def _in_the_child() -> None:

@@ -64,7 +64,7 @@ class SSHFiles(Transport):
     def __init__(self, location: Location, settings: Settings | None = None) -> None:
         super().__init__(location)
         self._root = os.fsencode(location.path.rstrip("/"))
-        self._connection = connection_to(location, settings or Settings())
+        self._connection = connection_to(location, settings or Settings(), self)
         self._channels = channels_of(self._connection)
         self._server: tuple[int, Server] | None = None
 

@@ -27,6 +27,7 @@ from statepool.transports.flushing import STEP, FlushBehind
 from statepool.transports.retry import Retrying
 from statepool.transports.ssh import batches
 from statepool.transports.ssh.compressed import PackedDownload, PackedUpload, Packer, packer
+from statepool.transports.ssh.connection import release
 from statepool.transports.ssh.failures import is_lost
 from statepool.transports.ssh.files import NEW, SSHFiles, granted
 from statepool.transports.ssh.hosts import Endpoint
@@ -247,8 +248,9 @@ class SSHTransport(SSHFiles):
         return shell_of(self._connection).hold(self._seen(path), timeout)
 
     def close(self) -> None:
-        """Let go of idle channels; the connection stays, for other pools on that host."""
+        """Let go of idle channels; the connection stays, for other pools on that host, unless nobody else could use it."""
         self._channels.close()
+        release(self._connection, self)
 
 
 def _can_be_resumed(error: BaseException) -> bool:

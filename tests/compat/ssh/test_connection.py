@@ -15,6 +15,7 @@ from statepool.errors import ConfigError, TransportError
 from statepool.model.location import Location
 from statepool.testing.proxy import Proxy
 from statepool.testing.sshd import Sshd, run_sshd
+from statepool.transports.ssh import SSHTransport
 from statepool.transports.ssh.connection import CIPHERS, Connection, connection_to
 
 Connect = Callable[..., Connection]
@@ -62,6 +63,39 @@ def test_one_connection_for_all_that_is_done_there(sshd: Sshd, proxy: Proxy) -> 
     assert connection_to(sshd.location("/one", proxy.port), sshd.settings(fresh=1)) is one
     assert connection_to(sshd.location("/one", proxy.port), sshd.settings(timeout=1)) is not one
     one.close()
+
+
+class Person:
+    """Has no secrets, and cannot be hashed."""
+
+    __hash__ = None  # type: ignore[assignment]  # as of any class that only says what is equal
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Person) and other.name == self.name
+
+    def __call__(self, kind: str, subject: str) -> None:
+        return None
+
+
+def test_a_connection_ends_with_the_last_who_has_the_same_secrets(sshd: Sshd, place: Path) -> None:
+    one, same, other = (SSHTransport(sshd.location(place), sshd.settings(secrets=Person(name))) for name in ("kim", "kim", "lee"))
+    shared, separate = (connection_to(sshd.location(place), sshd.settings(secrets=Person(name))) for name in ("kim", "lee"))
+    assert shared is not separate
+    for transport in (one, same, other):
+        assert transport.stat("file") is not None
+    one.close()
+    assert shared.is_open
+    same.close()
+    assert not shared.is_open
+    assert separate.is_open
+    other.close()
+    assert not separate.is_open
+    assert same.stat("file") is not None, "a close is not the end"
+    same.close()
+    assert not shared.is_open
 
 
 def test_it_is_revived_when_it_has_died(sshd: Sshd, proxy: Proxy, connect: Connect, place: Path) -> None:
