@@ -141,8 +141,17 @@ class Claims:
         holder.start()
         try:
             yield
-        finally:
+        except TransportError as error:
+            if self._transport.is_transient(error):
+                # The pool cannot be told, and whoever waits for the error has waited for long enough. Others see that nothing moves any more.
+                holder.leave()
+            else:
+                holder.end()
+            raise
+        except BaseException:
             holder.end()
+            raise
+        holder.end()
 
     # -- waiting -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -160,7 +169,7 @@ class Claims:
             if newest != seen:
                 seen, since = newest, now
             # A process of this host that is no more shows no beat: nobody has to wait for it to stay away.
-            if newest is None or newest.ended or now - since >= self._stale or (holder is not None and holder.is_dead):
+            if newest is None or newest.ended or now - since >= self._stale or self._is_left(name, newest) or (holder is not None and holder.is_dead):
                 path = self._claim(name, newest.number + 1 if newest is not None else 1)
                 if path is not None:
                     return path
@@ -177,6 +186,9 @@ class Claims:
         found = self._look().get(name)
         return found[-1] if found else None
 
+    def _is_left(self, name: str, epoch: Epoch) -> bool:
+        return (str(self._transport.location), f"{layout.LOCKS}/{name}.{epoch.number}") in _left
+
     def _claim(self, name: str, number: int) -> str | None:
         """:returns: the file of the claim, or None if the epoch is not to be had"""
         path = f"{layout.LOCKS}/{name}.{number}"
@@ -187,6 +199,7 @@ class Claims:
             self._transport.create(path, content, flush=False)
         except FileExists:
             return None
+        _left.discard((str(self._transport.location), path))
         there = self._look()
         # Old epochs are cleared away, and one of them can be created again by whoever was slow. It is void if the work has gone on from there.
         if any(epoch.number > number or (epoch.number == number and epoch.ended) for epoch in there.get(name, ())):
@@ -256,6 +269,11 @@ class _Holder:
         except (TransportError, NoSpace):
             pass  # the work is done all the same; whoever waits sees that nothing moves any more, or has gone on already
 
+    def leave(self) -> None:
+        """The work has ended, and the pool is out of reach: nothing is said there, and nobody is waited for."""
+        _left.add((str(self._transport.location), self._path))
+        self._done.set()
+
     def _run(self) -> None:
         beat = 0
         while not self._done.wait(self._interval):
@@ -267,3 +285,7 @@ class _Holder:
                 continue  # the work itself meets the same trouble, and says so
         if beat:
             self._last = f"{self._path}.{beat}"
+
+
+_left: set[tuple[str, str]] = set()
+"""Claims of this process, by location and path, that it does not have any more, though nothing in the pool says so."""

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from statepool.errors import LockTimeout
+from statepool.errors import LockTimeout, TransportError
 from statepool.model.location import Location
 from statepool.pools import layout
 from statepool.pools.claims import Claims, Epoch, epochs, is_claim
 from statepool.pools.collect import ABANDONED, Collector
 from statepool.pools.pool import Pool
 from statepool.pools.writer import Writer
-from statepool.testing.faults import FaultyTransport, Stop, on
+from statepool.testing.faults import Call, FaultyTransport, Stop, on
 from statepool.testing.memory import MemoryStore, MemoryTransport
 from statepool.transports.base import Transport
 from statepool.transports.local import LocalTransport
@@ -182,6 +182,35 @@ def test_a_beat_that_fails_disturbs_nobody(place: Transport) -> None:
         while sum(call.operation == "create" for call in broken.calls) < 5:
             pass
     assert files(place) == {"store-a.1"}, "nobody could be told that the work is done, and it is all the same"
+
+
+def test_a_holder_whose_work_has_lost_the_pool_does_not_try_to_tell_it(place: Transport) -> None:
+    """It would only meet the same trouble. This process knows, and does not wait for itself."""
+    watched = FaultyTransport(place)
+    with pytest.raises(TransportError), claims(watched, Time()).hold("store-a", 0):
+        before = len(watched.calls)
+        raise TransportError("the connection broke", transient=True)
+    assert len(watched.calls) == before
+    assert files(place) == {"store-a.1"}
+    time = Time()
+    with claims(place, time).hold("store-a", 0):
+        assert files(place) == {"store-a.1", "store-a.2"}
+    assert time.now == 5000.0
+
+
+def test_a_beat_that_hangs_keeps_nobody_whose_work_has_lost_the_pool(place: Transport) -> None:
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    class Hanging(Stop):
+        def before(self, call: Call) -> None:
+            hangs.set()
+            goes_on.wait()
+
+    broken = FaultyTransport(place, Hanging(matches=on("create", path="*.[0-9].*")))
+    with pytest.raises(TransportError), Claims(broken, beat=0.001).hold("store-a", 0):
+        hangs.wait()
+        raise TransportError("the connection broke", transient=True)
+    goes_on.set()
 
 
 # -- races -------------------------------------------------------------------------------------------------------------------------------------------
