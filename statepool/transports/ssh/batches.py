@@ -12,7 +12,7 @@ from collections.abc import Container, Iterator, Sequence
 from itertools import islice
 from typing import Final, TypeVar
 
-from statepool.transports.ssh.moving import LONGEST
+from statepool.transports.ssh.moving import LONGEST, require_progress
 from statepool.transports.ssh.packets import (
     Answer,
     Attributes,
@@ -173,18 +173,19 @@ def _content(there: Attributes | None, handle: bytes | None, parts: list[bytes])
 
 def _rest(sftp: Sftp, handle: bytes, offset: int, length: int, answer: Answer | Refused) -> bytes:
     """:returns: what an answer has, and what it should have had and does not, unless the file ends there"""
-    got = b""
-    while True:
-        if isinstance(answer, Refused):
-            if answer.code != Code.EOF:
-                raise answer
-            return got
+    got, turns = b"", 0
+    while not isinstance(answer, Refused):
         got += b"".join(data_in(answer))
         if len(got) > length:
             raise Garbled("the server answers with more than it was asked for")
         if len(got) == length:
             return got
+        turns += 1
+        require_progress(turns)
         (answer,) = sftp.ask_all([(Kind.READ, handle + struct.pack(">QI", offset + len(got), length - len(got)))])
+    if answer.code != Code.EOF:
+        raise answer
+    return got
 
 
 def writes(handle: bytes, data: bytes, limits: Limits) -> list[tuple[int, bytes]]:

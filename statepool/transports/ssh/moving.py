@@ -15,7 +15,7 @@ from statepool.model.digest import Digest, Hasher
 from statepool.model.progress import Progress
 from statepool.transports.copying import data_extents
 from statepool.transports.failures import Subject, translating, wrong_length
-from statepool.transports.ssh.packets import Code, Kind, Limits, Refused, attributes, check, data_in, string
+from statepool.transports.ssh.packets import Code, Garbled, Kind, Limits, Refused, attributes, check, data_in, string
 from statepool.transports.ssh.sftp import Sftp
 
 AHEAD = 64
@@ -26,6 +26,9 @@ REFILL = 16
 
 LONGEST = 255 << 10
 """Bytes of one request at most: what OpenSSH's server takes, since its packets are 256 KiB long."""
+
+MOST_TURNS = 64
+"""Requests until all of a piece is there: a server may answer with less than it was asked for, but with 4 KiB of 255 in the mean it gets nowhere."""
 
 MOST_EXTENTS = 100_000
 """Extents of a local file that are told apart when it is sent; smaller holes are sent as zeros."""
@@ -132,6 +135,7 @@ class _Piece:
     offset: int
     length: int
     missing: int
+    turns: int = 0
     parts: list[memoryview] = field(factory=list)
 
 
@@ -215,6 +219,8 @@ class Download:
         piece.missing -= count
         piece.parts += parts
         if count < length:
+            piece.turns += 1
+            require_progress(piece.turns)
             self._ask([(piece, offset + count, length - count)])
         # In their order, whatever order the server has: so the length of our copy tells how far it came.
         while self._order and not self._order[0].missing:
@@ -230,6 +236,15 @@ class Download:
             job.hasher.update(part)
         self._hashed = piece.offset + piece.length
         job.progress.advance(piece.length)
+
+
+def require_progress(turns: int) -> None:
+    """
+    :param turns: how often the server has answered with less of a piece than it was asked for
+    :raises Garbled: it would take forever so
+    """
+    if turns > MOST_TURNS:
+        raise Garbled("the server answers with a few bytes at a time, whatever it is asked for")
 
 
 def write_here(descriptor: int, parts: list[memoryview], offset: int) -> None:

@@ -243,6 +243,13 @@ def test_data_without_a_byte(tmp_path: Path) -> None:
         batches.read(serving(READ=lambda number: data(number, b"")), [b"/a"], LIMITS)
 
 
+def test_data_of_one_byte_at_a_time(tmp_path: Path) -> None:
+    with pytest.raises(Garbled, match="a few bytes at a time"):
+        downloaded(lambda requests: [data(request[1], b"x") for request in requests], tmp_path / "copy")
+    with pytest.raises(Garbled, match="a few bytes at a time"):
+        batches.read(serving(READ=lambda number: data(number, b"x")), [b"/a"], LIMITS)
+
+
 def test_data_that_nobody_asked_for() -> None:
     with pytest.raises(Garbled, match="more than it was asked for"):
         batches.read(serving(READ=lambda number: data(number, b"x" * 11)), [b"/a"], LIMITS, size=10)
