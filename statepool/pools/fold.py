@@ -179,6 +179,10 @@ class Fold:
         found += [state for state, manifest in self._states.items() if state not in lost and lost.intersection(member_ids(manifest))]
         return sorted(found, key=lambda state: -self._depth(state))
 
+    def standing_on(self, manifest: Manifest) -> list[StateId]:
+        """:returns: the named states that stand on this very state, with or without a name"""
+        return [state for state, tip in self._states.items() if any(link is manifest for link in tuple(self._walk(tip))[1:])]
+
     def _depth(self, state: StateId) -> int:
         manifest = self._states[state]
         return 1 << 30 if manifest.digest is None else sum(1 for _ in self._walk(manifest))
@@ -208,9 +212,11 @@ class Fold:
         """As :meth:`after`, in place: for whoever owns this fold and throws it away on an error."""
         published: list[Manifest] = []
         removed: list[Manifest] = []
+        moved: list[Manifest] = []
         for change in changes:
             if isinstance(change, Publish):
-                removed += self._publish(change, number)
+                moved += self._find_moved(change.manifest)
+                removed += self._publish(change, number, removed)
                 published.append(change.manifest)
             else:
                 removed.append(self._remove(change, number))
@@ -218,21 +224,34 @@ class Fold:
         for manifest in published:
             self._check_published(manifest, number, chains)
         self._drop(removed, number)
+        for manifest in moved:
+            if self.has_children(manifest):
+                raise BadRecord(
+                    f"record {number} of {self.machine} puts {manifest.id} on another parent under those that stand on it", object=self.machine
+                )
         self.number = number
         self.nonces[number] = nonce
         self.nonces.pop(number - KEEP_NONCES, None)
 
-    def _publish(self, change: Publish, number: int) -> list[Manifest]:
+    def _find_moved(self, manifest: Manifest) -> list[Manifest]:
+        """:returns: the manifest, if the same bytes are here under its name on another parent: a child that nobody wrote to is the same on any"""
+        held = self.holding(manifest)
+        return [manifest] if held is not None and held.parent_key != manifest.parent_key else []
+
+    def holding(self, manifest: Manifest) -> Manifest | None:
+        """:returns: what is here with the same bytes under the same name, or was under that name and is kept for the sake of those on it"""
+        return self._present.get(manifest.key) if manifest.key is not None else None
+
+    def _publish(self, change: Publish, number: int, removed: Sequence[Manifest]) -> list[Manifest]:
         manifest = change.manifest
         if manifest.id.machine != self.machine:
             raise BadRecord(f"record {number} of {self.machine} speaks of {manifest.object}", object=self.machine)
         old = self._states.get(manifest.id)
         if change.supersedes != (old.digest if old is not None else None) or (old is not None and old.digest is None):
             raise BadRecord(f"record {number} of {self.machine} publishes {manifest.id} over what is there", object=self.machine)
-        if old is not None and old.key == manifest.key and old.parent_key != manifest.parent_key and self.has_children(old):
-            raise BadRecord(
-                f"record {number} of {self.machine} puts {manifest.id} on another parent under those that stand on it", object=self.machine
-            )
+        held = self.holding(manifest)
+        if held is not None and held is not old and not any(held is gone for gone in removed) and held.parent_key is not None:
+            self._children[held.parent_key] -= 1  # it was kept without a name, and is counted with its name from now on
         self._states[manifest.id] = manifest
         self._hold(manifest)
         return [old] if old is not None else []

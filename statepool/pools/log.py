@@ -163,7 +163,9 @@ class MachineLog:
         (entries,) = yield Question(Ask.SCAN, [self._directory])
         checkpoints, records = _numbers(entries)
         newest = checkpoints[-1] if checkpoints else 0
-        numbers = range(newest + 1, (records[-1] if records else 0) + 1)
+        numbers = [number for number in records if number > newest]
+        if numbers and numbers[-1] - newest > len(numbers):
+            return None  # a gap; and one number can be far from all others
         paths = [layout.checkpoint(self._machine, newest)] if checkpoints else []
         paths += [layout.record(self._machine, number) for number in numbers]
         contents = (yield Question(Ask.READ, paths)) if paths else []

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from statepool.errors import (
     Conflict,
     FileExists,
-    HasDependants,
     IntegrityError,
     MissingFile,
     NotAPool,
@@ -31,6 +30,7 @@ from statepool.pools.fold import Change, Fold, Publish, Remove, member_id, membe
 from statepool.pools.locks import Locks, locks_of, quick_locks_of
 from statepool.pools.log import Clock, MachineLog, Nonce, fold_all, random_nonce
 from statepool.pools.records import decode
+from statepool.pools.refusals import refuse_dependants, refuse_listed, refuse_moved
 from statepool.pools.staging import Marker, Staging, read_markers, restore
 from statepool.pools.view import Unmanaged, View
 from statepool.pools.writer import Writer
@@ -326,13 +326,14 @@ class Pool:
             if old is not None and _same(old, manifest):
                 continue
             self._check_parent(fold, manifest, coming)
+            refuse_moved(self.location, fold, manifest)
             if old is None:
                 changes.append(Publish(manifest))
             elif supersede and old.digest is not None and not (old.digest == manifest.digest and fold.has_children(old)):
-                self._refuse_listed(fold, old, set(coming))
+                refuse_listed(self.location, fold, old, set(coming))
                 changes.append(Publish(manifest, supersedes=old.digest))
             elif replace or supersede:
-                self._refuse_dependants(fold, [old.id], set(coming), "replaced")
+                refuse_dependants(self.location, fold, [old.id], set(coming), "replaced")
                 changes += [Remove(old.id, old.digest), *_lost_ram(fold, old, manifest), Publish(manifest)]
             else:
                 raise Conflict(
@@ -397,32 +398,6 @@ class Pool:
                 hint=f"make it managed with: statepool adopt {self.location}",
             )
 
-    def _refuse_dependants(self, fold: Fold, ids: Iterable[StateId], besides: set[StateId], verb: str) -> None:
-        wanted = list(ids)
-        dependants = [state for state in fold.dependants(wanted) if state not in besides]
-        if dependants:
-            raise HasDependants(
-                f"{wanted[0]} in {self.location} cannot be {verb}: {', '.join(map(str, dependants))} depend on it",
-                dependants=[str(state) for state in dependants],
-                object=wanted[0].object,
-                state=wanted[0].state,
-                pool=str(self.location),
-                hint=f"remove them first, or unset {wanted[0].state} with --cascade",
-            )
-
-    def _refuse_listed(self, fold: Fold, old: Manifest, besides: set[StateId]) -> None:
-        """What a machine state lists is replaced together with it, or not at all."""
-        machine = StateId(old.id.machine, old.state, Kind.MACHINE)
-        if machine in fold.states and machine not in besides and old.id in member_ids(fold.states[machine]):
-            raise HasDependants(
-                f"{old.id} in {self.location} cannot be replaced alone: {machine} lists it",
-                dependants=[str(machine)],
-                object=old.object,
-                state=old.state,
-                pool=str(self.location),
-                hint=f"get or set {machine}, or remove that first",
-            )
-
     # -- removing ----------------------------------------------------------------------------------------------------------------------------------
 
     def plan_removal(self, state: StateId, *, cascade: bool = False) -> list[StateId]:
@@ -439,7 +414,7 @@ class Pool:
             raise self.missing(state)
         together = [state, *member_ids(fold.states[state])]  # a machine state goes with all that it lists
         if not cascade:
-            self._refuse_dependants(fold, together, set(), "removed")
+            refuse_dependants(self.location, fold, together, set(), "removed")
         ids = [*fold.dependants(together), *together]
         # The RAM of a machine state is of no use without it.
         machines = [gone for gone in ids if gone.kind is Kind.MACHINE]

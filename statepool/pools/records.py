@@ -15,6 +15,12 @@ from statepool.model.manifests import read_manifests
 from statepool.pools import layout
 from statepool.pools.fold import KEEP_NONCES, Change, Fold, Publish, Remove
 
+_LARGEST = 1e12
+"""Seconds since the epoch, beyond any clock that works."""
+
+_MOST_DIGITS = 20
+"""Of the number of a record, as in the names of files."""
+
 RESTORE_LOG = "restore it from a copy of the pool; or move the directory of this log aside, and get its states from another pool with: statepool sync"
 """What to do about a log that is damaged. The bytes of its states are still there, so nothing has to be copied that is whole."""
 
@@ -135,8 +141,8 @@ def _text(data: dict[str, Any], name: str, where: str) -> str:
 
 def _number(data: dict[str, Any], name: str, where: str) -> float:
     value = data.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRecord(f"{where} has no {name}", path=where)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+        raise BadRecord(f"{where} has no {name}", path=where, hint=RESTORE_LOG)
     return float(value)
 
 
@@ -171,7 +177,8 @@ class Checkpoint:
         states, superseded = data.get("states"), data.get("superseded")
         if data.get("number") != number or not isinstance(nonces, dict) or not isinstance(states, list) or not isinstance(superseded, list):
             raise BadRecord(f"{where} is not checkpoint {number}", path=where)
-        kept = {int(key): str(nonce) for key, nonce in nonces.items() if key.isascii() and key.isdigit() and int(key) > number - KEEP_NONCES}
+        numbers = ((int(key), nonce) for key, nonce in nonces.items() if key.isascii() and key.isdigit() and len(key) <= _MOST_DIGITS)
+        kept = {key: str(nonce) for key, nonce in numbers if key > number - KEEP_NONCES}
         return cls(machine, number, kept, states, superseded)
 
     @staticmethod

@@ -84,7 +84,7 @@ def _is_torn(content: bytes) -> bool:
     """Whether a power cut took the content of a marker, which is not flushed if it has no facts: it is complete before it gets its name."""
     try:
         json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     return False
 

@@ -267,3 +267,44 @@ def test_kinds_are_told_apart(state: State) -> None:
     machine = Manifest("vm1", "on", Kind.MACHINE, members={"ram": ram.digest})  # type: ignore[dict-item]
     assert len({ram.id, machine.id}) == 2
     assert len(publish(Fold("vm1"), ram, machine).states) == 2
+
+
+# -- the same bytes again ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def replaced(fold: Fold, chain: list[Manifest], state: State) -> Fold:
+    """``customize`` was superseded: its old bytes are kept without a name, for the sake of ``connect``."""
+    new = state("customize", "new", parent=chain[0])
+    return after(fold, Publish(new, supersedes=chain[1].digest))
+
+
+def test_bytes_that_get_their_name_back_are_counted_once(replaced: Fold, chain: list[Manifest], state: State) -> None:
+    new = replaced.states[chain[1].id]
+    back = after(replaced, Publish(chain[1], supersedes=new.digest))
+    assert [back.has_children(manifest) for manifest in chain] == [True, True, False]
+    for fold in (back, restored(back)):
+        gone = after(after(after(fold, remove(chain[2])), remove(chain[1])), remove(chain[0]))
+        assert (dict(gone.states), gone.digests) == ({}, set())
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_bytes_stay_on_their_parent_under_those_that_stand_on_them(
+    fold: Fold, replaced: Fold, chain: list[Manifest], state: State, named: bool
+) -> None:
+    """A child that nobody wrote to is the same bytes on any parent."""
+    now = fold if named else replaced
+    other = state("other")
+    moved = evolve(chain[1], parent=Parent("other", other.digest))
+    now = publish(now, other)
+    with pytest.raises(BadRecord, match="another parent under those that stand on it"):
+        after(now, Publish(moved, supersedes=now.states[chain[1].id].digest))
+    with pytest.raises(BadRecord, match="another parent under those that stand on it"):
+        after(now, remove(now.states[chain[1].id]), Publish(moved))
+    free = after(now, remove(chain[2]))
+    assert after(free, Publish(moved, supersedes=free.states[chain[1].id].digest)).chain(moved) == (moved, other)
+
+
+def test_whoever_stands_on_bytes_is_known_with_and_without_a_name(replaced: Fold, chain: list[Manifest]) -> None:
+    assert replaced.standing_on(chain[1]) == [chain[2].id]
+    assert replaced.standing_on(replaced.states[chain[1].id]) == []

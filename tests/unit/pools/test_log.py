@@ -326,6 +326,35 @@ def test_other_files_in_the_log_are_ignored(written: MachineLog, open_log: Calla
     assert open_log().fold().number == 3
 
 
+# -- written by an enemy -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_with_a_number_far_from_all_others_is_a_gap(
+    written: MachineLog, open_log: Callable[[], MachineLog], transport: MemoryTransport
+) -> None:
+    transport.create(layout.record("vm1", 10**18), b"{}")
+    with pytest.raises(BadRecord, match="gap"):
+        open_log().fold()
+
+
+@pytest.mark.parametrize("time", [10**400, 1e300, float("inf"), float("nan"), -1e13], ids=str)
+def test_a_time_beyond_all_clocks(written: MachineLog, open_log: Callable[[], MachineLog], transport: MemoryTransport, time: float) -> None:
+    rewrite(transport, 1, {**record(transport, 1), "time": time})
+    with pytest.raises(BadRecord, match="has no time"):
+        open_log().fold()
+
+
+def test_a_checkpoint_with_numbers_that_no_record_has(log: MachineLog, transport: MemoryTransport, state: State, short_logs: None) -> None:
+    write(log, *(Publish(state(f"s{number}")) for number in range(3)))
+    newest = log.entries()[0][-1]
+    path = layout.checkpoint("vm1", newest)
+    data = json.loads(transport.read(path))
+    data["nonces"] = {**data["nonces"], "9" * 5000: "n"}
+    transport.remove(path)
+    transport.create(path, json.dumps(data).encode())
+    assert len(MachineLog(transport, "vm1").fold().states) == 3
+
+
 # -- what nobody could read --------------------------------------------------------------------------------------------------------------------------
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from statepool.errors import Conflict, HasDependants, IntegrityError, NotAPool, NotFound, ReadOnlyPool, RefusedError, UnsafeImage, UnsupportedFormat
 from statepool.model.digest import Digest
 from statepool.model.location import Location
-from statepool.model.manifest import Kind, Manifest, StateId
+from statepool.model.manifest import Kind, Manifest, Parent, StateId
 from statepool.pools import layout
 from statepool.pools.pool import Pool
 from statepool.testing.memory import MemoryStore, MemoryTransport
@@ -328,3 +329,16 @@ def test_the_same_bytes_of_two_machines_are_kept_once(pool: Pool, chain: list[Ma
     pool.remove(chain[0].id, cascade=True)
     assert chain[0].digest in pool.needed()
     assert pool.logged_machines() == ["vm1", "vm2"]
+
+
+def test_bytes_that_others_stand_on_are_not_put_on_another_parent(pool: Pool, chain: list[Manifest], state: State, put: Put) -> None:
+    """A child that nobody wrote to is the same bytes on any parent: also where its name has gone to other bytes meanwhile."""
+    parent, tip = chain[0], chain[1]
+    put(pool, state("more", parent=tip), data=b"more")
+    put(pool, state(tip.state, "new", parent=parent), data=b"new", supersede=True)
+    put(pool, state("other"), data=b"other")
+    moved = evolve(tip, parent=Parent("other", Digest.of(b"other")))
+    before = dict(pool.fold("vm1").states)
+    with pytest.raises(HasDependants, match="cannot be put on another parent: vm1/disk connect, vm1/disk more"):
+        put(pool, moved, data=tip.state.encode(), supersede=True)
+    assert dict(pool.fold("vm1").states) == before

@@ -106,3 +106,11 @@ def test_a_marker_of_a_newer_format(transport: MemoryTransport, pool: Pool) -> N
     transport.create(layout.marker("n"), b'{"format": 2}')
     with pytest.raises(UnsupportedFormat):
         read_markers(transport)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"[" * 100_000], ids=["empty", "zeros", "deep"])
+def test_a_marker_that_nobody_can_read_speaks_for_nobody(transport: MemoryTransport, content: bytes) -> None:
+    transport.make_directory(layout.INCOMING)
+    transport.create(layout.marker("n1"), content)
+    (found,) = read_markers(transport)
+    assert found.writer.is_dead

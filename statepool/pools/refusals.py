@@ -1,0 +1,70 @@
+"""What a change of a pool is refused for: states that stand on others keep them as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from statepool.errors import HasDependants
+from statepool.model.location import Location
+from statepool.model.manifest import Kind, Manifest, StateId
+from statepool.pools.fold import Fold, member_ids
+
+
+def refuse_dependants(pool: Location, fold: Fold, ids: Iterable[StateId], besides: set[StateId], verb: str) -> None:
+    """
+    :param ids: what is to be removed or replaced
+    :param besides: what goes or changes together with it
+    :param verb: what is to be done, for messages
+    :raises HasDependants: something else stands on it
+    """
+    wanted = list(ids)
+    dependants = [state for state in fold.dependants(wanted) if state not in besides]
+    if dependants:
+        raise HasDependants(
+            f"{wanted[0]} in {pool} cannot be {verb}: {', '.join(map(str, dependants))} depend on it",
+            dependants=[str(state) for state in dependants],
+            object=wanted[0].object,
+            state=wanted[0].state,
+            pool=str(pool),
+            hint=f"remove them first, or unset {wanted[0].state} with --cascade",
+        )
+
+
+def refuse_moved(pool: Location, fold: Fold, manifest: Manifest) -> None:
+    """
+    A child that nobody wrote to has the same bytes on any parent. Where they are kept for the sake of those on them, they stay on the parent they
+    have: on another one, all that stands on them would have another content.
+
+    :raises HasDependants: it would be so
+    """
+    held = fold.holding(manifest)
+    if held is None or held.parent_key == manifest.parent_key or not (standing := fold.standing_on(held)):
+        return
+    raise HasDependants(
+        f"{manifest.id} in {pool} cannot be put on another parent: {', '.join(map(str, standing))} stand on the same bytes above the old one",
+        dependants=[str(state) for state in standing],
+        object=manifest.object,
+        state=manifest.state,
+        pool=str(pool),
+        hint="remove them first",
+    )
+
+
+def refuse_listed(pool: Location, fold: Fold, old: Manifest, besides: set[StateId]) -> None:
+    """
+    What a machine state lists is replaced together with it, or not at all.
+
+    :param old: what is to be replaced
+    :param besides: what is replaced together with it
+    :raises HasDependants: a machine state lists it
+    """
+    machine = StateId(old.id.machine, old.state, Kind.MACHINE)
+    if machine in fold.states and machine not in besides and old.id in member_ids(fold.states[machine]):
+        raise HasDependants(
+            f"{old.id} in {pool} cannot be replaced alone: {machine} lists it",
+            dependants=[str(machine)],
+            object=old.object,
+            state=old.state,
+            pool=str(pool),
+            hint=f"get or set {machine}, or remove that first",
+        )
