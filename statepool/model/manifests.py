@@ -29,35 +29,26 @@ FEW = 4
 """Fewer than so many are read one by one: looking at columns does not pay."""
 
 
-def read_manifests(data: Sequence[Any], *, vetted: bool = False) -> list[Manifest]:
+def read_manifests(data: Sequence[Any]) -> list[Manifest]:
     """
     :param data: what a JSON reader made of them
-    :param vetted: whether :func:`are_good` has said so of them, perhaps together with others
     :returns: the manifests, in their order
     :raises BadRecord: one of them is none
     """
-    if not vetted and (len(data) < FEW or not are_good(data)):
+    if len(data) < FEW or not _only(data, dict):
         return [Manifest.from_json(one) for one in data]
-    unread = iter(Manifest.unread([one for one in data if _is_image(one)]))
-    return [next(unread) if _is_image(one) else Manifest.from_json(one) for one in data]
-
-
-def are_good(data: Sequence[Any]) -> bool:
-    """
-    :param data: what a JSON reader made of manifests
-    :returns: whether those among them that say they are of images surely are; all the others have yet to be read
-    """
-    if not _only(data, dict):
-        return False
     images = [one for one in data if _is_image(one)]
-    return not images or _are_images(images)
+    if not images or not _are_good(images):
+        return [Manifest.from_json(one) for one in data]
+    unread = iter(Manifest.unread(images))
+    return [next(unread) if _is_image(one) else Manifest.from_json(one) for one in data]
 
 
 def _is_image(one: dict[str, Any]) -> bool:
     return one.get("kind") == "image"
 
 
-def _are_images(images: list[dict[str, Any]]) -> bool:
+def _are_good(images: list[dict[str, Any]]) -> bool:
     """Whether all of these surely are manifests of images."""
     parents = _given(images, "parent")
     return (

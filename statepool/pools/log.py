@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from statepool.errors import BadRecord, FileExists, IntegrityError, UnsupportedFormat
-from statepool.model.manifests import are_good
 from statepool.pools import layout
 from statepool.pools.fold import KEEP_NONCES, Change, Fold
 from statepool.pools.records import RESTORE_LOG, Checkpoint, Record, Unfolded, apply, decode
-from statepool.pools.talks import MAX_SMALL_FILE, Ask, Question, Result, Talk, hold, hold_all
+from statepool.pools.talks import MAX_SMALL_FILE, Ask, Question, Talk, hold, hold_all
 from statepool.pools.writer import Writer
 from statepool.transports.base import Entry, Transport
 
@@ -94,21 +93,13 @@ class MachineLog:
         :returns: the states of the machine, as of a moment during this call
         :raises BadRecord: the log is damaged
         """
-        return self.settled(hold(self._transport, self.reading()))
+        return hold(self._transport, self.folding())
 
-    def reading(self) -> Talk[Fold | Unfolded]:
-        """:returns: a talk, to be held beside others, that comes to what :meth:`settled` takes"""
+    def folding(self) -> Talk[Fold]:
+        """As :meth:`fold`, as a talk to be held beside others."""
         last = self._last
         newer = (yield from self._extending(last)) if last is not None and last.number else None
-        return newer if newer is not None else (yield from self._reading_all())
-
-    def settled(self, found: Fold | Unfolded, *, vetted: bool = False) -> Fold:
-        """
-        :param found: what :meth:`reading` has come to
-        :param vetted: whether the manifests in it have been found good
-        :returns: the fold
-        """
-        self._last = found.fold(vetted=vetted) if isinstance(found, Unfolded) else found
+        self._last = newer if newer is not None else (yield from self._reading_all()).fold()
         return self._last
 
     def _extending(self, last: Fold) -> Talk[Fold | None]:
@@ -347,27 +338,16 @@ class MachineLog:
 
 def fold_all(transport: Transport, logs: Sequence[MachineLog]) -> list[Fold | IntegrityError]:
     """
-    As :meth:`MachineLog.fold` of each, in a number of round trips that does not grow with theirs. What is in all of them is looked at together.
+    As :meth:`MachineLog.fold` of each, in a number of round trips that does not grow with theirs.
 
     :returns: the folds; in place of one the reason why that log cannot be used: it is damaged, or of a newer format
     """
-    found = hold_all(transport, [_or_damage(log.reading()) for log in logs])
-    vetted = are_good([manifest for one in found if isinstance(one, Unfolded) for manifest in one.manifests])
-    return [_settled(log, one, vetted) for log, one in zip(logs, found, strict=True)]
+    return hold_all(transport, [_or_damage(log.folding()) for log in logs])
 
 
-def _or_damage(talk: Talk[Result]) -> Talk[Result | IntegrityError]:
+def _or_damage(talk: Talk[Fold]) -> Talk[Fold | IntegrityError]:
     try:
         return (yield from talk)
-    except (BadRecord, UnsupportedFormat) as error:
-        return error
-
-
-def _settled(log: MachineLog, found: Fold | Unfolded | IntegrityError, vetted: bool) -> Fold | IntegrityError:
-    if isinstance(found, IntegrityError):
-        return found
-    try:
-        return log.settled(found, vetted=vetted)
     except (BadRecord, UnsupportedFormat) as error:
         return error
 

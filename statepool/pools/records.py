@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import frozen
@@ -66,25 +66,20 @@ class Record:
         return cls.from_json(decode(content, where, RESTORE_LOG), number, where)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], number: int, where: str, *, vetted: bool = False) -> Record:
-        """
-        As :meth:`from_bytes`.
-
-        :param data: what a JSON reader made of it
-        :param vetted: whether its manifests have been found good
-        """
+    def from_json(cls, data: dict[str, Any], number: int, where: str) -> Record:
+        """As :meth:`from_bytes`, of what a JSON reader made of it."""
         changes = data.get("changes")
         if not isinstance(changes, list) or not changes:
             raise BadRecord(f"{where} is not a record: it changes nothing", path=where)
-        made = tuple(_changes(changes, where, vetted))
+        made = tuple(_changes(changes, where))
         return cls(number, _text(data, "nonce", where), _number(data, "time", where), _text(data, "by", where), made)
 
 
-def _changes(changes: list[Any], where: str, vetted: bool) -> list[Change]:
+def _changes(changes: list[Any], where: str) -> list[Change]:
     if any(not isinstance(change, dict) or ("publish" in change) == ("remove" in change) for change in changes):
         raise BadRecord(f"a change in {where} neither publishes nor removes", path=where)
     try:
-        manifests = iter(read_manifests([change["publish"] for change in changes if "publish" in change], vetted=vetted))
+        manifests = iter(read_manifests([change["publish"] for change in changes if "publish" in change]))
         return [_publish(change, next(manifests)) if "publish" in change else _remove(change["remove"]) for change in changes]
     except BadRecord as error:
         raise BadRecord(f"{error.message}, in {where}", path=where) from error
@@ -194,14 +189,12 @@ class Checkpoint:
             }
         )
 
-    def fold(self, *, vetted: bool = False) -> Fold:
+    def fold(self) -> Fold:
         """
-        :param vetted: whether its manifests have been found good
         :returns: the fold that was written down
         :raises BadRecord: it cannot be believed
         """
-        states, superseded = read_manifests(self.states, vetted=vetted), read_manifests(self.superseded, vetted=vetted)
-        return Fold.restore(self.machine, self.number, dict(self.nonces), states, superseded)
+        return Fold.restore(self.machine, self.number, dict(self.nonces), read_manifests(self.states), read_manifests(self.superseded))
 
 
 @frozen
@@ -218,27 +211,14 @@ class Unfolded:
     checkpoint: Checkpoint | None
     records: Sequence[tuple[int, dict[str, Any], str]]
 
-    @property
-    def manifests(self) -> Iterator[Any]:
-        """All that can be a manifest in it, as a JSON reader makes them."""
-        if self.checkpoint is not None:
-            yield from self.checkpoint.states
-            yield from self.checkpoint.superseded
-        for _, data, _ in self.records:
-            changes = data.get("changes")
-            for change in changes if isinstance(changes, list) else ():
-                if isinstance(change, dict) and "publish" in change:
-                    yield change["publish"]
-
-    def fold(self, *, vetted: bool = False) -> Fold:
+    def fold(self) -> Fold:
         """
-        :param vetted: whether its manifests have been found good
         :returns: what it comes to
         :raises BadRecord: it cannot be believed
         """
-        fold = self.checkpoint.fold(vetted=vetted) if self.checkpoint is not None else Fold(self.machine)
+        fold = self.checkpoint.fold() if self.checkpoint is not None else Fold(self.machine)
         for number, data, where in self.records:
-            apply(fold, Record.from_json(data, number, where, vetted=vetted), where)
+            apply(fold, Record.from_json(data, number, where), where)
         return fold
 
 
