@@ -38,7 +38,9 @@ def refuse_moved(pool: Location, fold: Fold, manifest: Manifest) -> None:
     :raises HasDependants: it would be so
     """
     held = fold.holding(manifest)
-    if held is None or held.parent_key == manifest.parent_key or not (standing := fold.standing_on(held)):
+    if held is None or held.parent_key == manifest.parent_key or held is fold.states.get(manifest.id):
+        return  # what has the name is replaced, or refused, like any other content under it
+    if not (standing := fold.standing_on(held)):
         return
     raise HasDependants(
         f"{manifest.id} in {pool} cannot be put on another parent: {', '.join(map(str, standing))} stand on the same bytes above the old one",
