@@ -1,9 +1,10 @@
 """
-Between two local files: share blocks, or else copy them, and hash what arrived.
+Between two local files: share blocks, or else copy them, and hash what arrives.
 
-A copy that is checked to the last byte costs what an unchecked one costs, since the digest is made in a thread of its own, a few megabytes behind
-the copier, of pages that are still warm. What is hashed is *our copy*, read back from it: never a source that others may change meanwhile, and never
-a mapping, which kills us by a signal when somebody cuts the file.
+A copy that is checked to the last byte costs less than an unchecked one, since each byte is read once, into a buffer of ours: it is hashed there, and
+from there a thread of its own writes it. So what is hashed is what is in *our copy*, whatever others do to the source meanwhile; and it is never a
+mapping, which kills us by a signal when somebody cuts the file. The kernel's own way, ``copy_file_range``, would have us read everything a second
+time, and is no faster by itself (docs/measurements.rst).
 
 A clone shares its blocks with its source, but not the pages that are in memory. While the kernel vouches that nobody can write to the source
 (:class:`~statepool.transports.reading.Unchanging`), both have the same bytes, and they are read from where they are in memory.
@@ -22,24 +23,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from statepool.errors import IntegrityError
-from statepool.model.digest import DEFAULT_ALGORITHM, Digest, Hasher, new_hasher
+from statepool.model.digest import DEFAULT_ALGORITHM, Digest, new_hasher
 from statepool.model.progress import SILENT, Progress
 from statepool.transports.base import Moved
 from statepool.transports.failures import A_FILE, Subject, not_regular, translating, wrong_length
 from statepool.transports.flushing import FlushBehind
-from statepool.transports.reading import SLICE, CloneReader, DirectReader, Extent, Reader, Slice, Unchanging, data_in, new_buffer
+from statepool.transports.reading import SLICE, CloneReader, DirectReader, Extent, Reader, Slice, Unchanging, data_in, new_buffers
+from statepool.transports.reserving import Reserver
 
-BEHIND_COPYING = 8
-"""Slices that hashing may be behind the copier at most: neither waits for the other when it is interrupted for a moment."""
+BEHIND = 3
+"""Slices that hashing may be behind reading, and writing behind hashing, at most: each of them is a buffer."""
 
-BEHIND_READING = 3
-"""Slices that hashing may be behind reading at most: each of them is a buffer."""
+WRITE = 128 << 10
+"""
+Bytes that are written at a time. Less costs system calls; from twice as many on, kernels that have large folios in the page cache take huge ones for
+them, which costs three times as much where there is no such piece of memory at hand (docs/measurements.rst).
+"""
 
 MAX_THREADS = 4
 """Threads that hash one slice together when no copier needs the processor; a slice gives no work to more."""
@@ -49,9 +54,6 @@ FICLONE = 0x40049409
 
 _REAL_FAILURES = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EINTR})
 """What FICLONE does not say where it just cannot be done."""
-
-_NO_COPY_BY_KERNEL = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY})
-"""What copy_file_range says where it cannot be done: between some file systems, on old kernels, in some containers."""
 
 
 def copy(
@@ -194,6 +196,11 @@ class _Behind:
             self._pending.popleft().result()
 
 
+def _buffers(size: int) -> list[memoryview]:
+    """:returns: those that go round: one is being filled while as many wait as may be behind"""
+    return new_buffers(min(BEHIND + 1, -(-size // SLICE)))
+
+
 def _threads(size: int) -> int:
     """:returns: how many threads may hash together while nothing else needs the processor"""
     return min(len(os.sched_getaffinity(0)), MAX_THREADS) if size > SLICE else 1
@@ -201,11 +208,8 @@ def _threads(size: int) -> int:
 
 def _hash(reader: Reader, size: int, algorithm: str, progress: Progress, overlay: Sequence[tuple[int, bytes]] = ()) -> Digest:
     hasher = new_hasher(algorithm, threads=_threads(size))
-    # One more than can be waited for: the one that is being filled.
-    buffers = [new_buffer() for _ in range(min(BEHIND_READING + 1, -(-size // SLICE)))]
-    with _Behind(BEHIND_READING, threaded=size > SLICE) as behind:
-        for number, part in enumerate(reader.slices(size)):
-            buffer = buffers[number % len(buffers)]
+    with _Behind(BEHIND, threaded=size > SLICE) as behind:
+        for part, buffer in zip(reader.slices(size), cycle(_buffers(size))):
             content = _overlaid(reader.read(part, buffer), part, overlay, buffer)
             behind.do(partial(hasher.update, content))
             progress.advance(part.length)
@@ -286,20 +290,18 @@ def _share_blocks(source: int, target: int) -> bool:
 def _copy_slices(source: int, target: int, size: int, algorithm: str, progress: Progress, subject: Subject, flushing: FlushBehind | None) -> Moved:
     with translating("look at", subject):
         is_mostly_holes = os.fstat(source).st_blocks * 512 < size // 2
-    # The copier needs a processor too, except where there is next to nothing to copy.
+    # The writer needs a processor too, except where there is next to nothing to write.
     hasher = new_hasher(algorithm, threads=_threads(size) if is_mostly_holes else 1)
-    copy_reader = Reader(target, Subject(f"our copy of {subject.text}", subject.pool, subject.path))
-    buffer = new_buffer()
-    copier = _Copier(source, target, size, subject)
+    reader = Reader(source, subject)
+    writer = _Writer(target, size, subject, flushing)
     sent = 0
-    with _Behind(BEHIND_COPYING, threaded=size > SLICE) as behind:
-        for part in Reader(source, subject).slices(size):
-            for offset, length in part.data:
-                copier.copy(offset, length)
-                sent += length
-            behind.do(partial(_update, hasher, copy_reader, part, buffer))
-            if flushing is not None:
-                flushing.wrote(sum(length for _, length in part.data))
+    with _Behind(BEHIND, threaded=size > SLICE) as behind:
+        for part, buffer in zip(reader.slices(size), cycle(_buffers(size))):
+            content = reader.read(part, buffer)
+            hasher.update(content)
+            if part.data:
+                behind.do(partial(writer.write, part, content))
+                sent += sum(length for _, length in part.data)
             progress.advance(part.length)
         behind.finish()
     return Moved(Digest(algorithm, hasher.hexdigest()), "copy", sent)
@@ -310,53 +312,32 @@ def _flush(target: int, size: int, subject: Subject) -> None:
         os.fdatasync(target)
 
 
-def _update(hasher: Hasher, reader: Reader, part: Slice, buffer: memoryview) -> None:
-    hasher.update(reader.read(part, buffer))
+class _Writer:
+    """Writes what was read of one file to the same places in another."""
 
-
-class _Copier:
-    """Copies extents from one file to the same place in another."""
-
-    def __init__(self, source: int, target: int, size: int, subject: Subject) -> None:
-        self._source = source
+    def __init__(self, target: int, size: int, subject: Subject, flushing: FlushBehind | None) -> None:
         self._target = target
         self._size = size
         self._subject = subject
-        self._buffer: memoryview | None = None  # for copying by hand: once that is necessary, it stays so
+        self._flushing = flushing
+        self._reserver = Reserver(target)
 
-    def copy(self, offset: int, length: int) -> None:
+    def write(self, part: Slice, content: memoryview) -> None:
         """
-        :raises IntegrityError: the source ends before
+        :param part: says where its data is; holes are left out
+        :param content: all of it
         """
-        end = offset + length
-        while offset < end:
-            with translating("copy", self._subject, needed=self._size, descriptor=self._target):
-                count = self._some(offset, end - offset)
-            if not count:
-                raise wrong_length(self._subject, self._size, offset)
-            offset += count
+        with translating("copy", self._subject, needed=self._size, descriptor=self._target):
+            for offset, length in part.data:
+                self._reserver.reserve(offset, length)
+                self._put(content[offset - part.start :][:length], offset)
+        if self._flushing is not None:
+            self._flushing.wrote(sum(length for _, length in part.data))
 
-    def _some(self, offset: int, length: int) -> int:
-        """:returns: how many bytes were copied; 0 at the end of the source"""
-        if self._buffer is None:
-            try:
-                count = os.copy_file_range(self._source, self._target, length, offset, offset)
-            except OSError as error:
-                if error.errno not in _NO_COPY_BY_KERNEL:
-                    raise
-                count = 0
-            if count:
-                return count
-            # Nothing, though there should be something: some file systems say so that they cannot do it. If it is the end, reading finds it too.
-            self._buffer = new_buffer()
-        return self._by_hand(self._buffer, offset, length)
-
-    def _by_hand(self, buffer: memoryview, offset: int, length: int) -> int:
-        count = os.preadv(self._source, [buffer[: min(length, len(buffer))]], offset)
+    def _put(self, data: memoryview, offset: int) -> None:
         done = 0
-        while done < count:
-            done += os.pwrite(self._target, buffer[done:count], offset + done)
-        return count
+        while done < len(data):
+            done += os.pwrite(self._target, data[done : done + WRITE], offset + done)
 
 
 def can_share_blocks(directory: Path) -> bool:

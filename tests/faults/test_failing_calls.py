@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixture
 NAMES = (
     "write",
     "pwrite64",
-    "copy_file_range",
+    "ioctl",
     "link",
     "linkat",
     "fsync",

@@ -32,7 +32,7 @@ ESSENTIAL = {
     "get": {"linkat", "mkdir", "rename", "symlink", "unlink", "write"},
     "get-over": {"linkat", "rename", "unlink", "write"},
     "set": {"fchmod", "linkat", "pwrite64", "rename", "symlink", "unlink", "write"},
-    "set-copied": {"copy_file_range", "fchmod", "linkat", "pwrite64", "rename", "symlink", "unlink", "write"},
+    "set-copied": {"fchmod", "linkat", "pwrite64", "rename", "symlink", "unlink", "write"},
     "set-ram": {"fchmod", "linkat", "pwrite64", "rename", "symlink", "unlink", "write"},
     "unset": {"linkat", "rename", "unlink", "write"},
 }

@@ -17,10 +17,9 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., int]]:
     fds: list[int] = []
 
     def make(name: str, data: bytes = b"", directory: Path = tmp_path) -> int:
-        fd = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fds.append(fd)
-        os.pwrite(fd, data, 0)
-        return fd
+        (directory / name).write_bytes(data)
+        fds.append(os.open(directory / name, os.O_RDWR))
+        return fds[-1]
 
     yield make
     for fd in fds:
