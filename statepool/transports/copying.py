@@ -34,7 +34,7 @@ from statepool.model.progress import SILENT, Progress
 from statepool.transports.base import Moved
 from statepool.transports.failures import A_FILE, Subject, not_regular, translating, wrong_length
 from statepool.transports.flushing import FlushBehind
-from statepool.transports.reading import SLICE, CloneReader, DirectReader, Extent, Reader, Slice, Unchanging, data_in, new_buffers
+from statepool.transports.reading import SLICE, CloneReader, DirectReader, Extent, Reader, Slice, Unchanging, data_in, new_buffers, zeros
 from statepool.transports.reserving import Reserver
 
 BEHIND = 3
@@ -294,10 +294,12 @@ def _copy_slices(source: int, target: int, size: int, algorithm: str, progress: 
     hasher = new_hasher(algorithm, threads=_threads(size) if is_mostly_holes else 1)
     reader = Reader(source, subject)
     writer = _Writer(target, size, subject, flushing)
+    buffers = cycle(_buffers(size))
     sent = 0
     with _Behind(BEHIND, threaded=size > SLICE) as behind:
-        for part, buffer in zip(reader.slices(size), cycle(_buffers(size))):
-            content = reader.read(part, buffer)
+        for part in reader.slices(size):
+            # A hole takes no buffer: the next one would come round while what is in it is still to be written.
+            content = reader.read(part, next(buffers)) if part.data else zeros(part.length)
             hasher.update(content)
             if part.data:
                 behind.do(partial(writer.write, part, content))

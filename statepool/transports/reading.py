@@ -27,6 +27,12 @@ PAGE = 4096
 
 _ZEROS = memoryview(bytes(SLICE))
 
+
+def zeros(length: int) -> memoryview:
+    """:returns: so many bytes of a hole, at most a slice"""
+    return _ZEROS[:length]
+
+
 Extent = tuple[int, int]
 """An offset and a length, in bytes."""
 
@@ -123,7 +129,7 @@ class Reader:
     def read(self, part: Slice, into: memoryview) -> memoryview:
         """:returns: what is in the slice. It lies in ``into``, or is a constant."""
         if not part.data:
-            return _ZEROS[: part.length]
+            return zeros(part.length)
         end = part.start
         for offset, length in part.data:
             into[end - part.start : offset - part.start] = _ZEROS[: offset - end]
@@ -156,7 +162,7 @@ class DirectReader(Reader):
     def read(self, part: Slice, into: memoryview) -> memoryview:
         """As for any reader; what cannot be read so, for its alignment or for a reason of the file system, is read the usual way."""
         if not part.data:
-            return _ZEROS[: part.length]
+            return zeros(part.length)
         try:
             # Up to a whole page, beyond the end of the file if need be: it then reads short.
             count = os.preadv(self._direct, [into[: -(-part.length // PAGE) * PAGE]], part.start)

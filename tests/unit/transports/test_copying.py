@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -105,6 +107,27 @@ def test_holes_stay_holes(tmp_path: Path, blocks: list[tuple[int, int]], tail: i
             patched[offset : offset + len(new)] = new
         assert hash_file(a.fileno(), size, overlay=overlay) == Digest.of(bytes(patched))
         assert content(a.fileno()) == data
+
+
+@pytest.mark.parametrize("shape", ["xxx.xxx", "x.x.x.x.x.x", "xxx...xxxx.xx", "...xxx.x.xxx", "xxxxxxxxxxxx"])
+def test_a_disk_that_is_slower_than_hashing(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, shape: str) -> None:
+    """What waits to be written is not read over, whatever holes are between."""
+    size = copying.SLICE * len(shape)
+    source, target = opened("a"), opened("b")
+    os.ftruncate(source, size)
+    for number, one in enumerate(shape):
+        if one == "x":
+            os.pwrite(source, bytes([number + 1]) * copying.SLICE, number * copying.SLICE)
+    write = os.pwrite
+
+    def slow(*arguments: Any) -> int:
+        time.sleep(0.002)
+        return write(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    moved = copy(source, target, size, reflink=False)
+    assert content(target) == content(source)
+    assert moved.digest == Digest.of(content(target))
 
 
 def test_a_file_of_another_length_is_refused(opened: Callable[..., int], way: str) -> None:
