@@ -81,6 +81,10 @@ STATVFS = b"statvfs@openssh.com"
 _SIZE, _OWNER, _MODE, _TIMES, _EXTENDED = 1, 2, 4, 8, 0x80000000
 
 
+MOST_WORDS = 1000
+"""Bytes of a server's own words that are passed on: they end in messages, and a server may send megabytes."""
+
+
 class Refused(Exception):
     """
     The server did not do it.
@@ -228,7 +232,7 @@ def check(answer: Answer) -> Answer:
         reader = Reader(answer.body)
         code = reader.number()
         if code != Code.OK:
-            raise Refused(code, "" if reader.is_done else reader.string().decode("utf-8", "replace"))
+            raise Refused(code, "" if reader.is_done else reader.string()[:MOST_WORDS].decode("utf-8", "replace"))
     return answer
 
 

@@ -17,6 +17,7 @@ from statepool.transports.ssh import batches
 from statepool.transports.ssh import sftp as sftp_module
 from statepool.transports.ssh.moving import Download, Job, Upload, are_in_order
 from statepool.transports.ssh.packets import (
+    Answer,
     Code,
     Garbled,
     Kind,
@@ -24,6 +25,7 @@ from statepool.transports.ssh.packets import (
     Refused,
     attributes,
     attributes_in,
+    check,
     extension,
     names_in,
     numbers_in,
@@ -197,6 +199,12 @@ def test_refusals_carry_what_was_said() -> None:
     assert caught.value.code == Code.NO_SUCH_FILE
     answers = sftp.ask_all([extension(b"a"), extension(b"b")])
     assert [type(answer) for answer in answers] == [Refused, Refused]
+
+
+def test_a_server_that_says_too_much_is_cut_short() -> None:
+    with pytest.raises(Refused) as caught:
+        check(Answer(Kind.STATUS, (memoryview(struct.pack(">I", Code.FAILURE) + string(b"\xe2\x82\xac" * 1_000_000)),)))
+    assert 1 < len(caught.value.text) <= 1000
 
 
 def test_what_is_forgotten_is_not_waited_for() -> None:
