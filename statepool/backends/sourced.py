@@ -13,7 +13,7 @@ how one is taken into the cache. Where states come from and where they go to is 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -369,14 +369,17 @@ class SourcedStateBackend(RootSourcedStateBackend):
         mirrors = self._mirrors(options)
         own = [listing(self._cache.pool, machine)] if mirrors.own else []
         found, warnings = mirrors.listings(lambda source: listing(source.pool, machine))
-        return Listing((one for one in merged([*own, *found]) if wanted in (machine, one.manifest.object)), (*self._unasked, *warnings))
+        shown = self._shown([*own, *found], warnings)
+        return Listing((one for one in shown if wanted in (machine, one.manifest.object)), shown.warnings)
 
     def show_all(self, options: Options = DEFAULTS) -> Listing:
         """As :meth:`show`, of all objects."""
         mirrors = self._mirrors(options)
         own = [listings(self._cache.pool)] if mirrors.own else []
         found, warnings = mirrors.listings(lambda source: listings(source.pool))
-        found = [*own, *found]
+        return self._shown([*own, *found], warnings)
+
+    def _shown(self, found: Sequence[Listing], warnings: Iterable[str]) -> Listing:
         return Listing(merged(found), (*self._unasked, *warnings, *(warning for one in found for warning in one.warnings)))
 
     def check(self, target: Target, state: str, options: Options = DEFAULTS) -> bool:

@@ -145,13 +145,17 @@ class Pool:
 
         :param write: also that it can be written to
         :raises NotAPool: there is neither a pool nor a state of another tool
+        :raises AccessDenied: there may be one, where we may not look
         :raises ReadOnlyPool: it is a pool of another tool, and should be written to
         :raises UnsupportedFormat: it is of a newer format
         """
         self._managed = None  # what was there may be gone: a file system that is not mounted any more looks like an empty pool
         if self.is_managed:
             return
-        if not any(self.view.all_unmanaged({machine: Fold(machine) for machine in self.view.machines()}).values()):
+        found, closed = self.view.all_unmanaged({machine: Fold(machine) for machine in self.view.machines()})
+        if not any(found.values()):
+            if closed:
+                raise closed[0]
             raise NotAPool(
                 f"{self.location} is not a pool: there is no {layout.POOL_FILE} and no state in it",
                 pool=str(self.location),

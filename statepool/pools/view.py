@@ -6,12 +6,12 @@ Derived from the log, and never read by us, except to find what other tools put 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from attrs import frozen
 
-from statepool.errors import InvalidName, MissingFile
+from statepool.errors import AccessDenied, InvalidName, MissingFile
 from statepool.model.manifest import ROOT, Kind, Manifest, StateId
 from statepool.model.names import ROOT_STATES, check_name, check_state_name, is_name
 from statepool.pools import layout
@@ -20,6 +20,10 @@ from statepool.transports.base import Entry, FileKind, Stat, Transport
 
 _ATTEMPTS = 100
 """How often a name is made again whose directory vanished: each time another writer removed a state in this moment."""
+
+
+LOST_AND_FOUND = "lost+found"
+"""A directory that file systems make for themselves, for their owner only: where a file system is mounted, it is no machine and no image."""
 
 
 @frozen
@@ -137,22 +141,27 @@ class View:
 
     def machines(self) -> list[str]:
         """:returns: the machines that have a directory in the view"""
-        return sorted(entry.name for entry in self._transport.scan("") if entry.kind is FileKind.DIRECTORY and is_name(entry.name))
+        return [entry.name for entry in sorted(self._transport.scan(""), key=lambda entry: entry.name) if _is_place(entry)]
 
     def unmanaged(self, machine: str, fold: Fold) -> list[Unmanaged]:
         """
         :param fold: what is known of the machine
         :returns: the files in view places which the log does not know, and which are not left over from a removal that it knows
+        :raises AccessDenied: a directory may not be looked into
         """
-        return self.all_unmanaged({machine: fold})[machine]
+        found, closed = self.all_unmanaged({machine: fold})
+        if closed:
+            raise closed[0]
+        return found[machine]
 
-    def all_unmanaged(self, folds: Mapping[str, Fold]) -> dict[str, list[Unmanaged]]:
+    def all_unmanaged(self, folds: Mapping[str, Fold]) -> tuple[dict[str, list[Unmanaged]], list[AccessDenied]]:
         """
         As :meth:`unmanaged` of many machines, in a number of round trips that does not grow with their number.
 
         :param folds: what is known of the machines, by their ids
+        :returns: the files by machine, and an error for each directory that may not be looked into: it does not hide the others
         """
-        places = self._places(folds, {FileKind.FILE})
+        places, closed = self._places(folds, {FileKind.FILE})
         stats = self._transport.stat_many([layout.view(state) for state in places])
         candidates = [Unmanaged(state, stat) for state, stat in zip(places, stats, strict=True) if stat is not None and stat.kind is FileKind.FILE]
         known = self._identities() if candidates else set()
@@ -160,45 +169,87 @@ class View:
         for candidate in sorted(candidates, key=lambda candidate: candidate.id):
             if candidate.stat.identity is None or candidate.stat.identity not in known:
                 found[candidate.id.machine].append(candidate)
-        return found
+        return found, closed
 
-    def misnamed(self, machine: str) -> list[Misnamed]:
-        """:returns: the images in a machine's directories that are no states, since no state, or no image of the machine, can have their names"""
-        entries = self._transport.scan(machine)
-        images = [f"{machine}/{entry.name}" for entry in entries if entry.kind is FileKind.DIRECTORY and is_name(entry.name)]
-        found = [Misnamed(f"{machine}/{name}", ROOT, error) for name, error in _refused(entries, partial(check_name, what="an image"))]
-        for image, entries in zip(images, self._transport.scan_many(images), strict=True):
-            found += [Misnamed(image, name, error) for name, error in _refused(entries, check_state_name)]
+    def misnamed(self) -> list[Misnamed]:
+        """:returns: the images in such places that are no states, since no state, no image or no machine can be called so"""
+        machines = _directories(self._transport.scan(""))
+        images: list[tuple[str, str]] = []
+        found: list[Misnamed] = []
+        unseen: list[AccessDenied] = []  # whoever looks for unmanaged files is told
+        for machine, entries in zip(machines, self._scan_many(machines, unseen), strict=True):
+            images += [(machine, image) for image in _directories(entries)]
+            found += [Misnamed(f"{machine}/{name}", ROOT, error) for name, error in _refused(entries, partial(_check_image, machine))]
+        objects = [f"{machine}/{image}" for machine, image in images]
+        for (machine, image), entries in zip(images, self._scan_many(objects, unseen), strict=True):
+            found += [Misnamed(f"{machine}/{image}", name, error) for name, error in _refused(entries, partial(_check_state, machine, image))]
         return found
 
     def leftovers(self, machine: str, fold: Fold) -> list[StateId]:
-        """:returns: the places in which something of ours is that the log knows no more"""
-        return [state for state in self._places({machine: fold}, {FileKind.FILE, FileKind.LINK}) if not self._is_free_of_ours(state)]
+        """
+        :returns: the places in which something of ours is that the log knows no more
+        :raises AccessDenied: a directory may not be looked into
+        """
+        places, closed = self._places({machine: fold}, {FileKind.FILE, FileKind.LINK})
+        if closed:
+            raise closed[0]
+        return [state for state in places if not self._is_free_of_ours(state)]
 
     def _is_free_of_ours(self, state: StateId) -> bool:
         path = layout.view(state)
         found = self._transport.stat(path)
         return found is None or not self._is_ours(path, found)
 
-    def _places(self, folds: Mapping[str, Fold], kinds: Collection[FileKind]) -> list[StateId]:
-        """Every name of these kinds in the machines' directories that can be a state's, but is none that the log knows."""
+    def _places(self, folds: Mapping[str, Fold], kinds: Collection[FileKind]) -> tuple[list[StateId], list[AccessDenied]]:
+        """Every name of these kinds in the machines' directories that can be a state's, but is none that the log knows; and what is closed to us."""
         machines = list(folds)
         places: list[StateId] = []
         images: list[str] = []
-        for machine, entries in zip(machines, self._transport.scan_many(machines), strict=True):
+        closed: list[AccessDenied] = []
+        for machine, entries in zip(machines, self._scan_many(machines, closed), strict=True):
             for entry in entries:
-                if entry.kind is FileKind.DIRECTORY:
-                    if is_name(entry.name):
-                        images.append(f"{machine}/{entry.name}")
+                if _is_place(entry):
+                    images.append(f"{machine}/{entry.name}")
                 elif entry.kind in kinds:
                     if (name := _stem(entry, layout.IMAGE_SUFFIX)) is not None:
                         places.append(StateId(f"{machine}/{name}", ROOT))
                     elif (name := _stem(entry, layout.RAM_SUFFIX)) is not None:
                         places.append(StateId(machine, name, Kind.RAM))
-        for image, entries in zip(images, self._transport.scan_many(images), strict=True):
+        for image, entries in zip(images, self._scan_many(images, closed), strict=True):
             names = [_stem(entry, layout.IMAGE_SUFFIX) for entry in entries if entry.kind in kinds]
             places += [StateId(image, name) for name in names if name is not None and name not in ROOT_STATES]
-        return [state for state in places if state not in folds[state.machine].states]
+        return [state for state in places if state not in folds[state.machine].states], closed
+
+    def _scan_many(self, directories: Sequence[str], closed: list[AccessDenied]) -> list[list[Entry]]:
+        """:returns: what is in the directories; nothing for one that may not be looked into, of which ``closed`` tells then"""
+        try:
+            return self._transport.scan_many(directories)
+        except AccessDenied as error:
+            if len(directories) > 1:
+                return [entries for directory in directories for entries in self._scan_many([directory], closed)]
+            closed.append(error)
+            return [[]]
+
+
+def _is_place(entry: Entry) -> bool:
+    """Whether an entry can be the directory of a machine, or of an image."""
+    return entry.kind is FileKind.DIRECTORY and is_name(entry.name) and entry.name != LOST_AND_FOUND
+
+
+def _directories(entries: Iterable[Entry]) -> list[str]:
+    """The names of directories that somebody may have meant for machines or images, in order."""
+    names = sorted(entry.name for entry in entries if entry.kind is FileKind.DIRECTORY)
+    return [name for name in names if not name.startswith(".") and name != LOST_AND_FOUND]
+
+
+def _check_image(machine: str, image: str) -> None:
+    check_name(machine, "a machine")
+    check_name(image, "an image")
+
+
+def _check_state(machine: str, image: str, state: str) -> None:
+    _check_image(machine, image)
+    check_state_name(state)
 
 
 def _stem(entry: Entry, suffix: str) -> str | None:
@@ -206,7 +257,7 @@ def _stem(entry: Entry, suffix: str) -> str | None:
     return name if name != entry.name and is_name(name) else None
 
 
-def _refused(entries: Iterable[Entry], check: Callable[[str], str]) -> Iterator[tuple[str, InvalidName]]:
+def _refused(entries: Iterable[Entry], check: Callable[[str], object]) -> Iterator[tuple[str, InvalidName]]:
     """The names of image files that a check refuses, without their ending, and why."""
     for entry in sorted(entries, key=lambda entry: entry.name):
         name = entry.name.removesuffix(layout.IMAGE_SUFFIX)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from statepool.errors import NotAPool, StatePoolError, UsageError
+from statepool.errors import AccessDenied, NotAPool, StatePoolError, UsageError
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, Parent, StateId
 from statepool.model.outcomes import Adopted
@@ -61,13 +61,17 @@ class Adoption:
             )
         if not dry_run:
             self._undo_unfinished()
-        found = [unmanaged for machine in self.pool.machines() for unmanaged in self.pool.unmanaged(machine)]
+        found: list[Unmanaged] = []
         adopted: list[Adopted] = []
+        for machine in self.pool.machines():
+            try:
+                found += self.pool.unmanaged(machine)
+            except AccessDenied as error:
+                adopted.append(Adopted(str(self.pool), machine, "", problem=str(error)))
         done: set[StateId] = set()
         for unmanaged in found:
             self._adopt_with_parents(unmanaged.id, found, done, adopted, dry_run)
-        misnamed = [file for machine in self.pool.machines() for file in self.pool.view.misnamed(machine)]
-        return adopted + [Adopted(str(self.pool), file.object, file.state, problem=str(file.error)) for file in misnamed]
+        return adopted + [Adopted(str(self.pool), file.object, file.state, problem=str(file.error)) for file in self.pool.view.misnamed()]
 
     def _undo_unfinished(self) -> None:
         """

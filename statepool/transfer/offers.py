@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from statepool.errors import InvalidName, MissingFile, StatePoolError, UsageError
+from statepool.errors import IntegrityError, InvalidName, MissingFile, StatePoolError, UsageError
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import ROOT, Kind, Manifest, Parent, StateId
@@ -163,7 +163,7 @@ class Looked:
     def __init__(self, pool: Pool, folds: Mapping[str, Fold]) -> None:
         self._pool = pool
         self.folds = folds
-        self.unmanaged = pool.view.all_unmanaged(self.folds)
+        self.unmanaged, self.closed = pool.view.all_unmanaged(self.folds)
         self._stats: dict[str, Stat | None] = {}
         self._beginnings: dict[str, bytes] = {}
         self._headers: dict[str, dict[str, Header]] = {}
@@ -285,12 +285,12 @@ def unmanaged_manifest(state: StateId, header: Header) -> Manifest:
 # -- listings ----------------------------------------------------------------------------------------------------------------------------------------
 
 
-def listing(pool: Pool, machine: str) -> list[Listed]:
+def listing(pool: Pool, machine: str) -> Listing:
     """
-    :returns: all states of a machine in one pool, with what is wrong with those that cannot be used
+    :returns: all states of a machine in one pool, with what is wrong with those that cannot be used, and a warning for what cannot be looked at
     :raises IntegrityError: its log cannot be used
     """
-    return _listed(pool, Looked(pool, pool.folds([machine])))
+    return _listed(pool, Looked(pool, pool.folds([machine])), {})
 
 
 def listings(pool: Pool) -> Listing:
@@ -300,16 +300,17 @@ def listings(pool: Pool) -> Listing:
     :returns: the states, and a warning for each log that cannot be used
     """
     folds, damaged = pool.usable_folds(pool.machines())
-    return Listing(_listed(pool, Looked(pool, folds)), [f"{machine} in {pool} is left out: {error}" for machine, error in damaged.items()])
+    return _listed(pool, Looked(pool, folds), damaged)
 
 
-def _listed(pool: Pool, looked: Looked) -> list[Listed]:
+def _listed(pool: Pool, looked: Looked, damaged: Mapping[str, IntegrityError]) -> Listing:
     where = (str(pool.location),)
     found: list[Listed] = []
     for machine, fold in looked.folds.items():
         found += [Listed(manifest, where) for manifest in fold.states.values()]
         found += [_listed_unmanaged(pool, unmanaged, fold, looked) for unmanaged in looked.unmanaged[machine]]
-    return found
+    left_out = [f"{machine} in {pool} is left out: {error}" for machine, error in damaged.items()]
+    return Listing(found, [*left_out, *(f"files of other tools are left out: {error}" for error in looked.closed)])
 
 
 def _listed_unmanaged(pool: Pool, unmanaged: Unmanaged, fold: Fold, looked: Looked) -> Listed:

@@ -75,6 +75,8 @@ def _pool(pool: Pool) -> Iterator[Finding]:
         yield Finding(Level.NOTE, where, "a pool of another tool: it can be read", f"to write to it: statepool init {pool.location}")
     for machine in pool.machines():
         yield from _machine(pool, machine)
+    for file in pool.view.misnamed():
+        yield Finding(Level.NOTE, where, f"a file of {file.object} is no state: {file.error.message}", "give it another name, if it should be one")
     root = pool.transport.local_path("")
     if root is not None:
         yield from _permissions(where, root)
@@ -113,10 +115,6 @@ def _machine(pool: Pool, machine: str) -> Iterator[Finding]:
         return
     if unmanaged and pool.is_managed:
         yield Finding(Level.NOTE, str(pool), f"{len(unmanaged)} states of {machine} are unmanaged", f"statepool adopt {pool.location}")
-    for file in pool.view.misnamed(machine):
-        yield Finding(
-            Level.NOTE, str(pool), f"a file of {file.object} is no state: {file.error.message}", "give it another name, if it should be one"
-        )
     for digest in sorted(fold.digests):
         if not pool.has_bytes(digest):
             names = ", ".join(str(manifest.id) for manifest in fold.manifests if manifest.digest == digest)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from attrs import evolve, frozen
 
-from statepool.errors import Conflict, DigestMismatch, NotFound, StatePoolError
+from statepool.errors import AccessDenied, Conflict, DigestMismatch, NotFound, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest
 from statepool.model.outcomes import SyncAction as Action
@@ -76,7 +76,12 @@ class Sync:
         # What one state failed of, those on it fail of too: they find that their parent is missing, and say so.
         for manifest in in_order(fold, _named(fold, object)):
             yield self._attempt(manifest, dry_run, gone)
-        for unmanaged in self.origin.unmanaged(machine):
+        try:
+            others = self.origin.unmanaged(machine)
+        except AccessDenied as error:
+            yield SyncedState(machine, "", str(Kind.IMAGE), Action.FAILED, error=str(error))
+            return
+        for unmanaged in others:
             if object in (None, machine, unmanaged.id.object):
                 reason = f"{layout.view(unmanaged.id)} is a file of another tool; make it managed with: statepool adopt {self.origin}"
                 yield SyncedState(unmanaged.id.object, unmanaged.id.state, str(unmanaged.id.kind), Action.FAILED, error=reason)

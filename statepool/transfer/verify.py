@@ -75,6 +75,8 @@ def verify(pool: Pool, object: str | None, state: str | None, *, cache: Cache | 
             if _matches(manifest.id, object, state) and manifest.kind is not Kind.MACHINE:
                 yield _verify(pool, manifest, fold, cache, progress)
         looked = Looked(pool, pool.folds([machine]))
+        for closed in looked.closed:
+            yield Checked(str(pool), machine, "", problem=str(closed))
         for unmanaged in looked.unmanaged[machine]:
             if _matches(unmanaged.id, object, state):
                 yield _verify_unmanaged(pool, unmanaged.id, looked)

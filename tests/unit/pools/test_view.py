@@ -106,7 +106,7 @@ def test_other_names_are_no_states(pool: Pool, name: str) -> None:
     pool.transport.create(f"vm1/disk/{name}", b"data")
     assert pool.unmanaged("vm1") == []
     misnamed = name in ("root.qcow2", "a b.qcow2", ".qcow2", "x.qcow2.qcow2")
-    assert [f"{file.state}.qcow2" for file in pool.view.misnamed("vm1")] == ([name] if misnamed else [])
+    assert [f"{file.state}.qcow2" for file in pool.view.misnamed()] == ([name] if misnamed else [])
 
 
 def test_images_whose_names_cannot_be_used_are_told_apart(local_pool: Pool, state: State, put: Put) -> None:
@@ -114,13 +114,25 @@ def test_images_whose_names_cannot_be_used_are_told_apart(local_pool: Pool, stat
     for path in ("vm1/disk/a b.qcow2", "vm1/disk/root.qcow2", "vm1/disk/good.qcow2", "vm1/a disk.qcow2", "vm1/disk.qcow2"):
         (root(local_pool) / path).write_bytes(b"data")
     (root(local_pool) / "vm1/disk/a link.qcow2").symlink_to("good.qcow2")
-    assert [(file.object, file.state) for file in local_pool.view.misnamed("vm1")] == [
+    assert [(file.object, file.state) for file in local_pool.view.misnamed()] == [
         ("vm1/a disk", "root"),
         ("vm1/disk", "a b"),
         ("vm1/disk", "root"),
     ]
-    assert "is reserved" in local_pool.view.misnamed("vm1")[-1].error.message
-    assert local_pool.view.misnamed("vm2") == []
+    assert "is reserved" in local_pool.view.misnamed()[-1].error.message
+
+
+def test_images_in_directories_whose_names_cannot_be_used(local_pool: Pool) -> None:
+    others = (".trash/disk/c.qcow2", "lost+found/disk/d.qcow2", "no images/disk/e.txt")
+    for path in ("My VM/disk/a.qcow2", "My VM/disk.qcow2", "vm1/dis k/b.qcow2", *others):
+        (root(local_pool) / path).parent.mkdir(parents=True, exist_ok=True)
+        (root(local_pool) / path).write_bytes(b"data")
+    assert [(file.object, file.state, file.error.message.partition(" for ")[2][:9]) for file in local_pool.view.misnamed()] == [
+        ("My VM/disk", "root", "a machine"),
+        ("My VM/disk", "a", "a machine"),
+        ("vm1/dis k", "b", "an image:"),
+    ]
+    assert local_pool.machines() == ["vm1"]
 
 
 def test_what_is_left_of_a_removal_is_not_unmanaged(local_pool: Pool, state: State, put: Put) -> None:
