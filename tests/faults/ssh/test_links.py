@@ -25,6 +25,8 @@ SIZE = 12 * MIB
 CUTS = int(os.environ.get("CUTS", "4"))
 """Moments at which a connection is cut in each test; a hundred take some minutes."""
 
+pytestmark = pytest.mark.timeout(300 + 10 * CUTS)
+
 
 def push(lab: Lab, **knobs: object) -> StoredAt:
     return Push(lab.cache("cache"), lab.pool(**knobs)).attempt(lab.chain("cache", "install"))
