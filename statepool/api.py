@@ -238,7 +238,7 @@ class StatePool:
         ]
 
     def throw_away(self, working: str | os.PathLike[str]) -> None:
-        """Delete a working image of a cached state; nothing happens if it is gone. What it stood on may then be evicted."""
+        """Delete a working image of a cached state, and nothing but an image, if it is there. What it stood on may then be evicted."""
         throw_away(self._cache, Path(os.path.abspath(working)))
 
     def working_directory(self) -> Path:
@@ -296,7 +296,7 @@ class ImageHandle:
         *,
         to: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
-        source: str | None = None,
+        source: Place | None = None,
         scope: str | None = None,
         dry_run: bool = False,
     ) -> Got:
@@ -312,7 +312,7 @@ class ImageHandle:
         :raises FileInTheWay: a file is there
         :raises RefusedError: the place is inside the cache or a source
         """
-        named = frozenset({source}) if source is not None else frozenset()
+        named = frozenset(str(place) for place in (source,) if place is not None)
         return self._backend.get(self._target(to), state, Options(overwrite=overwrite, scope=Scope.permitted(scope), sources=named, dry_run=dry_run))
 
     @contextlib.contextmanager
@@ -330,7 +330,8 @@ class ImageHandle:
         name = f"{self.image}-{state}".replace("/", "-")[:180] + f"-{self._cache.pool.nonce()}.qcow2"
         with contextlib.ExitStack() as stack:
             place = stack.enter_context(passing(self._cache)) if directory is None else None
-            path = place.path / name if place is not None else Path(directory or "") / name
+            # Absolute: the block may go to another directory.
+            path = place.path / name if place is not None else Path(os.path.abspath(directory or "")) / name
             self.get(state, to=path)
             kept = keep == "always"
             try:

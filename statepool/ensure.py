@@ -21,7 +21,7 @@ from typing import Any
 from attrs import field, frozen
 
 from statepool.backends.base import Context, Options, StateBackend, Target
-from statepool.errors import BuildFailed, LockTimeout, NotFound, StatePoolError, TransportError, UsageError
+from statepool.errors import BuildFailed, Conflict, LockTimeout, NotFound, StatePoolError, TransportError, UsageError
 from statepool.model.digest import Digest
 from statepool.model.keys import KEY_LENGTH, LABEL_KEY, LABEL_STATE, name_of
 from statepool.model.manifest import ROOT, Manifest, StateId
@@ -126,7 +126,8 @@ class Ensurer:
             if (got := self._have(name)) is not None:
                 return Ensured(state, name, built=False, got=got)
             stored = self._build(state, name, recipe, chain)
-        return Ensured(state, name, built=True, got=self._agreed(name, stored), stored=stored)
+        got = self._agreed(name, stored) if stored is not None else self._get(name)
+        return Ensured(state, name, built=True, got=got, stored=stored)
 
     def _parent(self, recipe: Recipe) -> tuple[Manifest, ...]:
         if recipe.parent is None:
@@ -210,7 +211,8 @@ class Ensurer:
 
     # -- building ----------------------------------------------------------------------------------------------------------------------------------
 
-    def _build(self, state: str, name: str, recipe: Recipe, chain: tuple[Manifest, ...]) -> Stored:
+    def _build(self, state: str, name: str, recipe: Recipe, chain: tuple[Manifest, ...]) -> Stored | None:
+        """:returns: what became of it; None if somebody else, with whom we could not meet in a lock, published the state meanwhile"""
         with passing(self._context.cache) as place:
             path = place.path / f"{self._image.name}.qcow2"
             if recipe.parent is not None:
@@ -219,7 +221,10 @@ class Ensurer:
             self._run(name, recipe, path)
             self._examine(name, path, backing)
             labels = {LABEL_STATE: state, LABEL_KEY: name.rpartition("--")[2]}
-            return self._backend.set(Target(self._image, {self._image.name: path}), name, Options(labels=labels))
+            try:
+                return self._backend.set(Target(self._image, {self._image.name: path}), name, Options(labels=labels))
+            except Conflict:
+                return None
 
     def _run(self, name: str, recipe: Recipe, path: Path) -> None:
         try:

@@ -91,7 +91,10 @@ class QCOW2MachineBackend(SourcedStateBackend):
         :raises NotFound: it cannot be had
         """
         wanted = self.own_state(target, state)
-        found = self._mirrors(options).look(wanted)
+        try:
+            found = self._mirrors(options).look(wanted)
+        except NotFound as error:
+            raise self._explained(target, state, error) from error.__cause__
         manifest = found.offers[0].members[0].manifest if found.offers else found.cached
         assert manifest is not None
         return tuple(sorted(member.object.partition("/")[2] for member in member_ids(manifest) if member.kind is Kind.IMAGE))

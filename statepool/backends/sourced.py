@@ -22,9 +22,10 @@ from attrs import evolve
 from statepool.backends.answers import cached as in_cache
 from statepool.backends.answers import digests_of, got, planned
 from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
-from statepool.errors import HasDependants, NotFound, StatePoolError, UsageError
+from statepool.errors import Conflict, HasDependants, InvalidLocation, NotFound, StatePoolError, UsageError
+from statepool.model.location import Location
 from statepool.model.manifest import Manifest, StateId
-from statepool.model.outcomes import Got, Listing, Presence, Removed, SourceStatus, Stored, StoredAt, Verified
+from statepool.model.outcomes import Got, Listing, Presence, Removed, SourceStatus, Stored, StoredAt, Verified, WaitFor
 from statepool.model.progress import Progress
 from statepool.model.scope import Scope
 from statepool.pools.collect import Collector
@@ -38,6 +39,7 @@ from statepool.transfer.linked import refuse_linked
 from statepool.transfer.merge import merged
 from statepool.transfer.mirrors import Found, Mirrors
 from statepool.transfer.offers import Offer, Source, find_offer, listing, listings
+from statepool.transfer.probe import ask_all
 from statepool.transfer.push import Push
 from statepool.transfer.ready import damaged, discard, examine
 from statepool.transfer.takeover import recover
@@ -140,10 +142,10 @@ class RootSourcedStateBackend(StateBackend):
         :raises UsageError: there is none, and the cache is not permitted either; or a source that is named does not exist
         """
         for name in options.sources:
-            if not any(name in _names(source) for source in self.context.sources):
+            if not any(_is_called(source, name) for source in self.context.sources):
                 known = ", ".join(source.name for source in self.context.sources)
                 raise UsageError(f"there is no source {name!r}", hint=f"sources are {known}" if known else "no source is configured")
-        named = [source for source in self.context.sources if not options.sources or _names(source) & options.sources]
+        named = [source for source in self.context.sources if not options.sources or any(_is_called(source, name) for name in options.sources)]
         found = tuple(source for source in named if source.scope in options.scope)
         if not found and (Scope.OWN not in options.scope or options.sources):
             scopes = ", ".join(f"{source.name} is {source.scope}" for source in named)
@@ -238,6 +240,7 @@ class RootSourcedStateBackend(StateBackend):
         with self._in_our_words(f"set {wanted}"):
             if not options.dry_run:
                 recover(self._cache)
+            self._refuse_taken_there(sources, target, wanted, options)
             old = self._cache.pool.find(wanted)
             taken = self.own_set(target, wanted, options)
             if old is not None and old.digest not in (None, taken.manifest.digest) and not options.dry_run:
@@ -249,9 +252,28 @@ class RootSourcedStateBackend(StateBackend):
                 self._cache.known.save()
         return Stored(wanted.object, wanted.state, str(taken.manifest.digest), (own, *others), (*self._unasked, *taken.warnings), options.wait_for)
 
+    def _refuse_taken_there(self, sources: tuple[Source, ...], target: Target, wanted: StateId, options: Options) -> None:
+        """
+        Before an image is taken: whoever has it as a state of the cache that no source can take is stuck with it. A source that does not answer is
+        left for later.
+
+        :raises Conflict: the name exists in a source with other content, which is not to give way
+        """
+        if options.replace or options.squash or options.wait_for is not WaitFor.ALL:
+            return
+        cached = self._cache.pool.find(wanted)
+        asked = ask_all(sources, lambda source: source.pool.find(wanted), patient=lambda source: self._cache.settings.probe_timeout)
+        there = [(one.source, one.value) for one in asked if one.value is not None and (cached is None or not _is_same(one.value, cached))]
+        if not there:
+            return
+        planned = self.own_set(target, wanted, evolve(options, dry_run=True)).manifest
+        for source, manifest in there:
+            if not (planned.digest or planned.members) or not _is_same(manifest, planned):  # what a running machine will be nobody knows yet
+                raise _taken(manifest, source)
+
     def _store(self, manifest: Manifest, source: Source, options: Options) -> StoredAt:
         if options.dry_run:
-            return self._would_store(manifest, source)
+            return self._would_store(manifest, source, options)
         at = self.own_push(manifest, source.pool, options)
         if at.result is not Presence.FAILED:
             self._cache.known.did_well(source)
@@ -260,13 +282,15 @@ class RootSourcedStateBackend(StateBackend):
                 self._cache.fresh.note(manifest.id, str(source), offer.token, content_of(manifest))
         return at
 
-    def _would_store(self, manifest: Manifest, source: Source) -> StoredAt:
+    def _would_store(self, manifest: Manifest, source: Source, options: Options) -> StoredAt:
         try:
             source.pool.require(write=True)
             there = source.pool.find(manifest.id)
         except StatePoolError as error:
             return StoredAt(str(source), Presence.FAILED, durable=False, error=str(error))
         same = there is not None and _is_same(there, manifest)
+        if there is not None and not same and not options.replace and not options.squash:
+            return StoredAt(str(source), Presence.FAILED, durable=False, error=str(_taken(there, source)))
         return StoredAt(str(source), Presence.PRESENT if same else Presence.STORED, bytes=0 if same else manifest.data_size)
 
     # -- unsetting ---------------------------------------------------------------------------------------------------------------------------------
@@ -409,8 +433,24 @@ def _is_same(there: Manifest, manifest: Manifest) -> bool:
     return there.is_content(manifest.digest) if manifest.digest is not None else dict(there.members) == dict(manifest.members)
 
 
-def _names(source: Source) -> frozenset[str]:
-    return frozenset({source.name, str(source), str(source.location)})
+def _taken(there: Manifest, source: Source) -> Conflict:
+    return Conflict(
+        f"{there.id} exists in {source} with other content",
+        object=there.object,
+        state=there.state,
+        pool=str(source.location),
+        hint="choose another name, or ask for it to be replaced",
+    )
+
+
+def _is_called(source: Source, name: str) -> bool:
+    """Whether a user who says ``name`` means this source: as it is called, or where it is."""
+    if name in (source.name, str(source)):
+        return True
+    try:
+        return Location.parse(name) == source.location
+    except InvalidLocation:
+        return False
 
 
 def _remove(pool: Pool, wanted: StateId, options: Options) -> tuple[str, ...]:

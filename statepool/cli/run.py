@@ -10,7 +10,7 @@ import click
 from statepool.cli import complete
 from statepool.cli import set as setting
 from statepool.cli.session import Command, Session
-from statepool.errors import Conflict, StatePoolError
+from statepool.errors import Conflict, StatePoolError, TransportError
 from statepool.handles import MachineHandle
 from statepool.model.manifest import Kind
 from statepool.model.outcomes import Stored
@@ -96,8 +96,8 @@ class _Run:
 
         :returns: the exit code
         """
-        if new is not None and self._handle.check(new, scope="own"):
-            raise Conflict(f"{self._object} {new} exists in the cache", object=self._object, state=new, hint="choose another name")
+        if new is not None and self._is_taken(new):
+            raise Conflict(f"{self._object} {new} exists", object=self._object, state=new, hint="choose another name")
         with passing(self._machine.context.cache) as place:
             images = self._images(place.path)
             self._session.close()
@@ -105,6 +105,13 @@ class _Run:
                 running.wait()
             stored = self._keep(new, images, place) if new is not None else None
         return 0 if stored is None else setting.answer(self._session, stored)
+
+    def _is_taken(self, new: str) -> bool:
+        """Whether a name is taken in a pool that can be asked: better told now than when the machine has stopped."""
+        try:
+            return self._handle.check(new)
+        except TransportError:
+            return self._handle.check(new, scope="own")
 
     def _images(self, place: Path) -> Images:
         if isinstance(self._handle, MachineHandle):

@@ -50,6 +50,10 @@ def command(session: Session, origin: str, target: str, object: str | None, dele
     return 0 if synced.complete else TransportError.exit_code
 
 
+def _counted(action: SyncAction, dry_run: bool) -> str:
+    return f"would be {action}" if dry_run and action in _WOULD else str(action)
+
+
 def _tell(session: Session, synced: Synced, dry_run: bool) -> None:
     words = _WOULD if dry_run else _DONE
     for state in synced.states:
@@ -58,5 +62,5 @@ def _tell(session: Session, synced: Synced, dry_run: bool) -> None:
             warn(f"{name}: {state.error}")
         elif state.action in words:
             session.say(f"{words[state.action]} {name}" + (f" ({output.size(state.bytes)})" if state.bytes else ""))
-    counts = [(sum(1 for state in synced.states if state.action is action), str(action)) for action in SyncAction]
+    counts = [(sum(1 for state in synced.states if state.action is action), _counted(action, dry_run)) for action in SyncAction]
     session.say(", ".join(f"{count} {what}" for count, what in counts if count) or "nothing to do")

@@ -46,4 +46,4 @@ def tell(session: Session, removed: Removed, state: str, dry_run: bool) -> None:
         names = ", ".join(states) or "nothing"
         session.say(f"{removed.object}: {'would remove' if dry_run else 'removed'} {names} from {session.place(pool)}")
     for pool, problem in removed.errors.items():
-        warn(f"{removed.object} {state} is still in {session.place(pool)}: {problem}")
+        warn(f"{removed.object} {state} was not removed from {session.place(pool)}: {problem}")

@@ -73,7 +73,8 @@ class Location:
         return self.scheme in ("file", "link")
 
     def __str__(self) -> str:
-        path = self.path if _PLAIN.match(self.path) else urllib.parse.quote(os.fsencode(self.path), safe="/+:@~,=!$&'()*;")
+        # A shell must read it as one word as it is: it is part of many a hint.
+        path = self.path if _PLAIN.match(self.path) else urllib.parse.quote(os.fsencode(self.path), safe="/+:@~,=")
         if self.host is None:
             return f"{self.scheme}://{path}"
         user = f"{self.user}@" if self.user is not None else ""

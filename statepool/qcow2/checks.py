@@ -72,7 +72,7 @@ _HINTS = {
     "table-past-end": "the file has been cut short; use an intact copy",
     "backing-elsewhere": "if the file beside it is meant, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b NAME.qcow2 FILE; "
     "if not, make one image of its chain: qemu-img convert -O qcow2 FILE COPY",
-    "backing-relative": "write the absolute path: qemu-img rebase -u -f qcow2 -F qcow2 -b /PATH FILE",
+    "backing-relative": "make one image of its chain: qemu-img convert -O qcow2 FILE COPY",
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -145,7 +146,7 @@ class Intake:
                 f"{self.working} is backed by {name}, which is not in the cache {self.cache.root}",
                 check="backing-outside-cache",
                 path=str(self.working),
-                hint=f"make it stand alone: qemu-img convert -f qcow2 -O qcow2 {self.working} NEW.qcow2; or begin with: statepool get ... --to FILE",
+                hint=f"make it stand alone: {self._standing_alone}; or begin with: statepool get ... --to FILE",
             )
         fold = self.cache.pool.fold(self.state.machine)
         parent = fold.find(self.state.object, Parent(found.state, found.digest))
@@ -155,9 +156,13 @@ class Intake:
                 object=self.state.object,
                 state=self.state.state,
                 path=str(self.working),
-                hint=f"get {found.state} again, and make the state from that",
+                hint=f"nothing of it is lost: make it stand alone, and set what that makes: {self._standing_alone}",
             )
         return parent
+
+    @property
+    def _standing_alone(self) -> str:
+        return f"qemu-img convert -f qcow2 -O qcow2 {shlex.quote(str(self.working))} NEW.qcow2"
 
     def is_itself(self, examined: Examined) -> bool:
         """:returns: whether an image stands on the very state that it should become"""

@@ -140,12 +140,15 @@ def make_durable(cache: Cache, chain: Sequence[Manifest]) -> None:
 
 
 def damaged(cache: Cache, manifest: Manifest) -> DigestMismatch:
-    """:returns: the error for a cached file that no source can mend"""
+    """:returns: the error for a cached file that no source can mend, or was asked to"""
+    offline = cache.settings.offline
     return DigestMismatch(
-        f"the bytes of {manifest.id} in the cache {cache.root} are damaged or gone, and no source has them",
+        f"the bytes of {manifest.id} in the cache {cache.root} are damaged or gone, and {'no source was asked' if offline else 'no source has them'}",
         expected=str(manifest.digest),
         object=manifest.object,
         state=manifest.state,
         pool=str(cache.pool),
-        hint=f"remove it with: statepool unset {manifest.object} {manifest.state} --cascade",
+        hint=f"a source may have them; without offline: statepool get {manifest.object} {manifest.state}"
+        if offline
+        else f"remove it, with all that stands on it: statepool unset {manifest.object} {manifest.state} --cascade",
     )

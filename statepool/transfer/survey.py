@@ -118,7 +118,9 @@ def _machine(pool: Pool, machine: str) -> Iterator[Finding]:
     for digest in sorted(fold.digests):
         if not pool.has_bytes(digest):
             names = ", ".join(str(manifest.id) for manifest in fold.manifests if manifest.digest == digest)
-            yield Finding(Level.ERROR, str(pool), f"the bytes of {names} are gone", "unset it, and set it again")
+            yield Finding(
+                Level.ERROR, str(pool), f"the bytes of {names} are gone", "get or sync it from a pool that has it; else unset it, and set it again"
+            )
 
 
 def _permissions(where: str, root: Path) -> Iterator[Finding]:

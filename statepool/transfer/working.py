@@ -11,9 +11,11 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.errors import FileInTheWay, InUse, NotFound, RefusedError
+from statepool.errors import FileInTheWay, InUse, MissingFile, NotFound, RefusedError
 from statepool.model.manifest import Manifest
 from statepool.pools import layout
+from statepool.qcow2.files import open_regular, refusal
+from statepool.qcow2.header import MAGIC
 from statepool.qcow2.opened import is_open
 from statepool.qcow2.overlay import create_overlay
 from statepool.qcow2.tool import QemuImg
@@ -44,6 +46,9 @@ def check_place(to: os.PathLike[str] | str, cache: Cache, sources: Iterable[Sour
         return path
     if path.is_dir():
         raise FileInTheWay(f"{path} is a directory", path=str(path), hint="name a file")
+    if not path.is_symlink() and not path.is_file():
+        # A file would take its name: /dev/null would be none any more.
+        raise FileInTheWay(f"{path} is a device, a socket or a FIFO", path=str(path), hint="name a file; a working image is always one")
     if not overwrite:
         raise FileInTheWay(f"{path} exists", path=str(path), hint="choose another name, or allow it to be overwritten with --overwrite")
     if path.is_file() and not path.is_symlink() and is_open(path):
@@ -192,7 +197,18 @@ def _flush(path: Path) -> None:
 
 
 def throw_away(cache: Cache, working: Path) -> None:
-    """Delete a working image and the record of it."""
-    with contextlib.suppress(FileNotFoundError):
-        working.unlink()
+    """
+    Delete a working image and the record of it.
+
+    :raises UnsafeImage: it is no image
+    """
+    with contextlib.suppress(MissingFile):
+        descriptor = open_regular(working)
+        try:
+            beginning = os.pread(descriptor, len(MAGIC), 0)
+        finally:
+            os.close(descriptor)
+        if beginning and beginning != MAGIC:  # a power cut leaves an empty one
+            raise refusal("magic", str(working), "it is no working image", path=str(working))
+        working.unlink(missing_ok=True)
     cache.chains.release(working)

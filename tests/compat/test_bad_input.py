@@ -17,7 +17,6 @@ import pytest
 
 import statepool
 from statepool.qcow2.header import read_header_file
-from statepool.testing.trees import photograph
 
 KIB = 1 << 10
 SIZE = 1 << 20
@@ -114,11 +113,21 @@ def test_a_name_that_exists_with_other_content(place: Any, make_image: Make) -> 
 
 def test_a_name_that_exists_with_other_content_in_the_pool_only(place: Any, make_image: Make) -> None:
     make_image(place.root / "other.qcow2", SIZE, writes=[(0, PATTERN, 9)])
-    before = photograph(place.pool)
-    code, _, err = place.shell("set", "vm1/disk", "customize", "--from", "other.qcow2", cache=place.root / "c2")
-    assert (code, err.count("\n")) == (TRANSPORT, 1)
+    for more in ((), ("--dry-run",)):
+        line = place.refused(REFUSED, "set", "vm1/disk", "customize", "--from", "other.qcow2", *more, cache=place.root / "c2")
+        assert "vm1/disk customize exists in " in line
+        assert "with other content" in line
+    # Who asked for the cache alone has it, and is told of the pool.
+    code, _, err = place.shell("set", "vm1/disk", "customize", "--from", "other.qcow2", "--wait-for", "own", "--dry-run", cache=place.root / "c2")
+    assert code == 0
     assert "other content" in err
-    assert photograph(place.pool) == before
+
+
+def test_the_same_content_in_the_pool_only(place: Any) -> None:
+    shutil.copy(place.work, place.root / "same.qcow2")
+    assert place.shell("set", "vm1/disk", "again", "--from", "work.qcow2")[0] == 0
+    assert place.shell("unset", "vm1/disk", "again")[0] == 0
+    assert place.shell("set", "vm1/disk", "again", "--from", "same.qcow2")[0] == 0
 
 
 def test_removing_what_others_stand_on(place: Any) -> None:
@@ -134,8 +143,12 @@ def test_replacing_what_others_stand_on(place: Any, make_image: Make) -> None:
 
 
 def test_a_working_image_where_there_is_a_file(place: Any) -> None:
-    for make in (lambda path: path.write_text("mine"), os.mkfifo, lambda path: os.symlink("nowhere", path)):
-        path = place.root / "to.qcow2"
+    path = place.root / "to.qcow2"
+    os.mkfifo(path)
+    for words in ((), ("--overwrite",)):
+        assert "a FIFO" in place.refused(REFUSED, "get", "vm1/disk", "install", "--to", path, *words)
+    path.unlink()
+    for make in (lambda path: path.write_text("mine"), lambda path: os.symlink("nowhere", path)):
         make(path)
         assert "--overwrite" in place.refused(REFUSED, "get", "vm1/disk", "install", "--to", path)
         path.unlink()

@@ -153,6 +153,14 @@ def test_a_source_that_does_not_exist(site: Site) -> None:
     assert photograph(site.root) == before
 
 
+def test_a_source_is_named_as_it_is_called_or_where_it_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(site.root)
+    disk = site.open("good").image("vm1/disk")
+    places = ["good", "./good", str(site.root / "good"), site.root / "good", f"file://{site.root}/good", statepool.Location.parse("good")]
+    for place in places:
+        assert disk.get("install", source=place, dry_run=True).source == f"file://{site.root}/good"
+
+
 def test_two_sources_with_one_name(site: Site) -> None:
     site.pool("first")
     other = Source(Pool(open_transport(Location("file", str(site.root / "first")))), "good")

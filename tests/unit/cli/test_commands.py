@@ -350,7 +350,7 @@ def test_unset(run: Run, api: Any, cache: str) -> None:
 def test_incomplete_unset(run: Run, api: Any, cache: str) -> None:
     api.answers["unset"] = Removed("vm1/disk", {cache: ("a",)}, {"file:///c": "no permission"})
     result = run("unset", "vm1/disk", "a", code=7)
-    assert result.stderr == "statepool: vm1/disk a is still in /c: no permission\n"
+    assert result.stderr == "statepool: vm1/disk a was not removed from /c: no permission\n"
     assert answered(run("unset", "vm1/disk", "a", "--json", code=7)) == {
         "removed": {"object": "vm1/disk", "states": {cache: ["a"]}, "errors": {"file:///c": "no permission"}},
         "dry_run": False,

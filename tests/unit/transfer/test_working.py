@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from statepool.errors import AccessDenied, DigestMismatch, FileInTheWay, InUse, NotFound, RefusedError, StatePoolError
+from statepool.errors import AccessDenied, DigestMismatch, FileInTheWay, InUse, NotFound, RefusedError, StatePoolError, UnsafeImage
 from statepool.model.manifest import Manifest
 from statepool.qcow2.header import read_header_file
 from statepool.testing.privileges import permissions_count
@@ -71,7 +71,7 @@ def test_a_directory(cache: Cache, tmp_path: Path) -> None:
 
 def test_a_place_that_is_taken(cache: Cache, tmp_path: Path) -> None:
     path = tmp_path / "work.qcow2"
-    for make in (lambda: path.write_text("mine"), lambda: path.symlink_to("nowhere"), lambda: os.mkfifo(path)):
+    for make in (lambda: path.write_text("mine"), lambda: path.symlink_to("nowhere")):
         make()
         with pytest.raises(FileInTheWay, match="--overwrite"):
             check_place(path, cache, [], overwrite=False)
@@ -195,3 +195,29 @@ def test_thrown_away(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) 
     throw_away(cache, path)
     assert not path.exists()
     assert in_use(cache) == {}
+
+
+@pytest.mark.parametrize("content", [b"print()\n", b"QFI", bytes(4096)])
+def test_what_is_no_image_is_not_thrown_away(cache: Cache, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine.py"
+    path.write_bytes(content)
+    with pytest.raises(UnsafeImage, match="no working image"):
+        throw_away(cache, path)
+    assert path.read_bytes() == content
+    with pytest.raises(UnsafeImage):
+        throw_away(cache, tmp_path)
+
+
+def test_what_a_power_cut_left_of_one_is_thrown_away(cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "work.qcow2").touch()
+    throw_away(cache, tmp_path / "work.qcow2")
+    assert not (tmp_path / "work.qcow2").exists()
+
+
+def test_what_is_no_file_does_not_give_way(cache: Cache, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    for path in (tmp_path / "fifo", Path("/dev/null")):
+        with pytest.raises(FileInTheWay, match="is a device, a socket or a FIFO"):
+            check_place(path, cache, [], overwrite=True)
+    assert check_place(tmp_path / "link", cache, [], overwrite=True) == tmp_path / "link", "a link can give way: what it leads to stays"
