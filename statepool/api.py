@@ -55,7 +55,7 @@ from statepool.transfer.survey import survey_host, survey_pool
 from statepool.transfer.sync import Sync
 from statepool.transfer.tidy import thin_keys, tidy_cache, tidy_pool
 from statepool.transfer.verify import verify_all, wanted
-from statepool.transfer.working import throw_away
+from statepool.transfer.working import require_image, throw_away
 from statepool.transports.failures import Subject, in_our_words
 from statepool.transports.registry import open_transport
 from statepool.version import __version__
@@ -239,7 +239,7 @@ class StatePool:
 
     def throw_away(self, working: str | os.PathLike[str]) -> None:
         """Delete a working image of a cached state, and nothing but an image, if it is there. What it stood on may then be evicted."""
-        throw_away(self._cache, Path(os.path.abspath(working)))
+        throw_away(self._cache, require_image(working))
 
     def working_directory(self) -> Path:
         """:returns: a directory in the cache, made if it is missing, for working images that nobody gave a place: there the cache can share blocks"""

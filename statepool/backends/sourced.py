@@ -22,7 +22,7 @@ from attrs import evolve
 from statepool.backends.answers import cached as in_cache
 from statepool.backends.answers import digests_of, got, planned
 from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
-from statepool.errors import Conflict, HasDependants, InvalidLocation, NotFound, StatePoolError, UsageError
+from statepool.errors import HasDependants, InvalidLocation, NotFound, StatePoolError, UsageError
 from statepool.model.location import Location
 from statepool.model.manifest import Manifest, StateId
 from statepool.model.outcomes import Got, Listing, Presence, Removed, SourceStatus, Stored, StoredAt, Verified, WaitFor
@@ -30,6 +30,7 @@ from statepool.model.progress import Progress
 from statepool.model.scope import Scope
 from statepool.pools.collect import Collector
 from statepool.pools.pool import Pool
+from statepool.pools.refusals import taken
 from statepool.transfer.agree import content_of
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import Fetch, Fetched
@@ -269,7 +270,7 @@ class RootSourcedStateBackend(StateBackend):
         planned = self.own_set(target, wanted, evolve(options, dry_run=True)).manifest
         for source, manifest in there:
             if not (planned.digest or planned.members) or not _is_same(manifest, planned):  # what a running machine will be nobody knows yet
-                raise _taken(manifest, source)
+                raise taken(wanted, source)
 
     def _store(self, manifest: Manifest, source: Source, options: Options) -> StoredAt:
         if options.dry_run:
@@ -290,7 +291,7 @@ class RootSourcedStateBackend(StateBackend):
             return StoredAt(str(source), Presence.FAILED, durable=False, error=str(error))
         same = there is not None and _is_same(there, manifest)
         if there is not None and not same and not options.replace and not options.squash:
-            return StoredAt(str(source), Presence.FAILED, durable=False, error=str(_taken(there, source)))
+            return StoredAt(str(source), Presence.FAILED, durable=False, error=str(taken(manifest.id, source)))
         return StoredAt(str(source), Presence.PRESENT if same else Presence.STORED, bytes=0 if same else manifest.data_size)
 
     # -- unsetting ---------------------------------------------------------------------------------------------------------------------------------
@@ -431,16 +432,6 @@ class SourcedStateBackend(RootSourcedStateBackend):
 def _is_same(there: Manifest, manifest: Manifest) -> bool:
     """Whether a pool has the same; a machine state is what it lists."""
     return there.is_content(manifest.digest) if manifest.digest is not None else dict(there.members) == dict(manifest.members)
-
-
-def _taken(there: Manifest, source: Source) -> Conflict:
-    return Conflict(
-        f"{there.id} exists in {source} with other content",
-        object=there.object,
-        state=there.state,
-        pool=str(source.location),
-        hint="choose another name, or ask for it to be replaced",
-    )
 
 
 def _is_called(source: Source, name: str) -> bool:

@@ -30,7 +30,7 @@ from statepool.pools.fold import Change, Fold, Publish, Remove, member_id, membe
 from statepool.pools.locks import Locks, locks_of, quick_locks_of
 from statepool.pools.log import Clock, MachineLog, Nonce, fold_all, random_nonce
 from statepool.pools.records import decode
-from statepool.pools.refusals import refuse_dependants, refuse_listed, refuse_moved
+from statepool.pools.refusals import refuse_dependants, refuse_listed, refuse_moved, taken
 from statepool.pools.staging import Marker, Staging, read_markers, restore
 from statepool.pools.view import Unmanaged, View
 from statepool.pools.writer import Writer
@@ -340,13 +340,7 @@ class Pool:
                 refuse_dependants(self.location, fold, [old.id], set(coming), "replaced")
                 changes += [Remove(old.id, old.digest), *_lost_ram(fold, old, manifest), Publish(manifest)]
             else:
-                raise Conflict(
-                    f"{manifest.id} exists in {self.location} with other content",
-                    object=manifest.object,
-                    state=manifest.state,
-                    pool=str(self.location),
-                    hint="choose another name, or ask for it to be replaced",
-                )
+                raise taken(manifest.id, self.location)
         return changes
 
     def _check_parent(self, fold: Fold, manifest: Manifest, coming: dict[StateId, Manifest]) -> None:

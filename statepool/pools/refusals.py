@@ -1,13 +1,23 @@
-"""What a change of a pool is refused for: states that stand on others keep them as they are."""
+"""What a change of a pool is refused for: names that are taken, and states that stand on others, which keep them as they are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from statepool.errors import HasDependants
+from statepool.errors import Conflict, HasDependants
 from statepool.model.location import Location
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.pools.fold import Fold, member_ids
+
+
+def taken(state: StateId, pool: object, details: str = "", hint: str = "choose another name, or ask for it to be replaced") -> Conflict:
+    """
+    :param pool: as it is called in messages
+    :param details: which content is there, and which here
+    :returns: the error that a name exists with other content
+    """
+    message = f"{state} exists in {pool} with other content" + (f": {details}" if details else "")
+    return Conflict(message, object=state.object, state=state.state, pool=str(pool), hint=hint)
 
 
 def refuse_dependants(pool: Location, fold: Fold, ids: Iterable[StateId], besides: set[StateId], verb: str) -> None:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from attrs import evolve
 
-from statepool.errors import AccessDenied, Conflict, DigestMismatch, IntegrityError, StatePoolError, TransportError
+from statepool.errors import AccessDenied, DigestMismatch, IntegrityError, StatePoolError, TransportError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest, Parent
 from statepool.model.outcomes import Presence, StoredAt
@@ -19,6 +19,7 @@ from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
 from statepool.pools.collect import Collector
 from statepool.pools.pool import Pool
+from statepool.pools.refusals import taken
 from statepool.pools.staging import Staging
 from statepool.transfer.cache import Cache
 from statepool.transfer.held import held_in
@@ -121,13 +122,7 @@ class Push:
         for manifest, relation in reversed(found):
             if relation is Relation.DIFFERENT and not (replace and manifest is chain[0]):
                 there = self._pool.find(manifest.id)
-                raise Conflict(
-                    f"{manifest.id} exists in {self._pool} with other content: {there.digest if there else 'none'}, here {manifest.digest}",
-                    object=manifest.object,
-                    state=manifest.state,
-                    pool=str(self._pool),
-                    hint="choose another name, or ask for it to be replaced",
-                )
+                raise taken(manifest.id, self._pool, f"{there.digest if there else 'none'}, here {manifest.digest}")
             if relation is not Relation.SAME or manifest.digest in gone:
                 missing.append(manifest)
         return missing

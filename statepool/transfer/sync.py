@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from attrs import evolve, frozen
 
-from statepool.errors import AccessDenied, Conflict, DigestMismatch, NotFound, StatePoolError
+from statepool.errors import AccessDenied, DigestMismatch, NotFound, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest
 from statepool.model.outcomes import SyncAction as Action
@@ -23,6 +23,7 @@ from statepool.pools import layout
 from statepool.pools.collect import Collector
 from statepool.pools.fold import Fold
 from statepool.pools.pool import Pool
+from statepool.pools.refusals import taken
 from statepool.pools.staging import Staging
 from statepool.qcow2.files import open_regular
 from statepool.transfer.held import held_in
@@ -108,13 +109,8 @@ class Sync:
             return False
         if self.replace:
             return True
-        raise Conflict(
-            f"{manifest.id} exists in {self.target} with other content: {there.digest}, in {self.origin} {manifest.digest}",
-            object=manifest.object,
-            state=manifest.state,
-            pool=str(self.target),
-            hint="remove it there first, or ask for it to be replaced",
-        )
+        details = f"{there.digest}, in {self.origin} {manifest.digest}"
+        raise taken(manifest.id, self.target, details, "remove it there first, or ask for it to be replaced")
 
     def _copy(self, manifest: Manifest) -> int:
         """:returns: how many bytes were moved"""

@@ -196,19 +196,27 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def throw_away(cache: Cache, working: Path) -> None:
+def require_image(working: os.PathLike[str] | str) -> Path:
     """
-    Delete a working image and the record of it.
+    Look before a file is thrown away that somebody has named.
 
-    :raises UnsafeImage: it is no image
+    :returns: it, absolute; it may be gone, or empty after a power cut
+    :raises UnsafeImage: it is there, and no image
     """
+    path = Path(os.path.abspath(working))
     with contextlib.suppress(MissingFile):
-        descriptor = open_regular(working)
+        descriptor = open_regular(path)
         try:
             beginning = os.pread(descriptor, len(MAGIC), 0)
         finally:
             os.close(descriptor)
-        if beginning and beginning != MAGIC:  # a power cut leaves an empty one
-            raise refusal("magic", str(working), "it is no working image", path=str(working))
-        working.unlink(missing_ok=True)
+        if beginning and beginning != MAGIC:
+            raise refusal("magic", str(path), "it is no working image", path=str(path))
+    return path
+
+
+def throw_away(cache: Cache, working: Path) -> None:
+    """Delete a working image and the record of it."""
+    with contextlib.suppress(FileNotFoundError):
+        working.unlink()
     cache.chains.release(working)

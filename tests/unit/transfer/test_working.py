@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import statepool
 from statepool.errors import AccessDenied, DigestMismatch, FileInTheWay, InUse, NotFound, RefusedError, StatePoolError, UnsafeImage
 from statepool.model.manifest import Manifest
 from statepool.qcow2.header import read_header_file
@@ -201,16 +202,18 @@ def test_thrown_away(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) 
 def test_what_is_no_image_is_not_thrown_away(cache: Cache, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "mine.py"
     path.write_bytes(content)
+    pool = statepool.StatePool(cache.root, [])
     with pytest.raises(UnsafeImage, match="no working image"):
-        throw_away(cache, path)
+        pool.throw_away(path)
     assert path.read_bytes() == content
     with pytest.raises(UnsafeImage):
-        throw_away(cache, tmp_path)
+        pool.throw_away(tmp_path)
+    pool.throw_away(tmp_path / "gone.qcow2")
 
 
 def test_what_a_power_cut_left_of_one_is_thrown_away(cache: Cache, tmp_path: Path) -> None:
     (tmp_path / "work.qcow2").touch()
-    throw_away(cache, tmp_path / "work.qcow2")
+    statepool.StatePool(cache.root, []).throw_away(tmp_path / "work.qcow2")
     assert not (tmp_path / "work.qcow2").exists()
 
 
