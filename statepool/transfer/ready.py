@@ -4,6 +4,7 @@ Whether a cached chain can be used as it is: its files are there, and trusted, o
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 
@@ -96,7 +97,12 @@ def rehash(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> boo
     except (IntegrityError, FileNotFoundError):
         return False
     source = cache.trust.source(manifest.digest)
-    cache.trust.record(manifest.digest, cache.data(manifest.digest), flushed=False, source=source)
+    try:
+        cache.trust.record(manifest.digest, cache.data(manifest.digest), flushed=False, source=source)
+    except OSError as error:
+        # Somebody else's cache: what is right is right, and is hashed again by the next one who asks.
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
     return True
 
 

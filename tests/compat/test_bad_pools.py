@@ -163,6 +163,14 @@ def test_a_cache_that_may_not_be_written(place: Any, powerless: list[str]) -> No
     refused_to(powerless, place, "get", "vm1/disk", "install", "--to", "to.qcow2")
 
 
+def test_a_cache_that_may_not_be_written_is_verified(place: Any, powerless: list[str]) -> None:
+    give_away(place.cache)
+    command = [*powerless, sys.executable, "-m", "statepool", "--cache", "cache", "verify"]
+    done = subprocess.run(command, cwd=place.root, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("whole") == 2
+
+
 def test_a_pool_that_may_not_be_written(place: Any, powerless: list[str]) -> None:
     give_away(place.pool)
     refused_to(powerless, place, "unset", "vm1/disk", "customize", "--everywhere")
