@@ -65,7 +65,7 @@ Place = str | os.PathLike[str] | Location
 
 
 def _location(place: Place) -> Location:
-    return place if isinstance(place, Location) else Location.parse(os.fspath(place))
+    return place if isinstance(place, Location) else Location.parse(os.fsdecode(place))
 
 
 def _open_pool(place: Place, settings: Settings) -> Pool:

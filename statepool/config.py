@@ -238,6 +238,8 @@ def _files(file: str | os.PathLike[str] | None, environ: Mapping[str, str], base
 
 def _read(file: tuple[str, bool], home: str | None) -> _Layer | None:
     path, needed = file
+    if not needed and os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # one that is named may be a pipe of the shell
+        raise ConfigError(f"{path}: is not a regular file", hint="make it one, or take it away", path=path)
     try:
         data = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -165,7 +165,7 @@ class QCOW2Backend(StateBackend):
                 object=str(target.object),
                 state=state,
                 path=str(path),
-                hint="choose another name, or ask for it to be replaced",
+                hint="choose another name, or have it replaced with --replace",
             )
         if not options.dry_run:
             # The new one first: there is no moment without a state of this name, and the old one is found until it is gone.

@@ -73,7 +73,9 @@ class QCOW2VTBackend(StateBackend):
         with machine_of(target, self._machine) as machine:
             there = any(state in disk.tags for disk in writable(machine))
             if there and not options.replace:
-                raise Conflict(f"{machine} has a snapshot {state} already", object=_machine_id(target), state=state, hint="ask for it to be replaced")
+                raise Conflict(
+                    f"{machine} has a snapshot {state} already", object=_machine_id(target), state=state, hint="have it replaced with --replace"
+                )
             if not options.dry_run:
                 if there:
                     self._replace(machine, state)
@@ -220,5 +222,5 @@ def refuse_taken(context: Context, wanted: StateId, options: Options) -> None:
             object=wanted.object,
             state=wanted.state,
             pool=str(context.cache.pool),
-            hint="choose another name, or ask for it to be replaced",
+            hint="choose another name, or have it replaced with --replace",
         )

@@ -10,7 +10,7 @@ from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.pools.fold import Fold, member_ids
 
 
-def taken(state: StateId, pool: object, details: str = "", hint: str = "choose another name, or ask for it to be replaced") -> Conflict:
+def taken(state: StateId, pool: object, details: str = "", hint: str = "choose another name, or have it replaced with --replace") -> Conflict:
     """
     :param pool: as it is called in messages
     :param details: which content is there, and which here

@@ -321,4 +321,4 @@ class Intake:
 
 def absolute(source: os.PathLike[str] | str) -> Path:
     """:returns: a working image's path, absolute"""
-    return Path(os.path.abspath(source))
+    return Path(os.path.abspath(os.fsdecode(source)))

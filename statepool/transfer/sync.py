@@ -110,7 +110,7 @@ class Sync:
         if self.replace:
             return True
         details = f"{there.digest}, in {self.origin} {manifest.digest}"
-        raise taken(manifest.id, self.target, details, "remove it there first, or ask for it to be replaced")
+        raise taken(manifest.id, self.target, details, "remove it there first, or have it replaced with --replace")
 
     def _copy(self, manifest: Manifest) -> int:
         """:returns: how many bytes were moved"""

@@ -38,7 +38,7 @@ def check_place(to: os.PathLike[str] | str, cache: Cache, sources: Iterable[Sour
     :raises NotFound: there is no such directory
     :raises RefusedError: it is inside the cache or a source
     """
-    path = Path(os.path.abspath(to))
+    path = Path(os.path.abspath(os.fsdecode(to)))
     refuse_inside(path.parent, cache, sources)
     if not path.parent.is_dir():
         raise NotFound(f"there is no directory {path.parent}", path=str(path.parent), hint="make it first")
@@ -203,7 +203,7 @@ def require_image(working: os.PathLike[str] | str) -> Path:
     :returns: it, absolute; it may be gone, or empty after a power cut
     :raises UnsafeImage: it is there, and no image
     """
-    path = Path(os.path.abspath(working))
+    path = Path(os.path.abspath(os.fsdecode(working)))
     with contextlib.suppress(MissingFile):
         descriptor = open_regular(path)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,12 @@ def refused(project: Path, environ: dict[str, str], text: str) -> ConfigError:
 def source(path: str | Path, name: str | None = None, scope: Scope = Scope.SHARED) -> SourceConfig:
     location = Location.parse(str(path))
     return SourceConfig(location, name or str(location), scope)
+
+
+def test_a_fifo_is_not_waited_for(environ: dict[str, str], project: Path) -> None:
+    os.mkfifo(project / "statepool.toml")
+    with pytest.raises(ConfigError, match="is not a regular file"):
+        load(environ=environ, cwd=project)
 
 
 # -- layers

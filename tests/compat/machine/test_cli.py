@@ -105,7 +105,7 @@ def test_a_source_that_does_not_take_what_a_person_keeps_is_told(world: World, g
 
 def test_what_cannot_be_run(world: World, run_statepool: Callable[..., Any]) -> None:
     told = run_statepool(*POOLS, "run", "vm1/disk", "install", "--set", "install", code=4)
-    assert "install exists in the cache" in told.err
+    assert "vm1/disk install exists" in told.err
     assert "no state nope" in run_statepool(*POOLS, "run", "vm1/disk", "nope", code=3).err
     told = run_statepool(*POOLS, "run", "vm1/disk", "install", "--", "-no-such-option", code=1)
     assert "did not start" in told.err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from statepool.cli.forms import form
-from statepool.errors import DigestMismatch, HasDependants, LockTimeout, NoSpace, UnsafeImage
+from statepool.errors import DigestMismatch, HasDependants, LockTimeout, NoSpace, TransportError, UnsafeImage
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import (
     Adopted,
@@ -83,6 +83,6 @@ def test_errors() -> None:
     always, known = documented("error")
     assert always == {"kind", "message", "hint", "exit_code"}
     facts: set[str] = set()
-    for error in (HasDependants("m"), DigestMismatch("m"), UnsafeImage("m"), LockTimeout("m"), NoSpace("m")):
+    for error in (HasDependants("m"), DigestMismatch("m"), UnsafeImage("m"), LockTimeout("m"), NoSpace("m"), TransportError("m")):
         facts |= vars(error).keys()
     assert known == (facts | {"causes", "traceback"}) - always

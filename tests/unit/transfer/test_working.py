@@ -45,7 +45,8 @@ def temporaries(directory: Path) -> list[Path]:
 
 def test_a_free_place(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert check_place("work.qcow2", cache, [], overwrite=False) == tmp_path / "work.qcow2"
+    for name in ("work.qcow2", Path("work.qcow2"), b"work.qcow2"):
+        assert check_place(name, cache, [], overwrite=False) == tmp_path / "work.qcow2"
     assert list(tmp_path.iterdir()) == [cache.root]
 
 
