@@ -57,6 +57,10 @@ class Working:
     def __fspath__(self) -> str:
         return os.fspath(self.path)
 
+    def __str__(self) -> str:
+        """As that of a path: programs are given it within other words, as in ``f"file={vm_state},format=qcow2"``."""
+        return str(self.path)
+
     def __getitem__(self, object: str) -> Working:
         try:
             return self.others[object]

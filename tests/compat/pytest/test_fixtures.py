@@ -23,6 +23,8 @@ def test_it(vm_state, number):
     assert (content(vm_state, 0), content(vm_state, 65536), content(vm_state, 131072)) == (1, 2, 0)
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 9 128k 64k", vm_state.path], check=True)
     assert (vm_state.object, vm_state.state, vm_state.name) == ("vm1/disk", "customize", "customize")
+    assert f"file={vm_state},format=qcow2" == f"file={vm_state.path},format=qcow2"
+    assert repr(vm_state).startswith("Working(object='vm1/disk', state='customize'")
 """
     )
     outcome = suite.run()
