@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from statepool.model.digest import Digest
     from statepool.model.location import Location
     from statepool.model.manifest import Kind, Manifest, Parent, StateId
+    from statepool.model.names import check_state_name
     from statepool.model.objects import Image, Machine, parse_object
     from statepool.model.outcomes import (
         Adopted,
@@ -109,6 +110,7 @@ __all__ = [
     "Image",
     "Machine",
     "parse_object",
+    "check_state_name",
     "Location",
     "Scope",
     "Digest",
@@ -227,6 +229,7 @@ _ROOMS = {
     "model.digest": ("Digest",),
     "model.location": ("Location",),
     "model.manifest": ("Kind", "Manifest", "Parent", "StateId"),
+    "model.names": ("check_state_name",),
     "model.objects": ("Image", "Machine", "parse_object"),
     "model.outcomes": (
         "Adopted",

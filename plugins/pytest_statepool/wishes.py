@@ -58,12 +58,15 @@ def _wish(item: pytest.Item, marker: pytest.Mark) -> Wish:
     def wrong(reason: str) -> pytest.UsageError:
         return pytest.UsageError(f'{item.nodeid}: the marker {MARKER} {reason}; write @pytest.mark.{MARKER}("vm1/disk", "customize")')
 
-    if marker.kwargs or len(marker.args) != 2 or not all(isinstance(word, str) for word in marker.args):
-        raise wrong(f"takes an object and a state, not {', '.join([*map(repr, marker.args), *marker.kwargs]) or 'nothing'}")
-    from statepool import InvalidName, parse_object
+    words = dict(zip(("object", "state"), marker.args, strict=False))
+    is_clear = len(marker.args) <= 2 and not words.keys() & marker.kwargs.keys()
+    words |= marker.kwargs
+    if not is_clear or words.keys() != {"object", "state"} or not all(isinstance(word, str) for word in words.values()):
+        said = ", ".join([*map(repr, marker.args), *(f"{name}={word!r}" for name, word in marker.kwargs.items())])
+        raise wrong(f"takes an object and a state, not {said or 'nothing'}")
+    from statepool import InvalidName, check_state_name, parse_object
 
-    name, state = marker.args
     try:
-        return Wish(str(parse_object(name)), state)
+        return Wish(str(parse_object(words["object"])), check_state_name(words["state"]))
     except InvalidName as error:
         raise wrong(f"cannot be used: {error}") from error

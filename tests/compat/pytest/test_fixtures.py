@@ -158,15 +158,14 @@ from pytest_statepool import vm_state_builder
 @vm_state_builder("vm1/disk", "broken", parent="install")
 def broken(image): raise ValueError("boom")
 
-@pytest.mark.vm_state("vm1/disk", "in stall")
-def test_name(vm_state): pass
+def test_name(make_vm_state): make_vm_state("vm1/disk", "in stall")
 
 @pytest.mark.vm_state("vm1/disk", "broken")
 def test_builder(vm_state): pass
 """
     )
     run = suite.run("--vm-state-missing=skip", code=1)
-    assert run.tests == {"test_name": "setup failed", "test_builder": "setup failed"}
+    assert run.tests == {"test_name": "failed", "test_builder": "setup failed"}
     assert "'in stall' is not a valid name for a state" in run.out
 
 
@@ -175,8 +174,12 @@ def test_builder(vm_state): pass
     [
         ('"vm1/disk"', "takes an object and a state"),
         ('"vm1/disk", 7', "takes an object and a state"),
-        ('"vm1/disk", state="x"', "takes an object and a state"),
+        ('"vm1/disk", states="x"', "takes an object and a state, not 'vm1/disk', states='x'"),
+        ('"vm1/disk", object="vm1/disk", state="x"', "takes an object and a state"),
+        ('"vm1/disk", "x", "y"', "takes an object and a state"),
         ('"vm1/../disk", "x"', "cannot be used"),
+        ('"vm1/disk", "in stall"', "cannot be used: 'in stall' is not a valid name for a state"),
+        ('"vm1/disk", "root"', "cannot be used: 'root' is reserved"),
     ],
 )
 def test_a_marker_that_cannot_be_understood(suite: Any, marker: str, message: str) -> None:
@@ -184,6 +187,12 @@ def test_a_marker_that_cannot_be_understood(suite: Any, marker: str, message: st
     out = suite.run(code=4).out
     assert "test_suite.py::test_it: the marker vm_state" in out
     assert message in out
+
+
+@pytest.mark.parametrize("marker", ['object="vm1/disk", state="customize"', '"vm1/disk", state="customize"'])
+def test_a_marker_with_names(suite: Any, marker: str) -> None:
+    suite.write(f'@pytest.mark.vm_state({marker})\ndef test_it(vm_state): assert (vm_state.object, vm_state.state) == ("vm1/disk", "customize")\n')
+    suite.run()
 
 
 def test_the_fixture_without_a_marker(suite: Any) -> None:
