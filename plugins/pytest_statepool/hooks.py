@@ -86,14 +86,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             _group(item)
     # pytest-xdist looks at the groups, and others choose and shuffle tests, before we sort what they left.
     yield
-    asking = {item: wishes_of(item) for item in items if item.get_closest_marker(MARKER) is not None}
-    for item, wishes in asking.items():
-        for wish in wishes:
-            try:
-                BUILDERS.check(wish.object, wish.state)
-            except pytest.UsageError as error:
-                raise pytest.UsageError(f"{item.nodeid}: {error}") from error
+    asking: dict[pytest.Item, list[Wish]] = {}
+    for item in items:
+        if item.get_closest_marker(MARKER) is None:
+            continue
+        try:
+            asking[item] = _checked(item)
+        except pytest.UsageError as error:
+            if not hasattr(config, "workerinput"):
+                raise
+            # The controller only sees that a worker has gone which raises this; what cannot be collected it tells, and once for all workers.
+            report = pytest.CollectReport(item.nodeid, "failed", str(error), None)
+            config.hook.pytest_collectreport(report=report)
+            items.clear()
+            return
     _sort(items, asking)
+
+
+def _checked(item: pytest.Item) -> list[Wish]:
+    wishes = wishes_of(item)
+    for wish in wishes:
+        try:
+            BUILDERS.check(wish.object, wish.state)
+        except pytest.UsageError as error:
+            raise pytest.UsageError(f"{item.nodeid}: {error}") from error
+    return wishes
 
 
 def _group(item: pytest.Item) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import statepool
 
 SHARED = """
@@ -79,6 +81,27 @@ class TestMine:
     found = (suite.root / "groups").read_text().splitlines()
     assert sorted(found) == ["test_it ['vm_state vm1/disk install']"] * 2 + ["test_plain ['mine']", "test_state ['mine']"]
     assert suite.images() == []
+
+
+@pytest.mark.parametrize("arguments", [("-n", "2"), ("-n", "1", "--dist=no"), ("-n", "2", "--dist=loadgroup")])
+@pytest.mark.parametrize(("wrong", "state"), [("", ""), ('@vm_state_builder("vm1/disk", "x")\ndef other(image): pass\n', ', "x"')])
+def test_workers_say_what_is_wrong(suite: Any, arguments: tuple[str, ...], wrong: str, state: str) -> None:
+    suite.write(
+        '@vm_state_builder("vm1/disk", "x")\ndef one(image): pass\n'
+        + wrong
+        + '@pytest.mark.vm_state("vm1/disk", "install")\ndef test_good(vm_state): pass\n'
+        + f'@pytest.mark.vm_state("vm1/disk"{state})\ndef test_wrong(vm_state): pass\n'
+    )
+    # Versions of pytest-xdist differ in whether the name of a test has that of its group behind it.
+    test, _, said = suite.run(code=4).out.strip().splitlines()[-1].partition(": ")[2].partition(": ")
+    assert test == "test_suite.py::test_wrong"
+    outcome = suite.run(*arguments, code=1)
+    assert test in outcome.out
+    assert said in outcome.out
+    assert outcome.out.count("ERROR collecting") == 1
+    assert outcome.tests == {}
+    assert "INTERNALERROR" not in outcome.out
+    assert list(suite.run(*arguments, "-k", "good").tests.values()) == ["passed"]
 
 
 def test_only_collecting_and_stopping_early(suite: Any) -> None:
