@@ -31,7 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker, and begin to count."""
+    """
+    Declare the marker, and begin to count.
+
+    :raises pytest.UsageError: the ini file says something that does not exist
+    """
+    options.check(config)
     config.addinivalue_line("markers", f"{MARKER}(object, state): start from this state of an image or a machine; may be repeated")
     config.stash[TALLY] = Tally()
     workerinput = getattr(config, "workerinput", None)

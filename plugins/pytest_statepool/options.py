@@ -46,18 +46,33 @@ NAMES = tuple(name for name, *_ in _OPTIONS)
 _ALLOWED = {name: tuple(extra["choices"]) for name, _, _, extra, _ in _OPTIONS if "choices" in extra}
 
 
+def check(config: pytest.Config) -> None:
+    """
+    Look at what the ini file says, before any test runs.
+
+    :raises pytest.UsageError: it says something that does not exist
+    """
+    for name in NAMES:
+        try:
+            found = config.getini(name)
+        except (ValueError, TypeError, pytest.UsageError) as error:  # versions of pytest differ
+            # Of a truth value pytest tells neither the option nor the file, of all else both.
+            told = str(error) if name in str(error) else f"{place(config, name)}: {name}: {error}; it is true or false"
+            raise pytest.UsageError(told) from error
+        if name in _ALLOWED and found not in _ALLOWED[name]:
+            raise pytest.UsageError(f"{place(config, name)}: {name} cannot be {found!r}; it is one of {', '.join(_ALLOWED[name])}")
+
+
+def place(config: pytest.Config, name: str) -> str:
+    """:returns: where an option has its value from, if the command line does not name it: the ini file, or what the command line puts above it"""
+    is_above = any(text.partition("=")[0].strip() == name for text in config.getoption("override_ini") or ())
+    return "--override-ini" if is_above else str(config.inipath)
+
+
 def value(config: pytest.Config, name: str) -> Any:
-    """
-    :returns: what the command line says, or else the ini file, or else the default
-    :raises pytest.UsageError: the ini file says something that does not exist
-    """
+    """:returns: what the command line says, or else the ini file, or else the default"""
     given = config.getoption(name)
-    if given is not None:
-        return given
-    found = config.getini(name)
-    if name in _ALLOWED and found not in _ALLOWED[name]:
-        raise pytest.UsageError(f"{name} in {config.inipath} cannot be {found!r}: it is one of {', '.join(_ALLOWED[name])}")
-    return found
+    return given if given is not None else config.getini(name)
 
 
 def locations(config: pytest.Config) -> list[str]:

@@ -261,10 +261,25 @@ def test_it():
     suite.run("-p", "no:xdist")
 
 
-def test_an_ini_value_that_does_not_exist(suite: Any) -> None:
-    (suite.root / "pytest.ini").write_text("[pytest]\nvm_state_pool = pool\nvm_state_cache = cache\nvm_state_keep = sometimes\n")
-    suite.write('@pytest.mark.vm_state("vm1/disk", "install")\ndef test_it(vm_state): pass\n')
-    assert "never, failed, always" in suite.run(code=None).out
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("vm_state_keep = sometimes", ("vm_state_keep", "'sometimes'", "never, failed, always")),
+        ("vm_state_missing = bogus", ("vm_state_missing", "'bogus'", "fail, skip")),
+        ("vm_state_offline = maybe", ("vm_state_offline", "'maybe'", "true or false")),
+    ],
+)
+def test_an_ini_value_that_does_not_exist(suite: Any, said: str, words: tuple[str, ...]) -> None:
+    suite.write("def test_plain(): pass\n")
+    ini = suite.root / "pytest.ini"
+    before = ini.read_text()
+    ini.write_text(before + said + "\n")
+    for arguments in ([], ["-n", "1"]):
+        (line,) = suite.run(*arguments, code=4).out.strip().splitlines()
+        assert line.startswith(f"ERROR: {ini}: ")
+        assert all(word in line for word in words)
+    ini.write_text(before)
+    assert "ERROR: --override-ini: " + words[0] in suite.run("-o", said.replace(" ", ""), code=4).out
 
 
 @pytest.mark.parametrize(("key", "said"), [('cache = ""', "cache"), ("fresh = 'soon'", "fresh"), ('sources = ["cache"]', "is the cache itself")])
