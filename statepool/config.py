@@ -8,7 +8,7 @@ Each of these layers overrides those before it, key by key (so ``sources`` of a 
 3. ``$XDG_CONFIG_HOME/statepool/statepool.toml``, for a user (``~/.config`` where the variable is not set);
 4. ``./statepool.toml``, for a project;
 5. the environment;
-6. flags of the command line.
+6. overrides, such as flags of the command line.
 
 A file named by ``--config`` or ``STATEPOOL_CONFIG`` takes the place of all these files, and must exist. The keys of a file are::
 
@@ -113,42 +113,51 @@ class Config:
     files: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, overrides: Mapping[str, object] | None = None, *, config_file: str | os.PathLike[str] | None = None) -> Config:
+    def load(
+        cls,
+        overrides: Mapping[str, object] | None = None,
+        *,
+        config_file: str | os.PathLike[str] | None = None,
+        spelled: Mapping[str, str] | None = None,
+    ) -> Config:
         """
         :param overrides: what counts more than any file or variable, by the names of the keys; None stands for one that was not given
         :param config_file: read this file instead of the usual ones
+        :param spelled: for messages, by the names of the keys: where an override comes from and how it is written there
         :returns: the settings of this host, user and project
         :raises ConfigError: something in them cannot be used; the message names the place and the key
         """
-        return load(overrides, config_file=config_file)
+        return load(overrides, config_file=config_file, spelled=spelled)
 
 
 class _Kind(enum.Enum):
     FILE = enum.auto()
     ENVIRONMENT = enum.auto()
-    FLAGS = enum.auto()
+    OVERRIDES = enum.auto()
 
 
 @frozen
 class _Layer:
-    """Settings of one origin: ``name`` is for messages, ``base`` is what its paths are relative to."""
+    """Settings of one origin: ``name`` and ``spelled`` are for messages, ``base`` is what its paths are relative to."""
 
     kind: _Kind
     name: str
     base: str
     home: str | None
     values: Mapping[str, object]
+    spelled: Mapping[str, str] = field(factory=dict)
 
     def spell(self, key: str) -> str:
-        """:returns: how a key is written there"""
+        """:returns: where a key is, and how it is written there"""
         if self.kind is _Kind.ENVIRONMENT:
-            return _variable(key)
-        return f"--{key}" if self.kind is _Kind.FLAGS else key
+            return f"{self.name}: {_variable(key)}"
+        setting, dot, part = key.partition(".")
+        return self.spelled.get(setting, f"{self.name}: {setting}") + dot + part
 
     def error(self, key: str, problem: str, hint: str) -> ConfigError:
         """:returns: an error that names the place and the key"""
         path = self.name if self.kind is _Kind.FILE else None
-        return ConfigError(f"{self.name}: {self.spell(key)}: {problem}", hint=hint, path=path)
+        return ConfigError(f"{self.spell(key)}: {problem}", hint=hint, path=path)
 
 
 def load(
@@ -157,6 +166,7 @@ def load(
     config_file: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
+    spelled: Mapping[str, str] | None = None,
 ) -> Config:
     """
     Read all layers.
@@ -165,6 +175,7 @@ def load(
     :param config_file: read this file instead of the usual ones
     :param environ: the environment; None: that of this process
     :param cwd: the working directory; None: that of this process
+    :param spelled: for messages, by the names of the keys: where an override comes from and how it is written there
     :raises ConfigError: something in them cannot be used; the message names the place and the key
     """
     environ = os.environ if environ is None else environ
@@ -176,7 +187,7 @@ def load(
     files = tuple(layer.name for layer in found)
     found.append(_Layer(_Kind.ENVIRONMENT, "the environment", base, home, _variables(environ)))
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    found.append(_Layer(_Kind.FLAGS, "the command line", base, home, given))
+    found.append(_Layer(_Kind.OVERRIDES, "the overrides", base, home, given, spelled or {}))
     values: dict[str, Any] = {}
     for layer in found:
         _check_keys(layer)

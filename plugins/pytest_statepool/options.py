@@ -57,16 +57,20 @@ def check(config: pytest.Config) -> None:
             found = config.getini(name)
         except (ValueError, TypeError, pytest.UsageError) as error:  # versions of pytest differ
             # Of a truth value pytest tells neither the option nor the file, of all else both.
-            told = str(error) if name in str(error) else f"{place(config, name)}: {name}: {error}; it is true or false"
+            told = str(error) if name in str(error) else f"{_ini(config, name)}: {error}; it is true or false"
             raise pytest.UsageError(told) from error
         if name in _ALLOWED and found not in _ALLOWED[name]:
-            raise pytest.UsageError(f"{place(config, name)}: {name} cannot be {found!r}; it is one of {', '.join(_ALLOWED[name])}")
+            raise pytest.UsageError(f"{_ini(config, name)} cannot be {found!r}; it is one of {', '.join(_ALLOWED[name])}")
 
 
-def place(config: pytest.Config, name: str) -> str:
-    """:returns: where an option has its value from, if the command line does not name it: the ini file, or what the command line puts above it"""
+def spelled(config: pytest.Config, name: str) -> str:
+    """:returns: where an option has its value from, and how it is written there"""
+    return _ini(config, name) if config.getoption(name) is None else f"the command line: --{name.replace('_', '-')}"
+
+
+def _ini(config: pytest.Config, name: str) -> str:
     is_above = any(text.partition("=")[0].strip() == name for text in config.getoption("override_ini") or ())
-    return "--override-ini" if is_above else str(config.inipath)
+    return f"{'--override-ini' if is_above else config.inipath}: {name}"
 
 
 def value(config: pytest.Config, name: str) -> Any:

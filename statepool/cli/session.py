@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from statepool.handles import MachineHandle
     from statepool.model.location import Location
 
+_SPELLED = {"cache": "the command line: --cache", "sources": "the command line: --source"}
+"""What messages about the settings call the options."""
+
 
 class Session:
     """One run of the command line: what its global options say."""
@@ -41,7 +44,8 @@ class Session:
         if self._config is None:
             from statepool.config import load
 
-            self._config = load({"cache": self.cache, "sources": self.sources or None}, config_file=self.config_file)
+            given = {"cache": self.cache, "sources": self.sources or None}
+            self._config = load(given, config_file=self.config_file, spelled=_SPELLED)
         return self._config
 
     def handle(self, object: str) -> ImageHandle | MachineHandle:

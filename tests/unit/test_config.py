@@ -397,11 +397,23 @@ def test_secrets_come_from_the_environment_and_are_never_shown(environ: dict[str
     assert load(environ={**environ, "STATEPOOL_SSH_PASSWORD": ""}, cwd=project).settings.secrets is None
 
 
-def test_what_a_flag_cannot_say(environ: dict[str, str], project: Path) -> None:
-    with pytest.raises(ConfigError, match="the command line: --cache: "):
+def test_what_an_override_cannot_say(environ: dict[str, str], project: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^the overrides: cache: "):
         load({"cache": ""}, environ=environ, cwd=project)
-    with pytest.raises(ConfigError, match="the command line: --colour: "):
+    with pytest.raises(ConfigError, match=r"^the overrides: colour: "):
         load({"colour": "red"}, environ=environ, cwd=project)
+
+
+def test_an_override_is_spelled_as_where_it_comes_from(environ: dict[str, str], project: Path) -> None:
+    spelled = {"sources": "the command line: --source"}
+    with pytest.raises(ConfigError, match=r"^the command line: --source: not a location: ''"):
+        load({"sources": [""]}, environ=environ, cwd=project, spelled=spelled)
+    with pytest.raises(ConfigError, match=r"^the command line: --source\.name: not a name"):
+        load({"sources": [{"location": "p", "name": "a b"}]}, environ=environ, cwd=project, spelled=spelled)
+    with pytest.raises(ConfigError, match=r"^the overrides: fresh: "):
+        load({"fresh": "soon"}, environ=environ, cwd=project, spelled=spelled)
+    with pytest.raises(ConfigError, match=r"^the environment: STATEPOOL_SOURCES: "):
+        load({}, environ={**environ, "STATEPOOL_SOURCES": "p p"}, cwd=project, spelled=spelled)
 
 
 def test_a_working_directory_that_is_gone(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,3 +292,24 @@ def test_a_configuration_that_cannot_be_used(suite: Any, key: str, said: str) ->
     assert said in out
     assert "Traceback" not in out
     assert "fixtures.py" not in out
+    assert "During handling" not in out
+    assert out.count(said) <= 2  # with the summary's line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--vm-state-cache=cache", "--vm-state-pool="], "the command line: --vm-state-pool: not a location: ''"),
+        (["--vm-state-cache=cache", "--vm-state-pool=p", "--vm-state-pool=p"], "the command line: --vm-state-pool: two sources are named"),
+        (["--vm-state-cache="], "the command line: --vm-state-cache: not a location: ''"),
+        ([], "/pytest.ini: vm_state_cache: "),
+        (["-o", "vm_state_cache=ssh://h/p"], "--override-ini: vm_state_cache: "),
+    ],
+)
+def test_an_option_that_cannot_be_used(suite: Any, arguments: list[str], said: str) -> None:
+    (suite.root / "pytest.ini").write_text("[pytest]\nvm_state_pool = pool\nvm_state_cache = ssh://host/cache\n")
+    suite.write('@pytest.mark.vm_state("vm1/disk", "install")\ndef test_it(vm_state): pass\n')
+    out = suite.run(*arguments, code=1).out
+    (line,) = [line for line in out.splitlines() if line.startswith("there is no state pool: ")]
+    assert said in line
+    assert "During handling" not in out

@@ -75,6 +75,11 @@ def test_sources_before_and_after_add_up(run: Run, api: Any) -> None:
     assert [source.name for source in api.made[0][0].sources] == ["file:///a", "file:///b"]
 
 
+@pytest.mark.parametrize(("words", "said"), [(["--source", ""], "not a location: ''"), (["--source", "p", "--source", "p"], "two sources are named")])
+def test_a_source_that_cannot_be_one(run: Run, words: list[str], said: str) -> None:
+    assert run(*words, "show", code=2).stderr.startswith(f"statepool: the command line: --source: {said}")
+
+
 LOADED = """
 import sys
 from statepool.cli.main import cli
