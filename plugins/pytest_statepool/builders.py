@@ -105,6 +105,22 @@ BUILDERS = Builders()
 """Those of this process: builders are declared where tests are, when these are imported."""
 
 
+def where_it_failed(error: BaseException) -> str:
+    """
+    :param error: what ended a builder
+    :returns: the lines that led to it, but for ours, as pytest shows them; nothing if there are no others
+    """
+    import concurrent.futures
+
+    import statepool
+
+    # A builder with a timeout runs in a thread, and what it raises comes through this module of Python.
+    ours = [Path(file).parent for file in (statepool.__file__, __file__, concurrent.futures.__file__)]
+    info = pytest.ExceptionInfo.from_exception(error)
+    theirs = info.traceback.filter(lambda entry: not any(Path(entry.path).is_relative_to(place) for place in ours))
+    return str(info.getrepr(style="short", tbfilter=lambda _: theirs, chain=False)) if theirs else ""
+
+
 def vm_state_builder(
     object: str,
     state: str,

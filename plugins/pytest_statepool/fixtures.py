@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_statepool import machines, options
+from pytest_statepool.builders import where_it_failed
 from pytest_statepool.hooks import GIVEN, REPORT, run_of
 from pytest_statepool.provision import Provisioner, Provisioners
 from pytest_statepool.tally import TALLY
@@ -177,12 +178,14 @@ def vm(request: pytest.FixtureRequest, vm_state: Working, make_vm: Callable[...,
 
 
 def _provision(request: pytest.FixtureRequest, provisioner: Provisioner, object: str, state: str) -> Working:
-    from statepool import StatePoolError, parse_object
+    from statepool import BuildFailed, StatePoolError, parse_object
 
     try:
         return provisioner.provision(Wish(str(parse_object(object)), state), _file_name(request.node.name))
     except StatePoolError as error:
         reason = f"{request.node.nodeid} cannot have {object} {state}: {error}"
+        if isinstance(error, BuildFailed) and error.__cause__ is not None:
+            reason = f"{reason}\n{where_it_failed(error.__cause__)}".rstrip()
         is_missing = _is_missing(error, provisioner.pool)
     if is_missing and options.value(request.config, "vm_state_missing") == "skip":
         pytest.skip(reason)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 BUILDER = """
 @vm_state_builder("vm1/disk", "{state}", parent={parent!r})
 def build_{state}(image):
@@ -96,7 +98,43 @@ def test_a_parent_that_nobody_has_or_builds(suite: Any) -> None:
     assert "Traceback" not in out
 
 
-def test_a_builder_that_fails(suite: Any) -> None:
-    suite.write('@vm_state_builder("vm1/disk", "one", parent="install")\ndef build(image):\n    raise RuntimeError("no network")\n' + asking("one"))
-    assert "no network" in suite.run(code=1).out
+HELPER = """
+def give_up(image):
+    raise RuntimeError("no network")
+
+def look(image):
+    assert image.stat().st_size < 0, "it is as long as before"
+"""
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+@pytest.mark.parametrize(
+    ("work", "shown"),
+    [
+        ("helper.give_up(image)", ["helper.py:8: in give_up", '    raise RuntimeError("no network")', "E   RuntimeError: no network"]),
+        ("helper.look(image)", ["helper.py:11: in look", '    assert image.stat().st_size < 0, "it is as long as before"']),
+        ("assert image.name == 'other.qcow2'", ["E   AssertionError: assert 'disk.qcow2' == 'other.qcow2'"]),
+    ],
+)
+def test_a_builder_that_fails(suite: Any, work: str, shown: list[str], timeout: int | None) -> None:
+    suite.write(HELPER, "helper.py")
+    suite.write(
+        f'import helper\n@vm_state_builder("vm1/disk", "one", parent="install", timeout={timeout})\ndef build(image):\n    {work}\n' + asking("one")
+    )
+    out = suite.run(code=1).out
+    lines = out.splitlines()
+    first = lines.index("test_suite.py:9: in build")
+    assert "test_suite.py::test_one cannot have vm1/disk one: the builder of one--" in out
+    assert lines[first + 1] == f"    {work}"
+    assert [line for line in lines if line in shown] == shown
+    for ours in ("fixtures.py", "provision.py", "ensure.py", "futures", "thread", "During handling"):
+        assert ours not in out
     assert suite.images() == []
+
+
+def test_a_builder_that_leaves_no_image(suite: Any) -> None:
+    suite.write('@vm_state_builder("vm1/disk", "one")\ndef build(image): image.write_text("no image")\n' + asking("one"))
+    out = suite.run(code=1).out
+    assert "the image that it left cannot be used" in out
+    assert "hidden" not in out
+    assert ".py:" not in out.replace("test_suite.py::", "")
