@@ -10,7 +10,7 @@ import pytest
 
 from pytest_statepool import machines, options
 from pytest_statepool.builders import where_it_failed
-from pytest_statepool.hooks import GIVEN, REPORT, run_of
+from pytest_statepool.hooks import AFTER, GIVEN, REPORT, run_of
 from pytest_statepool.provision import Provisioner, Provisioners
 from pytest_statepool.tally import TALLY
 from pytest_statepool.wishes import MARKER, Wish, wishes_of
@@ -102,13 +102,20 @@ def make_vm_state(request: pytest.FixtureRequest, vm_state_provisioner: Provisio
         made.append(_provision(request, vm_state_provisioner, object, state))
         return made[-1]
 
+    def settle(keep: bool) -> None:
+        if keep:
+            request.config.stash[TALLY].kept += [str(vm_state_provisioner.keep(working)) for working in made]
+            return
+        for working in made:
+            vm_state_provisioner.throw_away(working)
+
     yield make
     keep = options.value(request.config, "vm_state_keep")
-    if keep == "always" or (keep == "failed" and _has_failed(request.node)):
-        request.config.stash[TALLY].kept += [str(vm_state_provisioner.keep(working)) for working in made]
-        return
-    for working in made:
-        vm_state_provisioner.throw_away(working)
+    after = request.node.stash.get(AFTER, None)
+    if keep == "failed" and not _has_failed(request.node) and after is not None:
+        after.append(vm_state_provisioner.postpone(settle))  # the teardown of another fixture may have failed, or still fail
+    else:
+        settle(keep == "always" or (keep == "failed" and _has_failed(request.node)))
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -15,6 +15,9 @@ from pytest_statepool.wishes import MARKER, Wish, wishes_of
 
 REPORT = pytest.StashKey[dict[str, pytest.CollectReport | pytest.TestReport]]()
 """Where an item keeps the reports of its phases: a working image is kept if its test failed."""
+
+AFTER = pytest.StashKey[list[Callable[[bool], None]]]()
+"""Where an item keeps, during its teardown, what is to be told afterwards whether that failed."""
 
 GIVEN = pytest.StashKey[bool]()
 """Where an item keeps that it was given the states which its markers name."""
@@ -158,6 +161,22 @@ def _asks(item: pytest.Item) -> bool:
         return True
     # A test may also ask while it runs, by request.getfixturevalue.
     return isinstance(item, pytest.Function) and "request" in inspect.signature(item.function).parameters
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """Tell those who have to know whether the teardown failed."""
+    after = item.stash[AFTER] = []
+    failed = False
+    try:
+        yield
+    except BaseException as error:
+        failed = not isinstance(error, (KeyboardInterrupt, pytest.skip.Exception, pytest.exit.Exception))
+        raise
+    finally:
+        del item.stash[AFTER]
+        for tell in after:
+            tell(failed)
 
 
 @pytest.hookimpl(wrapper=True)

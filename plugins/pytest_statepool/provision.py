@@ -48,6 +48,8 @@ class Provisioner:
         self._made = 0
         self._free: list[Path] = []
         self._lock: int | None = None
+        self._postponed = 0
+        self._is_over = False
 
     # -- states ------------------------------------------------------------------------------------------------------------------------------------
 
@@ -218,10 +220,30 @@ class Provisioner:
         else:
             self._remove_place(place)
 
+    def postpone(self, settle: Callable[[bool], None]) -> Callable[[bool], None]:
+        """
+        :param settle: keeps working images if it is told to, or throws them away
+        :returns: does the same; until then the directory stays, also if the run is over
+        """
+        self._postponed += 1
+
+        def settle_now(keep: bool) -> None:
+            try:
+                if self._base.exists():  # else whoever made the pool has taken it away
+                    settle(keep)
+            finally:
+                self._postponed -= 1
+                if self._is_over:
+                    self.close()
+
+        return settle_now
+
     def close(self) -> None:
         """The run is over: take away the directory."""
-        if self._lock is not None:
-            self._remove(self._directory)
+        self._is_over = True
+        if self._lock is not None and not self._postponed:
+            if self._directory.exists():
+                self._remove(self._directory)
             os.close(self._lock)
             self._lock = None
 

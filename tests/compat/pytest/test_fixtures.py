@@ -95,6 +95,62 @@ def test_it(vm_state, good):
     assert len(suite.images()) == kept
 
 
+FAILING_LATE = """
+@pytest.fixture(scope="{scope}", autouse={autouse})
+def late({arguments}):
+    yield
+    {raising}
+
+@pytest.mark.vm_state("vm1/disk", "install")
+def test_before(vm_state): pass
+
+@pytest.mark.vm_state("vm1/disk", "install")
+def test_it(vm_state, late): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("scope", "autouse", "arguments", "kept"),
+    [("function", False, "vm_state", 1), ("function", True, "", 2), ("module", True, "", 1), ("session", True, "vm_state_pool", 1)],
+)
+@pytest.mark.parametrize("raising", ["raise ValueError", "pytest.fail('here')"])
+def test_images_are_kept_if_a_teardown_fails(suite: Any, scope: str, autouse: bool, arguments: str, kept: int, raising: str) -> None:
+    """Before and after that of the image itself, and at the end of the run."""
+    suite.write(FAILING_LATE.format(scope=scope, autouse=autouse, arguments=arguments, raising=raising))
+    outcome = suite.run("--vm-state-keep=failed", code=1)
+    assert outcome.tests["test_it"] == "teardown failed"
+    assert len(suite.images()) == kept
+    assert all(f"kept: {path}" in outcome.out for path in suite.images())
+    assert suite.run("--vm-state-keep=failed", "-n", "1", code=1).out.count("kept: ") == kept
+    assert len(suite.images()) == 2 * kept
+
+
+def test_images_are_not_kept_if_teardowns_do_not_fail(suite: Any) -> None:
+    for raising in ("pass", "pytest.skip('never mind')", "raise KeyboardInterrupt"):
+        suite.write(FAILING_LATE.format(scope="function", autouse=True, arguments="", raising=raising))
+        outcome = suite.run("--vm-state-keep=failed", code=None)
+        assert "test_before" in outcome.tests
+        assert "kept: " not in outcome.out
+        assert list((suite.root / "cache/.statepool/working").iterdir()) == []
+
+
+def test_a_cache_that_goes_with_its_fixture(suite: Any) -> None:
+    suite.write(
+        """
+import statepool, tempfile
+
+@pytest.fixture(scope="session")
+def vm_state_pool():
+    with tempfile.TemporaryDirectory() as cache:
+        yield statepool.StatePool(cache, ["pool"])
+
+@pytest.mark.vm_state("vm1/disk", "install")
+def test_it(vm_state): pass
+"""
+    )
+    suite.run("--vm-state-keep=failed")
+
+
 def test_the_pool_and_its_configuration_can_be_overridden(suite: Any) -> None:
     (suite.root / "pytest.ini").write_text("[pytest]\n")
     suite.write(
