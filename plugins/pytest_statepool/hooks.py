@@ -70,11 +70,18 @@ def pytest_testnodedown(node: Any) -> None:
         node.config.stash[TALLY].add_worker_output(output)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell the controller what this worker did."""
+    """Tell the controller what this worker did; when all workers are done, take away the notes that they shared."""
+    tally = session.config.stash[TALLY]
     workeroutput = getattr(session.config, "workeroutput", None)
     if workeroutput is not None:
-        workeroutput[_OUTPUT] = session.config.stash[TALLY].to_worker_output()
+        workeroutput[_OUTPUT] = tally.to_worker_output()
+    elif tally.notes:
+        import shutil
+
+        for path in tally.notes:
+            shutil.rmtree(path, ignore_errors=True)  # a worker may have been on another host
 
 
 def pytest_unconfigure() -> None:

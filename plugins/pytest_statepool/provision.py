@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LOCK = "run.lock"
 _STALE = 7 * 24 * 3600
-"""Seconds after which no run can still need its notes."""
+"""Seconds after which no run can still need its notes: one that is killed does not take them away."""
 
 _KEPT = ".kept"
 """The mark beside a working image that stays."""
@@ -162,6 +162,7 @@ class Provisioner:
     def _run_directory(self) -> Path:
         path = self._base / f"rebuilt-{self._rebuild}"
         path.mkdir(exist_ok=True)
+        self._tally.notes.add(str(path))
         return path
 
     # -- working images ----------------------------------------------------------------------------------------------------------------------------

@@ -38,10 +38,16 @@ class Row:
 
 @dataclass
 class Tally:
-    """Counts, by state; and the working images that were kept."""
+    """
+    Counts, by state; and files.
+
+    :param kept: the working images that were kept
+    :param notes: directories that only this run needs, with all its workers
+    """
 
     rows: dict[str, Row] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
+    notes: set[str] = field(default_factory=set)
 
     def note(self, state: str, row: Row) -> None:
         """Count what was done with a state."""
@@ -49,13 +55,14 @@ class Tally:
 
     def to_worker_output(self) -> dict[str, Any]:
         """:returns: what a worker tells its controller: plain values"""
-        return {"rows": {state: asdict(row) for state, row in self.rows.items()}, "kept": self.kept}
+        return {"rows": {state: asdict(row) for state, row in self.rows.items()}, "kept": self.kept, "notes": sorted(self.notes)}
 
     def add_worker_output(self, output: dict[str, Any]) -> None:
         """Count what a worker has told."""
         for state, row in output["rows"].items():
             self.note(state, Row(**row))
         self.kept += output["kept"]
+        self.notes.update(output["notes"])
 
     def lines(self) -> Iterator[str]:
         """:returns: what the summary says"""

@@ -59,8 +59,17 @@ def test_states_can_be_built_anew(suite: Any) -> None:
     suite.run()
     suite.run("-n", "2", "--vm-state-rebuild")
     assert sorted(suite.built()[4:]) == ["base", "leaf", "left", "right"]
+    assert list((suite.root / "cache/.statepool/working").iterdir()) == []
     suite.run()
     assert len(suite.built()) == 8
+
+
+@pytest.mark.parametrize("arguments", [[], ["-x"], ["-n", "1"], ["-n", "2", "-x"]])
+def test_nothing_stays_of_building_anew(suite: Any, arguments: list[str]) -> None:
+    suite.write(builder("base", "install", 3) + asking("base", body="assert 0") + "\ndef test_other(): pass\n")
+    suite.run("--vm-state-rebuild", *arguments, code=None)
+    assert suite.built() == ["base"]
+    assert list((suite.root / "cache/.statepool/working").iterdir()) == []
 
 
 def test_tests_of_one_state_come_together(suite: Any) -> None:
