@@ -124,9 +124,9 @@ class Root(Helpful, click.Group):
             error = caught
         finally:
             session.close()
-        # Where the options themselves are wrong, they may not have been read that far.
-        as_json = session.json or "--json" in words
-        return report(error, as_json=as_json, verbose=session.verbose or "-v" in words or "--verbose" in words)
+        # Where the options themselves are wrong, they may not have been read that far. What comes after "--" is another program's.
+        ours = words[: words.index("--")] if "--" in words else words
+        return report(error, as_json=session.json or "--json" in ours, verbose=session.verbose or "-v" in ours or "--verbose" in ours)
 
 
 cli = Root(

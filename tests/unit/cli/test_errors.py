@@ -151,6 +151,12 @@ def test_usage_errors(run: Run, api: Any, words: list[str]) -> None:
     assert api.calls == []
 
 
+@pytest.mark.parametrize("words", [["true", "--json", "-v"], ["true", "--verbose", "--", "--json"]])
+def test_the_words_of_another_program_are_not_ours(run: Run, words: list[str]) -> None:
+    assert line(run("ensure", "vm1/disk", "a", "--", *words, code=2)).startswith("statepool: COMMAND does not say")
+    assert json.loads(run("ensure", "vm1/disk", "a", "--json", "--", *words, code=2).stderr)["error"]["kind"] == "UsageError"
+
+
 def test_likely_commands_are_suggested(run: Run) -> None:
     assert "did you mean verify?" in run("verfy", code=2).stderr
 
