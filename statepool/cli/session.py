@@ -188,6 +188,17 @@ class Helpful(click.Command):
             option.callback = _show_help
         return option
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """
+        :raises click.UsageError: the words cannot be understood; its context says whose they are
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            # click leaves it out where an option lacks its value, and whoever is told would be sent to another help.
+            error.ctx = error.ctx or ctx
+            raise
+
 
 def _show_help(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:

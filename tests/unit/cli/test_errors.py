@@ -151,6 +151,19 @@ def test_usage_errors(run: Run, api: Any, words: list[str]) -> None:
     assert api.calls == []
 
 
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        (["set", "vm1/disk", "x", "--from"], "statepool set --help"),
+        (["get", "vm1/disk", "x", "--frobnicate"], "statepool get --help"),
+        (["get"], "statepool get --help"),
+        (["--cache"], "statepool --help"),
+    ],
+)
+def test_usage_errors_name_the_help_that_helps(run: Run, words: list[str], page: str) -> None:
+    assert line(run(*words, code=2)).endswith(f"(see {page})")
+
+
 @pytest.mark.parametrize("words", [["true", "--json", "-v"], ["true", "--verbose", "--", "--json"]])
 def test_the_words_of_another_program_are_not_ours(run: Run, words: list[str]) -> None:
     assert line(run("ensure", "vm1/disk", "a", "--", *words, code=2)).startswith("statepool: COMMAND does not say")
