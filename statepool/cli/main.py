@@ -88,6 +88,16 @@ class Root(Helpful, click.Group):
             ctx.exit(2)
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """
+        :raises click.Abort: the user interrupted it; the cause says so
+        """
+        try:
+            return super().invoke(ctx)
+        except (EOFError, KeyboardInterrupt) as error:
+            # click would first say an empty line, on whatever standard error is, and then raise just this.
+            raise click.Abort from error
+
     def main(
         self,
         args: Sequence[str] | None = None,

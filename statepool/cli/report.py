@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -35,6 +36,8 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
         return code
     if verbose and internal:
         _say("".join(safe(line) + "\n" for line in "".join(traceback.format_exception(error)).splitlines()), end="")
+    if isinstance(error, KeyboardInterrupt) and sys.stderr is not None and sys.stderr.isatty():
+        _say("")  # the terminal shows ^C where it was
     hint = f" ({facts['hint']})" if facts["hint"] else ""
     _say(safe(f"statepool: {facts['message']}{hint}"))
     if verbose and not internal:

@@ -115,8 +115,8 @@ def test_foreign_errors_are_faults_of_ours(run: Run, api: Any, fault: Exception)
 
 def test_interruption(run: Run, api: Any) -> None:
     api.answers["get"] = KeyboardInterrupt()
-    assert run("get", "vm1/disk", "a", code=130).stderr.split("\n")[-2] == "statepool: interrupted"
-    assert json.loads(run("get", "vm1/disk", "a", "--json", code=130).stderr)["error"]["kind"] == "Interrupted"
+    assert line(run("get", "vm1/disk", "a", code=130)) == "statepool: interrupted"
+    assert json.loads(line(run("get", "vm1/disk", "a", "--json", code=130)))["error"]["kind"] == "Interrupted"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,23 @@ def test_interruption_from_the_keyboard() -> None:
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
-    assert (child.returncode, out, err.strip()) == (130, "", "statepool: interrupted")
+    assert (child.returncode, out, err) == (130, "", "statepool: interrupted\n")
+
+
+def test_interruption_at_a_terminal() -> None:
+    """The terminal shows ^C; what is said then begins on a line of its own."""
+    master, slave = os.openpty()
+    with subprocess.Popen([sys.executable, "-c", WAITING, "show"], stdout=subprocess.PIPE, stderr=slave, text=True) as child:
+        os.close(slave)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=60) == 130
+    shown = b""
+    with open(master, "rb", buffering=0) as terminal:
+        while not shown.endswith(b"interrupted\r\n"):
+            shown += terminal.read(4096)
+    assert shown == b"\r\nstatepool: interrupted\r\n"
 
 
 # -- streams that fail, in processes of their own
