@@ -52,6 +52,10 @@ def test_entry_points_lead_somewhere(group: str, name: str, target: str) -> None
     assert not attribute or callable(getattr(found, attribute))
 
 
+def test_the_command_begins_where_interruptions_are_looked_after() -> None:
+    assert ("console_scripts", "statepool", "statepool.__main__:main") in entry_points()
+
+
 def test_all_groups_are_there() -> None:
     others = {group for group, _, _ in entry_points() if not group.startswith("avocado.plugins.")}
     assert others == {"console_scripts", "statepool.transports", "statepool.backends", "pytest11"}

@@ -227,6 +227,24 @@ def test_interruption_at_a_terminal() -> None:
     assert shown == b"\r\nstatepool: interrupted\r\n"
 
 
+CONSOLE_SCRIPT = "import sys; from statepool.__main__ import main; sys.exit(main())"
+"""What an installation makes of the entry point in setup.cfg."""
+
+
+@pytest.mark.parametrize("words", [["-m", "statepool"], ["-c", CONSOLE_SCRIPT]])
+def test_interruption_before_all_is_imported(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "click.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    for options, told in (([], "statepool: interrupted\n"), (["--json"], None), (["--", "--json"], "statepool: interrupted\n")):
+        done = subprocess.run([sys.executable, *words, "show", *options], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (130, "", 1), done.stderr
+        if told is None:
+            found = json.loads(done.stderr)["error"]
+            assert (found["kind"], found["exit_code"], found["hint"], found["message"]) == ("Interrupted", 130, None, "interrupted")
+        else:
+            assert done.stderr == told
+
+
 # -- streams that fail, in processes of their own
 
 CHILD = """
