@@ -408,6 +408,7 @@ class ImageHandle:
         :param parameters: what else the state was made from: part of the key
         :param timeout: how long the builder may take, in seconds; it then runs in a thread of its own
         :param again: asked with the name of a state that is there, while nobody else builds it: whether to build it anew
+        :raises UsageError: the timeout is no time, or what the key is made of is not known
         :raises BuildFailed: the builder failed; nothing was kept
         :raises NotFound: the parent cannot be had
         """

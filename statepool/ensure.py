@@ -60,6 +60,15 @@ class Recipe:
     patience: float = 0.0
     again: Callable[[str], bool] | None = None
 
+    def __attrs_post_init__(self) -> None:
+        if self.timeout is not None and not can_wait(self.timeout):
+            raise UsageError(f"a builder cannot have {self.timeout!r} as its time", hint="give it more than 0 seconds, or None: as long as it likes")
+
+
+def can_wait(seconds: object) -> bool:
+    """:returns: whether this is a time that one can wait for: a number, not 0 or less, and none that the system cannot count to"""
+    return isinstance(seconds, int | float) and 0 < seconds <= threading.TIMEOUT_MAX
+
 
 def key_of(recipe: Recipe, parent: Iterable[Manifest]) -> str:
     """
@@ -230,12 +239,14 @@ class Ensurer:
         try:
             if recipe.timeout is None:
                 recipe.build(path)
-            elif not _within(recipe.timeout, partial(recipe.build, path)):
-                raise self._failed(name, f"it did not end within {recipe.timeout:g} s")
-        except BuildFailed as error:
+                return
+            ended = _within(recipe.timeout, partial(recipe.build, path))
+        except StatePoolError as error:
             raise self._failed(name, error.message) from error
         except Exception as error:
             raise self._failed(name, f"{type(error).__name__}: {error}") from error
+        if not ended:
+            raise self._failed(name, f"it did not end within {recipe.timeout:g} s")
 
     def _failed(self, name: str, reason: str) -> BuildFailed:
         return BuildFailed(

@@ -22,14 +22,20 @@ PLACE = "{image}"
 """Stands for the path of the working image in the words of a command."""
 
 
+def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    from statepool.ensure import can_wait
+
+    if not can_wait(value):  # no range of click's: nothing is above or below what is not a number
+        raise click.BadParameter(f"{value:g} is not a time that one can wait for", context, parameter)
+    return value
+
+
 @click.command("ensure", cls=Command)
 @click.argument("object", shell_complete=complete.objects)
 @click.argument("state")
 @click.option("--parent", metavar="STATE", help="The state to start from; without one, COMMAND makes the image itself.")
 @click.option("--key", help="What tells this builder from others; COMMAND, and the files that it names, if not given.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=14400.0, help="How long COMMAND may take: 4 hours."
-)
+@click.option("--timeout", type=float, callback=_seconds, metavar="SECONDS", default=14400.0, help="How long COMMAND may take: 4 hours if not given.")
 @click.argument("words", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def command(session: Session, object: str, state: str, parent: str | None, key: str | None, timeout: float, words: tuple[str, ...]) -> None:

@@ -244,11 +244,18 @@ def test_a_builder_that_fails_leaves_nothing_and_lets_the_next_try(root: Path, b
 
 def test_a_builder_that_never_ends(root: Path) -> None:
     never = threading.Event()
-    with pytest.raises(statepool.BuildFailed, match=r"within 0\.2 s"):
+    with pytest.raises(statepool.BuildFailed, match=r"^the builder of connect--\w+ of vm1/disk failed: it did not end within 0\.2 s \("):
         disk(root).ensure("connect", lambda image: never.wait(), parent="install", key="1", timeout=0.2)
     never.set()
     assert nothing_is_left(root)
     assert disk(root).ensure("connect", partial(write, 7), parent="install", key="1", timeout=60).built
+
+
+@pytest.mark.parametrize("timeout", [0, -5, float("nan"), float("inf"), 1e300, "1"])
+def test_a_time_that_nobody_can_wait_for(root: Path, timeout: Any) -> None:
+    with pytest.raises(statepool.UsageError, match="as its time"):
+        disk(root).ensure("connect", partial(write, 7), parent="install", timeout=timeout)
+    assert states(root) == {"install"}
 
 
 def test_a_parent_that_is_not_there(root: Path) -> None:
@@ -281,7 +288,7 @@ def test_a_command_that_builds(root: Path, run_statepool: Any) -> None:
     ("words", "code", "message"),
     [
         (("false", "{image}"), 1, "exit code 1"),
-        (("no-such-program", "{image}"), 1, "cannot run no-such-program"),
+        (("no-such-program", "{image}"), 1, "failed: cannot run no-such-program"),
         (("true",), 2, "must have {image}"),
         (("sh", "-c", "sleep 100; : {image}"), 1, "was stopped"),
         (("sh", "-c", "kill -9 $$; : {image}"), 1, "signal 9"),
@@ -291,6 +298,12 @@ def test_a_command_that_fails(root: Path, run_statepool: Any, words: tuple[str, 
     common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install", "--timeout", "0.5")
     assert message in run_statepool(*common, "--", *words, code=code).err
     assert states(root) == {"install"}
+
+
+@pytest.mark.parametrize("timeout", ["0", "-5", "nan", "inf", "1e300", "soon"])
+def test_a_time_that_no_command_can_have(root: Path, run_statepool: Any, timeout: str) -> None:
+    told = run_statepool("--cache", "cache", "ensure", "vm1/disk", "connect", "--timeout", timeout, "--", "true", "{image}", code=2)
+    assert "--timeout" in told.err
 
 
 def test_keys_of_one_name_stand_together_the_newest_first(root: Path, run_statepool: Any) -> None:
