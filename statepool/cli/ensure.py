@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from attrs import frozen
 from statepool.cli import complete
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session
-from statepool.errors import BuildFailed, ToolError
+from statepool.errors import BuildFailed, ToolError, UsageError
 from statepool.model.digest import Digest
 from statepool.model.outcomes import Presence
 
@@ -64,8 +65,23 @@ def command(session: Session, object: str, state: str, parent: str | None, key: 
 
 
 def fingerprint(words: Sequence[str]) -> str:
-    """:returns: what tells a command from others: its words, and the content of the files that they name"""
-    return " ".join(str(Digest.of(Path(word).read_bytes())) if Path(word).is_file() else repr(word) for word in words)
+    """
+    :returns: what tells a command from others: its words, and the content of the files that they name
+    :raises UsageError: a word names a pipe
+    """
+    return " ".join(_meaning(word) for word in words)
+
+
+def _meaning(word: str) -> str:
+    try:
+        mode = os.stat(word).st_mode
+        if stat.S_ISREG(mode):
+            return str(Digest.of(Path(word).read_bytes()))
+    except OSError:
+        return repr(word)  # a whole script is too long for a name; and of what cannot be read there is only the name
+    if stat.S_ISFIFO(mode):  # such as <(...) of a shell, whose name says nothing of what comes out of it, and that only once
+        raise UsageError(f"{word} is a pipe, and what comes out of it cannot be part of the key", hint="put it into a file, and name that")
+    return repr(word)
 
 
 @frozen

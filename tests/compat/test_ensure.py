@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 import statepool
+from statepool.cli.ensure import fingerprint
 from statepool.ensure import Recipe, key_of
 from statepool.model.keys import name_of, parse_name
+from statepool.testing.privileges import permissions_count
 
 Make = Callable[..., Path]
 
@@ -298,6 +300,24 @@ def test_a_command_that_fails(root: Path, run_statepool: Any, words: tuple[str, 
     common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install", "--timeout", "0.5")
     assert message in run_statepool(*common, "--", *words, code=code).err
     assert states(root) == {"install"}
+
+
+def test_words_that_are_no_files_to_read(root: Path, run_statepool: Any) -> None:
+    """A script in one word, which is too long for a name, and files that cannot be read, are words like others."""
+    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install", "--", "sh", "-c")
+    names = {run_statepool(*common, f": {'x' * length}", "/proc/self/mem", "{image}").out for length in (300, 301, 5000)}
+    assert len(names) == 3
+    (root / "closed").write_text("1")
+    (root / "closed").chmod(0)
+    with permissions_count():
+        assert fingerprint(["cat", str(root / "closed")]) == fingerprint(["cat", str(root / "closed")]) != fingerprint(["cat", str(root / "other")])
+
+
+def test_a_pipe_is_no_part_of_a_key(root: Path, run_statepool: Any) -> None:
+    os.mkfifo(root / "pipe")
+    common = ("--cache", "cache", "ensure", "vm1/disk", "connect", "--parent", "install")
+    assert "pipe is a pipe, " in run_statepool(*common, "--", "sh", "pipe", "{image}", code=2).err
+    assert "ended with exit code 1" in run_statepool(*common, "--key", "1", "--", "test", "-f", "pipe", "-a", "{image}", code=1).err
 
 
 @pytest.mark.parametrize("timeout", ["0", "-5", "nan", "inf", "1e300", "soon"])
