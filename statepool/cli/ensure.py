@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,6 +18,7 @@ from attrs import frozen
 from statepool.cli import complete
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session
+from statepool.cli.signals import orderly
 from statepool.errors import BuildFailed, ToolError, UsageError
 from statepool.model.digest import Digest
 from statepool.model.outcomes import Presence
@@ -52,7 +56,8 @@ def command(session: Session, object: str, state: str, parent: str | None, key: 
     if not any(PLACE in word for word in words):
         raise click.UsageError(f"COMMAND does not say where it wants the image: one of its words must have {PLACE} in it")
     recipe = Recipe(Run(words, timeout), parent, key or fingerprint(words), patience=timeout)
-    ensured = session.pool().image(object).ensure_recipe(state, recipe)
+    with orderly():
+        ensured = session.pool().image(object).ensure_recipe(state, recipe)
     if session.json:
         from statepool.cli.forms import form
 
@@ -102,26 +107,39 @@ class Run:
         :raises ToolError: there is no such command
         """
         words = [word.replace(PLACE, os.fspath(image)) for word in self.words]
-        try:
-            # A session of its own: what it has started can be ended with it. What it prints is not our answer.
-            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
-        except OSError as error:
-            raise ToolError(f"cannot run {words[0]}: {error.strerror}", hint="name the program to build with, after --") from error
-        try:
-            code = process.wait(self.timeout)
-        except subprocess.TimeoutExpired as error:
-            raise BuildFailed(
-                f"{words[0]} did not end within {self.timeout:g} s, and was stopped", hint="allow it more time with --timeout"
-            ) from error
-        finally:
-            _end(process)
+        code = self._code(words)
+        if code is None:
+            raise BuildFailed(f"{words[0]} did not end within {self.timeout:g} s, and was stopped", hint="allow it more time with --timeout")
         if code:
             told = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise BuildFailed(f"{words[0]} {told}", hint="what it printed may say why")
 
+    def _code(self, words: list[str]) -> int | None:
+        """:returns: the exit code; None if it did not end in time. Nothing that it has started is left."""
+        from statepool.machine.guard import guarded, watched
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Stop a command, with all that it has started, if it has not ended by itself."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if shutil.which(words[0]) is None:
+            raise ToolError(f"cannot run {words[0]}: there is no such program, or it may not be run")
+        try:
+            # A session of its own: what it has started can be ended with it. What it prints is not our answer.
+            process = subprocess.Popen(guarded(words), stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
+        except OSError as error:
+            raise ToolError(f"cannot run {words[0]}: {error.strerror}") from error
+        try:
+            with watched(process.pid):
+                ended = _has_ended(process.pid, self.timeout)
+        finally:
+            # Its id is that of the group, and nobody else can get it before the process has been asked how it ended.
+            with contextlib.suppress(PermissionError):  # what runs as somebody else, as by sudo, is waited for
+                os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+        return code if ended else None
+
+
+def _has_ended(pid: int, seconds: float) -> bool:
+    """:returns: whether a child ends within this time; its exit code can still be asked for"""
+    descriptor = os.pidfd_open(pid)
+    try:
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)

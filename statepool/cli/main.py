@@ -17,6 +17,7 @@ import click
 from statepool.cli.output import emit
 from statepool.cli.report import report
 from statepool.cli.session import Helpful, Session, global_options
+from statepool.cli.signals import Ended
 from statepool.errors import StatePoolError
 from statepool.version import __version__
 
@@ -156,5 +157,8 @@ cli = Root(
 
 
 def main() -> None:
-    """Run the command line, and end the process with its exit code."""
-    cli.main()
+    """Run the command line, and end the process with its exit code, or by the signal that ended it."""
+    try:
+        cli.main()
+    except Ended as ended:
+        ended.follow()

@@ -1,8 +1,5 @@
 """
-A QEMU process of our own. It does not outlive us, however we end.
-
-The kernel ends it with the thread that started it (``PR_SET_PDEATHSIG``, by util-linux's ``setpriv``), which is that of our event loop. Had we ended
-before that was arranged, the shell in between finds that its parent is another one, and starts nothing.
+A QEMU process of our own. It does not outlive us, however we end: it is started by the thread of our event loop, and ended with that.
 """
 
 from __future__ import annotations
@@ -11,13 +8,11 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from statepool.errors import MachineError
+from statepool.machine.guard import guarded
 from statepool.machine.loop import LOOP
-
-_GUARDED = 'if [ "$PPID" = "$0" ]; then exec "$@"; fi'
-"""For the shell: start the program if its parent is still who it should be."""
 
 KILL_TIMEOUT = 10.0
 """How long the kernel may take to end a process, in seconds."""
@@ -106,11 +101,9 @@ def _monitor(descriptor: int) -> list[str]:
 
 
 def _guarded(command: list[str]) -> list[str]:
-    programs: Mapping[str, str | None] = {name: shutil.which(name) for name in (command[0], "setpriv", "sh")}
-    for name, path in programs.items():
-        if path is None:
-            raise MachineError(f"{name} is not installed", hint="install util-linux" if name == "setpriv" else "install qemu-system-x86")
-    return [str(programs["setpriv"]), "--pdeathsig", "KILL", str(programs["sh"]), "-c", _GUARDED, str(os.getpid()), *command]
+    if shutil.which(command[0]) is None:
+        raise MachineError(f"{command[0]} is not installed", hint="install qemu-system-x86")
+    return guarded(command)
 
 
 def _start(words: list[str], descriptor: int, log: int, interactive: bool, aside: bool) -> subprocess.Popen[bytes]:

@@ -302,6 +302,51 @@ def test_a_command_that_fails(root: Path, run_statepool: Any, words: tuple[str, 
     assert states(root) == {"install"}
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_command_does_not_outlive_us(root: Path, how: signal.Signals) -> None:
+    (root / "build.sh").write_text("sleep 60 & echo $! >>pids; sleep 60 & echo $! >>pids; echo $$ >>pids; wait")
+    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install")
+    with subprocess.Popen([sys.executable, "-m", "statepool", *common, "--", "sh", "build.sh", "{image}"], stderr=subprocess.PIPE) as process:
+        wait_for(lambda: (root / "pids").exists() and len((root / "pids").read_text().splitlines()) == 3)
+        pids = [int(line) for line in (root / "pids").read_text().split()]
+        process.send_signal(how)
+        assert process.wait(timeout=60) == -how
+        # Nobody is left who could write there.
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    if how is signal.SIGKILL:
+        wait_for(lambda: not any(map(is_alive, pids)))
+    else:
+        assert not any(map(is_alive, pids))
+        assert nothing_is_left(root)
+    (root / "build.sh").write_text("true")
+    assert disk(root).ensure("connect", partial(write, 7), parent="install", key="1").built
+
+
+def test_a_signal_that_is_ignored_still_is(root: Path) -> None:
+    """As by nohup, or where a shell runs something in the background."""
+    command = 'trap "" HUP; exec "$@"'
+    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install")
+    words = ["sh", "-c", command, "sh", sys.executable, "-m", "statepool", *common, "--", "sh", "-c", ": >begun; sleep 0.5", "x", "{image}"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
+        wait_for((root / "begun").exists)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 0
+
+
+def test_what_a_command_leaves_behind_is_ended(root: Path, run_statepool: Any) -> None:
+    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install")
+    run_statepool(*common, "--", "sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $! >pid", "x", "{image}")
+    wait_for(lambda: not is_alive(int((root / "pid").read_text())))
+
+
 def test_words_that_are_no_files_to_read(root: Path, run_statepool: Any) -> None:
     """A script in one word, which is too long for a name, and files that cannot be read, are words like others."""
     common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install", "--", "sh", "-c")
