@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import termios
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +14,7 @@ import click
 from statepool.cli import complete
 from statepool.cli import set as setting
 from statepool.cli.session import Command, Session
+from statepool.cli.signals import orderly
 from statepool.errors import Conflict, StatePoolError, TransportError
 from statepool.handles import MachineHandle
 from statepool.model.manifest import Kind
@@ -98,10 +103,10 @@ class _Run:
         """
         if new is not None and self._is_taken(new):
             raise Conflict(f"{self._object} {new} exists", object=self._object, state=new, hint="choose another name")
-        with passing(self._machine.context.cache) as place:
+        with orderly(), passing(self._machine.context.cache) as place:
             images = self._images(place.path)
             self._session.close()
-            with self._started(config, images) as running:
+            with _terminal_as_it_was(), self._started(config, images) as running:
                 running.wait()
             stored = self._keep(new, images, place) if new is not None else None
         return 0 if stored is None else setting.answer(self._session, stored)
@@ -141,3 +146,29 @@ class _Run:
             place.keep()
             error.hint = f"what was changed is kept in {place.path}"
             raise
+
+
+@contextlib.contextmanager
+def _terminal_as_it_was() -> Iterator[None]:
+    """QEMU sets a terminal up for itself, and cannot set it back where it is killed."""
+    try:
+        before = termios.tcgetattr(0)
+    except termios.error:
+        yield  # there is none
+        return
+    blocking = os.get_blocking(0)
+    try:
+        yield
+    finally:
+        if not _is_in_the_background():
+            with contextlib.suppress(termios.error, OSError):  # it was hung up
+                termios.tcsetattr(0, termios.TCSANOW, before)
+                os.set_blocking(0, blocking)
+
+
+def _is_in_the_background() -> bool:
+    """:returns: whether our terminal is another program's just now, so that we would be stopped if we set it up"""
+    try:
+        return os.tcgetpgrp(0) != os.getpgrp()
+    except OSError:
+        return False

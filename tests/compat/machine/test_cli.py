@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from statepool.machine.running import RunningMachine, wait_until
 from statepool.qcow2.tool import QemuImg
@@ -101,6 +105,36 @@ def test_a_source_that_does_not_take_what_a_person_keeps_is_told(world: World, g
         assert "vm1/disk kept is not in " in err
         assert "in cache" in out
     assert os.listdir(world.cache.root / ".statepool/working") == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, None])
+def test_a_terminal_is_as_it_was(world: World, how: signal.Signals | None) -> None:
+    """Also if we are ended, or QEMU is killed, which has set it up for itself."""
+    master, terminal = os.openpty()
+    before = termios.tcgetattr(terminal)
+    command = [sys.executable, "-m", "statepool", *POOLS, "run", "vm1/disk", "install", "--memory", "64"]
+    with subprocess.Popen(command, cwd=world.place, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert wait_until(lambda: termios.tcgetattr(terminal) != before, timeout=60)
+            (machine,) = map(int, children(process.pid))
+            if how is None:
+                os.kill(machine, signal.SIGKILL)
+            else:
+                process.send_signal(how)
+            assert process.wait(timeout=60) in ((0, 1) if how is None else (-how,))  # 1 if QEMU had not greeted us yet
+            assert termios.tcgetattr(terminal) == before
+            assert os.get_blocking(terminal)
+            assert not Path(f"/proc/{machine}").exists()
+        finally:
+            process.kill()
+            os.close(master)
+            os.close(terminal)
+    assert os.listdir(world.cache.root / ".statepool/working") == []
+
+
+def children(pid: int) -> list[str]:
+    """:returns: what any thread of a process has started"""
+    return [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
 def test_what_cannot_be_run(world: World, run_statepool: Callable[..., Any]) -> None:
