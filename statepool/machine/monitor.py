@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
 from statepool.errors import InUse, MachineError, NotFound
 from statepool.machine.loop import LOOP
@@ -80,6 +80,15 @@ class Monitor:
         """Whether it has not been closed; QEMU may have ended all the same."""
         return self._is_open
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether it is open, and QEMU has not hung up as far as we have heard."""
+        return self._is_open and self._client.runstate is Runstate.RUNNING
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise MachineError(f"{self.name} was closed", hint="start it, or connect to it, again")
+
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = COMMAND_TIMEOUT) -> Any:
         """
         :param command: such as ``query-status``
@@ -87,8 +96,9 @@ class Monitor:
         :param timeout: in seconds
         :returns: what QEMU answers
         :raises CommandFailed: QEMU refused
-        :raises MachineError: QEMU has ended, or does not answer
+        :raises MachineError: QEMU has ended, or does not answer, or the monitor was closed
         """
+        self._require_open()
         return LOOP.run(_executed(self._client, self.name, command, arguments, timeout))
 
     def execute_many(self, commands: Sequence[tuple[str, Mapping[str, Any]]], *, timeout: float = COMMAND_TIMEOUT) -> list[Any]:
@@ -98,6 +108,7 @@ class Monitor:
         :param commands: with their arguments
         :returns: what QEMU answers to each
         """
+        self._require_open()
         return LOOP.run(_executed_all(self._client, self.name, commands, timeout))
 
     def send_descriptor(self, label: str, descriptor: int) -> None:
@@ -113,6 +124,7 @@ class Monitor:
             except (OSError, QMPError) as error:
                 raise MachineError(f"{self.name} takes no descriptor: {error}") from error
 
+        self._require_open()
         LOOP.call(send)
         self.execute("getfd", {"fdname": label})
 

@@ -145,7 +145,7 @@ class RunningMachine:
         :param command: of QEMU's monitor; its arguments are those of QEMU, with ``_`` for ``-``
         :returns: what QEMU answers
         :raises CommandFailed: QEMU refused
-        :raises MachineError: QEMU has ended, or does not answer
+        :raises MachineError: QEMU has ended, does not answer, or was closed
         """
         try:
             return self.monitor.execute(command, {name.replace("_", "-"): value for name, value in arguments.items() if value is not None})
@@ -154,7 +154,7 @@ class RunningMachine:
 
     def _told(self, error: MachineError) -> MachineError:
         """:returns: an error, with what QEMU said if it has ended"""
-        if self._process is not None and self._process.wait(0.5 if "ended" in error.message else 0):
+        if self._process is not None and self.monitor.is_open and self._process.wait(0.5 if "ended" in error.message else 0):
             return MachineError(f"{self} has ended: {self._process.said()}")
         return error
 
@@ -164,8 +164,17 @@ class RunningMachine:
 
     @property
     def is_running(self) -> bool:
-        """Whether the guest's time passes."""
-        return self.status() == "running"
+        """Whether the guest's time passes: not any more where the machine has ended, or was closed."""
+        try:
+            return self.status() == "running"
+        except MachineError:
+            if self._has_ended:
+                return False
+            raise
+
+    @property
+    def _has_ended(self) -> bool:
+        return not self.monitor.is_connected or (self._process is not None and not self._process.is_alive)
 
     def pause(self) -> None:
         """Stop the guest's time."""

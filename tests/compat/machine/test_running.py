@@ -262,6 +262,38 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.parametrize("end", ["quit", "kill", "close"])
+def test_a_machine_that_has_ended_is_not_running(end: str) -> None:
+    with RunningMachine.start(EMPTY) as machine:
+        assert machine.is_running
+        if end == "quit":
+            machine.execute("quit")
+        elif end == "kill":
+            assert machine.pid is not None
+            os.kill(machine.pid, signal.SIGKILL)
+        else:
+            machine.close()
+        assert not machine.is_running
+        with pytest.raises(MachineError, match="was closed" if end == "close" else "has ended: it (ended|was ended)"):
+            machine.execute("query-status")
+    assert not machine.is_running
+    for use in (machine.status, machine.pause, lambda: machine.monitor.execute_many([]), lambda: machine.monitor.send_descriptor("x", 0)):
+        with pytest.raises(MachineError, match="the machine was closed"):
+            use()
+
+
+def test_a_machine_of_others_that_has_ended_is_not_running(guests: Lab, tmp_path: Path) -> None:
+    with guests.foreign(guests.copies(tmp_path)) as guest:
+        assert guest.process is not None
+        assert guest.machine.is_running
+        guest.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(MachineError, match="did not answer"):
+            guest.machine.monitor.execute("query-status", timeout=0.2)
+        assert guest.machine.monitor.is_connected
+        guest.process.kill()
+        assert not guest.machine.is_running
+
+
 # -- threads, programs with a loop of their own, forks -----------------------------------------------------------------------------------------------
 
 
@@ -301,7 +333,7 @@ def test_a_forked_child_is_told() -> None:
         if child == 0:
             code = 1
             try:
-                machine.status()
+                _ = machine.is_running
             except MachineError as error:
                 code = 0 if "opened by another process" in error.message else 2
             finally:
