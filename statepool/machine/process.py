@@ -34,6 +34,7 @@ class Process:
 
     def __init__(self, command: Sequence[str], label: str, *, interactive: bool = False, aside: bool = False) -> None:
         self.label = label
+        self._program = os.path.basename(command[0])
         self._owner = os.getpid()
         self._log = os.memfd_create("qemu-log", os.MFD_CLOEXEC)
         ours, theirs = socket.socketpair()
@@ -60,12 +61,11 @@ class Process:
         return self._owner != os.getpid() or self._process.poll() is None
 
     def said(self) -> str:
-        """:returns: the last line that it wrote to its standard error, or how it ended"""
+        """:returns: what it said last on its standard error, or how it ended"""
         size = os.fstat(self._log).st_size
         text = os.pread(self._log, _TAIL, max(0, size - _TAIL)).decode(errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if lines:
-            return lines[-1].removeprefix("qemu-system-x86_64: ")
+        if text.strip():
+            return _complaint(text, self._program)
         code = self._process.poll()
         if code is None:
             return "it said nothing"
@@ -94,6 +94,13 @@ class Process:
             LOOP.release()
         os.close(self._log)
         self._log = -1
+
+
+def _complaint(text: str, program: str) -> str:
+    """:returns: the last line that begins with its name, as QEMU's errors do, and the advice after them does not; the last one if none does"""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    ours = [line.removeprefix(f"{program}: ") for line in lines if line.startswith(f"{program}: ")]
+    return ([line for line in ours if not line.startswith("warning: ")] or ours or lines)[-1]
 
 
 def _monitor(descriptor: int) -> list[str]:

@@ -201,7 +201,7 @@ def test_a_qemu_that_dies(guests: Lab, tmp_path: Path) -> None:
     ("config", "message"),
     [
         (MachineConfig(binary="qemu-system-nothing"), "qemu-system-nothing is not installed"),
-        (MachineConfig(machine="no-such-machine"), "unsupported machine type|did not start"),
+        (MachineConfig(machine="no-such-machine"), "did not start: unsupported machine type"),
         (MachineConfig({"disk": Path("nowhere/x.qcow2")}, arguments=("-S",)), "did not start: .*Could not open"),
         (MachineConfig(arguments=("-no-such-option",)), "did not start: .*invalid option"),
     ],
@@ -209,6 +209,15 @@ def test_a_qemu_that_dies(guests: Lab, tmp_path: Path) -> None:
 def test_a_machine_that_does_not_start_says_why(config: MachineConfig, message: str) -> None:
     with pytest.raises(MachineError, match=message):
         RunningMachine.start(config)
+
+
+def test_what_is_wrong_is_told_under_whatever_name_qemu_has(tmp_path: Path) -> None:
+    program = tmp_path / "my-qemu"
+    said = ["my-qemu: warning: old", "my-qemu: no such thing", "my-qemu: warning: odd", "Try harder"]
+    program.write_text("#!/bin/sh\n" + "".join(f"echo {line} >&2\n" for line in said))
+    program.chmod(0o755)
+    with pytest.raises(MachineError, match="did not start: no such thing"):
+        RunningMachine.start(MachineConfig(binary=str(program)))
 
 
 def leftovers() -> tuple[int, int, int]:
