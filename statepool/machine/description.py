@@ -17,12 +17,24 @@ from statepool.model.names import check_name
 MIB = 1 << 20
 
 
+ACCELERATORS = ("kvm", "tcg", "xen", "qtest")
+"""Those that QEMU has on Linux."""
+
+
 def _absolute(images: Mapping[str, os.PathLike[str] | str]) -> dict[str, Path]:
+    if not isinstance(images, Mapping):
+        raise UsageError(f"the images of a machine are not {images!r}", hint='write a mapping, as in {"disk": "work.qcow2"}')
     return {name: Path(os.path.abspath(path)) for name, path in images.items()}
 
 
 def _words(arguments: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(arguments, str | bytes):
+        raise UsageError(f"the arguments of QEMU are not a list, but {arguments!r}", hint="write a list, also of one argument")
     return tuple(arguments)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 @frozen
@@ -36,11 +48,12 @@ class MachineConfig:
     :param processors: how many
     :param machine: its type, as in ``-machine``. A plain name such as ``q35`` means another one with each QEMU; a state with RAM remembers which
     :param cpu: its model, as in ``-cpu``; QEMU's own choice if not given
-    :param accelerator: ``kvm``, where guests run with it; ``tcg`` works everywhere, and is slow
+    :param accelerator: ``kvm``, where guests run with it; ``tcg`` works everywhere, and is slow. As in ``-accel``, with properties of it after commas
     :param display: as in ``-display``
     :param terminal: whether it has our terminal as its standard input and output, as for ``-serial mon:stdio``
     :param speaks_aside: whether what it writes to the terminal goes to our standard error, since standard output is for something else
     :param binary: the program
+    :raises UsageError: no machine can be made of that
     """
 
     images: Mapping[str, Path] = field(factory=dict, converter=_absolute)
@@ -60,6 +73,10 @@ class MachineConfig:
             check_name(name, "an image")
         if self.memory < MIB or self.memory % MIB:
             raise UsageError(f"a machine cannot have {self.memory} bytes of RAM", hint="give whole MiB, in bytes")
+        if not _is_count(self.processors):
+            raise UsageError(f"a machine cannot have {self.processors!r} processors", hint="give it one or more")
+        if str(self.accelerator).partition(",")[0] not in ACCELERATORS:
+            raise UsageError(f"there is no accelerator {self.accelerator!r}", hint="accelerators are " + ", ".join(ACCELERATORS))
 
     def with_images(self, images: Mapping[str, Path]) -> MachineConfig:
         """:returns: the same machine with other working images"""

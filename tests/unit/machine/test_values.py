@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,27 @@ def test_paths_are_absolute_and_descriptions_are_values(tmp_path: Path, monkeypa
 def test_ram_is_given_in_whole_mebibytes(memory: int) -> None:
     with pytest.raises(UsageError, match="cannot have"):
         MachineConfig(memory=memory)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"arguments": "-nographic"}, "the arguments of QEMU are not a list, but '-nographic'"),
+        ({"images": "disk"}, "the images of a machine are not 'disk'"),
+        ({"processors": 0}, "cannot have 0 processors"),
+        ({"processors": "2"}, "cannot have '2' processors"),
+        ({"accelerator": "x"}, "there is no accelerator 'x'"),
+        ({"accelerator": None}, "there is no accelerator None"),
+    ],
+)
+def test_what_no_machine_can_be_made_of(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        MachineConfig(**wrong)
+    assert caught.value.hint
+
+
+def test_an_accelerator_has_properties() -> None:
+    assert "tcg,thread=single" in MachineConfig(accelerator="tcg,thread=single").command()
 
 
 def test_names_of_images_are_names() -> None:
