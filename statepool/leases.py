@@ -57,5 +57,7 @@ def let_go(descriptor: int) -> None:
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:
-        if error.errno != errno.EAGAIN:  # the kernel has ended the lease already: somebody has waited too long for the file
+        # The kernel has ended the lease already, since somebody has waited too long for the file; or that was given to another account meanwhile,
+        # and then only closing is left.
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise

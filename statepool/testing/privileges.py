@@ -13,6 +13,9 @@ _VERSION = 0x20080522
 _GOES_PAST_PERMISSIONS = 1 << 1 | 1 << 2
 """CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of the same file: what lets root read and write whatever its mode is."""
 
+_OWNS_ALL = 1 << 3 | 1 << 28
+"""CAP_FOWNER and CAP_LEASE: what lets root do to all files what only their owners may."""
+
 
 class _Header(ctypes.Structure):
     _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
@@ -26,15 +29,17 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
-def permissions_count() -> Iterator[None]:
+def permissions_count(*, owners_too: bool = False) -> Iterator[None]:
     """
     Have the modes of files mean something to this thread, also if it is root's: it may do what the owner of a file may. Nothing changes for who is
     somebody else, nor for other threads.
+
+    :param owners_too: a file of somebody else is not root's either
     """
     ours = _capabilities()
     before = ours[0].effective
     try:
-        ours[0].effective = before & ~_GOES_PAST_PERMISSIONS
+        ours[0].effective = before & ~(_GOES_PAST_PERMISSIONS | (_OWNS_ALL if owners_too else 0))
         _set(ours)
         yield
     finally:

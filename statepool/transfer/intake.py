@@ -115,7 +115,7 @@ class Intake:
                 return self.unchanged(descriptor, examined)
             if not dry_run:
                 self.cache.prepare()
-            if not self._can_link() or examined.patches is None:
+            if examined.patches is None or not can_link(self.cache, descriptor):
                 return self._copy(descriptor, examined, dry_run)
             return self._link(descriptor, examined, dry_run)
 
@@ -183,10 +183,6 @@ class Intake:
                 hint="set it under another name",
             )
         return Taken(examined.parent, written=False, how="none", warnings=examined.warnings)
-
-    def _can_link(self) -> bool:
-        data = self.cache.root if self.cache.root.exists() else next(path for path in self.cache.root.parents if path.exists())
-        return os.stat(self.working).st_dev == os.stat(data).st_dev and self.working.stat().st_nlink == 1
 
     def manifest(self, descriptor: int, examined: Examined, digest: Digest, size: int) -> Manifest:
         """:returns: what will be known of the state"""
@@ -317,6 +313,23 @@ class Intake:
         finally:
             self.progress.end()
         return manifest, moved.how
+
+
+def can_link(cache: Cache, descriptor: int) -> bool:
+    """
+    :param descriptor: of a file, open for writing
+    :returns: whether it can become a state itself: it gets a name in the cache, and is made read-only there
+    """
+    root = cache.root if cache.root.exists() else next(path for path in cache.root.parents if path.exists())
+    found = os.fstat(descriptor)
+    if found.st_dev != os.stat(root).st_dev or found.st_nlink != 1:
+        return False
+    try:
+        # The kernel lets who may read and write a file of somebody else link it, but not close it: its owner could go on writing to the state.
+        os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
+    except PermissionError:
+        return False
+    return True
 
 
 def absolute(source: os.PathLike[str] | str) -> Path:

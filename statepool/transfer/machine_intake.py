@@ -30,7 +30,7 @@ from statepool.qcow2.header import Patch, apply_patches
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.frozen import settle_names
-from statepool.transfer.intake import CANNOT_LINK, Examined, Intake
+from statepool.transfer.intake import CANNOT_LINK, Examined, Intake, can_link
 from statepool.transfer.machine_takeover import MachineTakeover, Part, finish, give_back, members_of
 from statepool.transfer.overlays import stamp
 from statepool.transfer.space import require_space
@@ -203,11 +203,7 @@ class MachineIntake:
         return self._taken(takeover, looked, self.cache.pool.check_publishable(takeover.manifests, replace=self.replace), size)
 
     def _can_link(self, looked: _Looked) -> bool:
-        if looked.patches is None:
-            return False
-        root = self.cache.root if self.cache.root.exists() else next(path for path in self.cache.root.parents if path.exists())
-        found = os.lstat(looked.path)
-        return found.st_dev == os.stat(root).st_dev and found.st_nlink == 1
+        return looked.patches is not None and can_link(self.cache, looked.descriptor)
 
     # -- what each file is to become ---------------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.frozen import is_below
 from statepool.transfer.overlays import is_same, stamp
 from statepool.transfer.ready import clear_place, make_durable
-from statepool.transfer.takeover import Takeover, keep_for_later, put_on_backing, restore
+from statepool.transfer.takeover import Takeover, keep_for_later, open_again, put_on_backing, restore, set_mode
 from statepool.transfer.working import Fresh, prepare_working
 from statepool.transports.copying import hash_file
 
@@ -294,7 +294,7 @@ def _go_on(cache: Cache, marker: Marker, under_way: MachineTakeover, here: dict[
     with ExitStack() as stack:
         descriptors: dict[Digest, int] = {}
         for digest, path in here.items():
-            path.chmod(0o600)
+            open_again(path)
             sources = [part.source for part in under_way.parts if part.digest == digest]
             mode = opened.unwritten if any(source is not None and is_below(source) for source in sources) else opened.exclusive
             descriptors[digest] = stack.enter_context(mode(path))
@@ -320,9 +320,9 @@ def _make_good(cache: Cache, part: Part, descriptor: int | None) -> bool:
         put_on_backing(descriptor, takeover.working, takeover.sibling, part.backing)
     size = os.fstat(descriptor).st_size
     good = size == part.manifest.size and hash_file(descriptor, size, algorithm=part.digest.algorithm) == part.digest
-    os.fchmod(descriptor, READ_ONLY)
+    closed = set_mode(descriptor, READ_ONLY)
     os.fsync(descriptor)
-    return good
+    return good and closed
 
 
 def members_of(manifests: Sequence[Manifest]) -> dict[str, Digest]:

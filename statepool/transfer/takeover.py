@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import frozen
@@ -187,14 +188,14 @@ def _recover(cache: Cache, marker: Marker) -> None:
 
 
 def _go_on(cache: Cache, marker: Marker, under_way: Takeover, gathered: Path) -> None:
-    gathered.chmod(0o600)
+    open_again(gathered)
     with (opened.unwritten if is_below(under_way.working) else opened.exclusive)(gathered) as descriptor:
         put_on_backing(descriptor, gathered, under_way.sibling, under_way.backing)
         size = os.fstat(descriptor).st_size
         good = size == under_way.manifest.size and hash_file(descriptor, size) == under_way.manifest.digest
-        os.fchmod(descriptor, READ_ONLY)
+        closed = set_mode(descriptor, READ_ONLY)
         os.fsync(descriptor)
-        if good:
+        if good and closed:
             working = under_way.working if _is_same(under_way.working, gathered) else None
             try:
                 finish(cache, Staging(cache.pool.transport, marker), under_way.manifest, working, replace=under_way.replace)
@@ -255,10 +256,25 @@ def _unnamed(cache: Cache, marker: Marker, under_way: Takeover, gathered: Path) 
 
 
 def _restore(under_way: Takeover, descriptor: int, path: Path) -> None:
-    os.fchmod(descriptor, 0o600)
+    # First what a machine needs to run from it, and by the descriptor, whatever its mode is by now.
     put_on_backing(descriptor, path, under_way.backing, under_way.sibling)
-    os.fchmod(descriptor, under_way.mode)
+    set_mode(descriptor, under_way.mode)
     os.fsync(descriptor)
+
+
+def set_mode(descriptor: int, mode: int) -> bool:
+    """:returns: whether a file has these permissions now: somebody may have given it to another account meanwhile"""
+    try:
+        os.fchmod(descriptor, mode)
+    except PermissionError:
+        return False
+    return True
+
+
+def open_again(gathered: Path) -> None:
+    """Let a file that was made read-only be opened for writing, as far as its mode is ours: who may write to it all the same needs no more."""
+    with suppress(PermissionError):
+        gathered.chmod(0o600)
 
 
 def _separate(cache: Cache, under_way: Takeover, descriptor: int) -> None:

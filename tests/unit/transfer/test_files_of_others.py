@@ -1,0 +1,114 @@
+"""Images that belong to another account, as libvirt gives them to that of QEMU: we may write to them, and may not close them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from attrs import evolve
+
+from statepool.errors import Conflict
+from statepool.model.manifest import StateId
+from statepool.pools.staging import Marker
+from statepool.qcow2.header import read_header_file
+from statepool.testing.images import CHILD
+from statepool.testing.privileges import permissions_count
+from statepool.transfer import intake, machine_intake, takeover
+from statepool.transfer.cache import Cache
+from statepool.transfer.intake import Intake
+from statepool.transfer.machine_intake import MachineIntake
+
+if TYPE_CHECKING:
+    from conftest import Lab
+
+STRANGER = 65534
+BASE = StateId("vm1/disk", "base")
+MINE = StateId("vm1/disk", "mine")
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to somebody else")
+
+
+@pytest.fixture
+def cache(lab: Lab) -> Cache:
+    cache = lab.cache()
+    lab.put(cache.pool, "base")
+    return cache
+
+
+@pytest.fixture
+def work(lab: Lab, cache: Cache) -> Path:
+    backing = os.fsencode(cache.chains.prepare(cache.pool.chain(BASE)))
+    path = lab.root / "work.qcow2"
+    path.write_bytes(evolve(CHILD, backing=backing).build())
+    path.chmod(0o640)
+    return path
+
+
+@pytest.fixture(params=["image", "machine"])
+def take(request: pytest.FixtureRequest, cache: Cache, work: Path) -> Callable[[], object]:
+    """Takes the image, by itself or as the only one of its machine, for an account that owns nothing but what it made."""
+    return Intake(cache, MINE, work).run if request.param == "image" else MachineIntake(cache, "vm1", "mine", {"disk": work}).run
+
+
+def give_away(path: Path, mode: int = 0o664) -> None:
+    path.chmod(mode)
+    os.chown(path, STRANGER, os.getegid())
+
+
+def test_it_is_copied(lab: Lab, cache: Cache, work: Path, take: Callable[[], object]) -> None:
+    give_away(work)
+    with open(work, "rb") as file:
+        inode = os.fstat(file.fileno()).st_ino
+    with permissions_count(owners_too=True):
+        take()
+    state = cache.pool.find(MINE)
+    assert state is not None
+    assert state.digest is not None
+    data = cache.data(state.digest).stat()
+    assert (data.st_uid, data.st_mode & 0o777, data.st_nlink) == (0, 0o444, 1)
+    assert data.st_ino != inode
+    assert read_header_file(work).backing_name == os.fsencode(cache.chains.path(cache.pool.chain(MINE)))
+    assert lab.leftovers(cache.pool) == []
+
+
+def test_one_that_is_given_away_meanwhile_is_given_back(
+    lab: Lab, cache: Cache, work: Path, take: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*names: Any, **options: Any) -> bool:
+        give_away(work, 0o444)
+        raise Conflict("somebody else was faster")
+
+    content = work.read_bytes()
+    monkeypatch.setattr(cache.pool, "publish", late)
+    with permissions_count(owners_too=True), pytest.raises(Conflict, match="was faster"):
+        take()
+    assert (work.read_bytes(), work.stat().st_nlink, lab.leftovers(cache.pool)) == (content, 1, [])
+
+
+def test_one_that_was_given_away_after_a_crash_is_given_back(
+    lab: Lab, cache: Cache, work: Path, take: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot become a state any more, whose bytes nobody may change."""
+
+    def die(cache: Cache, marker: Marker, *rest: object) -> None:
+        takeover.keep_for_later(marker)
+
+    def fail(*names: Any, **options: Any) -> bool:
+        raise Conflict("this is the end")
+
+    content = work.read_bytes()
+    with monkeypatch.context() as crash:
+        for module in (intake, machine_intake):
+            crash.setattr(module, "give_back", die)
+        crash.setattr(cache.pool, "publish", fail)
+        with pytest.raises(Conflict, match="the end"):
+            take()
+    assert work.read_bytes() != content
+    give_away(work)
+    with permissions_count(owners_too=True):
+        takeover.recover(cache)
+    assert (work.read_bytes(), work.stat().st_nlink, lab.leftovers(cache.pool)) == (content, 1, [])
+    assert cache.pool.find(MINE) is None
