@@ -5,12 +5,16 @@ Making files of another tool managed where they lie: hashed, given their name am
 from __future__ import annotations
 
 import os
+import stat
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from attrs import evolve, frozen
 
-from statepool.errors import AccessDenied, NotAPool, StatePoolError, UsageError
+from statepool.errors import AccessDenied, InUse, NotAPool, StatePoolError, UsageError
+from statepool.leases import held_lease
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, Parent, StateId
 from statepool.model.outcomes import Adopted
@@ -29,6 +33,7 @@ from statepool.transfer.held import held_in
 from statepool.transfer.offers import Member, unmanaged_chain
 from statepool.transfer.offers import reader as reader_of
 from statepool.transports.copying import data_extents
+from statepool.transports.failures import Subject, translating
 
 
 @frozen
@@ -101,6 +106,8 @@ class Adoption:
             adopted.append(Adopted(str(self.pool), state.object, state.state, problem=str(error)))
 
     def _would_adopt(self, state: StateId) -> Adopted:
+        with _unwritten(self.pool.transport.local_path(layout.view(state))):
+            pass
         return Adopted(str(self.pool), state.object, state.state)
 
     def _adopt(self, chain: tuple[Member, ...]) -> Adopted:
@@ -113,12 +120,25 @@ class Adoption:
         check_clusters(read, read_header(read, size, f"{tip.id} in {self.pool}"), f"{tip.id} in {self.pool}")
         local = self.pool.transport.local_path(path)
         relocated = self._relocate(local, parent) if self.relocate and local is not None and parent is not None else False
+        with _unwritten(local) as descriptor:
+            lease = _lease(descriptor)
+            digest = self._digest(tip, path)
+            manifest = self._manifest(tip, path, digest, parent, descriptor)
+            with self._closed(manifest, descriptor):
+                if _lease(descriptor) != lease:
+                    # It was permitted to write before the file was read-only, and will not wait for us for long.
+                    raise InUse(f"another process wants to write to {local}", path=str(local), hint="adopt it when nobody writes to it")
+                self._publish(manifest, digest, path)
+        return Adopted(str(self.pool), tip.object, tip.state, str(digest), relocated)
+
+    def _digest(self, tip: Manifest, path: str) -> Digest:
         self.progress.begin(f"adopt {tip.id}", tip.size)
         try:
-            digest = self.pool.transport.digest(path, self._size(path), progress=self.progress)
+            return self.pool.transport.digest(path, self._size(path), progress=self.progress)
         finally:
             self.progress.end()
-        manifest = self._manifest(tip, path, digest, parent, local)
+
+    def _publish(self, manifest: Manifest, digest: Digest, path: str) -> None:
         staging = self.pool.stage([digest])
         try:
             self.pool.transport.link(path, staging.path(digest))
@@ -126,22 +146,35 @@ class Adoption:
         finally:
             staging.end()
             self._collector.collect([digest])  # nothing, unless it failed
-        if local is not None:
-            local.chmod(READ_ONLY)
-        return Adopted(str(self.pool), tip.object, tip.state, str(digest), relocated)
+
+    @contextmanager
+    def _closed(self, manifest: Manifest, descriptor: int | None) -> Iterator[None]:
+        """Have nobody write to a file any more, before it is a state; and again as before, if it becomes none."""
+        if descriptor is None:
+            yield
+            return
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        with translating("make read-only", Subject(f"{manifest.id} in {self.pool}", str(self.pool), layout.view(manifest.id))):
+            os.fchmod(descriptor, READ_ONLY)
+        try:
+            yield
+        except BaseException:
+            if self.pool.find(manifest.id) is None:
+                os.fchmod(descriptor, mode)
+            raise
 
     def _size(self, path: str) -> int:
         stat = self.pool.transport.stat(path)
         return stat.size if stat is not None else 0
 
-    def _manifest(self, tip: Manifest, path: str, digest: Digest, parent: Manifest | None, local: Path | None) -> Manifest:
+    def _manifest(self, tip: Manifest, path: str, digest: Digest, parent: Manifest | None, descriptor: int | None) -> Manifest:
         size = self._size(path)
         return evolve(
             tip,
             size=size,
             digest=digest,
             parent=Parent(parent.state, parent.digest) if parent is not None and parent.digest is not None else None,
-            extents=_extents(local, size) if local is not None else (),
+            extents=_extents(descriptor, size) if descriptor is not None else (),
             created=time.time(),
             creator={"host": Writer.current().host, "adopted": "yes"},
         )
@@ -161,10 +194,15 @@ class Adoption:
         return True
 
 
-def _extents(path: Path, size: int) -> tuple[tuple[int, int], ...]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        extents = data_extents(descriptor, size, limit=MAX_EXTENTS)
-    finally:
-        os.close(descriptor)
+def _unwritten(path: Path | None) -> AbstractContextManager[int | None]:
+    """Have a file that nobody writes to, where that can be known: on this host. :returns: its descriptor"""
+    return opened.shared(path) if path is not None else nullcontext()
+
+
+def _lease(descriptor: int | None) -> int | None:
+    return held_lease(descriptor) if descriptor is not None else None
+
+
+def _extents(descriptor: int, size: int) -> tuple[tuple[int, int], ...]:
+    extents = data_extents(descriptor, size, limit=MAX_EXTENTS)
     return extents if extents != ((0, size),) else ()

@@ -10,8 +10,10 @@ import pytest
 from statepool.errors import NoSpace
 from statepool.model.digest import Digest
 from statepool.model.manifest import StateId
+from statepool.model.progress import NoProgress
 from statepool.pools import layout
 from statepool.testing.faults import FaultyTransport, Stop, on
+from statepool.testing.privileges import permissions_count
 from statepool.testing.trees import photograph
 from statepool.transfer.adopt import Adoption
 from statepool.transfer.tidy import tidy_pool
@@ -85,6 +87,64 @@ def test_what_stops_on_the_way_leaves_the_file(lab: Any, operation: str) -> None
     assert path.read_bytes() == content
     assert photograph(lab.root) == before
     assert [found.problem for found in Adoption(lab.pool()).run()] == [None]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_somebody_writes_to_is_left_alone(lab: Any, dry_run: bool) -> None:
+    lab.unmanaged("pool", "customize", "install")
+    path = lab.unmanaged("pool", "install")
+    lab.unmanaged("pool", "other")
+    pool = lab.pool()
+    before = photograph(lab.root)
+    with open(path, "r+b"):
+        adopted = {each.state: each.problem for each in Adoption(pool).run(dry_run=dry_run)}
+    assert f"{path} is open in" in adopted["install"]
+    assert adopted["other"] is None
+    if dry_run:
+        assert photograph(lab.root) == before
+    else:
+        assert adopted["customize"] is not None
+        assert path.stat().st_mode & 0o200
+        assert [(each.state, each.problem) for each in Adoption(pool).run()] == [("install", None), ("customize", None)]
+        assert not path.stat().st_mode & 0o222
+
+
+def test_what_somebody_reads_is_adopted(lab: Any) -> None:
+    with open(lab.unmanaged("pool", "install"), "rb"):
+        assert [each.problem for each in Adoption(lab.pool()).run()] == [None]
+
+
+def test_what_somebody_is_about_to_write_to_is_left_alone(lab: Any) -> None:
+    """It may write, and waits for us to be done."""
+    path = lab.unmanaged("pool", "install")
+    pool = lab.pool()
+    before = photograph(lab.root)
+
+    class Impatient(NoProgress):
+        def begin(self, what: str, total: int) -> None:
+            with pytest.raises(BlockingIOError):
+                os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+    (adopted,) = Adoption(pool, progress=Impatient()).run()
+    assert adopted.problem == f"another process wants to write to {path} (adopt it when nobody writes to it)"
+    assert photograph(lab.root) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to somebody else")
+def test_what_is_not_ours_to_close_is_left_alone(lab: Any) -> None:
+    """Its owner could go on writing to it."""
+    lab.unmanaged("pool", "a")
+    path = lab.unmanaged("pool", "b")
+    lab.unmanaged("pool", "c")
+    path.chmod(0o664)
+    os.chown(path, 65534, os.getegid())
+    pool = lab.pool()
+    with permissions_count(owners_too=True):
+        adopted = {each.state: each.problem for each in Adoption(pool).run()}
+    assert adopted.pop("b") is not None
+    assert adopted == {"a": None, "c": None}
+    assert (path.stat().st_mode & 0o777, path.stat().st_nlink, lab.leftovers(pool)) == (0o664, 1, [])
+    assert [each.problem for each in Adoption(pool).run()] == [None]
 
 
 def test_an_adoption_that_was_killed(lab: Any) -> None:
