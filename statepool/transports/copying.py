@@ -89,8 +89,7 @@ def copy(
     with translating("write a copy of", subject, needed=size, descriptor=target):
         _empty(target)
         os.ftruncate(target, size)
-    with FlushBehind(partial(_flush, target, size, subject)) if flush else nullcontext() as flushing:
-        moved = _copy_slices(source, target, size, algorithm, progress, subject, flushing)
+    moved = _copy_slices(source, target, size, algorithm, progress, subject, flush)
     _check_length(source, size, subject)
     return moved
 
@@ -155,14 +154,17 @@ class _Behind:
     """
     Does one thing after another in a thread of its own, not far behind its caller.
 
-    An error in the thread comes out of the caller's next call; leaving the block for any reason ends the thread, and waits for it.
+    An error in the thread comes out of the caller's next call; leaving the block for any reason ends the thread, and waits for it. Who does not want
+    to wait can interrupt that, and the thread then ends by itself: what it works with must not be the caller's to close.
 
     :param depth: how many of them the caller may be ahead
     :param threaded: without, everything is done in the calling thread: for work that is not worth a thread
+    :param last: is done there when the rest is over, whatever became of it
     """
 
-    def __init__(self, depth: int, *, threaded: bool) -> None:
+    def __init__(self, depth: int, *, threaded: bool, last: Callable[[], object] = lambda: None) -> None:
         self._depth = depth
+        self._last = last
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="statepool-hash") if threaded else None
         self._pending: deque[Future[object]] = deque()
 
@@ -170,8 +172,15 @@ class _Behind:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+        for future in self._pending:
+            future.cancel()
+        if self._executor is None:
+            self._last()
+            return
+        ended = self._executor.submit(self._last)
+        self._executor.shutdown(wait=True)
+        if error is None:
+            ended.result()
 
     def do(self, work: Callable[[], object]) -> None:
         """
@@ -287,59 +296,95 @@ def _share_blocks(source: int, target: int) -> bool:
     return True
 
 
-def _copy_slices(source: int, target: int, size: int, algorithm: str, progress: Progress, subject: Subject, flushing: FlushBehind | None) -> Moved:
+def _copy_slices(source: int, target: int, size: int, algorithm: str, progress: Progress, subject: Subject, flush: bool) -> Moved:
     with translating("look at", subject):
         is_mostly_holes = os.fstat(source).st_blocks * 512 < size // 2
     # The writer needs a processor too, except where there is next to nothing to write.
     hasher = new_hasher(algorithm, threads=_threads(size) if is_mostly_holes else 1)
     reader = Reader(source, subject)
-    writer = _Writer(target, size, subject, flushing)
+    with translating("write a copy of", subject, descriptor=target):
+        writer = _Writer(target, size, subject)
     buffers = cycle(_buffers(size))
     sent = 0
-    with _Behind(BEHIND, threaded=size > SLICE) as behind:
+    with (
+        FlushBehind(writer.begin_flush) if flush else nullcontext() as flushing,
+        _Behind(BEHIND, threaded=size > SLICE, last=writer.close) as behind,
+        writer,
+    ):
         for part in reader.slices(size):
             # A hole takes no buffer: the next one would come round while what is in it is still to be written.
             content = reader.read(part, next(buffers)) if part.data else zeros(part.length)
             hasher.update(content)
             if part.data:
-                behind.do(partial(writer.write, part, content))
+                behind.do(partial(writer.write, part, content, flushing))
                 sent += sum(length for _, length in part.data)
             progress.advance(part.length)
         behind.finish()
     return Moved(Digest(algorithm, hasher.hexdigest()), "copy", sent)
 
 
-def _flush(target: int, size: int, subject: Subject) -> None:
-    with translating("flush", subject, needed=size, descriptor=target):
-        os.fdatasync(target)
-
-
 class _Writer:
-    """Writes what was read of one file to the same places in another."""
+    """
+    Writes what was read of one file to the same places in another, as long as a ``with`` block lasts: whoever leaves it does not have to wait for a
+    write that is under way in another thread. So each thread has a descriptor of its own, which it closes itself: the number of the caller's one may
+    be that of another file by then.
 
-    def __init__(self, target: int, size: int, subject: Subject, flushing: FlushBehind | None) -> None:
-        self._target = target
+    :raises OSError: there can be no more descriptors
+    """
+
+    def __init__(self, target: int, size: int, subject: Subject) -> None:
+        self._target = os.dup(target)
         self._size = size
         self._subject = subject
-        self._flushing = flushing
-        self._reserver = Reserver(target)
+        self._reserver = Reserver(self._target)
+        self._is_over = False
 
-    def write(self, part: Slice, content: memoryview) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._is_over = True
+
+    def close(self) -> None:
+        """To be called last by who writes."""
+        _close(self._target, self._subject)
+
+    def begin_flush(self) -> Callable[[], None]:
+        """To be called by who writes. :returns: what flushes what has been written so far, in any thread"""
+        with translating("flush", self._subject):
+            return partial(_flush_own, os.dup(self._target), self._size, self._subject)
+
+    def write(self, part: Slice, content: memoryview, flushing: FlushBehind | None) -> None:
         """
         :param part: says where its data is; holes are left out
         :param content: all of it
+        :param flushing: hears of it
         """
         with translating("copy", self._subject, needed=self._size, descriptor=self._target):
             for offset, length in part.data:
                 self._reserver.reserve(offset, length)
                 self._put(content[offset - part.start :][:length], offset)
-        if self._flushing is not None:
-            self._flushing.wrote(sum(length for _, length in part.data))
+        if flushing is not None and not self._is_over:
+            flushing.wrote(sum(length for _, length in part.data))
 
     def _put(self, data: memoryview, offset: int) -> None:
         done = 0
-        while done < len(data):
+        while done < len(data) and not self._is_over:
             done += os.pwrite(self._target, data[done : done + WRITE], offset + done)
+
+
+def _flush_own(descriptor: int, size: int, subject: Subject) -> None:
+    try:
+        with translating("flush", subject, needed=size, descriptor=descriptor):
+            os.fdatasync(descriptor)
+    finally:
+        _close(descriptor, subject)
+
+
+def _close(descriptor: int, subject: Subject) -> None:
+    # An error counts: a server of files may tell only now that something could not be written, and tells it once.
+    with translating("copy", subject):
+        os.close(descriptor)
 
 
 def can_share_blocks(directory: Path) -> bool:

@@ -29,11 +29,14 @@ class FlushBehind:
     An error of the thread comes out of the writer's next call, or out of the end of the block: the kernel tells each error once for a descriptor, so
     a later flush would not see it any more.
 
-    :param flush: puts on stable storage whatever has been written; called from another thread, never twice at a time
+    Who does not want to wait for the end can interrupt that, and the flush that is under way ends by itself.
+
+    :param begin: called by who writes; returns what puts on stable storage whatever has been written, which another thread calls, never twice at a
+        time. What that needs must stay until it ends.
     """
 
-    def __init__(self, flush: Callable[[], object]) -> None:
-        self._flush = flush
+    def __init__(self, begin: Callable[[], Callable[[], object]]) -> None:
+        self._begin = begin
         self._executor: ThreadPoolExecutor | None = None
         self._running: Future[object] | None = None
         self._waiting = 0
@@ -61,7 +64,7 @@ class FlushBehind:
             self._settle()
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="statepool-flush")
-            self._running = self._executor.submit(self._flush)
+            self._running = self._executor.submit(self._begin())
             self._waiting = 0
 
     def _settle(self) -> None:
@@ -83,7 +86,15 @@ def flushed_beside(fd: int, size: int) -> Iterator[None]:
         os.fsync(fd)
         yield
         return
+    own = os.dup(fd)  # if waiting for the thread is interrupted, the caller's one may be closed, and its number be that of another file
     with ThreadPoolExecutor(1, thread_name_prefix="statepool-flush") as executor:
-        done = executor.submit(os.fsync, fd)
+        done = executor.submit(_flush_own, own)
         yield
     done.result()
+
+
+def _flush_own(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 
 from attrs import evolve
 
@@ -196,7 +197,7 @@ class SSHTransport(SSHFiles):
             other = stack.enter_context(self._channels.spared()) if job.size - job.done > STEP else None
             if other is not None and self._look(other).has(FSYNC):
                 handle = stack.enter_context(self._opened(other, self._full(path), Flag.WRITE))
-                flushing = stack.enter_context(FlushBehind(lambda: self._flush_file(other, path, handle)))
+                flushing = stack.enter_context(FlushBehind(lambda: partial(self._flush_file, other, path, handle)))
                 job = evolve(job, wrote=flushing.wrote)
             yield job
 

@@ -53,7 +53,7 @@ def fail() -> None:
 
 def test_little_is_left_to_the_flush_at_the_end() -> None:
     calls: list[str] = []
-    with FlushBehind(lambda: calls.append(threading.current_thread().name)) as behind:
+    with FlushBehind(lambda: lambda: calls.append(threading.current_thread().name)) as behind:
         for _ in range(3):
             behind.wrote(3)
     assert calls == []
@@ -61,7 +61,7 @@ def test_little_is_left_to_the_flush_at_the_end() -> None:
 
 def test_it_is_flushed_while_more_is_written() -> None:
     disk = Disk()
-    with FlushBehind(disk) as behind:
+    with FlushBehind(lambda: disk) as behind:
         behind.wrote(10)
         assert disk.begun.acquire(timeout=30)
         behind.wrote(39)  # does not wait
@@ -72,7 +72,7 @@ def test_it_is_flushed_while_more_is_written() -> None:
 
 def test_the_writer_does_not_get_too_far_ahead() -> None:
     disk = Disk()
-    with FlushBehind(disk) as behind:
+    with FlushBehind(lambda: disk) as behind:
         behind.wrote(10)
         assert disk.begun.acquire(timeout=30)
         timer = threading.Timer(0.2, disk.goes_on.release, [2])
@@ -85,31 +85,32 @@ def test_the_writer_does_not_get_too_far_ahead() -> None:
 
 @pytest.mark.parametrize("more", [[], [1, 1, 1], [40], [10, 10, 10, 10, 10]])
 def test_an_error_comes_out_once_at_least(more: list[int]) -> None:
-    with pytest.raises(OSError, match="in a test"), FlushBehind(fail) as behind:
+    with pytest.raises(OSError, match="in a test"), FlushBehind(lambda: fail) as behind:
         behind.wrote(10)
         for count in more:
             behind.wrote(count)
 
 
 def test_the_error_of_the_writer_comes_first() -> None:
-    with pytest.raises(KeyboardInterrupt), FlushBehind(fail) as behind:
+    with pytest.raises(KeyboardInterrupt), FlushBehind(lambda: fail) as behind:
         behind.wrote(10)
         raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("size", [9, 11])
-def test_a_file_is_on_stable_storage_after_it_was_read(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    flushed: list[int] = []
-    monkeypatch.setattr(os, "fsync", flushed.append)
-    with flushed_beside(77, size):
+def test_a_file_is_on_stable_storage_after_it_was_read(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    flushed: list[os.stat_result] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(os.fstat(fd)))
+    file = opened("a")
+    with flushed_beside(file, size):
         pass
-    assert flushed == [77]
+    assert [os.path.samestat(os.fstat(file), found) for found in flushed] == [True]
 
 
 @pytest.mark.parametrize("size", [9, 11])
-def test_a_file_that_cannot_be_flushed(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_a_file_that_cannot_be_flushed(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: fail())
-    with pytest.raises(OSError, match="in a test"), flushed_beside(77, size):
+    with pytest.raises(OSError, match="in a test"), flushed_beside(opened("a"), size):
         pass
 
 
@@ -123,8 +124,8 @@ def test_a_disk_that_fails_on_the_way(opened: Callable[..., int], monkeypatch: p
 
 
 def test_a_copy_is_flushed_on_the_way(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    flushed: list[int] = []
-    monkeypatch.setattr(os, "fdatasync", flushed.append)
+    flushed: list[os.stat_result] = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: flushed.append(os.fstat(fd)))
     source, target = opened("a", os.urandom(5 << 20)), opened("b")
     copy(source, target, 5 << 20, reflink=False, flush=True)
-    assert set(flushed) == {target}
+    assert {os.path.samestat(os.fstat(target), found) for found in flushed} == {True}
