@@ -169,12 +169,17 @@ def _refcount_table(header: Header) -> str | None:
     return f"it says that its refcount table has {size} bytes" if not 0 < size <= MAX_REFCOUNT_TABLE_BYTES else None
 
 
+def needed_l1_size(header: Header) -> int:
+    """:returns: how many entries of the L1 table the virtual disk needs; those behind them mean nothing"""
+    entry_bits = 4 if header.incompatible & EXTENDED_L2 else 3
+    covered_bits = header.cluster_bits + header.cluster_bits - entry_bits
+    return (header.virtual_size + (1 << covered_bits) - 1) >> covered_bits
+
+
 @_about_form("l1-size")
 def _l1_size(header: Header) -> str | None:
     """The L1 table must reach over the whole virtual disk, and have at most 32 MiB."""
-    entry_bits = 4 if header.incompatible & EXTENDED_L2 else 3
-    covered_bits = header.cluster_bits + header.cluster_bits - entry_bits
-    needed = (header.virtual_size + (1 << covered_bits) - 1) >> covered_bits
+    needed = needed_l1_size(header)
     if header.l1_size < needed:
         return f"its L1 table has {header.l1_size} entries, but its virtual size needs {needed}"
     return f"its L1 table has {header.l1_size} entries" if header.l1_size * 8 > MAX_L1_BYTES else None
@@ -308,6 +313,7 @@ CHECKS: Mapping[str, str] = MappingProxyType(
         **_reasons,
         "parent": _PARENT_REASON,
         "backing-elsewhere": _ELSEWHERE_REASON,
+        "l2-tables": "Each L2 table is a cluster of its own: one in two places is damaged by a write, and one in a million takes hours to read.",
         "clusters": "Data that its tables place behind the end of the file is read as zeros: the file has been cut short.",
         "loop": "A chain that comes back to itself never ends.",
         "depth": "A chain deeper than what is permitted costs every reader a descriptor and a look for each of its states.",
