@@ -209,6 +209,7 @@ class RootSourcedStateBackend(StateBackend):
         for manifest in chain:
             if manifest.digest is not None:
                 self._cache.trust.touch(manifest.digest)
+        self._cache.renew_uses(manifest.digest for manifest in chain if manifest.digest is not None)
         working = self.own_get(target, chain, places, options)
         return evolve(result, working=working, warnings=(*self._unasked, *result.warnings))
 

@@ -5,6 +5,7 @@ The pool of this host from which machines run, with what it knows beyond a pool:
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from attrs import field, frozen
@@ -19,7 +20,7 @@ from statepool.pools.pool import Pool
 from statepool.transfer.chains import Chains
 from statepool.transfer.fresh import Freshness
 from statepool.transfer.known import Knowledge
-from statepool.transfer.linked import held_by_links
+from statepool.transfer.linked import forget_use, held_by_links, note_use, referred
 from statepool.transfer.trust import Trust
 
 
@@ -108,5 +109,17 @@ class Cache:
         gone = self.collector.collect(digests)
         for digest in digests:
             if not self.data(digest).is_symlink() and not self.data(digest).exists():
-                self.trust.forget(digest)
+                self.forget(digest)
         return gone
+
+    def forget(self, digest: Digest) -> None:
+        """Bytes are gone, or the link to them: so is what was known of them here, and what their pool was told of that link."""
+        if (pool := referred(self.trust.source(digest))) is not None:
+            forget_use(pool, digest, self.root)
+        self.trust.forget(digest)
+
+    def renew_uses(self, digests: Iterable[Digest]) -> None:
+        """Tell the pools of these bytes that they are referred to, wherever that was lost."""
+        for digest in digests:
+            if self.data(digest).is_symlink() and (pool := referred(self.trust.source(digest))) is not None:
+                note_use(pool, digest, self.root)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from statepool.errors import AccessDenied, Conflict, DigestMismatch, IntegrityError, NoSpace, TransportError, UnsafeImage
+from statepool.errors import Conflict, DigestMismatch, IntegrityError, MissingFile, NoSpace, UnsafeImage
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.manifest import Manifest, Parent
 from statepool.model.outcomes import Verified
@@ -361,16 +361,25 @@ class Fetch:
         return manifest
 
     def _place_link(self, manifest: Manifest, digest: Digest, target: Path) -> None:
-        try:
-            note_use(self._source, digest, self._cache.root)
-        except (AccessDenied, TransportError):
-            pass  # a pool that cannot be written is not told; a dead link is mended by the next get
+        note_use(self._source, digest, self._cache.root)
         staging = self._cache.pool.stage([digest])
         try:
             self._cache.pool.transport.symlink(str(target), staging.path(digest))
             self._show(manifest, staging)
         finally:
             staging.end()
+        # Somebody who saw the use and no link yet can have taken it away. Whoever collects the bytes looks for uses after they are moved aside: so
+        # either this one is seen, or we see that they are gone.
+        note_use(self._source, digest, self._cache.root)
+        if not target.exists() and not (self._offer.managed and self._source.has_bytes(digest)):
+            raise MissingFile(
+                f"the bytes of {manifest.id} in {self._source} were removed while they were linked",
+                object=manifest.object,
+                state=manifest.state,
+                pool=str(self._source),
+                path=str(target),
+                hint="get it once more: another source may have it",
+            )
 
 
 def _can_go_on(path: Path, size: int) -> bool:

@@ -6,31 +6,72 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+from contextlib import suppress
 
-from statepool.errors import FileExists, InUse, MissingFile
+from statepool.errors import InUse, InvalidLocation, MissingFile, NoSpace, TransportError
 from statepool.model.digest import Digest
+from statepool.model.location import Location
 from statepool.pools import layout
 from statepool.pools.pool import Pool
 from statepool.pools.records import decode
 from statepool.pools.writer import Writer
+from statepool.transports.registry import open_transport
+
+UNSETTLED = 3600
+"""How long a use counts whatever is there, in seconds: it is written before the link is made."""
 
 
 def _name(digest: Digest, cache: str, host: str) -> str:
     return f"{layout.USES}/{digest.file_name}.{Digest.of(os.fsencode(f'{host}:{cache}')).hex[:16]}.json"
 
 
-def note_use(pool: Pool, digest: Digest, cache: os.PathLike[str]) -> None:
+def note_use(pool: Pool, digest: Digest, cache: os.PathLike[str] | str) -> None:
     """
-    A cache is about to refer to bytes of a pool.
+    A cache is about to refer to bytes of a pool, or does so already.
 
-    :raises TransportError: the pool cannot be written
+    A pool that cannot be written is not told: a dead link is mended by the next get.
     """
     host = Writer.current().host
+    path = _name(digest, os.fspath(cache), host)
     data = {"format": layout.FORMAT, "digest": str(digest), "cache": os.fspath(cache), "host": host}
+    with suppress(TransportError, NoSpace):
+        if pool.transport.stat(path) is None:  # else it said so before
+            pool.transport.create(path, json.dumps(data).encode() + b"\n")
+
+
+def forget_use(pool: Pool, digest: Digest, cache: os.PathLike[str]) -> None:
+    """A cache refers to bytes of a pool no more."""
+    with suppress(TransportError):
+        _forget(pool, _name(digest, os.fspath(cache), Writer.current().host), digest, os.fspath(cache))
+
+
+def _forget(pool: Pool, path: str, digest: Digest, cache: str) -> None:
+    pool.transport.remove(path)
+    if _refers(cache, digest):
+        note_use(pool, digest, cache)  # another process made the link meanwhile, and found that the use was there
+
+
+def _refers(cache: str, digest: Digest) -> bool:
+    """Whether a cache of this host has a link to these bytes, as far as we may look: who is not let into a cache takes nothing from it."""
     try:
-        pool.transport.create(_name(digest, os.fspath(cache), host), json.dumps(data).encode() + b"\n")
-    except FileExists:
-        pass  # it said so before
+        return stat.S_ISLNK(os.lstat(os.path.join(cache, layout.data(digest))).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        return True
+
+
+def referred(source: str | None) -> Pool | None:
+    """
+    :param source: the location of a pool, if one is known
+    :returns: the pool, if its files are referred to instead of being copied
+    """
+    try:
+        location = Location.parse(source or "")
+    except InvalidLocation:
+        return None
+    return Pool(open_transport(location)) if location.scheme == "link" else None
 
 
 def users(pool: Pool) -> dict[Digest, list[str]]:
@@ -49,11 +90,21 @@ def users(pool: Pool) -> dict[Digest, list[str]]:
         except MissingFile:
             continue
         digest, cache, host = Digest.parse(str(data.get("digest"))), str(data.get("cache")), str(data.get("host"))
-        if host == Writer.current().host and not os.path.islink(os.path.join(cache, layout.data(digest))):
-            pool.transport.remove(path)
+        if host == Writer.current().host and _is_over(pool, path, digest, cache):
+            _forget(pool, path, digest, cache)
             continue
         found.setdefault(digest, []).append(f"{cache} on {host}")
     return found
+
+
+def _is_over(pool: Pool, path: str, digest: Digest, cache: str) -> bool:
+    """Whether a use of a cache of this host counts no more."""
+    if _refers(cache, digest):
+        return False
+    if not os.path.isdir(os.path.join(cache, layout.OURS)):
+        return True  # the cache itself is gone, which is there before any use
+    use = pool.transport.stat(path)
+    return use is None or pool.clock() - use.mtime_ns / 1e9 > UNSETTLED
 
 
 def held_by_links(pool: Pool) -> frozenset[Digest]:

@@ -52,6 +52,8 @@ def _stray_notes(cache: Cache, dry_run: bool) -> list[Collected]:
         if digest is None or not _is_there(cache.data(digest)):
             found.append(Collected(str(cache.pool), "a note on bytes that are gone", str(path), path.stat().st_size))
             if not dry_run:
+                if digest is not None:
+                    cache.forget(digest)
                 path.unlink(missing_ok=True)
     return found
 
