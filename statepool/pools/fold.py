@@ -100,20 +100,57 @@ class Fold:
     def restore(cls, machine: str, number: int, nonces: dict[int, str], states: Iterable[Manifest], superseded: Iterable[Manifest]) -> Fold:
         """
         :returns: the fold that a checkpoint stands for
-        :raises BadRecord: a state in it lacks its parent, or two have one name
+        :raises BadRecord: a state in it lacks its parent, or is its own ancestor, or two have one name
         """
         fold = cls(machine)
         fold.number = number
         fold.nonces = nonces
         for manifest in superseded:
             fold._hold(manifest)
+        # Where each name is there once, and each state after its parent, as we mostly write them, no chain can come back to a name.
+        surely_good = not fold._present
         for manifest in states:
             if fold._states.setdefault(manifest.id, manifest) is not manifest:
                 raise BadRecord(f"the checkpoint {number} of {machine} lists {manifest.id} twice", object=machine)
+            surely_good = surely_good and (manifest.parent_key is None or manifest.parent_key in fold._present)
             fold._hold(manifest)
         if any(key not in fold._present for key in fold._children):
             raise BadRecord(f"the checkpoint {number} of {machine} lists a state without its parent", object=machine)
+        if not surely_good:
+            fold._check_chains()
         return fold
+
+    def _check_chains(self) -> None:
+        """Look whether a name occurs twice in a chain, at each state once: from the roots up, with the names that are below."""
+        above: dict[Key | None, list[Key]] = {}
+        for key, manifest in self._present.items():
+            if (below := manifest.parent_key) in above:
+                above[below].append(key)
+            else:
+                above[below] = [key]
+        names: set[str] = set()
+        ways: list[tuple[str, list[Key]]] = [("", above.pop(None, []))]
+        while ways:
+            name, waiting = ways[-1]
+            if not waiting:
+                ways.pop()
+                names.discard(name)
+                continue
+            key = waiting.pop()
+            if key[1] in names:
+                raise self._is_its_own_ancestor(key)
+            if (children := above.pop(key, None)) is not None:
+                names.add(key[1])
+                ways.append((key[1], children))
+        for key in filter(None, above):  # no way leads there from a root, so what is below it goes round
+            seen: set[Key] = set()
+            while key not in seen:
+                seen.add(key)
+                key = self._present[key].parent_key or key
+            raise self._is_its_own_ancestor(key)
+
+    def _is_its_own_ancestor(self, key: Key) -> BadRecord:
+        return BadRecord(f"the checkpoint {self.number} of {self.machine} makes {key[0]} {key[1]} its own ancestor", object=self.machine)
 
     def _hold(self, manifest: Manifest) -> None:
         if (key := manifest.key) is not None:

@@ -262,6 +262,48 @@ def test_a_checkpoint_that_lists_a_name_twice(state: State) -> None:
         Fold.restore("vm1", 1, {}, [state("one"), state("one", "else")], [])
 
 
+def test_a_checkpoint_in_which_states_stand_on_each_other(chain: list[Manifest], state: State) -> None:
+    install, customize, connect = chain
+    assert connect.digest is not None
+    round_about = evolve(install, parent=Parent(connect.state, connect.digest))
+    on_it = state("on", parent=connect)
+    itself = state("self")
+    assert itself.digest is not None
+    itself = evolve(itself, parent=Parent("self", itself.digest))
+    for states, name in (([on_it, round_about, customize, connect], "install|customize|connect"), ([customize, install, itself], "self")):
+        with pytest.raises(BadRecord, match=f"checkpoint 1 of vm1 makes vm1/disk ({name}) its own ancestor") as caught:
+            Fold.restore("vm1", 1, {}, states, [])
+        assert caught.value.object == "vm1"
+
+
+def test_a_checkpoint_in_which_a_chain_has_a_name_twice(chain: list[Manifest], state: State) -> None:
+    again = state("install", "new", parent=chain[1])
+    for tip in ([], [state("tip", parent=again)]):
+        with pytest.raises(BadRecord, match="makes vm1/disk install its own ancestor"):
+            Fold.restore("vm1", 1, {}, [again, chain[1], *tip], [chain[0]])
+    beside = state("install", "new")
+    assert len(Fold.restore("vm1", 1, {}, [beside, *chain[1:]], [chain[0]]).digests) == 4
+
+
+def test_the_order_in_a_checkpoint_does_not_matter(chain: list[Manifest]) -> None:
+    for states in (chain, chain[::-1], [chain[1], chain[2], chain[0]]):
+        assert len(Fold.restore("vm1", 1, {}, states, []).chain(chain[2])) == 3
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_checkpoint_with_a_very_long_chain(state: State, closed: bool) -> None:
+    made = [state("0")]
+    for number in range(1, 20_000):
+        made.append(state(str(number), parent=made[-1]))
+    assert made[-1].digest is not None
+    if closed:
+        made[0] = evolve(made[0], parent=Parent(made[-1].state, made[-1].digest))
+        with pytest.raises(BadRecord, match="its own ancestor"):
+            Fold.restore("vm1", 1, {}, reversed(made), [])
+    else:
+        assert len(Fold.restore("vm1", 1, {}, reversed(made), []).states) == 20_000
+
+
 def test_kinds_are_told_apart(state: State) -> None:
     ram = state("on", "RAM", object="vm1", kind=Kind.RAM)
     machine = Manifest("vm1", "on", Kind.MACHINE, members={"ram": ram.digest})  # type: ignore[dict-item]
