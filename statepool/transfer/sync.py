@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from attrs import evolve, frozen
 
-from statepool.errors import AccessDenied, DigestMismatch, NotFound, StatePoolError
+from statepool.errors import AccessDenied, DigestMismatch, NotFound, StatePoolError, UnsafeImage
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest
 from statepool.model.outcomes import SyncAction as Action
@@ -25,12 +25,14 @@ from statepool.pools.fold import Fold
 from statepool.pools.pool import Pool
 from statepool.pools.refusals import taken
 from statepool.pools.staging import Staging
+from statepool.qcow2.checks import Backing, check_image
 from statepool.qcow2.files import open_regular
+from statepool.qcow2.header import Read, reader
 from statepool.transfer.held import held_in
 from statepool.transfer.linked import refuse_linked
 from statepool.transfer.space import require_space
 from statepool.transfer.verify import wanted
-from statepool.transports.base import Moved
+from statepool.transports.copying import hash_file
 
 
 @frozen
@@ -120,9 +122,12 @@ class Sync:
         try:
             sent = 0
             for digest in digests:
+                path = layout.data(digest)
                 if not self.target.has_bytes(digest):
                     require_space(self.target, manifest.data_size)
-                    sent = self._move(manifest, digest, staging)
+                    sent, path = self._move(manifest, digest, staging), staging.path(digest)
+                # What lies there now is what will be used: it was perhaps there for the sake of something else, or of another parent.
+                self._check_safe(manifest, self._reader_there(path))
             self.target.publish([manifest], staging, replace=self.replace)
         finally:
             staging.end()
@@ -130,10 +135,14 @@ class Sync:
             self._collect([old])
         return sent
 
+    def _reader_there(self, path: str) -> Read:
+        return lambda offset, size: self.target.transport.read(path, offset, size, follow=True)
+
     def _move(self, manifest: Manifest, digest: Digest, staging: Staging) -> int:
         self.progress.begin(f"copy {manifest.id}", manifest.size)
         try:
             with self._opened(manifest, digest) as descriptor:
+                self._look_first(manifest, digest, descriptor)
                 moved = self.target.transport.store(
                     descriptor,
                     staging.path(digest),
@@ -144,7 +153,7 @@ class Sync:
                 )
         finally:
             self.progress.end()
-        self._check(manifest, digest, moved)
+        self._check(manifest, digest, moved.digest)
         return moved.sent
 
     @contextmanager
@@ -162,15 +171,30 @@ class Sync:
             return
         with tempfile.TemporaryFile(buffering=0) as spool:
             moved = self.origin.transport.fetch(path, spool.fileno(), manifest.size, algorithm=digest.algorithm, extents=manifest.extents)
-            self._check(manifest, digest, moved)
+            self._check(manifest, digest, moved.digest)
             yield spool.fileno()
 
-    def _check(self, manifest: Manifest, digest: Digest, moved: Moved) -> None:
-        if moved.digest != digest:
+    def _look_first(self, manifest: Manifest, digest: Digest, descriptor: int) -> None:
+        """Before anything is moved: what is certain to be refused is refused while nothing is there."""
+        try:
+            self._check_safe(manifest, reader(descriptor))
+        except UnsafeImage:  # damaged, or published like this
+            actual = hash_file(descriptor, os.fstat(descriptor).st_size, algorithm=digest.algorithm)
+            self._check(manifest, digest, actual)
+            raise
+
+    def _check_safe(self, manifest: Manifest, read: Read) -> None:
+        """:raises UnsafeImage: the bytes are those of an image, and not fit to be used"""
+        if manifest.kind is Kind.IMAGE:
+            parent = manifest.parent.state if manifest.parent is not None else None
+            check_image(read, manifest.size, f"{manifest.id} from {self.origin}", parent=parent, backing=Backing.UNMANAGED)
+
+    def _check(self, manifest: Manifest, digest: Digest, actual: Digest) -> None:
+        if actual != digest:
             raise DigestMismatch(
-                f"the bytes of {manifest.id} from {self.origin} are {moved.digest}, not {digest}",
+                f"the bytes of {manifest.id} from {self.origin} are {actual}, not {digest}",
                 expected=str(digest),
-                actual=str(moved.digest),
+                actual=str(actual),
                 object=manifest.object,
                 state=manifest.state,
                 pool=str(self.origin),

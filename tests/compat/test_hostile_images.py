@@ -158,6 +158,35 @@ def test_a_hostile_image_that_a_record_vouches_for(empty: Any, gallery: Path, no
         assert caught.value.check in expected | ({"parent"} if not backed else set())
 
 
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_image_is_not_passed_on(empty: Any, gallery: Path, no_tools: None, name: str) -> None:
+    """Pools that are only copied are read by others, and by other tools."""
+    parent = empty.forge(empty.pool, "parent", (gallery / "vm1/disk/parent.qcow2").read_bytes())
+    content = HOSTILE[name][0]()
+    backed = b"backing" in name.encode() or b"parent.qcow2" in content[:1024]
+    empty.forge(empty.pool, "hostile", content, parent=Parent("parent", parent) if backed else None)
+    statepool.init(empty.root / "copy")
+    states = {state.state: state for state in statepool.sync(empty.pool, empty.root / "copy").states}
+    assert str(states["parent"].action) == "copied"
+    if name == "backing-absolute-image":  # as in an adopted pool: the directory means nothing
+        assert str(states["hostile"].action) == "copied"
+        return
+    assert str(states["hostile"].action) == "failed"
+    assert not os.path.lexists(empty.root / "copy/vm1/disk/hostile.qcow2")
+    assert len(list((empty.root / "copy" / layout.DATA).iterdir())) == 1
+
+
+def test_bytes_that_are_there_for_another_reason_are_checked(empty: Any, gallery: Path, no_tools: None) -> None:
+    parent = empty.forge(empty.pool, "parent", (gallery / "vm1/disk/parent.qcow2").read_bytes())
+    child = CHILD.build()
+    good = empty.forge(empty.pool, "child", child, parent=Parent("parent", parent))
+    statepool.init(empty.root / "copy")
+    assert statepool.sync(empty.pool, empty.root / "copy").complete
+    assert empty.forge(empty.pool, "alone", child) == good
+    (alone,) = [state for state in statepool.sync(empty.pool, empty.root / "copy").states if state.state == "alone"]
+    assert (str(alone.action), "alone" in str(alone.error)) == ("failed", True)
+
+
 TRACED = """
 import os, sys
 import statepool

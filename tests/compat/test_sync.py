@@ -137,6 +137,15 @@ def test_wrong_bytes_do_not_become_visible(root: Path) -> None:
     assert digests("b") == {}
 
 
+def test_a_damaged_image_is_called_damaged(root: Path) -> None:
+    (path,) = [path for path in (root / "a/.statepool/data").iterdir() if path.samefile(root / "a/vm2/disk/install.qcow2")]
+    path.chmod(0o644)
+    path.write_bytes(b"XXXX" + path.read_bytes()[4:])
+    (state,) = statepool.sync("a", "b", "vm2").states
+    assert "the bytes of vm2/disk install from" in str(state.error)
+    assert digests("b") == {}
+
+
 @pytest.mark.parametrize(("origin", "target", "code"), [("a", "a", 2), ("a", "none", 7), ("none", "a", 7), ("a", "b/../a", 2)])
 def test_pools_that_cannot_be_synchronised(root: Path, run_statepool: Any, origin: str, target: str, code: int) -> None:
     before = photograph(root / "a")
