@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import evolve, frozen
@@ -171,6 +172,7 @@ class Chains:
         for key in self._keys():
             for use in self._uses(key):
                 if use.working == str(working) and use.record != besides:
+                    _remove_unfinished(use)  # nobody knows its name without the record
                     use.record.unlink(missing_ok=True)
 
     def _keys(self) -> list[Digest]:
@@ -276,8 +278,7 @@ class Chains:
             # Once by each who opens the cache: to read every record before every get would take longer than the get.
             self._recovered = True
             for use in (use for key in self._keys() for use in self._uses(key)):
-                if use.writer is not None and use.writer.is_dead and use.temporary.exists():
-                    use.temporary.unlink(missing_ok=True)
+                _remove_unfinished(use)
         for name in os.listdir(self._directory) if self._directory.is_dir() else ():
             key = Digest.from_file_name(name.removeprefix(_ASIDE).partition("-")[2]) if name.startswith(_ASIDE) else None
             if key is not None:
@@ -301,6 +302,13 @@ class Chains:
 def temporary_name(working: Path, record: Path) -> Path:
     """:returns: what a working image with this record is called while it is being written"""
     return working.with_name(f".statepool-{record.stem}.tmp")
+
+
+def _remove_unfinished(use: Use) -> None:
+    """Remove a working image whose writer was killed over it; whoever may not do that leaves it to who may."""
+    if use.writer is not None and use.writer.is_dead and os.path.lexists(use.temporary):
+        with suppress(PermissionError):
+            use.temporary.unlink(missing_ok=True)
 
 
 def _write_use(use: Use, *, flush: bool = False) -> None:

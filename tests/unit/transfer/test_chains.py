@@ -15,6 +15,7 @@ from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.pools.writer import Writer
 from statepool.testing.images import CHILD
+from statepool.testing.privileges import permissions_count
 from statepool.transfer.cache import Cache
 from statepool.transfer.chains import GRACE, Chains, key_of
 
@@ -232,17 +233,46 @@ def test_a_removal_that_was_interrupted(cache: Cache, chain: tuple[Manifest, ...
     assert not directory.exists()
 
 
+def leave(record: Path) -> Path:
+    """As if the writer of a record had been killed over the image. :returns: what it left of that"""
+    data = json.loads(record.read_bytes())
+    data["writer"] = evolve(Writer.current(), pid=2**22 + 1).to_json()
+    record.write_text(json.dumps(data))
+    temporary = Path(data["working"]).with_name(f".statepool-{record.stem}.tmp")
+    temporary.write_bytes(b"half")
+    return temporary
+
+
 def test_a_working_image_that_was_never_finished(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = cache.chains.use(chain, tmp_path / "work.qcow2")
     temporary = tmp_path / f".statepool-{record.stem}.tmp"
     temporary.write_bytes(b"half")
     Chains(cache.root / ".statepool/chains").recover()
     assert temporary.exists()  # its writer, this process, is at work
-    data = json.loads(record.read_bytes())
-    data["writer"] = evolve(Writer.current(), pid=2**22 + 1).to_json()
-    record.write_text(json.dumps(data))
+    leave(record)
     Chains(cache.root / ".statepool/chains").recover()
     assert not temporary.exists()
+
+
+def test_what_a_killed_process_left_goes_with_its_record(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+    """By a process that had looked for such files before."""
+    cache.chains.recover()
+    temporary = leave(cache.chains.use(chain, tmp_path / "work.qcow2"))
+    cache.chains.release(tmp_path / "work.qcow2")
+    assert not temporary.exists()
+    assert records(cache, chain) == []
+
+
+def test_what_a_killed_process_left_where_we_may_not_go(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    temporary = leave(cache.chains.use(chain, closed / "work.qcow2"))
+    for mode in (0o500, 0):
+        closed.chmod(mode)
+        with permissions_count():
+            Chains(cache.root / ".statepool/chains").recover()
+    closed.chmod(0o700)
+    assert temporary.exists()
 
 
 def test_without_a_directory(tmp_path: Path) -> None:
