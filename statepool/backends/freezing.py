@@ -143,8 +143,8 @@ class Freezing:
         backing = str(self.cache.chains.path(chain))
         self.machine.execute("change-backing-file", device=disk.node, image_node_name=disk.node, backing_file=backing)
         self.cache.chains.release(path, besides=record)
-        self.cache.chains.release(names.below)
         names.below.unlink(missing_ok=True)
+        self.cache.chains.release(names.below)
 
     def _chain(self, image: Image, path: Path) -> tuple[Manifest, ...]:
         """:returns: what an image stands on, tip first; nothing if nothing backs it"""
@@ -214,8 +214,8 @@ class Freezing:
             record = self.cache.chains.use(chain, layer.names.working)
             self._rebase(layer, str(self.cache.chains.path(chain)))
             self.cache.chains.release(layer.names.working, besides=record)
-            self.cache.chains.release(layer.names.below)
             layer.names.below.unlink(missing_ok=True)
+            self.cache.chains.release(layer.names.below)
 
     def _rebase(self, layer: _Layer, backing: str) -> None:
         try:

@@ -132,17 +132,18 @@ class Chains:
 
     # -- uses --------------------------------------------------------------------------------------------------------------------------------------
 
-    def use(self, chain: Sequence[Manifest], working: Path, *, flush: bool = False) -> Path:
+    def use(self, chain: Sequence[Manifest], working: Path, *, flush: bool = False, record: Path | None = None) -> Path:
         """
         A working image is about to be made on a chain, which is prepared for it.
 
         :param chain: tip first
         :param working: where, absolute
         :param flush: whether a power cut must not take the record: it says what the image is called while it is being written
+        :param record: that of an image which has been written, if somebody has taken it away
         :returns: the record of it, to be removed with the image
         """
         key = key_of(chain)
-        record = self.directory_of(key) / _USES / f"{random_nonce()}.json"
+        record = record or self.directory_of(key) / _USES / f"{random_nonce()}.json"
         is_new = not self.directory_of(key).exists()
         while True:
             try:
@@ -168,12 +169,38 @@ class Chains:
             self._remove(key)
 
     def release(self, working: Path, *, besides: Path | None = None) -> None:
-        """A working image is gone, or stands on something else: forget all records of it but one."""
+        """
+        A working image is gone, or stands on something else: forget the records of it. That of an image which another process is about to put into
+        its place stays, or has just put there.
+
+        :param besides: the record of the image that the caller has put there
+        """
+        own = Digest.from_file_name(besides.parent.parent.name) if besides is not None else None
         for key in self._keys():
             for use in self._uses(key):
                 if use.working == str(working) and use.record != besides:
-                    _remove_unfinished(use)  # nobody knows its name without the record
-                    use.record.unlink(missing_ok=True)
+                    self._release(key, use, covered=key == own)
+        # Who has just put an image on the same chain there can have taken our record for an older one, as we have taken theirs.
+        if besides is not None and own is not None and not besides.exists() and self._stands_on(str(working), own):
+            with suppress(FileNotFoundError):  # another image is there by now, and the chain gone
+                _write_use(Use(besides, str(working), None, Writer.current()))
+
+    def _release(self, key: Digest, use: Use, *, covered: bool) -> None:
+        """
+        :param covered: whether another record says that the image stands on this chain
+        """
+
+        def counts() -> bool:
+            # In this order: the image has its own name before it loses that other one.
+            return os.path.lexists(use.temporary) or (not covered and self._stands_on(use.working, key))
+
+        _remove_unfinished(use)  # nobody knows its name without the record
+        if counts():
+            return
+        use.record.unlink(missing_ok=True)
+        if counts():  # it has been written meanwhile; its writer looks for the record only after that
+            with suppress(FileNotFoundError):
+                _write_use(use)
 
     def _keys(self) -> list[Digest]:
         try:

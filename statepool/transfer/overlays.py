@@ -19,7 +19,7 @@ from statepool.errors import BadRecord, FileInTheWay
 from statepool.model.manifest import Manifest
 from statepool.pools.staging import Marker, Staging
 from statepool.transfer.cache import Cache
-from statepool.transfer.working import prepare_working
+from statepool.transfer.working import Fresh, prepare_working
 from statepool.transports.failures import Subject, translated
 
 INTENT = "get-machine"
@@ -80,38 +80,37 @@ def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool
     nonce = cache.pool.nonce()
     places = [Place(to, to.with_name(f".statepool-{nonce}-{number}.tmp"), stamp(to) if overwrite else "") for number, to in enumerate(sorted(wanted))]
     staging = cache.pool.stage([], intent=INTENT, places=_to_text(places))
-    records: dict[Path, Path] = {}
+    made: dict[Path, Fresh] = {}
     try:
         for place in places:
             chain = wanted[place.to]
             fresh = prepare_working(cache, chain, place.to, standing_on=chain)
-            try:
-                os.rename(fresh.temporary, place.temporary)
-            except BaseException:
-                fresh.drop()
-                raise
-            records[place.to] = fresh.record
+            made[place.to] = fresh
+            os.link(fresh.temporary, place.temporary)  # by its first name, which its record gives, others see that it is under way
         for place in places:
             place.put()
     except BaseException:
         for place in places:
-            _take_back(place, records.get(place.to))
+            _take_back(place, made.get(place.to))
         staging.end()
         raise
     for place in places:
         place.clear()
+        made[place.to].temporary.unlink(missing_ok=True)
         if place.before:
-            cache.chains.release(place.to, besides=records[place.to])
+            cache.chains.release(place.to, besides=made[place.to].record)
     staging.end()
 
 
-def _take_back(place: Place, record: Path | None) -> None:
+def _take_back(place: Place, fresh: Fresh | None) -> None:
     replaced = bool(place.before) and place.is_taken  # what was there is gone, so the new image stays
     if place.is_taken and not replaced:
         place.to.unlink()
     place.clear()
-    if record is not None and not replaced:
-        record.unlink(missing_ok=True)
+    if fresh is not None and replaced:
+        fresh.temporary.unlink(missing_ok=True)
+    elif fresh is not None:
+        fresh.drop()
 
 
 def recover_together(cache: Cache, marker: Marker) -> None:

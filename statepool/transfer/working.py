@@ -156,11 +156,7 @@ def prepare_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, standi
     record = cache.chains.use(chain, to, flush=flush)
     fresh = Fresh(cache, record, temporary_name(to, record), to, flush, is_first)
     try:
-        # A collector may have moved bytes aside before it could see the record of our use.
-        for manifest in standing_on:
-            assert manifest.digest is not None
-            if not cache.pool.has_bytes(manifest.digest):
-                raise damaged(cache, manifest)
+        _require_bytes(cache, standing_on)
         backing = str(cache.chains.path(chain))
         create_overlay(fresh.temporary, chain[0].virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout), known_as=to)
     except BaseException:
@@ -168,12 +164,24 @@ def prepare_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, standi
         cache.chains.forget(record, with_chain=is_first)
         raise
     try:
+        if not record.exists():
+            # Whoever made another image in this place took it for the record of what was there before, since ours was not to be seen yet.
+            cache.chains.use(chain, to, flush=flush, record=record)
+            _require_bytes(cache, standing_on)
         if flush:
             _flush(fresh.temporary)
     except BaseException:
         fresh.drop()
         raise
     return fresh
+
+
+def _require_bytes(cache: Cache, chain: Sequence[Manifest]) -> None:
+    """A collector may have moved bytes aside before it could see the record of our use."""
+    for manifest in chain:
+        assert manifest.digest is not None
+        if not cache.pool.has_bytes(manifest.digest):
+            raise damaged(cache, manifest)
 
 
 def _settle(temporary: Path, to: Path, overwrite: bool) -> None:

@@ -111,6 +111,9 @@ def test_what_a_working_image_stands_on_is_held(cache: Cache, chain: tuple[Manif
     assert cache.chains.held() == digests(chain)
     assert cache.chains.in_use() == {key_of(chain): [str(path)]}
     cache.chains.release(path)
+    assert cache.chains.held() == digests(chain)
+    path.unlink()
+    cache.chains.release(path)
     assert cache.chains.held() == frozenset()
 
 
@@ -226,6 +229,7 @@ def test_a_removal_that_was_interrupted(cache: Cache, chain: tuple[Manifest, ...
     assert cache.chains.in_use() == {key_of(chain): [str(path)]}
     assert cache.chains.members(key_of(chain)) == digests(chain)
 
+    path.unlink()
     cache.chains.release(path)
     directory.rename(aside)
     cache.chains.recover()

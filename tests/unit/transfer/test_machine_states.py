@@ -239,14 +239,14 @@ def test_no_image_is_left_where_one_cannot_get_its_passing_name(lab: Lab, monkey
     cache = lab.cache()
     taken = take(lab, cache)
     chains = {lab.root / f"new-{manifest.object[4:]}.qcow2": (manifest,) for manifest in taken.members if manifest.kind is Kind.IMAGE}
-    real = os.rename
+    real = os.link
 
-    def fail(source: Path, target: Path) -> None:
+    def fail(source: Path, target: Path, **options: bool) -> None:
         if str(target).endswith("-1.tmp"):
             raise OSError("no more")
-        real(source, target)
+        real(source, target, **options)
 
-    monkeypatch.setattr(overlays.os, "rename", fail)
+    monkeypatch.setattr(overlays.os, "link", fail)
     with pytest.raises(OSError, match="no more"):
         overlays.make_together(cache, chains, overwrite=False)
     monkeypatch.undo()

@@ -15,9 +15,10 @@ from statepool.qcow2.header import read_header_file
 from statepool.testing.privileges import permissions_count
 from statepool.transfer import working
 from statepool.transfer.cache import Cache
-from statepool.transfer.chains import key_of
+from statepool.transfer.chains import key_of, temporary_name
 from statepool.transfer.offers import Source
-from statepool.transfer.working import check_place, make_working, refuse_inside, throw_away
+from statepool.transfer.overlays import Place, make_together
+from statepool.transfer.working import check_place, make_working, prepare_working, refuse_inside, throw_away
 
 
 @pytest.fixture
@@ -157,6 +158,88 @@ def test_what_is_there_gives_way_when_asked_for(cache: Cache, chain: tuple[Manif
     path = make_working(cache, chain[1:], tmp_path / "work.qcow2")
     make_working(cache, chain, path, overwrite=True)
     assert in_use(cache) == {key_of(chain): [str(path)]}
+    assert temporaries(tmp_path) == []
+
+
+def uses(cache: Cache, chain: tuple[Manifest, ...]) -> list[Path]:
+    return list((cache.chains.directory_of(key_of(chain)) / ".uses").iterdir())
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_gets_to_one_place(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, first: int) -> None:
+    """The record of the image that stays is there, whoever was first."""
+    to = tmp_path / "work.qcow2"
+    chains = (chain, chain[1:])
+    fresh = [prepare_working(cache, one, to, standing_on=one) for one in chains]
+    fresh[first].settle(overwrite=True)
+    assert in_use(cache).keys() == {key_of(one) for one in chains}
+    fresh[1 - first].settle(overwrite=True)
+    assert in_use(cache) == {key_of(chains[1 - first]): [str(to)]}
+    assert temporaries(tmp_path) == []
+
+
+def test_two_gets_of_one_state_to_one_place(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+    to = tmp_path / "work.qcow2"
+    one, two = (prepare_working(cache, chain, to, standing_on=chain) for _ in range(2))
+    os.replace(two.temporary, to)
+    one.settle(overwrite=True)
+    assert uses(cache, chain) == [one.record]
+    cache.chains.release(to, besides=two.record)
+    assert uses(cache, chain) == [two.record], "its own record had been taken for one of what was there before"
+    assert in_use(cache) == {key_of(chain): [str(to)]}
+
+
+def test_a_get_that_ends_before_the_image_of_another_is_written(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = tmp_path / "work.qcow2"
+    real = working.create_overlay
+
+    def late(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(working, "create_overlay", real)
+        make_working(cache, chain[1:], to, overwrite=True)
+        assert key_of(chain) not in in_use(cache)
+        cache.chains.prune_all(set())
+        real(*arguments, **options)
+
+    monkeypatch.setattr(working, "create_overlay", late)
+    make_working(cache, chain, to, overwrite=True)
+    assert in_use(cache) == {key_of(chain): [str(to)]}
+    assert cache.chains.members(key_of(chain)) == {manifest.digest for manifest in chain}
+
+
+def test_an_image_that_is_written_while_its_record_is_removed(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = tmp_path / "work.qcow2"
+    record = cache.chains.use(chain, to)
+    real = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        real(path, missing_ok=missing_ok)
+        if path == record:
+            temporary_name(to, record).touch()
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    cache.chains.release(to)
+    assert uses(cache, chain) == [record]
+
+
+def test_images_of_a_machine_keep_their_records_while_another_get_ends(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = tmp_path / "work.qcow2"
+    to.touch()
+    real = Place.put
+
+    def put(place: Place) -> None:
+        make_working(cache, chain[1:], to, overwrite=True)
+        assert in_use(cache).keys() == {key_of(chain), key_of(chain[1:])}
+        real(place)
+
+    monkeypatch.setattr(Place, "put", put)
+    make_together(cache, {to: chain}, overwrite=True)
+    assert in_use(cache) == {key_of(chain): [str(to)]}
     assert temporaries(tmp_path) == []
 
 
