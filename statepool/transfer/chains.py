@@ -268,7 +268,9 @@ class Chains:
         under = {digest for key in keys if self.users(key) for digest in self.members(key)}
         rest = {digest for key in keys for digest in self.members(key)} - under
         data = self._directory.parent / "data"
-        return frozenset(under | {digest for digest in rest if (data / digest.file_name).exists() and is_open(data / digest.file_name)})
+        # The file of a link pool is behind a link.
+        files = {digest: Path(os.path.realpath(data / digest.file_name)) for digest in rest}
+        return frozenset(under | {digest for digest, file in files.items() if file.exists() and is_open(file)})
 
     def prune(self, digests: Iterable[Digest], needed: set[Digest]) -> None:
         """Remove the directories of chains with one of these digests in them that nobody uses and that no state needs."""

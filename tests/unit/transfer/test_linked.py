@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -159,3 +160,19 @@ def test_each_get_renews_a_use_that_was_lost(lab: Any, pool: Pool, install: Mani
         path.unlink()
     assert disk.get("install").how == "none"
     assert list(users(pool)) == [install.digest]
+
+
+def test_a_chain_of_links_that_nobody_uses(lab: Any, pool: Pool, install: Manifest) -> None:
+    customize = lab.put(pool, "customize", install)
+    linked = statepool.StatePool(lab.root / "cache", [f"link://{lab.root}/pool"])
+    linked.image("vm1/disk").get("customize", to=lab.root / "work.qcow2")
+    linked.image("vm1/disk").get("install", to=lab.root / "work.qcow2", overwrite=True)
+    cache = lab.cache()
+    assert cache.chains.held() == {install.digest}
+    with open(lab_file(pool, customize.digest)) as file, subprocess.Popen(["sleep", "60"], stdin=file) as process:
+        file.close()
+        assert cache.chains.held() == {install.digest, customize.digest}
+        process.kill()
+    linked.image("vm1/disk").unset("customize")
+    linked.gc()
+    assert cache.chains.in_use().keys() == set(cache.chains._keys())
