@@ -115,8 +115,11 @@ class RootSourcedStateBackend(StateBackend):
     # -- what a backend may write, whose states are more than chains of images -----------------------------------------------------------------------
 
     def own_parts(self, cache: Cache, manifest: Manifest) -> tuple[Manifest, ...]:
-        """:returns: what a cached state consists of, tip first"""
-        return cache.pool.fold(manifest.id.machine).chain(manifest)
+        """
+        :returns: what a cached state consists of, tip first
+        :raises NotFound: it has been removed meanwhile
+        """
+        return cache.pool.chain_of(manifest)
 
     def own_find(self, source: Source, wanted: StateId) -> Offer | None:
         """:returns: what a source has of a state, or None"""
@@ -132,7 +135,10 @@ class RootSourcedStateBackend(StateBackend):
 
     def own_push(self, manifest: Manifest, pool: Pool, options: Options) -> StoredAt:
         """:returns: what became of a cached state at a source; errors are part of it"""
-        chain = self.own_parts(self._cache, manifest)
+        try:
+            chain = self.own_parts(self._cache, manifest)
+        except NotFound as error:
+            return StoredAt(str(pool), Presence.FAILED, durable=False, error=str(error))
         return Push(self._cache, pool, self.context.progress).attempt(chain, replace=options.replace or options.squash)
 
     # -- the sources -------------------------------------------------------------------------------------------------------------------------------

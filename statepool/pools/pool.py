@@ -230,6 +230,18 @@ class Pool:
             raise self.missing(state)
         return fold.chain(fold.states[state])
 
+    def chain_of(self, manifest: Manifest) -> tuple[Manifest, ...]:
+        """
+        :param manifest: of a state that was here a moment ago, with or without a name
+        :returns: it with all that backs it, tip first
+        :raises NotFound: somebody has removed it meanwhile
+        """
+        fold = self.fold(manifest.id.machine)
+        found = fold.holding(manifest)
+        if found is None:
+            raise self.missing(manifest.id)
+        return fold.chain(found)
+
     def missing(self, state: StateId) -> NotFound:
         """:returns: the error that says so"""
         return NotFound(

@@ -18,7 +18,8 @@ from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.outcomes import Verified
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
-from statepool.pools.fold import Fold, member_id
+from statepool.pools.fold import member_id, member_ids
+from statepool.pools.pool import Pool
 from statepool.pools.staging import Staging
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY, Fetch, Fetched
@@ -66,14 +67,23 @@ def _member(manifest: Manifest) -> Member:
 
 
 def machine_parts(cache: Cache, manifest: Manifest) -> tuple[Manifest, ...]:
-    """:returns: a machine state of the cache, and the chains of all that it lists, in the order of an offer"""
-    fold = cache.pool.fold(manifest.object)
-    return (manifest, *(link for name in sorted(manifest.members) for link in chain_of(fold, manifest, name)))
+    """
+    :returns: a machine state of the cache, and the chains of all that it lists, in the order of an offer
+    :raises NotFound: it has been removed meanwhile
+    """
+    return (manifest, *(link for chain in chains_of(cache.pool, manifest).values() for link in chain))
 
 
-def chain_of(fold: Fold, manifest: Manifest, name: str) -> tuple[Manifest, ...]:
-    """:returns: the chain of what a machine state lists under a name, tip first"""
-    return fold.chain(fold.states[member_id(manifest, name)])
+def chains_of(pool: Pool, manifest: Manifest) -> dict[str, tuple[Manifest, ...]]:
+    """
+    :param manifest: of a machine state that was in the pool a moment ago
+    :returns: the chains of all that it lists, tip first, by their names, which are sorted
+    :raises NotFound: it has been removed meanwhile
+    """
+    fold = pool.fold(manifest.object)
+    if any(member not in fold.states for member in member_ids(manifest)):
+        raise pool.missing(manifest.id)
+    return {name: fold.chain(fold.states[member_id(manifest, name)]) for name in sorted(manifest.members)}
 
 
 class MachineFetch:

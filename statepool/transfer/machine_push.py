@@ -14,7 +14,7 @@ from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Presence, StoredAt
 from statepool.pools.collect import Collector
 from statepool.transfer.held import held_in
-from statepool.transfer.machine_fetch import chain_of
+from statepool.transfer.machine_fetch import chains_of
 from statepool.transfer.push import Push, Relation, relations
 from statepool.transfer.space import require_space
 
@@ -41,8 +41,7 @@ class MachinePush(Push):
         """
         self._pool.require(write=True)
         Collector(self._pool).clear_incoming()
-        fold = self._cache.pool.fold(machine.object)
-        chains = {name: chain_of(fold, machine, name) for name in sorted(machine.members)}
+        chains = chains_of(self._cache.pool, machine)
         missing = {name: self._missing(chain, replace) for name, chain in chains.items()}
         if not any(missing.values()) and self._is_there(machine, chains):
             return self._answer(chains, Presence.PRESENT)

@@ -229,7 +229,8 @@ def finish(cache: Cache, staging: Staging, under_way: MachineTakeover) -> None:
     for part in under_way.parts:
         if part.digest not in reused:
             cache.trust.record(part.digest, cache.data(part.digest), flushed=True, source=cache.trust.source(part.digest))
-        make_durable(cache, fold.chain(part.manifest))
+        if fold.holding(part.manifest) == part.manifest:  # else another process has removed it meanwhile
+            make_durable(cache, fold.chain(part.manifest))
 
 
 def _settle(staging: Staging, under_way: MachineTakeover, made: Iterable[Fresh]) -> None:

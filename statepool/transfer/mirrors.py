@@ -88,7 +88,7 @@ class _Reply:
 
 
 def _find_chain(cache: Cache, manifest: Manifest) -> tuple[Manifest, ...]:
-    return cache.pool.fold(manifest.id.machine).chain(manifest)
+    return cache.pool.chain_of(manifest)
 
 
 @frozen
@@ -262,7 +262,10 @@ class Mirrors:
 
     def _is_cached(self, offer: Offer, cached: Manifest) -> bool:
         """Whether an offered chain is the one in the cache. Without digests nobody knows, and what has changed since the last answer is fetched."""
-        parts = self.parts(self.cache, cached)
+        try:
+            parts = self.parts(self.cache, cached)
+        except NotFound:
+            return False  # another process has just removed it
         return len(parts) == len(offer.members) and all(_is_part(part, member.manifest) for part, member in zip(parts, offer.members, strict=True))
 
     def _require_whole(self, offer: Offer) -> None:

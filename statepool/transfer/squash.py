@@ -49,13 +49,14 @@ class Squash:
         :param dry_run: look at everything, and change nothing
         :returns: the state, with its new content; a fresh overlay is in the place of the working image
         :raises HasDependants: something stands on the state
+        :raises NotFound: the state has been removed meanwhile
         :raises InUse: another process has the image open
         """
         with opened.exclusive(self.intake.working) as descriptor:
             examined = self.intake.examine(descriptor)
             if examined.parent is None or not self.intake.is_itself(examined):
                 raise Conflict(f"{self.intake.working} does not stand on {self.intake.state} any more", path=str(self.intake.working))
-            chain = self.intake.cache.pool.fold(self.intake.state.machine).chain(examined.parent)
+            chain = self.intake.cache.pool.chain_of(examined.parent)
             self._refuse_dependants()
             if dry_run:
                 return Taken(examined.parent, written=True, how="copy", warnings=examined.warnings)

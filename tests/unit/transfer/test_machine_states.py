@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from attrs import evolve
 
-from statepool.errors import Conflict, DigestMismatch, HasDependants, NoSpace, UsageError
+from statepool.errors import Conflict, DigestMismatch, HasDependants, NoSpace, NotFound, UsageError
 from statepool.model.manifest import Kind, StateId
 from statepool.model.outcomes import Presence, Verified
 from statepool.pools import layout
@@ -58,6 +58,16 @@ def states(pool: Pool) -> set[str]:
 
 
 ALL = {"vm1 on", "vm1 on (RAM)", "vm1/disk on", "vm1/data on"}
+
+
+def test_what_is_removed_meanwhile(lab: Lab) -> None:
+    cache, pool = lab.cache(), lab.pool()
+    taken = take(lab, cache)
+    cache.pool.remove(ON)
+    with pytest.raises(NotFound, match="there is no state on of vm1"):
+        machine_parts(cache, taken.manifest)
+    at = MachinePush(cache, pool).attempt_machine(taken.manifest)
+    assert (at.result, "there is no state on of vm1" in str(at.error)) == (Presence.FAILED, True)
 
 
 def test_there_and_back(lab: Lab) -> None:
