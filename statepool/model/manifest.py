@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attrs import field, frozen
@@ -286,11 +287,17 @@ def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
             raise UsageError(f"{text!r} in a label is not a text", hint="labels are texts with names that are texts")
         if len(text) > LONGEST_LABEL:
             raise UsageError(f"the label {text[:40]!r}… is longer than {LONGEST_LABEL} characters", hint="put what is long into a file of its own")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(f"the label {text!r} is not Unicode text", hint="write it in UTF-8") from error
+        if not is_unicode(text):
+            raise UsageError(f"the label {text!r} is not Unicode text", hint="write it in UTF-8")
     return labels
+
+
+def is_unicode(text: str) -> bool:
+    """:returns: whether a text can be written again: JSON can have half of a pair of surrogates, which is no character"""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 # What comes many times in a row, as objects and the digests of parents do.
@@ -299,7 +306,7 @@ _digest = lru_cache(maxsize=64)(Digest.parse)
 
 
 def _text(value: object, name: str) -> str:
-    if not isinstance(value, str) or len(value) > 4096:
+    if not isinstance(value, str) or len(value) > 4096 or not is_unicode(value):
         raise BadRecord(f"the field {name!r} of a manifest is not a text")
     return value
 
@@ -321,9 +328,15 @@ def _strings(data: dict[str, Any], name: str) -> dict[str, str]:
     value = data.get(name)
     if value is None:
         return {}
-    if not isinstance(value, dict) or len(value) > MAX_LABELS or set(map(type, value.values())) - {str}:
+    if not isinstance(value, dict) or len(value) > MAX_LABELS or not are_texts(value):
         raise BadRecord(f"the field {name!r} of a manifest is not a table of at most {MAX_LABELS} texts")
     return value
+
+
+def are_texts(*tables: dict[str, Any]) -> bool:
+    """:returns: whether all names and values in tables are Unicode texts"""
+    names, values = chain.from_iterable(tables), list(chain.from_iterable(map(dict.values, tables)))
+    return set(map(type, values)) <= {str} and is_unicode("".join(names)) and is_unicode("".join(values))
 
 
 def _parent(value: object) -> Parent | None:

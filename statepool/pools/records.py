@@ -10,7 +10,7 @@ from attrs import frozen
 
 from statepool.errors import BadRecord, UnsupportedFormat
 from statepool.model.digest import Digest
-from statepool.model.manifest import Kind, Manifest, StateId
+from statepool.model.manifest import Kind, Manifest, StateId, is_unicode
 from statepool.model.manifests import read_manifests
 from statepool.pools import layout
 from statepool.pools.fold import KEEP_NONCES, Change, Fold, Publish, Remove
@@ -93,6 +93,8 @@ def _publish(change: dict[str, Any], manifest: Manifest) -> Publish:
 def _remove(data: Any) -> Remove:
     if not isinstance(data, dict) or not isinstance(data.get("object"), str) or not isinstance(data.get("state"), str):
         raise BadRecord("a removal does not say of what")
+    if not is_unicode(data["object"]) or not is_unicode(data["state"]):
+        raise BadRecord("a removal is of something that no name can be")
     if data.get("kind", "image") not in Kind.__members__.values():
         raise BadRecord("a removal has an unknown kind")
     digest = data.get("digest")
@@ -129,8 +131,8 @@ def decode(content: bytes, where: str, hint: str = "restore the file from a copy
 
 def _text(data: dict[str, Any], name: str, where: str) -> str:
     value = data.get(name)
-    if not isinstance(value, str):
-        raise BadRecord(f"{where} has no {name}", path=where)
+    if not isinstance(value, str) or not is_unicode(value):
+        raise BadRecord(f"{where} has no {name}", path=where, hint=RESTORE_LOG)
     return value
 
 
@@ -173,7 +175,9 @@ class Checkpoint:
         if data.get("number") != number or not isinstance(nonces, dict) or not isinstance(states, list) or not isinstance(superseded, list):
             raise BadRecord(f"{where} is not checkpoint {number}", path=where)
         numbers = ((int(key), nonce) for key, nonce in nonces.items() if key.isascii() and key.isdigit() and len(key) <= _MOST_DIGITS)
-        kept = {key: str(nonce) for key, nonce in numbers if key > number - KEEP_NONCES}
+        kept = {key: nonce for key, nonce in numbers if key > number - KEEP_NONCES}
+        if not all(isinstance(nonce, str) and is_unicode(nonce) for nonce in kept.values()):
+            raise BadRecord(f"{where} has a nonce that is no text", path=where, hint=RESTORE_LOG)
         return cls(machine, number, kept, states, superseded)
 
     @staticmethod

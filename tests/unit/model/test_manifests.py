@@ -81,6 +81,9 @@ def test_there_is_nothing_in_it_that_a_manifest_does_not_have() -> None:
         {"created": float("nan")},
         {"created": 1e12},
         {"creator": {"host": 1}},
+        {"creator": {"host": "\ud800"}},
+        {"labels": {"\udfff": "x"}},
+        {"fingerprint": {"qemu": "7 \udc80"}},
         {"labels": {str(number): "x" for number in range(65)}},
         {"extents": [[0, 0]]},
         {"extents": [[0, 1 << 21]]},
@@ -90,7 +93,7 @@ def test_there_is_nothing_in_it_that_a_manifest_does_not_have() -> None:
         {"extents": [0, 1]},
         {"members": {"ram": str(Digest.of(b"0"))}},
     ],
-    ids=str,
+    ids=ascii,
 )
 def test_one_that_lies_among_good_ones(lie: dict[str, Any]) -> None:
     with pytest.raises(BadRecord) as alone:
@@ -98,6 +101,11 @@ def test_one_that_lies_among_good_ones(lie: dict[str, Any]) -> None:
     with pytest.raises(BadRecord) as among:
         read_manifests([*DATA, {**DATA[1], **lie}])
     assert among.value.message == alone.value.message
+
+
+def test_texts_in_any_script_are_good() -> None:
+    data = {**DATA[1], "labels": {"name\u00e9": "\U0001f600"}}
+    assert read_manifests([*DATA, data])[-1].labels == Manifest.from_json(data).labels == data["labels"]
 
 
 @given(data=st.data())

@@ -242,6 +242,8 @@ def test_a_record_of_a_newer_format(written: MachineLog, open_log: Callable[[], 
     "lie",
     [
         {"nonce": None},
+        {"nonce": "\ud800"},
+        {"by": "worker\udfff"},
         {"time": "now"},
         {"time": True},
         {"by": 1},
@@ -252,9 +254,10 @@ def test_a_record_of_a_newer_format(written: MachineLog, open_log: Callable[[], 
         {"changes": [{"publish": {}}]},
         {"changes": [{"remove": {"object": "vm1/disk"}}]},
         {"changes": [{"remove": {"object": "vm1/disk", "state": "install", "kind": "else"}}]},
+        {"changes": [{"remove": {"object": "vm1/disk", "state": "\ud800"}}]},
         {"changes": [{"remove": {"object": "vm1/disk", "state": "install"}}]},
     ],
-    ids=str,
+    ids=ascii,
 )
 def test_a_record_that_lies(written: MachineLog, open_log: Callable[[], MachineLog], transport: MemoryTransport, lie: dict[str, Any]) -> None:
     rewrite(transport, 3, {**record(transport, 3), **lie})
@@ -304,7 +307,20 @@ def test_damage_that_comes_later_is_seen_by_whoever_folded_before(written: Machi
         written.fold()
 
 
-@pytest.mark.parametrize("lie", [{"number": 3}, {"nonces": []}, {"states": {}}, {"superseded": None}, {"states": [{}]}, {"states": []}], ids=str)
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"number": 3},
+        {"nonces": []},
+        {"nonces": {"4": "\ud800"}},
+        {"nonces": {"4": 4}},
+        {"states": {}},
+        {"superseded": None},
+        {"states": [{}]},
+        {"states": []},
+    ],
+    ids=ascii,
+)
 def test_a_checkpoint_that_lies(
     short_logs: None, log: MachineLog, open_log: Callable[[], MachineLog], transport: MemoryTransport, state: State, lie: dict[str, Any]
 ) -> None:
