@@ -15,13 +15,13 @@ from attrs import evolve, frozen
 
 from statepool.errors import AccessDenied, DigestMismatch, NotFound, StatePoolError, UnsafeImage
 from statepool.model.digest import Digest
-from statepool.model.manifest import Kind, Manifest
+from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.outcomes import SyncAction as Action
 from statepool.model.outcomes import Synced, SyncedState
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
 from statepool.pools.collect import Collector
-from statepool.pools.fold import Fold
+from statepool.pools.fold import Fold, member_ids
 from statepool.pools.pool import Pool
 from statepool.pools.refusals import taken
 from statepool.pools.staging import Staging
@@ -77,8 +77,14 @@ class Sync:
         fold = self.origin.fold(machine)
         gone = self.target.lacking(self.target.fold(machine).digests & fold.digests)
         # What one state failed of, those on it fail of too: they find that their parent is missing, and say so.
+        failed: set[StateId] = set()
         for manifest in in_order(fold, _named(fold, object)):
-            yield self._attempt(manifest, dry_run, gone)
+            done = self._attempt(manifest, dry_run, gone)
+            if dry_run and done.action is Action.COPIED and (lacking := _below(manifest) & failed):
+                done = evolve(done, action=Action.FAILED, bytes=0, error=f"{min(lacking)} would not be there, on which it stands")
+            if done.action is Action.FAILED:
+                failed.add(manifest.id)
+            yield done
         try:
             others = self.origin.unmanaged(machine)
         except AccessDenied as error:
@@ -221,6 +227,12 @@ class Sync:
     def _collect(self, manifests: Iterable[Manifest]) -> None:
         digests = [manifest.digest for manifest in manifests if manifest.digest is not None]
         Collector(self.target, lambda: held_in(self.target)).collect(digests)
+
+
+def _below(manifest: Manifest) -> set[StateId]:
+    """:returns: what a state stands on, or lists"""
+    parent = {StateId(manifest.object, manifest.parent.state)} if manifest.parent is not None else set()
+    return parent | set(member_ids(manifest))
 
 
 def _named(fold: Fold, object: str | None) -> Iterator[Manifest]:

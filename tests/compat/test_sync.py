@@ -89,6 +89,14 @@ def test_other_content_is_a_conflict_unless_it_may_be_replaced(root: Path, make_
     assert digests("a") == digests("b")
 
 
+def test_a_dry_run_says_what_the_sync_does(root: Path, make_image: Make) -> None:
+    """Also of what stands on a state that cannot be copied."""
+    statepool.StatePool("cache2", ["b"]).image("vm1/disk").set("install", source=make_image(root / "x.qcow2", 4 << 20, writes=[(0, 65536, 9)]))
+    planned, done = statepool.sync("a", "b", dry_run=True), statepool.sync("a", "b")
+    assert actions(planned) == actions(done)
+    assert actions(done)["vm1/disk", "customize"] == "failed"
+
+
 def test_files_of_another_tool_are_named(root: Path) -> None:
     shutil.copy("a/vm2/disk/install.qcow2", "a/vm2/disk/theirs.qcow2")
     synced = statepool.sync("a", "b")
