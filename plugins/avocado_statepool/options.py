@@ -78,4 +78,5 @@ def config_of(known: Mapping[str, Any]) -> Config:
     if known.get("statepool.offline"):
         given["offline"] = True
     file = known.get("statepool.config") or None
-    return Config.load(given, config_file=os.path.expanduser(file) if file else None)
+    spelled = {key: f"avocado's settings: statepool.{key}" for key in ("cache", "sources", "offline")}
+    return Config.load(given, config_file=os.path.expanduser(file) if file else None, spelled=spelled)

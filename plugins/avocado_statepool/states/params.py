@@ -212,7 +212,7 @@ def open_pool(params: Any, sources: Iterable[Source] = ()) -> StatePool:
             "lock-timeout": str(timeout),
             "fresh": 0,  # it asks each time, as avocado-i2n does
         }
-        config = Config.load(given)
+        config = Config.load(given, spelled={"cache": "the parameters: swarm_pool", "lock-timeout": "the parameters: update_pool_timeout"})
         passwords = {source.account: source.password for source in known if source.password}
         _POOLS[key] = from_config(_with_passwords(config, passwords) if passwords else config)
     return _POOLS[key]
