@@ -53,7 +53,7 @@ from statepool.transfer.offers import Source, require_distinct
 from statepool.transfer.passing import passing
 from statepool.transfer.survey import survey_host, survey_pool
 from statepool.transfer.sync import Sync
-from statepool.transfer.tidy import thin_keys, tidy_cache, tidy_pool
+from statepool.transfer.tidy import thin_keys, tidy_cache, tidy_source
 from statepool.transfer.verify import verify_all, wanted
 from statepool.transfer.working import require_image, throw_away
 from statepool.transports.failures import Subject, in_our_words
@@ -202,7 +202,7 @@ class StatePool:
         """
         Take away what nobody needs: leftovers of crashes, bytes without a state, old records behind checkpoints.
 
-        :param everywhere: in the sources too
+        :param everywhere: in the sources too; one that cannot be changed is left alone, and has a ``problem`` in the answer
         :param keep_keys: also remove old versions of built states, all but so many of each, where nothing stands on them
         :param dry_run: only say what would go
         :raises UsageError: not even one should be kept
@@ -217,8 +217,7 @@ class StatePool:
             gone = thin_keys(self._cache.pool, keep_keys, dry_run=dry_run) if keep_keys is not None else []
             gone += tidy_cache(self._cache, dry_run=dry_run)
         for source in sources:
-            gone += thin_keys(source.pool, keep_keys, dry_run=dry_run) if keep_keys is not None else []
-            gone += tidy_pool(source.pool, dry_run=dry_run)
+            gone += tidy_source(source.pool, keep_keys, dry_run=dry_run)
         return gone
 
     def log(self, object: str | None = None) -> list[Logged]:

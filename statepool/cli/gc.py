@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from statepool.cli import output
+from statepool.cli.report import warn
 from statepool.cli.session import Command, Session, dry_run_option
+from statepool.errors import TransportError
 
 
 @click.command("gc", cls=Command)
@@ -13,19 +15,26 @@ from statepool.cli.session import Command, Session, dry_run_option
 @click.option("--keep-keys", type=click.IntRange(min=1), metavar="N", help="Of states that were built, keep the newest N keys.")
 @dry_run_option
 @click.pass_obj
-def command(session: Session, everywhere: bool, keep_keys: int | None, dry_run: bool) -> None:
+def command(session: Session, everywhere: bool, keep_keys: int | None, dry_run: bool) -> int:
     """
     Remove leftovers, and bytes that nobody needs.
 
-    What crashes left behind, data that no state needs and old records are removed from the cache, and with --everywhere from the sources.
+    What crashes left behind, data that no state needs and old records are removed from the cache, and with --everywhere from the sources. The
+    exit code is 7 if a source had to be left alone.
     """
-    collected = session.pool().gc(everywhere=everywhere, keep_keys=keep_keys, dry_run=dry_run)
+    answer = session.pool().gc(everywhere=everywhere, keep_keys=keep_keys, dry_run=dry_run)
+    code = TransportError.exit_code if any(item.problem for item in answer) else 0
     if session.json:
         from statepool.cli.forms import form
 
-        session.answer_json({"collected": form(collected), "dry_run": dry_run})
-        return
+        session.answer_json({"collected": form(answer), "dry_run": dry_run})
+        return code
+    collected = [item for item in answer if item.problem is None]
     rows = [] if session.quiet else [(session.place(item.pool), item.what, item.path, output.size(item.bytes)) for item in collected]
     session.answer_table(("WHERE", "WHAT", "NAME", "SIZE"), rows, right=("SIZE",))
     total = output.size(sum(item.bytes for item in collected))
     session.say(f"{'would remove' if dry_run else 'removed'} {len(collected)} {'file' if len(collected) == 1 else 'files'}, {total}")
+    for item in answer:
+        if item.problem is not None:
+            warn(f"{session.place(item.pool)} was left alone: {item.problem}")
+    return code

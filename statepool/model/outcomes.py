@@ -245,12 +245,14 @@ class Collected:
     :param what: what it was, in words
     :param path: its name in the pool
     :param bytes: how much room it took
+    :param problem: why the pool was left alone, in which case nothing else is said; or None
     """
 
     pool: str
     what: str
     path: str
     bytes: int = 0
+    problem: str | None = None
 
 
 @frozen

@@ -15,6 +15,7 @@ from statepool.errors import AccessDenied, LockTimeout
 from statepool.pools import layout
 from statepool.pools.claims import Claims
 from statepool.transports.base import Transport
+from statepool.transports.failures import Subject, translated
 
 POLL_INTERVAL = 0.01
 """Seconds between two looks at a lock that somebody else holds."""
@@ -31,6 +32,8 @@ class Locks(Protocol):
         :param name: what is locked, a valid file name
         :param timeout: how long to wait for another holder, in seconds
         :raises LockTimeout: it did not let go
+        :raises TransportError: there can be no such lock: the place is closed to us, or read-only
+        :raises NoSpace: there is no room for it
         """
 
 
@@ -63,6 +66,8 @@ class FileLocks:
             ) from error
         except PermissionError as error:
             raise AccessDenied(f"the lock {path} cannot be opened", path=str(path), hint="make it writable for the group of the pool") from error
+        except OSError as error:
+            raise translated(error, "open", Subject(f"the lock {path}", path=str(path))) from error
         try:
             yield
         finally:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from statepool.errors import HasDependants, NotFound
+from statepool.errors import HasDependants, NoSpace, NotFound, TransportError
 from statepool.model.digest import Digest
 from statepool.model.keys import LABEL_KEY, LABEL_STATE
 from statepool.model.manifest import Manifest, StateId
@@ -20,6 +20,7 @@ from statepool.transfer.cache import Cache
 from statepool.transfer.held import held_in
 from statepool.transfer.passing import clear_passing
 from statepool.transfer.takeover import recover
+from statepool.transports.failures import Subject, in_our_words
 
 
 def tidy_cache(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
@@ -76,6 +77,22 @@ def _half_written_notes(cache: Cache, dry_run: bool) -> list[Collected]:
 
 def _is_there(path: Path) -> bool:
     return path.is_symlink() or path.exists()
+
+
+def tidy_source(pool: Pool, keep: int | None, *, dry_run: bool = False) -> list[Collected]:
+    """
+    As :func:`thin_keys` and :func:`tidy_pool`, for a pool that may be anybody's: one that cannot be changed is left alone, and says why.
+
+    :param keep: how many old versions of each built state stay; None: all
+    :param dry_run: only say what would go
+    :returns: what went
+    """
+    try:
+        with in_our_words("tidy up", Subject(f"the pool {pool}")):
+            gone = thin_keys(pool, keep, dry_run=dry_run) if keep is not None else []
+            return gone + tidy_pool(pool, dry_run=dry_run)
+    except (TransportError, NoSpace) as error:
+        return [Collected(str(pool), "", "", problem=str(error))]
 
 
 def tidy_pool(pool: Pool, *, dry_run: bool = False) -> list[Collected]:

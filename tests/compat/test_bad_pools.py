@@ -248,6 +248,12 @@ def test_a_read_only_pool(place: Any, mounted: Callable[..., Path]) -> None:
     assert (code, err.count("\n")) == (TRANSPORT, 1)
     assert "read-only" in err.lower()
     place.refused(TRANSPORT, "init", there / "new")
+    code, _, err = place.shell("--source", place.pool, "gc", "--everywhere", source=pool)
+    assert (code, err.count("\n")) == (TRANSPORT, 1)
+    assert "was left alone" in err
+    assert "read-only" in err.lower()
+    answer = json.loads(place.shell("--json", "gc", "--everywhere", source=pool)[1])
+    assert ["read-only" in one["problem"] for one in answer["collected"]] == [True]
     # a read-only cache serves what is in it, but no working images
     assert place.shell("get", "vm1/disk", "install", cache=pool, source=place.pool)[0] == TRANSPORT
 

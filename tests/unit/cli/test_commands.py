@@ -414,7 +414,7 @@ def test_gc(run: Run, api: Any, cache: str) -> None:
     assert lines[2] == "removed 1 file, 2.00 KiB"
     assert api.calls == [("gc", {"everywhere": True, "keep_keys": None, "dry_run": False})]
     assert answered(run("gc", "--json", "--dry-run")) == {
-        "collected": [{"pool": cache, "what": "leftover of a crash", "path": ".statepool/incoming/x", "bytes": 2048}],
+        "collected": [{"pool": cache, "what": "leftover of a crash", "path": ".statepool/incoming/x", "bytes": 2048, "problem": None}],
         "dry_run": True,
     }
     assert run("gc", "-q").stdout == ""

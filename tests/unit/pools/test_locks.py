@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -8,10 +9,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from statepool.errors import LockTimeout
+from statepool.errors import AccessDenied, LockTimeout, NoSpace, TransportError
 from statepool.pools import layout
 from statepool.pools.locks import FileLocks, NoLocks, locks_of
 from statepool.pools.pool import Pool
@@ -128,6 +130,23 @@ def test_the_group_of_a_pool_can_open_lock_files(locks: FileLocks, tmp_path: Pat
             assert (tmp_path / "name.lock").stat().st_mode & 0o777 == 0o664
     finally:
         os.umask(old)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EROFS, AccessDenied), (errno.EACCES, AccessDenied), (errno.ENOSPC, NoSpace), (errno.EMFILE, TransportError)]
+)
+def test_a_lock_that_cannot_be(locks: FileLocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]) -> None:
+    opened = os.open
+
+    def refuse(path: str, *rest: Any, **options: Any) -> int:
+        if str(path).endswith("name.lock"):
+            raise OSError(number, os.strerror(number), path)
+        return opened(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(kind, match=r"lock .*name\.lock") as caught, locks.hold("name", 0):
+        pass
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 def test_a_local_pool_has_the_locks_of_its_kernel(local_pool: Pool) -> None:
