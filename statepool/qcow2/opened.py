@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,12 @@ _WRITE_LOCK_BYTES = ((101, 3),)
 
 _NO_LOCKS = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS})
 """What the kernel says where a file system has no locks."""
+
+
+PATIENCE = 0.2
+"""Seconds for which somebody who only reads may be one who only looks, such as a command that asks what each working image stands on."""
+
+_PAUSE = 0.01
 
 
 @frozen
@@ -110,42 +117,51 @@ def unwritten(path: Path | str) -> Iterator[int]:
 
 def is_open(path: Path | str) -> bool:
     """
-    Look whether any other process has a file open. Where that cannot be told because this process has it open as well, and there are processes that
-    we may not look at, the answer is yes.
+    Look whether any other process has a file open, and not only for a moment. Where that cannot be told because this process has it open as well, and
+    there are processes that we may not look at, the answer is yes.
 
     :param path: a regular file
     :raises UnsafeImage: it is not a regular file
     :raises MissingFile: there is no such file
     :raises AccessDenied: it may not be read
     """
+    deadline = time.monotonic() + PATIENCE
+    while (answer := _look(path)) is None and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+    return answer is not False
+
+
+def _look(path: Path | str) -> bool | None:
+    """:returns: whether any other process has a file open; None if it may only be looking"""
     try:
         descriptor = open_regular(path, wait=False)
     except BlockingIOError:
-        return True  # somebody holds a lease on it
+        return None  # somebody holds a lease on it
     try:
         granted = try_lease(descriptor, fcntl.F_WRLCK)
         if granted:
             let_go(descriptor)
             return False
         found, all_seen = _openers(descriptor)
-        if any(opener.pid != os.getpid() for opener in found) or _locked_by_qemu(descriptor, _LOCK_BYTES):
+        others = [opener for opener in found if opener.pid != os.getpid()]
+        if any(opener.writes for opener in others) or _locked_by_qemu(descriptor, _LOCK_BYTES):
             return True
+        if others:
+            return None
         if granted is None:
             return False
         # Nobody but us is to be seen. Who it was may be gone by now, or be where we do not look, as in another container.
-        return not all_seen if found else not try_lease(descriptor, fcntl.F_WRLCK)
+        return not all_seen if found else None
     finally:
         os.close(descriptor)
 
 
 @contextmanager
 def _leased(path: Path | str, flags: int, kind: int) -> Iterator[int]:
+    deadline = time.monotonic() + PATIENCE
+    descriptor = _open(path, flags, deadline)
     try:
-        descriptor = open_regular(path, flags, wait=False)
-    except BlockingIOError as error:
-        raise _in_use(path, ()) from error
-    try:
-        leased = _claim(descriptor, path, kind)
+        leased = _claim(descriptor, path, kind, deadline)
         try:
             yield descriptor
         finally:
@@ -155,22 +171,30 @@ def _leased(path: Path | str, flags: int, kind: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _claim(descriptor: int, path: Path | str, kind: int) -> bool:
+def _open(path: Path | str, flags: int, deadline: float) -> int:
+    while True:
+        try:
+            return open_regular(path, flags, wait=False)
+        except BlockingIOError as error:  # somebody holds a lease on it
+            if time.monotonic() >= deadline:
+                raise _in_use(path, ()) from error
+            time.sleep(_PAUSE)
+
+
+def _claim(descriptor: int, path: Path | str, kind: int, deadline: float) -> bool:
     """:returns: whether we have a lease, and not only looked around"""
-    granted = try_lease(descriptor, kind)
-    if granted:
-        return True
-    found, _ = _openers(descriptor)
     writing_matters = kind == fcntl.F_RDLCK
-    openers = tuple(opener for opener in found if opener.writes or not writing_matters)
-    if granted is None:
-        if openers or _locked_by_qemu(descriptor, _WRITE_LOCK_BYTES if writing_matters else _LOCK_BYTES):
+    while not (granted := try_lease(descriptor, kind)):
+        found, _ = _openers(descriptor)
+        openers = tuple(opener for opener in found if opener.writes or not writing_matters)
+        locked = _locked_by_qemu(descriptor, _WRITE_LOCK_BYTES if writing_matters else _LOCK_BYTES)
+        if granted is None and not openers and not locked:
+            return False
+        # Others may only be looking, and a child that this process was just starting had all our descriptors until its program began.
+        if locked or any(opener.writes for opener in openers) or time.monotonic() >= deadline:
             raise _in_use(path, openers)
-        return False
-    # Somebody may only have looked in passing, and a child that this process was just starting had all our descriptors until its program began.
-    if not openers and try_lease(descriptor, kind):
-        return True
-    raise _in_use(path, openers)
+        time.sleep(_PAUSE)
+    return True
 
 
 def _locked_by_qemu(descriptor: int, ranges: tuple[tuple[int, int], ...]) -> bool:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,51 @@ def test_only_regular_files_that_are_there(tmp_path: Path, path: Path, claim: Ca
         assert caught.value.check == "regular-file"
     with pytest.raises(MissingFile):
         use("nothing")
+
+
+@pytest.fixture
+def first_pause(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """``first_pause(work)``: something happens while we wait for the first time."""
+
+    def set_up(work: Callable[[], object]) -> None:
+        def pause(seconds: float) -> None:
+            monkeypatch.undo()
+            work()
+
+        monkeypatch.setattr(opened.time, "sleep", pause)  # type: ignore[attr-defined]
+
+    return set_up
+
+
+@pytest.mark.parametrize("lease", [None, fcntl.F_WRLCK])
+@pytest.mark.parametrize("claim", [exclusive, shared])
+def test_who_only_looks_is_waited_for(path: Path, first_pause: Any, claim: Any, lease: int | None) -> None:
+    """As another command does that asks what each working image stands on, or whether it is open."""
+    descriptor = os.open(path, os.O_RDONLY)
+    if lease is not None:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, lease)
+    first_pause(lambda: os.close(descriptor))
+    with claim(path):
+        if claim is shared and lease is None:
+            os.close(descriptor)  # it does not matter, and was not waited for
+
+
+def test_another_process_that_only_looks_does_not_have_it_open(path: Path, first_pause: Any, held_open: Hold) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(held_open(path, "r"))
+        first_pause(stack.close)
+        assert not is_open(path)
+
+
+@pytest.mark.parametrize("lock", [None, 201])
+def test_who_uses_it_is_not_waited_for(path: Path, first_pause: Any, held_open: Hold, lock: int | None) -> None:
+    """Who can write, and a QEMU that only reads."""
+    first_pause(lambda: pytest.fail("it waited"))
+    with held_open(path, "rw" if lock is None else "r", lock):
+        assert is_open(path)
+        with pytest.raises(InUse), exclusive(path):
+            pass
 
 
 def test_a_file_that_may_not_be_written_to(path: Path) -> None:
