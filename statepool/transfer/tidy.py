@@ -51,7 +51,11 @@ def _stray_notes(cache: Cache, dry_run: bool) -> list[Collected]:
     for path in sorted((cache.root / ".statepool/trust").glob("*.json")):
         digest = Digest.from_file_name(path.name.removesuffix(".json"))
         if digest is None or not _is_there(cache.data(digest)):
-            found.append(Collected(str(cache.pool), "a note on bytes that are gone", str(path), path.stat().st_size))
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                continue  # another process forgets it, too
+            found.append(Collected(str(cache.pool), "a note on bytes that are gone", str(path), size))
             if not dry_run:
                 if digest is not None:
                     cache.forget(digest)

@@ -14,6 +14,7 @@ from statepool.model.outcomes import Finding, Level
 from statepool.pools import layout
 from statepool.qcow2.tool import QemuImg
 from statepool.testing.trees import photograph
+from statepool.transfer import tidy
 from statepool.transfer.cache import Cache
 from statepool.transfer.survey import survey_host, survey_pool
 from statepool.transfer.tidy import tidy_cache, tidy_pool
@@ -226,3 +227,18 @@ def test_what_caches_refer_to_is_not_tidied(lab: Any, cache: Cache) -> None:
     cache.pool.remove(StateId("vm1/disk", "install"))
     tidy_cache(cache)
     assert [collected.path for collected in tidy_pool(pool)] == [layout.data(install.digest)]
+
+
+def test_a_note_that_another_process_removes_meanwhile(lab: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    (install,) = lab.chain(lab.pool(), "install")
+    lab.fetch(cache, lab.pool(), "install")
+    cache.pool.remove(install.id)
+    cache.data(install.digest).unlink()
+    real = tidy._is_there
+
+    def look(path: Path) -> bool:
+        cache.trust.forget(install.digest)
+        return real(path)
+
+    monkeypatch.setattr(tidy, "_is_there", look)
+    assert tidy_cache(cache) == []
