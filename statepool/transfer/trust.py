@@ -11,6 +11,7 @@ import enum
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import frozen
@@ -72,11 +73,12 @@ class Trust:
         """
         stat = os.stat(path)
         settled = time.time_ns() - stat.st_mtime_ns >= SETTLED_NS
+        # A file of another pool or account is not ours to change: without a signature it is hashed each time until it is old enough.
         if not settled and not path.is_symlink():
-            os.utime(path, ns=(stat.st_atime_ns, time.time_ns() - _BACK_NS))
-            stat, settled = os.stat(path), True
+            with suppress(PermissionError):
+                os.utime(path, ns=(stat.st_atime_ns, time.time_ns() - _BACK_NS))
+                stat, settled = os.stat(path), True
         signature = Signature.of(stat)
-        # Another pool's file is not ours to change: without a signature it is hashed each time until it is old enough.
         write_note(
             self._file(digest),
             {

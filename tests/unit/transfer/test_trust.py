@@ -113,6 +113,22 @@ def test_a_link_to_a_file_that_was_just_written(trust: Trust, file: Path, tmp_pa
     assert trust.source(DIGEST) == "link:///pool"
 
 
+def test_a_file_of_another_account_from_the_future(trust: Trust, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a cache that accounts share, after a clock was set back: its time is its owner's to set."""
+    os.utime(file, (time.time() + 3600,) * 2)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", refuse)
+        trust.record(DIGEST, file, flushed=False, source="file:///pool")
+    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+    assert trust.source(DIGEST) == "file:///pool"
+    trust.record(DIGEST, file, flushed=False, source="file:///pool")
+    assert trust.standing(DIGEST, file) is Standing.TRUSTED
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b'{"signature": 7}'])
 def test_a_note_that_was_torn(trust: Trust, file: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "trust" / f"{DIGEST.file_name}.json").write_bytes(content)
