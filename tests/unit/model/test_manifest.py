@@ -151,6 +151,23 @@ def test_a_field_of_another_type_is_refused_or_read(name: str, value: object) ->
         assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
 
+@pytest.mark.parametrize("name", ["kind", "size", "virtual_size", "cluster_size", "created"])
+def test_a_field_that_is_never_null(name: str) -> None:
+    with pytest.raises(BadRecord):
+        Manifest.from_json({**GOOD, name: None})
+
+
+@pytest.mark.parametrize("name", ["origin", "parent", "extents", "creator", "labels", "fingerprint", "members"])
+def test_a_field_that_is_null_is_as_if_left_out(name: str) -> None:
+    assert Manifest.from_json({**GOOD, name: None}) == Manifest.from_json({key: value for key, value in GOOD.items() if key != name})
+
+
+def test_the_last_moment_that_a_state_can_be_of() -> None:
+    assert Manifest.from_json({**GOOD, "created": 999_999_999_999.5}).created == 999_999_999_999.5
+    with pytest.raises(BadRecord, match="not a time"):
+        Manifest.from_json({**GOOD, "created": 10**12})
+
+
 def test_all_fields_are_read_back() -> None:
     assert Manifest.from_json(json.loads(json.dumps(FULL.to_json()))) == FULL
     assert pickle.loads(pickle.dumps(FULL)) == FULL
