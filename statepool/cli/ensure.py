@@ -20,8 +20,9 @@ from statepool.cli.report import warn
 from statepool.cli.session import Command, Session
 from statepool.cli.signals import orderly
 from statepool.errors import BuildFailed, ToolError, UsageError
-from statepool.model.digest import Digest
+from statepool.model.digest import DEFAULT_ALGORITHM
 from statepool.model.outcomes import Presence
+from statepool.transports.reading import hash_beginning
 
 PLACE = "{image}"
 """Stands for the path of the working image in the words of a command."""
@@ -79,12 +80,13 @@ def fingerprint(words: Sequence[str]) -> str:
 
 def _meaning(word: str) -> str:
     try:
-        mode = os.stat(word).st_mode
-        if stat.S_ISREG(mode):
-            return str(Digest.of(Path(word).read_bytes()))
+        found = os.stat(word)
+        if stat.S_ISREG(found.st_mode):
+            with open(word, "rb", buffering=0) as file:  # it may be an installation medium, and larger than our memory
+                return str(hash_beginning(file.fileno(), found.st_size, DEFAULT_ALGORITHM))
     except OSError:
         return repr(word)  # a whole script is too long for a name; and of what cannot be read there is only the name
-    if stat.S_ISFIFO(mode):  # such as <(...) of a shell, whose name says nothing of what comes out of it, and that only once
+    if stat.S_ISFIFO(found.st_mode):  # such as <(...) of a shell, whose name says nothing of what comes out of it, and that only once
         raise UsageError(f"{word} is a pipe, and what comes out of it cannot be part of the key", hint="put it into a file, and name that")
     return repr(word)
 
