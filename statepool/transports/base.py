@@ -13,6 +13,7 @@ another length; and nothing else. They can be called from several threads.
 from __future__ import annotations
 
 import enum
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -338,3 +339,11 @@ class Transport(ABC):
     def close(self) -> None:
         """Let go of connections; the next call makes them anew."""
         return None
+
+
+def small_file_mode(root: int) -> int:
+    """
+    :param root: the mode of a pool's directory
+    :returns: that of files in it that are not bytes of states, such as records: who may read the one may read the other, and a group works together
+    """
+    return 0o664 if root & stat.S_IWGRP else 0o600 | root & (stat.S_IRGRP | stat.S_IROTH)

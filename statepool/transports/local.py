@@ -19,7 +19,7 @@ from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.location import Location
 from statepool.model.progress import SILENT, Progress
 from statepool.transports import copying
-from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport
+from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport, small_file_mode
 from statepool.transports.failures import Subject, not_regular, translated, translating
 
 INCOMING = ".statepool/incoming"
@@ -32,8 +32,6 @@ _WRITE_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 _NO_ANONYMOUS_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 """What opening with O_TMPFILE says where there is no such thing (``man 2 open``)."""
-
-_SHARED = stat.S_IWGRP
 
 
 class LocalTransport(Transport):
@@ -378,8 +376,10 @@ class LocalTransport(Transport):
         done = 0
         while done < len(data):
             done += os.write(fd, data[done:] if done else data)
-        if os.stat(self._root or "/").st_mode & _SHARED:
-            os.fchmod(fd, 0o664)  # whatever the umask of this account: the others of the group work here too
+        # Whatever the umask of this account: others who may look into the pool, or work in it, need what is written here.
+        mode, wanted = stat.S_IMODE(os.fstat(fd).st_mode), small_file_mode(os.stat(self._root or "/").st_mode)
+        if wanted & ~mode:
+            os.fchmod(fd, mode | wanted)
         if flush:
             os.fsync(fd)
 

@@ -379,14 +379,14 @@ class SSHFiles(Transport):
     def _write_new(self, sftp: Sftp, full: bytes, data: bytes, flush: bool, path: str) -> None:
         """Make a small file, with its content on stable storage."""
         server = self._look(sftp)
-        mode = 0o664 if server.is_shared else 0o644
+        mode = server.small_files if server.small_files is not None else 0o644
         opened, there = sftp.ask_all([(Kind.OPEN, string(full) + int(NEW).to_bytes(4, "big") + attributes(mode=mode)), (Kind.LSTAT, string(full))])
         if isinstance(opened, Refused) and opened.code == Code.NO_SUCH_FILE:
             raise self._missing("create", path) from opened
         self._is_made(opened, there, path, _ATTEMPTS)
         handle = string(handle_in(granted(opened)))
         requests = batches.writes(handle, data, server.limits)
-        if server.is_shared:  # whatever the umask of that account: the others of the group work here too
+        if server.small_files is not None:  # whatever the umask of that account: others who may look into the pool need it
             requests.append((Kind.FSETSTAT, handle + attributes(mode=mode)))
         if flush and server.has(FSYNC):
             requests.append(extension(FSYNC, handle))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Mapping
 
 from attrs import frozen
 
 from statepool.errors import AccessDenied, MissingFile, NoSpace, TransportError
+from statepool.transports.base import small_file_mode
 from statepool.transports.failures import Subject
 from statepool.transports.ssh.packets import LIMITS, Answer, Code, Kind, Limits, Refused, attributes_in, extension, numbers_in, string
 from statepool.transports.ssh.sftp import Sftp
@@ -27,13 +27,13 @@ class Server:
     :param extensions: their names, with what it says of them
     :param limits: of one request
     :param has_links: symbolic links can be made and read
-    :param is_shared: the pool's directory is writable for its group
+    :param small_files: the mode of what is written there besides bytes of states; None: nobody else looks into the pool
     """
 
     extensions: Mapping[bytes, bytes]
     limits: Limits
     has_links: bool
-    is_shared: bool
+    small_files: int | None
 
     def has(self, name: bytes) -> bool:
         """:returns: whether it has an extension"""
@@ -51,8 +51,8 @@ def look_at(sftp: Sftp, root: bytes) -> Server:
     found, link, *limits = sftp.ask_all(questions)
     # A server without symbolic links, or that does not permit them, says so of what is none, too.
     has_links = isinstance(link, Answer) or link.code not in (Code.UNSUPPORTED, Code.PERMISSION_DENIED)
-    mode = attributes_in(found).mode if isinstance(found, Answer) else 0
-    return Server(sftp.extensions, _limits(limits), has_links, bool(mode & stat.S_IWGRP))
+    mode = small_file_mode(attributes_in(found).mode if isinstance(found, Answer) else 0)
+    return Server(sftp.extensions, _limits(limits), has_links, mode if mode != small_file_mode(0) else None)
 
 
 def _limits(answers: list[Answer | Refused]) -> Limits:

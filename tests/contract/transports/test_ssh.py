@@ -47,3 +47,25 @@ class TestChrooted(TransportContract):
     @pytest.fixture
     def transport(self, chrooted: Sshd, tmp_path: Path) -> Iterator[Transport]:
         yield from reached(chrooted, tmp_path)
+
+
+@pytest.mark.parametrize(("directory", "file"), [(0o755, 0o644), (0o2750, 0o640), (0o2770, 0o664), (0o700, 0o600)])
+def test_who_may_look_into_a_pool_may_read_its_records(strict: Sshd, tmp_path: Path, directory: int, file: int) -> None:
+    """Whatever the umask of the account there."""
+    place = strict.directory_for(tmp_path.name)
+    place.chmod(directory)
+    transport = SSHTransport(strict.location(place), strict.settings())
+    transport.create("record", b"1")
+    transport.close()
+    assert (place / "record").stat().st_mode & 0o777 == file
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Sshd]:
+    before = os.umask(0o077)
+    try:
+        with run_sshd() as server:
+            os.umask(before)
+            yield server
+    finally:
+        os.umask(before)

@@ -60,6 +60,19 @@ def test_a_pool_of_a_group_stays_one(transport: LocalTransport, pool: Path, umas
     assert [mode(pool / name) for name in ("a", "a/b", "a/b/c")] == [0o2770, 0o2770, 0o664]
 
 
+@pytest.mark.parametrize(("directory", "file"), [(0o755, 0o644), (0o2750, 0o640), (0o711, 0o600), (0o700, 0o600)])
+def test_who_may_look_into_a_pool_may_read_its_records(
+    transport: LocalTransport, pool: Path, umask: Callable[[int], int], directory: int, file: int
+) -> None:
+    """Whatever the umask of whoever writes, as it is with directories."""
+    pool.chmod(directory)
+    umask(0o077)
+    transport.create("a", b"1")
+    with transport.draft("", b"2") as name:
+        name("b")
+    assert [mode(pool / name) for name in ("a", "b")] == [file, file]
+
+
 def test_a_pool_of_one_user_is_as_the_umask_has_it(transport: LocalTransport, pool: Path, umask: Callable[[int], int]) -> None:
     umask(0o027)
     pool.chmod(0o750)
