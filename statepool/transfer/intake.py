@@ -18,7 +18,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from statepool.errors import Conflict, NotFound, UnsafeImage
+from statepool.errors import AccessDenied, Conflict, NotFound, UnsafeImage
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent, StateId
 from statepool.model.progress import SILENT, Progress
@@ -102,6 +102,7 @@ class Intake:
         :param dry_run: look at everything, and change nothing
         :raises Conflict: the name exists with other content, or the image was written to on top of the very state it should become
         :raises NotFound: there is no such file
+        :raises AccessDenied: it may not be written to, or not be replaced where it is
         :raises InUse: another process has the image open
         :raises UnsafeImage: it is not fit to be a state
         """
@@ -110,6 +111,7 @@ class Intake:
         if not dry_run:
             settle_names(self.working)
         with (opened.unwritten if self.running else opened.exclusive)(self.working) as descriptor:
+            require_replaceable(self.working, descriptor)
             examined = self.examine(descriptor)
             if self.is_itself(examined):
                 return self.unchanged(descriptor, examined)
@@ -322,14 +324,32 @@ def can_link(cache: Cache, descriptor: int) -> bool:
     """
     root = cache.root if cache.root.exists() else next(path for path in cache.root.parents if path.exists())
     found = os.fstat(descriptor)
-    if found.st_dev != os.stat(root).st_dev or found.st_nlink != 1:
-        return False
+    # The kernel lets who may read and write a file of somebody else link it, but not close it: its owner could go on writing to the state.
+    return found.st_dev == os.stat(root).st_dev and found.st_nlink == 1 and _is_ours(descriptor)
+
+
+def _is_ours(descriptor: int) -> bool:
     try:
-        # The kernel lets who may read and write a file of somebody else link it, but not close it: its owner could go on writing to the state.
-        os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
+        os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode))
     except PermissionError:
         return False
     return True
+
+
+def require_replaceable(working: Path, descriptor: int) -> None:
+    """
+    Refuse a file whose name no overlay could get, before there is a state that it would have to stand on.
+
+    :param descriptor: of the file, open for writing
+    :raises AccessDenied: it is in a directory such as ``/tmp``, in which only the owner of a file may replace it, and belongs to somebody else
+    """
+    above = os.stat(working.parent)
+    if above.st_mode & stat.S_ISVTX and above.st_uid != os.geteuid() and not _is_ours(descriptor):
+        raise AccessDenied(
+            f"{working} belongs to another account, and only that may replace it in this directory",
+            path=str(working),
+            hint="copy it to a directory of your own, and set the copy",
+        )
 
 
 def absolute(source: os.PathLike[str] | str) -> Path:

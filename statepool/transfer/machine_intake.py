@@ -30,7 +30,7 @@ from statepool.qcow2.header import Patch, apply_patches
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.frozen import settle_names
-from statepool.transfer.intake import CANNOT_LINK, Examined, Intake, can_link
+from statepool.transfer.intake import CANNOT_LINK, Examined, Intake, can_link, require_replaceable
 from statepool.transfer.machine_takeover import MachineTakeover, Part, finish, give_back, members_of
 from statepool.transfer.overlays import stamp
 from statepool.transfer.space import require_space
@@ -124,6 +124,7 @@ class MachineIntake:
         :raises UsageError: no image is named, or one file twice
         :raises NotFound: there is no such file
         :raises Conflict: a name exists with other content, or an image was written to on top of the very state it should become
+        :raises AccessDenied: an image may not be written to, or not be replaced where it is
         :raises InUse: another process has an image open
         :raises UnsafeImage: an image is not fit to be a state
         """
@@ -135,6 +136,8 @@ class MachineIntake:
         with ExitStack() as stack:
             mode = opened.unwritten if self.running else opened.exclusive
             descriptors = {name: stack.enter_context(mode(path)) for name, path in self.images.items()}
+            for name, path in self.images.items():
+                require_replaceable(path, descriptors[name])
             looked = [self._look(objects[name], path, descriptors[name]) for name, path in self.images.items()]
             if self.ram is not None:
                 descriptor = stack.enter_context(opened.exclusive(self.ram))

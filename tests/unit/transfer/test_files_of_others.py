@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import evolve
 
-from statepool.errors import Conflict
+from statepool.errors import AccessDenied, Conflict
 from statepool.model.manifest import StateId
 from statepool.pools.staging import Marker
 from statepool.qcow2.header import read_header_file
 from statepool.testing.images import CHILD
 from statepool.testing.privileges import permissions_count
+from statepool.testing.trees import photograph
 from statepool.transfer import intake, machine_intake, takeover
 from statepool.transfer.cache import Cache
 from statepool.transfer.intake import Intake
@@ -72,6 +73,17 @@ def test_it_is_copied(lab: Lab, cache: Cache, work: Path, take: Callable[[], obj
     assert data.st_ino != inode
     assert read_header_file(work).backing_name == os.fsencode(cache.chains.path(cache.pool.chain(MINE)))
     assert lab.leftovers(cache.pool) == []
+
+
+def test_one_that_we_may_not_replace_is_refused(lab: Lab, cache: Cache, work: Path, take: Callable[[], object]) -> None:
+    """As in /tmp: there would be a state, and no way to go on with the image."""
+    work.parent.chmod(0o1777)
+    os.chown(work.parent, STRANGER, STRANGER)
+    give_away(work)
+    before = photograph(lab.root)
+    with permissions_count(owners_too=True), pytest.raises(AccessDenied, match="only that may replace it"):
+        take()
+    assert photograph(lab.root) == before
 
 
 def test_one_that_is_given_away_meanwhile_is_given_back(
