@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import statepool
+from statepool.qcow2.header import read_header_file
 from statepool.qcow2.tool import QemuImg
 from statepool.testing.crash import changing_calls, kill_at
 from statepool.transfer import takeover
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 @pytest.fixture
 def half_set(lab: Lab, strace: None) -> None:
     """A set was killed after it had changed the header of the working image, and before the state was published."""
-    call = next(call for call in changing_calls(lab.step("set"), cwd=lab.root) if call.name == "fchmod")
+    calls = changing_calls(lab.step("set"), cwd=lab.root)
+    header = next(number for number, call in enumerate(calls) if call.name == "pwrite64")
     lab.reset()
-    kill_at(lab.step("set"), call, cwd=lab.root)
+    kill_at(lab.step("set"), next(call for call in calls[header:] if call.name == "fchmod"), cwd=lab.root)
+    assert b"/" not in (read_header_file(lab.root / "work.qcow2").backing_name or b"/")
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["before", "in the middle"])
