@@ -15,6 +15,10 @@ REASONS = {
 """The checks of this module, each with its reason."""
 
 
+_OWNS_ALL = 1 << 3
+"""CAP_FOWNER in ``linux/capability.h``: to do to all files what only their owners may."""
+
+
 def refusal(check: str, what: str, problem: str, *, hint: str | None = None, path: str | None = None) -> UnsafeImage:
     """
     :param check: the name of the check that failed
@@ -40,6 +44,22 @@ def translated(error: OSError, path: Path | str, doing: str) -> StatePoolError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(f"cannot {doing} {name}: {error.strerror}", path=name, hint="free some space there")
     return TransportError(f"cannot {doing} {name}: {error.strerror or error}", path=name)
+
+
+def is_ours(descriptor: int) -> bool:
+    """
+    :returns: whether we may change the mode of a file, as its owner or as root. It is not tried: that would be a change already.
+    """
+    return os.fstat(descriptor).st_uid == os.geteuid() or bool(_capabilities() & _OWNS_ALL)
+
+
+def _capabilities() -> int:
+    """:returns: what this thread may do (``CapEff`` in ``man 5 proc``); nothing where the system does not say"""
+    try:
+        with open("/proc/thread-self/status", "rb") as file:
+            return next((int(line.split()[1], 16) for line in file if line.startswith(b"CapEff:")), 0)
+    except FileNotFoundError:
+        return 0
 
 
 def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, wait: bool = True) -> int:

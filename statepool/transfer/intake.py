@@ -28,6 +28,7 @@ from statepool.pools.writer import Writer
 from statepool.qcow2 import opened
 from statepool.qcow2.checks import Backing, check_image, warnings
 from statepool.qcow2.clusters import check_clusters
+from statepool.qcow2.files import is_ours
 from statepool.qcow2.header import Header, Patch, apply_patches, backing_patch, is_empty_overlay, reader
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
@@ -325,15 +326,7 @@ def can_link(cache: Cache, descriptor: int) -> bool:
     root = cache.root if cache.root.exists() else next(path for path in cache.root.parents if path.exists())
     found = os.fstat(descriptor)
     # The kernel lets who may read and write a file of somebody else link it, but not close it: its owner could go on writing to the state.
-    return found.st_dev == os.stat(root).st_dev and found.st_nlink == 1 and _is_ours(descriptor)
-
-
-def _is_ours(descriptor: int) -> bool:
-    try:
-        os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode))
-    except PermissionError:
-        return False
-    return True
+    return found.st_dev == os.stat(root).st_dev and found.st_nlink == 1 and is_ours(descriptor)
 
 
 def require_replaceable(working: Path, descriptor: int) -> None:
@@ -344,7 +337,7 @@ def require_replaceable(working: Path, descriptor: int) -> None:
     :raises AccessDenied: it is in a directory such as ``/tmp``, in which only the owner of a file may replace it, and belongs to somebody else
     """
     above = os.stat(working.parent)
-    if above.st_mode & stat.S_ISVTX and above.st_uid != os.geteuid() and not _is_ours(descriptor):
+    if above.st_mode & stat.S_ISVTX and above.st_uid != os.geteuid() and not is_ours(descriptor):
         raise AccessDenied(
             f"{working} belongs to another account, and only that may replace it in this directory",
             path=str(working),
