@@ -43,17 +43,31 @@ def needs_root() -> None:
         pytest.skip("mounting needs root")
 
 
+def made(where: Path, kind: str) -> Iterator[Path]:
+    """A new file system of 400 MB, or a skipped test."""
+    needs_root()
+    if shutil.which(f"mkfs.{kind}") is None:
+        pytest.skip(f"mkfs.{kind} is not installed (Debian: e2fsprogs, xfsprogs, btrfs-progs)")
+    image = where / "disk"
+    with image.open("wb") as file:
+        file.truncate(400 << 20)
+    subprocess.run([f"mkfs.{kind}", "-q", image], check=True, capture_output=True)
+    yield from mounted(where / "mounted", "-o", "loop", image)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory of a file system that is on a block device of its own, wherever temporary files are."""
+    if os.major(tmp_path.stat().st_dev):
+        yield tmp_path
+    else:
+        yield from made(tmp_path, "ext4")
+
+
 @pytest.fixture(params=["xfs", "btrfs"])
 def reflinks(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A directory whose files can share blocks."""
-    needs_root()
-    if shutil.which(f"mkfs.{request.param}") is None:
-        pytest.skip(f"mkfs.{request.param} is not installed (Debian: xfsprogs, btrfs-progs)")
-    image = tmp_path / "disk"
-    with image.open("wb") as file:
-        file.truncate(400 << 20)
-    subprocess.run([f"mkfs.{request.param}", "-q", image], check=True, capture_output=True)
-    yield from mounted(tmp_path / "mounted", "-o", "loop", image)
+    yield from made(tmp_path, str(request.param))
 
 
 @pytest.fixture
