@@ -318,13 +318,13 @@ class FaultyTransport(Transport):
         with self._call("stat", path):
             return self.inner.stat(path)
 
-    def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """As the inner one; offsets of faults are those of the file."""
         with self._call("read", path) as struck:
             if struck.spoils:
-                data = struck.spoilt(self.inner.read(path, follow=follow))[offset : None if size is None else offset + size]
+                data = struck.spoilt(self.inner.read(path))[offset : None if size is None else offset + size]
             else:
-                data = self.inner.read(path, offset, size, follow=follow)
+                data = self.inner.read(path, offset, size)
             struck.advance(len(data))
             return data
 

@@ -16,7 +16,6 @@ import itertools
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -32,9 +31,6 @@ from statepool.transports.failures import Subject, not_regular, translated, tran
 
 BLOCK = 64 << 10
 """Bytes that are moved at a time; those that are all zeros are holes at the other end."""
-
-MAX_LINKS = 40
-"""Symbolic links that one lookup follows, as many as Linux does."""
 
 _stores = itertools.count(1)
 
@@ -96,46 +92,22 @@ class MemoryStore:
         with self.lock:
             return None if self._capacity is None else max(self._capacity - sum(len(file.data) for file in self._files()), 0)
 
-    def find(self, path: str, *, follow: bool = False) -> _Place:
-        """
-        :param follow: whether a symbolic link in the last part is followed, too
-        :raises OSError: ENOENT, ENOTDIR or ELOOP on the way to it; nothing under the last name is not an error
-        """
-        parts = deque(path.split("/"))
-        above: list[_Directory] = []
+    def find(self, path: str) -> _Place:
+        """:raises OSError: ENOENT, ENOTDIR or ELOOP on the way to it; nothing under the last name is not an error"""
+        *above, last = [name for name in path.split("/") if name] or [""]
         here = self._root
-        links = 0
-        while parts:
-            name = parts.popleft()
-            if name in ("", "."):
-                continue
-            if name == "..":
-                if not above:
-                    raise _error(errno.ENOENT)  # nothing is known of what is outside
-                here = above.pop()
-                continue
+        for name in above:
             node = here.children.get(name)
-            if isinstance(node, _Link) and (parts or follow):
-                links += 1
-                if links > MAX_LINKS:
-                    raise _error(errno.ELOOP)
-                if node.target.startswith("/"):
-                    raise _error(errno.ENOENT)
-                parts.extendleft(reversed(node.target.split("/")))
-                continue
-            if not parts:
-                return _Place(here, name, node)
             if node is None:
                 raise _error(errno.ENOENT)
             if not isinstance(node, _Directory):
-                raise _error(errno.ENOTDIR)
-            above.append(here)
+                raise _error(errno.ELOOP if isinstance(node, _Link) else errno.ENOTDIR)
             here = node
-        return _Place(here, "", here)
+        return _Place(here, last, here.children.get(last) if last else here)
 
-    def get(self, path: str, *, follow: bool = False) -> _Node:
+    def get(self, path: str) -> _Node:
         """:raises OSError: ENOENT: nothing is there"""
-        node = self.find(path, follow=follow).node
+        node = self.find(path).node
         if node is None:
             raise _error(errno.ENOENT)
         return node
@@ -281,10 +253,10 @@ class MemoryTransport(Transport):
             size = len(node.data) if isinstance(node, _File) else len(node.target) if isinstance(node, _Link) else 0
             return Stat(_KINDS[type(node)], size, node.mtime_ns, (0, node.number))
 
-    def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """As the transport's face says."""
         with self.memory.lock:
-            data = self._file(path, follow=follow).data
+            data = self._file(path).data
             return bytes(data[offset : None if size is None else offset + size])
 
     def readlink(self, path: str) -> str:
@@ -439,9 +411,9 @@ class MemoryTransport(Transport):
     def _at(self, path: str, doing: str, *, needed: int = 0) -> AbstractContextManager[None]:
         return translating(doing, self._subject(path), needed=needed)
 
-    def _file(self, path: str, *, follow: bool = False) -> _File:
+    def _file(self, path: str) -> _File:
         try:
-            node = self.memory.get(path, follow=follow)
+            node = self.memory.get(path)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise not_regular(self._subject(path)) from error

@@ -159,7 +159,7 @@ class _Primitives(Transport):
         """As the transport's face says."""
         return cast("Stat | None", self.do("stat", path))
 
-    def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """As the transport's face says; links are never followed."""
         data: bytes = self.do("read", path)
         return data[offset : None if size is None else offset + size]

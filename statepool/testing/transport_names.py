@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from statepool.errors import FileExists, IntegrityError, MissingFile, TransportError
+from statepool.model.digest import Digest
 from statepool.testing.contracts import Contract, only_if
 from statepool.transports.base import Entry, FileKind, Transport
 
@@ -158,28 +159,65 @@ class NamesContract(Contract):
         with pytest.raises((IntegrityError, TransportError)):
             transport.read("d")
 
-    def test_a_link_is_read_only_if_that_is_asked_for(self, transport: Transport) -> None:
+    def test_a_link_is_not_read(self, transport: Transport) -> None:
         needs_links(transport)
         transport.make_directory("data")
         transport.make_directory("view")
         transport.create("data/bytes", b"content")
         transport.symlink("../data/bytes", "view/name")
         assert transport.readlink("view/name") == "../data/bytes"
-        assert transport.read("view/name", follow=True) == b"content"
         with pytest.raises((IntegrityError, TransportError)):
             transport.read("view/name")
 
     def test_a_link_that_leads_nowhere(self, transport: Transport) -> None:
         needs_links(transport)
         transport.symlink("nothing", "l")
-        with pytest.raises(MissingFile):
-            transport.read("l", follow=True)
+        with pytest.raises((IntegrityError, TransportError)):
+            transport.read("l")
 
     def test_a_link_that_leads_to_itself(self, transport: Transport) -> None:
         needs_links(transport)
         transport.symlink("l", "l")
         with pytest.raises((IntegrityError, TransportError)):
-            transport.read("l", follow=True)
+            transport.read("l")
+
+    def test_no_link_on_the_way_is_followed(self, transport: Transport, target: int) -> None:
+        """Another account that may write to a pool could have a link lead out of it: nothing behind one is looked at, made, renamed or removed."""
+        needs_links(transport)
+        transport.make_directory("real")
+        transport.create("real/a", b"12345")
+        transport.create("b", b"12345")
+        transport.symlink("real", "way")
+        refused = (IntegrityError, TransportError)
+        digest = Digest.of(b"12345")
+        for attempt in (
+            lambda: transport.read("way/a"),
+            lambda: transport.scan("way"),
+            lambda: transport.scan_many(["real", "way"]),
+            lambda: transport.stat("way/a"),
+            lambda: transport.stat_many(["b", "way/a"]),
+            lambda: transport.read_many(["b", "way/a"], 10),
+            lambda: transport.readlink("way/a"),
+            lambda: transport.create("way/new", b"x"),
+            lambda: transport.link("b", "way/new"),
+            lambda: transport.link("way/a", "new"),
+            lambda: transport.rename("b", "way/new"),
+            lambda: transport.rename("way/a", "new"),
+            lambda: transport.remove("way/a"),
+            lambda: transport.symlink("b", "way/new"),
+            lambda: transport.make_directory("way/new"),
+            lambda: transport.make_directory("way"),
+            lambda: transport.remove_directory("way"),
+            lambda: transport.flush("way"),
+            lambda: transport.fetch("way/a", target, 5),
+            lambda: transport.store(target, "way/new", 0),
+            lambda: transport.digest("way/a", 5),
+        ):
+            with pytest.raises(refused):
+                attempt()
+        assert {entry.name for entry in transport.scan("real")} == {"a"}
+        assert {entry.name for entry in transport.scan("")} == {"real", "b", "way"}
+        assert transport.digest("real/a", 5) == digest
 
     def test_links_are_not_fetched_or_hashed(self, transport: Transport, target: int) -> None:
         needs_links(transport)

@@ -2,7 +2,7 @@
 The face that every transport has.
 
 Paths are relative to the pool's directory, with ``/`` between their parts, made of validated names by the floor above; a transport need not look at
-them again, but never follows a symbolic link in their last part, except where a method says so.
+them again, but never follows a symbolic link in any of their parts.
 
 All methods raise :class:`~statepool.errors.TransportError` or one of its kinds (:class:`~statepool.errors.MissingFile`,
 :class:`~statepool.errors.FileExists`, :class:`~statepool.errors.AccessDenied`), or :class:`~statepool.errors.NoSpace`; those that read bytes also
@@ -137,11 +137,10 @@ class Transport(ABC):
         """:returns: what is known of the file, or None if there is none"""
 
     @abstractmethod
-    def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """
         :param offset: where to begin, in bytes
         :param size: how much to read at most; None: to the end. Callers that do not trust the file give a size.
-        :param follow: whether ``path`` may be a symbolic link
         :raises MissingFile: there is no such file
         """
 

@@ -41,11 +41,14 @@ _KINDS: dict[int, tuple[type[TransportError], str | None]] = {
     errno.EPERM: (AccessDenied, "look at the owner and the mode of the file and of the directories above it"),
     errno.EROFS: (AccessDenied, "the file system is mounted read-only"),
     errno.ENOTDIR: (TransportError, "a file is where a directory should be"),
+    errno.ELOOP: (TransportError, "there is a symbolic link on the way; no link in a pool is followed: find out who put it there"),
     errno.EIO: (TransportError, "the disk or the network behind it fails; the kernel's log may say why"),
     errno.EXDEV: (TransportError, "the two are on different file systems, and a pool must be on one"),
     errno.EMFILE: (TransportError, "too many files are open: raise the limit (ulimit -n)"),
     errno.ESTALE: (TransportError, "the server of this network file system has forgotten the file: mount it again"),
 }
+
+_NO_LINKS = "no link in a pool is followed: find out who put it there, and put the directory itself in its place"
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space, no quota, or longer than a file may be there."""
@@ -108,6 +111,11 @@ def not_regular(subject: Subject) -> UnsafeImage:
         pool=subject.pool,
         path=subject.path,
     )
+
+
+def linked(subject: Subject) -> TransportError:
+    """:returns: the error for a symbolic link where a directory of a pool should be"""
+    return TransportError(f"{subject.text} is a symbolic link", hint=_NO_LINKS, pool=subject.pool, path=subject.path)
 
 
 def wrong_length(subject: Subject, expected: int, actual: int) -> IntegrityError:

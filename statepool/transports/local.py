@@ -1,7 +1,8 @@
 """
 ``file://``: a pool in a file system of this host.
 
-Lookups never follow a symbolic link in the last part of a path, and never wait: what is not a regular file is refused before a byte of it is read.
+No symbolic link beneath the pool's directory is ever followed, and nothing is waited for: what is not a regular file is refused before a byte of it
+is read.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from statepool.beneath import Descriptor, Tree
 from statepool.errors import TransportError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.location import Location
@@ -28,7 +30,9 @@ INCOMING = ".statepool/incoming"
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 """Non-blocking, since opening a FIFO would wait for its other end; reading a regular file is not changed by it."""
 
-_WRITE_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_WRITE_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _NO_ANONYMOUS_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 """What opening with O_TMPFILE says where there is no such thing (``man 2 open``)."""
@@ -43,7 +47,7 @@ class LocalTransport(Transport):
 
     def __init__(self, location: Location) -> None:
         super().__init__(location)
-        self._root = location.path.rstrip("/")
+        self.tree = Tree(location.path.rstrip("/"))
         # Files without a name get one through /proc. Believed until the file system says that it has none.
         self._anonymous = os.path.isdir("/proc/self/fd")
 
@@ -56,9 +60,8 @@ class LocalTransport(Transport):
 
     def scan(self, directory: str) -> list[Entry]:
         """As the transport's face says. The pool's own directory may be behind a symbolic link."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if directory else 0)
         try:
-            fd = os.open(self._full(directory), flags)
+            fd = self.tree.open(directory, _LIST)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -75,20 +78,20 @@ class LocalTransport(Transport):
     def stat(self, path: str) -> Stat | None:
         """As the transport's face says."""
         try:
-            found = os.lstat(self._full(path))
+            found = self.tree.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise translated(error, "look at", self._subject(path)) from error
         return Stat(_kind_of_mode(found.st_mode), found.st_size, found.st_mtime_ns, (found.st_dev, found.st_ino))
 
-    def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """
         As the transport's face says.
 
         :raises UnsafeImage: it is not a regular file
         """
-        fd, length = self._open(path, follow=follow)
+        fd, length = self._open(path)
         try:
             left = max(length - offset, 0)
             wanted = left if size is None else min(size, left)
@@ -104,7 +107,7 @@ class LocalTransport(Transport):
     def readlink(self, path: str) -> str:
         """As the transport's face says."""
         try:
-            return os.readlink(self._full(path))
+            return self.tree.readlink(path)
         except OSError as error:
             if error.errno == errno.EINVAL:
                 subject = self._subject(path)
@@ -120,15 +123,14 @@ class LocalTransport(Transport):
         The file has no name until it is complete, so that a crash leaves nothing behind. Where the file system does not know such files, it has one
         in ``.statepool/incoming`` meanwhile.
         """
-        full = self._full(path)
         try:
-            fd = self._open_anonymous(os.path.dirname(full))
+            fd = self._open_anonymous(_above(path))
             if fd is None:
-                self._create_named(full, data, flush)
+                self._create_named(path, data, flush)
                 return
             try:
                 self._write(fd, data, flush)
-                _link_anonymous(fd, full)
+                self.tree.name(fd, path)
             finally:
                 os.close(fd)
         except OSError as error:
@@ -139,7 +141,7 @@ class LocalTransport(Transport):
         """As the transport's face says: flushed now, where the file system knows files without a name."""
         subject = self._subject(directory)
         with translating("write to", subject, needed=len(data)):
-            fd = self._open_anonymous(self._full(directory))
+            fd = self._open_anonymous(directory)
         if fd is None:
             yield partial(self.create, data=data)
             return
@@ -152,48 +154,39 @@ class LocalTransport(Transport):
 
     def _name(self, fd: int, path: str) -> None:
         try:
-            _link_anonymous(fd, self._full(path))
+            self.tree.name(fd, path)
         except OSError as error:
             raise translated(error, "create", self._subject(path)) from error
 
     def link(self, source: str, target: str) -> None:
         """As the transport's face says."""
         try:
-            os.link(self._full(source), self._full(target), follow_symlinks=False)
+            self.tree.link(source, target)
         except OSError as error:
             raise translated(error, "link", self._subjects(source, target)) from error
 
     def rename(self, source: str, target: str) -> None:
         """As the transport's face says."""
-        old, new = self._full(source), self._full(target)
         try:
-            if _is_same_file(old, new):
-                # rename(2) does nothing if both are names of one file already. Here the old one goes, as in every other case.
-                os.unlink(old)
-            else:
-                os.rename(old, new)
+            self.tree.rename(source, target)
         except OSError as error:
             raise translated(error, "rename", self._subjects(source, target)) from error
 
     def remove(self, path: str) -> bool:
         """As the transport's face says."""
         try:
-            os.unlink(self._full(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+            return self.tree.remove(path)
         except OSError as error:
             raise translated(error, "remove", self._subject(path)) from error
-        return True
 
     def symlink(self, target: str, path: str) -> None:
         """As the transport's face says."""
-        full = self._full(path)
         try:
-            private = self._private_link(target, full)
+            private = self._private_link(target, path)
             try:
-                os.replace(private, full)
+                self.tree.rename(private, path)
             except BaseException:
-                os.unlink(private)
+                self.tree.remove(private)
                 raise
         except OSError as error:
             raise translated(error, "make the symbolic link", self._subject(path)) from error
@@ -201,18 +194,20 @@ class LocalTransport(Transport):
     def make_directory(self, path: str) -> None:
         """As the transport's face says. The pool's own directory is made as the account's umask has it."""
         try:
-            os.makedirs(self._root or "/", exist_ok=True)
-            mode = stat.S_IMODE(os.stat(self._root or "/").st_mode) | stat.S_IRWXU
+            os.makedirs(self.tree.root, exist_ok=True)
+            mode = stat.S_IMODE(self._status().st_mode) | stat.S_IRWXU
             parts = path.split("/") if path else []
             for count in range(1, len(parts) + 1):
-                self._make_one("/".join(parts[:count]), mode)
+                self.tree.make_directory("/".join(parts[:count]), mode)
         except OSError as error:
             raise translated(error, "make the directory", self._subject(path)) from error
 
     def remove_directory(self, path: str) -> bool:
         """As the transport's face says."""
         try:
-            os.rmdir(self._full(path))
+            place, name = self.tree.place(path)
+            with place as directory:
+                os.rmdir(name, dir_fd=directory)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
                 return False
@@ -222,11 +217,8 @@ class LocalTransport(Transport):
     def flush(self, directory: str) -> None:
         """As the transport's face says."""
         try:
-            fd = os.open(self._full(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
+            with Descriptor(self.tree.open(directory, _LIST)) as fd:
                 os.fsync(fd)
-            finally:
-                os.close(fd)
         except OSError as error:
             raise translated(error, "flush the directory", self._subject(directory)) from error
 
@@ -262,19 +254,17 @@ class LocalTransport(Transport):
         done: int = 0,
     ) -> Moved:
         """As the transport's face says. Where the data is, the file system knows better than ``extents``; it is copied anew always."""
-        full, subject = self._full(path), self._subject(path)
+        subject = self._subject(path)
         with translating("create", subject):
-            with suppress(FileNotFoundError):
-                os.unlink(full)
-            target = os.open(full, _WRITE_NEW, 0o600)
+            self.tree.remove(path)
+            target = self.tree.open(path, _WRITE_NEW)
         try:
             moved = copying.copy(source, target, size, algorithm=algorithm, progress=progress, flush=True, subject=subject)
             with translating("flush", subject, needed=size, descriptor=target):
                 os.fchmod(target, 0o444)
                 os.fsync(target)
         except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(full)
+            self.tree.remove(path)
             raise
         finally:
             os.close(target)
@@ -293,26 +283,26 @@ class LocalTransport(Transport):
     def free_space(self) -> int | None:
         """As the transport's face says."""
         with translating("ask for the free space at", self._subject("")):
-            left = os.statvfs(self._root or "/")
+            left = os.fstatvfs(self.tree.top().number)
         return left.f_bavail * left.f_frsize
 
     def local_path(self, path: str) -> Path | None:
         """As the transport's face says: the name itself, whatever is there."""
-        return Path(self._full(path))
+        return Path(self.tree.root, path)
 
     @property
     def identity(self) -> str:
         """The device and the inode of the directory: mounts and links that lead to it are the same."""
         try:
-            found = os.stat(self._root or "/")
+            found = os.stat(self.tree.root)
         except OSError:  # there is no directory yet, or none that we may see; its address must do
             return super().identity
         return f"{found.st_dev}:{found.st_ino}"
 
     # -- below -----------------------------------------------------------------------------------------------------------------------------------
 
-    def _full(self, path: str) -> str:
-        return f"{self._root}/{path}" if path else self._root or "/"
+    def _status(self) -> os.stat_result:
+        return os.fstat(self.tree.top().number)
 
     def _subject(self, path: str) -> Subject:
         return Subject(f"{path!r} in {self.location}" if path else str(self.location), str(self.location), path)
@@ -320,15 +310,13 @@ class LocalTransport(Transport):
     def _subjects(self, source: str, target: str) -> Subject:
         return Subject(f"{source!r} to {target!r} in {self.location}", str(self.location), target)
 
-    def _open(self, path: str, *, follow: bool = False) -> tuple[int, int]:
+    def _open(self, path: str) -> tuple[int, int]:
         """:returns: a descriptor of a regular file, and its length"""
-        full = self._full(path)
-        flags = _READ if follow else _READ | os.O_NOFOLLOW
         try:
             try:
-                fd = os.open(full, flags)
+                fd = self.tree.open(path, _READ)
             except BlockingIOError:
-                fd = _open_leased(full, flags)
+                fd = self._open_leased(path)
             try:
                 found = os.fstat(fd)
             except BaseException:
@@ -349,75 +337,61 @@ class LocalTransport(Transport):
         if not self._anonymous:
             return None
         try:
-            return os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+            return self.tree.open(directory, os.O_TMPFILE | os.O_WRONLY, 0o644)
         except OSError as error:
             if error.errno not in _NO_ANONYMOUS_FILES:
                 raise
         self._anonymous = False
         return None
 
-    def _create_named(self, full: str, data: bytes, flush: bool) -> None:
-        private = f"{self._root}/{INCOMING}/{_private_name()}"
+    def _create_named(self, path: str, data: bytes, flush: bool) -> None:
+        private = f"{INCOMING}/{_private_name()}"
         try:
-            fd = os.open(private, _WRITE_NEW, 0o644)
+            fd = self.tree.open(private, _WRITE_NEW, 0o644)
         except FileNotFoundError:  # not a pool yet
-            private = f"{os.path.dirname(full)}/{_private_name()}"
-            fd = os.open(private, _WRITE_NEW, 0o644)
+            private = _beside(path)
+            fd = self.tree.open(private, _WRITE_NEW, 0o644)
         try:
             try:
                 self._write(fd, data, flush)
             finally:
                 os.close(fd)
-            os.link(private, full, follow_symlinks=False)
+            self.tree.link(private, path)
         finally:
-            os.unlink(private)
+            self.tree.remove(private)
 
     def _write(self, fd: int, data: bytes, flush: bool) -> None:
         done = 0
         while done < len(data):
             done += os.write(fd, data[done:] if done else data)
         # Whatever the umask of this account: others who may look into the pool, or work in it, need what is written here.
-        mode, wanted = stat.S_IMODE(os.fstat(fd).st_mode), small_file_mode(os.stat(self._root or "/").st_mode)
+        mode, wanted = stat.S_IMODE(os.fstat(fd).st_mode), small_file_mode(self._status().st_mode)
         if wanted & ~mode:
             os.fchmod(fd, mode | wanted)
         if flush:
             os.fsync(fd)
 
-    def _private_link(self, target: str, full: str) -> str:
+    def _private_link(self, target: str, path: str) -> str:
         """:returns: a new symbolic link under a name that nobody looks at"""
-        private = f"{self._root}/{INCOMING}/{_private_name()}"
+        private = f"{INCOMING}/{_private_name()}"
         try:
-            os.symlink(target, private)
+            self.tree.symlink(target, private)
         except FileNotFoundError:  # not a pool, or not yet
-            private = f"{os.path.dirname(full)}/{_private_name()}"
-            os.symlink(target, private)
+            private = _beside(path)
+            self.tree.symlink(target, private)
         return private
 
-    def _make_one(self, path: str, mode: int) -> None:
-        full = self._full(path)
-        try:
-            os.mkdir(full)
-        except FileExistsError:
-            if not stat.S_ISDIR(os.lstat(full).st_mode):
-                raise
-        else:
-            os.chmod(full, mode)
+    def _open_leased(self, path: str) -> int:
+        """
+        Open a file on which another process holds a lease, for a moment, to learn whether the file is in use: wait until it lets go.
 
-
-def _open_leased(full: str, flags: int) -> int:
-    """
-    Open a file on which somebody holds a lease, as those do for a moment who ask whether a file is in use: wait until they let go.
-
-    The kernel makes them, after ``/proc/sys/fs/lease-break-time`` seconds at the latest. Only regular files have leases: nothing else is waited for.
-    """
-    if not stat.S_ISREG(os.stat(full, follow_symlinks=not flags & os.O_NOFOLLOW).st_mode):
-        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), full)
-    return os.open(full, flags & ~os.O_NONBLOCK)
-
-
-def _link_anonymous(fd: int, full: str) -> None:
-    # Giving any descriptor makes this linkat with AT_SYMLINK_FOLLOW, which is how a file without a name gets one (man 2 open).
-    os.link(f"/proc/self/fd/{fd}", full, src_dir_fd=fd, follow_symlinks=True)
+        The kernel makes it, after ``/proc/sys/fs/lease-break-time`` seconds at the latest. Only regular files have leases; nothing else is
+        waited for.
+        """
+        with Descriptor(self.tree.open(path, os.O_PATH)) as pinned:
+            if not stat.S_ISREG(os.fstat(pinned).st_mode):
+                raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
+            return os.open(f"/proc/self/fd/{pinned}", _READ & ~os.O_NONBLOCK)
 
 
 def _private_name() -> str:
@@ -425,12 +399,13 @@ def _private_name() -> str:
     return f".tmp-{os.urandom(10).hex()}"
 
 
-def _is_same_file(first: str, second: str) -> bool:
-    try:
-        there = os.lstat(second)
-    except FileNotFoundError:
-        return False
-    return first != second and os.path.samestat(os.lstat(first), there)
+def _above(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _beside(path: str) -> str:
+    above = _above(path)
+    return f"{above}/{_private_name()}" if above else _private_name()
 
 
 def _is_utf8(name: str) -> bool:

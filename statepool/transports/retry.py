@@ -96,9 +96,9 @@ class Retrying(Transport):
         """As the inner one."""
         return self._again(lambda again: self.inner.stat(path))
 
-    def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """As the inner one."""
-        return self._again(lambda again: self.inner.read(path, offset, size, follow=follow))
+        return self._again(lambda again: self.inner.read(path, offset, size))
 
     def readlink(self, path: str) -> str:
         """As the inner one."""

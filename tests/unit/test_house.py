@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 FLOORS: list[set[str]] = [
-    {"errors", "version", "leases"},
+    {"errors", "version", "leases", "beneath"},
     {"model"},
     {"qcow2", "transports"},
     {"pools"},

@@ -117,12 +117,12 @@ def _close(sftp: Sftp, handles: Sequence[bytes | None]) -> None:
 # -- reading -----------------------------------------------------------------------------------------------------------------------------------------
 
 
-def read(sftp: Sftp, paths: Sequence[bytes], limits: Limits, *, offset: int = 0, size: int | None = None, follow: bool = False) -> list[bytes | None]:
+def read(sftp: Sftp, paths: Sequence[bytes], limits: Limits, *, offset: int = 0, size: int | None = None) -> list[bytes | None]:
     """
     :param size: how much of each at most, in bytes; None: to the end
     :returns: content of files; None of those that are not there, and :data:`NOT_A_FILE` of what is something else, of which nothing is opened
     """
-    found = look(sftp, paths, follow=follow)
+    found = look(sftp, paths)
     content: list[bytes | None] = []
     for group in _groups(list(zip(paths, found, strict=True)), OPEN_AT_ONCE):
         content += _read_group(sftp, group, limits, offset, size)

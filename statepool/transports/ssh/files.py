@@ -1,13 +1,14 @@
 """
 The names of a pool on another host: looking, making, linking, renaming and removing, by SFTP.
 
-The protocol has no way to open a file without following a symbolic link: so each is looked at before it is opened, which nobody but an account of
-that host can outrun. What was read is held against its digest in any case.
+The protocol has no way to open a file without following a symbolic link: so each file, and each directory of the pool on the way to it, is looked at
+first, which nobody but an account of that host can outrun. What was read is held against its digest in any case.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -15,7 +16,7 @@ from statepool.errors import FileExists, MissingFile, NoSpace, StatePoolError, T
 from statepool.model.location import Location
 from statepool.model.settings import Settings
 from statepool.transports.base import Entry, FileKind, Stat, Transport
-from statepool.transports.failures import Subject, not_regular, wrong_length
+from statepool.transports.failures import Subject, linked, not_regular, wrong_length
 from statepool.transports.ssh import batches
 from statepool.transports.ssh.channels import channels_of
 from statepool.transports.ssh.connection import connection_to
@@ -52,6 +53,9 @@ _ATTEMPTS = 5
 
 NEW = Flag.WRITE | Flag.CREATE | Flag.EXCLUSIVE
 
+_PLAIN_FOR = 10.0
+"""Seconds for which a directory that was no symbolic link is not looked at again."""
+
 
 class SSHFiles(Transport):
     """
@@ -64,6 +68,7 @@ class SSHFiles(Transport):
     def __init__(self, location: Location, settings: Settings | None = None) -> None:
         super().__init__(location)
         self._root = os.fsencode(location.path.rstrip("/"))
+        self._plain: dict[str, float] = {}
         self._connection = connection_to(location, settings or Settings(), self)
         self._channels = channels_of(self._connection)
         self._server: tuple[int, Server] | None = None
@@ -78,14 +83,14 @@ class SSHFiles(Transport):
         """As the transport's face says; without an identity, which the protocol does not tell, and with times in whole seconds."""
         return self.stat_many([path])[0]
 
-    def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """
         As the transport's face says.
 
         :raises UnsafeImage: it is not a regular file
         """
         with self._at("read", path) as sftp:
-            (content,) = batches.read(sftp, [self._full(path)], self._look(sftp).limits, offset=offset, size=size, follow=follow)
+            (content,) = batches.read(sftp, [self._full(path)], self._look(sftp).limits, offset=offset, size=size)
         if content is None:
             raise self._missing("read", path)
         if content is batches.NOT_A_FILE:
@@ -103,7 +108,7 @@ class SSHFiles(Transport):
 
     def scan_many(self, directories: Sequence[str]) -> list[list[Entry]]:
         """As the transport's face says."""
-        with self._at("list", directories[0] if len(directories) == 1 else "") as sftp:
+        with self._at("list", *directories) as sftp:
             found = batches.scan(sftp, [self._full(directory) for directory in directories], follow=[not directory for directory in directories])
         for directory, names in zip(directories, found, strict=True):
             if names is batches.NOT_A_DIRECTORY:
@@ -112,13 +117,13 @@ class SSHFiles(Transport):
 
     def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
         """As the transport's face says."""
-        with self._at("look at", paths[0] if len(paths) == 1 else "") as sftp:
+        with self._at("look at", *paths) as sftp:
             found = batches.look(sftp, [self._full(path) for path in paths])
         return [Stat(_kind(there), there.size, there.mtime * 10**9) if there is not None else None for there in found]
 
     def read_many(self, paths: Sequence[str], size: int) -> list[bytes | None]:
         """As the transport's face says."""
-        with self._at("read", paths[0] if len(paths) == 1 else "") as sftp:
+        with self._at("read", *paths) as sftp:
             found = batches.read(sftp, [self._full(path) for path in paths], self._look(sftp).limits, size=size)
         for path, content in zip(paths, found, strict=True):
             if content is batches.NOT_A_FILE:
@@ -148,7 +153,7 @@ class SSHFiles(Transport):
         As the transport's face says. Where the server has no hard links, a file among those of ours is renamed instead, which is enough for what is
         gathered in ``incoming``: nobody looks for it there again.
         """
-        with self._at("link", target) as sftp:
+        with self._at("link", target, source) as sftp:
             old, new = self._full(source), self._full(target)
             request = extension(HARDLINK, string(old), string(new))
             if not self._look(sftp).has(HARDLINK):
@@ -194,7 +199,7 @@ class SSHFiles(Transport):
 
     def rename(self, source: str, target: str) -> None:
         """As the transport's face says. Where the server only has the plain rename of SFTP, a file that is there is removed before."""
-        with self._at("rename", target) as sftp:
+        with self._at("rename", target, source) as sftp:
             old, new = self._full(source), self._full(target)
             if not self._look(sftp).has(POSIX_RENAME):
                 self._rename_plainly(sftp, source, target)
@@ -266,7 +271,7 @@ class SSHFiles(Transport):
 
     def make_directory(self, path: str) -> None:
         """As the transport's face says. The pool's own directory is made as that account's umask has it."""
-        with self._at("make the directory", path) as sftp:
+        with self._at("make the directory", f"{path}/" if path else "") as sftp:
             made = batches.make_directories(sftp, self._root, path)
         if made is not None:
             subject = self._subject(path)
@@ -274,7 +279,7 @@ class SSHFiles(Transport):
 
     def remove_directory(self, path: str) -> bool:
         """As the transport's face says."""
-        with self._at("remove the directory", path) as sftp:
+        with self._at("remove the directory", f"{path}/") as sftp:
             answer = sftp.ask_all([(Kind.RMDIR, string(self._full(path)))])[0]
             if isinstance(answer, Answer):
                 return True
@@ -284,7 +289,7 @@ class SSHFiles(Transport):
 
     def flush(self, directory: str) -> None:
         """As the transport's face says: where the server can flush, opening the directory as a file is enough for it."""
-        with self._at("flush the directory", directory) as sftp:
+        with self._at("flush the directory", f"{directory}/" if directory else "") as sftp:
             if not self._look(sftp).has(FSYNC):
                 return
             with self._opened(sftp, self._full(directory), Flag.READ) as handle:
@@ -293,17 +298,37 @@ class SSHFiles(Transport):
     # -- below -----------------------------------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _at(self, doing: str, path: str, *, needed: int = 0) -> Iterator[Sftp]:
-        """A client for one thread. What the server refuses within, and does not mean anything special there, is told in our words."""
-        subject = self._subject(path)
+    def _at(self, doing: str, *paths: str, needed: int = 0) -> Iterator[Sftp]:
+        """
+        A client for one thread. What the server refuses within, and does not mean anything special there, is told in our words.
+
+        :param paths: what it is about, the one that messages name first; if there are more than two, they name none
+        """
+        subject = self._subject(paths[0].rstrip("/") if 0 < len(paths) <= 2 else "")
         with self._connection.translating(doing, subject):
             try:
                 with self._channels.lent() as sftp:
+                    self._refuse_links_above(sftp, paths)
                     yield sftp
             except Garbled as error:
                 raise TransportError(f"cannot {doing} {subject.text}: {error}", pool=subject.pool, path=subject.path) from error
             except Refused as error:
                 raise self._explained(error, doing, subject, needed) from error
+
+    def _refuse_links_above(self, sftp: Sftp, paths: Sequence[str]) -> None:
+        """
+        Refuse paths on which a directory of the pool is a symbolic link, which the server would follow.
+
+        SFTP has nothing better than to look first: what another account of that host changes after it has been looked at is followed.
+        """
+        now = time.monotonic()
+        above = {"/".join(parts[:count]) for parts in (path.split("/") for path in paths) for count in range(1, len(parts))}
+        unseen = sorted(path for path in above if now - self._plain.get(path, -_PLAIN_FOR) >= _PLAIN_FOR)
+        for path, found in zip(unseen, batches.look(sftp, [self._full(path) for path in unseen]), strict=True):
+            if found is not None and found.is_link:
+                raise linked(self._subject(path))
+            if found is not None:
+                self._plain[path] = now
 
     def _explained(self, refused: Refused, doing: str, subject: Subject, needed: int) -> TransportError | NoSpace:
         """When the channel has been given back: whoever waits for a second one, and does not let go of the first, may wait for themselves."""

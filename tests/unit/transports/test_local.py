@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from statepool.beneath import Tree
 from statepool.errors import AccessDenied, FileExists, MissingFile, NoSpace, StatePoolError, TransportError
 from statepool.model.location import Location
 from statepool.transports.base import Entry, FileKind
@@ -108,7 +109,7 @@ def test_nothing_private_is_left(transport: LocalTransport, pool: Path) -> None:
 def test_what_is_private_is_where_collectors_look(transport: LocalTransport, pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transport.make_directory(INCOMING)
     seen: list[Path] = []
-    for name in ("replace", "link"):
+    for name in ("rename", "link"):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, real=real, **k: (seen.extend(path for path in pool.rglob(".tmp-*")), real(*a, **k))[1])
     transport.symlink("b", "a")
@@ -123,7 +124,7 @@ def test_a_private_name_is_no_name_of_a_state(transport: LocalTransport, pool: P
     transport.symlink("first", "a")
     seen: list[str] = []
     real = os.replace
-    monkeypatch.setattr(os, "replace", lambda *paths: (seen.extend(sorted(os.listdir(pool))), real(*paths))[1])
+    monkeypatch.setattr(os, "rename", lambda *paths, **places: (seen.extend(sorted(os.listdir(pool))), real(*paths, **places))[1])
     transport.symlink("second", "a")
     assert len(seen) == 2
     assert seen[0].startswith(".")
@@ -133,15 +134,15 @@ def test_a_private_name_is_no_name_of_a_state(transport: LocalTransport, pool: P
 
 def test_a_file_system_without_anonymous_files_is_noticed(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = LocalTransport(Location("file", str(pool)))
-    real, tries = os.open, []
+    real, tries = Tree.open, []
 
-    def refuse(path: str, flags: int, *rest: int) -> int:
+    def refuse(tree: Tree, path: str, flags: int, *rest: int) -> int:
         if flags & os.O_TMPFILE == os.O_TMPFILE:
             tries.append(path)
             raise OSError(errno.EOPNOTSUPP, "in a test")
-        return real(path, flags, *rest)
+        return real(tree, path, flags, *rest)
 
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(Tree, "open", refuse)
     transport.create("a", b"1")
     transport.create("b", b"2")
     assert (transport.read("a"), transport.read("b"), len(tries)) == (b"1", b"2", 1)
@@ -260,9 +261,11 @@ def test_the_original_error_is_kept(transport: LocalTransport) -> None:
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
-def test_a_pool_on_two_file_systems(transport: LocalTransport, pool: Path, small: Path) -> None:
+def test_a_pool_on_two_file_systems(transport: LocalTransport, pool: Path, small: Path, request: pytest.FixtureRequest) -> None:
     transport.create("a", b"1")
-    (pool / "other").symlink_to(small)
+    (pool / "other").mkdir()
+    subprocess.run(["mount", "--bind", small, pool / "other"], check=True)
+    request.addfinalizer(lambda: subprocess.run(["umount", pool / "other"], check=True))
     with pytest.raises(TransportError, match="different file systems"):
         transport.link("a", "other/a")
     with pytest.raises(TransportError, match="different file systems"):

@@ -1,0 +1,313 @@
+"""
+Files beneath a directory, reached through a descriptor of that directory and never through a symbolic link.
+
+The one module that opens local paths in a pool or a cache. A path that is used by its name can lead elsewhere by the time it is used, if another
+account may write to any directory on the way: ``O_NOFOLLOW`` guards its last part only. Here the directory itself is opened once, and the kernel
+resolves everything else beneath that descriptor (``openat2(2)`` with ``RESOLVE_BENEATH`` and ``RESOLVE_NO_SYMLINKS``); what is done to a name, such
+as renaming it, is done relative to a descriptor of its own directory. Kernels and sandboxes without that call get one ``openat(2)`` with
+``O_NOFOLLOW`` for each part of a path.
+
+Errors are those of the operating system (:class:`OSError`); ``ELOOP`` says that there is a symbolic link.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import stat
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+
+_OPENAT2 = 437
+"""The number of the system call, the same on every architecture (``arch/*/kernel/syscalls``)."""
+
+_RESOLVE = 0x08 | 0x04
+"""``RESOLVE_BENEATH`` and ``RESOLVE_NO_SYMLINKS`` in ``linux/openat2.h``; the latter excludes the links of ``/proc`` as well."""
+
+_HOW = struct.Struct("=QQQ")
+"""``struct open_how``: flags, mode, resolve."""
+
+_NO_CALL = frozenset({errno.ENOSYS, errno.EPERM})
+"""What ``openat2`` says on kernels before 5.6, and in sandboxes that do not know it."""
+
+DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+"""Flags that open a directory as a place from which to go on, without reading it."""
+
+_LOOK = os.O_PATH | os.O_NOFOLLOW
+"""Flags that open whatever has a name, a symbolic link too, without waiting for it or waking it."""
+
+
+class Descriptor:
+    """
+    An open file that closes itself at the latest with the last reference to it, whatever interrupts its user.
+
+    :param number: the descriptor, which belongs to this object from now on
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __enter__(self) -> int:
+        return self.number
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it, once."""
+        number, self.number = self.number, -1
+        if number >= 0:
+            os.close(number)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Tree:
+    """
+    A directory of this host with everything beneath it.
+
+    :param root: its path, which may lead through symbolic links: whoever may rename in the directories above a pool is trusted with all of it
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.fspath(root) or "/"
+        self._root: Descriptor | None = None
+
+    def __str__(self) -> str:
+        return self.root
+
+    def __getstate__(self) -> str:
+        return self.root
+
+    def __setstate__(self, root: str) -> None:
+        self.root, self._root = root, None
+
+    def top(self) -> Descriptor:
+        """
+        :returns: the directory itself, opened when it is first needed. The caller keeps the reference while it uses the number.
+        :raises FileNotFoundError: there is none
+        """
+        if (held := self._root) is None:
+            held = self._root = Descriptor(os.open(self.root, DIRECTORY))
+        return held
+
+    def revisit(self) -> None:
+        """Look whether the path still leads to the directory that was opened, as it does not after a mount, and open it anew if not."""
+        if (held := self._root) is not None:
+            try:
+                same = os.path.samestat(os.fstat(held.number), os.stat(self.root))
+            except OSError:
+                same = False
+            if not same:
+                self._root = None
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        """
+        :param path: relative; ``""`` is the directory itself
+        :param flags: as for :func:`os.open`; ``O_CLOEXEC`` is added, and a symbolic link is never followed
+        :returns: a descriptor that the caller closes
+        """
+        top = self.top()
+        try:
+            return _open(top.number, path, flags, mode)
+        except FileNotFoundError:
+            if os.fstat(top.number).st_nlink:
+                raise
+        self._root = None  # the directory was deleted, and may have been made again
+        return _open(self.top().number, path, flags, mode)
+
+    def place(self, path: str) -> tuple[Descriptor, str]:
+        """:returns: the directory in which ``path`` is, and its name there, for the calls of :mod:`os` that take both"""
+        above, _, name = path.rpartition("/")
+        return Descriptor(self.open(above, DIRECTORY)), name
+
+    def stat(self, path: str) -> os.stat_result:
+        """:returns: the status of what has this name, which may be a symbolic link"""
+        with Descriptor(self.open(path, _LOOK)) as found:
+            return os.fstat(found)
+
+    def make_directory(self, path: str, mode: int) -> None:
+        """Make a directory with exactly this mode; nothing happens if it is there."""
+        place, name = self.place(path)
+        with place as directory:
+            try:
+                os.mkdir(name, 0o700, dir_fd=directory)
+            except FileExistsError:
+                if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                    raise
+                return
+            with Descriptor(_open(directory, name, os.O_RDONLY | os.O_DIRECTORY, 0)) as made:
+                os.fchmod(made, mode)
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name."""
+        (before, one), (after, other) = self.place(source), self.place(target)
+        with before as old, after as new:
+            os.link(one, other, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
+
+    def rename(self, source: str, target: str) -> None:
+        """Give something another name; what is there gives way, also where both are names of one file, of which ``rename(2)`` would keep two."""
+        (before, one), (after, other) = self.place(source), self.place(target)
+        with before as old, after as new:
+            if source != target and _same(old, one, new, other):
+                os.unlink(one, dir_fd=old)
+            else:
+                os.rename(one, other, src_dir_fd=old, dst_dir_fd=new)
+
+    def remove(self, path: str) -> bool:
+        """:returns: whether there was such a file or link"""
+        try:
+            place, name = self.place(path)
+            with place as directory:
+                os.unlink(name, dir_fd=directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def symlink(self, text: str, path: str) -> None:
+        """Make a symbolic link that holds ``text``."""
+        place, name = self.place(path)
+        with place as directory:
+            os.symlink(text, name, dir_fd=directory)
+
+    def readlink(self, path: str) -> str:
+        """:returns: what a symbolic link holds"""
+        place, name = self.place(path)
+        with place as directory:
+            return os.readlink(name, dir_fd=directory)
+
+    def name(self, descriptor: int, path: str) -> None:
+        """Give a file that was opened without one (``O_TMPFILE``) a name."""
+        place, name = self.place(path)
+        with place as directory:
+            # linkat with AT_SYMLINK_FOLLOW, which is how such a file gets a name (man 2 open).
+            os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=directory, follow_symlinks=True)
+
+    def close(self) -> None:
+        """Let go of the directory; the next use opens it anew."""
+        self._root = None
+
+
+class Beneath(os.PathLike[str]):
+    """
+    A file beneath a :class:`Tree`. As a path it is for messages, and for programs such as QEMU that only know paths; we open it by :meth:`open`.
+
+    :param tree: the directory
+    :param path: relative to it
+    """
+
+    __slots__ = ("path", "tree")
+
+    def __init__(self, tree: Tree, path: str) -> None:
+        self.tree = tree
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return f"{self.tree.root.rstrip('/')}/{self.path}"
+
+    __str__ = __fspath__
+
+    def __repr__(self) -> str:
+        return f"Beneath({str(self)!r})"
+
+    def open(self, flags: int, mode: int = 0o600) -> int:
+        """:returns: a descriptor that the caller closes"""
+        return self.tree.open(self.path, flags, mode)
+
+    def stat(self) -> os.stat_result | None:
+        """:returns: the status of what has this name, which may be a symbolic link; None if there is nothing"""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return self.tree.stat(self.path)
+        return None
+
+    def remove(self) -> bool:
+        """:returns: whether there was such a file or link"""
+        return self.tree.remove(self.path)
+
+
+def beside(path: str | os.PathLike[str]) -> Beneath:
+    """:returns: a file of the user's, such as a working image, with its directory pinned: what is done to its name is done in that directory"""
+    above, name = os.path.split(os.path.abspath(path))
+    return Beneath(Tree(above), name)
+
+
+def _same(old: int, one: str, new: int, other: str) -> bool:
+    try:
+        there = os.stat(other, dir_fd=new, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.stat(one, dir_fd=old, follow_symlinks=False), there)
+
+
+def _open(directory: int, path: str, flags: int, mode: int) -> int:
+    if _calls:
+        try:
+            return _openat2(directory, path or ".", flags, mode)
+        except OSError as error:
+            # A file that may not be opened is also EPERM, as an immutable one is for writing: the way without the call says the same of it.
+            if error.errno not in _NO_CALL:
+                raise
+            if error.errno == errno.ENOSYS:
+                _calls.clear()
+    return _open_by_parts(directory, path, flags, mode)
+
+
+_calls = {"openat2"}
+"""Empty once the kernel has said that it does not know the call."""
+
+
+def _openat2(directory: int, path: str, flags: int, mode: int) -> int:
+    import ctypes  # when the first file is opened: to import it takes as long as all else here
+
+    call = _syscall()
+    while True:
+        number: int = call(_OPENAT2, directory, os.fsencode(path), _how(flags, mode), _HOW.size)
+        if number >= 0:
+            return number
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code), path)
+
+
+@functools.cache
+def _syscall() -> Callable[..., int]:
+    import ctypes
+
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    call.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
+    call.restype = ctypes.c_long
+    return call
+
+
+@functools.cache
+def _how(flags: int, mode: int) -> bytes:
+    # The kernel refuses a mode where nothing is created. O_TMPFILE contains O_DIRECTORY. Without O_NOFOLLOW a link at the end is ELOOP, too.
+    creates = flags & os.O_CREAT or flags & os.O_TMPFILE == os.O_TMPFILE
+    return _HOW.pack(flags | os.O_CLOEXEC, mode if creates else 0, _RESOLVE)
+
+
+def _open_by_parts(directory: int, path: str, flags: int, mode: int) -> int:
+    *above, last = path.split("/")
+    held = Descriptor(os.dup(directory))
+    for part in above:
+        held = Descriptor(_open_part(held.number, part, DIRECTORY, 0))  # the one before closes when its last reference goes
+    with held as place:
+        return _open_part(place, last, flags, mode)
+
+
+def _open_part(directory: int, name: str, flags: int, mode: int) -> int:
+    if name == "..":
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+    try:
+        return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=directory)
+    except NotADirectoryError as error:
+        # With O_DIRECTORY a symbolic link is only "no directory"; openat2 tells the two apart.
+        with suppress(FileNotFoundError):
+            if stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name) from error
+        raise
