@@ -71,12 +71,13 @@ class Tree:
     """
     A directory of this host with everything beneath it.
 
-    :param root: its path, which may lead through symbolic links: whoever may rename in the directories above a pool is trusted with all of it
+    :param root: its path, which may lead through symbolic links: an account that may rename in the directories above a pool is trusted with all of it
+    :param held: a descriptor of it, if it is open already; otherwise it is opened when it is first needed
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, held: Descriptor | None = None) -> None:
         self.root = os.fspath(root) or "/"
-        self._root: Descriptor | None = None
+        self._root = held
 
     def __str__(self) -> str:
         return self.root
@@ -169,6 +170,14 @@ class Tree:
             return False
         return True
 
+    def remove_all(self, path: str) -> None:
+        """Remove a directory with all that is in it, as far as this account may; nothing that a link leads to."""
+        import shutil  # only here: it brings much with it
+
+        place, name = self.place(path)
+        with place as directory:
+            shutil.rmtree(name, dir_fd=directory, ignore_errors=True)
+
     def symlink(self, text: str, path: str) -> None:
         """Make a symbolic link that holds ``text``."""
         place, name = self.place(path)
@@ -212,6 +221,12 @@ class Beneath(os.PathLike[str]):
 
     __str__ = __fspath__
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Beneath) and os.fspath(self) == os.fspath(other)
+
+    def __hash__(self) -> int:
+        return hash(os.fspath(self))
+
     def __repr__(self) -> str:
         return f"Beneath({str(self)!r})"
 
@@ -228,6 +243,13 @@ class Beneath(os.PathLike[str]):
     def remove(self) -> bool:
         """:returns: whether there was such a file or link"""
         return self.tree.remove(self.path)
+
+
+def link(source: Beneath, target: Beneath) -> None:
+    """Give a file a second name, in another directory."""
+    (before, one), (after, other) = source.tree.place(source.path), target.tree.place(target.path)
+    with before as old, after as new:
+        os.link(one, other, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
 
 
 def beside(path: str | os.PathLike[str]) -> Beneath:

@@ -7,14 +7,15 @@ The only user of filelock. Its lock on Unix is flock(2): held by an open file de
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
+from statepool.beneath import DIRECTORY, Beneath, Descriptor, Tree
 from statepool.errors import AccessDenied, LockTimeout
 from statepool.pools import layout
 from statepool.pools.claims import Claims
-from statepool.transports.base import Transport
+from statepool.transports.base import FileKind, Transport
 from statepool.transports.failures import Subject, translated
 
 POLL_INTERVAL = 0.01
@@ -41,22 +42,25 @@ class FileLocks:
     """
     Locks of one host: files in ``locks/`` of a pool in a file system.
 
-    :param directory: where the lock files are
+    :param tree: of the pool
+    :param place: the directory in it where the lock files are
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, tree: Tree, place: str = layout.LOCKS) -> None:
+        self._tree = tree
+        self._place = place
 
     @contextlib.contextmanager
     def hold(self, name: str, timeout: float) -> Iterator[None]:
         """As :meth:`Locks.hold`."""
         import filelock  # when the first lock is held: whoever only looks does not wait for it
 
-        path = self._directory / f"{name}.lock"
-        # Not a singleton, and not thread-local: each holder has its own open file description, so threads exclude each other too.
-        lock = filelock.FileLock(path, timeout=timeout, mode=LOCK_MODE, poll_interval=POLL_INTERVAL, thread_local=False)
+        path = Beneath(self._tree, f"{self._place}/{name}.lock".lstrip("/"))
         try:
-            lock.acquire()
+            with self._directory() as directory:
+                # Not a singleton, and not thread-local: each holder has its own open file description, so threads exclude each other too.
+                lock = filelock.FileLock(f"{directory}/{name}.lock", timeout=timeout, mode=LOCK_MODE, poll_interval=POLL_INTERVAL, thread_local=False)
+                lock.acquire()
         except filelock.Timeout as error:
             raise LockTimeout(
                 f"another process held {path} for more than {timeout:g} s",
@@ -73,7 +77,13 @@ class FileLocks:
         finally:
             lock.release()
 
-    def tidy(self, prefix: str) -> list[Path]:
+    @contextlib.contextmanager
+    def _directory(self) -> Iterator[str]:
+        """:returns: a path to the directory of the lock files that leads nowhere else, for as long as a ``with`` block lasts; for filelock"""
+        with Descriptor(self._tree.open(self._place, DIRECTORY)) as directory:
+            yield f"/proc/self/fd/{directory}"
+
+    def tidy(self, prefix: str) -> list[str]:
         """
         Remove the files of locks that nobody holds. Whoever takes one at this very moment shares it with nobody, and works in vain at worst.
 
@@ -83,14 +93,16 @@ class FileLocks:
         import filelock  # as above
 
         gone = []
-        for path in sorted(self._directory.glob(f"{prefix}*.lock")):
-            lock = filelock.FileLock(path, timeout=0, mode=LOCK_MODE, thread_local=False)
-            try:
-                with lock:
-                    path.unlink(missing_ok=True)
-                    gone.append(path)
-            except filelock.Timeout:
-                continue  # somebody is at work
+        with self._directory() as directory:
+            for name in sorted(os.listdir(directory)):
+                if not (name.startswith(prefix) and name.endswith(".lock")):
+                    continue
+                try:
+                    with filelock.FileLock(f"{directory}/{name}", timeout=0, mode=LOCK_MODE, thread_local=False):
+                        os.unlink(f"{directory}/{name}")
+                        gone.append(name)
+                except filelock.Timeout:
+                    continue  # somebody is at work
         return gone
 
 
@@ -133,5 +145,6 @@ def quick_locks_of(transport: Transport) -> Locks:
 
 
 def _file_locks(transport: Transport) -> FileLocks | None:
-    directory = transport.local_path(layout.LOCKS)
-    return FileLocks(directory) if directory is not None and directory.is_dir() else None
+    root = transport.local_path("")
+    found = transport.stat(layout.LOCKS) if root is not None else None
+    return FileLocks(Tree(root)) if root is not None and found is not None and found.kind is FileKind.DIRECTORY else None

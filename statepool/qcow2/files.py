@@ -7,6 +7,7 @@ import os
 import stat
 from pathlib import Path
 
+from statepool.beneath import Beneath
 from statepool.errors import AccessDenied, MissingFile, NoSpace, StatePoolError, TransportError, UnsafeImage
 
 REASONS = {
@@ -29,7 +30,7 @@ def refusal(check: str, what: str, problem: str, *, hint: str | None = None, pat
     return UnsafeImage(f"{what} is refused by the safety check {check!r}: {problem}", check=check, hint=hint, path=path)
 
 
-def translated(error: OSError, path: Path | str, doing: str) -> StatePoolError:
+def translated(error: OSError, path: Path | str | Beneath, doing: str) -> StatePoolError:
     """
     :param error: what the system said
     :param path: the file it was said of
@@ -62,7 +63,7 @@ def _capabilities() -> int:
         return 0
 
 
-def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, wait: bool = True) -> int:
+def open_regular(path: Path | str | Beneath, flags: int = os.O_RDONLY, *, wait: bool = True) -> int:
     """
     Open a file without waiting for a FIFO's other end, following a link, or accepting anything but a regular file.
 
@@ -75,7 +76,7 @@ def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, wait: bool = Tru
     :raises AccessDenied: it may not be opened so
     """
     try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = _open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
     except BlockingIOError:
         if not wait:
             raise
@@ -94,10 +95,14 @@ def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, wait: bool = Tru
     return descriptor
 
 
-def _open_patiently(path: Path | str, flags: int) -> int:
+def _open(path: Path | str | Beneath, flags: int) -> int:
+    return path.open(flags) if isinstance(path, Beneath) else os.open(path, flags | os.O_CLOEXEC)
+
+
+def _open_patiently(path: Path | str | Beneath, flags: int) -> int:
     # Without O_NONBLOCK a FIFO would be waited for as well, so the file is pinned first, looked at, and then opened through the pin.
     try:
-        pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        pin = _open(path, os.O_PATH | os.O_NOFOLLOW)
         try:
             _require_regular(pin, path)
             return os.open(f"/proc/self/fd/{pin}", flags | os.O_CLOEXEC)
@@ -109,10 +114,10 @@ def _open_patiently(path: Path | str, flags: int) -> int:
         raise translated(error, path, "open") from error
 
 
-def _require_regular(descriptor: int, path: Path | str) -> None:
+def _require_regular(descriptor: int, path: Path | str | Beneath) -> None:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise _irregular(path)
 
 
-def _irregular(path: Path | str) -> UnsafeImage:
+def _irregular(path: Path | str | Beneath) -> UnsafeImage:
     return refusal("regular-file", str(path), "it is not a regular file", path=str(path))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from statepool.beneath import Beneath
 from statepool.errors import InUse
 from statepool.leases import let_go, try_lease
 from statepool.qcow2.files import open_regular
@@ -62,7 +63,7 @@ class Opener:
 
 
 @contextmanager
-def exclusive(path: Path | str) -> Iterator[int]:
+def exclusive(path: Path | str | Beneath) -> Iterator[int]:
     """
     Have a file that nobody else has open at all, not even this process by another descriptor.
 
@@ -78,7 +79,7 @@ def exclusive(path: Path | str) -> Iterator[int]:
 
 
 @contextmanager
-def shared(path: Path | str) -> Iterator[int]:
+def shared(path: Path | str | Beneath) -> Iterator[int]:
     """
     Have a file that nobody has open for writing.
 
@@ -94,7 +95,7 @@ def shared(path: Path | str) -> Iterator[int]:
 
 
 @contextmanager
-def unwritten(path: Path | str) -> Iterator[int]:
+def unwritten(path: Path | str | Beneath) -> Iterator[int]:
     """
     Have a file that nobody has open for writing, to change it all the same: an image below the one that a running machine writes to. QEMU has read
     its header, and does not look at it again.
@@ -115,7 +116,7 @@ def unwritten(path: Path | str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def is_open(path: Path | str) -> bool:
+def is_open(path: Path | str | Beneath) -> bool:
     """
     Look whether any other process has a file open, and not only for a moment. Where that cannot be told because this process has it open as well, and
     there are processes that we may not look at, the answer is yes.
@@ -131,7 +132,7 @@ def is_open(path: Path | str) -> bool:
     return answer is not False
 
 
-def _look(path: Path | str) -> bool | None:
+def _look(path: Path | str | Beneath) -> bool | None:
     """:returns: whether any other process has a file open; None if it may only be looking"""
     try:
         descriptor = open_regular(path, wait=False)
@@ -157,7 +158,7 @@ def _look(path: Path | str) -> bool | None:
 
 
 @contextmanager
-def _leased(path: Path | str, flags: int, kind: int) -> Iterator[int]:
+def _leased(path: Path | str | Beneath, flags: int, kind: int) -> Iterator[int]:
     deadline = time.monotonic() + PATIENCE
     descriptor = _open(path, flags, deadline)
     try:
@@ -171,7 +172,7 @@ def _leased(path: Path | str, flags: int, kind: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _open(path: Path | str, flags: int, deadline: float) -> int:
+def _open(path: Path | str | Beneath, flags: int, deadline: float) -> int:
     while True:
         try:
             return open_regular(path, flags, wait=False)
@@ -181,7 +182,7 @@ def _open(path: Path | str, flags: int, deadline: float) -> int:
             time.sleep(_PAUSE)
 
 
-def _claim(descriptor: int, path: Path | str, kind: int, deadline: float) -> bool:
+def _claim(descriptor: int, path: Path | str | Beneath, kind: int, deadline: float) -> bool:
     """:returns: whether we have a lease, and not only looked around"""
     writing_matters = kind == fcntl.F_RDLCK
     while not (granted := try_lease(descriptor, kind)):
@@ -256,6 +257,6 @@ def _program(pid: int) -> str:
         return file.read().strip()
 
 
-def _in_use(path: Path | str, openers: tuple[Opener, ...]) -> InUse:
+def _in_use(path: Path | str | Beneath, openers: tuple[Opener, ...]) -> InUse:
     who = ", ".join(str(opener) for opener in openers[:5]) or "another process"
     return InUse(f"{path} is open in {who}", path=str(path), hint="shut down the machine that runs on it, or close it there")

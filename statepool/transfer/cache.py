@@ -4,12 +4,15 @@ The pool of this host from which machines run, with what it knows beyond a pool:
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from attrs import field, frozen
 
+from statepool.beneath import Beneath, Descriptor, Tree
 from statepool.errors import AccessDenied, UsageError
 from statepool.model.digest import Digest
 from statepool.model.outcomes import Collected
@@ -17,11 +20,17 @@ from statepool.model.settings import Settings
 from statepool.pools import layout
 from statepool.pools.collect import Collector
 from statepool.pools.pool import Pool
+from statepool.transfer import fresh, known, trust
 from statepool.transfer.chains import Chains
 from statepool.transfer.fresh import Freshness
 from statepool.transfer.known import Knowledge
 from statepool.transfer.linked import forget_use, held_by_links, note_use, referred
+from statepool.transfer.notes import Notes
 from statepool.transfer.trust import Trust
+from statepool.transports.local import LocalTransport
+
+KINDS = (trust.DIRECTORY, fresh.DIRECTORY, known.DIRECTORY)
+"""The directories of what an account notes for itself."""
 
 
 @frozen
@@ -30,7 +39,9 @@ class Cache:
     A cache.
 
     :param pool: the pool that it is
-    :param root: its directory
+    :param root: its directory, for messages and for programs that only know paths
+    :param tree: what opens the files in it
+    :param notes: what this account has noted, in the three that follow
     :param trust: which of its files need not be read again
     :param chains: what working images stand on, and who they are
     :param fresh: when which source was asked
@@ -39,6 +50,8 @@ class Cache:
 
     pool: Pool
     root: Path
+    tree: Tree
+    notes: Notes
     trust: Trust
     chains: Chains
     fresh: Freshness
@@ -54,14 +67,18 @@ class Cache:
         root = pool.transport.local_path("")
         if root is None or pool.transport.capabilities.refers:
             raise UsageError(f"a cache must be a directory of this host, not {pool.location}", hint="name a path")
-        ours = root / layout.OURS
+        tree = pool.transport.tree if isinstance(pool.transport, LocalTransport) else Tree(root)
+        notes = Notes(tree, KINDS)
+        hashed = Trust(notes)
         return cls(
             pool=pool,
             root=root,
-            trust=Trust(ours / "trust"),
-            chains=Chains(ours / "chains"),
-            fresh=Freshness(ours / "fresh", settings.fresh, time.time),
-            known=Knowledge(ours / "known"),
+            tree=tree,
+            notes=notes,
+            trust=hashed,
+            chains=Chains(tree, lambda digest: file_of(tree, digest, hashed.source(digest))),
+            fresh=Freshness(notes, settings.fresh, time.time),
+            known=Knowledge(notes),
             settings=settings,
         )
 
@@ -73,7 +90,7 @@ class Cache:
         """
         try:
             self.pool.create()
-            for name in ("trust", "chains", "fresh", "known"):
+            for name in (*KINDS, "chains"):
                 self.pool.transport.make_directory(f"{layout.OURS}/{name}")
         except AccessDenied as error:
             raise AccessDenied(
@@ -81,8 +98,38 @@ class Cache:
             ) from error
 
     def data(self, digest: Digest) -> Path:
-        """:returns: the file of some bytes"""
+        """:returns: the file of some bytes, for messages and for programs that only know paths"""
         return self.root / layout.data(digest)
+
+    def file(self, path: str) -> Beneath:
+        """:returns: a file of the cache; ``path`` is relative, as :mod:`~statepool.pools.layout` gives it"""
+        return Beneath(self.tree, path)
+
+    def bytes(self, digest: Digest) -> Beneath | None:
+        """:returns: as :func:`file_of`"""
+        return file_of(self.tree, digest, self.trust.source(digest))
+
+    def status(self, digest: Digest) -> os.stat_result | None:
+        """:returns: the status of the file that holds some bytes; None if there is none"""
+        found = self.bytes(digest)
+        return found.stat() if found is not None else None
+
+    def is_link(self, digest: Digest) -> bool:
+        """:returns: whether the cache only refers to these bytes"""
+        found = self.file(layout.data(digest)).stat()
+        return found is not None and stat.S_ISLNK(found.st_mode)
+
+    def sign(self, digest: Digest, *, flushed: bool, source: str | None) -> None:
+        """
+        Trust the file of some bytes, which have just been hashed.
+
+        :param flushed: whether they are on stable storage
+        :param source: the location that has them too, or None
+        """
+        if (found := file_of(self.tree, digest, source)) is not None:
+            # Not opened for reading: this process may hold a lease on it, as of a file that is being set.
+            with Descriptor(found.open(os.O_PATH)) as descriptor:
+                self.trust.record(digest, descriptor, flushed=flushed, source=source, ours=found.tree is self.tree)
 
     def working_directory(self) -> Path:
         """:returns: where working images go that nobody gave a place"""
@@ -108,7 +155,7 @@ class Cache:
         self.chains.prune(digests, self.pool.needed())
         gone = self.collector.collect(digests)
         for digest in digests:
-            if not self.data(digest).is_symlink() and not self.data(digest).exists():
+            if self.file(layout.data(digest)).stat() is None:
                 self.forget(digest)
         return gone
 
@@ -121,5 +168,35 @@ class Cache:
     def renew_uses(self, digests: Iterable[Digest]) -> None:
         """Tell the pools of these bytes that they are referred to, wherever that was lost."""
         for digest in digests:
-            if self.data(digest).is_symlink() and (pool := referred(self.trust.source(digest))) is not None:
+            if self.is_link(digest) and (pool := referred(self.trust.source(digest))) is not None:
                 note_use(pool, digest, self.root)
+
+
+def file_of(tree: Tree, digest: Digest, source: str | None) -> Beneath | None:
+    """
+    Find the file that holds some bytes. A cache that refers to a pool has a symbolic link in its place, which is followed only into that pool.
+
+    :param tree: of the cache
+    :param source: the location of the pool that these bytes come from, if this account knows one
+    :returns: the file; None if there is none, or only a link that leads elsewhere, or to nothing
+    """
+    file = Beneath(tree, layout.data(digest))
+    found = file.stat()
+    if found is None or not stat.S_ISLNK(found.st_mode):
+        return file if found is not None else None
+    pool = referred(source)
+    root = pool.transport.local_path("") if pool is not None else None
+    target = tree.readlink(file.path)
+    if root is None or not target.startswith(f"{root}/"):
+        return None
+    there = Beneath(Tree(root), target.removeprefix(f"{root}/"))
+    return there if there.stat() is not None else None
+
+
+def file_in(pool: Pool, digest: Digest) -> Beneath | None:
+    """:returns: as :func:`file_of`, in any pool, which may be a cache of this account; None also if the pool is not on this host"""
+    root = pool.transport.local_path("")
+    if root is None:
+        return None
+    tree = Tree(root)
+    return file_of(tree, digest, Trust(Notes(tree, KINDS)).source(digest))

@@ -7,23 +7,27 @@ versions of one name can live side by side.
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 from attrs import evolve, frozen
 
+from statepool.beneath import Beneath, Tree, beside
 from statepool.errors import BadRecord, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
+from statepool.pools import layout
 from statepool.pools.log import random_nonce
 from statepool.pools.writer import Writer
+from statepool.qcow2.files import refusal
 from statepool.qcow2.header import read_header_file
 from statepool.qcow2.opened import is_open
-from statepool.transfer.notes import make_directory, write_note
+from statepool.transfer.notes import make_directory, names_in, read_note, unfinished_in, write_note
 
 GRACE = 7 * 24 * 3600
 """How long a chain is kept for a working image that has vanished, in seconds: it may have been moved."""
@@ -32,6 +36,9 @@ _SUFFIX = ".qcow2"
 _USES = ".uses"
 _ASIDE = ".gone-"
 _LINKS_TO = "../../data/"
+
+CHAINS = f"{layout.OURS}/chains"
+"""Where a cache keeps what working images are backed by; no other pool has such a directory."""
 
 
 @frozen
@@ -60,12 +67,21 @@ def key_of(chain: Sequence[Manifest]) -> Digest:
 
 @frozen
 class Use:
-    """A working image that stands on a chain, as its record says."""
+    """
+    A working image that stands on a chain, as its record says.
 
-    record: Path
+    :param record: the file that says so
+    :param working: the image, absolute
+    :param missing_since: when it was noticed that the image is not there, in seconds since the epoch
+    :param writer: the process that made it, if that is known
+    :param is_ours: whether this account has written the record; what another one says is heeded, but nothing is done to the files it names
+    """
+
+    record: Beneath
     working: str
     missing_since: float | None
     writer: Writer | None = None
+    is_ours: bool = True
 
     @property
     def temporary(self) -> Path:
@@ -77,11 +93,15 @@ class Chains:
     """
     Keeps the chains of a cache.
 
-    :param directory: where
+    :param tree: the cache
+    :param file: finds the file that holds some bytes, which a cache can have in another pool
+    :param changes: whether anything may be noted there: the cache of a neighbour is only looked at
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, tree: Tree, file: Callable[[Digest], Beneath | None], *, changes: bool = True) -> None:
+        self._tree = tree
+        self._file = file
+        self._changes = changes
         self._recovered = False
 
     def path(self, chain: Sequence[Manifest]) -> Path:
@@ -89,50 +109,67 @@ class Chains:
         return self.directory_of(key_of(chain)) / chain[0].file_name
 
     def directory_of(self, key: Digest) -> Path:
-        """:returns: where the links of a chain are"""
-        return self._directory / key.file_name
+        """:returns: where the links of a chain are, for messages and for programs that only know paths"""
+        return Path(self._tree.root, _of(key))
+
+    def has(self, key: Digest) -> bool:
+        """:returns: whether there is a directory of this chain"""
+        return Beneath(self._tree, _of(key)).stat() is not None
 
     def parse(self, backing: str) -> Standing | None:
         """:returns: the chain that a backing name stands for, or None if it leads elsewhere, or to a chain that is gone"""
         directory, name = os.path.split(backing)
-        parent, last = os.path.split(os.path.realpath(directory))
+        parent, last = os.path.split(os.path.realpath(directory))  # by name, as QEMU looks for it; nothing is opened there
         key = Digest.from_file_name(last)
-        if key is None or not name.endswith(_SUFFIX) or parent != os.path.realpath(self._directory):
+        if key is None or not name.endswith(_SUFFIX) or parent != os.path.realpath(Path(self._tree.root, CHAINS)):
             return None
         tip = self._links(key).get(name)
         return Standing(key, tip, name.removesuffix(_SUFFIX)) if tip is not None else None
 
     def _links(self, key: Digest) -> dict[str, Digest]:
         """:returns: the bytes that the names of a chain lead to"""
-        directory = self.directory_of(key)
         found: dict[str, Digest] = {}
-        try:
-            for name in os.listdir(directory):
-                digest = Digest.from_file_name(os.path.basename(os.readlink(directory / name))) if name != _USES else None
-                if digest is not None:
-                    found[name] = digest
-        except FileNotFoundError:
-            return {}  # somebody takes it away
+        for name in names_in(self._tree, _of(key)):
+            if name != _USES and (digest := self._target(f"{_of(key)}/{name}")) is not None:
+                found[name] = digest
         return found
+
+    def _target(self, path: str) -> Digest | None:
+        """:returns: the bytes to which one of our links leads, or None if it is none, or gone"""
+        try:
+            text = self._tree.readlink(path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINVAL):
+                return None
+            raise
+        return Digest.from_file_name(text.removeprefix(_LINKS_TO)) if text.startswith(_LINKS_TO) else None
 
     def prepare(self, chain: Sequence[Manifest]) -> Path:
         """
         :param chain: tip first
         :returns: the tip's name, with those of all that back it beside it
         """
-        directory = self.directory_of(key_of(chain))
-        make_directory(directory / _USES)
+        key = key_of(chain)
+        make_directory(self._tree, f"{_of(key)}/{_USES}")
         for manifest in reversed(chain):
             assert manifest.digest is not None
+            path = f"{_of(key)}/{manifest.file_name}"
             try:
-                os.symlink(_LINKS_TO + manifest.digest.file_name, directory / manifest.file_name)
-            except FileExistsError:
-                pass  # the same link: the key stands for all names and digests of the chain
-        return directory / chain[0].file_name
+                self._tree.symlink(_LINKS_TO + manifest.digest.file_name, path)
+            except FileExistsError as error:
+                # The key stands for all names and digests of the chain, so it is the same link, unless somebody put another one there.
+                if self._target(path) != manifest.digest:
+                    raise refusal(
+                        "chain-link",
+                        str(Beneath(self._tree, path)),
+                        f"it does not lead to {manifest.digest.file_name}",
+                        hint="another account that can write to the cache has put it there: remove it",
+                    ) from error
+        return self.directory_of(key) / chain[0].file_name
 
     # -- uses --------------------------------------------------------------------------------------------------------------------------------------
 
-    def use(self, chain: Sequence[Manifest], working: Path, *, flush: bool = False, record: Path | None = None) -> Path:
+    def use(self, chain: Sequence[Manifest], working: Path, *, flush: bool = False, record: Beneath | None = None) -> Beneath:
         """
         A working image is about to be made on a chain, which is prepared for it.
 
@@ -143,47 +180,47 @@ class Chains:
         :returns: the record of it, to be removed with the image
         """
         key = key_of(chain)
-        record = record or self.directory_of(key) / _USES / f"{random_nonce()}.json"
-        is_new = not self.directory_of(key).exists()
+        record = record or Beneath(self._tree, f"{_of(key)}/{_USES}/{random_nonce()}.json")
+        is_new = not self.has(key)
         while True:
             try:
                 self.prepare(chain)
-                _write_use(Use(record, str(working), None, Writer.current()), flush=flush)
+                self._write(Use(record, str(working), None, Writer.current()), flush=flush)
             except FileNotFoundError:
                 continue  # somebody took the directory away: make it again
             except BaseException:
                 self.forget(record, with_chain=is_new)
                 raise
-            if record.exists() and len(self._links(key)) == len(chain):
+            if record.stat() is not None and len(self._links(key)) == len(chain):
                 return record
 
-    def forget(self, record: Path, *, with_chain: bool) -> None:
+    def forget(self, record: Beneath, *, with_chain: bool) -> None:
         """
         A working image did not come about: its record goes.
 
         :param with_chain: and with it the directory of the chain, if nobody else uses that
         """
-        record.unlink(missing_ok=True)
-        key = Digest.from_file_name(record.parent.parent.name)
+        record.remove()
+        key = _key_of(record)
         if with_chain and key is not None and next(self._uses(key), None) is None:
             self._remove(key)
 
-    def release(self, working: Path, *, besides: Path | None = None) -> None:
+    def release(self, working: Path, *, besides: Beneath | None = None) -> None:
         """
         A working image is gone, or stands on something else: forget the records of it. That of an image which another process is about to put into
         its place stays, or has just put there.
 
         :param besides: the record of the image that the caller has put there
         """
-        own = Digest.from_file_name(besides.parent.parent.name) if besides is not None else None
+        own = _key_of(besides) if besides is not None else None
         for key in self._keys():
             for use in self._uses(key):
                 if use.working == str(working) and use.record != besides:
                     self._release(key, use, covered=key == own)
         # Who has just put an image on the same chain there can have taken our record for an older one, as we have taken theirs.
-        if besides is not None and own is not None and not besides.exists() and self._stands_on(str(working), own):
+        if besides is not None and own is not None and besides.stat() is None and self._stands_on(str(working), own):
             with suppress(FileNotFoundError):  # another image is there by now, and the chain gone
-                _write_use(Use(besides, str(working), None, Writer.current()))
+                self._write(Use(besides, str(working), None, Writer.current()))
 
     def _release(self, key: Digest, use: Use, *, covered: bool) -> None:
         """
@@ -197,27 +234,19 @@ class Chains:
         _remove_unfinished(use)  # nobody knows its name without the record
         if counts():
             return
-        use.record.unlink(missing_ok=True)
+        use.record.remove()
         if counts():  # it has been written meanwhile; its writer looks for the record only after that
             with suppress(FileNotFoundError):
-                _write_use(use)
+                self._write(use)
 
     def _keys(self) -> list[Digest]:
-        try:
-            names = os.listdir(self._directory)
-        except FileNotFoundError:
-            return []
-        return [digest for digest in map(Digest.from_file_name, sorted(names)) if digest is not None]
+        return [digest for digest in map(Digest.from_file_name, names_in(self._tree, CHAINS)) if digest is not None]
 
     def _uses(self, key: Digest) -> Iterator[Use]:
-        directory = self._directory / key.file_name / _USES
-        try:
-            names = sorted(os.listdir(directory))
-        except FileNotFoundError:
-            return
-        for name in names:
+        directory = f"{_of(key)}/{_USES}"
+        for name in names_in(self._tree, directory):
             if name.endswith(".json"):
-                yield _read_use(directory / name)
+                yield self._read(f"{directory}/{name}")
 
     def users(self, key: Digest, *, now: float | None = None) -> list[str]:
         """
@@ -228,17 +257,24 @@ class Chains:
         return [use.working for use in self._uses(key) if self._is_live(key, use, moment)]
 
     def _is_live(self, key: Digest, use: Use, now: float) -> bool:
-        """Whether a use still counts. Notes when its image vanished, and forgets it when that is long ago."""
+        """
+        Whether a use still counts. Notes when its image vanished, and forgets it when that is long ago.
+
+        An account that notes this for another one takes over that record, but not the claim of a writer in it: nothing is done in its name.
+        """
+        noted = use if use.is_ours else evolve(use, writer=None)
         if self._stands_on(use.working, key):
-            if use.missing_since is not None:
-                _write_use(evolve(use, missing_since=None))
+            if use.missing_since is not None and self._changes:
+                self._write(evolve(noted, missing_since=None))
             return True
         if use.missing_since is None:
-            _write_use(evolve(use, missing_since=now))
+            if self._changes:
+                self._write(evolve(noted, missing_since=now))
             return True
         if now - use.missing_since < GRACE:
             return True
-        use.record.unlink(missing_ok=True)
+        if self._changes:
+            use.record.remove()
         return False
 
     def _stands_on(self, working: str, key: Digest) -> bool:
@@ -267,10 +303,11 @@ class Chains:
         keys = self._keys()
         under = {digest for key in keys if self.users(key) for digest in self.members(key)}
         rest = {digest for key in keys for digest in self.members(key)} - under
-        data = self._directory.parent / "data"
-        # The file of a link pool is behind a link.
-        files = {digest: Path(os.path.realpath(data / digest.file_name)) for digest in rest}
-        return frozenset(under | {digest for digest, file in files.items() if file.exists() and is_open(file)})
+        return frozenset(under | {digest for digest in rest if self._is_open(digest)})
+
+    def _is_open(self, digest: Digest) -> bool:
+        file = self._file(digest)
+        return file is not None and is_open(file)
 
     def prune(self, digests: Iterable[Digest], needed: set[Digest]) -> None:
         """Remove the directories of chains with one of these digests in them that nobody uses and that no state needs."""
@@ -294,9 +331,9 @@ class Chains:
         Remove a chain's directory: moved aside first, then looked at once more, since somebody may have begun to use it at this moment. Whoever
         begins looks, after its record is written, whether it is still where it was written.
         """
-        aside = self._directory / f"{_ASIDE}{random_nonce()}-{key.file_name}"
+        aside = f"{CHAINS}/{_ASIDE}{random_nonce()}-{key.file_name}"
         try:
-            os.rename(self._directory / key.file_name, aside)
+            self._tree.rename(_of(key), aside)
         except FileNotFoundError:
             return  # somebody else removes it
         self._settle_aside(aside, key)
@@ -308,53 +345,73 @@ class Chains:
             self._recovered = True
             for use in (use for key in self._keys() for use in self._uses(key)):
                 _remove_unfinished(use)
-        for name in os.listdir(self._directory) if self._directory.is_dir() else ():
+        for name in names_in(self._tree, CHAINS):
             key = Digest.from_file_name(name.removeprefix(_ASIDE).partition("-")[2]) if name.startswith(_ASIDE) else None
             if key is not None:
-                self._settle_aside(self._directory / name, key)
+                self._settle_aside(f"{CHAINS}/{name}", key)
 
-    def _settle_aside(self, aside: Path, key: Digest) -> None:
-        back = self._directory / key.file_name
-        records = list((aside / _USES).glob("*.json"))
+    def _settle_aside(self, aside: str, key: Digest) -> None:
+        back = _of(key)
+        records = [name for name in names_in(self._tree, f"{aside}/{_USES}") if name.endswith(".json")]
         if records:
-            make_directory(back / _USES)
-            for path in aside.iterdir():
-                if path.is_symlink():
-                    os.replace(path, back / path.name)
-            for record in records:
-                os.replace(record, back / _USES / record.name)
-        import shutil  # only here: removals are rare, and it brings much with it
+            make_directory(self._tree, f"{back}/{_USES}")
+            for name in names_in(self._tree, aside):
+                if self._target(f"{aside}/{name}") is not None:
+                    self._tree.rename(f"{aside}/{name}", f"{back}/{name}")
+            for name in records:
+                self._tree.rename(f"{aside}/{_USES}/{name}", f"{back}/{_USES}/{name}")
+        self._tree.remove_all(aside)  # whatever is left is looked at again by the next removal
 
-        shutil.rmtree(aside, ignore_errors=True)  # whatever is left is looked at again by the next removal
+    def unfinished(self) -> list[Beneath]:
+        """:returns: the records of uses that are being written, or were when a process was killed"""
+        return [file for key in self._keys() for file in unfinished_in(self._tree, f"{_of(key)}/{_USES}")]
+
+    def _write(self, use: Use, *, flush: bool = False) -> None:
+        writer = use.writer.to_json() if use.writer is not None else None
+        data = {"format": 1, "working": use.working, "missing_since": use.missing_since, "writer": writer}
+        write_note(self._tree, use.record.path, data, flush=flush)
+
+    def _read(self, path: str) -> Use:
+        """An unreadable record, torn by a power cut, counts as a use whose image has just vanished: better kept than lost."""
+        record = Beneath(self._tree, path)
+        try:
+            data: Any
+            data, status = read_note(self._tree, path)
+            since, writer = data.get("missing_since"), data.get("writer")
+            return Use(
+                record,
+                str(data["working"]),
+                float(since) if since is not None else None,
+                Writer.from_json(writer) if writer is not None else None,
+                status.st_uid == os.geteuid(),
+            )
+        except FileNotFoundError:
+            return Use(record, "", 0.0)
+        except (ValueError, KeyError, TypeError, AttributeError, BadRecord):
+            return Use(record, "", None)
 
 
-def temporary_name(working: Path, record: Path) -> Path:
+def _of(key: Digest) -> str:
+    return f"{CHAINS}/{key.file_name}"
+
+
+def _key_of(record: Beneath) -> Digest | None:
+    return Digest.from_file_name(PurePath(record.path).parts[-3])
+
+
+def temporary_name(working: Path, record: Beneath) -> Path:
     """:returns: what a working image with this record is called while it is being written"""
-    return working.with_name(f".statepool-{record.stem}.tmp")
+    return working.with_name(f".statepool-{PurePath(record.path).stem}.tmp")
 
 
 def _remove_unfinished(use: Use) -> None:
-    """Remove a working image whose writer was killed over it; whoever may not do that leaves it to who may."""
-    if use.writer is not None and use.writer.is_dead and os.path.lexists(use.temporary):
-        with suppress(PermissionError):
-            use.temporary.unlink(missing_ok=True)
-
-
-def _write_use(use: Use, *, flush: bool = False) -> None:
-    writer = use.writer.to_json() if use.writer is not None else None
-    write_note(use.record, {"format": 1, "working": use.working, "missing_since": use.missing_since, "writer": writer}, flush=flush)
-
-
-def _read_use(record: Path) -> Use:
-    """An unreadable record, torn by a power cut, counts as a use whose image has just vanished: better kept than lost."""
-    try:
-        data = json.loads(record.read_bytes())
-        since = data.get("missing_since")
-        writer = data.get("writer")
-        return Use(
-            record, str(data["working"]), float(since) if since is not None else None, Writer.from_json(writer) if writer is not None else None
-        )
-    except FileNotFoundError:
-        return Use(record, "", 0.0)
-    except (ValueError, KeyError, TypeError, AttributeError, BadRecord):
-        return Use(record, "", None)
+    """
+    Remove a working image whose writer was killed over it, if this account has written the record of it, and owns the file; other accounts are left
+    to end what is theirs.
+    """
+    if not use.is_ours or use.writer is None or not use.writer.is_dead:
+        return
+    file = beside(use.temporary)
+    with suppress(PermissionError, FileNotFoundError, NotADirectoryError):
+        if (found := file.stat()) is not None and found.st_uid == os.geteuid():
+            file.remove()

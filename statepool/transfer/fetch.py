@@ -13,6 +13,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
+from statepool.beneath import Beneath, Descriptor
 from statepool.errors import Conflict, DigestMismatch, IntegrityError, MissingFile, NoSpace, UnsafeImage
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.manifest import Manifest, Parent
@@ -21,6 +22,7 @@ from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
 from statepool.pools.staging import Staging
 from statepool.qcow2.checks import Backing, check_image
+from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import Header, apply_patches, backing_patch
 from statepool.qcow2.header import reader as read_from
 from statepool.qcow2.tool import QemuImg
@@ -202,7 +204,7 @@ class Fetch:
         gathering = self._cache.pool.stage(self._digests_of(member))
         try:
             path = self._place_of(member, gathering)
-            manifest, moved = self._gather(member, parent, self._cache.root / path)
+            manifest, moved = self._gather(member, parent, self._cache.file(path))
             assert manifest.digest is not None
             staging = self._cache.pool.stage([manifest.digest]) if manifest.digest != member.manifest.digest else gathering
             try:
@@ -226,8 +228,10 @@ class Fetch:
         promised = member.manifest
         if promised.digest is None or not clear_place(self._cache, promised):
             return None
-        with open(self._cache.data(promised.digest), "rb", buffering=0) as file:
-            header = self._check(file.fileno(), promised, parent)
+        if (here := self._cache.bytes(promised.digest)) is None:
+            return None
+        with Descriptor(open_regular(here)) as descriptor:
+            header = self._check(descriptor, promised, parent)
         if parent is not None and header.backing_name != parent.file_name.encode():
             return None
         manifest = _translated(promised, header, parent, promised.digest, promised.digest, promised.size)
@@ -249,13 +253,13 @@ class Fetch:
 
     def _arrived(self, manifest: Manifest, moved: Moved) -> None:
         assert manifest.digest is not None
-        self._cache.trust.record(manifest.digest, self._cache.data(manifest.digest), flushed=False, source=str(self._source))
+        self._cache.sign(manifest.digest, flushed=False, source=str(self._source))
         self._bytes += moved.sent
         self._again += moved.again
         self._how.append(moved.how)
         self._verified = Verified.ARRIVED if self._offer.managed else Verified.UNMANAGED
 
-    def _gather(self, member: Member, parent: Manifest | None, path: Path) -> tuple[Manifest, Moved]:
+    def _gather(self, member: Member, parent: Manifest | None, path: Beneath) -> tuple[Manifest, Moved]:
         """Move the bytes of a member into a file of our own, and check them there. :returns: what the cache will know of it"""
         promised = member.manifest
         with self._copy(member, path) as (descriptor, moved):
@@ -266,29 +270,29 @@ class Fetch:
         return _translated(promised, header, parent, digest, moved.digest, size), moved
 
     @contextmanager
-    def _copy(self, member: Member, path: Path) -> Iterator[tuple[int, Moved]]:
+    def _copy(self, member: Member, path: Beneath) -> Iterator[tuple[int, Moved]]:
         """
         Move the bytes of a member here, or what an interrupted transfer has left of them to be moved.
 
         :returns: the descriptor of our copy, which has the digest that was promised
         """
         promised = member.manifest
-        with open(path, "r+b" if path.exists() else "x+b", buffering=0) as file:
-            done = os.fstat(file.fileno()).st_size
+        with Descriptor(path.open(os.O_RDWR | os.O_CREAT)) as file:
+            done = os.fstat(file).st_size
             try:
-                moved = self._move(member, file.fileno(), done)
+                moved = self._move(member, file, done)
                 if done and moved.digest != promised.digest:
                     # What was there is not what it should have been: somebody wrote to it, or a power cut took a part of it.
-                    os.ftruncate(file.fileno(), 0)
-                    wasted, moved = moved, self._move(member, file.fileno(), 0)
+                    os.ftruncate(file, 0)
+                    wasted, moved = moved, self._move(member, file, 0)
                     moved = evolve(moved, sent=moved.sent + wasted.sent, again=moved.again + wasted.sent)
                     done = 0
                 self._check_digest(promised, moved.digest)
                 self._resumed += done
-                yield file.fileno(), moved
+                yield file, moved
             except BaseException as error:
-                if isinstance(error, IntegrityError | NoSpace) or not os.fstat(file.fileno()).st_size:
-                    path.unlink(missing_ok=True)  # nobody should go on with this
+                if isinstance(error, IntegrityError | NoSpace) or not os.fstat(file).st_size:
+                    path.remove()  # nobody should go on with this
                 raise
 
     def _move(self, member: Member, descriptor: int, done: int) -> Moved:
@@ -309,7 +313,7 @@ class Fetch:
         if digest is None or not self._source.transport.capabilities.resumes:
             return layout.gathered(nonce)
         path = layout.part(nonce, digest)
-        if take_over(self._cache.pool, digest, nonce) and not _can_go_on(self._cache.root / path, member.manifest.size):
+        if take_over(self._cache.pool, digest, nonce) and not _can_go_on(self._cache.file(path), member.manifest.size):
             self._cache.pool.transport.remove(path)
         return path
 
@@ -325,13 +329,13 @@ class Fetch:
                 hint=f"look at the pool with: statepool --source {self._source.location} verify {promised.object} {promised.state}",
             )
 
-    def _relocate(self, descriptor: int, path: Path, header: Header, parent: Manifest | None, digest: Digest) -> Digest:
+    def _relocate(self, descriptor: int, path: Beneath, header: Header, parent: Manifest | None, digest: Digest) -> Digest:
         """Make the backing name a plain sibling name. :returns: the digest of the bytes then"""
         if parent is None or header.backing_name == parent.file_name.encode():
             return digest
         patches = backing_patch(read_from(descriptor), header, parent.file_name)
         if patches is None:
-            QemuImg(self._cache.settings.tool_timeout).rebase_unsafe(path, parent.file_name)
+            QemuImg(self._cache.settings.tool_timeout).rebase_unsafe(Path(path), parent.file_name)
         else:
             apply_patches(descriptor, patches)
         return hash_file(descriptor, os.fstat(descriptor).st_size, algorithm=digest.algorithm)
@@ -382,13 +386,14 @@ class Fetch:
             )
 
 
-def _can_go_on(path: Path, size: int) -> bool:
-    """Whether a file is the beginning of what is wanted, as far as its length tells, and we may write to it."""
-    try:
-        os.chmod(path, 0o600)
-    except PermissionError:  # it is another account's
-        return False
-    return path.stat().st_size <= size
+def _can_go_on(path: Beneath, size: int) -> bool:
+    """Whether a file is the beginning of what is wanted, as far as its length tells, and is this account's own."""
+    with Descriptor(open_regular(path)) as file:
+        found = os.fstat(file)
+        if found.st_uid != os.geteuid():
+            return False
+        os.fchmod(file, 0o600)
+        return found.st_size <= size
 
 
 def _stands_on(cached: Manifest, parent: Manifest | None) -> bool:

@@ -4,15 +4,17 @@ When which source was asked for a state, and what it had: so that a get within a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
 from statepool.model.digest import Digest
 from statepool.model.manifest import StateId
-from statepool.transfer.notes import make_directory, write_note
+from statepool.transfer.notes import Notes
+
+DIRECTORY = "fresh"
+"""Where these notes are."""
 
 
 @frozen
@@ -36,31 +38,29 @@ class Freshness:
     """
     Remembers the answers of sources.
 
-    :param directory: where: one small file for each state
+    :param notes: where: one small file for each state
     :param period: for how long an answer is as good as asking, in seconds
     :param clock: tells the time, in seconds since the epoch
     """
 
-    def __init__(self, directory: Path, period: float, clock: Callable[[], float]) -> None:
-        self._directory = directory
+    def __init__(self, notes: Notes, period: float, clock: Callable[[], float]) -> None:
+        self._notes = notes
         self._period = period
         self._clock = clock
 
-    def _file(self, state: StateId) -> Path:
+    @staticmethod
+    def _file(state: StateId) -> str:
         # A dot and a name after it: image and state names cannot make two states meet in one file.
-        return self._directory / state.object / f"{state.state}.{state.kind}.json"
+        return f"{DIRECTORY}/{state.object}/{state.state}.{state.kind}.json"
 
     def answers(self, state: StateId) -> dict[str, Answer]:
         """:returns: the last answers about a state, by the sources' locations"""
+        answers: Any = self._notes.read(self._file(state)).get("answers", {})
         try:
-            with open(self._file(state), "rb") as file:
-                data = json.loads(file.read())
             return {
                 source: Answer(source, str(entry["token"]), float(entry["at"]), Digest.parse(entry["digest"]) if entry["digest"] else None)
-                for source, entry in data["answers"].items()
+                for source, entry in answers.items()
             }
-        except FileNotFoundError:
-            return {}
         except (ValueError, KeyError, TypeError, AttributeError):
             return {}  # torn by a power cut: asking again settles it
 
@@ -79,10 +79,8 @@ class Freshness:
                 for name, answer in answers.items()
             },
         }
-        path = self._file(state)
-        make_directory(path.parent)
-        write_note(path, data)
+        self._notes.write(self._file(state), data)
 
     def forget(self, state: StateId) -> None:
         """Ask again next time."""
-        self._file(state).unlink(missing_ok=True)
+        self._notes.remove(self._file(state))

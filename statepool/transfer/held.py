@@ -6,16 +6,16 @@ A source can be the cache of a neighbour: then there are machines that run from 
 
 from __future__ import annotations
 
+from functools import partial
+
+from statepool.beneath import Tree
 from statepool.errors import MissingFile
 from statepool.model.digest import Digest
-from statepool.pools import layout
 from statepool.pools.pool import Pool
-from statepool.transfer.chains import Chains
+from statepool.transfer.cache import file_in
+from statepool.transfer.chains import CHAINS, Chains
 from statepool.transfer.linked import held_by_links
 from statepool.transports.base import FileKind
-
-CHAINS = f"{layout.OURS}/chains"
-"""Where a cache keeps what working images are backed by; no other pool has such a directory."""
 
 
 def held_in(pool: Pool) -> frozenset[Digest]:
@@ -24,9 +24,9 @@ def held_in(pool: Pool) -> frozenset[Digest]:
 
 
 def _under_working_images(pool: Pool) -> frozenset[Digest]:
-    here = pool.transport.local_path(CHAINS)
+    here = pool.transport.local_path("")
     if here is not None:
-        return Chains(here).held()
+        return Chains(Tree(here), partial(file_in, pool), changes=False).held()
     # Nobody here can tell which working images of another host are still there: each chain that was made for one counts.
     chains = [f"{CHAINS}/{entry.name}" for entry in pool.transport.scan(CHAINS) if entry.kind is FileKind.DIRECTORY]
     links = [

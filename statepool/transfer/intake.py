@@ -18,6 +18,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from statepool.beneath import Beneath, Descriptor, beside, link
 from statepool.errors import AccessDenied, Conflict, NotFound, UnsafeImage
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent, StateId
@@ -249,7 +250,7 @@ class Intake:
     def _link_bytes(self, staging: Staging, digest: Digest) -> bool:
         """:returns: whether the image has a second name in the cache now; if not, the staging has ended"""
         try:
-            os.link(self.working, self.cache.root / staging.path(digest), follow_symlinks=False)
+            link(beside(self.working), self.cache.file(staging.path(digest)))
             # What says how to go on after a power cut must be there before the image is changed.
             self.cache.pool.transport.flush(layout.INCOMING)
         except BaseException as error:
@@ -270,7 +271,7 @@ class Intake:
             return Taken(manifest, pool.check_publishable([manifest], replace=self.replace), "copy", examined.warnings)
         require_space(pool, sum(length for _, length in data_extents(descriptor, examined.size, limit=MAX_EXTENTS)))
         gathering = pool.stage([])
-        path = self.cache.root / layout.gathered(gathering.marker.nonce)
+        path = self.cache.file(layout.gathered(gathering.marker.nonce))
         try:
             manifest, how = self.copy_bytes(descriptor, examined, path)
             changes = pool.check_publishable([manifest], replace=self.replace)
@@ -282,7 +283,7 @@ class Intake:
                 staging.end()
                 raise
         finally:
-            path.unlink(missing_ok=True)
+            path.remove()
             gathering.end()
         try:
             finish(self.cache, staging, manifest, self.working, replace=self.replace)
@@ -291,7 +292,7 @@ class Intake:
             raise
         return Taken(manifest, changes, how, examined.warnings)
 
-    def copy_bytes(self, descriptor: int, examined: Examined, path: Path) -> tuple[Manifest, str]:
+    def copy_bytes(self, descriptor: int, examined: Examined, path: Beneath) -> tuple[Manifest, str]:
         """
         Copy an image as the state that it becomes, and flush the copy.
 
@@ -300,19 +301,19 @@ class Intake:
         """
         self.progress.begin(f"set {self.state}", examined.size)
         try:
-            with open(path, "x+b", buffering=0) as file:
-                moved = copy(descriptor, file.fileno(), examined.size, progress=self.progress, flush=True)
+            with Descriptor(path.open(os.O_RDWR | os.O_CREAT | os.O_EXCL)) as file:
+                moved = copy(descriptor, file, examined.size, progress=self.progress, flush=True)
                 digest, parent = moved.digest, examined.parent
                 if parent is not None and examined.patches is None:
-                    QemuImg(self.cache.settings.tool_timeout).rebase_unsafe(path, parent.file_name)
+                    QemuImg(self.cache.settings.tool_timeout).rebase_unsafe(Path(path), parent.file_name)
                 elif examined.patches:
-                    apply_patches(file.fileno(), examined.patches)
-                size = os.fstat(file.fileno()).st_size
+                    apply_patches(file, examined.patches)
+                size = os.fstat(file).st_size
                 if parent is not None:
-                    digest = hash_file(file.fileno(), size)
-                manifest = self.manifest(file.fileno(), examined, digest, size)
-                os.fchmod(file.fileno(), READ_ONLY)
-                os.fsync(file.fileno())
+                    digest = hash_file(file, size)
+                manifest = self.manifest(file, examined, digest, size)
+                os.fchmod(file, READ_ONLY)
+                os.fsync(file)
         finally:
             self.progress.end()
         return manifest, moved.how

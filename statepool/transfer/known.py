@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-import json
-import os
 import socket
 import threading
 import time
@@ -24,7 +22,7 @@ from attrs import evolve
 from statepool.errors import IntegrityError, StatePoolError
 from statepool.model.digest import Digest
 from statepool.transfer.choose import NOTHING, Candidate, Known, Surroundings, resting
-from statepool.transfer.notes import write_note
+from statepool.transfer.notes import Notes
 from statepool.transfer.offers import Source
 
 WEIGHT = 0.5
@@ -36,8 +34,8 @@ ENOUGH = 16 << 20
 SLOW = 4 << 20
 """Bytes in a second. A source that seems to be slower than this is slow, whatever else was done meanwhile."""
 
-_LONGEST = 1 << 16
-"""Bytes of a file of ours that are read at most."""
+DIRECTORY = "known"
+"""Where these notes are."""
 
 _ROUTES = Path("/proc/net/route")
 """The IPv4 routes of this host: see ``man 5 proc_pid_net``."""
@@ -47,12 +45,12 @@ class Knowledge:
     """
     Remembers sources.
 
-    :param directory: where
+    :param notes: where
     :param clock: tells the time, in seconds since the epoch
     """
 
-    def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
-        self._directory = directory
+    def __init__(self, notes: Notes, clock: Callable[[], float] = time.time) -> None:
+        self._notes = notes
         self._clock = clock
         self._changes: dict[str, Known] = {}
         self._lock = threading.Lock()
@@ -63,18 +61,13 @@ class Knowledge:
             changed = self._changes.get(str(source))
         return changed if changed is not None else self._read(self._file(str(source)))
 
-    def _file(self, source: str) -> str:
-        return f"{self._directory}/{Digest.of(source.encode()).hex[:32]}.json"
-
     @staticmethod
-    def _read(path: str) -> Known:
+    def _file(source: str) -> str:
+        return f"{DIRECTORY}/{Digest.of(source.encode()).hex[:32]}.json"
+
+    def _read(self, path: str) -> Known:
         try:
-            # A hundred of them are read when there are a hundred sources: a file object would take longer than all the rest.
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                data = json.loads(os.read(descriptor, _LONGEST))
-            finally:
-                os.close(descriptor)
+            data: Any = self._notes.read(path)
             return Known(
                 latency=_number(data["latency"]),
                 rate=_number(data["rate"]),
@@ -151,10 +144,9 @@ class Knowledge:
             "corrupt": known.corrupt,
         }
         try:
-            write_note(self._file(source), data)
+            return self._notes.write(self._file(source), data)
         except OSError:
-            return False  # no cache yet, full, or not ours to write: this process remembers
-        return True
+            return False  # full: this process remembers
 
 
 def _number(value: object) -> float | None:

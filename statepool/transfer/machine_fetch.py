@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from attrs import evolve, frozen
 
+from statepool.beneath import Beneath
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.outcomes import Verified
@@ -212,7 +212,7 @@ class _RamFetch(_PartFetch):
         self._cache.trust.note_source(promised.digest, str(self._source))
         return promised
 
-    def _gather(self, member: Member, parent: Manifest | None, path: Path) -> tuple[Manifest, Moved]:
+    def _gather(self, member: Member, parent: Manifest | None, path: Beneath) -> tuple[Manifest, Moved]:
         promised = member.manifest
         with self._copy(member, path) as (descriptor, moved):
             os.fchmod(descriptor, READ_ONLY)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from attrs import evolve, field, frozen
 
+from statepool.beneath import Beneath, Descriptor, beside, link
 from statepool.errors import NotFound, UsageError
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, StateId
@@ -257,25 +258,25 @@ class MachineIntake:
         if (known := self._unchanged(looked)) is not None:
             return _Prepared(Part(None, known), looked)
         gathering = self.cache.pool.stage([])
-        path = self.cache.root / layout.gathered(gathering.marker.nonce)
+        path = self.cache.file(layout.gathered(gathering.marker.nonce))
         try:
             manifest = self._copy(looked, path)
         except BaseException:
-            path.unlink(missing_ok=True)
+            path.remove()
             gathering.end()
             raise
         return _Prepared(self._part(looked, manifest, linked=False), looked, gathering)
 
-    def _copy(self, looked: _Looked, path: Path) -> Manifest:
+    def _copy(self, looked: _Looked, path: Beneath) -> Manifest:
         if looked.intake is not None and looked.examined is not None:
             return looked.intake.copy_bytes(looked.descriptor, looked.examined, path)[0]
         self.progress.begin(f"set {self.id}", looked.size)
         try:
-            with open(path, "x+b", buffering=0) as file:
-                moved = copy(looked.descriptor, file.fileno(), looked.size, progress=self.progress, flush=True)
-                manifest = self._manifest(looked, file.fileno(), moved.digest, looked.size)
-                os.fchmod(file.fileno(), READ_ONLY)
-                os.fsync(file.fileno())
+            with Descriptor(path.open(os.O_RDWR | os.O_CREAT | os.O_EXCL)) as file:
+                moved = copy(looked.descriptor, file, looked.size, progress=self.progress, flush=True)
+                manifest = self._manifest(looked, file, moved.digest, looked.size)
+                os.fchmod(file, READ_ONLY)
+                os.fsync(file)
         finally:
             self.progress.end()
         return manifest
@@ -304,7 +305,7 @@ class MachineIntake:
         """End what the copies were gathered under; those that are needed have another name by now."""
         for each in prepared:
             if each.copied is not None:
-                (self.cache.root / layout.gathered(each.copied.marker.nonce)).unlink(missing_ok=True)
+                self.cache.file(layout.gathered(each.copied.marker.nonce)).remove()
                 each.copied.end()
 
     def _gather(self, prepared: list[_Prepared], staging: Staging) -> bool:
@@ -312,7 +313,7 @@ class MachineIntake:
         try:
             for each in prepared:
                 if each.part.linked:
-                    os.link(each.looked.path, self.cache.root / staging.path(each.part.digest), follow_symlinks=False)
+                    link(beside(each.looked.path), self.cache.file(staging.path(each.part.digest)))
                 elif each.copied is not None:
                     self.cache.pool.transport.rename(layout.gathered(each.copied.marker.nonce), staging.path(each.part.digest))
             # What says how to go on after a power cut must be there before an image is changed.

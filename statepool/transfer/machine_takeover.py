@@ -16,6 +16,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from statepool.beneath import Beneath
 from statepool.errors import AccessDenied, BadRecord, Conflict, IntegrityError, InUse, NotFound
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest
@@ -67,7 +68,7 @@ class Part:
         assert self.source is not None
         return Takeover(self.source, self.backing, self.mode, False, self.manifest)
 
-    def left(self, *names: Path) -> Part:
+    def left(self, *names: Beneath) -> Part:
         """
         :param names: those of its bytes in the cache
         :returns: the same, without its file if that is not what the state was made of any more, or was written to since
@@ -150,7 +151,7 @@ class MachineTakeover:
 
     def left(self, cache: Cache, staging: Staging) -> MachineTakeover:
         """:returns: the same, without the files that somebody has changed since"""
-        parts = (part.left(cache.root / staging.path(part.digest), cache.data(part.digest)) for part in self.parts)
+        parts = (part.left(cache.file(staging.path(part.digest)), cache.file(layout.data(part.digest))) for part in self.parts)
         return evolve(self, parts=tuple(parts))
 
     def is_published(self, cache: Cache) -> bool:
@@ -212,7 +213,7 @@ def finish(cache: Cache, staging: Staging, under_way: MachineTakeover) -> None:
     reused = {
         part.digest
         for part in under_way.parts
-        if not is_same(cache.data(part.digest), cache.root / staging.path(part.digest)) and clear_place(cache, part.manifest)
+        if not is_same(cache.file(layout.data(part.digest)), cache.file(staging.path(part.digest))) and clear_place(cache, part.manifest)
     }
     made = write_fresh(cache, under_way)
     try:
@@ -228,7 +229,7 @@ def finish(cache: Cache, staging: Staging, under_way: MachineTakeover) -> None:
     fold = cache.pool.fold(under_way.machine.object)
     for part in under_way.parts:
         if part.digest not in reused:
-            cache.trust.record(part.digest, cache.data(part.digest), flushed=True, source=cache.trust.source(part.digest))
+            cache.sign(part.digest, flushed=True, source=cache.trust.source(part.digest))
         if fold.holding(part.manifest) == part.manifest:  # else another process has removed it meanwhile
             make_durable(cache, fold.chain(part.manifest))
 
@@ -272,8 +273,8 @@ def recover_machine(cache: Cache, marker: Marker) -> None:
     if under_way.is_published(cache):
         _go_forward(cache, staging, under_way)
         return
-    gathered = {part.digest: cache.root / layout.incoming(marker.nonce, part.digest) for part in under_way.parts}
-    here = {digest: path for digest, path in gathered.items() if path.exists()}
+    gathered = {part.digest: cache.file(layout.incoming(marker.nonce, part.digest)) for part in under_way.parts}
+    here = {digest: file for digest, file in gathered.items() if file.stat() is not None}
     if not here:
         staging.end()  # it was not begun
         return
@@ -291,7 +292,7 @@ def _go_forward(cache: Cache, staging: Staging, under_way: MachineTakeover) -> N
     finish(cache, staging, left)
 
 
-def _go_on(cache: Cache, marker: Marker, under_way: MachineTakeover, here: dict[Digest, Path]) -> None:
+def _go_on(cache: Cache, marker: Marker, under_way: MachineTakeover, here: dict[Digest, Beneath]) -> None:
     with ExitStack() as stack:
         descriptors: dict[Digest, int] = {}
         for digest, path in here.items():

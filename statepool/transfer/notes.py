@@ -1,6 +1,8 @@
 """
-Small files of a cache that say what is known. Each is written whole under a passing name; and where a group shares the cache, whoever belongs to it
-can write the next one, whatever the umask of the one before.
+Small files of a cache that say what is known, each written whole under a temporary name.
+
+What an account has noted is obeyed by that account only. A cache may be shared by a group, and whoever may write to it could leave a note that a file
+has been hashed, or that a pool has it: so :class:`Notes` lie in a directory that belongs to the account and that nobody else can write to.
 """
 
 from __future__ import annotations
@@ -9,45 +11,201 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from contextlib import suppress
 
+from statepool.beneath import DIRECTORY, Beneath, Descriptor, Tree
+from statepool.pools import layout
 from statepool.pools.log import random_nonce
 
+ACCOUNTS = f"{layout.OURS}/accounts"
+"""Where each account has its notes, in a directory named by its number, in a cache to which others can write."""
 
-def write_note(path: str | os.PathLike[str], data: Mapping[str, object], *, flush: bool = False) -> None:
+LARGEST = 1 << 20
+"""Bytes of a note that are read at most."""
+
+_UNFINISHED = ".tmp"
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+_READ = os.O_RDONLY | os.O_NONBLOCK
+
+
+def write_note(tree: Tree, path: str, data: Mapping[str, object], *, flush: bool = False) -> None:
     """
-    :param path: where, in a directory that is there; what is there gives way
+    :param path: where in the tree, in a directory that is there; what is there gives way
     :param data: what to write, as JSON
     :param flush: whether it must be on stable storage before it gets its name
     """
-    directory = os.path.dirname(path)
-    temporary = f"{directory}/{random_nonce()}.tmp"
+    above = path.rpartition("/")[0]
+    temporary = f"{above}/{random_nonce()}{_UNFINISHED}"
+    descriptor = Descriptor(tree.open(temporary, _NEW, 0o666))
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(data, file)
-            if os.stat(directory).st_mode & stat.S_IWGRP:
-                os.fchmod(file.fileno(), 0o664)
+        with descriptor as file:
+            _write(file, json.dumps(data).encode())
+            # Where a group shares the directory, its members can write the next one, whatever the umask of this one.
+            if tree.stat(above).st_mode & stat.S_IWGRP:
+                os.fchmod(file, 0o664)
             if flush:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+                os.fsync(file)
+        tree.rename(temporary, path)
     except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+        tree.remove(temporary)
         raise
 
 
-def make_directory(path: str | os.PathLike[str]) -> None:
+def _write(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+def read_note(tree: Tree, path: str) -> tuple[object, os.stat_result]:
+    """
+    :returns: what a note says, and the status of its file
+    :raises FileNotFoundError: there is none
+    :raises ValueError: it is torn, or no note
+    """
+    with Descriptor(tree.open(path, _READ)) as file:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+            raise ValueError(f"{path} is no note")
+        return json.loads(os.read(file, LARGEST)), found
+
+
+def make_directory(tree: Tree, path: str) -> None:
     """Make a directory, and those above it, if it is missing; each with the mode of the one above where that is the group's to write in."""
-    above = os.path.dirname(path)
+    above = path.rpartition("/")[0]
     try:
-        os.mkdir(path)
-    except FileExistsError:
-        return
+        mode = stat.S_IMODE(tree.stat(above).st_mode)
     except FileNotFoundError:
-        make_directory(above)
-        make_directory(path)
-        return
-    mode = stat.S_IMODE(os.stat(above).st_mode)
-    if mode & stat.S_IWGRP:
-        os.chmod(path, mode | stat.S_IRWXU)
+        make_directory(tree, above)
+        mode = stat.S_IMODE(tree.stat(above).st_mode)
+    tree.make_directory(path, mode | stat.S_IRWXU if mode & stat.S_IWGRP else 0o755)
+
+
+def is_private(status: os.stat_result) -> bool:
+    """:returns: whether a directory or file is this account's, and no other account can write to it"""
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+class Notes:
+    """
+    What this account has noted in a cache: in ``.statepool/`` itself where nobody else can write there, or else in a directory of its own.
+
+    :param tree: the cache
+    :param kinds: the directories in which there are notes
+    """
+
+    def __init__(self, tree: Tree, kinds: tuple[str, ...]) -> None:
+        self._tree = tree
+        self._kinds = kinds
+        self._found: tuple[int, Tree] | None = None
+
+    def _own(self, *, make: bool = False) -> Tree | None:
+        """:returns: the directory with the directories of notes, which is this account's own; None if there is none"""
+        account = os.geteuid()
+        if self._found is None or self._found[0] != account:
+            found = self._find(make)
+            self._found = (account, found) if found is not None else None
+        return self._found[1] if self._found is not None else None
+
+    def _find(self, make: bool) -> Tree | None:
+        try:
+            ours = self._held(layout.OURS)
+        except FileNotFoundError:
+            return None  # no cache yet
+        if ours is not None and all(self._is_private_or_missing(ours, kind) for kind in self._kinds):
+            return ours
+        return self._of_account(make)
+
+    def _held(self, path: str) -> Tree | None:
+        """:returns: a directory, held by a descriptor, if it is private"""
+        descriptor = Descriptor(self._tree.open(path, DIRECTORY))
+        return Tree(f"{self._tree.root}/{path}", held=descriptor) if is_private(os.fstat(descriptor.number)) else None
+
+    @staticmethod
+    def _is_private_or_missing(tree: Tree, kind: str) -> bool:
+        try:
+            return is_private(tree.stat(kind))
+        except FileNotFoundError:
+            return True
+
+    def _of_account(self, make: bool) -> Tree | None:
+        path = f"{ACCOUNTS}/{os.geteuid()}"
+        try:
+            if make:
+                make_directory(self._tree, ACCOUNTS)
+                self._tree.make_directory(path, 0o700)
+            return self._held(path)
+        except OSError:
+            return None  # a cache that can only be read, or a directory that another account has put there: nothing is noted
+
+    def read(self, path: str) -> dict[str, object]:
+        """:returns: what is noted; nothing if there is no note, or it was torn by a power cut"""
+        tree = self._own()
+        try:
+            data = read_note(tree, path)[0] if tree is not None else None
+        except (FileNotFoundError, ValueError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
+    def write(self, path: str, data: Mapping[str, object]) -> bool:
+        """:returns: whether this account can note anything here"""
+        if (tree := self._own(make=True)) is None:
+            return False
+        try:
+            write_note(tree, path, data)
+        except FileNotFoundError:
+            make_directory(tree, path.rpartition("/")[0])
+            write_note(tree, path, data)
+        return True
+
+    def remove(self, path: str) -> bool:
+        """:returns: whether there was such a note"""
+        return (tree := self._own()) is not None and tree.remove(path)
+
+    def touch(self, path: str) -> None:
+        """Set the time of a note to now, if there is one."""
+        if (tree := self._own()) is not None:
+            place, name = tree.place(path)
+            with place as directory:
+                os.utime(name, dir_fd=directory, follow_symlinks=False)
+
+    def status(self, path: str) -> os.stat_result | None:
+        """:returns: the status of a note, or None if there is none"""
+        try:
+            return tree.stat(path) if (tree := self._own()) is not None else None
+        except FileNotFoundError:
+            return None
+
+    def names(self, kind: str) -> list[str]:
+        """:returns: the names in a directory of notes, sorted"""
+        return names_in(tree, kind) if (tree := self._own()) is not None else []
+
+    def where(self, path: str) -> str:
+        """:returns: the path of a note, for messages"""
+        return str(Beneath(self._own() or self._tree, path))
+
+    def unfinished(self) -> list[Beneath]:
+        """:returns: the notes that are being written, or were when a process was killed"""
+        tree = self._own()
+        return [file for kind in self._kinds for file in unfinished_in(tree, kind)] if tree is not None else []
+
+
+def names_in(tree: Tree, path: str) -> list[str]:
+    """:returns: what is in a directory, sorted; nothing if there is none"""
+    try:
+        with Descriptor(tree.open(path, os.O_RDONLY | os.O_DIRECTORY)) as directory:
+            return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+
+
+def unfinished_in(tree: Tree, path: str) -> list[Beneath]:
+    """:returns: the notes in a directory, and in those below it, that have not got their names"""
+    found: list[Beneath] = []
+    for name in names_in(tree, path):
+        file = Beneath(tree, f"{path}/{name}")
+        status = file.stat()
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            found += unfinished_in(tree, file.path)
+        elif name.endswith(_UNFINISHED):
+            found.append(file)
+    return found

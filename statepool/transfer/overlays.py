@@ -15,6 +15,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from statepool.beneath import Beneath, beside
 from statepool.errors import BadRecord, FileInTheWay
 from statepool.model.manifest import Manifest
 from statepool.pools.staging import Marker, Staging
@@ -153,9 +154,7 @@ def stamp(path: Path) -> str:
     return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
 
 
-def is_same(one: Path, other: Path) -> bool:
+def is_same(one: Path | Beneath, other: Path | Beneath) -> bool:
     """:returns: whether two names are those of one file"""
-    try:
-        return os.path.samestat(os.lstat(one), os.lstat(other))
-    except FileNotFoundError:
-        return False
+    first, second = ((name if isinstance(name, Beneath) else beside(name)).stat() for name in (one, other))
+    return first is not None and second is not None and os.path.samestat(first, second)

@@ -5,12 +5,12 @@ Storing a cached chain in another pool: parents first, what is there is skipped,
 from __future__ import annotations
 
 import enum
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from attrs import evolve
 
+from statepool.beneath import Descriptor
 from statepool.errors import AccessDenied, DigestMismatch, IntegrityError, StatePoolError, TransportError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest, Parent
@@ -21,6 +21,7 @@ from statepool.pools.collect import Collector
 from statepool.pools.pool import Pool
 from statepool.pools.refusals import taken
 from statepool.pools.staging import Staging
+from statepool.qcow2.files import open_regular
 from statepool.transfer.cache import Cache
 from statepool.transfer.held import held_in
 from statepool.transfer.resume import abandon, take_over
@@ -181,14 +182,11 @@ class Push:
         digest, transport = _digest(manifest), self._pool.transport
         resumes = transport.capabilities.resumes
         path = layout.part(staging.marker.nonce, digest) if resumes else staging.path(digest)
-        descriptor = os.open(self._cache.data(digest), os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with Descriptor(open_regular(self._cache.bytes(digest) or self._cache.file(layout.data(digest)))) as descriptor:
             done = self._there_already(descriptor, manifest, staging) if resumes else 0
             moved = transport.store(
                 descriptor, path, manifest.size, algorithm=digest.algorithm, extents=manifest.extents, progress=self._progress, done=done
             )
-        finally:
-            os.close(descriptor)
         if moved.digest != digest:
             transport.remove(path)
             raise DigestMismatch(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
+from statepool.beneath import Descriptor
 from statepool.errors import DigestMismatch, IntegrityError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
@@ -45,8 +46,8 @@ def examine(cache: Cache, chain: Sequence[Manifest], progress: Progress = SILENT
     bad = []
     for manifest in chain:
         assert manifest.digest is not None
-        standing = cache.trust.standing(manifest.digest, cache.data(manifest.digest))
-        if standing is Standing.MISSING and not cache.data(manifest.digest).is_symlink() and cache.pool.has_bytes(manifest.digest):
+        standing = cache.trust.standing(manifest.digest, cache.status(manifest.digest))
+        if standing is Standing.MISSING and not cache.is_link(manifest.digest) and cache.pool.has_bytes(manifest.digest):
             standing = Standing.DOUBTFUL
         if standing is Standing.DOUBTFUL:
             verified = Verified.REHASHED
@@ -64,8 +65,8 @@ def actual_digest(cache: Cache, manifest: Manifest, progress: Progress = SILENT)
     :raises MissingFile: it is not there
     """
     assert manifest.digest is not None
-    # The file of a link pool is behind a link. Another process may just be looking whether anybody has it open: that is waited for.
-    descriptor = open_regular(os.path.realpath(cache.data(manifest.digest)))
+    # Another process may just be looking whether anybody has it open: that is waited for.
+    descriptor = open_regular(cache.bytes(manifest.digest) or cache.file(layout.data(manifest.digest)))
     try:
         size = os.fstat(descriptor).st_size
         if size != manifest.size:
@@ -98,7 +99,7 @@ def rehash(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> boo
         return False
     source = cache.trust.source(manifest.digest)
     try:
-        cache.trust.record(manifest.digest, cache.data(manifest.digest), flushed=False, source=source)
+        cache.sign(manifest.digest, flushed=False, source=source)
     except OSError as error:
         # Somebody else's cache: what is right is right, and is hashed again by the next one who asks.
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -121,7 +122,7 @@ def clear_place(cache: Cache, manifest: Manifest) -> bool:
     :returns: whether the right bytes are there
     """
     assert manifest.digest is not None
-    if not os.path.lexists(cache.data(manifest.digest)):
+    if cache.file(layout.data(manifest.digest)).stat() is None:
         return False
     if examine(cache, [manifest]).bad:
         discard(cache, manifest)
@@ -133,16 +134,12 @@ def make_durable(cache: Cache, chain: Sequence[Manifest]) -> None:
     """Bring the bytes of a chain to stable storage, those of its members that a fetch left to the kernel."""
     for manifest in chain:
         assert manifest.digest is not None
-        path = cache.data(manifest.digest)
-        if cache.trust.is_flushed(manifest.digest) or path.is_symlink():
+        if cache.trust.is_flushed(manifest.digest) or cache.is_link(manifest.digest):
             continue
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with Descriptor(open_regular(cache.file(layout.data(manifest.digest)))) as descriptor:
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if cache.trust.standing(manifest.digest, path) is Standing.TRUSTED:
-            cache.trust.record(manifest.digest, path, flushed=True, source=cache.trust.source(manifest.digest))
+            if cache.trust.standing(manifest.digest, os.fstat(descriptor)) is Standing.TRUSTED:
+                cache.trust.record(manifest.digest, descriptor, flushed=True, source=cache.trust.source(manifest.digest))
 
 
 def damaged(cache: Cache, manifest: Manifest) -> DigestMismatch:

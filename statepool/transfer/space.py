@@ -106,8 +106,10 @@ def _victims(cache: Cache, keep: set[Digest]) -> Iterator[StateId]:
 def _is_open(cache: Cache, state: StateId) -> bool:
     """Whether some process has the bytes of a state open, without a working image that we know of."""
     manifest = cache.pool.find(state)
-    path = cache.data(manifest.digest) if manifest is not None and manifest.digest is not None else None
-    return path is not None and path.is_file() and not path.is_symlink() and is_open(path)
+    if manifest is None or manifest.digest is None or cache.is_link(manifest.digest):
+        return False
+    file = cache.bytes(manifest.digest)
+    return file is not None and is_open(file)
 
 
 def _evictable(cache: Cache, keep: Iterable[Digest]) -> Iterator[tuple[StateId, tuple[float, int]]]:

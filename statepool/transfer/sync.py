@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from attrs import evolve, frozen
 
+from statepool.beneath import Beneath, Descriptor, Tree
 from statepool.errors import AccessDenied, DigestMismatch, NotFound, StatePoolError, UnsafeImage
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, StateId
@@ -28,6 +29,7 @@ from statepool.pools.staging import Staging
 from statepool.qcow2.checks import Backing, check_image
 from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import Read, reader
+from statepool.transfer.cache import file_in
 from statepool.transfer.held import held_in
 from statepool.transfer.linked import refuse_linked
 from statepool.transfer.space import require_space
@@ -142,7 +144,7 @@ class Sync:
         return sent
 
     def _reader_there(self, path: str) -> Read:
-        return lambda offset, size: self.target.transport.read(path, offset, size, follow=True)
+        return lambda offset, size: self.target.transport.read(path, offset, size)
 
     def _move(self, manifest: Manifest, digest: Digest, staging: Staging) -> int:
         self.progress.begin(f"copy {manifest.id}", manifest.size)
@@ -166,14 +168,9 @@ class Sync:
     def _opened(self, manifest: Manifest, digest: Digest) -> Iterator[int]:
         """A descriptor of the bytes on this host: of the file itself, or of a copy that lives as long as the ``with`` block."""
         path = layout.data(digest)
-        here = self.origin.transport.local_path(path)
-        if here is not None:
-            # The file of a cache can be a link into a pool that it refers to.
-            descriptor = open_regular(os.path.realpath(here))
-            try:
+        if self.origin.transport.local_path(path) is not None:
+            with Descriptor(open_regular(file_in(self.origin, digest) or Beneath(Tree(self.origin.location.path), path))) as descriptor:
                 yield descriptor
-            finally:
-                os.close(descriptor)
             return
         with tempfile.TemporaryFile(buffering=0) as spool:
             moved = self.origin.transport.fetch(path, spool.fileno(), manifest.size, algorithm=digest.algorithm, extents=manifest.extents)

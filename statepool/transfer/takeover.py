@@ -13,13 +13,16 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.errors import AccessDenied, BadRecord, Conflict, InUse, StatePoolError
+from statepool.beneath import Beneath, Descriptor, beside
+from statepool.errors import AccessDenied, BadRecord, Conflict, InUse, MissingFile, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Collected
 from statepool.pools import layout
+from statepool.pools.log import MAX_RECORD
 from statepool.pools.staging import Marker, Staging, read_markers
 from statepool.qcow2 import opened
+from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import apply_patches, backing_again, read_header_fd
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY
@@ -102,7 +105,7 @@ def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | N
     digest = manifest.digest
     assert digest is not None
     # After a crash its name may lead to the very file we gathered: hashed already, and leased to ourselves, so that nobody can open it.
-    reused = not _is_same(cache.data(digest), cache.root / staging.path(digest)) and clear_place(cache, manifest)
+    reused = not _is_same(cache.file(layout.data(digest)), cache.file(staging.path(digest))) and clear_place(cache, manifest)
     chain = _chain_of(cache, manifest)
     fresh = prepare_working(cache, chain, working, standing_on=chain[1:], flush=True) if working is not None else None
     try:
@@ -117,7 +120,7 @@ def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | N
         raise
     _settle(fresh, staging)
     if not reused:
-        cache.trust.record(digest, cache.data(digest), flushed=True, source=None)
+        cache.sign(digest, flushed=True, source=None)
     make_durable(cache, chain)
 
 
@@ -162,23 +165,38 @@ def recover(cache: Cache) -> list[Collected]:
         return []
     with cache.pool.locks.hold("recover", cache.settings.lock_timeout):
         for marker in dead:
-            _end(cache, marker)
+            _end(cache, marker.nonce)
     return cache.collector.clear_incoming()
 
 
-def _end(cache: Cache, marker: Marker) -> None:
+def _own(cache: Cache, nonce: str) -> Marker | None:
+    """:returns: a marker that this account has written; None if it is another one's to end, or another process has ended it"""
+    path = layout.marker(nonce)
+    try:
+        with Descriptor(open_regular(cache.file(path))) as descriptor:
+            if os.fstat(descriptor).st_uid != os.geteuid():
+                return None
+            content = os.read(descriptor, MAX_RECORD)
+    except MissingFile:
+        return None
+    return Marker.from_bytes(nonce, content, f"{cache.pool.location}/{path}") if content else None
+
+
+def _end(cache: Cache, nonce: str) -> None:
+    """What a marker names is changed only if this account has written it: in a cache that a group shares, anybody can leave one."""
     from statepool.transfer import machine_takeover, overlays  # only here: after a crash, and they stand on this
 
     endings = {INTENT: _recover, machine_takeover.INTENT: machine_takeover.recover_machine, overlays.INTENT: overlays.recover_together}
-    ending = endings.get(marker.facts.get("intent", ""))
-    if ending is not None and cache.pool.transport.stat(layout.marker(marker.nonce)) is not None:  # else another process was faster
+    marker = _own(cache, nonce)
+    ending = endings.get(marker.facts.get("intent", "")) if marker is not None else None
+    if marker is not None and ending is not None:
         ending(cache, marker)
 
 
 def _recover(cache: Cache, marker: Marker) -> None:
     under_way = Takeover.from_facts(marker.facts)
-    gathered = cache.root / layout.incoming(marker.nonce, _digest(under_way.manifest))
-    if not gathered.exists():
+    gathered = cache.file(layout.incoming(marker.nonce, _digest(under_way.manifest)))
+    if gathered.stat() is None:
         Staging(cache.pool.transport, marker).end()  # it was not begun, or was over but for this
         return
     try:
@@ -187,10 +205,10 @@ def _recover(cache: Cache, marker: Marker) -> None:
         return  # somebody has it open although it is half a state, or it is not ours to change: the marker waits for who can end it
 
 
-def _go_on(cache: Cache, marker: Marker, under_way: Takeover, gathered: Path) -> None:
+def _go_on(cache: Cache, marker: Marker, under_way: Takeover, gathered: Beneath) -> None:
     open_again(gathered)
     with (opened.unwritten if is_below(under_way.working) else opened.exclusive)(gathered) as descriptor:
-        put_on_backing(descriptor, gathered, under_way.sibling, under_way.backing)
+        put_on_backing(descriptor, Path(gathered), under_way.sibling, under_way.backing)
         size = os.fstat(descriptor).st_size
         good = size == under_way.manifest.size and hash_file(descriptor, size) == under_way.manifest.digest
         closed = set_mode(descriptor, READ_ONLY)
@@ -236,7 +254,7 @@ def restore(cache: Cache, marker: Marker, under_way: Takeover, descriptor: int) 
 
     :param descriptor: of the image, open for reading and writing; nobody else can open it
     """
-    gathered = cache.root / layout.incoming(marker.nonce, _digest(under_way.manifest))
+    gathered = cache.file(layout.incoming(marker.nonce, _digest(under_way.manifest)))
     if _is_same(under_way.working, gathered):
         if _is_named(cache, under_way, gathered) and not _unnamed(cache, marker, under_way, gathered):
             # These bytes have their name already, and somebody else needs them under it: they must stay as they are.
@@ -245,11 +263,11 @@ def restore(cache: Cache, marker: Marker, under_way: Takeover, descriptor: int) 
             _restore(under_way, descriptor, under_way.working)
 
 
-def _is_named(cache: Cache, under_way: Takeover, gathered: Path) -> bool:
-    return _is_same(cache.data(_digest(under_way.manifest)), gathered)
+def _is_named(cache: Cache, under_way: Takeover, gathered: Beneath) -> bool:
+    return _is_same(cache.file(layout.data(_digest(under_way.manifest))), gathered)
 
 
-def _unnamed(cache: Cache, marker: Marker, under_way: Takeover, gathered: Path) -> bool:
+def _unnamed(cache: Cache, marker: Marker, under_way: Takeover, gathered: Beneath) -> bool:
     """Take the name of the bytes away, if only we needed it. :returns: whether they do not have it any more"""
     cache.collector.collect([_digest(under_way.manifest)], besides=marker)
     return not _is_named(cache, under_way, gathered)
@@ -271,10 +289,10 @@ def set_mode(descriptor: int, mode: int) -> bool:
     return True
 
 
-def open_again(gathered: Path) -> None:
+def open_again(gathered: Beneath) -> None:
     """Let a file that was made read-only be opened for writing, as far as its mode is ours: who may write to it all the same needs no more."""
-    with suppress(PermissionError):
-        gathered.chmod(0o600)
+    with suppress(PermissionError), Descriptor(open_regular(gathered)) as descriptor:
+        os.fchmod(descriptor, 0o600)
 
 
 def _separate(cache: Cache, under_way: Takeover, descriptor: int) -> None:
@@ -294,11 +312,9 @@ def put_on_backing(descriptor: int, path: Path, name: str, other: str) -> None:
         apply_patches(descriptor, backing_again(read_header_fd(descriptor, str(path)), name, other))
 
 
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return os.path.samestat(os.lstat(one), os.lstat(other))
-    except FileNotFoundError:
-        return False
+def _is_same(one: Path | Beneath, other: Beneath) -> bool:
+    first, second = (one if isinstance(one, Beneath) else beside(one)).stat(), other.stat()
+    return first is not None and second is not None and os.path.samestat(first, second)
 
 
 def _digest(manifest: Manifest) -> Digest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from statepool.errors import HasDependants, NoSpace, NotFound, TransportError
 from statepool.model.digest import Digest
@@ -16,6 +15,7 @@ from statepool.pools.collect import PASSING, Collector
 from statepool.pools.fold import Fold
 from statepool.pools.locks import FileLocks
 from statepool.pools.pool import Pool
+from statepool.transfer import trust
 from statepool.transfer.cache import Cache
 from statepool.transfer.held import held_in
 from statepool.transfer.passing import clear_passing
@@ -48,39 +48,31 @@ def tidy_cache(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
 def _stray_notes(cache: Cache, dry_run: bool) -> list[Collected]:
     """What we remember about bytes that are gone."""
     found = []
-    for path in sorted((cache.root / ".statepool/trust").glob("*.json")):
-        digest = Digest.from_file_name(path.name.removesuffix(".json"))
-        if digest is None or not _is_there(cache.data(digest)):
-            try:
-                size = path.stat().st_size
-            except FileNotFoundError:
-                continue  # another process forgets it, too
-            found.append(Collected(str(cache.pool), "a note on bytes that are gone", str(path), size))
+    for name in cache.notes.names(trust.DIRECTORY):
+        digest = Digest.from_file_name(name.removesuffix(".json"))
+        path = f"{trust.DIRECTORY}/{name}"
+        status = cache.notes.status(path)
+        if not name.endswith(".json") or status is None:  # another process forgets it, too
+            continue
+        if digest is None or cache.file(layout.data(digest)).stat() is None:
+            found.append(Collected(str(cache.pool), "a note on bytes that are gone", cache.notes.where(path), status.st_size))
             if not dry_run:
                 if digest is not None:
                     cache.forget(digest)
-                path.unlink(missing_ok=True)
+                cache.notes.remove(path)
     return found
 
 
 def _half_written_notes(cache: Cache, dry_run: bool) -> list[Collected]:
     """What a crash left of notes that were being written. They do not say by whom, and each lives for a moment: so their age tells."""
     found = []
-    for pattern in ("trust/*.tmp", "fresh/**/*.tmp", "known/*.tmp", "chains/*/.uses/*.tmp"):
-        for path in sorted((cache.root / layout.OURS).glob(pattern)):
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue  # it has its name by now
-            if time.time() - stat.st_mtime > PASSING:
-                found.append(Collected(str(cache.pool), "a note that was being written", str(path), stat.st_size))
-                if not dry_run:
-                    path.unlink(missing_ok=True)
+    for file in [*cache.notes.unfinished(), *cache.chains.unfinished()]:
+        status = file.stat()  # None if it has its name by now
+        if status is not None and time.time() - status.st_mtime > PASSING:
+            found.append(Collected(str(cache.pool), "a note that was being written", str(file), status.st_size))
+            if not dry_run:
+                file.remove()
     return found
-
-
-def _is_there(path: Path) -> bool:
-    return path.is_symlink() or path.exists()
 
 
 def tidy_source(pool: Pool, keep: int | None, *, dry_run: bool = False) -> list[Collected]:

@@ -8,17 +8,18 @@ time, and the resolution of that time does not matter here: we set it back befor
 from __future__ import annotations
 
 import enum
-import json
 import os
 import time
 from contextlib import suppress
-from pathlib import Path
 
 from attrs import frozen
 
 from statepool.model.digest import Digest
 from statepool.pools.writer import Writer
-from statepool.transfer.notes import write_note
+from statepool.transfer.notes import Notes
+
+DIRECTORY = "trust"
+"""Where these notes are."""
 
 SETTLED_NS = 2_000_000_000
 """A modification time must lie this many nanoseconds back for a signature to mean anything: file systems round times, FAT to two seconds."""
@@ -55,31 +56,34 @@ class Trust:
     """
     Keeps the signatures of a cache's files.
 
-    :param directory: where: one small file for each digest, whose own modification time says when the bytes were last used
+    :param notes: where: one small file for each digest, whose own modification time says when the bytes were last used
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, notes: Notes) -> None:
+        self._notes = notes
 
-    def _file(self, digest: Digest) -> str:
-        return f"{self._directory}/{digest.file_name}.json"
+    @staticmethod
+    def _file(digest: Digest) -> str:
+        return f"{DIRECTORY}/{digest.file_name}.json"
 
-    def record(self, digest: Digest, path: Path, *, flushed: bool, source: str | None) -> None:
+    def record(self, digest: Digest, descriptor: int, *, flushed: bool, source: str | None, ours: bool = True) -> None:
         """
         The bytes of a file have just been hashed, and no name of it will change any more.
 
+        :param descriptor: of the file; one that was opened as a place only (``O_PATH``) will do
+        :param ours: whether its times may be set, as those of another pool's file may not
         :param flushed: whether they are on stable storage; if not, they count for this boot only
         :param source: the location that has them too, or None: what nobody else has is never evicted
         """
-        stat = os.stat(path)
+        stat = os.fstat(descriptor)
         settled = time.time_ns() - stat.st_mtime_ns >= SETTLED_NS
         # A file of another pool or account is not ours to change: without a signature it is hashed each time until it is old enough.
-        if not settled and not path.is_symlink():
+        if not settled and ours:
             with suppress(PermissionError):
-                os.utime(path, ns=(stat.st_atime_ns, time.time_ns() - _BACK_NS))
-                stat, settled = os.stat(path), True
+                os.utime(f"/proc/self/fd/{descriptor}", ns=(stat.st_atime_ns, time.time_ns() - _BACK_NS))
+                stat, settled = os.fstat(descriptor), True
         signature = Signature.of(stat)
-        write_note(
+        self._notes.write(
             self._file(digest),
             {
                 "format": 1,
@@ -91,18 +95,14 @@ class Trust:
         )
 
     def _read(self, digest: Digest) -> dict[str, object]:
-        try:
-            with open(self._file(digest), "rb") as file:
-                data = json.loads(file.read())
-        except (FileNotFoundError, ValueError):
-            return {}  # never hashed, or torn by a power cut: hashing once more settles it
-        return data if isinstance(data, dict) else {}
+        return self._notes.read(self._file(digest))  # nothing if never hashed, or torn by a power cut: hashing once more settles it
 
-    def standing(self, digest: Digest, path: Path) -> Standing:
-        """:returns: what is known of a file"""
-        try:
-            stat = os.stat(path)
-        except FileNotFoundError:
+    def standing(self, digest: Digest, stat: os.stat_result | None) -> Standing:
+        """
+        :param stat: the status of the file; None if it is not there
+        :returns: what is known of it
+        """
+        if stat is None:
             return Standing.MISSING
         data = self._read(digest)
         signature = Signature.of(stat)
@@ -123,22 +123,20 @@ class Trust:
         """Another pool has these bytes now."""
         data = self._read(digest)
         if data and data.get("source") is None:
-            write_note(self._file(digest), {**data, "source": source})
+            self._notes.write(self._file(digest), {**data, "source": source})
 
     def touch(self, digest: Digest) -> None:
         """The bytes have been used."""
         try:
-            os.utime(self._file(digest))
+            self._notes.touch(self._file(digest))
         except FileNotFoundError:
             pass  # not hashed yet: it has no age
 
     def last_used(self, digest: Digest) -> float:
         """:returns: when the bytes were last used, in seconds since the epoch; 0 if that is not known"""
-        try:
-            return os.stat(self._file(digest)).st_mtime
-        except FileNotFoundError:
-            return 0.0
+        found = self._notes.status(self._file(digest))
+        return found.st_mtime if found is not None else 0.0
 
     def forget(self, digest: Digest) -> None:
         """The file is gone."""
-        Path(self._file(digest)).unlink(missing_ok=True)
+        self._notes.remove(self._file(digest))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from statepool.beneath import Descriptor
 from statepool.errors import StatePoolError, TransportError
+from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.outcomes import Checked
 from statepool.model.progress import SILENT, Progress
@@ -12,6 +15,8 @@ from statepool.pools import layout
 from statepool.pools.fold import Fold
 from statepool.pools.pool import Pool
 from statepool.qcow2.checks import Backing, check_image
+from statepool.qcow2.files import open_regular
+from statepool.qcow2.header import Read, reader
 from statepool.transfer.cache import Cache
 from statepool.transfer.offers import Looked, Source, unmanaged_chain
 from statepool.transfer.ready import actual_digest, rehash
@@ -93,17 +98,28 @@ def _verify(pool: Pool, manifest: Manifest, fold: Fold, cache: Cache | None, pro
         problem = _problem(pool, manifest, cache, progress)
         if problem is None and manifest.kind is Kind.IMAGE:
             parent = fold.parent_of(manifest)
-            path = layout.data(digest)
-            check_image(
-                lambda offset, size: pool.transport.read(path, offset, size, follow=True),
-                manifest.size,
-                f"{manifest.id} in {pool}",
-                parent=parent.state if parent is not None else None,
-                backing=Backing.UNMANAGED,
-            )
+            with _reader(pool, digest, cache) as read:
+                check_image(
+                    read,
+                    manifest.size,
+                    f"{manifest.id} in {pool}",
+                    parent=parent.state if parent is not None else None,
+                    backing=Backing.UNMANAGED,
+                )
     except StatePoolError as error:
         problem = str(error)
     return Checked(str(pool), manifest.object, manifest.state, str(digest), manifest.size, problem)
+
+
+@contextmanager
+def _reader(pool: Pool, digest: Digest, cache: Cache | None) -> Iterator[Read]:
+    """:returns: what reads bytes piece by piece, for as long as a ``with`` block lasts"""
+    path = layout.data(digest)
+    if cache is None:
+        yield lambda offset, size: pool.transport.read(path, offset, size)
+        return
+    with Descriptor(open_regular(cache.bytes(digest) or cache.file(path))) as descriptor:
+        yield reader(descriptor)
 
 
 def _problem(pool: Pool, manifest: Manifest, cache: Cache | None, progress: Progress) -> str | None:
@@ -112,7 +128,7 @@ def _problem(pool: Pool, manifest: Manifest, cache: Cache | None, progress: Prog
     if not pool.has_bytes(digest):
         return f"its bytes {digest} are gone"
     if cache is not None:
-        if not cache.data(digest).exists():
+        if cache.bytes(digest) is None:
             return "it is a link to a file that is gone; the next get mends it"
         if rehash(cache, manifest, progress):
             return None

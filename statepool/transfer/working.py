@@ -11,6 +11,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from statepool.beneath import Beneath
 from statepool.errors import FileInTheWay, InUse, MissingFile, NotFound, RefusedError
 from statepool.model.manifest import Manifest
 from statepool.pools import layout
@@ -99,7 +100,7 @@ class Fresh:
     """
 
     cache: Cache
-    record: Path
+    record: Beneath
     temporary: Path
     to: Path
     flush: bool
@@ -152,7 +153,7 @@ def prepare_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, standi
     :raises DigestMismatch: bytes are gone
     :raises NoSpace: it does not fit
     """
-    is_first = not cache.chains.directory_of(key_of(chain)).exists()
+    is_first = not cache.chains.has(key_of(chain))
     record = cache.chains.use(chain, to, flush=flush)
     fresh = Fresh(cache, record, temporary_name(to, record), to, flush, is_first)
     try:
@@ -164,7 +165,7 @@ def prepare_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, standi
         cache.chains.forget(record, with_chain=is_first)
         raise
     try:
-        if not record.exists():
+        if record.stat() is None:
             # Whoever made another image in this place took it for the record of what was there before, since ours was not to be seen yet.
             cache.chains.use(chain, to, flush=flush, record=record)
             _require_bytes(cache, standing_on)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from statepool.beneath import Tree
 from statepool.errors import AccessDenied, LockTimeout, TransportError
 from statepool.model.digest import Digest
 from statepool.pools.locks import FileLocks
@@ -104,7 +105,7 @@ def held(shell: Shell, path: Path, timeout: float = 0) -> ExitStack:
 
 
 def test_a_lock_meets_that_of_local_users(shell: Shell, place: Path) -> None:
-    here, there = FileLocks(place), place / "name.lock"
+    here, there = FileLocks(Tree(place), ""), place / "name.lock"
     with held(shell, there):
         with pytest.raises(LockTimeout), here.hold("name", 0):
             pass
@@ -130,7 +131,7 @@ def test_whoever_waits_gets_it_when_the_holder_lets_go(shell: Shell, place: Path
         with held(shell, place / "name.lock", 100):
             got.set()
 
-    with FileLocks(place).hold("name", 0):
+    with FileLocks(Tree(place), "").hold("name", 0):
         waiting = threading.Thread(target=wait)
         waiting.start()
         assert not got.wait(0.3)
@@ -146,7 +147,7 @@ def test_the_group_of_a_pool_can_open_its_lock_files(shell: Shell, place: Path) 
 def test_the_kernel_lets_go_when_the_connection_dies(sshd: Sshd, shell: Shell, place: Path) -> None:
     with held(shell, place / "name.lock"):
         sshd.kill_sessions()
-        with FileLocks(place).hold("name", 60):
+        with FileLocks(Tree(place), "").hold("name", 60):
             pass
     with held(shell, place / "name.lock"):
         pass
@@ -155,14 +156,14 @@ def test_the_kernel_lets_go_when_the_connection_dies(sshd: Sshd, shell: Shell, p
 def test_a_lock_of_a_host_that_has_gone_silent_is_let_go(shell: Shell, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that lost its power, or its network, closes no connection."""
     monkeypatch.setattr(module, "PATIENCE", 1)
-    with held(shell, place / "name.lock"), FileLocks(place).hold("name", 60):
+    with held(shell, place / "name.lock"), FileLocks(Tree(place), "").hold("name", 60):
         pass
 
 
 def test_a_lock_of_a_host_that_is_alive_is_not(shell: Shell, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 4)
     monkeypatch.setattr(module, "BEAT", 0.2)
-    with held(shell, place / "name.lock"), pytest.raises(LockTimeout), FileLocks(place).hold("name", 6):
+    with held(shell, place / "name.lock"), pytest.raises(LockTimeout), FileLocks(Tree(place), "").hold("name", 6):
         pass
 
 
@@ -184,7 +185,7 @@ def test_a_server_that_runs_no_further_command_gives_no_help(server: Callable[..
 
 
 def test_a_connection_that_dies_while_a_lock_is_waited_for_is_told(sshd: Sshd, shell: Shell, place: Path) -> None:
-    with FileLocks(place).hold("name", 0):
+    with FileLocks(Tree(place), "").hold("name", 0):
         lock = shell.hold(str(place / "name.lock"), 100)
         assert lock is not None
         killer = threading.Timer(0.5, sshd.kill_sessions)

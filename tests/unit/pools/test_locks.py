@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from statepool.beneath import Tree
 from statepool.errors import AccessDenied, LockTimeout, NoSpace, TransportError
 from statepool.pools import layout
 from statepool.pools.locks import FileLocks, NoLocks, locks_of
@@ -21,9 +22,9 @@ from statepool.testing.memory import MemoryStore, MemoryTransport
 
 HOLDER = """
 import sys
-from pathlib import Path
+from statepool.beneath import Tree
 from statepool.pools.locks import FileLocks
-with FileLocks(Path(sys.argv[1])).hold("name", 0):
+with FileLocks(Tree(sys.argv[1]), "").hold("name", 0):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -31,7 +32,7 @@ with FileLocks(Path(sys.argv[1])).hold("name", 0):
 
 @pytest.fixture
 def locks(tmp_path: Path) -> FileLocks:
-    return FileLocks(tmp_path)
+    return FileLocks(Tree(tmp_path), "")
 
 
 @pytest.fixture

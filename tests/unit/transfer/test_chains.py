@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from statepool.beneath import Tree
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.pools.writer import Writer
@@ -139,7 +140,7 @@ def test_only_the_others_are_forgotten(cache: Cache, chain: tuple[Manifest, ...]
     work(chain, "other.qcow2")
     mine = cache.chains.use(chain, tmp_path / "work.qcow2")
     cache.chains.release(tmp_path / "work.qcow2", besides=mine)
-    assert mine in records(cache, chain)
+    assert Path(mine) in records(cache, chain)
     assert sorted(json.loads(record.read_bytes())["working"] for record in records(cache, chain)) == [
         str(tmp_path / "other.qcow2"),
         str(tmp_path / "work.qcow2"),
@@ -237,8 +238,9 @@ def test_a_removal_that_was_interrupted(cache: Cache, chain: tuple[Manifest, ...
     assert not directory.exists()
 
 
-def leave(record: Path) -> Path:
+def leave(note: os.PathLike[str]) -> Path:
     """As if the writer of a record had been killed over the image. :returns: what it left of that"""
+    record = Path(note)
     data = json.loads(record.read_bytes())
     data["writer"] = evolve(Writer.current(), pid=2**22 + 1).to_json()
     record.write_text(json.dumps(data))
@@ -249,12 +251,12 @@ def leave(record: Path) -> Path:
 
 def test_a_working_image_that_was_never_finished(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = cache.chains.use(chain, tmp_path / "work.qcow2")
-    temporary = tmp_path / f".statepool-{record.stem}.tmp"
+    temporary = tmp_path / f".statepool-{Path(record).stem}.tmp"
     temporary.write_bytes(b"half")
-    Chains(cache.root / ".statepool/chains").recover()
+    Chains(cache.tree, cache.bytes).recover()
     assert temporary.exists()  # its writer, this process, is at work
     leave(record)
-    Chains(cache.root / ".statepool/chains").recover()
+    Chains(cache.tree, cache.bytes).recover()
     assert not temporary.exists()
 
 
@@ -274,13 +276,13 @@ def test_what_a_killed_process_left_where_we_may_not_go(cache: Cache, chain: tup
     for mode in (0o500, 0):
         closed.chmod(mode)
         with permissions_count():
-            Chains(cache.root / ".statepool/chains").recover()
+            Chains(cache.tree, cache.bytes).recover()
     closed.chmod(0o700)
     assert temporary.exists()
 
 
 def test_without_a_directory(tmp_path: Path) -> None:
-    chains = Chains(tmp_path / "nothing")
+    chains = Chains(Tree(tmp_path / "nothing"), lambda digest: None)
     chains.recover()
     chains.prune_all(set())
     assert chains.held() == frozenset()

@@ -43,7 +43,7 @@ def test_a_whole_chain(lab: Any, cache: Cache) -> None:
         path = cache.data(manifest.digest)
         assert Digest.of(path.read_bytes()) == manifest.digest
         assert path.stat().st_mode & 0o777 == 0o444
-        assert cache.trust.standing(manifest.digest, path) is Standing.TRUSTED
+        assert cache.trust.standing(manifest.digest, path.stat()) is Standing.TRUSTED
         assert cache.trust.source(manifest.digest) == str(pool)
         assert (cache.root / layout.view(manifest.id)).resolve() == path
     assert lab.leftovers(cache.pool) == []
@@ -137,7 +137,7 @@ def test_what_only_the_cache_has_is_not_lost(lab: Any, cache: Cache) -> None:
     with pytest.raises(Conflict, match="is in no source"):
         lab.fetch(cache, pool, "install")
     assert photograph(cache.root) == before
-    cache.trust.record(mine.digest, cache.data(mine.digest), flushed=True, source="file:///elsewhere")
+    cache.sign(mine.digest, flushed=True, source="file:///elsewhere")
     assert lab.fetch(cache, pool, "install").chain[0].digest != mine.digest
 
 
@@ -232,7 +232,7 @@ def test_the_least_recently_used_goes(lab: Any, monkeypatch: pytest.MonkeyPatch)
     mine = lab.put(cache.pool, "mine")
     lab.chain(pool, "four")
     used = cache.chains.use(cache.pool.chain(state("one")), lab.root / "work.qcow2")
-    assert used.exists()
+    assert used.stat() is not None
     (size,) = {entry.size for entry in (manifest for manifest in cache.pool.fold("vm1").manifests if manifest.state == "two")}
 
     def free() -> int:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from statepool.beneath import Tree
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, StateId
 from statepool.transfer.fresh import Freshness
+from statepool.transfer.notes import Notes
 
 INSTALL = StateId("vm1/disk", "install")
 DIGEST = Digest.of(b"install")
@@ -22,6 +24,11 @@ class Clock:
         return self.now
 
 
+def notes(cache: Path) -> Notes:
+    (cache / ".statepool").mkdir(exist_ok=True)
+    return Notes(Tree(cache), ("fresh",))
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -29,7 +36,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def fresh(tmp_path: Path, clock: Clock) -> Freshness:
-    return Freshness(tmp_path / "fresh", 60, clock)
+    return Freshness(notes(tmp_path), 60, clock)
 
 
 def test_what_was_never_asked(fresh: Freshness) -> None:
@@ -47,7 +54,7 @@ def test_an_answer_holds_for_the_period(fresh: Freshness, clock: Clock, later: f
 
 
 def test_nothing_is_fresh_with_a_period_of_zero(tmp_path: Path, clock: Clock) -> None:
-    fresh = Freshness(tmp_path, 0, clock)
+    fresh = Freshness(notes(tmp_path), 0, clock)
     fresh.note(INSTALL, "file:///pool", "log:1:a", DIGEST)
     assert not fresh.is_fresh(fresh.answers(INSTALL)["file:///pool"])
 
@@ -80,7 +87,7 @@ def test_names_do_not_meet(fresh: Freshness) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b'{"answers": []}', b'{"answers": {"a": {}}}'])
 def test_a_note_that_was_torn(fresh: Freshness, tmp_path: Path, content: bytes) -> None:
     fresh.note(INSTALL, "file:///pool", "log:1:a", DIGEST)
-    (file,) = (path for path in (tmp_path / "fresh").rglob("*") if path.is_file())
+    (file,) = (path for path in (tmp_path / ".statepool/fresh").rglob("*") if path.is_file())
     file.write_bytes(content)
     assert fresh.answers(INSTALL) == {}
     fresh.note(INSTALL, "file:///pool", "log:1:a", DIGEST)

@@ -51,7 +51,7 @@ def test_the_file_itself_becomes_the_state(cache: Cache, work: Path) -> None:
     assert (taken.manifest.digest, taken.manifest.created, dict(taken.manifest.labels)) == (Digest.of(content), 1234.0, {"a": "b"})
     data = cache.data(Digest.of(content))
     assert (data.stat().st_ino, data.stat().st_mode & 0o777, data.stat().st_nlink) == (inode, 0o444, 1)
-    assert cache.trust.standing(Digest.of(content), data) is Standing.TRUSTED
+    assert cache.trust.standing(Digest.of(content), data.stat()) is Standing.TRUSTED
     assert read_header_file(work).backing_name == os.fsencode(cache.chains.path(cache.pool.chain(INSTALL)))
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from statepool.beneath import Tree
 from statepool.errors import DigestMismatch, TransportError
 from statepool.model.location import Location
 from statepool.pools.pool import Pool
 from statepool.transfer import known as module
 from statepool.transfer.choose import NOTHING, Known
 from statepool.transfer.known import ENOUGH, SLOW, Knowledge, surroundings
+from statepool.transfer.notes import Notes
 from statepool.transfer.offers import Source
 from statepool.transports.registry import open_transport
 
@@ -33,51 +35,59 @@ def source(tmp_path: Path) -> Source:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    (tmp_path / "known").mkdir()
-    return tmp_path / "known"
+    (tmp_path / "cache/.statepool").mkdir(parents=True)
+    return tmp_path / "cache"
+
+
+def knowledge_in(cache: Path, *clock: Clock) -> Knowledge:
+    return Knowledge(Notes(Tree(cache), ("known",)), *clock)
+
+
+def kept_in(cache: Path) -> list[Path]:
+    return sorted(cache.glob(".statepool/known/*"))
 
 
 def test_nothing_is_known_at_first(place: Path, source: Source) -> None:
-    assert Knowledge(place).of(source) == NOTHING
-    assert Knowledge(place / "nowhere").of(source) == NOTHING
+    assert knowledge_in(place).of(source) == NOTHING
+    assert knowledge_in(place / "nowhere").of(source) == NOTHING
 
 
 def test_kept_when_saved(place: Path, source: Source) -> None:
-    knowledge = Knowledge(place, Clock())
+    knowledge = knowledge_in(place, Clock())
     knowledge.answered(source, 0.5)
     knowledge.delivered(source, 100 * MIB, 2.0)
     knowledge.failed(source, TransportError("it broke"))
     expected = Known(latency=0.5, rate=50.0 * MIB, failures=1, failed=1000.0, problem="it broke")
     assert knowledge.of(source) == expected
-    assert Knowledge(place).of(source) == NOTHING
+    assert knowledge_in(place).of(source) == NOTHING
     knowledge.save()
-    assert Knowledge(place).of(source) == expected
-    assert [path.suffix for path in place.iterdir()] == [".json"]
+    assert knowledge_in(place).of(source) == expected
+    assert [path.suffix for path in kept_in(place)] == [".json"]
 
 
 def test_without_a_cache_it_is_remembered_here(place: Path, source: Source) -> None:
-    knowledge = Knowledge(place / "later", Clock())
+    knowledge = knowledge_in(place / "later", Clock())
     knowledge.answered(source, 0.5)
     knowledge.save()
-    assert list(place.iterdir()) == []
+    assert kept_in(place) == []
     assert knowledge.of(source).latency == 0.5
-    (place / "later").mkdir()
+    (place / "later/.statepool").mkdir(parents=True)
     knowledge.save()
-    assert Knowledge(place / "later").of(source).latency == 0.5
+    assert knowledge_in(place / "later").of(source).latency == 0.5
 
 
 def test_old_measurements_fade(place: Path, source: Source) -> None:
-    knowledge = Knowledge(place)
+    knowledge = knowledge_in(place)
     for seconds in (1.0, 3.0, 4.0):
         knowledge.answered(source, seconds)
     assert knowledge.of(source).latency == 3.0
 
 
 def test_what_differs_little_is_not_written(place: Path, source: Source) -> None:
-    knowledge = Knowledge(place)
+    knowledge = knowledge_in(place)
     knowledge.answered(source, 1.0)
     knowledge.save()
-    (path,) = place.iterdir()
+    (path,) = kept_in(place)
     before = path.stat().st_ino
     knowledge.answered(source, 1.1)
     knowledge.did_well(source)
@@ -93,14 +103,14 @@ def test_what_differs_little_is_not_written(place: Path, source: Source) -> None
     [(ENOUGH, 1.0, float(ENOUGH)), (ENOUGH - 1, 0.1, None), (MIB, 1.0, float(MIB)), (SLOW, 1.0, None), (0, 1.0, None), (ENOUGH, 0.0, None)],
 )
 def test_what_says_how_fast_a_source_is(place: Path, source: Source, count: int, seconds: float, rate: float | None) -> None:
-    knowledge = Knowledge(place)
+    knowledge = knowledge_in(place)
     knowledge.delivered(source, count, seconds)
     assert knowledge.of(source).rate == rate
 
 
 def test_failures_add_up_until_it_does_well(place: Path, source: Source) -> None:
     clock = Clock()
-    knowledge = Knowledge(place, clock)
+    knowledge = knowledge_in(place, clock)
     knowledge.failed(source, TransportError("it broke"))
     assert knowledge.rest(source) == 10
     clock.now += 5
@@ -117,22 +127,22 @@ def test_failures_add_up_until_it_does_well(place: Path, source: Source) -> None
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b'{"latency": 1}', b"\xff"])
 def test_a_torn_file_counts_as_none(place: Path, source: Source, content: bytes) -> None:
-    knowledge = Knowledge(place)
+    knowledge = knowledge_in(place)
     knowledge.answered(source, 1.0)
     knowledge.save()
-    (path,) = place.iterdir()
+    (path,) = kept_in(place)
     path.write_bytes(content)
-    assert Knowledge(place).of(source) == NOTHING
+    assert knowledge_in(place).of(source) == NOTHING
 
 
 @pytest.mark.parametrize("value", [-1.0, "fast", True, None, float("nan")])
 def test_a_number_that_cannot_be(place: Path, source: Source, value: object) -> None:
-    knowledge = Knowledge(place)
+    knowledge = knowledge_in(place)
     knowledge.answered(source, 1.0)
     knowledge.save()
-    (path,) = place.iterdir()
+    (path,) = kept_in(place)
     path.write_text(json.dumps({**json.loads(path.read_text()), "latency": value}))
-    assert Knowledge(place).of(source).latency is None
+    assert knowledge_in(place).of(source).latency is None
 
 
 def test_where_this_host_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_all_at_the_same_time(sources: list[Source]) -> None:
         together.wait(30)
         return source.name
 
-    asked = ask_all(sources, question, patient=soon)
+    asked = ask_all(sources, question, patient=lambda source: 60.0)
     assert [one.value for one in asked] == ["a", "b", "c"]
     assert [one.source.name for one in asked] == ["a", "b", "c"]
     assert all(one.error is None and one.seconds >= 0 for one in asked)
@@ -68,7 +68,7 @@ def test_one_source_is_asked_here(sources: list[Source]) -> None:
 
 def test_errors_are_answers(sources: list[Source], never: threading.Event) -> None:
     error = TransportError("no")
-    asked = ask_all(sources, answering(never, a=error, b=2, c=None), patient=soon)
+    asked = ask_all(sources, answering(never, a=error, b=2, c=None), patient=lambda source: 60.0)
     assert [(one.value, one.error) for one in asked] == [(None, error), (2, None), (None, None)]
 
 
@@ -90,7 +90,7 @@ def test_who_is_late_is_waited_for_if_nobody_else_has_it(sources: list[Source]) 
             return 1
         return None
 
-    asked = ask_all(sources, question, patient=soon, good=lambda value: value is not None)
+    asked = ask_all(sources, question, patient=lambda source: 60.0, good=lambda value: value is not None)
     assert [(one.value, one.error) for one in asked] == [(1, None), (None, None), (None, None)]
 
 

@@ -37,8 +37,8 @@ class CountingTransport(MemoryTransport):
     def stat(self, path: str) -> Stat | None:
         return self._ask(super().stat, path)  # type: ignore[no-any-return]
 
-    def read(self, path: str, offset: int = 0, size: int | None = None, *, follow: bool = False) -> bytes:
-        return self._ask(super().read, path, offset, size, follow=follow)  # type: ignore[no-any-return]
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
+        return self._ask(super().read, path, offset, size)  # type: ignore[no-any-return]
 
     def scan_many(self, directories: Sequence[str]) -> list[list[Entry]]:
         return self._ask(super().scan_many, directories, together=True)  # type: ignore[no-any-return]

@@ -9,12 +9,23 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from statepool.beneath import Tree
 from statepool.model.digest import Digest
 from statepool.pools.writer import Writer
+from statepool.transfer.notes import Notes
 from statepool.transfer.trust import Standing, Trust
 
 CONTENT = b"what was hashed"
 DIGEST = Digest.of(CONTENT)
+
+
+def status(path: Path) -> os.stat_result | None:
+    return path.stat() if path.exists() else None
+
+
+def record(trust: Trust, path: Path, *, flushed: bool, source: str | None) -> None:
+    with open(path, "rb") as file:
+        trust.record(DIGEST, file.fileno(), flushed=flushed, source=source, ours=not path.is_symlink())
 
 
 @pytest.fixture
@@ -25,32 +36,32 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trust(tmp_path: Path, file: Path) -> Trust:
-    (tmp_path / "trust").mkdir()
-    trust = Trust(tmp_path / "trust")
-    trust.record(DIGEST, file, flushed=False, source="file:///pool")
+    (tmp_path / ".statepool").mkdir()
+    trust = Trust(Notes(Tree(tmp_path), ("trust",)))
+    record(trust, file, flushed=False, source="file:///pool")
     return trust
 
 
 def test_what_was_hashed_is_trusted(trust: Trust, file: Path) -> None:
-    assert trust.standing(DIGEST, file) is Standing.TRUSTED
+    assert trust.standing(DIGEST, status(file)) is Standing.TRUSTED
 
 
 def test_what_was_not_hashed_is_not(trust: Trust, file: Path) -> None:
-    assert trust.standing(Digest.of(b"other"), file) is Standing.DOUBTFUL
+    assert trust.standing(Digest.of(b"other"), status(file)) is Standing.DOUBTFUL
 
 
 def test_a_write_shows(trust: Trust, file: Path) -> None:
     """Also at once, in place, and of the same length."""
     with open(file, "r+b") as opened:
         opened.write(b"W")
-    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+    assert trust.standing(DIGEST, status(file)) is Standing.DOUBTFUL
 
 
 def test_a_write_shows_though_its_time_was_put_back(trust: Trust, file: Path) -> None:
     before = file.stat()
     file.write_bytes(CONTENT.swapcase())
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+    assert trust.standing(DIGEST, status(file)) is Standing.DOUBTFUL
 
 
 def test_another_file_in_its_place_shows(trust: Trust, file: Path, tmp_path: Path) -> None:
@@ -58,36 +69,36 @@ def test_another_file_in_its_place_shows(trust: Trust, file: Path, tmp_path: Pat
     (tmp_path / "other").write_bytes(CONTENT.swapcase())
     os.utime(tmp_path / "other", ns=(before.st_atime_ns, before.st_mtime_ns))
     os.replace(tmp_path / "other", file)
-    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+    assert trust.standing(DIGEST, status(file)) is Standing.DOUBTFUL
 
 
 def test_a_change_of_name_or_mode_shows(trust: Trust, file: Path, tmp_path: Path) -> None:
     os.link(file, tmp_path / "second")
-    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
-    trust.record(DIGEST, file, flushed=False, source=None)
-    assert trust.standing(DIGEST, file) is Standing.TRUSTED
+    assert trust.standing(DIGEST, status(file)) is Standing.DOUBTFUL
+    record(trust, file, flushed=False, source=None)
+    assert trust.standing(DIGEST, status(file)) is Standing.TRUSTED
     file.chmod(0o600)
-    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+    assert trust.standing(DIGEST, status(file)) is Standing.DOUBTFUL
 
 
 def test_reading_shows_nothing(trust: Trust, file: Path) -> None:
     file.read_bytes()
-    assert trust.standing(DIGEST, file) is Standing.TRUSTED
+    assert trust.standing(DIGEST, status(file)) is Standing.TRUSTED
 
 
 @pytest.mark.parametrize(("flushed", "expected"), [(True, Standing.TRUSTED), (False, Standing.DOUBTFUL)])
 def test_after_a_reboot(trust: Trust, file: Path, monkeypatch: pytest.MonkeyPatch, flushed: bool, expected: Standing) -> None:
-    trust.record(DIGEST, file, flushed=flushed, source=None)
+    record(trust, file, flushed=flushed, source=None)
     rebooted = evolve(Writer.current(), boot="another boot")
     monkeypatch.setattr(Writer, "current", classmethod(lambda cls: rebooted))
-    assert trust.standing(DIGEST, file) is expected
+    assert trust.standing(DIGEST, status(file)) is expected
 
 
 def test_a_file_that_is_gone(trust: Trust, file: Path) -> None:
     file.unlink()
-    assert trust.standing(DIGEST, file) is Standing.MISSING
+    assert trust.standing(DIGEST, status(file)) is Standing.MISSING
     file.symlink_to("nowhere")
-    assert trust.standing(DIGEST, file) is Standing.MISSING
+    assert trust.standing(DIGEST, status(file)) is Standing.MISSING
 
 
 def test_a_link_to_an_old_file(trust: Trust, file: Path, tmp_path: Path) -> None:
@@ -95,10 +106,10 @@ def test_a_link_to_an_old_file(trust: Trust, file: Path, tmp_path: Path) -> None
     os.utime(file, ns=(long_ago, long_ago))
     link = tmp_path / "link"
     link.symlink_to(file)
-    trust.record(DIGEST, link, flushed=False, source="link:///pool")
-    assert trust.standing(DIGEST, link) is Standing.TRUSTED
+    record(trust, link, flushed=False, source="link:///pool")
+    assert trust.standing(DIGEST, status(link)) is Standing.TRUSTED
     file.write_bytes(CONTENT.swapcase())
-    assert trust.standing(DIGEST, link) is Standing.DOUBTFUL
+    assert trust.standing(DIGEST, status(link)) is Standing.DOUBTFUL
 
 
 def test_a_link_to_a_file_that_was_just_written(trust: Trust, file: Path, tmp_path: Path) -> None:
@@ -107,9 +118,9 @@ def test_a_link_to_a_file_that_was_just_written(trust: Trust, file: Path, tmp_pa
     link.symlink_to(file)
     file.write_bytes(CONTENT)
     before = file.stat()
-    trust.record(DIGEST, link, flushed=False, source="link:///pool")
+    record(trust, link, flushed=False, source="link:///pool")
     assert file.stat().st_mtime_ns == before.st_mtime_ns
-    assert trust.standing(DIGEST, link) is Standing.DOUBTFUL
+    assert trust.standing(DIGEST, status(link)) is Standing.DOUBTFUL
     assert trust.source(DIGEST) == "link:///pool"
 
 
@@ -122,17 +133,17 @@ def test_a_file_of_another_account_from_the_future(trust: Trust, file: Path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "utime", refuse)
-        trust.record(DIGEST, file, flushed=False, source="file:///pool")
-    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+        record(trust, file, flushed=False, source="file:///pool")
+    assert trust.standing(DIGEST, status(file)) is Standing.DOUBTFUL
     assert trust.source(DIGEST) == "file:///pool"
-    trust.record(DIGEST, file, flushed=False, source="file:///pool")
-    assert trust.standing(DIGEST, file) is Standing.TRUSTED
+    record(trust, file, flushed=False, source="file:///pool")
+    assert trust.standing(DIGEST, status(file)) is Standing.TRUSTED
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b'{"signature": 7}'])
 def test_a_note_that_was_torn(trust: Trust, file: Path, tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "trust" / f"{DIGEST.file_name}.json").write_bytes(content)
-    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
+    (tmp_path / ".statepool/trust" / f"{DIGEST.file_name}.json").write_bytes(content)
+    assert trust.standing(DIGEST, status(file)) is Standing.DOUBTFUL
     assert trust.source(DIGEST) is None
 
 
@@ -140,15 +151,15 @@ def test_where_else_the_bytes_are(trust: Trust, file: Path) -> None:
     assert trust.source(DIGEST) == "file:///pool"
     trust.note_source(DIGEST, "file:///other")
     assert trust.source(DIGEST) == "file:///pool"
-    trust.record(DIGEST, file, flushed=False, source=None)
+    record(trust, file, flushed=False, source=None)
     assert trust.source(DIGEST) is None
     trust.note_source(DIGEST, "file:///other")
     assert trust.source(DIGEST) == "file:///other"
-    assert trust.standing(DIGEST, file) is Standing.TRUSTED
+    assert trust.standing(DIGEST, status(file)) is Standing.TRUSTED
 
 
 def test_when_the_bytes_were_used(trust: Trust, tmp_path: Path) -> None:
-    note = tmp_path / "trust" / f"{DIGEST.file_name}.json"
+    note = tmp_path / ".statepool/trust" / f"{DIGEST.file_name}.json"
     os.utime(note, (1000, 1000))
     assert trust.last_used(DIGEST) == 1000
     trust.touch(DIGEST)
@@ -160,5 +171,5 @@ def test_when_the_bytes_were_used(trust: Trust, tmp_path: Path) -> None:
 def test_forgotten(trust: Trust, file: Path, tmp_path: Path) -> None:
     trust.forget(DIGEST)
     trust.forget(DIGEST)
-    assert trust.standing(DIGEST, file) is Standing.DOUBTFUL
-    assert list((tmp_path / "trust").iterdir()) == []
+    assert trust.standing(DIGEST, status(file)) is Standing.DOUBTFUL
+    assert list((tmp_path / ".statepool/trust").iterdir()) == []

@@ -14,8 +14,8 @@ from statepool.model.outcomes import Finding, Level
 from statepool.pools import layout
 from statepool.qcow2.tool import QemuImg
 from statepool.testing.trees import photograph
-from statepool.transfer import tidy
 from statepool.transfer.cache import Cache
+from statepool.transfer.notes import Notes
 from statepool.transfer.survey import survey_host, survey_pool
 from statepool.transfer.tidy import tidy_cache, tidy_pool
 from statepool.transfer.trust import Standing
@@ -67,10 +67,9 @@ def test_what_is_wrong_in_a_pool(lab: Any) -> None:
 
 def test_what_turns_out_right_in_the_cache_is_trusted_again(lab: Any, cache: Cache) -> None:
     (install,) = lab.chain(cache.pool, "install")
-    path = cache.data(install.digest)
-    assert cache.trust.standing(install.digest, path) is Standing.DOUBTFUL
+    assert cache.trust.standing(install.digest, cache.status(install.digest)) is Standing.DOUBTFUL
     assert problems(verify(cache.pool, None, None, cache=cache)) == {"install": None}
-    assert cache.trust.standing(install.digest, path) is Standing.TRUSTED
+    assert cache.trust.standing(install.digest, cache.status(install.digest)) is Standing.TRUSTED
 
 
 def test_what_is_wrong_in_the_cache(lab: Any, cache: Cache) -> None:
@@ -83,7 +82,7 @@ def test_what_is_wrong_in_the_cache(lab: Any, cache: Cache) -> None:
     found = problems(verify(cache.pool, None, None, cache=cache))
     assert "gone" in (found["linked"] or "")
     assert f"not {spoilt.digest}" in (found["spoilt"] or "")
-    assert cache.trust.standing(spoilt.digest, cache.data(spoilt.digest)) is Standing.DOUBTFUL
+    assert cache.trust.standing(spoilt.digest, cache.status(spoilt.digest)) is Standing.DOUBTFUL
 
 
 def test_a_damaged_log_is_one_line(lab: Any) -> None:
@@ -234,11 +233,11 @@ def test_a_note_that_another_process_removes_meanwhile(lab: Any, cache: Cache, m
     lab.fetch(cache, lab.pool(), "install")
     cache.pool.remove(install.id)
     cache.data(install.digest).unlink()
-    real = tidy._is_there
+    real = Notes.status
 
-    def look(path: Path) -> bool:
+    def look(notes: Notes, path: str) -> os.stat_result | None:
         cache.trust.forget(install.digest)
-        return real(path)
+        return real(notes, path)
 
-    monkeypatch.setattr(tidy, "_is_there", look)
+    monkeypatch.setattr(Notes, "status", look)
     assert tidy_cache(cache) == []

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import statepool
+from statepool.beneath import Beneath
 from statepool.errors import AccessDenied, DigestMismatch, FileInTheWay, InUse, NotFound, RefusedError, StatePoolError, UnsafeImage
 from statepool.model.manifest import Manifest
 from statepool.qcow2.header import read_header_file
@@ -183,9 +184,9 @@ def test_two_gets_of_one_state_to_one_place(cache: Cache, chain: tuple[Manifest,
     one, two = (prepare_working(cache, chain, to, standing_on=chain) for _ in range(2))
     os.replace(two.temporary, to)
     one.settle(overwrite=True)
-    assert uses(cache, chain) == [one.record]
+    assert uses(cache, chain) == [Path(one.record)]
     cache.chains.release(to, besides=two.record)
-    assert uses(cache, chain) == [two.record], "its own record had been taken for one of what was there before"
+    assert uses(cache, chain) == [Path(two.record)], "its own record had been taken for one of what was there before"
     assert in_use(cache) == {key_of(chain): [str(to)]}
 
 
@@ -213,16 +214,17 @@ def test_an_image_that_is_written_while_its_record_is_removed(
 ) -> None:
     to = tmp_path / "work.qcow2"
     record = cache.chains.use(chain, to)
-    real = Path.unlink
+    real = Beneath.remove
 
-    def unlink(path: Path, missing_ok: bool = False) -> None:
-        real(path, missing_ok=missing_ok)
-        if path == record:
+    def remove(file: Beneath) -> bool:
+        removed = real(file)
+        if file == record:
             temporary_name(to, record).touch()
+        return removed
 
-    monkeypatch.setattr(Path, "unlink", unlink)
+    monkeypatch.setattr(Beneath, "remove", remove)
     cache.chains.release(to)
-    assert uses(cache, chain) == [record]
+    assert uses(cache, chain) == [Path(record)]
 
 
 def test_images_of_a_machine_keep_their_records_while_another_get_ends(
