@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from statepool.beneath import DIRECTORY, Beneath, Descriptor, Tree
 from statepool.errors import AccessDenied, LockTimeout
 from statepool.pools import layout
 from statepool.pools.claims import Claims
-from statepool.transports.base import FileKind, Transport
+from statepool.transports.base import Transport
 from statepool.transports.failures import Subject, translated
 
 POLL_INTERVAL = 0.01
@@ -145,6 +146,6 @@ def quick_locks_of(transport: Transport) -> Locks:
 
 
 def _file_locks(transport: Transport) -> FileLocks | None:
-    root = transport.local_path("")
-    found = transport.stat(layout.LOCKS) if root is not None else None
-    return FileLocks(Tree(root)) if root is not None and found is not None and found.kind is FileKind.DIRECTORY else None
+    here = transport.beneath(layout.LOCKS)
+    found = here.stat() if here is not None else None
+    return FileLocks(here.tree) if here is not None and found is not None and stat.S_ISDIR(found.st_mode) else None

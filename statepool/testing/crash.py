@@ -46,6 +46,7 @@ _CHANGING = (
     "mkdirat",
     "open",
     "openat",
+    "openat2",
     "pwrite64",
     "pwritev",
     "pwritev2",
@@ -65,7 +66,7 @@ _CHANGING = (
 )
 """System calls that can change a file or a directory, or bring one to stable storage. Those that a kernel does not have are left out (``?``)."""
 
-_SELDOM = {"open": r"O_CREAT|O_TMPFILE|O_TRUNC", "openat": r"O_CREAT|O_TMPFILE|O_TRUNC", "ioctl": r"FICLONE"}
+_SELDOM = dict.fromkeys(("open", "openat", "openat2"), r"O_CREAT|O_TMPFILE|O_TRUNC") | {"ioctl": r"FICLONE"}
 """Of those that also do other things: what marks a call that changes a file."""
 
 _LINE = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) += +(-?\d+|\?)")
@@ -85,6 +86,11 @@ class SystemCall:
     name: str
     number: int
     arguments: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What it does, whatever its path is relative to: ``rename`` for ``renameat2``."""
+        return re.sub(r"(at)?2?$", "", self.name)
 
     def __str__(self) -> str:
         return f"{self.name}({self.arguments}) (number {self.number})"

@@ -26,6 +26,7 @@ from typing import Self
 
 from attrs import define, evolve, frozen
 
+from statepool.beneath import Beneath
 from statepool.errors import NoSpace, TransportError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.progress import SILENT, Progress
@@ -427,6 +428,10 @@ class FaultyTransport(Transport):
     def local_path(self, path: str) -> Path | None:
         """As the inner one."""
         return self.inner.local_path(path)
+
+    def beneath(self, path: str) -> Beneath | None:
+        """As the inner one."""
+        return self.inner.beneath(path)
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
         """As the inner one."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
+from statepool.beneath import Beneath
 from statepool.errors import AccessDenied, InUse, NotAPool, StatePoolError, UsageError
 from statepool.leases import held_lease
 from statepool.model.digest import Digest
@@ -106,7 +107,7 @@ class Adoption:
             adopted.append(Adopted(str(self.pool), state.object, state.state, problem=str(error)))
 
     def _would_adopt(self, state: StateId) -> Adopted:
-        with _unwritten(self.pool.transport.local_path(layout.view(state))):
+        with _unwritten(self.pool.transport.beneath(layout.view(state))):
             pass
         return Adopted(str(self.pool), state.object, state.state)
 
@@ -118,7 +119,7 @@ class Adoption:
         path = layout.view(tip.id)
         read, size = reader_of(self.pool, path)
         check_clusters(read, read_header(read, size, f"{tip.id} in {self.pool}"), f"{tip.id} in {self.pool}")
-        local = self.pool.transport.local_path(path)
+        local = self.pool.transport.beneath(path)
         relocated = self._relocate(local, parent) if self.relocate and local is not None and parent is not None else False
         with _unwritten(local) as descriptor:
             lease = _lease(descriptor)
@@ -179,7 +180,7 @@ class Adoption:
             creator={"host": Writer.current().host, "adopted": "yes"},
         )
 
-    def _relocate(self, path: Path, parent: Manifest) -> bool:
+    def _relocate(self, path: Beneath, parent: Manifest) -> bool:
         """Give a file a plain sibling backing name. :returns: whether it had another"""
         with opened.exclusive(path) as descriptor:
             header = read_header_fd(descriptor, str(path))
@@ -190,11 +191,11 @@ class Adoption:
                 apply_patches(descriptor, patches)
                 os.fsync(descriptor)
                 return True
-        QemuImg(self.tool_timeout).rebase_unsafe(path, parent.file_name)
+        QemuImg(self.tool_timeout).rebase_unsafe(Path(path), parent.file_name)
         return True
 
 
-def _unwritten(path: Path | None) -> AbstractContextManager[int | None]:
+def _unwritten(path: Beneath | None) -> AbstractContextManager[int | None]:
     """Have a file that nobody writes to, where that can be known: on this host. :returns: its descriptor"""
     return opened.shared(path) if path is not None else nullcontext()
 

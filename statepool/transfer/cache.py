@@ -27,10 +27,11 @@ from statepool.transfer.known import Knowledge
 from statepool.transfer.linked import forget_use, held_by_links, note_use, referred
 from statepool.transfer.notes import Notes
 from statepool.transfer.trust import Trust
-from statepool.transports.local import LocalTransport
 
-KINDS = (trust.DIRECTORY, fresh.DIRECTORY, known.DIRECTORY)
-"""The directories of what an account notes for itself."""
+WORKING = "working"
+
+KINDS = (trust.DIRECTORY, fresh.DIRECTORY, known.DIRECTORY, WORKING)
+"""The directories that an account has for itself."""
 
 
 @frozen
@@ -64,10 +65,10 @@ class Cache:
         :param pool: a pool in a file system of this host
         :raises UsageError: it is elsewhere
         """
-        root = pool.transport.local_path("")
-        if root is None or pool.transport.capabilities.refers:
+        root, here = pool.transport.local_path(""), pool.transport.beneath("")
+        if root is None or here is None or pool.transport.capabilities.refers:
             raise UsageError(f"a cache must be a directory of this host, not {pool.location}", hint="name a path")
-        tree = pool.transport.tree if isinstance(pool.transport, LocalTransport) else Tree(root)
+        tree = here.tree
         notes = Notes(tree, KINDS)
         hashed = Trust(notes)
         return cls(
@@ -90,8 +91,7 @@ class Cache:
         """
         try:
             self.pool.create()
-            for name in (*KINDS, "chains"):
-                self.pool.transport.make_directory(f"{layout.OURS}/{name}")
+            self.pool.transport.make_directory(f"{layout.OURS}/chains")
         except AccessDenied as error:
             raise AccessDenied(
                 f"the cache {self.root} cannot be written", path=str(self.root), hint="choose another with --cache, or change its permissions"
@@ -132,10 +132,13 @@ class Cache:
                 self.trust.record(digest, descriptor, flushed=flushed, source=source, ours=found.tree is self.tree)
 
     def working_directory(self) -> Path:
-        """:returns: where working images go that nobody gave a place"""
+        """:returns: where working images of this account go that were not given a place"""
+        return Path(self.working_place())
+
+    def working_place(self) -> Beneath:
+        """:returns: the same, to open what is in it"""
         self.prepare()
-        self.pool.transport.make_directory(layout.WORKING)
-        return self.root / layout.WORKING
+        return self.notes.directory(WORKING)
 
     @property
     def collector(self) -> Collector:
@@ -185,18 +188,15 @@ def file_of(tree: Tree, digest: Digest, source: str | None) -> Beneath | None:
     if found is None or not stat.S_ISLNK(found.st_mode):
         return file if found is not None else None
     pool = referred(source)
-    root = pool.transport.local_path("") if pool is not None else None
+    root = pool.transport.beneath("") if pool is not None else None
     target = tree.readlink(file.path)
-    if root is None or not target.startswith(f"{root}/"):
+    if root is None or not target.startswith(f"{root.tree}/"):
         return None
-    there = Beneath(Tree(root), target.removeprefix(f"{root}/"))
+    there = Beneath(root.tree, target.removeprefix(f"{root.tree}/"))
     return there if there.stat() is not None else None
 
 
 def file_in(pool: Pool, digest: Digest) -> Beneath | None:
     """:returns: as :func:`file_of`, in any pool, which may be a cache of this account; None also if the pool is not on this host"""
-    root = pool.transport.local_path("")
-    if root is None:
-        return None
-    tree = Tree(root)
-    return file_of(tree, digest, Trust(Notes(tree, KINDS)).source(digest))
+    here = pool.transport.beneath("")
+    return file_of(here.tree, digest, Trust(Notes(here.tree, KINDS)).source(digest)) if here is not None else None

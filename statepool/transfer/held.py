@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from statepool.beneath import Tree
 from statepool.errors import MissingFile
 from statepool.model.digest import Digest
 from statepool.pools.pool import Pool
@@ -24,9 +23,9 @@ def held_in(pool: Pool) -> frozenset[Digest]:
 
 
 def _under_working_images(pool: Pool) -> frozenset[Digest]:
-    here = pool.transport.local_path("")
+    here = pool.transport.beneath("")
     if here is not None:
-        return Chains(Tree(here), partial(file_in, pool), changes=False).held()
+        return Chains(here.tree, partial(file_in, pool), changes=False).held()
     # Nobody here can tell which working images of another host are still there: each chain that was made for one counts.
     chains = [f"{CHAINS}/{entry.name}" for entry in pool.transport.scan(CHAINS) if entry.kind is FileKind.DIRECTORY]
     links = [

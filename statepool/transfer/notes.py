@@ -1,8 +1,9 @@
 """
-Small files of a cache that say what is known, each written whole under a temporary name.
+Small files of a cache that say what is known, each written whole under a temporary name; and where an account keeps what is its own.
 
-What an account has noted is obeyed by that account only. A cache may be shared by a group, and whoever may write to it could leave a note that a file
-has been hashed, or that a pool has it: so :class:`Notes` lie in a directory that belongs to the account and that nobody else can write to.
+What an account has noted is obeyed by that account only, and so is what it has left to be cleared away. A cache may be shared by a group, and each
+member could leave a note that a file has been hashed, or a directory of "a process that is gone": so all this lies in a directory that belongs to
+the account and that no other can write to.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import stat
 from collections.abc import Mapping
 
 from statepool.beneath import DIRECTORY, Beneath, Descriptor, Tree
+from statepool.errors import AccessDenied
 from statepool.pools import layout
 from statepool.pools.log import random_nonce
 
@@ -21,6 +23,9 @@ ACCOUNTS = f"{layout.OURS}/accounts"
 
 LARGEST = 1 << 20
 """Bytes of a note that are read at most."""
+
+_NOT_FOR_OTHERS = ~(stat.S_IWGRP | stat.S_IWOTH | stat.S_ISGID)
+"""What is left of a mode when only the owner may write: others may look into what they may look into above."""
 
 _UNFINISHED = ".tmp"
 
@@ -87,10 +92,11 @@ def is_private(status: os.stat_result) -> bool:
 
 class Notes:
     """
-    What this account has noted in a cache: in ``.statepool/`` itself where nobody else can write there, or else in a directory of its own.
+    What this account has noted in a cache, and other directories of its own: in ``.statepool/`` itself where no other account can write there, or
+    in a directory below ``accounts/``.
 
     :param tree: the cache
-    :param kinds: the directories in which there are notes
+    :param kinds: the directories
     """
 
     def __init__(self, tree: Tree, kinds: tuple[str, ...]) -> None:
@@ -132,7 +138,7 @@ class Notes:
         try:
             if make:
                 make_directory(self._tree, ACCOUNTS)
-                self._tree.make_directory(path, 0o700)
+                self._tree.make_directory(path, stat.S_IMODE(self._tree.stat("").st_mode) & _NOT_FOR_OTHERS | stat.S_IRWXU)
             return self._held(path)
         except OSError:
             return None  # a cache that can only be read, or a directory that another account has put there: nothing is noted
@@ -156,6 +162,25 @@ class Notes:
             make_directory(tree, path.rpartition("/")[0])
             write_note(tree, path, data)
         return True
+
+    def found(self, kind: str) -> Beneath | None:
+        """:returns: one of the directories, if this account has one here"""
+        return Beneath(tree, kind) if (tree := self._own()) is not None else None
+
+    def directory(self, kind: str) -> Beneath:
+        """
+        :returns: one of the directories, which is there
+        :raises AccessDenied: this account can have none in this cache
+        """
+        if (tree := self._own(make=True)) is None:
+            place = Beneath(self._tree, f"{ACCOUNTS}/{os.geteuid()}")
+            raise AccessDenied(
+                f"{place} cannot be made, or belongs to another account",
+                path=str(place),
+                hint="look who may write to the cache, or choose another with --cache",
+            )
+        tree.make_directory(kind, stat.S_IMODE(tree.stat("").st_mode))
+        return Beneath(tree, kind)
 
     def remove(self, path: str) -> bool:
         """:returns: whether there was such a note"""

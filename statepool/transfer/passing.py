@@ -16,10 +16,9 @@ from attrs import define
 from statepool.beneath import Beneath
 from statepool.errors import BadRecord, StatePoolError
 from statepool.model.outcomes import Collected
-from statepool.pools import layout
 from statepool.pools.writer import Writer
 from statepool.qcow2.opened import is_open
-from statepool.transfer.cache import Cache
+from statepool.transfer.cache import WORKING, Cache
 from statepool.transfer.notes import names_in, read_note, write_note
 from statepool.transfer.takeover import recover
 from statepool.transfer.working import throw_away
@@ -52,51 +51,48 @@ class Passing:
 @contextmanager
 def passing(cache: Cache) -> Iterator[Passing]:
     """:returns: a new directory in the cache, which is taken away at the end of the block, unless it is to be kept"""
-    cache.working_directory()
+    base = cache.working_place()
     clear_passing(cache)
-    path = f"{layout.WORKING}/{_PREFIX}{cache.pool.nonce()}"
-    # Others may look into it as they may into the cache, and write to nothing in it.
-    mode = stat.S_IMODE(cache.tree.stat(layout.WORKING).st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH)
-    cache.tree.make_directory(path, mode | stat.S_IRWXU)
-    note = cache.file(f"{path}/{_WRITER}")
-    write_note(cache.tree, note.path, Writer.current().to_json())
-    place = Passing(Path(cache.file(path)), note)
+    path = f"{base.path}/{_PREFIX}{cache.pool.nonce()}"
+    base.tree.make_directory(path, stat.S_IMODE(base.tree.stat(base.path).st_mode))
+    note = Beneath(base.tree, f"{path}/{_WRITER}")
+    write_note(base.tree, note.path, Writer.current().to_json())
+    place = Beneath(base.tree, path)
+    made = Passing(Path(place), note)
     try:
-        yield place
+        yield made
     finally:
-        if not place.is_kept:
-            _remove(cache, path)
+        if not made.is_kept:
+            _remove(cache, place)
 
 
 def clear_passing(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
     """
-    Take away what processes left that were killed. What somebody has open stays: a program that they started may still be at work.
+    Take away what processes of this account left that were killed. What is open in a process stays: a program that they started may still be at work.
 
     :param dry_run: only say what would go
     :returns: what went
     """
     gone = []
-    for name in names_in(cache.tree, layout.WORKING):
-        path = f"{layout.WORKING}/{name}"
-        if name.startswith(_PREFIX) and _is_left_behind(cache, path):
-            size = sum(status.st_size for _, status in _images(cache, path))
-            gone.append(Collected(str(cache.pool), "working images of a process that is gone", str(cache.file(path)), size))
+    base = cache.notes.found(WORKING)
+    for name in names_in(base.tree, base.path) if base is not None else []:
+        assert base is not None
+        place = Beneath(base.tree, f"{base.path}/{name}")
+        if name.startswith(_PREFIX) and _is_left_behind(place):
+            size = sum(status.st_size for _, status in _images(place))
+            gone.append(Collected(str(cache.pool), "working images of a process that is gone", str(place), size))
             if not dry_run:
                 recover(cache)  # it may have been killed while one of them became a state
-                _remove(cache, path)
+                _remove(cache, place)
     return gone
 
 
-def _is_left_behind(cache: Cache, path: str) -> bool:
-    """Whether a directory is this account's, as its note is, and the process that made it is gone."""
+def _is_left_behind(place: Beneath) -> bool:
     try:
-        data, note = read_note(cache.tree, f"{path}/{_WRITER}")
-        writer = Writer.from_json(data)
+        writer = Writer.from_json(read_note(place.tree, f"{place.path}/{_WRITER}")[0])
     except (FileNotFoundError, NotADirectoryError, ValueError, BadRecord):
         return False  # kept, or just being made or removed
-    if {cache.tree.stat(path).st_uid, note.st_uid} != {os.geteuid()}:
-        return False
-    return writer.is_dead and not any(_may_be_open(image) for image, _ in _images(cache, path))
+    return writer.is_dead and not any(_may_be_open(image) for image, _ in _images(place))
 
 
 def _may_be_open(image: Beneath) -> bool:
@@ -106,19 +102,19 @@ def _may_be_open(image: Beneath) -> bool:
         return False  # no regular file, or gone
 
 
-def _images(cache: Cache, path: str) -> list[tuple[Beneath, os.stat_result]]:
-    files = [cache.file(f"{path}/{name}") for name in names_in(cache.tree, path) if name != _WRITER]
+def _images(place: Beneath) -> list[tuple[Beneath, os.stat_result]]:
+    files = [Beneath(place.tree, f"{place.path}/{name}") for name in names_in(place.tree, place.path) if name != _WRITER]
     found = [(file, status) for file in files if (status := file.stat()) is not None]
     return [(file, status) for file, status in found if stat.S_ISREG(status.st_mode)]
 
 
-def _remove(cache: Cache, path: str) -> None:
-    """The note goes last: if we are killed on the way, the next one finds the rest."""
-    for image, _ in _images(cache, path):
+def _remove(cache: Cache, place: Beneath) -> None:
+    """The note goes last: if this process is killed on the way, the next one finds the rest."""
+    for image, _ in _images(place):
         throw_away(cache, Path(image))
-    for name in names_in(cache.tree, path):
+    for name in names_in(place.tree, place.path):
         if name != _WRITER:
-            other = f"{path}/{name}"
-            cache.tree.remove_all(other) if stat.S_ISDIR(cache.tree.stat(other).st_mode) else cache.tree.remove(other)
-    cache.tree.remove(f"{path}/{_WRITER}")
-    cache.pool.transport.remove_directory(path)
+            other = f"{place.path}/{name}"
+            place.tree.remove_all(other) if stat.S_ISDIR(place.tree.stat(other).st_mode) else place.tree.remove(other)
+    place.tree.remove(f"{place.path}/{_WRITER}")
+    place.tree.remove_all(place.path)

@@ -7,15 +7,16 @@ import shlex
 import stat
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
+from statepool.beneath import Beneath, Tree
 from statepool.errors import AccessDenied, StatePoolError
 from statepool.model.outcomes import Finding, Level
 from statepool.pools import layout
 from statepool.pools.pool import Pool
 from statepool.qcow2.overlay import matches_installed
 from statepool.qcow2.tool import QemuImg
-from statepool.transfer.cache import Cache
+from statepool.transfer.cache import KINDS, Cache
+from statepool.transfer.notes import ACCOUNTS, names_in
 from statepool.transports.copying import can_share_blocks
 
 CLOCK_TOLERANCE = 5.0
@@ -77,9 +78,9 @@ def _pool(pool: Pool) -> Iterator[Finding]:
         yield from _machine(pool, machine)
     for file in pool.view.misnamed():
         yield Finding(Level.NOTE, where, f"a file of {file.object} is no state: {file.error.message}", "give it another name, if it should be one")
-    root = pool.transport.local_path("")
-    if root is not None:
-        yield from _permissions(where, root)
+    here = pool.transport.beneath("")
+    if here is not None:
+        yield from _permissions(where, here.tree)
 
 
 def _clock(pool: Pool) -> Iterator[Finding]:
@@ -123,15 +124,27 @@ def _machine(pool: Pool, machine: str) -> Iterator[Finding]:
             )
 
 
-def _permissions(where: str, root: Path) -> Iterator[Finding]:
+def _permissions(where: str, tree: Tree) -> Iterator[Finding]:
     """A pool that a group shares must let every member write, in what others made too."""
-    mode = root.stat().st_mode
+    mode = tree.stat("").st_mode
     if not mode & stat.S_IWGRP:
         return
     if not mode & stat.S_ISGID:
-        yield Finding(Level.WARNING, where, "the directory is writable for its group, but not setgid", f"chmod g+s {root}")
-    for directory, names, _ in os.walk(root / layout.OURS):
-        if not os.stat(directory).st_mode & stat.S_IWGRP:
-            what = f"{os.path.relpath(directory, root)} is not writable for the group of the pool"
-            yield Finding(Level.WARNING, where, what, f"find {shlex.quote(directory)} -type d -exec chmod g+ws {{}} +")
-            names.clear()  # the cure is for all below
+        yield Finding(Level.WARNING, where, "the directory is writable for its group, but not setgid", f"chmod g+s {shlex.quote(str(tree))}")
+    yield from _closed_to_group(where, tree, layout.OURS)
+
+
+_OF_ONE_ACCOUNT = {f"{layout.OURS}/{kind}" for kind in KINDS} | {ACCOUNTS}
+"""Directories of a cache to which not every member of the group need be able to write: each has its own."""
+
+
+def _closed_to_group(where: str, tree: Tree, path: str) -> Iterator[Finding]:
+    if path in _OF_ONE_ACCOUNT:
+        return
+    if not tree.stat(path).st_mode & stat.S_IWGRP:
+        cure = f"find {shlex.quote(str(Beneath(tree, path)))} -type d -exec chmod g+ws {{}} +"
+        yield Finding(Level.WARNING, where, f"{path} is not writable for the group of the pool", cure)
+        return  # the cure is for all below
+    for name in names_in(tree, path):
+        if stat.S_ISDIR(tree.stat(f"{path}/{name}").st_mode):
+            yield from _closed_to_group(where, tree, f"{path}/{name}")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from attrs import evolve, frozen
 
-from statepool.beneath import Beneath, Descriptor, Tree
+from statepool.beneath import Descriptor
 from statepool.errors import AccessDenied, DigestMismatch, NotFound, StatePoolError, UnsafeImage
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, StateId
@@ -168,8 +168,8 @@ class Sync:
     def _opened(self, manifest: Manifest, digest: Digest) -> Iterator[int]:
         """A descriptor of the bytes on this host: of the file itself, or of a copy that lives as long as the ``with`` block."""
         path = layout.data(digest)
-        if self.origin.transport.local_path(path) is not None:
-            with Descriptor(open_regular(file_in(self.origin, digest) or Beneath(Tree(self.origin.location.path), path))) as descriptor:
+        if (here := self.origin.transport.beneath(path)) is not None:
+            with Descriptor(open_regular(file_in(self.origin, digest) or here)) as descriptor:
                 yield descriptor
             return
         with tempfile.TemporaryFile(buffering=0) as spool:

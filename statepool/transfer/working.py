@@ -20,8 +20,9 @@ from statepool.qcow2.header import MAGIC
 from statepool.qcow2.opened import is_open
 from statepool.qcow2.overlay import create_overlay
 from statepool.qcow2.tool import QemuImg
-from statepool.transfer.cache import Cache
+from statepool.transfer.cache import WORKING, Cache
 from statepool.transfer.chains import key_of, temporary_name
+from statepool.transfer.notes import ACCOUNTS
 from statepool.transfer.offers import Source
 from statepool.transfer.ready import damaged
 from statepool.transports.failures import Subject, translated
@@ -68,7 +69,7 @@ def refuse_inside(directory: os.PathLike[str] | str, cache: Cache, sources: Iter
     """
     # As the file system has it: a symbolic link on the way leads to the same place.
     real = Path(os.path.realpath(directory))
-    if _is_inside(real, cache.root / layout.WORKING):
+    if any(_is_inside(real, cache.root / place) for place in (layout.WORKING, f"{ACCOUNTS}/{os.geteuid()}/{WORKING}")):
         return
     if _is_inside(real, cache.root):
         raise _inside(directory, f"the cache {cache.root}", str(cache.pool))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from statepool.beneath import Beneath
 from statepool.errors import MissingFile, TransportError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.location import Location
@@ -305,7 +306,11 @@ class Transport(ABC):
         """:returns: bytes that can still be written by this account, or None where nobody knows"""
 
     def local_path(self, path: str) -> Path | None:
-        """:returns: where a file can be opened on this host, or None where it cannot"""
+        """:returns: where a file is on this host, for messages and for programs that only know paths, or None where it is elsewhere"""
+        return None
+
+    def beneath(self, path: str) -> Beneath | None:
+        """:returns: the same, for opening it without following a symbolic link, or None where it cannot be opened on this host"""
         return None
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:

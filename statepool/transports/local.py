@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from statepool.beneath import Descriptor, Tree
+from statepool.beneath import Beneath, Descriptor, Tree
 from statepool.errors import TransportError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.location import Location
@@ -289,6 +289,10 @@ class LocalTransport(Transport):
     def local_path(self, path: str) -> Path | None:
         """As the transport's face says: the name itself, whatever is there."""
         return Path(self.tree.root, path)
+
+    def beneath(self, path: str) -> Beneath:
+        """As the transport's face says."""
+        return Beneath(self.tree, path)
 
     @property
     def identity(self) -> str:

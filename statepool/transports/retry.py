@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from attrs import define, evolve
 
+from statepool.beneath import Beneath
 from statepool.errors import FileExists, IntegrityError, MissingFile, StatePoolError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.outcomes import Finding
@@ -266,6 +267,10 @@ class Retrying(Transport):
     def local_path(self, path: str) -> Path | None:
         """As the inner one."""
         return self.inner.local_path(path)
+
+    def beneath(self, path: str) -> Beneath | None:
+        """As the inner one."""
+        return self.inner.beneath(path)
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
         """As the inner one. Taking the lock is tried again; what goes wrong while it is held is for whoever works there."""

@@ -164,7 +164,7 @@ def test_cut_in_the_middle(disk: Disk, step: str, rebooted: Callable[[], None]) 
 
 def between(calls: list[SystemCall]) -> list[SystemCall]:
     """The moments after something was flushed, and after names have changed: what else is there is lost in any case."""
-    return [call for last, call in itertools.pairwise(calls) if last.name in ("fsync", "link", "linkat", "rename", "unlink", "pwrite64")]
+    return [call for last, call in itertools.pairwise(calls) if last.kind in ("fsync", "link", "rename", "unlink", "pwrite64")]
 
 
 def check_after(lab: Lab, step: str) -> None:

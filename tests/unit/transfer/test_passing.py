@@ -12,7 +12,6 @@ import pytest
 from attrs import evolve
 
 import statepool
-from statepool.pools import layout
 from statepool.pools.writer import Writer
 from statepool.transfer.cache import Cache
 from statepool.transfer.notes import write_note
@@ -36,7 +35,7 @@ def abandoned(cache: Cache) -> Path:
     path = cache.working_directory() / "passing-0123"
     (path / "more").mkdir(parents=True)
     (path / "disk.qcow2").write_bytes(b"image")
-    write_note(cache.tree, f"{layout.WORKING}/passing-0123/writer.json", evolve(Writer.current(), start=1).to_json())
+    write_note(cache.tree, ".statepool/working/passing-0123/writer.json", evolve(Writer.current(), start=1).to_json())
     return path
 
 
