@@ -92,6 +92,7 @@ class Cache:
         try:
             self.pool.create()
             self.pool.transport.make_directory(f"{layout.OURS}/chains")
+            self.notes.prepare()
         except AccessDenied as error:
             raise AccessDenied(
                 f"the cache {self.root} cannot be written", path=str(self.root), hint="choose another with --cache, or change its permissions"

@@ -144,9 +144,9 @@ class Knowledge:
             "corrupt": known.corrupt,
         }
         try:
-            return self._notes.write(self._file(source), data)
+            return self._notes.write(self._file(source), data, make=False)
         except OSError:
-            return False  # full: this process remembers
+            return False  # no cache yet, or full: this process remembers
 
 
 def _number(value: object) -> float | None:

@@ -75,14 +75,14 @@ def read_note(tree: Tree, path: str) -> tuple[object, os.stat_result]:
 
 
 def make_directory(tree: Tree, path: str) -> None:
-    """Make a directory, and those above it, if it is missing; each with the mode of the one above where that is the group's to write in."""
+    """Make a directory, and those above it, if it is missing; each with the mode of the one above, as all of a pool has."""
     above = path.rpartition("/")[0]
     try:
         mode = stat.S_IMODE(tree.stat(above).st_mode)
     except FileNotFoundError:
         make_directory(tree, above)
         mode = stat.S_IMODE(tree.stat(above).st_mode)
-    tree.make_directory(path, mode | stat.S_IRWXU if mode & stat.S_IWGRP else 0o755)
+    tree.make_directory(path, mode | stat.S_IRWXU)
 
 
 def is_private(status: os.stat_result) -> bool:
@@ -152,13 +152,25 @@ class Notes:
             return {}
         return data if isinstance(data, dict) else {}
 
-    def write(self, path: str, data: Mapping[str, object]) -> bool:
-        """:returns: whether this account can note anything here"""
-        if (tree := self._own(make=True)) is None:
+    def prepare(self) -> None:
+        """Make the directories, where this account can have any."""
+        if (tree := self._own(make=True)) is not None:
+            for kind in self._kinds:
+                make_directory(tree, kind)
+
+    def write(self, path: str, data: Mapping[str, object], *, make: bool = True) -> bool:
+        """
+        :param make: whether to make what is missing of the directories above it
+        :returns: whether this account can note anything here
+        :raises FileNotFoundError: there is no such directory
+        """
+        if (tree := self._own(make=make)) is None:
             return False
         try:
             write_note(tree, path, data)
         except FileNotFoundError:
+            if not make:
+                raise
             make_directory(tree, path.rpartition("/")[0])
             write_note(tree, path, data)
         return True
@@ -179,7 +191,7 @@ class Notes:
                 path=str(place),
                 hint="look who may write to the cache, or choose another with --cache",
             )
-        tree.make_directory(kind, stat.S_IMODE(tree.stat("").st_mode))
+        make_directory(tree, kind)
         return Beneath(tree, kind)
 
     def remove(self, path: str) -> bool:
