@@ -59,9 +59,13 @@ class Descriptor:
 
     def close(self) -> None:
         """Close it, once."""
-        number, self.number = self.number, -1
-        if number >= 0:
+        if (number := self.release()) >= 0:
             os.close(number)
+
+    def release(self) -> int:
+        """:returns: the descriptor, which belongs to the caller from now on"""
+        number, self.number = self.number, -1
+        return number
 
     def __del__(self) -> None:
         self.close()
@@ -276,7 +280,7 @@ def _open(directory: int, path: str, flags: int, mode: int) -> int:
                 raise
             if error.errno == errno.ENOSYS:
                 _calls.clear()
-    return _open_by_parts(directory, path, flags, mode)
+    return _open_by_parts(directory, path or ".", flags, mode)
 
 
 _calls = {"openat2"}
@@ -326,10 +330,19 @@ def _open_part(directory: int, name: str, flags: int, mode: int) -> int:
     if name == "..":
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
     try:
-        return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=directory)
+        opened = Descriptor(os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=directory))
     except NotADirectoryError as error:
         # With O_DIRECTORY a symbolic link is only "no directory"; openat2 tells the two apart.
-        with suppress(FileNotFoundError):
-            if stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name) from error
+        if _is_link(directory, name):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name) from error
         raise
+    if flags & (os.O_PATH | os.O_NOFOLLOW) == os.O_PATH and stat.S_ISLNK(os.fstat(opened.number).st_mode):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+    return opened.release()
+
+
+def _is_link(directory: int, name: str) -> bool:
+    try:
+        return stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import stat
@@ -9,14 +10,15 @@ import time
 from collections.abc import Iterator
 
 from statepool.beneath import Beneath, Tree
-from statepool.errors import AccessDenied, StatePoolError
+from statepool.errors import AccessDenied, BadRecord, StatePoolError
 from statepool.model.outcomes import Finding, Level
 from statepool.pools import layout
 from statepool.pools.pool import Pool
+from statepool.pools.staging import Marker
 from statepool.qcow2.overlay import matches_installed
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import KINDS, Cache
-from statepool.transfer.notes import ACCOUNTS, names_in
+from statepool.transfer.notes import ACCOUNTS, is_private, names_in, read_note
 from statepool.transports.copying import can_share_blocks
 
 CLOCK_TOLERANCE = 5.0
@@ -51,7 +53,31 @@ def _cache(cache: Cache) -> Iterator[Finding]:
         where,
         "the file system shares blocks: copies within it are free" if sharing else "the file system cannot share blocks: copies take room",
     )
+    yield from _other_accounts(cache)
     yield from survey_pool(cache.pool)
+
+
+def _other_accounts(cache: Cache) -> Iterator[Finding]:
+    """What other accounts have left in a cache that they share: it is theirs to end."""
+    where = str(cache.pool)
+    own = cache.file(f"{ACCOUNTS}/{os.geteuid()}")
+    status = own.stat()
+    if status is not None and not is_private(status):
+        cure = f"nothing is remembered for this account: remove it, and look who may write to {cache.root}"
+        yield Finding(Level.WARNING, where, f"{own} is not this account's own", cure)
+    for name in names_in(cache.tree, layout.INCOMING):
+        status = cache.file(f"{layout.INCOMING}/{name}").stat()
+        if name.endswith(".json") and status is not None and status.st_uid != os.geteuid() and _is_left_behind(cache, name):
+            cure = "it is ended by the next command of that account; if there is none any more, remove the file and those beside it"
+            yield Finding(Level.WARNING, where, f"{layout.INCOMING}/{name} is an unfinished set or get of the account {status.st_uid}", cure)
+
+
+def _is_left_behind(cache: Cache, name: str) -> bool:
+    try:
+        marker = Marker.from_bytes(name, json.dumps(read_note(cache.tree, f"{layout.INCOMING}/{name}")[0]).encode(), name)
+    except (FileNotFoundError, ValueError, BadRecord):
+        return False
+    return bool(marker.facts) and marker.writer.is_dead
 
 
 def survey_pool(pool: Pool) -> list[Finding]:
