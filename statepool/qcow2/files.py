@@ -19,6 +19,9 @@ REASONS = {
 _OWNS_ALL = 1 << 3
 """CAP_FOWNER in ``linux/capability.h``: to do to all files what only their owners may."""
 
+_GIVES_AWAY = 1 << 0
+"""CAP_CHOWN of the same file: to make a file another account's."""
+
 
 def refusal(check: str, what: str, problem: str, *, hint: str | None = None, path: str | None = None) -> UnsafeImage:
     """
@@ -52,6 +55,12 @@ def is_ours(descriptor: int) -> bool:
     :returns: whether we may change the mode of a file, as its owner or as root. It is not tried: that would be a change already.
     """
     return os.fstat(descriptor).st_uid == os.geteuid() or bool(_capabilities() & _OWNS_ALL)
+
+
+def may_become_ours(descriptor: int) -> bool:
+    """:returns: whether a file belongs to this account, or this account may make it its own"""
+    needed = _OWNS_ALL | _GIVES_AWAY
+    return os.fstat(descriptor).st_uid == os.geteuid() or _capabilities() & needed == needed
 
 
 def _capabilities() -> int:

@@ -19,6 +19,7 @@ from statepool.beneath import Beneath, beside
 from statepool.errors import BadRecord, FileInTheWay
 from statepool.model.manifest import Manifest
 from statepool.pools.staging import Marker, Staging
+from statepool.transfer.access import Access
 from statepool.transfer.cache import Cache
 from statepool.transfer.working import Fresh, prepare_working
 from statepool.transports.failures import Subject, translated
@@ -85,7 +86,7 @@ def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool
     try:
         for place in places:
             chain = wanted[place.to]
-            fresh = prepare_working(cache, chain, place.to, standing_on=chain)
+            fresh = prepare_working(cache, chain, place.to, standing_on=chain, access=Access.at(place.to) if overwrite else None)
             made[place.to] = fresh
             os.link(fresh.temporary, place.temporary)  # by its first name, which its record gives, others see that it is under way
         for place in places:
