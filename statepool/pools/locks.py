@@ -64,7 +64,7 @@ class FileLocks:
         import filelock  # when the first lock is held: whoever only looks does not wait for it
 
         path = Beneath(self._tree, f"{self._place}/{name}.lock".lstrip("/"))
-        held = True
+        lock = None
         try:
             with self._directory() as directory:
                 # Not a singleton, and not thread-local: each holder has its own open file description, so threads exclude each other too. Not soft
@@ -90,12 +90,12 @@ class FileLocks:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise translated(error, "open", Subject(f"the lock {path}", path=str(path))) from error
-            held = False
+            lock = None
             _tell(str(Beneath(self._tree, self._place)), error)
         try:
             yield
         finally:
-            if held:
+            if lock is not None:
                 lock.release()
 
     @contextlib.contextmanager
