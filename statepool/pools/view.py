@@ -11,7 +11,7 @@ from functools import partial
 
 from attrs import frozen
 
-from statepool.errors import AccessDenied, InvalidName, MissingFile
+from statepool.errors import AccessDenied, InvalidName, MissingFile, TransportError
 from statepool.model.manifest import ROOT, Kind, Manifest, StateId
 from statepool.model.names import ROOT_STATES, check_name, check_state_name, is_name
 from statepool.pools import layout
@@ -103,6 +103,11 @@ class View:
                 # Somebody removed the last other state, and the directory with it.
                 if attempt == _ATTEMPTS:
                     raise
+            except TransportError:
+                if self._transport.capabilities.symlinks:
+                    raise
+                self._remove_empty(path.rpartition("/")[0])
+                return  # the file system has just said that it has none
 
     def _remove_empty(self, directory: str) -> None:
         while directory and self._transport.remove_directory(directory):

@@ -44,7 +44,10 @@ def translated(error: OSError, path: Path | str | Beneath, doing: str) -> StateP
     if isinstance(error, FileNotFoundError):
         return MissingFile(f"cannot {doing} {name}: there is no such file or directory", path=name)
     if isinstance(error, PermissionError):
-        return AccessDenied(f"cannot {doing} {name}: {error.strerror}", path=name, hint="look at the permissions of the file and its directory")
+        hint = "look at the permissions of the file and its directory"
+        if error.errno == errno.EPERM:
+            hint = "no permission would help: the file or its directory may be immutable (lsattr), or a sandbox may forbid it (seccomp)"
+        return AccessDenied(f"cannot {doing} {name}: {error.strerror}", path=name, hint=hint)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(f"cannot {doing} {name}: {error.strerror}", path=name, hint="free some space there")
     return TransportError(f"cannot {doing} {name}: {error.strerror or error}", path=name)

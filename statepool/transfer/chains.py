@@ -28,6 +28,7 @@ from statepool.qcow2.files import refusal
 from statepool.qcow2.header import read_header_file
 from statepool.qcow2.opened import is_open
 from statepool.transfer.notes import make_directory, names_in, read_note, unfinished_in, write_note
+from statepool.transports.failures import SYMLINKS, Subject, translated
 
 GRACE = 7 * 24 * 3600
 """How long a chain is kept for a working image that has vanished, in seconds: it may have been moved."""
@@ -167,6 +168,10 @@ class Chains:
                         f"it does not lead to {manifest.digest.file_name}",
                         hint="another account that can write to the cache has put it there: remove it",
                     ) from error
+            except OSError as error:
+                if isinstance(error, FileNotFoundError):
+                    raise
+                raise translated(error, "make the symbolic link", Subject(str(Beneath(self._tree, path))), lacks=SYMLINKS) from error
         return self.directory_of(key) / chain[0].file_name
 
     # -- uses --------------------------------------------------------------------------------------------------------------------------------------

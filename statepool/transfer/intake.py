@@ -19,7 +19,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from statepool.beneath import Beneath, Descriptor, beside, link
+from statepool.beneath import NO_LINKS, Beneath, Descriptor, beside, link
 from statepool.errors import AccessDenied, Conflict, InUse, NotFound, UnsafeImage
 from statepool.leases import held_lease, try_lease
 from statepool.model.digest import Digest
@@ -44,9 +44,8 @@ from statepool.transfer.takeover import Takeover, finish, give_back
 from statepool.transports.copying import copy, data_extents, hash_file
 from statepool.transports.flushing import flushed_beside
 
-CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP})
-"""What the kernel says where a file cannot get a second name: another file system, one without links, or somebody else's file
-(``fs.protected_hardlinks``)."""
+CANNOT_LINK = NO_LINKS | {errno.EXDEV}
+"""What the kernel says where a file cannot get a second name in the cache, which may also be on another file system."""
 
 
 @frozen

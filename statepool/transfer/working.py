@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.beneath import Beneath
+from statepool.beneath import Beneath, beside, settle
 from statepool.errors import FileInTheWay, InUse, MissingFile, NotFound, RefusedError
 from statepool.model.manifest import Manifest
 from statepool.pools import layout
@@ -213,7 +213,7 @@ def _settle(temporary: Path, to: Path, overwrite: bool) -> None:
         if overwrite:
             os.replace(temporary, to)
         else:
-            os.link(temporary, to)
+            settle(beside(temporary), beside(to))
     except FileExistsError as error:
         raise FileInTheWay(f"{to} exists", path=str(to), hint="choose another name") from error
     except OSError as error:

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from statepool.beneath import Beneath, Descriptor, Tree
+from statepool.beneath import Beneath, Descriptor, Tree, link, link_or_rename
 from statepool.errors import TransportError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.location import Location
 from statepool.model.progress import SILENT, Progress
 from statepool.transports import copying
 from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport, small_file_mode
-from statepool.transports.failures import Subject, not_regular, translated, translating
+from statepool.transports.failures import LINKS, SYMLINKS, Subject, not_regular, translated, translating
 
 INCOMING = ".statepool/incoming"
 """The directory of a pool where files may be that are not finished, and where a collector looks for those that never will be."""
@@ -50,11 +50,12 @@ class LocalTransport(Transport):
         self.tree = Tree(location.path.rstrip("/"))
         # Files without a name get one through /proc. Believed until the file system says that it has none.
         self._anonymous = os.path.isdir("/proc/self/fd")
+        self._symlinks = True  # likewise
 
     @property
     def capabilities(self) -> Capabilities:
         """Everything but referring."""
-        return Capabilities(symlinks=True, durable=True, local=True)
+        return Capabilities(symlinks=self._symlinks, durable=True, local=True)
 
     # -- looking ---------------------------------------------------------------------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class LocalTransport(Transport):
             finally:
                 os.close(fd)
         except OSError as error:
-            raise translated(error, "create", self._subject(path), needed=len(data)) from error
+            raise translated(error, "create", self._subject(path), needed=len(data), lacks=LINKS) from error
 
     @contextmanager
     def draft(self, directory: str, data: bytes) -> Iterator[Callable[[str], None]]:
@@ -159,11 +160,15 @@ class LocalTransport(Transport):
             raise translated(error, "create", self._subject(path)) from error
 
     def link(self, source: str, target: str) -> None:
-        """As the transport's face says."""
+        """
+        As the transport's face says. Where the file system has no hard links, a file among those of ours is renamed instead, which is enough for what
+        is gathered in ``incoming``: nobody looks for it there again.
+        """
+        give = link_or_rename if source.startswith(f"{INCOMING}/") else link
         try:
-            self.tree.link(source, target)
+            give(Beneath(self.tree, source), Beneath(self.tree, target))
         except OSError as error:
-            raise translated(error, "link", self._subjects(source, target)) from error
+            raise translated(error, "link", self._subjects(source, target), lacks=LINKS) from error
 
     def rename(self, source: str, target: str) -> None:
         """As the transport's face says."""
@@ -189,7 +194,8 @@ class LocalTransport(Transport):
                 self.tree.remove(private)
                 raise
         except OSError as error:
-            raise translated(error, "make the symbolic link", self._subject(path)) from error
+            self._symlinks = error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+            raise translated(error, "make the symbolic link", self._subject(path), lacks=SYMLINKS) from error
 
     def make_directory(self, path: str) -> None:
         """As the transport's face says. The pool's own directory is made as the account's umask has it."""
@@ -360,7 +366,7 @@ class LocalTransport(Transport):
                 self._write(fd, data, flush)
             finally:
                 os.close(fd)
-            self.tree.link(private, path)
+            link_or_rename(Beneath(self.tree, private), Beneath(self.tree, path))
         finally:
             self.tree.remove(private)
 
