@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -146,6 +147,11 @@ class Chains:
             raise
         return Digest.from_file_name(text.removeprefix(_LINKS_TO)) if text.startswith(_LINKS_TO) else None
 
+    def _is_copy(self, path: str) -> bool:
+        """Whether there is a file of ours in the place of a link: a program has copied the cache and followed links."""
+        found = Beneath(self._tree, path).stat()
+        return found is not None and stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+
     def prepare(self, chain: Sequence[Manifest]) -> Path:
         """
         :param chain: tip first
@@ -159,6 +165,10 @@ class Chains:
             try:
                 self._tree.symlink(_LINKS_TO + manifest.digest.file_name, path)
             except FileExistsError as error:
+                if self._is_copy(path):
+                    self._tree.remove(path)
+                    self._tree.symlink(_LINKS_TO + manifest.digest.file_name, path)
+                    continue
                 # The key stands for all names and digests of the chain, so it is the same link, unless somebody put another one there. One that was
                 # just removed is missed afterwards.
                 if self._target(path) != manifest.digest and Beneath(self._tree, path).stat() is not None and self._target(path) != manifest.digest:
@@ -342,8 +352,9 @@ class Chains:
         looks, after its record is written, whether all links are there, and makes them again. A directory with a record in it cannot be removed.
         """
         links = self._links(key)
-        for name in links:
-            self._tree.remove(f"{_of(key)}/{name}")
+        for name in names_in(self._tree, _of(key)):
+            if name in links or self._is_copy(f"{_of(key)}/{name}"):
+                self._tree.remove(f"{_of(key)}/{name}")
         names = names_in(self._tree, f"{_of(key)}/{_USES}")
         if any(name.endswith(_RECORD) for name in names):
             for name, digest in links.items():

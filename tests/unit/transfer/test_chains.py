@@ -361,3 +361,19 @@ def test_without_a_directory(tmp_path: Path) -> None:
     assert chains.held() == frozenset()
     assert chains.in_use() == {}
     assert chains.parse(str(tmp_path / "nothing/x/y.qcow2")) is None
+
+
+def test_a_copy_of_a_cache_whose_links_were_followed(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+    """There are files where the links were: they become links again, or go with the chain."""
+    cache.chains.prepare(chain)
+    directory = cache.chains.directory_of(key_of(chain))
+    shutil.copytree(directory, tmp_path / "copy", symlinks=False)
+    shutil.rmtree(directory)
+    shutil.copytree(tmp_path / "copy", directory)
+    cache.chains.prune_all(set())
+    assert not directory.exists()
+
+    shutil.copytree(tmp_path / "copy", directory)
+    cache.chains.use(chain, tmp_path / "work.qcow2")
+    assert cache.chains.members(key_of(chain)) == digests(chain)
+    assert all(path.is_symlink() for path in directory.glob("*.qcow2"))
