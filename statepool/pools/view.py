@@ -122,6 +122,10 @@ class View:
                 return layout.is_view_target(self._transport.readlink(path))
             except MissingFile:
                 return False
+            except TransportError:
+                if self._transport.capabilities.symlinks:
+                    raise
+                return False  # here no link can be read: those who can read it look after it
         return found.kind is FileKind.FILE and found.identity is not None and found.identity in self._identities()
 
     def _is_copy(self, path: str, found: Stat, manifest: Manifest | None) -> bool:
@@ -173,7 +177,9 @@ class View:
         """
         path = layout.view(state)
         found = self._transport.stat(path)
-        return found is None or self._is_ours(path, found) or self._is_copy(path, found, known)
+        if found is None or self._is_ours(path, found) or self._is_copy(path, found, known):
+            return True
+        return found.kind is FileKind.LINK and not self._transport.capabilities.symlinks
 
     # -- files of other tools ----------------------------------------------------------------------------------------------------------------------
 

@@ -144,7 +144,7 @@ class Chains:
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINVAL):
                 return None
-            raise
+            raise translated(error, "read the symbolic link", Subject(str(Beneath(self._tree, path))), lacks=SYMLINKS) from error
         return Digest.from_file_name(text.removeprefix(_LINKS_TO)) if text.startswith(_LINKS_TO) else None
 
     def _is_copy(self, path: str) -> bool:

@@ -27,6 +27,7 @@ from statepool.qcow2.opened import exclusive, is_open
 from statepool.qcow2.overlay import create_overlay
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.access import OURS_ALONE, Access
+from statepool.transports.failures import LINKS, Subject, translated
 
 _BELOW = ".below"
 _LIVE = ".live"
@@ -62,7 +63,10 @@ class Names:
 
     def prepare(self, virtual_size: int) -> None:
         """Step 1. :param virtual_size: of the disk, in bytes"""
-        os.link(self.working, self.below, follow_symlinks=False)
+        try:
+            os.link(self.working, self.below, follow_symlinks=False)
+        except OSError as error:
+            raise translated(error, "give a second name to", Subject(str(self.working), path=str(self.working)), lacks=LINKS) from error
         try:
             create_overlay(self.live, virtual_size, str(self.below), mode=OURS_ALONE)
             descriptor = open_regular(self.live)

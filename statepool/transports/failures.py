@@ -43,7 +43,7 @@ NOT_PERMITTED = (
 LINKS = "hard links and no exclusive renames"
 """What a pool needs one of, to give a name only once."""
 
-SYMLINKS = "symbolic links"
+SYMLINKS = "symbolic links that may be read (sshfs needs -o no_contain_symlinks)"
 """What a cache needs, and the view of a pool."""
 
 _LACKING = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})

@@ -113,6 +113,7 @@ class LocalTransport(Transport):
             if error.errno == errno.EINVAL:
                 subject = self._subject(path)
                 raise TransportError(f"{subject.text} is not a symbolic link", pool=subject.pool, path=path) from error
+            self._symlinks = self._symlinks and error.errno != errno.EPERM
             raise translated(error, "read", self._subject(path)) from error
 
     # -- names -----------------------------------------------------------------------------------------------------------------------------------
@@ -189,6 +190,7 @@ class LocalTransport(Transport):
         try:
             private = self._private_link(target, path)
             try:
+                self.tree.readlink(private)  # some refuse only that: sshfs, of a link with ".." in it
                 self.tree.rename(private, path)
             except BaseException:
                 self.tree.remove(private)

@@ -14,11 +14,13 @@ from statepool import beneath
 from statepool.errors import AccessDenied, FileExists, FileInTheWay, TransportError
 from statepool.model.location import Location
 from statepool.model.manifest import Manifest
+from statepool.pools.collect import Collector
 from statepool.pools.pool import Pool
 from statepool.pools.staging import read_markers
 from statepool.qcow2.header import read_header_file
 from statepool.transfer import overlays
 from statepool.transfer.cache import Cache
+from statepool.transfer.frozen import Names
 from statepool.transfer.overlays import make_together, recover_together
 from statepool.transfer.working import make_working
 from statepool.transports.local import LocalTransport
@@ -200,3 +202,30 @@ def require_new(cache: Cache, chain: tuple[Manifest, ...], places: list[Path]) -
     assert {read_header_file(path).backing_name for path in places} == {os.fsencode(cache.chains.path(chain))}
     users: Any = cache.chains.in_use()
     assert sorted(user for found in users.values() for user in found) == [str(path) for path in places]
+
+
+def test_links_that_cannot_be_read(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by sshfs, which refuses those that have ".." in them: a pool does without a view, and leaves that of others alone."""
+    pool = lab.pool("share")
+    install = lab.put(pool, "install")
+    monkeypatch.setattr(os, "readlink", refuse(errno.EPERM))
+    there = Pool(LocalTransport(pool.location))
+    lab.put(there, "customize", install)
+    there.remove(install.id, cascade=True)
+    assert sorted(os.listdir(lab.root / "share/vm1/disk")) == ["install.qcow2"]
+    lab.put(there, "install", tag="again")
+    assert [state.state for state in there.fold("vm1").states] == ["install"]
+    assert lab.leftovers(there) == []
+    monkeypatch.undo()
+    Collector(pool).sweep()
+    assert (lab.root / "share/vm1/disk/install.qcow2").read_bytes() == lab.image("again")
+
+
+def test_a_running_machine_needs_hard_links(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "work.qcow2"
+    path.write_bytes(b"")
+    monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+    with pytest.raises(AccessDenied) as caught:
+        Names.new(path).prepare(1 << 20)
+    assert "no hard links" in (caught.value.hint or "")
+    assert sorted(os.listdir(tmp_path)) == ["cache", "work.qcow2"]
