@@ -50,12 +50,12 @@ class LocalTransport(Transport):
         self.tree = Tree(location.path.rstrip("/"))
         # Files without a name get one through /proc. Believed until the file system says that it has none.
         self._anonymous = os.path.isdir("/proc/self/fd")
-        self._symlinks = True  # likewise
+        self._symlinks = self._durable = True  # likewise
 
     @property
     def capabilities(self) -> Capabilities:
         """Everything but referring."""
-        return Capabilities(symlinks=self._symlinks, durable=True, local=True)
+        return Capabilities(symlinks=self._symlinks, durable=self._durable, local=True)
 
     # -- looking ---------------------------------------------------------------------------------------------------------------------------------
 
@@ -223,12 +223,14 @@ class LocalTransport(Transport):
         return True
 
     def flush(self, directory: str) -> None:
-        """As the transport's face says."""
+        """As the transport's face says. Where directories cannot be flushed, nothing is durable from then on."""
         try:
             with Descriptor(self.tree.open(directory, _LIST)) as fd:
                 os.fsync(fd)
         except OSError as error:
-            raise translated(error, "flush the directory", self._subject(directory)) from error
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise translated(error, "flush the directory", self._subject(directory)) from error
+            self._durable = False  # some of FUSE, and directories that a virtual machine shares with its host, only flush files
 
     # -- bytes -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -292,7 +294,7 @@ class LocalTransport(Transport):
         """As the transport's face says."""
         with translating("ask for the free space at", self._subject("")):
             left = os.fstatvfs(self.tree.top().number)
-        return left.f_bavail * left.f_frsize
+        return left.f_bavail * left.f_frsize if left.f_blocks else None  # some of FUSE know nothing of blocks
 
     def local_path(self, path: str) -> Path | None:
         """As the transport's face says: the name itself, whatever is there."""

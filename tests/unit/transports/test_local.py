@@ -365,3 +365,23 @@ def test_an_immutable_pool(pool: Path, transport: LocalTransport) -> None:
         finally:
             fcntl.ioctl(file, 0x40086602, mutable)
     assert "immutable" in (caught.value.hint or "")
+
+
+def test_directories_that_cannot_be_flushed(transport: LocalTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert transport.capabilities.durable
+    transport.flush("")
+    assert not transport.capabilities.durable
+
+
+def test_a_file_system_that_does_not_know_its_room(transport: LocalTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert transport.free_space()
+    monkeypatch.setattr(os, "fstatvfs", lambda descriptor: os.statvfs_result([4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255]))
+    assert transport.free_space() is None
