@@ -120,11 +120,12 @@ class Access:
         except OSError as error:
             if error.errno not in _MAY_NOT:
                 raise translated(error, "make the file that replaces", Subject(str(path), path=str(path))) from error
+            other = f"as {_name_of(self.uid)}" if self.uid != os.geteuid() else "as a member of that group"
             raise AccessDenied(
                 f"{path} is {_name_of(self.uid)}'s, with the group {self.gid} and the mode {self.mode:03o}, and this account may not make another "
                 f"file in its place that is: {os.strerror(error.errno or 0)}",
                 path=str(path),
-                hint=f"do it as root or as {_name_of(self.uid)}; or go on with a file of your own: a copy of this one, or another name",
+                hint=f"do it as root, or {other}; or go on with a file of your own: a copy of this one, or another name",
             ) from error
 
 
