@@ -35,6 +35,10 @@ _NO_CALL = frozenset({errno.ENOSYS, errno.EPERM})
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 """Flags that open a directory as a place from which to go on, without reading it."""
 
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
+"""What the kernel says where a file cannot get a second name: the file system has none (exFAT, FAT, SMB, some of FUSE), the
+file has too many, or it is another account's (``fs.protected_hardlinks``)."""
+
 _LOOK = os.O_PATH | os.O_NOFOLLOW
 """Flags that open whatever has a name, a symbolic link too, without waiting for it or waking it."""
 
@@ -254,6 +258,63 @@ def link(source: Beneath, target: Beneath) -> None:
     (before, one), (after, other) = source.tree.place(source.path), target.tree.place(target.path)
     with before as old, after as new:
         os.link(one, other, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
+
+
+def rename_new(source: Beneath, target: Beneath) -> None:
+    """
+    Give a file another name that must be free, in one step (``renameat2(2)`` with ``RENAME_NOREPLACE``).
+
+    :raises FileExistsError: it is not
+    :raises OSError: ``EOPNOTSUPP``: the kernel, the C library or the file system has no such thing
+    """
+    import ctypes  # only here: where a file system has no hard links
+
+    (before, one), (after, other) = source.tree.place(source.path), target.tree.place(target.path)
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    with before as old, after as new:
+        if call is not None and call(old, os.fsencode(one), new, os.fsencode(other), 1) == 0:
+            return
+        code = ctypes.get_errno() if call is not None else errno.ENOSYS
+    code = errno.EOPNOTSUPP if code in (errno.EINVAL, errno.ENOSYS) else code
+    raise OSError(code, os.strerror(code), os.fspath(target))
+
+
+def link_or_rename(source: Beneath, target: Beneath) -> None:
+    """
+    Give a finished file a name that must be free, whole from the first moment on. Where the file system has no hard links it loses its old name.
+
+    :raises FileExistsError: the name is not free
+    :raises OSError: ``EOPNOTSUPP``: the file system can do neither
+    """
+    try:
+        link(source, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        rename_new(source, target)
+
+
+def settle(source: Beneath, target: Beneath) -> None:
+    """
+    Give a finished file a name that must be free, on any file system: at worst there is an empty file of that name for a moment, which holds its
+    place. It may lose its old name.
+
+    :raises FileExistsError: the name is not free
+    """
+    try:
+        link_or_rename(source, target)
+        return
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    Descriptor(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL)).close()
+    try:
+        (before, one), (after, other) = source.tree.place(source.path), target.tree.place(target.path)
+        with before as old, after as new:
+            os.rename(one, other, src_dir_fd=old, dst_dir_fd=new)
+    except BaseException:
+        target.remove()
+        raise
 
 
 def beside(path: str | os.PathLike[str]) -> Beneath:

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from statepool.cli.output import emit
-from statepool.cli.report import report
+from statepool.cli.report import report, warnings_shown
 from statepool.cli.session import Helpful, Session, global_options
 from statepool.cli.signals import Ended
 from statepool.errors import StatePoolError
@@ -126,7 +126,8 @@ class Root(Helpful, click.Group):
     def _run(self, words: list[str], session: Session, run: Callable[[], Any]) -> int:
         error: BaseException
         try:
-            return int(run() or 0)
+            with warnings_shown():
+                return int(run() or 0)
         except (StatePoolError, click.ClickException, KeyboardInterrupt) as caught:
             error = caught
         except click.exceptions.Abort as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import traceback
 from collections.abc import Iterator
@@ -49,6 +50,22 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
 def warn(text: str) -> None:
     """Say one line on standard error."""
     _say(safe(f"statepool: {text}"))
+
+
+@contextlib.contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Say on standard error what the library logs as a warning, while a ``with`` block lasts."""
+    handler, logger = _Shown(logging.WARNING), logging.getLogger("statepool")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Shown(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(f"warning: {record.getMessage()}")
 
 
 def _say(text: str, *, end: str = "\n") -> None:

@@ -7,6 +7,8 @@ The only user of filelock. Its lock on Unix is flock(2): held by an open file de
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -19,8 +21,13 @@ from statepool.pools.claims import Claims
 from statepool.transports.base import Transport
 from statepool.transports.failures import Subject, translated
 
+_LOG = logging.getLogger(__name__)
+
 POLL_INTERVAL = 0.01
 """Seconds between two looks at a lock that somebody else holds."""
+
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
+"""What ``flock(2)`` says where a file system has no such locks: Lustre without ``-o flock``, NFS without a lock daemon, some of FUSE."""
 
 LOCK_MODE = 0o664
 """Permissions of lock files: the group of a shared pool opens them too."""
@@ -57,10 +64,19 @@ class FileLocks:
         import filelock  # when the first lock is held: whoever only looks does not wait for it
 
         path = Beneath(self._tree, f"{self._place}/{name}.lock".lstrip("/"))
+        lock = None
         try:
             with self._directory() as directory:
-                # Not a singleton, and not thread-local: each holder has its own open file description, so threads exclude each other too.
-                lock = filelock.FileLock(f"{directory}/{name}.lock", timeout=timeout, mode=LOCK_MODE, poll_interval=POLL_INTERVAL, thread_local=False)
+                # Not a singleton, and not thread-local: each holder has its own open file description, so threads exclude each other too. Not soft
+                # where the file system has no locks: a holder that is killed would hold it for good.
+                lock = filelock.FileLock(
+                    f"{directory}/{name}.lock",
+                    timeout=timeout,
+                    mode=LOCK_MODE,
+                    poll_interval=POLL_INTERVAL,
+                    thread_local=False,
+                    fallback_to_soft=False,
+                )
                 lock.acquire()
         except filelock.Timeout as error:
             raise LockTimeout(
@@ -72,11 +88,15 @@ class FileLocks:
         except PermissionError as error:
             raise AccessDenied(f"the lock {path} cannot be opened", path=str(path), hint="make it writable for the group of the pool") from error
         except OSError as error:
-            raise translated(error, "open", Subject(f"the lock {path}", path=str(path))) from error
+            if error.errno not in _NO_LOCKS:
+                raise translated(error, "open", Subject(f"the lock {path}", path=str(path))) from error
+            lock = None
+            _tell(str(Beneath(self._tree, self._place)), error)
         try:
             yield
         finally:
-            lock.release()
+            if lock is not None:
+                lock.release()
 
     @contextlib.contextmanager
     def _directory(self) -> Iterator[str]:
@@ -99,12 +119,27 @@ class FileLocks:
                 if not (name.startswith(prefix) and name.endswith(".lock")):
                     continue
                 try:
-                    with filelock.FileLock(f"{directory}/{name}", timeout=0, mode=LOCK_MODE, thread_local=False):
+                    with filelock.FileLock(f"{directory}/{name}", timeout=0, mode=LOCK_MODE, thread_local=False, fallback_to_soft=False):
                         os.unlink(f"{directory}/{name}")
                         gone.append(name)
                 except filelock.Timeout:
                     continue  # somebody is at work
+                except OSError as error:
+                    if error.errno not in _NO_LOCKS:
+                        raise
+                    return gone  # nobody can tell, so they stay
         return gone
+
+
+_told: set[str] = set()
+"""The directories of which it was said that there are no locks."""
+
+
+def _tell(directory: str, error: OSError) -> None:
+    """Say once that work goes on without locks: nothing is lost by it but time, where several processes do the same."""
+    if directory not in _told:
+        _told.add(directory)
+        _LOG.warning("%s has no file locks (flock: %s): processes may do the same work twice there", directory, error.strerror)
 
 
 class RemoteLocks:

@@ -282,7 +282,7 @@ class Pool:
         planned = self._plan(fold, manifests, replace, supersede)
         for manifest in manifests:
             if not in_place:
-                self._require_free(manifest.id)
+                self._require_free(manifest.id, fold.states.get(manifest.id))
         return bool(planned)
 
     def publish(
@@ -314,7 +314,14 @@ class Pool:
         staging.settle(digests)
         if durable:
             self.transport.flush(layout.DATA)
-        written = self.append(machine, lambda fold: self._plan(fold, manifests, replace, supersede), durable=durable)
+
+        def plan(fold: Fold) -> list[Change]:
+            changes = self._plan(fold, manifests, replace, supersede)
+            if not in_place:
+                self.view.reclaim(fold.states[change.id] for change in changes if change.id in fold.states)
+            return changes
+
+        written = self.append(machine, plan, durable=durable)
         # A collector may have moved the bytes aside before it could see the record. We still have them: one last look.
         staging.settle(digests)
         self.view.update(ids, lambda: self.fold(machine))
@@ -398,8 +405,8 @@ class Pool:
             hint="get the parent again and make the state from that",
         )
 
-    def _require_free(self, state: StateId) -> None:
-        if not self.view.is_free(state):
+    def _require_free(self, state: StateId, known: Manifest | None) -> None:
+        if not self.view.is_free(state, known):
             raise Conflict(
                 f"{layout.view(state)} in {self.location} is a file of another tool",
                 object=state.object,
@@ -449,6 +456,7 @@ class Pool:
             changes = self._plan_removal(fold, state, cascade)
             allowed({change.digest for change in changes if change.digest is not None})
             gone[:] = [fold.states[change.id] for change in changes]
+            self.view.reclaim(gone)
             return changes
 
         self.append(state.machine, plan)

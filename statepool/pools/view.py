@@ -11,7 +11,8 @@ from functools import partial
 
 from attrs import frozen
 
-from statepool.errors import AccessDenied, InvalidName, MissingFile
+from statepool.errors import AccessDenied, InvalidName, MissingFile, TransportError
+from statepool.model.digest import Digest
 from statepool.model.manifest import ROOT, Kind, Manifest, StateId
 from statepool.model.names import ROOT_STATES, check_name, check_state_name, is_name
 from statepool.pools import layout
@@ -63,6 +64,7 @@ class View:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._hashed: dict[tuple[str, Stat], Digest] = {}
 
     def update(self, ids: Iterable[StateId], fold: Callable[[], Fold]) -> None:
         """
@@ -90,7 +92,7 @@ class View:
                 self._remove_empty(path.rpartition("/")[0])
             return
         target = layout.view_target(state, manifest.digest)
-        if found is None or (self._is_ours(path, found) and not self._shows(path, found, manifest, target)):
+        if found is None or (self._is_ours(path, found) and not self._shows(path, found, manifest, target)) or self._is_copy(path, found, manifest):
             self._make(path, target)
 
     def _make(self, path: str, target: str) -> None:
@@ -103,6 +105,11 @@ class View:
                 # Somebody removed the last other state, and the directory with it.
                 if attempt == _ATTEMPTS:
                     raise
+            except TransportError:
+                if self._transport.capabilities.symlinks:
+                    raise
+                self._remove_empty(path.rpartition("/")[0])
+                return  # the file system has just said that it has none
 
     def _remove_empty(self, directory: str) -> None:
         while directory and self._transport.remove_directory(directory):
@@ -115,7 +122,39 @@ class View:
                 return layout.is_view_target(self._transport.readlink(path))
             except MissingFile:
                 return False
+            except TransportError:
+                if self._transport.capabilities.symlinks:
+                    raise
+                return False  # here no link can be read: those who can read it look after it
         return found.kind is FileKind.FILE and found.identity is not None and found.identity in self._identities()
+
+    def _is_copy(self, path: str, found: Stat, manifest: Manifest | None) -> bool:
+        """
+        Look whether the file in a view's place is a copy of our link: a program has copied the pool and followed links (``scp -r``, ``rsync -L``).
+
+        :param manifest: what the log says of the state; only a file with these very bytes is one, and only where ``data/`` has them too
+        """
+        if manifest is None or manifest.digest is None or found.kind is not FileKind.FILE or found.size != manifest.size:
+            return False
+        data = self._transport.stat(layout.data(manifest.digest))
+        if data is None or (found.identity is not None and data.identity == found.identity):
+            return False
+        if (path, found) not in self._hashed:
+            self._hashed[path, found] = self._transport.digest(path, found.size, algorithm=manifest.digest.algorithm)
+        return self._hashed[path, found] == manifest.digest
+
+    def reclaim(self, manifests: Iterable[Manifest]) -> None:
+        """
+        Take copies of our links away before the log forgets what they are: they would count as files of another tool then, and as states.
+
+        :param manifests: of the states that are about to be removed or replaced
+        """
+        for manifest in manifests:
+            path = layout.view(manifest.id)
+            found = self._transport.stat(path)
+            if found is not None and self._is_copy(path, found, manifest):
+                self._transport.remove(path)
+                self._remove_empty(path.rpartition("/")[0])
 
     def _shows(self, path: str, found: Stat, manifest: Manifest, target: str) -> bool:
         assert manifest.digest is not None
@@ -131,11 +170,16 @@ class View:
         stats = self._transport.stat_many([f"{layout.DATA}/{entry.name}" for entry in self._transport.scan(layout.DATA)])
         return {stat.identity for stat in stats if stat is not None and stat.identity is not None}
 
-    def is_free(self, state: StateId) -> bool:
-        """:returns: whether no file of another tool is in the place of a state"""
+    def is_free(self, state: StateId, known: Manifest | None = None) -> bool:
+        """
+        :param known: what the log says of the state
+        :returns: whether no file of another tool is in the place of a state
+        """
         path = layout.view(state)
         found = self._transport.stat(path)
-        return found is None or self._is_ours(path, found)
+        if found is None or self._is_ours(path, found) or self._is_copy(path, found, known):
+            return True
+        return found.kind is FileKind.LINK and not self._transport.capabilities.symlinks
 
     # -- files of other tools ----------------------------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,9 @@ REASONS = {
 _OWNS_ALL = 1 << 3
 """CAP_FOWNER in ``linux/capability.h``: to do to all files what only their owners may."""
 
+_GIVES_AWAY = 1 << 0
+"""CAP_CHOWN of the same file: to make a file another account's."""
+
 
 def refusal(check: str, what: str, problem: str, *, hint: str | None = None, path: str | None = None) -> UnsafeImage:
     """
@@ -41,7 +44,10 @@ def translated(error: OSError, path: Path | str | Beneath, doing: str) -> StateP
     if isinstance(error, FileNotFoundError):
         return MissingFile(f"cannot {doing} {name}: there is no such file or directory", path=name)
     if isinstance(error, PermissionError):
-        return AccessDenied(f"cannot {doing} {name}: {error.strerror}", path=name, hint="look at the permissions of the file and its directory")
+        hint = "look at the permissions of the file and its directory"
+        if error.errno == errno.EPERM:
+            hint = "no permission would help: the file or its directory may be immutable (lsattr), or a sandbox may forbid it (seccomp)"
+        return AccessDenied(f"cannot {doing} {name}: {error.strerror}", path=name, hint=hint)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(f"cannot {doing} {name}: {error.strerror}", path=name, hint="free some space there")
     return TransportError(f"cannot {doing} {name}: {error.strerror or error}", path=name)
@@ -52,6 +58,12 @@ def is_ours(descriptor: int) -> bool:
     :returns: whether we may change the mode of a file, as its owner or as root. It is not tried: that would be a change already.
     """
     return os.fstat(descriptor).st_uid == os.geteuid() or bool(_capabilities() & _OWNS_ALL)
+
+
+def may_become_ours(descriptor: int) -> bool:
+    """:returns: whether a file belongs to this account, or this account may make it its own"""
+    needed = _OWNS_ALL | _GIVES_AWAY
+    return os.fstat(descriptor).st_uid == os.geteuid() or _capabilities() & needed == needed
 
 
 def _capabilities() -> int:

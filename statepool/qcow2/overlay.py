@@ -137,6 +137,7 @@ def create_overlay(
     cluster_size: int = CLUSTER_SIZE,
     tool: QemuImg | None = None,
     known_as: Path | None = None,
+    mode: int = 0o666,
 ) -> None:
     """
     Make a new file with an empty overlay, as ``qemu-img create`` would; what backs it is not opened. Nothing is flushed.
@@ -147,6 +148,7 @@ def create_overlay(
     :param cluster_size: in bytes
     :param tool: what to ask where it cannot be written natively
     :param known_as: what messages call it, if that is not its path: the name that it gets when it is finished
+    :param mode: its permissions, as far as the umask lets them be
     :raises FileInTheWay: the path exists, whatever it is
     :raises UsageError: nothing can have this backing name
     :raises NoSpace: it does not fit
@@ -156,7 +158,7 @@ def create_overlay(
     """
     native = is_native(virtual_size, backing_name, cluster_size=cluster_size)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     except FileExistsError as error:
         raise FileInTheWay(f"{path} exists already", path=str(path), hint="choose another path, or ask for overwriting") from error
     except OSError as error:

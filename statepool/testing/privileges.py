@@ -13,8 +13,8 @@ _VERSION = 0x20080522
 _GOES_PAST_PERMISSIONS = 1 << 1 | 1 << 2
 """CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of the same file: what lets root read and write whatever its mode is."""
 
-_OWNS_ALL = 1 << 3 | 1 << 28
-"""CAP_FOWNER and CAP_LEASE: what lets root do to all files what only their owners may."""
+_OWNS_ALL = 1 << 0 | 1 << 3 | 1 << 28
+"""CAP_CHOWN, CAP_FOWNER and CAP_LEASE: what lets root do to all files what only their owners may, or make them its own."""
 
 
 class _Header(ctypes.Structure):

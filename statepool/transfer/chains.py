@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -28,12 +29,14 @@ from statepool.qcow2.files import refusal
 from statepool.qcow2.header import read_header_file
 from statepool.qcow2.opened import is_open
 from statepool.transfer.notes import make_directory, names_in, read_note, unfinished_in, write_note
+from statepool.transports.failures import SYMLINKS, Subject, translated
 
 GRACE = 7 * 24 * 3600
 """How long a chain is kept for a working image that has vanished, in seconds: it may have been moved."""
 
 _SUFFIX = ".qcow2"
 _USES = ".uses"
+_RECORD = ".json"
 _ASIDE = ".gone-"
 _LINKS_TO = "../../data/"
 
@@ -141,8 +144,13 @@ class Chains:
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINVAL):
                 return None
-            raise
+            raise translated(error, "read the symbolic link", Subject(str(Beneath(self._tree, path))), lacks=SYMLINKS) from error
         return Digest.from_file_name(text.removeprefix(_LINKS_TO)) if text.startswith(_LINKS_TO) else None
+
+    def _is_copy(self, path: str) -> bool:
+        """Whether there is a file of ours in the place of a link: a program has copied the cache and followed links."""
+        found = Beneath(self._tree, path).stat()
+        return found is not None and stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
 
     def prepare(self, chain: Sequence[Manifest]) -> Path:
         """
@@ -157,14 +165,23 @@ class Chains:
             try:
                 self._tree.symlink(_LINKS_TO + manifest.digest.file_name, path)
             except FileExistsError as error:
-                # The key stands for all names and digests of the chain, so it is the same link, unless somebody put another one there.
-                if self._target(path) != manifest.digest:
+                if self._is_copy(path):
+                    self._tree.remove(path)
+                    self._tree.symlink(_LINKS_TO + manifest.digest.file_name, path)
+                    continue
+                # The key stands for all names and digests of the chain, so it is the same link, unless somebody put another one there. One that was
+                # just removed is missed afterwards.
+                if self._target(path) != manifest.digest and Beneath(self._tree, path).stat() is not None and self._target(path) != manifest.digest:
                     raise refusal(
                         "chain-link",
                         str(Beneath(self._tree, path)),
                         f"it does not lead to {manifest.digest.file_name}",
                         hint="another account that can write to the cache has put it there: remove it",
                     ) from error
+            except OSError as error:
+                if isinstance(error, FileNotFoundError):
+                    raise
+                raise translated(error, "make the symbolic link", Subject(str(Beneath(self._tree, path))), lacks=SYMLINKS) from error
         return self.directory_of(key) / chain[0].file_name
 
     # -- uses --------------------------------------------------------------------------------------------------------------------------------------
@@ -245,7 +262,7 @@ class Chains:
     def _uses(self, key: Digest) -> Iterator[Use]:
         directory = f"{_of(key)}/{_USES}"
         for name in names_in(self._tree, directory):
-            if name.endswith(".json"):
+            if name.endswith(_RECORD):
                 yield self._read(f"{directory}/{name}")
 
     def users(self, key: Digest, *, now: float | None = None) -> list[str]:
@@ -319,7 +336,8 @@ class Chains:
 
     def idle(self, needed: set[Digest]) -> list[Digest]:
         """:returns: the keys of chains that nobody uses and that no state needs"""
-        return [key for key in self._keys() if not self.members(key) <= needed and not self.users(key)]
+        chains = ((key, self.members(key)) for key in self._keys())
+        return [key for key, members in chains if (not members or not members <= needed) and not self.users(key)]
 
     def prune_all(self, needed: set[Digest]) -> None:
         """Remove the directories of all chains that are idle."""
@@ -328,18 +346,37 @@ class Chains:
 
     def _remove(self, key: Digest) -> None:
         """
-        Remove a chain's directory: moved aside first, then looked at once more, since somebody may have begun to use it at this moment. Whoever
-        begins looks, after its record is written, whether it is still where it was written.
+        Remove a chain's directory where it is: some file systems cannot rename a directory (overlayfs, one of a lower layer).
+
+        First the links, then look once more for a record of use, since another process may have begun to use the chain at this moment: that process
+        looks, after its record is written, whether all links are there, and makes them again. A directory with a record in it cannot be removed.
         """
-        aside = f"{CHAINS}/{_ASIDE}{random_nonce()}-{key.file_name}"
-        try:
-            self._tree.rename(_of(key), aside)
-        except FileNotFoundError:
-            return  # somebody else removes it
-        self._settle_aside(aside, key)
+        links = self._links(key)
+        for name in names_in(self._tree, _of(key)):
+            if name in links or self._is_copy(f"{_of(key)}/{name}"):
+                self._tree.remove(f"{_of(key)}/{name}")
+        names = names_in(self._tree, f"{_of(key)}/{_USES}")
+        if any(name.endswith(_RECORD) for name in names):
+            for name, digest in links.items():
+                with suppress(FileExistsError, FileNotFoundError):
+                    self._tree.symlink(_LINKS_TO + digest.file_name, f"{_of(key)}/{name}")
+            return
+        for name in names:  # of records that were never finished; a writer that is at work on one begins again
+            self._tree.remove(f"{_of(key)}/{_USES}/{name}")
+        for path in (f"{_of(key)}/{_USES}", _of(key)):
+            try:
+                place, name = self._tree.place(path)
+                with place as directory:
+                    os.rmdir(name, dir_fd=directory)
+            except FileNotFoundError:
+                pass  # another process removes it, too
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                return  # a process begins to use it
 
     def recover(self) -> None:
-        """End what a crash interrupted: removals of chains, and working images that were being written."""
+        """End what a crash interrupted: working images that were being written, and removals of chains by versions that moved these aside."""
         if not self._recovered:
             # Once by each who opens the cache: to read every record before every get would take longer than the get.
             self._recovered = True

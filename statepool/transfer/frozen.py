@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from attrs import frozen
 
 from statepool.pools.log import random_nonce
+from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import apply_patches, backing_patch, is_empty_overlay, read_header_fd, read_header_file, reader
 from statepool.qcow2.opened import exclusive, is_open
 from statepool.qcow2.overlay import create_overlay
 from statepool.qcow2.tool import QemuImg
+from statepool.transfer.access import OURS_ALONE, Access
+from statepool.transports.failures import LINKS, Subject, translated
 
 _BELOW = ".below"
 _LIVE = ".live"
@@ -61,13 +63,17 @@ class Names:
 
     def prepare(self, virtual_size: int) -> None:
         """Step 1. :param virtual_size: of the disk, in bytes"""
-        os.link(self.working, self.below, follow_symlinks=False)
         try:
-            create_overlay(self.live, virtual_size, str(self.below))
-            shutil.copymode(self.working, self.live)
-            found = os.stat(self.working)
-            if (found.st_uid, found.st_gid) != (os.geteuid(), os.getegid()):
-                os.chown(self.live, found.st_uid, found.st_gid)
+            os.link(self.working, self.below, follow_symlinks=False)
+        except OSError as error:
+            raise translated(error, "give a second name to", Subject(str(self.working), path=str(self.working)), lacks=LINKS) from error
+        try:
+            create_overlay(self.live, virtual_size, str(self.below), mode=OURS_ALONE)
+            descriptor = open_regular(self.live)
+            try:
+                Access.of(self.working).give(descriptor, self.working)
+            finally:
+                os.close(descriptor)
         except BaseException:
             self.clear()
             raise

@@ -9,6 +9,7 @@ so (:mod:`statepool.transfer.takeover`).
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shlex
 import stat
@@ -18,8 +19,9 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from statepool.beneath import Beneath, Descriptor, beside, link
-from statepool.errors import AccessDenied, Conflict, NotFound, UnsafeImage
+from statepool.beneath import NO_LINKS, Beneath, Descriptor, beside, link
+from statepool.errors import AccessDenied, Conflict, InUse, NotFound, UnsafeImage
+from statepool.leases import held_lease, try_lease
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent, StateId
 from statepool.model.progress import SILENT, Progress
@@ -29,9 +31,10 @@ from statepool.pools.writer import Writer
 from statepool.qcow2 import opened
 from statepool.qcow2.checks import Backing, check_image, warnings
 from statepool.qcow2.clusters import check_clusters
-from statepool.qcow2.files import is_ours
+from statepool.qcow2.files import is_ours, may_become_ours
 from statepool.qcow2.header import Header, Patch, apply_patches, backing_patch, is_empty_overlay, reader
 from statepool.qcow2.tool import QemuImg
+from statepool.transfer.access import Access, close_to_others
 from statepool.transfer.cache import Cache
 from statepool.transfer.chains import key_of
 from statepool.transfer.fetch import READ_ONLY
@@ -41,9 +44,8 @@ from statepool.transfer.takeover import Takeover, finish, give_back
 from statepool.transports.copying import copy, data_extents, hash_file
 from statepool.transports.flushing import flushed_beside
 
-CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP})
-"""What the kernel says where a file cannot get a second name: another file system, one without links, or somebody else's file
-(``fs.protected_hardlinks``)."""
+CANNOT_LINK = NO_LINKS | {errno.EXDEV}
+"""What the kernel says where a file cannot get a second name in the cache, which may also be on another file system."""
 
 
 @frozen
@@ -216,14 +218,15 @@ class Intake:
         changes = self.cache.pool.check_publishable([manifest], replace=self.replace)
         if dry_run:
             return Taken(manifest, changes, "hardlink", examined.warnings)
-        staging = self.cache.pool.stage([digest], **self._facts(descriptor, examined, manifest))
+        access = Access.of(descriptor)
+        staging = self.cache.pool.stage([digest], **self._facts(access, examined, manifest))
         if not self._link_bytes(staging, digest):
             return self._copy(descriptor, examined, dry_run)
         try:
             apply_patches(descriptor, patches)
-            os.fchmod(descriptor, READ_ONLY)
+            require_closed(self.working, descriptor, running=self.running)
             os.fsync(descriptor)
-            finish(self.cache, staging, manifest, self.working, replace=self.replace)
+            finish(self.cache, staging, manifest, self.working, replace=self.replace, access=access, linked=descriptor)
         except BaseException:
             # Somebody else was faster, the disk is full, or the user does not want to wait: the image becomes again what it was, unless it is a state
             # by now.
@@ -238,13 +241,14 @@ class Intake:
         finally:
             self.progress.end()
 
-    def _facts(self, descriptor: int, examined: Examined, manifest: Manifest) -> dict[str, str]:
+    def _facts(self, access: Access, examined: Examined, manifest: Manifest) -> dict[str, str]:
         return Takeover(
             working=self.working,
             backing=os.fsdecode(examined.header.backing_name or b""),
-            mode=stat.S_IMODE(os.fstat(descriptor).st_mode),
+            mode=access.mode,
             replace=self.replace,
             manifest=manifest,
+            owner=access.uid,
         ).to_facts()
 
     def _link_bytes(self, staging: Staging, digest: Digest) -> bool:
@@ -286,7 +290,7 @@ class Intake:
             path.remove()
             gathering.end()
         try:
-            finish(self.cache, staging, manifest, self.working, replace=self.replace)
+            finish(self.cache, staging, manifest, self.working, replace=self.replace, access=Access.of(descriptor))
         except BaseException:
             staging.end()
             raise
@@ -327,7 +331,7 @@ def can_link(cache: Cache, descriptor: int) -> bool:
     root = cache.root if cache.root.exists() else next(path for path in cache.root.parents if path.exists())
     found = os.fstat(descriptor)
     # The kernel lets who may read and write a file of somebody else link it, but not close it: its owner could go on writing to the state.
-    return found.st_dev == os.stat(root).st_dev and found.st_nlink == 1 and is_ours(descriptor)
+    return found.st_dev == os.stat(root).st_dev and found.st_nlink == 1 and may_become_ours(descriptor)
 
 
 def require_replaceable(working: Path, descriptor: int) -> None:
@@ -335,7 +339,8 @@ def require_replaceable(working: Path, descriptor: int) -> None:
     Refuse a file whose name no overlay could get, before there is a state that it would have to stand on.
 
     :param descriptor: of the file, open for writing
-    :raises AccessDenied: it is in a directory such as ``/tmp``, in which only the owner of a file may replace it, and belongs to somebody else
+    :raises AccessDenied: it is in a directory such as ``/tmp``, in which only the owner of a file may replace it, and belongs to somebody else; or
+        this account cannot give another file to its owner and group
     """
     above = os.stat(working.parent)
     if above.st_mode & stat.S_ISVTX and above.st_uid != os.geteuid() and not is_ours(descriptor):
@@ -344,6 +349,22 @@ def require_replaceable(working: Path, descriptor: int) -> None:
             path=str(working),
             hint="copy it to a directory of your own, and set the copy",
         )
+    Access.of(descriptor).require_givable(working)
+
+
+def require_closed(working: Path, descriptor: int, *, running: bool) -> None:
+    """
+    Let nobody write to a file any more that becomes a state.
+
+    :param running: a machine has it open, below the image that it writes to, so that there is no lease to ask
+    :raises AccessDenied: it has been given to another account
+    :raises InUse: an account that could write to it has asked to: what was opened before the file was closed stays open
+    """
+    could_write = os.fstat(descriptor).st_uid != os.geteuid() or bool(os.fstat(descriptor).st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    if not close_to_others(descriptor):
+        raise AccessDenied(f"{working} has been given to another account", path=str(working), hint="set it as that account, or as root")
+    if could_write and not running and held_lease(descriptor) == fcntl.F_UNLCK and try_lease(descriptor, fcntl.F_WRLCK) is not None:
+        raise InUse(f"another process wants to write to {working}", path=str(working), hint="set it when nobody writes to it")
 
 
 def absolute(source: os.PathLike[str] | str) -> Path:

@@ -31,7 +31,7 @@ from statepool.qcow2.header import Patch, apply_patches
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.frozen import settle_names
-from statepool.transfer.intake import CANNOT_LINK, Examined, Intake, can_link, require_replaceable
+from statepool.transfer.intake import CANNOT_LINK, Examined, Intake, can_link, require_closed, require_replaceable
 from statepool.transfer.machine_takeover import MachineTakeover, Part, finish, give_back, members_of
 from statepool.transfer.overlays import stamp
 from statepool.transfer.space import require_space
@@ -227,6 +227,7 @@ class MachineIntake:
             linked=linked,
             backing=os.fsdecode(header.backing_name or b"") if header is not None else "",
             mode=stat.S_IMODE(os.fstat(looked.descriptor).st_mode),
+            owner=os.fstat(looked.descriptor).st_uid,
             stamp=stamp(looked.path),
         )
 
@@ -326,14 +327,14 @@ class MachineIntake:
         return True
 
     def _finish(self, prepared: list[_Prepared], takeover: MachineTakeover, staging: Staging) -> None:
-        descriptors = {each.looked.path: each.looked.descriptor for each in prepared if each.part.linked}
+        linked = [each for each in prepared if each.part.linked]
+        descriptors = {each.looked.path: each.looked.descriptor for each in linked}
         try:
-            for each in prepared:
-                if each.part.linked:
-                    apply_patches(each.looked.descriptor, each.looked.patches or ())
-                    os.fchmod(each.looked.descriptor, READ_ONLY)
-                    os.fsync(each.looked.descriptor)
-            finish(self.cache, staging, takeover)
+            for each in linked:
+                apply_patches(each.looked.descriptor, each.looked.patches or ())
+                require_closed(each.looked.path, each.looked.descriptor, running=self.running)
+                os.fsync(each.looked.descriptor)
+            finish(self.cache, staging, takeover, descriptors.values())
         except BaseException:
             give_back(self.cache, staging.marker, takeover, descriptors)
             raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from statepool.model.manifest import Kind, Manifest
 from statepool.pools import layout
 from statepool.pools.staging import Marker, Staging
 from statepool.qcow2 import opened
+from statepool.qcow2.files import open_regular
+from statepool.transfer.access import Access, close_to_others, open_to_readers
 from statepool.transfer.cache import Cache
-from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.frozen import is_below
 from statepool.transfer.overlays import is_same, stamp
 from statepool.transfer.ready import clear_place, make_durable
-from statepool.transfer.takeover import Takeover, keep_for_later, open_again, put_on_backing, restore, set_mode
+from statepool.transfer.takeover import Takeover, keep_for_later, open_again, put_on_backing, restore
 from statepool.transfer.working import Fresh, prepare_working
 from statepool.transports.copying import hash_file
 
@@ -46,6 +47,7 @@ class Part:
     :param linked: whether its bytes are linked into the cache, and it gets the backing name of a state; or they are copied, and it is left alone
     :param backing: the backing name it had, empty for none
     :param mode: the permissions it had
+    :param owner: whose it was; -1 if nobody says so
     :param stamp: of the file, if it is left alone: what was written to since is not replaced
     """
 
@@ -54,6 +56,7 @@ class Part:
     linked: bool = False
     backing: str = ""
     mode: int = 0o600
+    owner: int = -1
     stamp: str = ""
 
     @property
@@ -66,7 +69,7 @@ class Part:
     def takeover(self) -> Takeover:
         """The same, as one would say it of a single image."""
         assert self.source is not None
-        return Takeover(self.source, self.backing, self.mode, False, self.manifest)
+        return Takeover(self.source, self.backing, self.mode, False, self.manifest, self.owner)
 
     def left(self, *names: Beneath) -> Part:
         """
@@ -86,6 +89,7 @@ class Part:
             "linked": self.linked,
             "backing": self.backing,
             "mode": self.mode,
+            "owner": self.owner,
             "stamp": self.stamp,
         }
 
@@ -98,6 +102,7 @@ class Part:
             linked=data["linked"] is True,
             backing=str(data["backing"]),
             mode=int(data["mode"]),
+            owner=int(data.get("owner", -1)),
             stamp=str(data["stamp"]),
         )
 
@@ -171,7 +176,8 @@ def write_fresh(cache: Cache, under_way: MachineTakeover) -> list[Fresh]:
         for part in under_way.parts:
             if part.source is not None and part.manifest.kind is Kind.IMAGE:
                 below = _below(cache, part.manifest)
-                made.append(prepare_working(cache, (part.manifest, *below), part.source, standing_on=below, flush=True))
+                access = part.takeover.access if part.linked else Access.of(part.source)
+                made.append(prepare_working(cache, (part.manifest, *below), part.source, standing_on=below, flush=True, access=access))
     except BaseException:
         drop(made)
         raise
@@ -201,11 +207,12 @@ def drop(made: Iterable[Fresh]) -> None:
         fresh.drop()
 
 
-def finish(cache: Cache, staging: Staging, under_way: MachineTakeover) -> None:
+def finish(cache: Cache, staging: Staging, under_way: MachineTakeover, linked: Collection[int]) -> None:
     """
     Publish bytes that are gathered and flushed, and put fresh images in the places of those they came from. Ends the staging, unless it fails with
     images half changed: then whoever comes next ends it.
 
+    :param linked: descriptors of bytes that are those files themselves, closed to others
     :raises Conflict: a name exists with other content
     :raises NoSpace: there is no room for the record, or for the fresh images
     """
@@ -221,11 +228,11 @@ def finish(cache: Cache, staging: Staging, under_way: MachineTakeover) -> None:
     except BaseException:
         # What comes after the record, such as the view, can fail too: by then all are states.
         if under_way.is_published(cache):
-            _settle(staging, under_way, made)
+            _settle(staging, under_way, made, linked)
         else:
             drop(made)
         raise
-    _settle(staging, under_way, made)
+    _settle(staging, under_way, made, linked)
     fold = cache.pool.fold(under_way.machine.object)
     for part in under_way.parts:
         if part.digest not in reused:
@@ -234,12 +241,14 @@ def finish(cache: Cache, staging: Staging, under_way: MachineTakeover) -> None:
             make_durable(cache, fold.chain(part.manifest))
 
 
-def _settle(staging: Staging, under_way: MachineTakeover, made: Iterable[Fresh]) -> None:
+def _settle(staging: Staging, under_way: MachineTakeover, made: Iterable[Fresh], linked: Iterable[int]) -> None:
     for fresh in made:
         fresh.settle(overwrite=True)
     for part in under_way.parts:
         if part.source is not None and part.manifest.kind is Kind.RAM:
             part.source.unlink(missing_ok=True)  # it is the state's now
+    for descriptor in linked:
+        open_to_readers(descriptor)
     staging.end()
 
 
@@ -289,7 +298,12 @@ def _go_forward(cache: Cache, staging: Staging, under_way: MachineTakeover) -> N
     left = under_way.left(cache, staging)
     if any(part.source is not None and not is_below(part.source) and opened.is_open(part.source) for part in left.parts):
         return  # a machine runs on half a state: it is left alone
-    finish(cache, staging, left)
+    with ExitStack() as stack:
+        paths = [cache.root / staging.path(part.digest) for part in under_way.parts if part.linked]
+        linked = [open_regular(path) for path in dict.fromkeys(paths) if path.exists()]
+        for descriptor in linked:
+            stack.callback(os.close, descriptor)
+        finish(cache, staging, left, linked)
 
 
 def _go_on(cache: Cache, marker: Marker, under_way: MachineTakeover, here: dict[Digest, Beneath]) -> None:
@@ -304,7 +318,7 @@ def _go_on(cache: Cache, marker: Marker, under_way: MachineTakeover, here: dict[
         if all(good):
             staging = Staging(cache.pool.transport, marker)
             try:
-                finish(cache, staging, under_way.left(cache, staging))
+                finish(cache, staging, under_way.left(cache, staging), descriptors.values())
                 return
             except (Conflict, IntegrityError, NotFound):
                 if under_way.is_published(cache):
@@ -322,7 +336,7 @@ def _make_good(cache: Cache, part: Part, descriptor: int | None) -> bool:
         put_on_backing(descriptor, takeover.working, takeover.sibling, part.backing)
     size = os.fstat(descriptor).st_size
     good = size == part.manifest.size and hash_file(descriptor, size, algorithm=part.digest.algorithm) == part.digest
-    closed = set_mode(descriptor, READ_ONLY)
+    closed = close_to_others(descriptor)
     os.fsync(descriptor)
     return good and closed
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.beneath import Beneath, beside
+from statepool.beneath import NO_LINKS, Beneath, beside, settle
 from statepool.errors import BadRecord, FileInTheWay
 from statepool.model.manifest import Manifest
 from statepool.pools.staging import Marker, Staging
+from statepool.transfer.access import Access
 from statepool.transfer.cache import Cache
 from statepool.transfer.working import Fresh, prepare_working
 from statepool.transports.failures import Subject, translated
@@ -56,15 +57,19 @@ class Place:
         """
         try:
             if not self.before:
-                os.link(self.temporary, self.to)
+                settle(beside(self.temporary), beside(self.to))
                 return
             second = self.temporary.with_suffix(".put")
-            os.link(self.temporary, second)
-            os.replace(second, self.to)
+            os.replace(second if _has_second(self.temporary, second) else self.temporary, self.to)
         except FileExistsError as error:
             raise FileInTheWay(f"{self.to} exists", path=str(self.to), hint="choose another name") from error
         except OSError as error:
             raise translated(error, "make", Subject(str(self.to), path=str(self.to))) from error
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the new image has lost the name that it had until it was put in its place, as it does where there are no hard links."""
+        return not os.path.lexists(self.temporary)
 
     def clear(self) -> None:
         """Remove the passing names."""
@@ -82,17 +87,21 @@ def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool
     places = [Place(to, to.with_name(f".statepool-{nonce}-{number}.tmp"), stamp(to) if overwrite else "") for number, to in enumerate(sorted(wanted))]
     staging = cache.pool.stage([], intent=INTENT, places=_to_text(places))
     made: dict[Path, Fresh] = {}
+    ready = False
     try:
         for place in places:
             chain = wanted[place.to]
-            fresh = prepare_working(cache, chain, place.to, standing_on=chain)
+            fresh = prepare_working(cache, chain, place.to, standing_on=chain, access=Access.at(place.to) if overwrite else None)
             made[place.to] = fresh
-            os.link(fresh.temporary, place.temporary)  # by its first name, which its record gives, others see that it is under way
+            # By its first name, which its record gives, others see that it is under way.
+            if not _has_second(fresh.temporary, place.temporary):
+                os.replace(fresh.temporary, place.temporary)
+        ready = True
         for place in places:
             place.put()
     except BaseException:
-        for place in places:
-            _take_back(place, made.get(place.to))
+        for place in reversed(places):  # the first one goes last: without it, the next command would take the others as put in their places
+            _take_back(place, made.get(place.to), taken=place.is_taken or (ready and place.is_gone))
         staging.end()
         raise
     for place in places:
@@ -103,9 +112,9 @@ def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool
     staging.end()
 
 
-def _take_back(place: Place, fresh: Fresh | None) -> None:
-    replaced = bool(place.before) and place.is_taken  # what was there is gone, so the new image stays
-    if place.is_taken and not replaced:
+def _take_back(place: Place, fresh: Fresh | None, *, taken: bool) -> None:
+    replaced = bool(place.before) and taken  # what was there is gone, so the new image stays
+    if taken and not replaced:
         place.to.unlink()
     place.clear()
     if fresh is not None and replaced:
@@ -121,17 +130,30 @@ def recover_together(cache: Cache, marker: Marker) -> None:
     :param marker: of a writer that is gone
     """
     places = _from_text(marker.facts)
-    begun = any(place.is_taken for place in places)
+    # They are written and then put in their places in one order. Without hard links an image that was put there has no other name.
+    gone = [place.is_gone for place in places]
+    begun = any(place.is_taken for place in places) or (gone[:1] == [True] and not all(gone))
     for place in places:
         # What has changed in its place since is somebody else's.
         if begun and place.temporary.exists() and not place.is_taken and stamp(place.to) == place.before:
             with contextlib.suppress(FileInTheWay):
                 place.put()
-    for place in places:
+    for place in reversed(places):
         place.clear()
         if not begun and not os.path.lexists(place.to):
             cache.chains.release(place.to)
     Staging(cache.pool.transport, marker).end()
+
+
+def _has_second(temporary: Path, second: Path) -> bool:
+    """Give an image a second name. :returns: whether it has it: some file systems have no hard links"""
+    try:
+        os.link(temporary, second)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return False
+    return True
 
 
 def _to_text(places: Sequence[Place]) -> str:

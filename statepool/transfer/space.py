@@ -78,7 +78,10 @@ def require_place(cache: Cache, manifests: Sequence[Manifest], source: Transport
     """
     place = next(path for path in (cache.root, *cache.root.parents) if path.is_dir())
     needed = sum(manifest.data_size for manifest in manifests)
-    free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
+    left = os.statvfs(place)
+    free = left.f_bavail * left.f_frsize
+    if not left.f_blocks:
+        return  # the file system does not know
     if source.capabilities.refers or needed + SLACK + cache.settings.min_free <= free or _shares_blocks(place, source):
         return
     raise _does_not_fit(cache.pool, needed, free, cache.settings.min_free)

@@ -18,6 +18,7 @@ from statepool.model.manifest import Manifest
 from statepool.qcow2 import opened
 from statepool.qcow2.header import is_empty_overlay, reader
 from statepool.qcow2.tool import QemuImg
+from statepool.transfer.access import Access, only_ours
 from statepool.transfer.intake import Examined, Intake, Taken
 from statepool.transfer.passing import passing
 from statepool.transfer.space import require_space
@@ -58,6 +59,7 @@ class Squash:
                 raise Conflict(f"{self.intake.working} does not stand on {self.intake.state} any more", path=str(self.intake.working))
             chain = self.intake.cache.pool.chain_of(examined.parent)
             self._refuse_dependants()
+            Access.of(descriptor).require_givable(self.intake.working)
             if dry_run:
                 return Taken(examined.parent, written=True, how="copy", warnings=examined.warnings)
             return self._run(descriptor, examined, chain)
@@ -80,12 +82,12 @@ class Squash:
         require_space(cache.pool, examined.size + chain[0].data_size)
         with passing(cache) as place:
             temporary = place.path / "squash.qcow2"
-            with open(temporary, "x+b", buffering=0) as file:
+            with open(temporary, "x+b", buffering=0, opener=only_ours) as file:
                 copy(descriptor, file.fileno(), examined.size)
             self._merge(temporary, examined, chain)
             taken = evolve(self.intake, working=temporary, replace=True).run()
             made = cache.pool.chain(self.intake.state)
-            prepare_working(cache, made, self.intake.working, standing_on=made, flush=True).settle(overwrite=True)
+            prepare_working(cache, made, self.intake.working, standing_on=made, flush=True, access=Access.of(descriptor)).settle(overwrite=True)
         return evolve(taken, how="copy")
 
     def _merge(self, temporary: Path, examined: Examined, chain: Sequence[Manifest]) -> None:
@@ -96,6 +98,7 @@ class Squash:
             tool.rebase(temporary, str(cache.chains.path(chain[1:])))
             return
         flat = temporary.with_suffix(".flat.qcow2")
+        os.close(only_ours(str(flat), os.O_RDWR | os.O_CREAT | os.O_EXCL))
         try:
             tool.convert(temporary, flat, options=[f"cluster_size={examined.header.cluster_size}"])
             os.replace(flat, temporary)

@@ -24,8 +24,8 @@ from statepool.pools.staging import Marker, Staging, read_markers
 from statepool.qcow2 import opened
 from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import apply_patches, backing_again, read_header_fd
+from statepool.transfer.access import Access, close_to_others, give_back_to, only_ours, open_to_readers, restored
 from statepool.transfer.cache import Cache
-from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.frozen import is_below
 from statepool.transfer.ready import clear_place, make_durable
 from statepool.transfer.working import Fresh, prepare_working
@@ -48,6 +48,7 @@ class Takeover:
     :param mode: the permissions it had
     :param replace: whether other content under the state's name gives way
     :param manifest: what it is to become
+    :param owner: whose it was; -1 if nobody says so
     """
 
     working: Path
@@ -55,6 +56,7 @@ class Takeover:
     mode: int
     replace: bool
     manifest: Manifest
+    owner: int = -1
 
     @property
     def sibling(self) -> str:
@@ -68,9 +70,15 @@ class Takeover:
             "working": str(self.working),
             "backing": self.backing,
             "mode": str(self.mode),
+            "owner": str(self.owner),
             "replace": "yes" if self.replace else "no",
             "manifest": json.dumps(self.manifest.to_json()),
         }
+
+    @property
+    def access(self) -> Access:
+        """Who may do what with the image, before it was closed: what the marker does not say, the file still does."""
+        return restored(Access.of(self.working), self.owner, self.mode)
 
     @classmethod
     def from_facts(cls, facts: dict[str, str]) -> Takeover:
@@ -84,12 +92,22 @@ class Takeover:
                 mode=int(facts["mode"]),
                 replace=facts["replace"] == "yes",
                 manifest=Manifest.from_json(json.loads(facts["manifest"])),
+                owner=int(facts.get("owner", "-1")),
             )
         except (KeyError, ValueError) as error:
             raise BadRecord(f"a marker of a set lacks or garbles {error}") from error
 
 
-def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | None, *, replace: bool) -> None:
+def finish(
+    cache: Cache,
+    staging: Staging,
+    manifest: Manifest,
+    working: Path | None,
+    *,
+    replace: bool,
+    access: Access | None = None,
+    linked: int | None = None,
+) -> None:
     """
     Publish bytes that are gathered and flushed, and put a fresh overlay in the place of the image they came from. Ends the staging, unless it fails
     with the image half changed: then whoever comes next ends it.
@@ -98,6 +116,8 @@ def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | N
     of the working image to what is a state by then.
 
     :param working: the image, or None if there is none any more
+    :param access: who may do what with the image
+    :param linked: a descriptor of the bytes, if they are the image itself, closed to others
     :raises Conflict: the name exists with other content
     :raises NoSpace: there is no room for the state's record, or for the overlay
     """
@@ -107,7 +127,7 @@ def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | N
     # After a crash its name may lead to the very file we gathered: hashed already, and leased to ourselves, so that nobody can open it.
     reused = not _is_same(cache.file(layout.data(digest)), cache.file(staging.path(digest))) and clear_place(cache, manifest)
     chain = _chain_of(cache, manifest)
-    fresh = prepare_working(cache, chain, working, standing_on=chain[1:], flush=True) if working is not None else None
+    fresh = prepare_working(cache, chain, working, standing_on=chain[1:], flush=True, access=access) if working is not None else None
     try:
         pool.publish([manifest], staging, replace=replace)
     except BaseException:
@@ -116,17 +136,19 @@ def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | N
             if fresh is not None:
                 fresh.drop()
             raise
-        _settle(fresh, staging)
+        _settle(fresh, staging, linked)
         raise
-    _settle(fresh, staging)
+    _settle(fresh, staging, linked)
     if not reused:
         cache.sign(digest, flushed=True, source=None)
     make_durable(cache, chain)
 
 
-def _settle(fresh: Fresh | None, staging: Staging) -> None:
+def _settle(fresh: Fresh | None, staging: Staging, linked: int | None) -> None:
     if fresh is not None:
         fresh.settle(overwrite=True)
+    if linked is not None:
+        open_to_readers(linked)
     staging.end()
 
 
@@ -211,12 +233,14 @@ def _go_on(cache: Cache, marker: Marker, under_way: Takeover, gathered: Beneath)
         put_on_backing(descriptor, Path(gathered), under_way.sibling, under_way.backing)
         size = os.fstat(descriptor).st_size
         good = size == under_way.manifest.size and hash_file(descriptor, size) == under_way.manifest.digest
-        closed = set_mode(descriptor, READ_ONLY)
+        closed = close_to_others(descriptor)
         os.fsync(descriptor)
         if good and closed:
             working = under_way.working if _is_same(under_way.working, gathered) else None
             try:
-                finish(cache, Staging(cache.pool.transport, marker), under_way.manifest, working, replace=under_way.replace)
+                access = under_way.access if working is not None else None
+                staging = Staging(cache.pool.transport, marker)
+                finish(cache, staging, under_way.manifest, working, replace=under_way.replace, access=access, linked=descriptor)
                 return
             except StatePoolError:
                 if _is_published(cache, under_way.manifest):
@@ -276,17 +300,8 @@ def _unnamed(cache: Cache, marker: Marker, under_way: Takeover, gathered: Beneat
 def _restore(under_way: Takeover, descriptor: int, path: Path) -> None:
     # First what a machine needs to run from it, and by the descriptor, whatever its mode is by now.
     put_on_backing(descriptor, path, under_way.backing, under_way.sibling)
-    set_mode(descriptor, under_way.mode)
+    give_back_to(descriptor, under_way.owner, under_way.mode)
     os.fsync(descriptor)
-
-
-def set_mode(descriptor: int, mode: int) -> bool:
-    """:returns: whether a file has these permissions now: somebody may have given it to another account meanwhile"""
-    try:
-        os.fchmod(descriptor, mode)
-    except PermissionError:
-        return False
-    return True
 
 
 def open_again(gathered: Beneath) -> None:
@@ -298,10 +313,13 @@ def open_again(gathered: Beneath) -> None:
 def _separate(cache: Cache, under_way: Takeover, descriptor: int) -> None:
     temporary = under_way.working.with_name(f".statepool-{cache.pool.nonce()}.tmp")
     try:
-        with open(temporary, "x+b", buffering=0) as target:
+        with open(temporary, "x+b", buffering=0, opener=only_ours) as target:
             copy(descriptor, target.fileno(), under_way.manifest.size)
-            _restore(under_way, target.fileno(), temporary)
+            put_on_backing(target.fileno(), temporary, under_way.backing, under_way.sibling)
+            under_way.access.give(target.fileno(), under_way.working)
+            os.fsync(target.fileno())
         os.replace(temporary, under_way.working)
+        open_to_readers(descriptor)
     finally:
         temporary.unlink(missing_ok=True)
 

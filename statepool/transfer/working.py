@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.beneath import Beneath
+from statepool.beneath import Beneath, beside, settle
 from statepool.errors import FileInTheWay, InUse, MissingFile, NotFound, RefusedError
 from statepool.model.manifest import Manifest
 from statepool.pools import layout
@@ -20,6 +20,7 @@ from statepool.qcow2.header import MAGIC
 from statepool.qcow2.opened import is_open
 from statepool.qcow2.overlay import create_overlay
 from statepool.qcow2.tool import QemuImg
+from statepool.transfer.access import OURS_ALONE, Access
 from statepool.transfer.cache import WORKING, Cache
 from statepool.transfer.chains import key_of, temporary_name
 from statepool.transfer.notes import ACCOUNTS
@@ -36,6 +37,7 @@ def check_place(to: os.PathLike[str] | str, cache: Cache, sources: Iterable[Sour
     :param sources: of the cache
     :returns: where, absolute
     :raises FileInTheWay: something is there, and may not be overwritten
+    :raises AccessDenied: what is there belongs to an account to which this one cannot give a file
     :raises InUse: what is there is open in another process
     :raises NotFound: there is no such directory
     :raises RefusedError: it is inside the cache or a source
@@ -55,6 +57,8 @@ def check_place(to: os.PathLike[str] | str, cache: Cache, sources: Iterable[Sour
         raise FileInTheWay(f"{path} exists", path=str(path), hint="choose another name, or allow it to be overwritten with --overwrite")
     if path.is_file() and not path.is_symlink() and is_open(path):
         raise InUse(f"{path} is open in another process", path=str(path), hint="stop the machine that runs on it")
+    if (access := Access.at(path)) is not None:
+        access.require_givable(path)
     return path
 
 
@@ -125,6 +129,19 @@ class Fresh:
         if overwrite:
             self.cache.chains.release(self.to, besides=self.record)
 
+    def finish(self, access: Access | None) -> None:
+        """Flush it, if it is to be flushed, when it has the access of the file whose place it takes."""
+        if access is None and not self.flush:
+            return
+        descriptor = open_regular(self.temporary)
+        try:
+            if access is not None:
+                access.give(descriptor, self.to)
+            if self.flush:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def drop(self) -> None:
         """Forget it."""
         self.temporary.unlink(missing_ok=True)
@@ -139,11 +156,14 @@ def make_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, overwrite
     :returns: the image
     :raises FileInTheWay: somebody put something there meanwhile
     """
-    prepare_working(cache, chain, to, standing_on=chain).settle(overwrite=overwrite)
+    access = Access.at(to) if overwrite else None
+    prepare_working(cache, chain, to, standing_on=chain, access=access).settle(overwrite=overwrite)
     return to
 
 
-def prepare_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, standing_on: Sequence[Manifest], flush: bool = False) -> Fresh:
+def prepare_working(
+    cache: Cache, chain: Sequence[Manifest], to: Path, *, standing_on: Sequence[Manifest], flush: bool = False, access: Access | None = None
+) -> Fresh:
     """
     Do all that takes room for a working image, so that it only has to be given its name.
 
@@ -151,6 +171,8 @@ def prepare_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, standi
     :param to: where, absolute
     :param standing_on: those of the chain whose bytes must be in the cache already
     :param flush: bring it to stable storage
+    :param access: who may do what with the file whose place it takes; None if there is none
+    :raises AccessDenied: this account cannot make a file that these may do that with
     :raises DigestMismatch: bytes are gone
     :raises NoSpace: it does not fit
     """
@@ -160,7 +182,8 @@ def prepare_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, standi
     try:
         _require_bytes(cache, standing_on)
         backing = str(cache.chains.path(chain))
-        create_overlay(fresh.temporary, chain[0].virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout), known_as=to)
+        mode = OURS_ALONE if access is not None else 0o666
+        create_overlay(fresh.temporary, chain[0].virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout), known_as=to, mode=mode)
     except BaseException:
         # There is no image to delete, and in a directory that is closed to us not even that could be asked.
         cache.chains.forget(record, with_chain=is_first)
@@ -170,8 +193,7 @@ def prepare_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, standi
             # Whoever made another image in this place took it for the record of what was there before, since ours was not to be seen yet.
             cache.chains.use(chain, to, flush=flush, record=record)
             _require_bytes(cache, standing_on)
-        if flush:
-            _flush(fresh.temporary)
+        fresh.finish(access)
     except BaseException:
         fresh.drop()
         raise
@@ -191,7 +213,7 @@ def _settle(temporary: Path, to: Path, overwrite: bool) -> None:
         if overwrite:
             os.replace(temporary, to)
         else:
-            os.link(temporary, to)
+            settle(beside(temporary), beside(to))
     except FileExistsError as error:
         raise FileInTheWay(f"{to} exists", path=str(to), hint="choose another name") from error
     except OSError as error:

@@ -34,16 +34,31 @@ class Subject:
 A_FILE = Subject("the file")
 """Where nothing is known but a descriptor."""
 
+NOT_PERMITTED = (
+    "it is not the mode: the file may belong to another account, it or its directory may be immutable or append-only (lsattr), "
+    "the file system may not have what was asked for, or a sandbox may forbid it (seccomp)"
+)
+"""What can be done about ``EPERM``, of which permissions are only one cause; those of a file are ``EACCES``."""
+
+LINKS = "hard links and no exclusive renames"
+"""What a pool needs one of, to give a name only once."""
+
+SYMLINKS = "symbolic links that may be read (sshfs needs -o no_contain_symlinks)"
+"""What a cache needs, and the view of a pool."""
+
+_LACKING = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+"""What the kernel says where a file system lacks something."""
+
 _KINDS: dict[int, tuple[type[TransportError], str | None]] = {
     errno.ENOENT: (MissingFile, None),
     errno.EEXIST: (FileExists, None),
     errno.EACCES: (AccessDenied, "look at the owner and the mode of the file and of the directories above it"),
-    errno.EPERM: (AccessDenied, "look at the owner and the mode of the file and of the directories above it"),
+    errno.EPERM: (AccessDenied, NOT_PERMITTED),
     errno.EROFS: (AccessDenied, "the file system is mounted read-only"),
     errno.ENOTDIR: (TransportError, "a file is where a directory should be"),
     errno.ELOOP: (TransportError, "there is a symbolic link on the way; no link in a pool is followed: find out who put it there"),
     errno.EIO: (TransportError, "the disk or the network behind it fails; the kernel's log may say why"),
-    errno.EXDEV: (TransportError, "the two are on different file systems, and a pool must be on one"),
+    errno.EXDEV: (TransportError, "the two are on different file systems, or in different mounts of one, and a pool must be in one"),
     errno.EMFILE: (TransportError, "too many files are open: raise the limit (ulimit -n)"),
     errno.ESTALE: (TransportError, "the server of this network file system has forgotten the file: mount it again"),
 }
@@ -54,12 +69,15 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space, no quota, or longer than a file may be there."""
 
 
-def translated(error: OSError, doing: str, subject: Subject, *, needed: int = 0, descriptor: int | None = None) -> TransportError | NoSpace:
+def translated(
+    error: OSError, doing: str, subject: Subject, *, needed: int = 0, descriptor: int | None = None, lacks: str = ""
+) -> TransportError | NoSpace:
     """
     :param error: what the operating system said
     :param doing: what was to be done with the subject: ``read``, ``create``
     :param needed: bytes that were to be written
     :param descriptor: a file where they were to be written, from which the space that is left can be known
+    :param lacks: what the file system may lack, if that is likely
     :returns: the error of ours to raise from it
     """
     reason = os.strerror(error.errno) if error.errno is not None else str(error)
@@ -72,6 +90,9 @@ def translated(error: OSError, doing: str, subject: Subject, *, needed: int = 0,
         }[error.errno or errno.ENOSPC]
         return NoSpace(message, needed=needed, available=_available(descriptor), hint=hint, pool=subject.pool, path=subject.path)
     kind, advice = _KINDS.get(error.errno or 0, (TransportError, None))
+    if lacks and error.errno in _LACKING:
+        what = f"no {lacks}, as on exFAT and on many shared directories: put it on ext4, xfs or btrfs"
+        advice = f"the file system may have {what}; if not, {NOT_PERMITTED}" if error.errno == errno.EPERM else f"the file system has {what}"
     return kind(message, hint=advice, pool=subject.pool, path=subject.path)
 
 

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from statepool.beneath import Beneath, Descriptor, Tree
+from statepool.beneath import Beneath, Descriptor, Tree, link, link_or_rename
 from statepool.errors import TransportError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.location import Location
 from statepool.model.progress import SILENT, Progress
 from statepool.transports import copying
 from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport, small_file_mode
-from statepool.transports.failures import Subject, not_regular, translated, translating
+from statepool.transports.failures import LINKS, SYMLINKS, Subject, not_regular, translated, translating
 
 INCOMING = ".statepool/incoming"
 """The directory of a pool where files may be that are not finished, and where a collector looks for those that never will be."""
@@ -50,11 +50,12 @@ class LocalTransport(Transport):
         self.tree = Tree(location.path.rstrip("/"))
         # Files without a name get one through /proc. Believed until the file system says that it has none.
         self._anonymous = os.path.isdir("/proc/self/fd")
+        self._symlinks = self._durable = True  # likewise
 
     @property
     def capabilities(self) -> Capabilities:
         """Everything but referring."""
-        return Capabilities(symlinks=True, durable=True, local=True)
+        return Capabilities(symlinks=self._symlinks, durable=self._durable, local=True)
 
     # -- looking ---------------------------------------------------------------------------------------------------------------------------------
 
@@ -112,6 +113,7 @@ class LocalTransport(Transport):
             if error.errno == errno.EINVAL:
                 subject = self._subject(path)
                 raise TransportError(f"{subject.text} is not a symbolic link", pool=subject.pool, path=path) from error
+            self._symlinks = self._symlinks and error.errno != errno.EPERM
             raise translated(error, "read", self._subject(path)) from error
 
     # -- names -----------------------------------------------------------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ class LocalTransport(Transport):
             finally:
                 os.close(fd)
         except OSError as error:
-            raise translated(error, "create", self._subject(path), needed=len(data)) from error
+            raise translated(error, "create", self._subject(path), needed=len(data), lacks=LINKS) from error
 
     @contextmanager
     def draft(self, directory: str, data: bytes) -> Iterator[Callable[[str], None]]:
@@ -159,11 +161,15 @@ class LocalTransport(Transport):
             raise translated(error, "create", self._subject(path)) from error
 
     def link(self, source: str, target: str) -> None:
-        """As the transport's face says."""
+        """
+        As the transport's face says. Where the file system has no hard links, a file among those of ours is renamed instead, which is enough for what
+        is gathered in ``incoming``: nobody looks for it there again.
+        """
+        give = link_or_rename if source.startswith(f"{INCOMING}/") else link
         try:
-            self.tree.link(source, target)
+            give(Beneath(self.tree, source), Beneath(self.tree, target))
         except OSError as error:
-            raise translated(error, "link", self._subjects(source, target)) from error
+            raise translated(error, "link", self._subjects(source, target), lacks=LINKS) from error
 
     def rename(self, source: str, target: str) -> None:
         """As the transport's face says."""
@@ -184,12 +190,14 @@ class LocalTransport(Transport):
         try:
             private = self._private_link(target, path)
             try:
+                self.tree.readlink(private)  # some refuse only that: sshfs, of a link with ".." in it
                 self.tree.rename(private, path)
             except BaseException:
                 self.tree.remove(private)
                 raise
         except OSError as error:
-            raise translated(error, "make the symbolic link", self._subject(path)) from error
+            self._symlinks = error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+            raise translated(error, "make the symbolic link", self._subject(path), lacks=SYMLINKS) from error
 
     def make_directory(self, path: str) -> None:
         """As the transport's face says. The pool's own directory is made as the account's umask has it."""
@@ -215,12 +223,14 @@ class LocalTransport(Transport):
         return True
 
     def flush(self, directory: str) -> None:
-        """As the transport's face says."""
+        """As the transport's face says. Where directories cannot be flushed, nothing is durable from then on."""
         try:
             with Descriptor(self.tree.open(directory, _LIST)) as fd:
                 os.fsync(fd)
         except OSError as error:
-            raise translated(error, "flush the directory", self._subject(directory)) from error
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise translated(error, "flush the directory", self._subject(directory)) from error
+            self._durable = False  # some of FUSE, and directories that a virtual machine shares with its host, only flush files
 
     # -- bytes -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -284,7 +294,7 @@ class LocalTransport(Transport):
         """As the transport's face says."""
         with translating("ask for the free space at", self._subject("")):
             left = os.fstatvfs(self.tree.top().number)
-        return left.f_bavail * left.f_frsize
+        return left.f_bavail * left.f_frsize if left.f_blocks else None  # some of FUSE know nothing of blocks
 
     def local_path(self, path: str) -> Path | None:
         """As the transport's face says: the name itself, whatever is there."""
@@ -360,7 +370,7 @@ class LocalTransport(Transport):
                 self._write(fd, data, flush)
             finally:
                 os.close(fd)
-            self.tree.link(private, path)
+            link_or_rename(Beneath(self.tree, private), Beneath(self.tree, path))
         finally:
             self.tree.remove(private)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from statepool.beneath import Tree
+from statepool.cli.report import warnings_shown
 from statepool.errors import AccessDenied, LockTimeout, NoSpace, TransportError
 from statepool.pools import layout
 from statepool.pools.locks import FileLocks, NoLocks, locks_of
@@ -197,3 +198,36 @@ def test_a_change_of_a_log_pays_for_no_claim(pool: Pool, put: Callable[..., obje
 def test_no_locks_hold_nobody_up() -> None:
     with NoLocks().hold("name", 0), NoLocks().hold("name", 0):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_work_goes_on_and_it_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder, number: int
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "locks").mkdir()
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for _ in range(2):
+        locks = FileLocks(Tree(tmp_path), "locks")
+        with locks.hold("name", 0), locks.hold("name", 0), locks.hold("other", 0):
+            pass
+        assert locks.tidy("") == []
+    assert [record.levelname for record in caplog.records if record.name.startswith("statepool")] == ["WARNING"]
+    assert "has no file locks" in caplog.text
+    assert [str(one.message) for one in recwarn] == []
+
+
+def test_the_command_says_it_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    (tmp_path / "locks").mkdir()
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with warnings_shown(), FileLocks(Tree(tmp_path), "locks").hold("name", 0):
+        pass
+    assert (
+        capsys.readouterr().err
+        == f"statepool: warning: {tmp_path}/locks has no file locks (flock: Function not implemented): processes may do the same work twice there\n"
+    )

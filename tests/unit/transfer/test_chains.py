@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from statepool.beneath import Tree
+from statepool.beneath import Beneath, Tree
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.pools.writer import Writer
@@ -238,6 +241,76 @@ def test_a_removal_that_was_interrupted(cache: Cache, chain: tuple[Manifest, ...
     assert not directory.exists()
 
 
+def at_call(number: int, do: Callable[[], object], then: Callable[[], object]) -> bool:
+    """Do something, and something else after its call ``number`` into the system. :returns: whether there were so many"""
+    count = 0
+
+    def look(frame: object, event: str, argument: Any) -> None:
+        nonlocal count
+        if event == "c_return" and getattr(argument, "__module__", None) == "posix":
+            count += 1
+            if count == number:
+                then()
+
+    sys.setprofile(look)
+    try:
+        do()
+    finally:
+        sys.setprofile(None)
+    return count >= number
+
+
+@pytest.mark.parametrize("first", ["removal", "use"])
+def test_a_removal_and_a_use_at_the_same_moment(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, first: str) -> None:
+    """Whatever comes between two calls of one of them: a chain with a record of use is whole, and one without is gone, or whole."""
+    path, other = tmp_path / "work.qcow2", Chains(Tree(cache.root), lambda digest: None)
+    directory = cache.chains.directory_of(key_of(chain))
+    used: list[Beneath] = []
+
+    def use() -> None:
+        used.append(other.use(chain, path))
+
+    def remove() -> None:
+        cache.chains.prune_all(set())
+
+    number = 1
+    while True:
+        shutil.rmtree(directory, ignore_errors=True)
+        used.clear()
+        other.prepare(chain)
+        more = at_call(number, remove if first == "removal" else use, use if first == "removal" else remove)
+        if used:
+            assert used[-1].stat() is not None, number
+            assert other.members(key_of(chain)) == digests(chain), number
+        if not more:
+            break
+        number += 1
+    assert number > 10
+
+
+def test_a_directory_that_cannot_be_renamed(cache: Cache, chain: tuple[Manifest, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of a lower layer of overlayfs."""
+    cache.chains.prepare(chain)
+    directory = cache.chains.directory_of(key_of(chain))
+    (directory / ".uses/half.tmp").write_bytes(b"")
+
+    def refuse(*names: Any, **options: Any) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "rename", refuse)
+    cache.chains.prune_all(set())
+    assert not directory.exists()
+
+
+def test_what_a_removal_that_was_killed_has_left_goes_with_the_next(cache: Cache, chain: tuple[Manifest, ...]) -> None:
+    cache.chains.prepare(chain)
+    directory = cache.chains.directory_of(key_of(chain))
+    for link in directory.glob("*.qcow2"):
+        link.unlink()
+    cache.chains.prune_all(set())
+    assert not directory.exists()
+
+
 def leave(note: os.PathLike[str]) -> Path:
     """As if the writer of a record had been killed over the image. :returns: what it left of that"""
     record = Path(note)
@@ -288,3 +361,19 @@ def test_without_a_directory(tmp_path: Path) -> None:
     assert chains.held() == frozenset()
     assert chains.in_use() == {}
     assert chains.parse(str(tmp_path / "nothing/x/y.qcow2")) is None
+
+
+def test_a_copy_of_a_cache_whose_links_were_followed(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+    """There are files where the links were: they become links again, or go with the chain."""
+    cache.chains.prepare(chain)
+    directory = cache.chains.directory_of(key_of(chain))
+    shutil.copytree(directory, tmp_path / "copy", symlinks=False)
+    shutil.rmtree(directory)
+    shutil.copytree(tmp_path / "copy", directory)
+    cache.chains.prune_all(set())
+    assert not directory.exists()
+
+    shutil.copytree(tmp_path / "copy", directory)
+    cache.chains.use(chain, tmp_path / "work.qcow2")
+    assert cache.chains.members(key_of(chain)) == digests(chain)
+    assert all(path.is_symlink() for path in directory.glob("*.qcow2"))

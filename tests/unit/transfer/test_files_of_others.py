@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,18 +60,26 @@ def give_away(path: Path, mode: int = 0o664) -> None:
     os.chown(path, STRANGER, os.getegid())
 
 
-def test_it_is_copied(lab: Lab, cache: Cache, work: Path, take: Callable[[], object]) -> None:
+def test_it_is_refused(lab: Lab, work: Path, take: Callable[[], object]) -> None:
+    """The image that takes its place could not be its owner's, who could not go on."""
     give_away(work)
-    with open(work, "rb") as file:
-        inode = os.fstat(file.fileno()).st_ino
-    with permissions_count(owners_too=True):
+    before = photograph(lab.root)
+    with permissions_count(owners_too=True), pytest.raises(AccessDenied, match="may not make another file in its place") as refused:
         take()
+    assert "copy" in (refused.value.hint or "")
+    assert photograph(lab.root) == before
+
+
+def test_root_takes_it_and_its_owner_goes_on(lab: Lab, cache: Cache, work: Path, take: Callable[[], object]) -> None:
+    """The state is not the stranger's any more, who could write to it; the new image is."""
+    give_away(work)
+    take()
     state = cache.pool.find(MINE)
     assert state is not None
     assert state.digest is not None
-    data = cache.data(state.digest).stat()
+    data, now = cache.data(state.digest).stat(), work.stat()
     assert (data.st_uid, data.st_mode & 0o777, data.st_nlink) == (0, 0o444, 1)
-    assert data.st_ino != inode
+    assert (now.st_uid, now.st_gid, now.st_mode & 0o777) == (STRANGER, os.getegid(), 0o664)
     assert read_header_file(work).backing_name == os.fsencode(cache.chains.path(cache.pool.chain(MINE)))
     assert lab.leftovers(cache.pool) == []
 
@@ -90,7 +99,8 @@ def test_one_that_is_given_away_meanwhile_is_given_back(
     lab: Lab, cache: Cache, work: Path, take: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def late(*names: Any, **options: Any) -> bool:
-        give_away(work, 0o444)
+        work.chmod(0o444)
+        subprocess.run(["chown", str(STRANGER), work], check=True)  # a process of root's, that may do all which this one may not now
         raise Conflict("somebody else was faster")
 
     content = work.read_bytes()

@@ -262,7 +262,7 @@ def test_bytes_that_are_gone(cache: Cache, chain: tuple[Manifest, ...], tmp_path
     assert in_use(cache) == {}
 
 
-@pytest.mark.parametrize("error", [PermissionError(1, "Operation not permitted"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
 def test_a_place_that_fails(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     def fail(*names: object, **options: object) -> None:
         raise error

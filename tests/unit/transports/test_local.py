@@ -7,6 +7,7 @@ import fcntl
 import os
 import select
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from statepool.beneath import Tree
+from statepool.beneath import Descriptor, Tree
 from statepool.errors import AccessDenied, FileExists, MissingFile, NoSpace, StatePoolError, TransportError
 from statepool.model.location import Location
 from statepool.transports.base import Entry, FileKind
@@ -337,3 +338,50 @@ def test_what_was_done_and_to_which_file_are_told_apart() -> None:
         in_our_words("get vm1/disk install", A_FILE),
     ):
         raise error
+
+
+def test_what_is_not_permitted_is_not_called_a_matter_of_the_mode() -> None:
+    """EPERM is also what an immutable file says, a sandbox, and a file system that does not have what was asked for."""
+    subject = Subject("'a' in file:///pool")
+    hints = {number: translated(OSError(number, "text"), "write to", subject).hint or "" for number in (errno.EPERM, errno.EACCES)}
+    assert "lsattr" in hints[errno.EPERM]
+    assert "the mode of the file" not in hints[errno.EPERM]
+    assert "the mode of the file" in hints[errno.EACCES]
+    for number in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+        assert "no wings" in (translated(OSError(number, "text"), "fly over", subject, lacks="wings").hint or "")
+
+
+def test_an_immutable_pool(pool: Path, transport: LocalTransport) -> None:
+    transport.create("a", b"text")
+    immutable, mutable = (struct.pack("l", flags) for flags in (0x10, 0))
+    with Descriptor(os.open(pool / "a", os.O_RDONLY)) as file:
+        try:
+            fcntl.ioctl(file, 0x40086602, immutable)  # FS_IOC_SETFLAGS, FS_IMMUTABLE_FL (linux/fs.h)
+        except OSError as error:
+            pytest.skip(f"no file can be made immutable here: {error.strerror}")
+        try:
+            with pytest.raises(AccessDenied) as caught:
+                transport.remove("a")
+        finally:
+            fcntl.ioctl(file, 0x40086602, mutable)
+    assert "immutable" in (caught.value.hint or "")
+
+
+def test_directories_that_cannot_be_flushed(transport: LocalTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert transport.capabilities.durable
+    transport.flush("")
+    assert not transport.capabilities.durable
+
+
+def test_a_file_system_that_does_not_know_its_room(transport: LocalTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert transport.free_space()
+    monkeypatch.setattr(os, "fstatvfs", lambda descriptor: os.statvfs_result([4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255]))
+    assert transport.free_space() is None
