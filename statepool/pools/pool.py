@@ -27,6 +27,7 @@ from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.names import is_name
 from statepool.pools import layout
 from statepool.pools.fold import Change, Fold, Publish, Remove, member_id, member_ids
+from statepool.pools.lastlook import Again, LastLook
 from statepool.pools.locks import Locks, locks_of, quick_locks_of
 from statepool.pools.log import Clock, MachineLog, Nonce, fold_all, random_nonce
 from statepool.pools.records import decode
@@ -294,6 +295,7 @@ class Pool:
         supersede: bool = False,
         in_place: bool = False,
         durable: bool = True,
+        again: Again | None = None,
     ) -> bool:
         """
         Make states visible, all in one record. Their bytes have been gathered in ``staging``, or are here.
@@ -303,20 +305,34 @@ class Pool:
         :param supersede: as replace, and what stands on it keeps it, without its name: for caches
         :param in_place: the files in their places in the view are the states themselves: they are being adopted
         :param durable: also flush the names of the bytes and of the record; a cache that hashes its files after a reboot does without
+        :param again: gathers the bytes once more, if they are gone since a collector took this writer for dead
         :returns: whether anything had to be changed; False if the same was there before
         :raises Conflict: a name exists with other content, or a parent has changed
         :raises HasDependants: something stands on what should be replaced
+        :raises IntegrityError: the bytes are gone
         """
         machine = manifests[0].id.machine
         ids = [manifest.id for manifest in manifests]
         digests = [manifest.digest for manifest in manifests if manifest.digest is not None]
         self.check_publishable(manifests, replace=replace, supersede=supersede, in_place=in_place)
-        staging.settle(digests)
+        look = LastLook(self, staging, digests, again)
+        look.settle()
         if durable:
             self.transport.flush(layout.DATA)
-        written = self.append(machine, lambda fold: self._plan(fold, manifests, replace, supersede), durable=durable)
+        changes: list[Change] = []
+
+        def plan(fold: Fold, *, anew: bool = False) -> list[Change]:
+            changes[:] = self._plan(fold, manifests, replace, supersede) or (_anew(fold, manifests) if anew else [])
+            return changes
+
+        written = self.append(machine, plan, durable=durable)
         # A collector may have moved the bytes aside before it could see the record. We still have them: one last look.
-        staging.settle(digests)
+        look.settle_or_take_back(machine, changes)
+        if not written and digests:
+            # The record is that of another writer. One that takes its record back has done so by now, or has left a marker.
+            anew = look.is_shared()
+            if written := self.append(machine, lambda fold: plan(fold, anew=anew), durable=durable):
+                look.settle_or_take_back(machine, changes)
         self.view.update(ids, lambda: self.fold(machine))
         return written
 
@@ -339,7 +355,7 @@ class Pool:
         coming = {manifest.id: manifest for manifest in manifests}
         for manifest in manifests:
             old = fold.states.get(manifest.id)
-            if old is not None and _same(old, manifest):
+            if fold.holds(manifest):
                 continue
             self._check_parent(fold, manifest, coming)
             refuse_moved(self.location, fold, manifest)
@@ -474,6 +490,9 @@ def _lost_ram(fold: Fold, old: Manifest, new: Manifest) -> list[Remove]:
     return [Remove(ram, fold.states[ram].digest)] if lost else []
 
 
-def _same(old: Manifest, new: Manifest) -> bool:
-    """Whether publishing ``new`` over ``old`` changes nothing that matters."""
-    return old.digest == new.digest and old.parent == new.parent and dict(old.members) == dict(new.members)
+def _anew(fold: Fold, manifests: Sequence[Manifest]) -> list[Change]:
+    """:returns: what publishes states once more that are there; nothing if others stand on them, since then they are not taken back"""
+    ids = [manifest.id for manifest in manifests]
+    if not fold.are_free(ids):
+        return []
+    return [*(Remove(state, fold.states[state].digest) for state in reversed(ids)), *map(Publish, manifests)]

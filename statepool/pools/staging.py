@@ -120,7 +120,11 @@ class Staging:
         """
         for digest in digests:
             if not self._settle(digest):
-                raise IntegrityError(f"the bytes {digest} are not in {self._transport.location}", pool=str(self._transport.location))
+                raise IntegrityError(
+                    f"the bytes {digest} are not in {self._transport.location}: they were removed there meanwhile",
+                    pool=str(self._transport.location),
+                    hint="nothing was published; do it once more",
+                )
 
     def _settle(self, digest: Digest) -> bool:
         try:
