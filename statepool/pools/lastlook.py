@@ -15,6 +15,7 @@ from attrs import frozen
 
 from statepool.errors import IntegrityError, StatePoolError
 from statepool.model.digest import Digest
+from statepool.model.manifest import Manifest
 from statepool.pools.fold import Change, Fold, Publish, Remove
 from statepool.pools.staging import Staging, read_markers
 
@@ -99,3 +100,11 @@ class LastLook:
             return not removed and not self.pool.lacking(self.digests)
         finally:
             staging.end()
+
+
+def published_anew(fold: Fold, manifests: Sequence[Manifest]) -> list[Change]:
+    """:returns: what publishes states once more that are there; nothing if others stand on them, since then they are not taken back"""
+    ids = [manifest.id for manifest in manifests]
+    if not fold.are_free(ids):
+        return []
+    return [*(Remove(state, fold.states[state].digest) for state in reversed(ids)), *map(Publish, manifests)]

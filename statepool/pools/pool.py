@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from statepool.errors import (
+    AccessDenied,
     Conflict,
     FileExists,
     IntegrityError,
@@ -27,7 +28,7 @@ from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.names import is_name
 from statepool.pools import layout
 from statepool.pools.fold import Change, Fold, Publish, Remove, member_id, member_ids
-from statepool.pools.lastlook import Again, LastLook
+from statepool.pools.lastlook import Again, LastLook, published_anew
 from statepool.pools.locks import Locks, locks_of, quick_locks_of
 from statepool.pools.log import Clock, MachineLog, Nonce, fold_all, random_nonce
 from statepool.pools.records import decode
@@ -168,6 +169,13 @@ class Pool:
                 pool=str(self.location),
                 hint=f"allow writing to it with: statepool init {self.location}",
             )
+
+    def now(self) -> float:
+        """:returns: the time of the place's own clock, in seconds since the epoch: ages are never measured with the clocks of two hosts"""
+        try:
+            return self.transport.now(f"{layout.INCOMING}/{self.nonce()}.clock")
+        except AccessDenied:
+            return self.clock()  # where nothing can be written, nothing is removed for its age either
 
     # -- looking -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -322,7 +330,7 @@ class Pool:
         changes: list[Change] = []
 
         def plan(fold: Fold, *, anew: bool = False) -> list[Change]:
-            changes[:] = self._plan(fold, manifests, replace, supersede) or (_anew(fold, manifests) if anew else [])
+            changes[:] = self._plan(fold, manifests, replace, supersede) or (published_anew(fold, manifests) if anew else [])
             return changes
 
         written = self.append(machine, plan, durable=durable)
@@ -488,11 +496,3 @@ def _lost_ram(fold: Fold, old: Manifest, new: Manifest) -> list[Remove]:
     ram = StateId(old.object, old.state, Kind.RAM)
     lost = "ram" in old.members and "ram" not in new.members and ram in fold.states
     return [Remove(ram, fold.states[ram].digest)] if lost else []
-
-
-def _anew(fold: Fold, manifests: Sequence[Manifest]) -> list[Change]:
-    """:returns: what publishes states once more that are there; nothing if others stand on them, since then they are not taken back"""
-    ids = [manifest.id for manifest in manifests]
-    if not fold.are_free(ids):
-        return []
-    return [*(Remove(state, fold.states[state].digest) for state in reversed(ids)), *map(Publish, manifests)]

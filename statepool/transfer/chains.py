@@ -409,7 +409,7 @@ def _remove_unfinished(use: Use) -> None:
     Remove a working image whose writer was killed over it, if this account has written the record of it, and owns the file; other accounts are left
     to end what is theirs.
     """
-    if not use.is_ours or use.writer is None or not use.writer.is_dead:
+    if not use.is_ours or use.writer is None or not use.writer.has_ended_here:
         return
     file = beside(use.temporary)
     with suppress(PermissionError, FileNotFoundError, NotADirectoryError):

@@ -160,13 +160,18 @@ def recover(cache: Cache) -> list[Collected]:
         return []
     # First, while the records of use are there that say how half written working images are called: ending a takeover replaces them.
     cache.chains.recover()
-    dead = [marker for marker in read_markers(cache.pool.transport) if marker.writer.is_dead or marker.nonce in _unended]
+    dead = [marker for marker in read_markers(cache.pool.transport) if _has_ended(marker) or marker.nonce in _unended]
     if not dead:
         return []
     with cache.pool.locks.hold("recover", cache.settings.lock_timeout):
         for marker in dead:
             _end(cache, marker.nonce)
     return cache.collector.clear_incoming()
+
+
+def _has_ended(marker: Marker) -> bool:
+    """Whether the writer of a marker is no more. Others than processes of this host send bytes to a cache, but only these change working images."""
+    return marker.writer.has_ended_here if marker.facts else marker.writer.is_dead
 
 
 def _own(cache: Cache, nonce: str) -> Marker | None:
