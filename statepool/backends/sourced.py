@@ -231,11 +231,11 @@ class RootSourcedStateBackend(StateBackend):
             if not found.offers:
                 raise damaged(self._cache, readiness.bad[0])
             for manifest in readiness.bad:
-                discard(self._cache, manifest)
+                warnings += (discard(self._cache, manifest),)
         brought = mirrors.bring(wanted, found.offers, found.failed)
         self._cache.fresh.note(wanted, str(brought.offer.source), brought.offer.token, content_of(brought.fetched.chain[0]))
         answer = got(brought.offer, brought.fetched)
-        return evolve(answer, warnings=(*warnings, *brought.warnings)), brought.fetched.chain
+        return evolve(answer, warnings=tuple(dict.fromkeys((*warnings, *brought.fetched.warnings, *brought.warnings)))), brought.fetched.chain
 
     def _parts(self, cached: Manifest | None) -> tuple[Manifest, ...]:
         assert cached is not None

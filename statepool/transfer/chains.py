@@ -256,6 +256,10 @@ class Chains:
         moment = time.time() if now is None else now
         return [use.working for use in self._uses(key) if self._is_live(key, use, moment)]
 
+    def users_of(self, digest: Digest) -> list[str]:
+        """:returns: the working images that stand on some bytes, or on what stands on these"""
+        return sorted({working for key in self._keys() if digest in self.members(key) for working in self.users(key)})
+
     def _is_live(self, key: Digest, use: Use, now: float) -> bool:
         """
         Whether a use still counts. Notes when its image vanished, and forgets it when that is long ago.

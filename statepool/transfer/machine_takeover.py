@@ -27,7 +27,7 @@ from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.frozen import is_below
 from statepool.transfer.overlays import is_same, stamp
-from statepool.transfer.ready import clear_place, make_durable
+from statepool.transfer.ready import clear_place, examine, make_durable, require_good
 from statepool.transfer.takeover import Takeover, keep_for_later, open_again, put_on_backing, restore, set_mode
 from statepool.transfer.working import Fresh, prepare_working
 from statepool.transports.copying import hash_file
@@ -201,11 +201,12 @@ def drop(made: Iterable[Fresh]) -> None:
         fresh.drop()
 
 
-def finish(cache: Cache, staging: Staging, under_way: MachineTakeover) -> None:
+def finish(cache: Cache, staging: Staging, under_way: MachineTakeover, hashed: Mapping[Digest, os.stat_result]) -> None:
     """
     Publish bytes that are gathered and flushed, and put fresh images in the places of those they came from. Ends the staging, unless it fails with
     images half changed: then whoever comes next ends it.
 
+    :param hashed: the status of each file that is gathered, by its descriptor, after it was hashed and changed for the last time
     :raises Conflict: a name exists with other content
     :raises NoSpace: there is no room for the record, or for the fresh images
     """
@@ -215,6 +216,10 @@ def finish(cache: Cache, staging: Staging, under_way: MachineTakeover) -> None:
         for part in under_way.parts
         if not is_same(cache.file(layout.data(part.digest)), cache.file(staging.path(part.digest))) and clear_place(cache, part.manifest)
     }
+    if not under_way.is_published(cache):  # what a crash has left half done is ended in any case
+        for part in under_way.parts:
+            if part.source is not None:
+                require_good(cache, _below(cache, part.manifest), part.source)
     made = write_fresh(cache, under_way)
     try:
         cache.pool.publish(under_way.manifests, staging, replace=under_way.replace)
@@ -228,8 +233,10 @@ def finish(cache: Cache, staging: Staging, under_way: MachineTakeover) -> None:
     _settle(staging, under_way, made)
     fold = cache.pool.fold(under_way.machine.object)
     for part in under_way.parts:
-        if part.digest not in reused:
-            cache.sign(part.digest, flushed=True, source=cache.trust.source(part.digest))
+        if part.digest in hashed and part.digest not in reused:
+            cache.sign(part.digest, hashed[part.digest], flushed=True, source=cache.trust.source(part.digest))
+        else:
+            examine(cache, [part.manifest])
         if fold.holding(part.manifest) == part.manifest:  # else another process has removed it meanwhile
             make_durable(cache, fold.chain(part.manifest))
 
@@ -289,7 +296,7 @@ def _go_forward(cache: Cache, staging: Staging, under_way: MachineTakeover) -> N
     left = under_way.left(cache, staging)
     if any(part.source is not None and not is_below(part.source) and opened.is_open(part.source) for part in left.parts):
         return  # a machine runs on half a state: it is left alone
-    finish(cache, staging, left)
+    finish(cache, staging, left, {})
 
 
 def _go_on(cache: Cache, marker: Marker, under_way: MachineTakeover, here: dict[Digest, Beneath]) -> None:
@@ -304,7 +311,7 @@ def _go_on(cache: Cache, marker: Marker, under_way: MachineTakeover, here: dict[
         if all(good):
             staging = Staging(cache.pool.transport, marker)
             try:
-                finish(cache, staging, under_way.left(cache, staging))
+                finish(cache, staging, under_way.left(cache, staging), {digest: os.fstat(each) for digest, each in descriptors.items()})
                 return
             except (Conflict, IntegrityError, NotFound):
                 if under_way.is_published(cache):

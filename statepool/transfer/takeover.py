@@ -27,7 +27,7 @@ from statepool.qcow2.header import apply_patches, backing_again, read_header_fd
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.frozen import is_below
-from statepool.transfer.ready import clear_place, make_durable
+from statepool.transfer.ready import clear_place, make_durable, require_good
 from statepool.transfer.working import Fresh, prepare_working
 from statepool.transports.copying import copy, hash_file
 
@@ -89,7 +89,7 @@ class Takeover:
             raise BadRecord(f"a marker of a set lacks or garbles {error}") from error
 
 
-def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | None, *, replace: bool) -> None:
+def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | None, hashed: os.stat_result, *, replace: bool) -> None:
     """
     Publish bytes that are gathered and flushed, and put a fresh overlay in the place of the image they came from. Ends the staging, unless it fails
     with the image half changed: then whoever comes next ends it.
@@ -98,6 +98,7 @@ def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | N
     of the working image to what is a state by then.
 
     :param working: the image, or None if there is none any more
+    :param hashed: the status of the file that is gathered, by its descriptor, after it was hashed and changed for the last time
     :raises Conflict: the name exists with other content
     :raises NoSpace: there is no room for the state's record, or for the overlay
     """
@@ -107,6 +108,8 @@ def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | N
     # After a crash its name may lead to the very file we gathered: hashed already, and leased to ourselves, so that nobody can open it.
     reused = not _is_same(cache.file(layout.data(digest)), cache.file(staging.path(digest))) and clear_place(cache, manifest)
     chain = _chain_of(cache, manifest)
+    if working is not None and not _is_published(cache, manifest):  # what a crash has left half done is ended in any case
+        require_good(cache, chain[1:], working)
     fresh = prepare_working(cache, chain, working, standing_on=chain[1:], flush=True) if working is not None else None
     try:
         pool.publish([manifest], staging, replace=replace)
@@ -120,7 +123,7 @@ def finish(cache: Cache, staging: Staging, manifest: Manifest, working: Path | N
         raise
     _settle(fresh, staging)
     if not reused:
-        cache.sign(digest, flushed=True, source=None)
+        cache.sign(digest, hashed, flushed=True, source=None)
     make_durable(cache, chain)
 
 
@@ -221,7 +224,7 @@ def _go_on(cache: Cache, marker: Marker, under_way: Takeover, gathered: Beneath)
         if good and closed:
             working = under_way.working if _is_same(under_way.working, gathered) else None
             try:
-                finish(cache, Staging(cache.pool.transport, marker), under_way.manifest, working, replace=under_way.replace)
+                finish(cache, Staging(cache.pool.transport, marker), under_way.manifest, working, os.fstat(descriptor), replace=under_way.replace)
                 return
             except StatePoolError:
                 if _is_published(cache, under_way.manifest):

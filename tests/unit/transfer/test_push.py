@@ -160,7 +160,7 @@ def test_a_pool_of_another_tool_is_only_read(lab: Any, cache: Cache) -> None:
 
 def test_what_another_pool_has_may_be_evicted(lab: Any, cache: Cache) -> None:
     chain = lab.chain(cache.pool, "install")
-    cache.sign(chain[0].digest, flushed=True, source=None)
+    cache.sign(chain[0].digest, cache.status(chain[0].digest), flushed=True, source=None)
     pool = lab.pool()
     Push(cache, pool).run(chain)
     assert cache.trust.source(chain[0].digest) == str(pool)
