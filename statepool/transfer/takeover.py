@@ -20,7 +20,7 @@ from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Collected
 from statepool.pools import layout
 from statepool.pools.log import MAX_RECORD
-from statepool.pools.staging import Marker, Staging, read_markers
+from statepool.pools.staging import Marker, Staging, is_let_go, read_markers
 from statepool.qcow2 import opened
 from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import apply_patches, backing_again, read_header_fd
@@ -163,7 +163,7 @@ def recover(cache: Cache) -> list[Collected]:
         return []
     # First, while the records of use are there that say how half written working images are called: ending a takeover replaces them.
     cache.chains.recover()
-    dead = [marker for marker in read_markers(cache.pool.transport) if _has_ended(marker) or marker.nonce in _unended]
+    dead = [marker for marker in read_markers(cache.pool.transport) if _has_ended(cache, marker) or marker.nonce in _unended]
     if not dead:
         return []
     with cache.pool.locks.hold("recover", cache.settings.lock_timeout):
@@ -172,9 +172,11 @@ def recover(cache: Cache) -> list[Collected]:
     return cache.collector.clear_incoming()
 
 
-def _has_ended(marker: Marker) -> bool:
+def _has_ended(cache: Cache, marker: Marker) -> bool:
     """Whether the writer of a marker is no more. Others than processes of this host send bytes to a cache, but only these change working images."""
-    return marker.writer.has_ended_here if marker.facts else marker.writer.is_dead
+    if not marker.facts:
+        return marker.writer.is_dead
+    return marker.writer.has_ended_here or (marker.locked and not marker.writer.is_here and is_let_go(cache.pool.transport, marker, cache.pool.now()))
 
 
 def _own(cache: Cache, nonce: str) -> Marker | None:
