@@ -17,7 +17,8 @@ from statepool.errors import IntegrityError, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.pools.fold import Change, Fold, Publish, Remove
-from statepool.pools.staging import Staging, read_markers
+from statepool.pools.staging import Marker, Staging, read_markers
+from statepool.pools.writer import Writer
 
 if TYPE_CHECKING:
     from statepool.pools.pool import Pool
@@ -72,10 +73,9 @@ class LastLook:
             if not self._take_back(machine, [change for change in written if isinstance(change, Publish)]):
                 raise
 
-    def is_shared(self) -> bool:
-        """:returns: whether another writer is at work on some of the bytes: it may be about to take back the record that names them"""
-        markers = read_markers(self.pool.transport)
-        return any(marker.nonce != self.staging.marker.nonce and not marker.digests.isdisjoint(self.digests) for marker in markers)
+    def is_doubted(self) -> bool:
+        """:returns: whether another writer is about to take back a record that names some of the bytes"""
+        return any(marker.taking_back and not marker.digests.isdisjoint(self.digests) for marker in read_markers(self.pool.transport))
 
     def _take_back(self, machine: str, published: Sequence[Publish]) -> bool:
         """
@@ -93,7 +93,8 @@ class LastLook:
             return [Remove(manifest.id, manifest.digest) for manifest in reversed(found)] if ids and fold.are_free(ids) else []
 
         # The marker tells writers of the same that a record of another writer is not enough for them.
-        staging = self.pool.stage(self.digests)
+        marker = Marker(self.pool.nonce(), frozenset(self.digests), Writer.current(), taking_back=True)
+        staging = Staging.begin(self.pool.transport, marker)
         try:
             removed = self.pool.append(machine, plan)
             self.pool.view.update([change.manifest.id for change in published], lambda: self.pool.fold(machine))

@@ -338,7 +338,7 @@ class Pool:
         look.settle_or_take_back(machine, changes)
         if not written and digests:
             # The record is that of another writer. One that takes its record back has done so by now, or has left a marker.
-            anew = look.is_shared()
+            anew = look.is_doubted()
             if written := self.append(machine, lambda fold: plan(fold, anew=anew), durable=durable):
                 look.settle_or_take_back(machine, changes)
         self.view.update(ids, lambda: self.fold(machine))

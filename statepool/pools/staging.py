@@ -37,6 +37,7 @@ class Marker:
     :param facts: what whoever comes after a crash must know to end it
     :param locked: whether the writer holds a lock of the kernel on the marker's file for as long as it lives, which containers of one host can see
         though they do not see each other's processes
+    :param taking_back: whether the writer is about to take back the record that names these bytes, since they are gone
     """
 
     nonce: str
@@ -44,6 +45,7 @@ class Marker:
     writer: Writer
     facts: dict[str, str] = field(factory=dict)
     locked: bool = field(default=False, eq=False)
+    taking_back: bool = False
 
     def to_bytes(self) -> bytes:
         """:returns: the content of its file"""
@@ -52,7 +54,7 @@ class Marker:
             "digests": sorted(map(str, self.digests)),
             "writer": self.writer.to_json(),
             "facts": self.facts,
-            **({"locked": True} if self.locked else {}),
+            **{name: True for name, said in (("locked", self.locked), ("taking_back", self.taking_back)) if said},
         }
         return json.dumps(data).encode() + b"\n"
 
@@ -71,6 +73,7 @@ class Marker:
             Writer.from_json(data.get("writer")),
             {str(key): str(value) for key, value in facts.items()},
             data.get("locked") is True,
+            data.get("taking_back") is True,
         )
 
 

@@ -231,7 +231,7 @@ def test_without_a_remedy_who_is_taken_for_dead_leaves_a_record_without_bytes(mo
 
 
 def test_without_a_record_of_its_own_what_another_has_published_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LastLook, "is_shared", lambda self: False)
+    monkeypatch.setattr(LastLook, "is_doubted", lambda self: False)
     doings = {"a": publish(C, again=False), "b": publish(C), "m": misjudge(at_once=True)}
     (violation,) = explore(doings, pool_with(P), misjudged=True).violations
     assert violation.what == "b published vm1/disk C, and it is not there"

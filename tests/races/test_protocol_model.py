@@ -58,6 +58,7 @@ class World:
         return evolve(self, data=self.data | {digest}, trash=self.trash - {aside[0]})
 
 
+BRINGS, TAKES_BACK = "brings its bytes again", "takes its record back"
 DONE, FAILED, DEAD = "done", "failed", "dead"
 ENDS = (DONE, FAILED, DEAD)
 Place = tuple[object, ...]
@@ -101,6 +102,9 @@ class Publisher:
     def _mine(self) -> tuple[str, str]:
         return self.me, self.state.digest
 
+    def _second(self, why: str) -> tuple[str, str]:
+        return f"{self.me} {why}", self.state.digest
+
     def _begin(self, world: World) -> tuple[World, Place]:
         return evolve(world, marks=world.marks | {self._mine}), ("gather",)
 
@@ -138,7 +142,7 @@ class Publisher:
         return settled, ("end", DONE) if written or "own" not in self.rules else ("doubt",)
 
     def _doubt(self, world: World) -> tuple[World, Place]:
-        others = any(writer != self.me and digest == self.state.digest for writer, digest in world.marks)
+        others = any(writer.endswith(TAKES_BACK) and digest == self.state.digest for writer, digest in world.marks)
         return world, ("fold", True) if others else ("confirm",)
 
     def _confirm(self, world: World) -> tuple[World, Place]:
@@ -149,11 +153,10 @@ class Publisher:
 
     def _mark(self, world: World) -> tuple[World, Place]:
         # Another marker than the first one, which a collector may just be removing.
-        again = evolve(world, marks=world.marks | {(f"{self.me} again", self.state.digest)})
         if self.brings and "again" in self.rules:
-            return again, ("bring",)
+            return evolve(world, marks=world.marks | {self._second(BRINGS)}), ("bring",)
         if "back" in self.rules:
-            return again, ("back",)
+            return evolve(world, marks=world.marks | {self._second(TAKES_BACK)}), ("back",)
         return world, ("end", FAILED)
 
     def _bring(self, world: World) -> tuple[World, Place]:
@@ -175,7 +178,7 @@ class Publisher:
         return evolve(world, log=(*world.log, Change(self.state.name))), ("end", FAILED)
 
     def _end(self, world: World, how: str) -> tuple[World, Place]:
-        marks = world.marks - {self._mine, (f"{self.me} again", self.state.digest)}
+        marks = world.marks - {self._mine, self._second(BRINGS), self._second(TAKES_BACK)}
         return evolve(world, marks=marks, gathered=world.gathered - {self._mine}), (how,)
 
 
@@ -298,24 +301,24 @@ def test_writers_that_are_judged_rightly_may_die_anywhere(actors: Sequence[Actor
     assert states > 100
 
 
-BRINGS = pytest.mark.parametrize("brings", [True, False], ids=["that still has the bytes", "that does not"])
+WAYS = pytest.mark.parametrize("brings", [True, False], ids=["that still has the bytes", "that does not"])
 
 
-@BRINGS
+@WAYS
 def test_a_writer_that_is_taken_for_dead(brings: bool) -> None:
     actors = (Publisher("a", C, brings).actor(), collector("g", misjudges="a"), collector("h"))
     _, wrong = explore(actors, WITH_P, immortal=[0])
     assert not wrong, wrong[0]
 
 
-@BRINGS
+@WAYS
 def test_a_writer_that_is_taken_for_dead_while_another_publishes_the_same(brings: bool) -> None:
     actors = (Publisher("a", C, brings).actor(), Publisher("b", C).actor(), collector("g", misjudges="a"))
     _, wrong = explore(actors, WITH_P, immortal=[0])
     assert not wrong, wrong[0]
 
 
-@BRINGS
+@WAYS
 def test_a_writer_that_is_taken_for_dead_while_its_state_is_removed(brings: bool) -> None:
     actors = (Publisher("a", C, brings).actor(), remover("C"), collector("g", misjudges="a"))
     _, wrong = explore(actors, WITH_P, immortal=[0])
