@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from statepool.beneath import Beneath, Descriptor, Tree
+from statepool.beneath import Beneath, Descriptor
 from statepool.errors import Conflict, DigestMismatch, IntegrityError, MissingFile, NoSpace, UnsafeImage
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.manifest import Manifest, Parent
@@ -368,7 +368,9 @@ class Fetch:
         return manifest
 
     def _opened_there(self, member: Member) -> Descriptor:
-        return open_whole(Beneath(Tree(self._source.location.path), member.path), member.manifest, self._source)
+        file = self._source.transport.beneath(member.path)
+        assert file is not None, "a pool that is referred to is on this host"
+        return open_whole(file, member.manifest, self._source)
 
     def _hash_there(self, promised: Manifest, descriptor: int) -> Hashed:
         algorithm = promised.digest.algorithm if promised.digest is not None else DEFAULT_ALGORITHM
