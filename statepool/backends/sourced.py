@@ -220,7 +220,7 @@ class RootSourcedStateBackend(StateBackend):
         return evolve(result, working=working, warnings=(*self._unasked, *result.warnings))
 
     def _bring(self, mirrors: Mirrors, wanted: StateId, found: Found) -> tuple[Got, tuple[Manifest, ...]]:
-        warnings = found.warnings
+        warnings, mended = found.warnings, []
         if not found.offers:
             chain = self._parts(found.cached)
             readiness = examine(self._cache, [link for link in chain if link.digest is not None], self.context.progress)
@@ -231,11 +231,13 @@ class RootSourcedStateBackend(StateBackend):
             if not found.offers:
                 raise damaged(self._cache, readiness.bad[0])
             for manifest in readiness.bad:
-                discard(self._cache, manifest)
+                mended.append(discard(self._cache, manifest))
         brought = mirrors.bring(wanted, found.offers, found.failed)
         self._cache.fresh.note(wanted, str(brought.offer.source), brought.offer.token, content_of(brought.fetched.chain[0]))
         answer = got(brought.offer, brought.fetched)
-        return evolve(answer, warnings=(*warnings, *brought.warnings)), brought.fetched.chain
+        return evolve(
+            answer, warnings=tuple(dict.fromkeys((*warnings, *brought.warnings, *mended, *brought.fetched.warnings)))
+        ), brought.fetched.chain
 
     def _parts(self, cached: Manifest | None) -> tuple[Manifest, ...]:
         assert cached is not None

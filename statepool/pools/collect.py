@@ -134,7 +134,7 @@ class Collector:
         paths = [f"{layout.LOCKS}/{name}" for name in sorted(entry.name for entry in self._transport.scan(layout.LOCKS)) if is_claim(name)]
         if not paths:
             return []
-        now, gone = self._now(), []
+        now, gone = self._pool.now(), []
         for path, stat in zip(paths, self._transport.stat_many(paths), strict=True):
             old = stat is not None and now - stat.mtime_ns / 1e9 > (PASSING if has_ended(path) else ABANDONED)
             if old and (dry_run or self._transport.remove(path)):
@@ -172,7 +172,7 @@ class Collector:
         names = sorted(entry.name for entry in self._transport.scan(layout.INCOMING))
         if not names:
             return
-        now = self._now() if thorough else None
+        now = self._pool.now() if thorough else None
         markers = {marker.nonce: marker for marker in read_markers(self._transport)}
         # A marker with facts is about more than these files: whoever understands them ends it.
         passive = {nonce: marker for nonce, marker in markers.items() if not marker.facts}
@@ -198,15 +198,3 @@ class Collector:
     def _age(self, path: str, now: float) -> float:
         stat = self._transport.stat(path)
         return now - stat.mtime_ns / 1e9 if stat is not None else 0.0
-
-    def _now(self) -> float:
-        """The time of the pool's own clock, in seconds: clocks of different hosts are never compared."""
-        if self._transport.capabilities.local:
-            return self._pool.clock()
-        path = f"{layout.INCOMING}/{self._pool.nonce()}.clock"
-        self._transport.create(path, b"", flush=False)
-        try:
-            stat = self._transport.stat(path)
-        finally:
-            self._transport.remove(path)
-        return stat.mtime_ns / 1e9 if stat is not None else 0.0

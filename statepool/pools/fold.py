@@ -216,6 +216,15 @@ class Fold:
         found += [state for state, manifest in self._states.items() if state not in lost and lost.intersection(member_ids(manifest))]
         return sorted(found, key=lambda state: -self._depth(state))
 
+    def are_free(self, ids: Sequence[StateId]) -> bool:
+        """:returns: whether no other states than these stand on them, or list them"""
+        return set(self.dependants(ids)) <= set(ids)
+
+    def holds(self, manifest: Manifest) -> bool:
+        """:returns: whether publishing a state would change nothing that matters"""
+        old = self._states.get(manifest.id)
+        return old is not None and old.digest == manifest.digest and old.parent == manifest.parent and dict(old.members) == dict(manifest.members)
+
     def standing_on(self, manifest: Manifest) -> list[StateId]:
         """:returns: the named states that stand on this very state, with or without a name"""
         return [state for state, tip in self._states.items() if any(link is manifest for link in tuple(self._walk(tip))[1:])]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from statepool.errors import (
+    AccessDenied,
     Conflict,
     FileExists,
     IntegrityError,
@@ -27,6 +28,7 @@ from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.names import is_name
 from statepool.pools import layout
 from statepool.pools.fold import Change, Fold, Publish, Remove, member_id, member_ids
+from statepool.pools.lastlook import Again, LastLook, published_anew
 from statepool.pools.locks import Locks, locks_of, quick_locks_of
 from statepool.pools.log import Clock, MachineLog, Nonce, fold_all, random_nonce
 from statepool.pools.records import decode
@@ -168,6 +170,13 @@ class Pool:
                 hint=f"allow writing to it with: statepool init {self.location}",
             )
 
+    def now(self) -> float:
+        """:returns: the time of the place's own clock, in seconds since the epoch: ages are never measured with the clocks of two hosts"""
+        try:
+            return self.transport.now(f"{layout.INCOMING}/{self.nonce()}.clock")
+        except AccessDenied:
+            return self.clock()  # where nothing can be written, nothing is removed for its age either
+
     # -- looking -----------------------------------------------------------------------------------------------------------------------------------
 
     def log(self, machine: str) -> MachineLog:
@@ -294,6 +303,7 @@ class Pool:
         supersede: bool = False,
         in_place: bool = False,
         durable: bool = True,
+        again: Again | None = None,
     ) -> bool:
         """
         Make states visible, all in one record. Their bytes have been gathered in ``staging``, or are here.
@@ -303,27 +313,36 @@ class Pool:
         :param supersede: as replace, and what stands on it keeps it, without its name: for caches
         :param in_place: the files in their places in the view are the states themselves: they are being adopted
         :param durable: also flush the names of the bytes and of the record; a cache that hashes its files after a reboot does without
+        :param again: gathers the bytes once more, if they are gone since a collector took this writer for dead
         :returns: whether anything had to be changed; False if the same was there before
         :raises Conflict: a name exists with other content, or a parent has changed
         :raises HasDependants: something stands on what should be replaced
+        :raises IntegrityError: the bytes are gone
         """
         machine = manifests[0].id.machine
         ids = [manifest.id for manifest in manifests]
         digests = [manifest.digest for manifest in manifests if manifest.digest is not None]
         self.check_publishable(manifests, replace=replace, supersede=supersede, in_place=in_place)
-        staging.settle(digests)
+        look = LastLook(self, staging, digests, again)
+        look.settle()
         if durable:
             self.transport.flush(layout.DATA)
+        changes: list[Change] = []
 
-        def plan(fold: Fold) -> list[Change]:
-            changes = self._plan(fold, manifests, replace, supersede)
+        def plan(fold: Fold, *, anew: bool = False) -> list[Change]:
+            changes[:] = self._plan(fold, manifests, replace, supersede) or (published_anew(fold, manifests) if anew else [])
             if not in_place:
                 self.view.reclaim(fold.states[change.id] for change in changes if change.id in fold.states)
             return changes
 
         written = self.append(machine, plan, durable=durable)
         # A collector may have moved the bytes aside before it could see the record. We still have them: one last look.
-        staging.settle(digests)
+        look.settle_or_take_back(machine, changes)
+        if not written and digests:
+            # The record is that of another writer. One that takes its record back has done so by now, or has left a marker.
+            anew = look.is_doubted()
+            if written := self.append(machine, lambda fold: plan(fold, anew=anew), durable=durable):
+                look.settle_or_take_back(machine, changes)
         self.view.update(ids, lambda: self.fold(machine))
         return written
 
@@ -346,7 +365,7 @@ class Pool:
         coming = {manifest.id: manifest for manifest in manifests}
         for manifest in manifests:
             old = fold.states.get(manifest.id)
-            if old is not None and _same(old, manifest):
+            if fold.holds(manifest):
                 continue
             self._check_parent(fold, manifest, coming)
             refuse_moved(self.location, fold, manifest)
@@ -480,8 +499,3 @@ def _lost_ram(fold: Fold, old: Manifest, new: Manifest) -> list[Remove]:
     ram = StateId(old.object, old.state, Kind.RAM)
     lost = "ram" in old.members and "ram" not in new.members and ram in fold.states
     return [Remove(ram, fold.states[ram].digest)] if lost else []
-
-
-def _same(old: Manifest, new: Manifest) -> bool:
-    """Whether publishing ``new`` over ``old`` changes nothing that matters."""
-    return old.digest == new.digest and old.parent == new.parent and dict(old.members) == dict(new.members)

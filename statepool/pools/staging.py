@@ -7,11 +7,15 @@ the moment it is there, also when they were there before and are only used again
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 from collections.abc import Iterable
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
+from statepool.beneath import Descriptor
 from statepool.errors import BadRecord, FileExists, IntegrityError, MissingFile
 from statepool.model.digest import Digest
 from statepool.pools import layout
@@ -19,6 +23,7 @@ from statepool.pools.log import MAX_RECORD
 from statepool.pools.records import decode
 from statepool.pools.writer import Writer
 from statepool.transports.base import Transport
+from statepool.transports.local import LocalTransport
 
 
 @frozen
@@ -30,12 +35,17 @@ class Marker:
     :param digests: the bytes it is about to need
     :param writer: the process
     :param facts: what whoever comes after a crash must know to end it
+    :param locked: whether the writer holds a lock of the kernel on the marker's file for as long as it lives, which containers of one host can see
+        though they do not see each other's processes
+    :param taking_back: whether the writer is about to take back the record that names these bytes, since they are gone
     """
 
     nonce: str
     digests: frozenset[Digest]
     writer: Writer
     facts: dict[str, str] = field(factory=dict)
+    locked: bool = field(default=False, eq=False)
+    taking_back: bool = False
 
     def to_bytes(self) -> bytes:
         """:returns: the content of its file"""
@@ -44,6 +54,7 @@ class Marker:
             "digests": sorted(map(str, self.digests)),
             "writer": self.writer.to_json(),
             "facts": self.facts,
+            **{name: True for name, said in (("locked", self.locked), ("taking_back", self.taking_back)) if said},
         }
         return json.dumps(data).encode() + b"\n"
 
@@ -61,6 +72,8 @@ class Marker:
             frozenset(Digest.parse(str(digest)) for digest in digests),
             Writer.from_json(data.get("writer")),
             {str(key): str(value) for key, value in facts.items()},
+            data.get("locked") is True,
+            data.get("taking_back") is True,
         )
 
 
@@ -97,16 +110,22 @@ class Staging:
     :param marker: what it says about it; it must be there
     """
 
-    def __init__(self, transport: Transport, marker: Marker) -> None:
+    def __init__(self, transport: Transport, marker: Marker, lock: Descriptor | None = None) -> None:
         self.marker = marker
         self._transport = transport
+        self._lock = lock
 
     @classmethod
     def begin(cls, transport: Transport, marker: Marker) -> Staging:
         """:returns: a new one, whose marker is there from now on"""
-        # Without facts it only speaks to those who are at work now: after a power cut nobody misses it.
-        transport.create(layout.marker(marker.nonce), marker.to_bytes(), flush=bool(marker.facts))
-        return cls(transport, marker)
+        path = layout.marker(marker.nonce)
+        if not marker.facts:
+            # It only speaks to those who are at work now: after a power cut nobody misses it.
+            transport.create(path, marker.to_bytes(), flush=False)
+            return cls(transport, marker)
+        marker = evolve(marker, locked=isinstance(transport, LocalTransport))
+        transport.create(path, marker.to_bytes())
+        return cls(transport, marker, _open_locked(transport, path, fcntl.LOCK_SH) if isinstance(transport, LocalTransport) else None)
 
     def path(self, digest: Digest) -> str:
         """:returns: where to gather the bytes of this name"""
@@ -120,7 +139,11 @@ class Staging:
         """
         for digest in digests:
             if not self._settle(digest):
-                raise IntegrityError(f"the bytes {digest} are not in {self._transport.location}", pool=str(self._transport.location))
+                raise IntegrityError(
+                    f"the bytes {digest} are not in {self._transport.location}: they were removed there meanwhile",
+                    pool=str(self._transport.location),
+                    hint="nothing was published; do it once more",
+                )
 
     def _settle(self, digest: Digest) -> bool:
         try:
@@ -136,6 +159,43 @@ class Staging:
         for digest in sorted(self.marker.digests):
             self._transport.remove(self.path(digest))
         self._transport.remove(layout.marker(self.marker.nonce))
+        if self._lock is not None:
+            self._lock.close()
+
+
+LOCKING = 60
+"""Age in seconds, by the clock of the place, from which the file of a marker is locked if its writer lives: it gets its lock after its name."""
+
+_NO_LOCKS = frozenset({errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS})
+"""What the kernel says where a file system has no locks (``man 2 flock``)."""
+
+
+def is_let_go(transport: Transport, marker: Marker, now: float) -> bool:
+    """
+    :param now: by the clock of the place, in seconds since the epoch
+    :returns: whether the writer of a marker that was locked is surely no more, in whatever container of this host it was
+    """
+    path = layout.marker(marker.nonce)
+    if not marker.locked or not marker.writer.is_of_this_boot or not isinstance(transport, LocalTransport):
+        return False
+    found = transport.stat(path)
+    if found is None or now - found.mtime_ns / 1e9 < LOCKING:
+        return False
+    return _open_locked(transport, path, fcntl.LOCK_EX) is not None
+
+
+def _open_locked(transport: LocalTransport, path: str, how: int) -> Descriptor | None:
+    """:returns: a file with a lock on it that lasts as long as the descriptor; None if it cannot be had"""
+    try:
+        descriptor = Descriptor(transport.tree.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        fcntl.flock(descriptor.number, how | fcntl.LOCK_NB)
+    except (BlockingIOError, FileNotFoundError, PermissionError):
+        return None  # it is held, or gone, or another account's
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    return descriptor
 
 
 LOOKS = 3

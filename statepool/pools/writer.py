@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 from attrs import frozen
 
 from statepool.errors import BadRecord
+from statepool.model.digest import Digest
 
 
 @frozen
@@ -16,11 +18,12 @@ class Writer:
     """
     A process on a host.
 
-    :param host: the host's name
+    :param host: the host's name, for people: two hosts can have the same one, and one host two of them
     :param boot: the id of the running kernel, ``/proc/sys/kernel/random/boot_id``
     :param space: the inode of the process id namespace, since containers share a host and a boot
     :param pid: the process
     :param start: when it started, in clock ticks since boot (field 22 of ``/proc/PID/stat``, see proc(5)), since process ids are used again
+    :param machine: tells the host from others across boots, see :func:`machine_of`; empty where an older version wrote it
     """
 
     host: str
@@ -28,6 +31,7 @@ class Writer:
     space: int
     pid: int
     start: int
+    machine: str = ""
 
     def __str__(self) -> str:
         return f"{self.host}:{self.pid}"
@@ -40,25 +44,40 @@ class Writer:
     @classmethod
     def gone(cls) -> Writer:
         """:returns: a writer of this host of whom nothing is known but that a power cut ended it"""
-        return cls(Writer.current().host, "", 0, 0, 0)
+        here = cls.current()
+        return cls(here.host, "", 0, 0, 0, here.machine)
+
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether it is, or was, a process of the running kernel."""
+        return self.boot == Writer.current().boot
 
     @property
     def is_here(self) -> bool:
         """Whether it is, or was, a process of this host that this process could see."""
         here = Writer.current()
-        return self.host == here.host and (self.boot != here.boot or self.space == here.space)
+        if self.is_of_this_boot:
+            return self.space == here.space
+        return self.machine == here.machine if self.machine else self.host == here.host
 
     @property
     def is_dead(self) -> bool:
         """Whether it surely is at work no more. False where that cannot be known."""
-        here = Writer.current()
-        if not self.is_here:
-            return False
-        return self.boot != here.boot or _started(self.pid) != self.start
+        return self.is_here and self._has_ended
+
+    @property
+    def has_ended_here(self) -> bool:
+        """As :attr:`is_dead`, of a writer in a place that processes of this host alone write to: none of another boot is at work."""
+        return self._has_ended if self.is_here or not self.is_of_this_boot else not _is_space(self.space)
+
+    @property
+    def _has_ended(self) -> bool:
+        return not self.is_of_this_boot or _started(self.pid) != self.start
 
     def to_json(self) -> dict[str, Any]:
         """:returns: the form in records and markers"""
-        return {"host": self.host, "boot": self.boot, "space": self.space, "pid": self.pid, "start": self.start}
+        machine = {"machine": self.machine} if self.machine else {}
+        return {"host": self.host, **machine, "boot": self.boot, "space": self.space, "pid": self.pid, "start": self.start}
 
     @classmethod
     def from_json(cls, data: object) -> Writer:
@@ -69,16 +88,55 @@ class Writer:
             raise BadRecord("a writer is not a JSON object")
         texts = [data.get(name) for name in ("host", "boot")]
         numbers = [data.get(name) for name in ("space", "pid", "start")]
-        if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        machine = data.get("machine", "")
+        if not all(isinstance(text, str) for text in (*texts, machine)) or not all(type(number) is int for number in numbers):
             raise BadRecord("a writer lacks its host, boot, space, pid or start")
-        return cls(*texts, *numbers)  # type: ignore[arg-type]  # just checked
+        return cls(*texts, *numbers, machine)  # type: ignore[arg-type, call-arg]  # just checked
 
 
 @lru_cache(maxsize=1)
-def _current(pid: int) -> Writer:
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        boot = file.read().strip()
-    return Writer(os.uname().nodename, boot, os.stat("/proc/self/ns/pid").st_ino, pid, _started(pid) or 0)
+def _current(pid: int) -> Writer:  # noqa: ARG001  # what is cached is that of one process: a child is another
+    boot = _read("/proc/sys/kernel/random/boot_id")
+    host = os.uname().nodename
+    # Where /proc is that of another namespace, a process has another number there than it knows of itself.
+    number = int(os.readlink("/proc/self"))
+    return Writer(host, boot, os.stat("/proc/self/ns/pid").st_ino, number, _started(number) or 0, machine_of(host))
+
+
+def machine_of(host: str) -> str:
+    """
+    Tell a host from others, whatever its name is now: by the id of its installation (machine-id(5), which is not to be shown as it is) and the
+    addresses of its network devices, since clones share that id. A container sees no such device, and a cloned image has the id of all others that
+    were made from it: there the name stays a part of it.
+
+    :param host: the host's name
+    :returns: 32 hexadecimal digits
+    """
+    installed = next(filter(None, map(_read, ("/etc/machine-id", "/var/lib/dbus/machine-id"))), "")
+    addresses = sorted(_addresses())
+    parts = ["statepool", installed, *addresses] if installed and addresses else ["statepool", installed, host]
+    return Digest.of("\n".join(parts).encode()).hex[:32]
+
+
+def _addresses() -> Iterator[str]:
+    """:returns: of the network devices that are devices, and not made by software as those of containers are"""
+    devices = "/sys/class/net"
+    try:
+        names = os.listdir(devices)
+    except FileNotFoundError:
+        return
+    for name in names:
+        if os.path.exists(f"{devices}/{name}/device") and (address := _read(f"{devices}/{name}/address")):
+            yield address
+
+
+def _read(path: str) -> str:
+    """:returns: the text of a small file of the system; empty if it is not there"""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read().strip()
+    except (FileNotFoundError, PermissionError):
+        return ""
 
 
 def _started(pid: int) -> int | None:
@@ -89,3 +147,24 @@ def _started(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+_FIRST_SPACE = 0xEFFFFFFC
+"""The inode of the process id namespace of the kernel's first process (PROC_PID_INIT_INO in ``linux/proc_ns.h``), from which all others are seen."""
+
+
+def _is_space(space: int) -> bool:
+    """:returns: whether a process id namespace may still have processes; it is surely empty only where all processes can be looked at"""
+    if Writer.current().space != _FIRST_SPACE:
+        return True
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if pid == "1":
+            continue  # it is in the first namespace, and may be closed to all others
+        try:
+            if os.stat(f"/proc/{pid}/ns/pid").st_ino == space:
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile, or only its remains are there
+        except PermissionError:
+            return True
+    return False

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 from attrs import field, frozen
 
-from statepool.errors import BadRecord, Conflict, HasDependants, NotFound
+from statepool.errors import BadRecord, Conflict, HasDependants, IntegrityError, NotFound
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest, Parent, StateId
 from statepool.pools import layout
@@ -28,9 +28,10 @@ from statepool.pools.locks import NoLocks
 from statepool.pools.log import MachineLog
 from statepool.pools.pool import Pool
 from statepool.pools.records import Record
+from statepool.pools.staging import Staging
 from statepool.pools.writer import Writer
 from statepool.testing.interleave import Actor, Direct, Explored, Files, Outcomes, Replay, World
-from statepool.transports.base import FileKind
+from statepool.transports.base import FileKind, Transport
 
 OBJECT = "vm1/disk"
 
@@ -81,24 +82,31 @@ def _pool_of(transport: Replay) -> Pool:
     return Pool(transport, locks=transport, nonce=transport.nonce, clock=lambda: 0.0)
 
 
-def publish(*manifests: Manifest, upload: bool = True, **how: bool) -> Doing:
-    """:param upload: bring the bytes even if they seem to be there"""
+def publish(*manifests: Manifest, upload: bool = True, again: bool = True, **how: bool) -> Doing:
+    """
+    :param upload: bring the bytes even if they seem to be there
+    :param again: bring them once more if they are gone at the last look
+    """
 
     def run(transport: Replay) -> str:
         pool = _pool_of(transport)
         for manifest in manifests:
             assert manifest.digest is not None
             staging = pool.stage([manifest.digest])
+
+            def bring(staging: Staging, digest: Digest = manifest.digest) -> None:
+                transport.create(staging.path(digest), b"x")
+
             try:
                 if upload or not pool.has_bytes(manifest.digest):
-                    transport.create(staging.path(manifest.digest), b"x")
-                pool.publish([manifest], staging, **how)
+                    bring(staging)
+                pool.publish([manifest], staging, again=bring if again else None, **how)
             finally:
                 staging.end()
         return "published"
 
     replaces = frozenset(manifest.state for manifest in manifests) if how else frozenset()
-    return Doing(run, manifests, replaces=replaces, allowed=(Conflict, HasDependants))
+    return Doing(run, manifests, replaces=replaces, allowed=(Conflict, HasDependants) if again else (Conflict, HasDependants, IntegrityError))
 
 
 def remove(name: str, *, cascade: bool = False, also: Sequence[str] = ()) -> Doing:
@@ -129,6 +137,34 @@ def sweep() -> Doing:
         return "swept"
 
     return Doing(run)
+
+
+def misjudge(*, at_once: bool = False) -> Doing:
+    """
+    Takes the writer ``a``, which lives, for dead: removes what it has in ``incoming/``, the marker last, and collects the bytes of ``C``.
+
+    :param at_once: in one step
+    """
+
+    def run(transport: Replay) -> str:
+        if at_once:
+            transport.at_once("misjudge")
+        else:
+            _misjudge(transport, _pool_of(transport))
+        return "collected"
+
+    return Doing(run)
+
+
+def _misjudge(transport: Transport, pool: Pool) -> None:
+    mine = [entry.name for entry in transport.scan(layout.INCOMING) if entry.name.startswith("a")]
+    for name in sorted(mine, key=lambda name: name.endswith(".json")):
+        transport.remove(f"{layout.INCOMING}/{name}")
+    Collector(pool).collect([_digest("C")])
+
+
+def _misjudging(transport: Direct) -> None:
+    _misjudge(transport, Pool(transport, locks=NoLocks(), nonce=lambda: "judge", clock=lambda: 0.0))
 
 
 def compact() -> Doing:
@@ -290,6 +326,11 @@ class Rules:
         """As :meth:`check`, but for nothing else."""
         return self._lacking(files, self._fold(files))
 
+    def check_misjudged(self, files: Files, outcomes: Outcomes) -> str | None:
+        """As :meth:`check`, but a record may be without bytes while writers live that have not taken their last look."""
+        wrong = self._lacking(files, self._fold(files)) if all(name in outcomes for name, doing in self.doings.items() if doing.publishes) else None
+        return wrong or self._not_kept(self._fold(files), outcomes)
+
     def step(self, before: Files, after: Files) -> str | None:
         """The log is as it was, or one record longer."""
         try:
@@ -385,13 +426,16 @@ class Rules:
 
 AT_ONCE: Mapping[str, Callable[[Direct], object]] = {
     "newest": lambda transport: _fold_of(transport.files).number,
+    "misjudge": _misjudging,
     "late 2": _coming_late(2),
     "take back 2": _taking_back(2),
     **{manifest.state: _appending(manifest) for manifest in (C, D, E, F)},
 }
 
 
-def explore(doings: Mapping[str, Doing], files: Files, *, locks: bool = False, symlinks: bool = False, only_bytes: bool = False) -> Explored:
+def explore(
+    doings: Mapping[str, Doing], files: Files, *, locks: bool = False, symlinks: bool = False, only_bytes: bool = False, misjudged: bool = False
+) -> Explored:
     """
     Let actors meet on a pool.
 
@@ -400,12 +444,13 @@ def explore(doings: Mapping[str, Doing], files: Files, *, locks: bool = False, s
     :param locks: whether locks hold
     :param symlinks: whether there is a view
     :param only_bytes: check only that no bytes are lost
+    :param misjudged: whether one of the actors is taken for dead while it lives
     """
     rules = Rules(doings, symlinks)
     world = World(
         {name: doing.run for name, doing in doings.items()},
         files,
-        rules.check_bytes if only_bytes else rules.check,
+        rules.check_misjudged if misjudged else rules.check_bytes if only_bytes else rules.check,
         step=rules.step,
         locks=locks,
         symlinks=symlinks,

@@ -159,6 +159,10 @@ class _Primitives(Transport):
         """As the transport's face says."""
         return cast("Stat | None", self.do("stat", path))
 
+    def now(self, path: str) -> float:
+        """As the transport's face says; time does not pass here."""
+        return 0.0
+
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """As the transport's face says; links are never followed."""
         data: bytes = self.do("read", path)

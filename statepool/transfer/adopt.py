@@ -26,13 +26,15 @@ from statepool.pools.pool import Pool
 from statepool.pools.view import Unmanaged
 from statepool.pools.writer import Writer
 from statepool.qcow2 import opened
+from statepool.qcow2.checks import Backing, check_image
 from statepool.qcow2.clusters import check_clusters
-from statepool.qcow2.header import apply_patches, backing_patch, read_header, read_header_fd, reader
+from statepool.qcow2.header import apply_patches, backing_patch, read_header_fd, reader
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.held import held_in
 from statepool.transfer.offers import Member, unmanaged_chain
 from statepool.transfer.offers import reader as reader_of
+from statepool.transfer.ready import hash_open
 from statepool.transports.copying import data_extents
 from statepool.transports.failures import Subject, translating
 
@@ -117,36 +119,53 @@ class Adoption:
         if len(chain) > 1 and parent is None:
             raise UsageError(f"its parent {chain[1].manifest.state} could not be adopted")
         path = layout.view(tip.id)
-        read, size = reader_of(self.pool, path)
-        check_clusters(read, read_header(read, size, f"{tip.id} in {self.pool}"), f"{tip.id} in {self.pool}")
         local = self.pool.transport.beneath(path)
         relocated = self._relocate(local, parent) if self.relocate and local is not None and parent is not None else False
         with _unwritten(local) as descriptor:
             lease = _lease(descriptor)
-            digest = self._digest(tip, path)
+            self._check(tip, path, parent, descriptor)
+            digest = self._digest(tip, path, descriptor)
             manifest = self._manifest(tip, path, digest, parent, descriptor)
             with self._closed(manifest, descriptor):
                 if _lease(descriptor) != lease:
                     # It was permitted to write before the file was read-only, and will not wait for us for long.
                     raise InUse(f"another process wants to write to {local}", path=str(local), hint="adopt it when nobody writes to it")
-                self._publish(manifest, digest, path)
+                self._publish(manifest, digest, path, descriptor)
         return Adopted(str(self.pool), tip.object, tip.state, str(digest), relocated)
 
-    def _digest(self, tip: Manifest, path: str) -> Digest:
+    def _check(self, tip: Manifest, path: str, parent: Manifest | None, descriptor: int | None) -> None:
+        """Look into the very file that is hashed, where it is on this host: whatever had its name when the chain was looked at."""
+        what = f"{tip.id} in {self.pool}"
+        if descriptor is None:
+            read, size = reader_of(self.pool, path)
+        else:
+            read, size = reader(descriptor), os.fstat(descriptor).st_size
+        header = check_image(read, size, what, parent=parent.state if parent is not None else None, backing=Backing.UNMANAGED)
+        check_clusters(read, header, what)
+
+    def _digest(self, tip: Manifest, path: str, descriptor: int | None) -> Digest:
+        if descriptor is not None:
+            return hash_open(descriptor, title=f"adopt {tip.id}", progress=self.progress).digest
         self.progress.begin(f"adopt {tip.id}", tip.size)
         try:
             return self.pool.transport.digest(path, self._size(path), progress=self.progress)
         finally:
             self.progress.end()
 
-    def _publish(self, manifest: Manifest, digest: Digest, path: str) -> None:
+    def _publish(self, manifest: Manifest, digest: Digest, path: str, descriptor: int | None) -> None:
         staging = self.pool.stage([digest])
         try:
-            self.pool.transport.link(path, staging.path(digest))
-            self.pool.publish([manifest], staging, in_place=True)
+            self._link(path, descriptor, staging.path(digest))
+            self.pool.publish([manifest], staging, in_place=True, again=lambda renewed: self._link(path, descriptor, renewed.path(digest)))
         finally:
             staging.end()
             self._collector.collect([digest])  # nothing, unless it failed
+
+    def _link(self, path: str, descriptor: int | None, target: str) -> None:
+        self.pool.transport.link(path, target)
+        linked = self.pool.transport.stat(target)
+        if descriptor is not None and (linked is None or linked.identity != _identity(os.fstat(descriptor))):
+            raise InUse(f"another file took the place of {path} in {self.pool} while it was hashed", path=path, hint="adopt it once more")
 
     @contextmanager
     def _closed(self, manifest: Manifest, descriptor: int | None) -> Iterator[None]:
@@ -169,7 +188,7 @@ class Adoption:
         return stat.size if stat is not None else 0
 
     def _manifest(self, tip: Manifest, path: str, digest: Digest, parent: Manifest | None, descriptor: int | None) -> Manifest:
-        size = self._size(path)
+        size = os.fstat(descriptor).st_size if descriptor is not None else self._size(path)
         return evolve(
             tip,
             size=size,
@@ -198,6 +217,10 @@ class Adoption:
 def _unwritten(path: Beneath | None) -> AbstractContextManager[int | None]:
     """Have a file that nobody writes to, where that can be known: on this host. :returns: its descriptor"""
     return opened.shared(path) if path is not None else nullcontext()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _lease(descriptor: int | None) -> int | None:

@@ -120,17 +120,18 @@ class Cache:
         found = self.file(layout.data(digest)).stat()
         return found is not None and stat.S_ISLNK(found.st_mode)
 
-    def sign(self, digest: Digest, *, flushed: bool, source: str | None) -> None:
+    def sign(self, digest: Digest, hashed: os.stat_result | None, *, flushed: bool, source: str | None) -> None:
         """
-        Trust the file of some bytes, which have just been hashed.
+        Trust the file of some bytes, if it is the one that was hashed.
 
+        :param hashed: the status of the descriptor that was hashed; None if it changed while it was
         :param flushed: whether they are on stable storage
         :param source: the location that has them too, or None
         """
         if (found := file_of(self.tree, digest, source)) is not None:
             # Not opened for reading: this process may hold a lease on it, as of a file that is being set.
             with Descriptor(found.open(os.O_PATH)) as descriptor:
-                self.trust.record(digest, descriptor, flushed=flushed, source=source, ours=found.tree is self.tree)
+                self.trust.record(digest, descriptor, hashed, flushed=flushed, source=source, ours=found.tree is self.tree)
 
     def working_directory(self) -> Path:
         """:returns: where working images of this account go that were not given a place"""

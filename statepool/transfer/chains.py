@@ -273,6 +273,10 @@ class Chains:
         moment = time.time() if now is None else now
         return [use.working for use in self._uses(key) if self._is_live(key, use, moment)]
 
+    def users_of(self, digest: Digest) -> list[str]:
+        """:returns: the working images that stand on some bytes, or on what stands on these"""
+        return sorted({working for key in self._keys() if digest in self.members(key) for working in self.users(key)})
+
     def _is_live(self, key: Digest, use: Use, now: float) -> bool:
         """
         Whether a use still counts. Notes when its image vanished, and forgets it when that is long ago.
@@ -446,7 +450,7 @@ def _remove_unfinished(use: Use) -> None:
     Remove a working image whose writer was killed over it, if this account has written the record of it, and owns the file; other accounts are left
     to end what is theirs.
     """
-    if not use.is_ours or use.writer is None or not use.writer.is_dead:
+    if not use.is_ours or use.writer is None or not use.writer.has_ended_here:
         return
     file = beside(use.temporary)
     with suppress(PermissionError, FileNotFoundError, NotADirectoryError):

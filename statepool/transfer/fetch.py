@@ -29,7 +29,7 @@ from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
 from statepool.transfer.linked import note_use
 from statepool.transfer.offers import Member, Offer, reader
-from statepool.transfer.ready import clear_place, discard, examine
+from statepool.transfer.ready import Hashed, clear_place, discard, examine, hash_open, is_good, open_bytes, open_whole
 from statepool.transfer.resume import take_over
 from statepool.transfer.space import make_room, require_place
 from statepool.transports.base import Moved
@@ -50,6 +50,7 @@ class Fetched:
     :param verified: what stands behind them
     :param resumed: how many an interrupted transfer had left here
     :param again: how many of those that were moved had been moved before, in vain
+    :param warnings: what was wrong in the cache, and is not any more
     """
 
     chain: tuple[Manifest, ...]
@@ -58,6 +59,7 @@ class Fetched:
     verified: Verified
     resumed: int = 0
     again: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 class Fetch:
@@ -79,6 +81,7 @@ class Fetch:
         self._again = 0
         self._how: list[str] = []
         self._verified = Verified.TRUSTED
+        self._warnings: list[str] = []
 
     def run(self) -> Fetched:
         """
@@ -102,7 +105,8 @@ class Fetch:
             self._progress.end()
         if gone := before - {manifest.digest for manifest in chain if manifest.digest is not None}:
             self._cache.drop(gone)
-        return Fetched(tuple(reversed(chain)), self._bytes, "+".join(dict.fromkeys(self._how)) or "none", self._verified, self._resumed, self._again)
+        how = "+".join(dict.fromkeys(self._how)) or "none"
+        return Fetched(tuple(reversed(chain)), self._bytes, how, self._verified, self._resumed, self._again, tuple(self._warnings))
 
     def _look_first(self, missing: Sequence[Member]) -> None:
         """Before a cache is made for them: what is certain to be refused is refused while nothing is there. All of it is checked again on arrival."""
@@ -158,7 +162,7 @@ class Fetch:
     def _is_good(self, cached: Manifest) -> bool:
         readiness = examine(self._cache, [cached], self._progress)
         if readiness.bad:
-            discard(self._cache, cached)
+            self._warnings.append(discard(self._cache, cached))
             return False
         if readiness.verified is Verified.REHASHED and self._verified is Verified.TRUSTED:
             self._verified = Verified.REHASHED
@@ -204,7 +208,7 @@ class Fetch:
         gathering = self._cache.pool.stage(self._digests_of(member))
         try:
             path = self._place_of(member, gathering)
-            manifest, moved = self._gather(member, parent, self._cache.file(path))
+            manifest, moved, status = self._gather(member, parent, self._cache.file(path))
             assert manifest.digest is not None
             staging = self._cache.pool.stage([manifest.digest]) if manifest.digest != member.manifest.digest else gathering
             try:
@@ -216,7 +220,7 @@ class Fetch:
         finally:
             self._cache.pool.transport.remove(layout.gathered(gathering.marker.nonce))
             gathering.end()
-        self._arrived(manifest, moved)
+        self._arrived(manifest, moved, status)
         return manifest
 
     def _reuse(self, member: Member, parent: Manifest | None) -> Manifest | None:
@@ -228,9 +232,9 @@ class Fetch:
         promised = member.manifest
         if promised.digest is None or not clear_place(self._cache, promised):
             return None
-        if (here := self._cache.bytes(promised.digest)) is None:
-            return None
-        with Descriptor(open_regular(here)) as descriptor:
+        with open_bytes(self._cache, promised) as descriptor:
+            if not is_good(self._cache, promised, descriptor, self._progress):  # another file by now than was looked at
+                return None
             header = self._check(descriptor, promised, parent)
         if parent is not None and header.backing_name != parent.file_name.encode():
             return None
@@ -251,23 +255,23 @@ class Fetch:
     def _digests_of(self, member: Member) -> list[Digest]:
         return [member.manifest.digest] if member.manifest.digest is not None else []
 
-    def _arrived(self, manifest: Manifest, moved: Moved) -> None:
+    def _arrived(self, manifest: Manifest, moved: Moved, status: os.stat_result | None) -> None:
         assert manifest.digest is not None
-        self._cache.sign(manifest.digest, flushed=False, source=str(self._source))
+        self._cache.sign(manifest.digest, status, flushed=False, source=str(self._source))
         self._bytes += moved.sent
         self._again += moved.again
         self._how.append(moved.how)
         self._verified = Verified.ARRIVED if self._offer.managed else Verified.UNMANAGED
 
-    def _gather(self, member: Member, parent: Manifest | None, path: Beneath) -> tuple[Manifest, Moved]:
-        """Move the bytes of a member into a file of our own, and check them there. :returns: what the cache will know of it"""
+    def _gather(self, member: Member, parent: Manifest | None, path: Beneath) -> tuple[Manifest, Moved, os.stat_result]:
+        """Move the bytes of a member into a file of our own, and check them there. :returns: what the cache will know of it, and of the file"""
         promised = member.manifest
         with self._copy(member, path) as (descriptor, moved):
             header = self._check(descriptor, promised, parent)
             digest = self._relocate(descriptor, path, header, parent, moved.digest)
             os.fchmod(descriptor, READ_ONLY)
-            size = os.fstat(descriptor).st_size
-        return _translated(promised, header, parent, digest, moved.digest, size), moved
+            status = os.fstat(descriptor)
+        return _translated(promised, header, parent, digest, moved.digest, status.st_size), moved, status
 
     @contextmanager
     def _copy(self, member: Member, path: Beneath) -> Iterator[tuple[int, Moved]]:
@@ -352,17 +356,27 @@ class Fetch:
         target = self._source.transport.local_path(member.path)
         if target is None or target.is_symlink():
             return None
-        read, size = reader(self._source, member.path)
-        header = check_image(read, size, f"{promised.id} in {self._source}", parent=parent.state if parent else None, backing=Backing.UNMANAGED)
-        if parent is not None and header.backing_name != parent.file_name.encode():
-            return None
-        algorithm = promised.digest.algorithm if promised.digest is not None else "blake3"
-        digest = self._source.transport.digest(member.path, promised.size, algorithm=algorithm, progress=self._progress)
-        self._check_digest(promised, digest)
-        manifest = _translated(promised, header, parent, digest, digest, size)
-        self._place_link(manifest, digest, target)
-        self._arrived(manifest, Moved(digest=digest, how="link", sent=0))
+        with self._opened_there(member) as descriptor:
+            header = self._check(descriptor, promised, parent)
+            if parent is not None and header.backing_name != parent.file_name.encode():
+                return None
+            hashed = self._hash_there(promised, descriptor)
+            size = os.fstat(descriptor).st_size
+        manifest = _translated(promised, header, parent, hashed.digest, hashed.digest, size)
+        self._place_link(manifest, hashed.digest, target)
+        self._arrived(manifest, Moved(digest=hashed.digest, how="link", sent=0), hashed.status)
         return manifest
+
+    def _opened_there(self, member: Member) -> Descriptor:
+        file = self._source.transport.beneath(member.path)
+        assert file is not None, "a pool that is referred to is on this host"
+        return open_whole(file, member.manifest, self._source)
+
+    def _hash_there(self, promised: Manifest, descriptor: int) -> Hashed:
+        algorithm = promised.digest.algorithm if promised.digest is not None else DEFAULT_ALGORITHM
+        hashed = hash_open(descriptor, algorithm=algorithm, title=self._title, progress=self._progress)
+        self._check_digest(promised, hashed.digest)
+        return hashed
 
     def _place_link(self, manifest: Manifest, digest: Digest, target: Path) -> None:
         note_use(self._source, digest, self._cache.root)

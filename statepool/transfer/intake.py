@@ -19,7 +19,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from statepool.beneath import NO_LINKS, Beneath, Descriptor, beside, link
+from statepool.beneath import NO_LINKS, Beneath, Descriptor, beside
 from statepool.errors import AccessDenied, Conflict, InUse, NotFound, UnsafeImage
 from statepool.leases import held_lease, try_lease
 from statepool.model.digest import Digest
@@ -39,6 +39,7 @@ from statepool.transfer.cache import Cache
 from statepool.transfer.chains import key_of
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.frozen import settle_names
+from statepool.transfer.ready import require_good
 from statepool.transfer.space import require_space
 from statepool.transfer.takeover import Takeover, finish, give_back
 from statepool.transports.copying import copy, data_extents, hash_file
@@ -139,6 +140,8 @@ class Intake:
         header = check_image(read, size, str(self.working), backing=Backing.WORKING)
         check_clusters(read, header, str(self.working))
         parent = self._parent(header)
+        if parent is not None:
+            require_good(self.cache, self.cache.pool.chain_of(parent), self.working, self.progress)
         patches = backing_patch(read, header, parent.file_name) if parent is not None else ()
         return Examined(header, parent, patches, size, warnings(header))
 
@@ -220,13 +223,14 @@ class Intake:
             return Taken(manifest, changes, "hardlink", examined.warnings)
         access = Access.of(descriptor)
         staging = self.cache.pool.stage([digest], **self._facts(access, examined, manifest))
-        if not self._link_bytes(staging, digest):
+        if not self._link_bytes(descriptor, staging, digest):
             return self._copy(descriptor, examined, dry_run)
         try:
             apply_patches(descriptor, patches)
             require_closed(self.working, descriptor, running=self.running)
             os.fsync(descriptor)
-            finish(self.cache, staging, manifest, self.working, replace=self.replace, access=access, linked=descriptor)
+            hashed = os.fstat(descriptor)
+            finish(self.cache, staging, manifest, self.working, hashed, replace=self.replace, access=access, linked=descriptor)
         except BaseException:
             # Somebody else was faster, the disk is full, or the user does not want to wait: the image becomes again what it was, unless it is a state
             # by now.
@@ -251,10 +255,11 @@ class Intake:
             owner=access.uid,
         ).to_facts()
 
-    def _link_bytes(self, staging: Staging, digest: Digest) -> bool:
+    def _link_bytes(self, descriptor: int, staging: Staging, digest: Digest) -> bool:
         """:returns: whether the image has a second name in the cache now; if not, the staging has ended"""
         try:
-            link(beside(self.working), self.cache.file(staging.path(digest)))
+            require_same(self.working, descriptor)
+            self.cache.tree.name(descriptor, staging.path(digest))  # this very file, whatever has its name by now
             # What says how to go on after a power cut must be there before the image is changed.
             self.cache.pool.transport.flush(layout.INCOMING)
         except BaseException as error:
@@ -277,7 +282,8 @@ class Intake:
         gathering = pool.stage([])
         path = self.cache.file(layout.gathered(gathering.marker.nonce))
         try:
-            manifest, how = self.copy_bytes(descriptor, examined, path)
+            manifest, how, status = self.copy_bytes(descriptor, examined, path)
+            require_same(self.working, descriptor)
             changes = pool.check_publishable([manifest], replace=self.replace)
             assert manifest.digest is not None
             staging = pool.stage([manifest.digest])
@@ -290,18 +296,18 @@ class Intake:
             path.remove()
             gathering.end()
         try:
-            finish(self.cache, staging, manifest, self.working, replace=self.replace, access=Access.of(descriptor))
+            finish(self.cache, staging, manifest, self.working, status, replace=self.replace, access=Access.of(descriptor))
         except BaseException:
             staging.end()
             raise
         return Taken(manifest, changes, how, examined.warnings)
 
-    def copy_bytes(self, descriptor: int, examined: Examined, path: Beneath) -> tuple[Manifest, str]:
+    def copy_bytes(self, descriptor: int, examined: Examined, path: Beneath) -> tuple[Manifest, str, os.stat_result]:
         """
         Copy an image as the state that it becomes, and flush the copy.
 
         :param path: where to
-        :returns: what will be known of it, and how it was copied
+        :returns: what will be known of it, how it was copied, and the status of the copy
         """
         self.progress.begin(f"set {self.state}", examined.size)
         try:
@@ -318,9 +324,9 @@ class Intake:
                 manifest = self.manifest(file, examined, digest, size)
                 os.fchmod(file, READ_ONLY)
                 os.fsync(file)
+                return manifest, moved.how, os.fstat(file)
         finally:
             self.progress.end()
-        return manifest, moved.how
 
 
 def can_link(cache: Cache, descriptor: int) -> bool:
@@ -332,6 +338,20 @@ def can_link(cache: Cache, descriptor: int) -> bool:
     found = os.fstat(descriptor)
     # The kernel lets who may read and write a file of somebody else link it, but not close it: its owner could go on writing to the state.
     return found.st_dev == os.stat(root).st_dev and found.st_nlink == 1 and may_become_ours(descriptor)
+
+
+def require_same(working: Path, descriptor: int) -> None:
+    """
+    Look whether a file still has its name, before another one takes that.
+
+    :param descriptor: of the file
+    :raises InUse: another file has the name by now
+    """
+    there = beside(working).stat()
+    if there is None or not os.path.samestat(there, os.fstat(descriptor)):
+        raise InUse(
+            f"{working} was moved, or replaced by another file, while it was read", path=str(working), hint="set it once more, by the name it has now"
+        )
 
 
 def require_replaceable(working: Path, descriptor: int) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import stat
 from contextlib import suppress
+from typing import Any
 
 from statepool.errors import InUse, InvalidLocation, MissingFile, NoSpace, TransportError
 from statepool.model.digest import Digest
@@ -22,8 +23,8 @@ UNSETTLED = 3600
 """How long a use counts whatever is there, in seconds: it is written before the link is made."""
 
 
-def _name(digest: Digest, cache: str, host: str) -> str:
-    return f"{layout.USES}/{digest.file_name}.{Digest.of(os.fsencode(f'{host}:{cache}')).hex[:16]}.json"
+def _name(digest: Digest, cache: str, machine: str) -> str:
+    return f"{layout.USES}/{digest.file_name}.{Digest.of(os.fsencode(f'{machine}:{cache}')).hex[:16]}.json"
 
 
 def note_use(pool: Pool, digest: Digest, cache: os.PathLike[str] | str) -> None:
@@ -32,9 +33,9 @@ def note_use(pool: Pool, digest: Digest, cache: os.PathLike[str] | str) -> None:
 
     A pool that cannot be written is not told: a dead link is mended by the next get.
     """
-    host = Writer.current().host
-    path = _name(digest, os.fspath(cache), host)
-    data = {"format": layout.FORMAT, "digest": str(digest), "cache": os.fspath(cache), "host": host}
+    here = Writer.current()
+    path = _name(digest, os.fspath(cache), here.machine)
+    data = {"format": layout.FORMAT, "digest": str(digest), "cache": os.fspath(cache), "host": here.host, "machine": here.machine}
     with suppress(TransportError, NoSpace):
         if pool.transport.stat(path) is None:  # else it said so before
             pool.transport.create(path, json.dumps(data).encode() + b"\n")
@@ -43,7 +44,7 @@ def note_use(pool: Pool, digest: Digest, cache: os.PathLike[str] | str) -> None:
 def forget_use(pool: Pool, digest: Digest, cache: os.PathLike[str]) -> None:
     """A cache refers to bytes of a pool no more."""
     with suppress(TransportError):
-        _forget(pool, _name(digest, os.fspath(cache), Writer.current().host), digest, os.fspath(cache))
+        _forget(pool, _name(digest, os.fspath(cache), Writer.current().machine), digest, os.fspath(cache))
 
 
 def _forget(pool: Pool, path: str, digest: Digest, cache: str) -> None:
@@ -90,11 +91,17 @@ def users(pool: Pool) -> dict[Digest, list[str]]:
         except MissingFile:
             continue
         digest, cache, host = Digest.parse(str(data.get("digest"))), str(data.get("cache")), str(data.get("host"))
-        if host == Writer.current().host and _is_over(pool, path, digest, cache):
+        if _is_of_this_host(data) and _is_over(pool, path, digest, cache):
             _forget(pool, path, digest, cache)
             continue
         found.setdefault(digest, []).append(f"{cache} on {host}")
     return found
+
+
+def _is_of_this_host(use: dict[str, Any]) -> bool:
+    """Whether the cache of a use is one of this host; older versions wrote only the host's name."""
+    here = Writer.current()
+    return bool(use["machine"] == here.machine if "machine" in use else use.get("host") == here.host)
 
 
 def _is_over(pool: Pool, path: str, digest: Digest, cache: str) -> bool:
@@ -104,7 +111,7 @@ def _is_over(pool: Pool, path: str, digest: Digest, cache: str) -> bool:
     if not os.path.isdir(os.path.join(cache, layout.OURS)):
         return True  # the cache itself is gone, which is there before any use
     use = pool.transport.stat(path)
-    return use is None or pool.clock() - use.mtime_ns / 1e9 > UNSETTLED
+    return use is None or pool.now() - use.mtime_ns / 1e9 > UNSETTLED
 
 
 def held_by_links(pool: Pool) -> frozenset[Digest]:

@@ -144,6 +144,7 @@ class MachineFetch:
             _together(fetched),
             sum(result.resumed for result in fetched.values()),
             sum(result.again for result in fetched.values()),
+            tuple(dict.fromkeys(warning for result in fetched.values() for warning in result.warnings)),
         )
 
     def _named(self) -> set[Digest]:
@@ -212,19 +213,20 @@ class _RamFetch(_PartFetch):
         self._cache.trust.note_source(promised.digest, str(self._source))
         return promised
 
-    def _gather(self, member: Member, parent: Manifest | None, path: Beneath) -> tuple[Manifest, Moved]:
+    def _gather(self, member: Member, parent: Manifest | None, path: Beneath) -> tuple[Manifest, Moved, os.stat_result]:
         promised = member.manifest
         with self._copy(member, path) as (descriptor, moved):
             os.fchmod(descriptor, READ_ONLY)
-        return promised, moved
+            status = os.fstat(descriptor)
+        return promised, moved, status
 
     def _refer(self, member: Member, parent: Manifest | None) -> Manifest | None:
         promised = member.manifest
         target = self._source.transport.local_path(member.path)
         if promised.digest is None or target is None or target.is_symlink():
             return None
-        digest = self._source.transport.digest(member.path, promised.size, algorithm=promised.digest.algorithm, progress=self._progress)
-        self._check_digest(promised, digest)
-        self._place_link(promised, digest, target)
-        self._arrived(promised, Moved(digest=digest, how="link", sent=0))
+        with self._opened_there(member) as descriptor:
+            hashed = self._hash_there(promised, descriptor)
+        self._place_link(promised, hashed.digest, target)
+        self._arrived(promised, Moved(digest=hashed.digest, how="link", sent=0), hashed.status)
         return promised

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attrs import evolve, field, frozen
 
-from statepool.beneath import Beneath, Descriptor, beside, link
+from statepool.beneath import Beneath, Descriptor
 from statepool.errors import NotFound, UsageError
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, StateId
@@ -31,7 +31,7 @@ from statepool.qcow2.header import Patch, apply_patches
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.frozen import settle_names
-from statepool.transfer.intake import CANNOT_LINK, Examined, Intake, can_link, require_closed, require_replaceable
+from statepool.transfer.intake import CANNOT_LINK, Examined, Intake, can_link, require_closed, require_replaceable, require_same
 from statepool.transfer.machine_takeover import MachineTakeover, Part, finish, give_back, members_of
 from statepool.transfer.overlays import stamp
 from statepool.transfer.space import require_space
@@ -76,11 +76,12 @@ class _Looked:
 
 @frozen
 class _Prepared:
-    """What one file is to become, and the staging in which its copy lies, if it was copied."""
+    """What one file is to become, and if it was copied, the staging in which its copy lies, and the status of that."""
 
     part: Part
     looked: _Looked
     copied: Staging | None = None
+    status: os.stat_result | None = None
 
 
 @frozen
@@ -261,16 +262,17 @@ class MachineIntake:
         gathering = self.cache.pool.stage([])
         path = self.cache.file(layout.gathered(gathering.marker.nonce))
         try:
-            manifest = self._copy(looked, path)
+            manifest, status = self._copy(looked, path)
         except BaseException:
             path.remove()
             gathering.end()
             raise
-        return _Prepared(self._part(looked, manifest, linked=False), looked, gathering)
+        return _Prepared(self._part(looked, manifest, linked=False), looked, gathering, status)
 
-    def _copy(self, looked: _Looked, path: Beneath) -> Manifest:
+    def _copy(self, looked: _Looked, path: Beneath) -> tuple[Manifest, os.stat_result]:
         if looked.intake is not None and looked.examined is not None:
-            return looked.intake.copy_bytes(looked.descriptor, looked.examined, path)[0]
+            manifest, _, status = looked.intake.copy_bytes(looked.descriptor, looked.examined, path)
+            return manifest, status
         self.progress.begin(f"set {self.id}", looked.size)
         try:
             with Descriptor(path.open(os.O_RDWR | os.O_CREAT | os.O_EXCL)) as file:
@@ -278,9 +280,9 @@ class MachineIntake:
                 manifest = self._manifest(looked, file, moved.digest, looked.size)
                 os.fchmod(file, READ_ONLY)
                 os.fsync(file)
+                return manifest, os.fstat(file)
         finally:
             self.progress.end()
-        return manifest
 
     # -- doing it ----------------------------------------------------------------------------------------------------------------------------------
 
@@ -313,8 +315,10 @@ class MachineIntake:
         """:returns: whether all bytes are gathered; if one of the files cannot be linked, the staging has ended"""
         try:
             for each in prepared:
+                if each.part.source is not None:
+                    require_same(each.looked.path, each.looked.descriptor)
                 if each.part.linked:
-                    link(beside(each.looked.path), self.cache.file(staging.path(each.part.digest)))
+                    self.cache.tree.name(each.looked.descriptor, staging.path(each.part.digest))  # this very file, whatever has its name by now
                 elif each.copied is not None:
                     self.cache.pool.transport.rename(layout.gathered(each.copied.marker.nonce), staging.path(each.part.digest))
             # What says how to go on after a power cut must be there before an image is changed.
@@ -329,12 +333,14 @@ class MachineIntake:
     def _finish(self, prepared: list[_Prepared], takeover: MachineTakeover, staging: Staging) -> None:
         linked = [each for each in prepared if each.part.linked]
         descriptors = {each.looked.path: each.looked.descriptor for each in linked}
+        hashed = {each.part.digest: each.status for each in prepared if each.status is not None}
         try:
             for each in linked:
                 apply_patches(each.looked.descriptor, each.looked.patches or ())
                 require_closed(each.looked.path, each.looked.descriptor, running=self.running)
                 os.fsync(each.looked.descriptor)
-            finish(self.cache, staging, takeover, descriptors.values())
+                hashed[each.part.digest] = os.fstat(each.looked.descriptor)
+            finish(self.cache, staging, takeover, hashed, descriptors.values())
         except BaseException:
             give_back(self.cache, staging.marker, takeover, descriptors)
             raise

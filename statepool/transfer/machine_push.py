@@ -4,7 +4,8 @@ Storing a cached machine state in another pool: what backs its members first, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from attrs import evolve
 
@@ -13,6 +14,7 @@ from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Presence, StoredAt
 from statepool.pools.collect import Collector
+from statepool.pools.staging import Staging
 from statepool.transfer.held import held_in
 from statepool.transfer.machine_fetch import chains_of
 from statepool.transfer.push import Push, Relation, relations
@@ -85,10 +87,16 @@ class MachinePush(Push):
                         continue
                     self._send(tip, staging)
                     staging.settle([digests[name]])
-            self._pool.publish([*tips.values(), evolve(machine, members=digests)], staging, replace=replace)
+            together = [*tips.values(), evolve(machine, members=digests)]
+            self._pool.publish(together, staging, replace=replace, again=partial(self._send_lacking, together))
         gone = {there.digest for there in old if there is not None and there.digest is not None} - set(digests.values())
         if gone:
             Collector(self._pool, lambda: held_in(self._pool)).collect(gone)
+
+    def _send_lacking(self, manifests: Iterable[Manifest], staging: Staging) -> None:
+        for digest, manifest in {manifest.digest: manifest for manifest in manifests}.items():
+            if digest is not None and not self._pool.has_bytes(digest):
+                self._send(manifest, staging)
 
     def _answer(self, chains: Chains, presence: Presence) -> StoredAt:
         for chain in chains.values():

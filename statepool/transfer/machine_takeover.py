@@ -16,7 +16,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from statepool.beneath import Beneath
+from statepool.beneath import Beneath, Descriptor
 from statepool.errors import AccessDenied, BadRecord, Conflict, IntegrityError, InUse, NotFound
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest
@@ -28,7 +28,7 @@ from statepool.transfer.access import Access, close_to_others, open_to_readers
 from statepool.transfer.cache import Cache
 from statepool.transfer.frozen import is_below
 from statepool.transfer.overlays import is_same, stamp
-from statepool.transfer.ready import clear_place, make_durable
+from statepool.transfer.ready import clear_place, examine, make_durable, require_good
 from statepool.transfer.takeover import Takeover, keep_for_later, open_again, put_on_backing, restore
 from statepool.transfer.working import Fresh, prepare_working
 from statepool.transports.copying import hash_file
@@ -207,11 +207,12 @@ def drop(made: Iterable[Fresh]) -> None:
         fresh.drop()
 
 
-def finish(cache: Cache, staging: Staging, under_way: MachineTakeover, linked: Collection[int]) -> None:
+def finish(cache: Cache, staging: Staging, under_way: MachineTakeover, hashed: Mapping[Digest, os.stat_result], linked: Collection[int]) -> None:
     """
     Publish bytes that are gathered and flushed, and put fresh images in the places of those they came from. Ends the staging, unless it fails with
     images half changed: then whoever comes next ends it.
 
+    :param hashed: the status of each file that is gathered, by its descriptor, after it was hashed and changed for the last time
     :param linked: descriptors of bytes that are those files themselves, closed to others
     :raises Conflict: a name exists with other content
     :raises NoSpace: there is no room for the record, or for the fresh images
@@ -222,6 +223,10 @@ def finish(cache: Cache, staging: Staging, under_way: MachineTakeover, linked: C
         for part in under_way.parts
         if not is_same(cache.file(layout.data(part.digest)), cache.file(staging.path(part.digest))) and clear_place(cache, part.manifest)
     }
+    if not under_way.is_published(cache):  # what a crash has left half done is ended in any case
+        for part in under_way.parts:
+            if part.source is not None:
+                require_good(cache, _below(cache, part.manifest), part.source)
     made = write_fresh(cache, under_way)
     try:
         cache.pool.publish(under_way.manifests, staging, replace=under_way.replace)
@@ -235,8 +240,10 @@ def finish(cache: Cache, staging: Staging, under_way: MachineTakeover, linked: C
     _settle(staging, under_way, made, linked)
     fold = cache.pool.fold(under_way.machine.object)
     for part in under_way.parts:
-        if part.digest not in reused:
-            cache.sign(part.digest, flushed=True, source=cache.trust.source(part.digest))
+        if part.digest in hashed and part.digest not in reused:
+            cache.sign(part.digest, hashed[part.digest], flushed=True, source=cache.trust.source(part.digest))
+        else:
+            examine(cache, [part.manifest])
         if fold.holding(part.manifest) == part.manifest:  # else another process has removed it meanwhile
             make_durable(cache, fold.chain(part.manifest))
 
@@ -299,11 +306,9 @@ def _go_forward(cache: Cache, staging: Staging, under_way: MachineTakeover) -> N
     if any(part.source is not None and not is_below(part.source) and opened.is_open(part.source) for part in left.parts):
         return  # a machine runs on half a state: it is left alone
     with ExitStack() as stack:
-        paths = [cache.root / staging.path(part.digest) for part in under_way.parts if part.linked]
-        linked = [open_regular(path) for path in dict.fromkeys(paths) if path.exists()]
-        for descriptor in linked:
-            stack.callback(os.close, descriptor)
-        finish(cache, staging, left, linked)
+        files = [cache.file(staging.path(part.digest)) for part in under_way.parts if part.linked]
+        linked = [stack.enter_context(Descriptor(open_regular(file))) for file in dict.fromkeys(files) if file.stat() is not None]
+        finish(cache, staging, left, {}, linked)
 
 
 def _go_on(cache: Cache, marker: Marker, under_way: MachineTakeover, here: dict[Digest, Beneath]) -> None:
@@ -318,7 +323,8 @@ def _go_on(cache: Cache, marker: Marker, under_way: MachineTakeover, here: dict[
         if all(good):
             staging = Staging(cache.pool.transport, marker)
             try:
-                finish(cache, staging, under_way.left(cache, staging), descriptors.values())
+                hashed = {digest: os.fstat(each) for digest, each in descriptors.items()}
+                finish(cache, staging, under_way.left(cache, staging), hashed, descriptors.values())
                 return
             except (Conflict, IntegrityError, NotFound):
                 if under_way.is_published(cache):

@@ -92,7 +92,7 @@ def _is_left_behind(place: Beneath) -> bool:
         writer = Writer.from_json(read_note(place.tree, f"{place.path}/{_WRITER}")[0])
     except (FileNotFoundError, NotADirectoryError, ValueError, BadRecord):
         return False  # kept, or just being made or removed
-    return writer.is_dead and not any(_may_be_open(image) for image, _ in _images(place))
+    return writer.has_ended_here and not any(_may_be_open(image) for image, _ in _images(place))
 
 
 def _may_be_open(image: Beneath) -> bool:

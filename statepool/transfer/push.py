@@ -149,7 +149,7 @@ class Push:
                 self._send(manifest, staging)
             else:
                 self._progress.advance(manifest.size)
-            self._pool.publish([manifest], staging, replace=replace)
+            self._pool.publish([manifest], staging, replace=replace, again=lambda renewed: self._send(manifest, renewed))
         if old is not None and old.digest not in (None, digest):
             Collector(self._pool, lambda: held_in(self._pool)).collect([_digest(old)])
 

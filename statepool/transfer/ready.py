@@ -6,20 +6,22 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from attrs import frozen
 
-from statepool.beneath import Descriptor
+from statepool.beneath import Beneath, Descriptor
 from statepool.errors import DigestMismatch, IntegrityError
-from statepool.model.digest import Digest
+from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Verified
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
 from statepool.qcow2.files import open_regular
 from statepool.transfer.cache import Cache
-from statepool.transfer.trust import Standing
+from statepool.transfer.trust import Signature, Standing
 from statepool.transports.copying import hash_file
 
 
@@ -58,31 +60,90 @@ def examine(cache: Cache, chain: Sequence[Manifest], progress: Progress = SILENT
     return Readiness(verified, tuple(bad))
 
 
-def actual_digest(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> Digest:
+@frozen
+class Hashed:
     """
-    :returns: the digest of a cached file as it is now
+    What an open file held.
+
+    :param digest: of its bytes
+    :param status: by which the file is known again, the same before and after it was hashed; None if somebody changed it meanwhile
+    """
+
+    digest: Digest
+    status: os.stat_result | None
+
+
+def hash_open(descriptor: int, *, algorithm: str = DEFAULT_ALGORITHM, title: str, progress: Progress = SILENT) -> Hashed:
+    """
+    Hash a file that others may change.
+
+    :param descriptor: of the file
+    :param title: of the progress
+    """
+    before = os.fstat(descriptor)
+    progress.begin(title, before.st_size)
+    try:
+        digest = hash_file(descriptor, before.st_size, algorithm=algorithm, progress=progress)
+    finally:
+        progress.end()
+    after = os.fstat(descriptor)
+    return Hashed(digest, after if Signature.of(before) == Signature.of(after) else None)
+
+
+def open_bytes(cache: Cache, manifest: Manifest) -> Descriptor:
+    """:returns: as :func:`open_whole`, the file of a cached state"""
+    assert manifest.digest is not None
+    return open_whole(cache.bytes(manifest.digest) or cache.file(layout.data(manifest.digest)), manifest, cache.root)
+
+
+def open_whole(file: Beneath, manifest: Manifest, where: object) -> Descriptor:
+    """
+    :param where: the pool, for messages
+    :returns: a file, open for reading. Its name can lead to another one at any moment: what is said of the file is said of this descriptor.
     :raises IntegrityError: it is no regular file, or not as long as it should be
     :raises MissingFile: it is not there
     """
-    assert manifest.digest is not None
     # Another process may just be looking whether anybody has it open: that is waited for.
-    descriptor = open_regular(cache.bytes(manifest.digest) or cache.file(layout.data(manifest.digest)))
-    try:
-        size = os.fstat(descriptor).st_size
-        if size != manifest.size:
-            raise IntegrityError(
-                f"the bytes of {manifest.id} in {cache.root} are {size} long, not {manifest.size}",
-                object=manifest.object,
-                state=manifest.state,
-                path=str(cache.data(manifest.digest)),
-            )
-        progress.begin(f"check {manifest.id}", size)
+    descriptor = Descriptor(open_regular(file))
+    size = os.fstat(descriptor.number).st_size
+    if size != manifest.size:
+        raise IntegrityError(
+            f"the bytes of {manifest.id} in {where} are {size} long, not {manifest.size}",
+            object=manifest.object,
+            state=manifest.state,
+            path=str(file),
+        )
+    return descriptor
+
+
+def sign_again(cache: Cache, manifest: Manifest, descriptor: int, progress: Progress = SILENT) -> Digest:
+    """
+    Hash a cached file once more, and trust it again if it is what it should be, and was not changed meanwhile.
+
+    :param descriptor: of the file
+    :returns: the digest of its bytes
+    """
+    assert manifest.digest is not None
+    hashed = hash_open(descriptor, algorithm=manifest.digest.algorithm, title=f"check {manifest.id}", progress=progress)
+    if hashed.digest == manifest.digest:
         try:
-            return hash_file(descriptor, size, algorithm=manifest.digest.algorithm, progress=progress)
-        finally:
-            progress.end()
-    finally:
-        os.close(descriptor)
+            cache.sign(manifest.digest, hashed.status, flushed=False, source=cache.trust.source(manifest.digest))
+        except OSError as error:
+            # Somebody else's cache: what is right is right, and is hashed again by the next one who asks.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+    return hashed.digest
+
+
+def is_good(cache: Cache, manifest: Manifest, descriptor: int, progress: Progress = SILENT) -> bool:
+    """
+    :param descriptor: of a cached file
+    :returns: whether this very file holds what it should: it is trusted, or is hashed
+    """
+    assert manifest.digest is not None
+    if cache.trust.standing(manifest.digest, os.fstat(descriptor)) is Standing.TRUSTED:
+        return True
+    return sign_again(cache, manifest, descriptor, progress) == manifest.digest
 
 
 def rehash(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> bool:
@@ -91,27 +152,25 @@ def rehash(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> boo
 
     :returns: whether it is
     """
-    assert manifest.digest is not None
     try:
-        if actual_digest(cache, manifest, progress) != manifest.digest:
-            return False
+        with open_bytes(cache, manifest) as descriptor:
+            return sign_again(cache, manifest, descriptor, progress) == manifest.digest
     except (IntegrityError, FileNotFoundError):
         return False
-    source = cache.trust.source(manifest.digest)
-    try:
-        cache.sign(manifest.digest, flushed=False, source=source)
-    except OSError as error:
-        # Somebody else's cache: what is right is right, and is hashed again by the next one who asks.
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-    return True
 
 
-def discard(cache: Cache, manifest: Manifest) -> None:
-    """Take away a file that does not hold what its name says, or a link that leads nowhere, so that the right bytes can take its place."""
+def discard(cache: Cache, manifest: Manifest) -> str:
+    """
+    Take away a file that does not hold what its name says, or a link that leads nowhere, so that the right bytes can take its place.
+
+    :returns: what the user should know of it
+    """
     assert manifest.digest is not None
+    above = ", ".join(cache.chains.users_of(manifest.digest))
     cache.pool.transport.remove(layout.data(manifest.digest))
     cache.trust.forget(manifest.digest)
+    what = f"the bytes of {manifest.id} in the cache {cache.root} had been changed or were gone"
+    return f"{what}; what stands on them may have been written above other bytes: {above}" if above else what
 
 
 def clear_place(cache: Cache, manifest: Manifest) -> bool:
@@ -138,8 +197,31 @@ def make_durable(cache: Cache, chain: Sequence[Manifest]) -> None:
             continue
         with Descriptor(open_regular(cache.file(layout.data(manifest.digest)))) as descriptor:
             os.fsync(descriptor)
-            if cache.trust.standing(manifest.digest, os.fstat(descriptor)) is Standing.TRUSTED:
-                cache.trust.record(manifest.digest, descriptor, flushed=True, source=cache.trust.source(manifest.digest))
+            found = os.fstat(descriptor)
+            if cache.trust.standing(manifest.digest, found) is Standing.TRUSTED:
+                cache.trust.record(manifest.digest, descriptor, found, flushed=True, source=cache.trust.source(manifest.digest))
+
+
+def require_good(cache: Cache, chain: Sequence[Manifest], working: Path, progress: Progress = SILENT) -> None:
+    """
+    Look at what a working image stands on, before that becomes what a state stands on for good.
+
+    :param chain: that the image stands on, of the cache, tip first
+    :raises DigestMismatch: a file of it is not what the guest should have seen below the image: somebody has written to it
+    """
+    bad = examine(cache, chain, progress).bad
+    if bad:
+        raise DigestMismatch(
+            f"{working} stands on {bad[0].id}, whose bytes in the cache {cache.root} have been changed or are gone:"
+            " elsewhere its guest would see another disk",
+            expected=str(bad[0].digest),
+            object=bad[0].object,
+            state=bad[0].state,
+            path=str(cache.data(bad[0].digest)) if bad[0].digest is not None else None,
+            hint="what the guest sees here can be kept as an image that stands alone:"
+            f" qemu-img convert -f qcow2 -O qcow2 {shlex.quote(str(working))} NEW.qcow2;"
+            f" then mend the cache: statepool get {bad[0].object} {bad[0].state}",
+        )
 
 
 def damaged(cache: Cache, manifest: Manifest) -> DigestMismatch:

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from attrs import evolve, frozen
 
@@ -136,7 +137,8 @@ class Sync:
                     sent, path = self._move(manifest, digest, staging), staging.path(digest)
                 # What lies there now is what will be used: it was perhaps there for the sake of something else, or of another parent.
                 self._check_safe(manifest, self._reader_there(path))
-            self.target.publish([manifest], staging, replace=self.replace)
+            again = partial(self._move, manifest, manifest.digest) if manifest.digest is not None else None
+            self.target.publish([manifest], staging, replace=self.replace, again=again)
         finally:
             staging.end()
         if old is not None and old.digest not in (None, manifest.digest):

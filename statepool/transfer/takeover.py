@@ -20,14 +20,14 @@ from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Collected
 from statepool.pools import layout
 from statepool.pools.log import MAX_RECORD
-from statepool.pools.staging import Marker, Staging, read_markers
+from statepool.pools.staging import Marker, Staging, is_let_go, read_markers
 from statepool.qcow2 import opened
 from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import apply_patches, backing_again, read_header_fd
 from statepool.transfer.access import Access, close_to_others, give_back_to, only_ours, open_to_readers, restored
 from statepool.transfer.cache import Cache
 from statepool.transfer.frozen import is_below
-from statepool.transfer.ready import clear_place, make_durable
+from statepool.transfer.ready import clear_place, make_durable, require_good
 from statepool.transfer.working import Fresh, prepare_working
 from statepool.transports.copying import copy, hash_file
 
@@ -103,6 +103,7 @@ def finish(
     staging: Staging,
     manifest: Manifest,
     working: Path | None,
+    hashed: os.stat_result,
     *,
     replace: bool,
     access: Access | None = None,
@@ -116,6 +117,7 @@ def finish(
     of the working image to what is a state by then.
 
     :param working: the image, or None if there is none any more
+    :param hashed: the status of the file that is gathered, by its descriptor, after it was hashed and changed for the last time
     :param access: who may do what with the image
     :param linked: a descriptor of the bytes, if they are the image itself, closed to others
     :raises Conflict: the name exists with other content
@@ -127,6 +129,8 @@ def finish(
     # After a crash its name may lead to the very file we gathered: hashed already, and leased to ourselves, so that nobody can open it.
     reused = not _is_same(cache.file(layout.data(digest)), cache.file(staging.path(digest))) and clear_place(cache, manifest)
     chain = _chain_of(cache, manifest)
+    if working is not None and not _is_published(cache, manifest):  # what a crash has left half done is ended in any case
+        require_good(cache, chain[1:], working)
     fresh = prepare_working(cache, chain, working, standing_on=chain[1:], flush=True, access=access) if working is not None else None
     try:
         pool.publish([manifest], staging, replace=replace)
@@ -140,7 +144,7 @@ def finish(
         raise
     _settle(fresh, staging, linked)
     if not reused:
-        cache.sign(digest, flushed=True, source=None)
+        cache.sign(digest, hashed, flushed=True, source=None)
     make_durable(cache, chain)
 
 
@@ -182,13 +186,20 @@ def recover(cache: Cache) -> list[Collected]:
         return []
     # First, while the records of use are there that say how half written working images are called: ending a takeover replaces them.
     cache.chains.recover()
-    dead = [marker for marker in read_markers(cache.pool.transport) if marker.writer.is_dead or marker.nonce in _unended]
+    dead = [marker for marker in read_markers(cache.pool.transport) if _has_ended(cache, marker) or marker.nonce in _unended]
     if not dead:
         return []
     with cache.pool.locks.hold("recover", cache.settings.lock_timeout):
         for marker in dead:
             _end(cache, marker.nonce)
     return cache.collector.clear_incoming()
+
+
+def _has_ended(cache: Cache, marker: Marker) -> bool:
+    """Whether the writer of a marker is no more. Others than processes of this host send bytes to a cache, but only these change working images."""
+    if not marker.facts:
+        return marker.writer.is_dead
+    return marker.writer.has_ended_here or (marker.locked and not marker.writer.is_here and is_let_go(cache.pool.transport, marker, cache.pool.now()))
 
 
 def _own(cache: Cache, nonce: str) -> Marker | None:
@@ -239,8 +250,8 @@ def _go_on(cache: Cache, marker: Marker, under_way: Takeover, gathered: Beneath)
             working = under_way.working if _is_same(under_way.working, gathered) else None
             try:
                 access = under_way.access if working is not None else None
-                staging = Staging(cache.pool.transport, marker)
-                finish(cache, staging, under_way.manifest, working, replace=under_way.replace, access=access, linked=descriptor)
+                staging, hashed = Staging(cache.pool.transport, marker), os.fstat(descriptor)
+                finish(cache, staging, under_way.manifest, working, hashed, replace=under_way.replace, access=access, linked=descriptor)
                 return
             except StatePoolError:
                 if _is_published(cache, under_way.manifest):

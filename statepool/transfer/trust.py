@@ -66,33 +66,33 @@ class Trust:
     def _file(digest: Digest) -> str:
         return f"{DIRECTORY}/{digest.file_name}.json"
 
-    def record(self, digest: Digest, descriptor: int, *, flushed: bool, source: str | None, ours: bool = True) -> None:
+    def record(self, digest: Digest, descriptor: int, hashed: os.stat_result | None, *, flushed: bool, source: str | None, ours: bool = True) -> None:
         """
-        The bytes of a file have just been hashed, and no name of it will change any more.
+        Trust a file that was hashed, if it is the one that has the name now. No name of it will change any more.
 
-        :param descriptor: of the file; one that was opened as a place only (``O_PATH``) will do
-        :param ours: whether its times may be set, as those of another pool's file may not
+        :param descriptor: of the file that has the name; one that was opened as a place only (``O_PATH``) will do
+        :param hashed: the status of the descriptor that was hashed, by which the file is known again; None if it changed while it was hashed
+        :param ours: whether only this account changes it: then a change of its names, and not of its bytes, does not matter, and its times may be set
         :param flushed: whether they are on stable storage; if not, they count for this boot only
         :param source: the location that has them too, or None: what nobody else has is never evicted
         """
         stat = os.fstat(descriptor)
+        if hashed is None or not _is_still(hashed, stat, ours=ours):
+            if not self._read(digest):
+                self._write(digest, None, flushed=flushed, source=source)
+            return  # what another process has signed meanwhile counts for what it hashed
         settled = time.time_ns() - stat.st_mtime_ns >= SETTLED_NS
         # A file of another pool or account is not ours to change: without a signature it is hashed each time until it is old enough.
         if not settled and ours:
             with suppress(PermissionError):
                 os.utime(f"/proc/self/fd/{descriptor}", ns=(stat.st_atime_ns, time.time_ns() - _BACK_NS))
                 stat, settled = os.fstat(descriptor), True
-        signature = Signature.of(stat)
-        self._notes.write(
-            self._file(digest),
-            {
-                "format": 1,
-                "signature": [signature.size, signature.mtime_ns, signature.ctime_ns, signature.inode] if settled else None,
-                "boot": Writer.current().boot,
-                "flushed": flushed,
-                "source": source,
-            },
-        )
+        self._write(digest, Signature.of(stat) if settled else None, flushed=flushed, source=source)
+
+    def _write(self, digest: Digest, signature: Signature | None, *, flushed: bool, source: str | None) -> None:
+        numbers = [signature.size, signature.mtime_ns, signature.ctime_ns, signature.inode] if signature is not None else None
+        note = {"format": 1, "signature": numbers, "boot": Writer.current().boot, "flushed": flushed, "source": source}
+        self._notes.write(self._file(digest), note)
 
     def _read(self, digest: Digest) -> dict[str, object]:
         return self._notes.read(self._file(digest))  # nothing if never hashed, or torn by a power cut: hashing once more settles it
@@ -140,3 +140,9 @@ class Trust:
     def forget(self, digest: Digest) -> None:
         """The file is gone."""
         self._notes.remove(self._file(digest))
+
+
+def _is_still(hashed: os.stat_result, stat: os.stat_result, *, ours: bool) -> bool:
+    """Whether a file is the one that was hashed, with the same bytes. Names and modes change the ctime alone, which nobody can set."""
+    same = os.path.samestat(hashed, stat) and (hashed.st_size, hashed.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    return same and (ours or hashed.st_ctime_ns == stat.st_ctime_ns)

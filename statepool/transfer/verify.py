@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
-from statepool.beneath import Descriptor
 from statepool.errors import StatePoolError, TransportError
-from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.outcomes import Checked
 from statepool.model.progress import SILENT, Progress
@@ -15,11 +14,10 @@ from statepool.pools import layout
 from statepool.pools.fold import Fold
 from statepool.pools.pool import Pool
 from statepool.qcow2.checks import Backing, check_image
-from statepool.qcow2.files import open_regular
-from statepool.qcow2.header import Read, reader
-from statepool.transfer.cache import Cache
+from statepool.qcow2.header import reader
+from statepool.transfer.cache import Cache, file_in
 from statepool.transfer.offers import Looked, Source, unmanaged_chain
-from statepool.transfer.ready import actual_digest, rehash
+from statepool.transfer.ready import hash_open, open_whole, sign_again
 from statepool.transports.failures import Subject, in_our_words
 
 
@@ -95,12 +93,12 @@ def _verify(pool: Pool, manifest: Manifest, fold: Fold, cache: Cache | None, pro
     digest = manifest.digest
     assert digest is not None
     try:
-        problem = _problem(pool, manifest, cache, progress)
-        if problem is None and manifest.kind is Kind.IMAGE:
-            parent = fold.parent_of(manifest)
-            with _reader(pool, digest, cache) as read:
+        with _opened(pool, manifest, cache) as descriptor:
+            problem = _problem(pool, manifest, cache, descriptor, progress)
+            if problem is None and manifest.kind is Kind.IMAGE:
+                parent = fold.parent_of(manifest)
                 check_image(
-                    read,
+                    reader(descriptor) if descriptor is not None else partial(pool.transport.read, layout.data(digest)),
                     manifest.size,
                     f"{manifest.id} in {pool}",
                     parent=parent.state if parent is not None else None,
@@ -111,28 +109,26 @@ def _verify(pool: Pool, manifest: Manifest, fold: Fold, cache: Cache | None, pro
     return Checked(str(pool), manifest.object, manifest.state, str(digest), manifest.size, problem)
 
 
-@contextmanager
-def _reader(pool: Pool, digest: Digest, cache: Cache | None) -> Iterator[Read]:
-    """:returns: what reads bytes piece by piece, for as long as a ``with`` block lasts"""
-    path = layout.data(digest)
-    if cache is None:
-        yield lambda offset, size: pool.transport.read(path, offset, size)
-        return
-    with Descriptor(open_regular(cache.bytes(digest) or cache.file(path))) as descriptor:
-        yield reader(descriptor)
+def _opened(pool: Pool, manifest: Manifest, cache: Cache | None) -> AbstractContextManager[int | None]:
+    """:returns: the file of a state, which is hashed and looked into by one descriptor; None if it is not there, or not on this host"""
+    digest = manifest.digest
+    if digest is None or not pool.has_bytes(digest):
+        return nullcontext()
+    file = cache.bytes(digest) if cache is not None else file_in(pool, digest)
+    return open_whole(file, manifest, pool) if file is not None else nullcontext()
 
 
-def _problem(pool: Pool, manifest: Manifest, cache: Cache | None, progress: Progress) -> str | None:
+def _problem(pool: Pool, manifest: Manifest, cache: Cache | None, descriptor: int | None, progress: Progress) -> str | None:
     digest = manifest.digest
     assert digest is not None
     if not pool.has_bytes(digest):
         return f"its bytes {digest} are gone"
     if cache is not None:
-        if cache.bytes(digest) is None:
+        if descriptor is None:
             return "it is a link to a file that is gone; the next get mends it"
-        if rehash(cache, manifest, progress):
-            return None
-        actual = actual_digest(cache, manifest)
+        actual = sign_again(cache, manifest, descriptor, progress)
+    elif descriptor is not None:
+        actual = hash_open(descriptor, algorithm=digest.algorithm, title=f"verify {manifest.id}", progress=progress).digest
     else:
         progress.begin(f"verify {manifest.id}", manifest.size)
         try:

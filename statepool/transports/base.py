@@ -137,6 +137,18 @@ class Transport(ABC):
     def stat(self, path: str) -> Stat | None:
         """:returns: what is known of the file, or None if there is none"""
 
+    def now(self, path: str) -> float:
+        """
+        :param path: of a file that is made for a moment
+        :returns: the time of the place's own clock, in seconds since the epoch
+        """
+        self.create(path, b"", flush=False)
+        try:
+            stat = self.stat(path)
+        finally:
+            self.remove(path)
+        return stat.mtime_ns / 1e9 if stat is not None else 0.0
+
     @abstractmethod
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """

@@ -104,7 +104,7 @@ def test_marker_of_a_set(reader: Any) -> None:
 def test_use_of_a_pool(reader: Any) -> None:
     ((_, data),) = examples(reader, "use of a pool")
     digest = Digest.parse(data["digest"])
-    short = Digest.of(f"{data['host']}:{data['cache']}".encode()).hex[:16]
+    short = Digest.of(f"{data['machine']}:{data['cache']}".encode()).hex[:16]
     transport = put(f"{layout.USES}/{digest.file_name}.{short}.json", data)
     assert users(Pool(transport)) == {digest: ["/var/lib/states on worker1"]}
 

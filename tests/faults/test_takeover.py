@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 import statepool
+from statepool.pools import layout, writer
+from statepool.pools.staging import LOCKING
 from statepool.qcow2.header import read_header_file
 from statepool.qcow2.tool import QemuImg
 from statepool.testing.crash import changing_calls, kill_at
@@ -61,6 +67,41 @@ def test_image_that_is_open_waits(lab: Lab) -> None:
         lab.handle("cache").get("install")
         lab.state_pool("cache").gc(everywhere=True)
     lab.handle("cache").get("install")
+    lab.require_usable("work.qcow2", "work")
+    lab.require_clean()
+
+
+@pytest.mark.usefixtures("half_set")
+@pytest.mark.parametrize("boot", [True, False], ids=["and booted", "only"])
+def test_host_was_renamed_meanwhile(lab: Lab, boot: bool) -> None:
+    """As a container is that has another name each time, and perhaps no id of a machine."""
+    for path in (lab.root / "cache" / layout.INCOMING).glob("*.json"):
+        marker = json.loads(path.read_bytes())
+        marker["writer"] |= {"host": "its-old-name"} | ({"machine": "0" * 32, "boot": "another", "space": 1} if boot else {})
+        path.write_text(json.dumps(marker))
+    lab.handle("cache").get("install")
+    assert "connect" in lab.digests("cache")
+    lab.require_usable("work.qcow2", "work")
+    lab.require_clean()
+
+
+@pytest.mark.usefixtures("half_set")
+def test_it_was_in_another_container(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes cannot be seen from this one, and the kernel has let go of its lock."""
+    monkeypatch.setattr(writer, "_FIRST_SPACE", 0)
+    (path,) = (lab.root / "cache" / layout.INCOMING).glob("*.json")
+    marker = json.loads(path.read_bytes())
+    marker["writer"] |= {"host": "container-1", "machine": "0" * 32, "space": 1}
+    path.write_text(json.dumps(marker))
+    lab.handle("cache").get("install")
+    assert "connect" not in lab.digests("cache"), "it may just be about to lock its marker"
+    os.utime(path, (time.time() - LOCKING - 10,) * 2)
+    with open(path) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        lab.handle("cache").get("install")
+        assert "connect" not in lab.digests("cache"), "it lives"
+    lab.handle("cache").get("install")
+    assert "connect" in lab.digests("cache")
     lab.require_usable("work.qcow2", "work")
     lab.require_clean()
 

@@ -19,6 +19,7 @@ from statepool.pools import layout
 from statepool.pools import log as log_module
 from statepool.pools.collect import Collector
 from statepool.pools.fold import Fold
+from statepool.pools.lastlook import LastLook
 from statepool.pools.log import MachineLog
 from statepool.pools.staging import Staging
 from statepool.testing.interleave import Explored, Replay
@@ -35,6 +36,7 @@ from statepool.testing.pool_worlds import (
     collect,
     compact,
     explore,
+    misjudge,
     oversleep,
     pool_with,
     publish,
@@ -139,6 +141,20 @@ def test_a_sweep_meets_a_writer_and_what_a_dead_one_left(locks: bool) -> None:
     assert_sound(explored, {"published", "swept"})
 
 
+@LOCKS
+@pytest.mark.parametrize("again", [True, False], ids=["bytes-again", "taken-back"])
+def test_a_writer_is_taken_for_dead(locks: bool, again: bool) -> None:
+    doings = {"a": publish(C, again=again), "m": misjudge()}
+    last = {"published", "collected"} if again else {"IntegrityError", "collected"}
+    assert_sound(explore(doings, pool_with(P), locks=locks, misjudged=True), {"published", "collected"}, last)
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["bytes-again", "taken-back"])
+def test_a_writer_is_taken_for_dead_while_another_publishes_the_same(again: bool) -> None:
+    doings = {"a": publish(C, again=again), "b": publish(C), "m": misjudge(at_once=True)}
+    assert_sound(explore(doings, pool_with(P), misjudged=True), {"published", "collected"})
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +222,19 @@ def test_without_the_trash_bytes_are_lost(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Collector, "_collect", delete)
     (violation,) = explore({"a": publish(C, upload=False), "g": collect("C")}, pool_with(P, leftover=["C"]), only_bytes=True).violations
     assert violation.what == "the bytes of vm1/disk C are gone"
+
+
+def test_without_a_remedy_who_is_taken_for_dead_leaves_a_record_without_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LastLook, "_take_back", lambda self, machine, published: False)
+    (violation,) = explore({"a": publish(C, again=False), "m": misjudge()}, pool_with(P), misjudged=True).violations
+    assert violation.what == "the bytes of vm1/disk C are gone"
+
+
+def test_without_a_record_of_its_own_what_another_has_published_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LastLook, "is_doubted", lambda self: False)
+    doings = {"a": publish(C, again=False), "b": publish(C), "m": misjudge(at_once=True)}
+    (violation,) = explore(doings, pool_with(P), misjudged=True).violations
+    assert violation.what == "b published vm1/disk C, and it is not there"
 
 
 def test_without_void_records_what_was_acknowledged_is_lost(short_logs: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from attrs import evolve
 
 from statepool.errors import IntegrityError
 from statepool.model.digest import Digest
+from statepool.model.location import Location
 from statepool.model.manifest import Manifest
 from statepool.pools import layout
 from statepool.pools import log as log_module
@@ -15,12 +19,13 @@ from statepool.pools.pool import Pool
 from statepool.pools.staging import Marker, Staging
 from statepool.pools.writer import Writer
 from statepool.testing.memory import MemoryStore, MemoryTransport
+from statepool.transports.registry import open_transport
 
 State = Callable[..., Manifest]
 Put = Callable[..., bool]
 
 DEAD = evolve(Writer.current(), boot="another")
-THERE = evolve(Writer.current(), host="another")
+THERE = evolve(Writer.current(), boot="another", machine="another")
 
 
 def names(pool: Pool, directory: str) -> list[str]:
@@ -178,6 +183,16 @@ def test_a_marker_of_another_host_is_abandoned_in_the_end(aging: tuple[Pool, Cal
     assert Collector(pool).clear_incoming() == []
     assert len(Collector(pool).sweep()) == 3
     assert names(pool, layout.INCOMING) == []
+
+
+def test_a_clock_of_this_process_that_is_ahead_abandons_nobody(tmp_path: Path) -> None:
+    pool = Pool(open_transport(Location("file", str(tmp_path / "pool"))), clock=lambda: time.time() + 8 * 24 * 3600)
+    pool.create()
+    leave(pool, THERE, Digest.of(b"x"))
+    pool.transport.create(f"{layout.INCOMING}/.temporary", b"")
+    assert Collector(pool).sweep() == []
+    os.utime(tmp_path / "pool" / layout.marker("left"), (time.time() - ABANDONED - 10,) * 2)
+    assert len(Collector(pool).sweep()) == 3
 
 
 def test_a_living_writer_of_this_host_is_never_abandoned(aging: tuple[Pool, Callable[[float], None]]) -> None:

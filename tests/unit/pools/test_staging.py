@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import gc
 import json
+import os
+import time
+from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from statepool.errors import BadRecord, FileExists, IntegrityError, UnsupportedFormat
 from statepool.model.digest import Digest
+from statepool.model.location import Location
 from statepool.pools import layout
 from statepool.pools.pool import Pool
-from statepool.pools.staging import Marker, Staging, read_markers, restore
+from statepool.pools.staging import LOCKING, Marker, Staging, is_let_go, read_markers, restore
 from statepool.pools.writer import Writer
 from statepool.testing.memory import MemoryTransport
+from statepool.transports.local import LocalTransport
 
 DIGEST = Digest.of(b"x")
 
@@ -114,3 +121,34 @@ def test_a_marker_that_nobody_can_read_speaks_for_nobody(transport: MemoryTransp
     transport.create(layout.marker("n1"), content)
     (found,) = read_markers(transport)
     assert found.writer.is_dead
+
+
+# -- writers in other containers of one host ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> LocalTransport:
+    transport = LocalTransport(Location("file", str(tmp_path)))
+    transport.make_directory(layout.INCOMING)
+    return transport
+
+
+def test_whoever_holds_the_lock_of_its_marker_lives(here: LocalTransport) -> None:
+    staging = Staging.begin(here, Marker("n1", frozenset([DIGEST]), Writer.current(), {"intent": "set"}))
+    (marker,) = read_markers(here)
+    assert marker.locked
+    later = time.time() + LOCKING + 10
+    assert not is_let_go(here, marker, later)
+    del staging  # as the kernel does with all that a process has when that is killed
+    gc.collect()
+    assert is_let_go(here, marker, later)
+    assert not is_let_go(here, marker, time.time()), "it may just be about to be locked"
+    assert not is_let_go(here, evolve(marker, writer=evolve(marker.writer, boot="another")), later), "locks say nothing of other hosts"
+    assert not is_let_go(here, evolve(marker, locked=False), later), "an older version has none"
+
+
+def test_a_lock_ends_with_the_staging(here: LocalTransport) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    Staging.begin(here, Marker("n1", frozenset([DIGEST]), Writer.current(), {"intent": "set"})).end()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert read_markers(here) == []

@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from attrs import evolve
 
 from statepool.errors import BadRecord
-from statepool.pools.writer import Writer
+from statepool.pools import writer as writer_module
+from statepool.pools.writer import Writer, machine_of
 
 
 @pytest.fixture
@@ -49,9 +51,70 @@ def test_nobody_survives_a_boot(here: Writer) -> None:
 
 
 def test_nothing_is_known_of_other_hosts(here: Writer) -> None:
-    there = evolve(here, host="another", pid=1 << 22)
+    there = evolve(here, machine="another", boot="another", pid=1 << 22)
     assert not there.is_here
     assert not there.is_dead
+
+
+def test_a_host_of_the_same_name_is_another_host(here: Writer) -> None:
+    there = evolve(here, machine="0" * 32, boot="another")
+    assert there.host == here.host
+    assert not there.is_here
+    assert not there.is_dead
+
+
+@pytest.mark.parametrize("boot", ["", "another"])
+def test_a_host_that_was_renamed_is_the_same(here: Writer, boot: str) -> None:
+    before = evolve(here, host="its-old-name", boot=boot or here.boot, start=here.start + 1)
+    assert before.is_here
+    assert before.is_dead
+
+
+def test_who_wrote_before_machines_were_told_apart_is_known_by_name(here: Writer) -> None:
+    old = {key: value for key, value in evolve(here, boot="another").to_json().items() if key != "machine"}
+    assert Writer.from_json(old).is_dead
+    assert not Writer.from_json({**old, "host": "another"}).is_here
+    assert Writer.from_json(old).to_json() == old
+
+
+def test_in_a_place_of_this_host_nobody_survives_a_boot(here: Writer) -> None:
+    there = evolve(here, host="container-1", machine="another", boot="another")
+    assert not there.is_dead
+    assert there.has_ended_here
+    assert not here.has_ended_here
+
+
+def test_a_process_id_namespace_that_is_gone_has_no_writers(here: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = evolve(here, space=4)
+    assert not gone.is_dead
+    monkeypatch.setattr(writer_module, "_FIRST_SPACE", here.space)
+    # Whoever may not look at all processes cannot tell.
+    assert gone.has_ended_here is (os.geteuid() == 0)
+    monkeypatch.setattr(writer_module, "_FIRST_SPACE", here.space + 1)
+    assert not gone.has_ended_here
+
+
+@pytest.mark.parametrize(
+    ("files", "same"),
+    [
+        pytest.param({"id": "", "addresses": ["a"]}, False, id="no id of the installation: the name"),
+        pytest.param({"id": "i", "addresses": []}, False, id="a container of an image with an id: the name, too"),
+        pytest.param({"id": "i", "addresses": ["a"]}, True, id="a host: whatever its name"),
+    ],
+)
+def test_what_a_host_is_told_by(monkeypatch: pytest.MonkeyPatch, files: dict[str, Any], same: bool) -> None:
+    monkeypatch.setattr(writer_module, "_read", lambda path: files["id"])
+    monkeypatch.setattr(writer_module, "_addresses", lambda: iter(files["addresses"]))
+    assert (machine_of("one") == machine_of("other")) is same
+
+
+def test_clones_of_an_installation_are_two_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "_read", lambda path: "i")
+    found = []
+    for address in ("52:54:00:00:00:01", "52:54:00:00:00:02"):
+        monkeypatch.setattr(writer_module, "_addresses", lambda address=address: iter([address]))
+        found.append(machine_of("vm"))
+    assert found[0] != found[1]
 
 
 def test_nothing_is_known_of_other_containers(here: Writer) -> None:
@@ -64,7 +127,7 @@ def test_json_round_trip(here: Writer) -> None:
     assert Writer.from_json(here.to_json()) == here
 
 
-@pytest.mark.parametrize("lie", [{"host": 1}, {"boot": None}, {"pid": "1"}, {"pid": True}, {"start": 1.0}, {"space": None}], ids=str)
+@pytest.mark.parametrize("lie", [{"host": 1}, {"boot": None}, {"pid": "1"}, {"pid": True}, {"start": 1.0}, {"space": None}, {"machine": 1}], ids=str)
 def test_what_is_no_writer(here: Writer, lie: dict[str, object]) -> None:
     with pytest.raises(BadRecord):
         Writer.from_json({**here.to_json(), **lie})

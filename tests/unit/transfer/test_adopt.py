@@ -71,7 +71,7 @@ def test_what_is_linked_elsewhere_stays_linked(lab: Any) -> None:
     assert path.samefile(lab.root / "pool" / layout.data(Digest.of(path.read_bytes())))
 
 
-@pytest.mark.parametrize("operation", ["digest", "link", "flush"])
+@pytest.mark.parametrize("operation", ["link", "flush"])
 def test_what_stops_on_the_way_leaves_the_file(lab: Any, operation: str) -> None:
     path = lab.unmanaged("pool", "install")
     content = path.read_bytes()

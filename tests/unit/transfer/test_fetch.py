@@ -137,7 +137,7 @@ def test_what_only_the_cache_has_is_not_lost(lab: Any, cache: Cache) -> None:
     with pytest.raises(Conflict, match="is in no source"):
         lab.fetch(cache, pool, "install")
     assert photograph(cache.root) == before
-    cache.sign(mine.digest, flushed=True, source="file:///elsewhere")
+    cache.sign(mine.digest, cache.status(mine.digest), flushed=True, source="file:///elsewhere")
     assert lab.fetch(cache, pool, "install").chain[0].digest != mine.digest
 
 

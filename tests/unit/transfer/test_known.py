@@ -35,7 +35,7 @@ def source(tmp_path: Path) -> Source:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    (tmp_path / "cache/.statepool").mkdir(parents=True)
+    (tmp_path / "cache/.statepool/known").mkdir(parents=True)
     return tmp_path / "cache"
 
 
@@ -71,7 +71,7 @@ def test_without_a_cache_it_is_remembered_here(place: Path, source: Source) -> N
     knowledge.save()
     assert kept_in(place) == []
     assert knowledge.of(source).latency == 0.5
-    (place / "later/.statepool").mkdir(parents=True)
+    (place / "later/.statepool/known").mkdir(parents=True)
     knowledge.save()
     assert knowledge_in(place / "later").of(source).latency == 0.5
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 import statepool
 from statepool.errors import InUse, MissingFile
@@ -18,6 +19,7 @@ from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.pools import layout
 from statepool.pools.pool import Pool
+from statepool.pools.writer import Writer
 from statepool.testing.privileges import permissions_count
 from statepool.transfer import fetch, linked
 from statepool.transfer.cache import Cache
@@ -76,6 +78,35 @@ def test_a_use_before_its_link_stays(cache: Cache, pool: Pool, install: Manifest
     grow_old(pool)
     assert users(pool) == {}
     assert records(pool) == []
+
+
+def test_caches_of_two_hosts_of_one_name_are_two(cache: Cache, pool: Pool, install: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert install.digest is not None
+    here = Writer.current()
+    with monkeypatch.context() as there:
+        there.setattr(Writer, "current", classmethod(lambda cls: evolve(here, machine="0" * 32, boot="another")))
+        note_use(pool, install.digest, cache.root)
+    note_use(pool, install.digest, cache.root)
+    assert len(records(pool)) == 2
+    grow_old(pool)
+    assert len(users(pool)[install.digest]) == 1, "ours is over, and nothing is known of that of the other"
+
+
+def test_a_use_of_a_host_that_was_renamed_is_its_own(cache: Cache, pool: Pool, install: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert install.digest is not None
+    here = Writer.current()
+    with monkeypatch.context() as before:
+        before.setattr(Writer, "current", classmethod(lambda cls: evolve(here, host="its-old-name")))
+        note_use(pool, install.digest, cache.root)
+    grow_old(pool)
+    assert users(pool) == {}
+
+
+def test_a_use_that_is_as_old_as_the_clock_of_this_process_is_wrong(cache: Cache, lab: Any, install: Manifest) -> None:
+    assert install.digest is not None
+    ahead = Pool(lab.pool().transport, clock=lambda: time.time() + 8 * 24 * 3600)
+    note_use(ahead, install.digest, cache.root)
+    assert list(users(ahead)) == [install.digest]
 
 
 def test_a_use_that_is_taken_away_before_the_link_is_made(

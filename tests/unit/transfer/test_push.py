@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from attrs import evolve
 from statepool.errors import Conflict, DigestMismatch, HasDependants, NoSpace, ReadOnlyPool
 from statepool.model.outcomes import Presence
 from statepool.pools import layout
+from statepool.pools.collect import Collector
 from statepool.pools.pool import Pool
 from statepool.testing.faults import FaultyTransport, Full, Stop, on
 from statepool.testing.memory import MemoryStore, MemoryTransport
@@ -158,7 +160,7 @@ def test_a_pool_of_another_tool_is_only_read(lab: Any, cache: Cache) -> None:
 
 def test_what_another_pool_has_may_be_evicted(lab: Any, cache: Cache) -> None:
     chain = lab.chain(cache.pool, "install")
-    cache.sign(chain[0].digest, flushed=True, source=None)
+    cache.sign(chain[0].digest, cache.status(chain[0].digest), flushed=True, source=None)
     pool = lab.pool()
     Push(cache, pool).run(chain)
     assert cache.trust.source(chain[0].digest) == str(pool)
@@ -193,3 +195,32 @@ def test_of_two_that_store_the_same_one_sends_it_and_the_other_waits(lab: Any, c
     assert sum(result.bytes for result in results) == sum(manifest.size for manifest in chain)
     assert lab.data(Pool(here)) == {manifest.digest for manifest in chain}
     assert lab.leftovers(Pool(here)) == []
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["sends again", "takes back"])
+def test_who_is_taken_for_dead_leaves_no_state_without_bytes(
+    lab: Any, cache: Cache, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer is suspended before its record for longer than its marker counts, and a collector comes."""
+    pool = lab.pool()
+    (tip,) = chain = lab.chain(cache.pool, "install")
+    real, calls = pool.transport.draft, []
+
+    def paused(directory: str, data: bytes) -> Any:
+        if not calls:
+            calls.append(directory)
+            for path in (tmp_path / "pool" / layout.INCOMING).iterdir():
+                path.unlink()
+            Collector(lab.pool()).collect([tip.digest])
+            if not whole:
+                cache.data(tip.digest).unlink()
+                cache.data(tip.digest).write_bytes(b"?" * tip.size)
+        return real(directory, data)
+
+    monkeypatch.setattr(pool.transport, "draft", paused)
+    stored = Push(cache, pool).attempt(chain)
+    fresh = lab.pool()
+    assert (stored.result is Presence.STORED) == whole, stored.error
+    assert (fresh.find(tip.id) is not None) == whole
+    assert not fresh.lacking(fresh.fold("vm1").digests)
+    assert lab.leftovers(fresh) == []

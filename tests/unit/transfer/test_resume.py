@@ -22,7 +22,7 @@ from statepool.transfer.resume import abandon, take_over
 DIGEST = Digest.of(b"wanted")
 HERE = Writer.current()
 DEAD = evolve(HERE, boot="another")
-ELSEWHERE = evolve(HERE, host="elsewhere", boot="another")
+ELSEWHERE = evolve(HERE, machine="elsewhere", boot="another")
 
 
 @pytest.fixture

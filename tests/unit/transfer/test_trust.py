@@ -23,9 +23,9 @@ def status(path: Path) -> os.stat_result | None:
     return path.stat() if path.exists() else None
 
 
-def record(trust: Trust, path: Path, *, flushed: bool, source: str | None) -> None:
+def record(trust: Trust, path: Path, hashed: os.stat_result | None = None, *, flushed: bool, source: str | None) -> None:
     with open(path, "rb") as file:
-        trust.record(DIGEST, file.fileno(), flushed=flushed, source=source, ours=not path.is_symlink())
+        trust.record(DIGEST, file.fileno(), hashed or os.fstat(file.fileno()), flushed=flushed, source=source, ours=not path.is_symlink())
 
 
 @pytest.fixture
