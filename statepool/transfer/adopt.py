@@ -118,8 +118,9 @@ class Adoption:
             raise UsageError(f"its parent {chain[1].manifest.state} could not be adopted")
         path = layout.view(tip.id)
         read, size = reader_of(self.pool, path)
-        check_clusters(read, read_header(read, size, f"{tip.id} in {self.pool}"), f"{tip.id} in {self.pool}")
-        local = self.pool.transport.beneath(path)
+        local, what = self.pool.transport.beneath(path), f"{tip.id} in {self.pool}"
+        with _unwritten(local) as descriptor:
+            check_clusters(read, read_header(read, size, what), what, descriptor=descriptor)
         relocated = self._relocate(local, parent) if self.relocate and local is not None and parent is not None else False
         with _unwritten(local) as descriptor:
             lease = _lease(descriptor)

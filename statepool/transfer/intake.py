@@ -135,7 +135,7 @@ class Intake:
         size = os.fstat(descriptor).st_size
         read = reader(descriptor)
         header = check_image(read, size, str(self.working), backing=Backing.WORKING)
-        check_clusters(read, header, str(self.working))
+        check_clusters(read, header, str(self.working), descriptor=descriptor)
         parent = self._parent(header)
         patches = backing_patch(read, header, parent.file_name) if parent is not None else ()
         return Examined(header, parent, patches, size, warnings(header))
