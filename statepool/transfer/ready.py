@@ -61,7 +61,7 @@ def examine(cache: Cache, chain: Sequence[Manifest], progress: Progress = SILENT
 def actual_digest(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> Digest:
     """
     :returns: the digest of a cached file as it is now
-    :raises IntegrityError: it is no regular file, or not as long as it should be
+    :raises IntegrityError: it is no regular file
     :raises MissingFile: it is not there
     """
     assert manifest.digest is not None
@@ -69,13 +69,6 @@ def actual_digest(cache: Cache, manifest: Manifest, progress: Progress = SILENT)
     descriptor = open_regular(cache.bytes(manifest.digest) or cache.file(layout.data(manifest.digest)))
     try:
         size = os.fstat(descriptor).st_size
-        if size != manifest.size:
-            raise IntegrityError(
-                f"the bytes of {manifest.id} in {cache.root} are {size} long, not {manifest.size}",
-                object=manifest.object,
-                state=manifest.state,
-                path=str(cache.data(manifest.digest)),
-            )
         progress.begin(f"check {manifest.id}", size)
         try:
             return hash_file(descriptor, size, algorithm=manifest.digest.algorithm, progress=progress)
