@@ -93,7 +93,9 @@ def test_a_wrong_length_does_not_cost_the_cache_its_bytes(site: Site) -> None:
             manifest["parent"]["state"] = "evil-" + manifest["parent"]["state"]
 
     forge(site.root / "evil", rename)
-    for note in (site.root / "cache/.statepool/trust").iterdir():
+    notes = list((site.root / "cache/.statepool").glob("**/trust/*.json"))
+    assert len(notes) == 3
+    for note in notes:
         note.unlink()
     digest = known(site, "cache", "install").digest
     assert digest is not None
