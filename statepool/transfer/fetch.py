@@ -373,7 +373,7 @@ class Fetch:
         algorithm = promised.digest.algorithm if promised.digest is not None else "blake3"
         digest = self._source.transport.digest(member.path, promised.size, algorithm=algorithm, progress=self._progress)
         self._check_digest(promised, digest)
-        manifest = _translated(promised, header, parent, digest, digest, size, ())
+        manifest = _translated(promised, header, parent, digest, digest, size)
         self._place_link(manifest, digest, target)
         self._arrived(manifest, Moved(digest=digest, how="link", sent=0))
         return manifest
@@ -418,12 +418,13 @@ def _stands_on(cached: Manifest, parent: Manifest | None) -> bool:
 
 
 def _translated(
-    promised: Manifest, header: Header, parent: Manifest | None, digest: Digest, origin: Digest, size: int, extents: tuple[Extent, ...]
+    promised: Manifest, header: Header, parent: Manifest | None, digest: Digest, origin: Digest, size: int, extents: tuple[Extent, ...] = ()
 ) -> Manifest:
     """
     Return a source's manifest in the terms of the cache.
 
     :param origin: the digest of the bytes that were fetched, which were rewritten here if it is another one than ``digest``
+    :param extents: of our own copy; none of a file that is only referred to
     """
     assert parent is None or parent.digest is not None
     return promised.derived(

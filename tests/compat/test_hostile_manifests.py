@@ -15,7 +15,7 @@ from attrs import evolve
 
 import statepool
 from statepool.errors import Conflict, IntegrityError
-from statepool.model.manifest import Manifest, StateId
+from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.pools import layout
 
 if TYPE_CHECKING:
@@ -57,6 +57,28 @@ def test_a_cache_knows_what_its_own_bytes_show(site: Site) -> None:
     for state in ("connect", "customize", "install"):
         assert facts(known(site, "cache", state)) == facts(known(site, "honest", state))
         assert known(site, "cache", state).origin is None
+
+
+def test_a_cache_that_refers_to_a_pool_believes_it_no_more(site: Site) -> None:
+    site.open("good", cache="honest").image("vm1/disk").get("connect")
+    forge(site.root / "good", lie)
+    statepool.StatePool(site.root / "cache", [f"link://{site.root}/good"]).image("vm1/disk").get("connect")
+    assert facts(known(site, "cache")) == facts(evolve(known(site, "honest"), extents=()))
+
+
+def test_a_machine_state_is_what_its_bytes_show(site: Site, make_image: Make) -> None:
+    image = make_image(site.root / "m.qcow2", SIZE, writes=[(0, BLOCK, 3)])
+    site.open("good", cache="honest").machine("vm1").set("on", source={"disk": image})
+    machine = StateId("vm1", "on", Kind.MACHINE)
+    forge(site.root / "good", lambda manifest: manifest.update(size=manifest["size"], virtual_size=7, cluster_size=3, origin="blake3:" + "7" * 64))
+    site.open("good").machine("vm1").get("on")
+    statepool.init(site.root / "mirror")
+    statepool.sync(site.root / "good", site.root / "mirror")
+    for name in ("cache", "mirror"):
+        assert facts(known(site, name, "on")) == facts(known(site, "honest", "on"))
+        found = site.source(name).pool.find(machine)
+        assert found is not None
+        assert facts(found) == [0, 0, 0, (), None]
 
 
 def test_a_lie_is_not_passed_on_by_sync(site: Site) -> None:
