@@ -495,5 +495,5 @@ def from_config(config: Config | None = None, *, progress: Progress = SILENT) ->
     :raises ConfigError: something in it cannot be used
     """
     found = config if config is not None else load()
-    sources = [Source(_open_pool(source.location, found.settings), source.name, source.scope) for source in found.sources]
+    sources = [Source(_open_pool(source.location, found.settings), source.name, source.scope, source.authority) for source in found.sources]
     return StatePool(found.cache, sources, settings=found.settings, progress=progress)

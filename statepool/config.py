@@ -15,7 +15,7 @@ A file named by ``--config`` or ``STATEPOOL_CONFIG`` takes the place of all thes
     cache        = "cache"              # directory of the cache; default: $XDG_CACHE_HOME/statepool or ~/.cache/statepool
     sources      = [                    # where the cache is filled from, in this order
         "/srv/pool",
-        { location = "ssh://lab@store/srv/pool", name = "store", scope = "shared" },
+        { location = "ssh://lab@store/srv/pool", name = "store", scope = "shared", authority = true },
     ]
     fresh        = 60                   # seconds for which a source need not be asked again
     offline      = false                # ask no source at all
@@ -89,11 +89,13 @@ class SourceConfig:
     :param location: where it is
     :param name: what people call it; its location unless they say so
     :param scope: how far it is
+    :param authority: whether it is right where sources have different content under one name
     """
 
     location: Location
     name: str
     scope: Scope = Scope.SHARED
+    authority: bool = False
 
 
 @frozen
@@ -357,8 +359,8 @@ def _source(layer: _Layer, key: str, value: object) -> SourceConfig:
     if not isinstance(value, Mapping):
         raise layer.error(key, f"not a location: {_shorten(value)!r}", "write a text, or a table with location, name and scope")
     for part in value:
-        if part not in ("location", "name", "scope"):
-            raise layer.error(f"{key}.{_shorten(part)}", "there is no such setting", "a source has location, name and scope")
+        if part not in ("location", "name", "scope", "authority"):
+            raise layer.error(f"{key}.{_shorten(part)}", "there is no such setting", "a source has location, name, scope and authority")
     if "location" not in value:
         raise layer.error(key, "the source has no location", "add location = ...")
     location = _location(layer, f"{key}.location", value["location"])
@@ -366,7 +368,11 @@ def _source(layer: _Layer, key: str, value: object) -> SourceConfig:
     if "name" in value and not (isinstance(name, str) and is_name(name) and name != CACHE_NAME):
         hint = f"letters, digits and . _ + - make a name; {CACHE_NAME!r} is the cache"
         raise layer.error(f"{key}.name", f"not a name for a source: {_shorten(name)!r}", hint)
-    return SourceConfig(location, str(name), _scope(layer, f"{key}.scope", value.get("scope", Scope.SHARED)))
+    scope = _scope(layer, f"{key}.scope", value.get("scope", Scope.SHARED))
+    authority = value.get("authority", False)
+    if not isinstance(authority, bool):
+        raise layer.error(f"{key}.authority", f"neither true nor false: {_shorten(authority)!r}", "write true or false")
+    return SourceConfig(location, str(name), scope, authority)
 
 
 def _scope(layer: _Layer, key: str, value: object) -> Scope:

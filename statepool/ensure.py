@@ -281,7 +281,7 @@ class Ensurer:
             there = source.pool.find(StateId(str(self._image), name))
         except StatePoolError:
             return False  # it said so when it was stored to
-        return there is not None and not there.is_content(Digest.parse(stored.digest))
+        return there is not None and there.digest != Digest.parse(stored.digest)
 
 
 def _is_managed(source: Source) -> bool:

@@ -414,7 +414,7 @@ class SourcedStateBackend(RootSourcedStateBackend):
         return self._shown([*own, *found], warnings)
 
     def _shown(self, found: Sequence[Listing], warnings: Iterable[str]) -> Listing:
-        return Listing(merged(found), (*self._unasked, *warnings, *(warning for one in found for warning in one.warnings)))
+        return Listing(merged(found, str(self._cache.pool)), (*self._unasked, *warnings, *(warning for one in found for warning in one.warnings)))
 
     def check(self, target: Target, state: str, options: Options = DEFAULTS) -> bool:
         """:returns: whether the cache or a source that the scope permits has a state, with its whole chain"""
@@ -439,8 +439,8 @@ class SourcedStateBackend(RootSourcedStateBackend):
 
 
 def _is_same(there: Manifest, manifest: Manifest) -> bool:
-    """Whether a pool has the same; a machine state is what it lists."""
-    return there.is_content(manifest.digest) if manifest.digest is not None else dict(there.members) == dict(manifest.members)
+    """Whether a pool has the same as the cache has, or will have; a machine state is what it lists."""
+    return manifest.is_content(there.digest) if there.digest is not None else dict(there.members) == dict(manifest.members)
 
 
 def _is_called(source: Source, name: str) -> bool:

@@ -41,6 +41,7 @@ def _row(source: SourceStatus) -> tuple[str, ...]:
 
 
 def _note(source: SourceStatus) -> str:
-    if source.problem is None:
-        return ""
-    return f"{'corrupt' if source.corrupt else 'failed'} at {output.moment(source.failed)}: {source.problem}"
+    notes = ["authority"] if source.authority else []
+    if source.problem is not None:
+        notes.append(f"{'corrupt' if source.corrupt else 'failed'} at {output.moment(source.failed)}: {source.problem}")
+    return "; ".join(notes)

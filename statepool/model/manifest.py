@@ -8,6 +8,7 @@ The JSON form is the one of the pool's log; ``docs/formats.rst`` describes it fi
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -25,6 +26,12 @@ MAX_EXTENTS = 1000
 
 MAX_LABELS = 64
 """Most labels that a manifest carries."""
+
+LONGEST_LABEL = 4096
+"""Characters of one label, and of its name."""
+
+LONGEST_TABLE = MAX_LABELS * 2 * LONGEST_LABEL
+"""Characters of all names and texts of one table of a manifest: what labels can have at most, when written as when read."""
 
 ROOT = "root"
 """The one name under which pools keep a root image; the other reserved names are read as this one."""
@@ -156,8 +163,51 @@ class Manifest:
         return sum(length for _, length in self.extents) if self.extents else self.size
 
     def is_content(self, digest: Digest) -> bool:
-        """:returns: whether ``digest`` names these bytes, or those that they were rewritten from"""
+        """
+        Tell whether ``digest`` names these bytes, or those that they were rewritten from. Ask it of a state of our own cache only: the ``origin``
+        that the log of another pool gives is a claim.
+        """
         return digest in (self.digest, self.origin)
+
+    def derived(
+        self,
+        *,
+        size: int,
+        digest: Digest | None = None,
+        origin: Digest | None = None,
+        parent: Parent | None = None,
+        virtual_size: int = 0,
+        cluster_size: int = 0,
+        extents: tuple[tuple[int, int], ...] = (),
+        members: Mapping[str, Digest] | None = None,
+    ) -> Manifest:
+        """
+        Make the manifest of a copy from that of another pool: only the name and what its owner wrote down are taken over. The caller gives all facts,
+        which it knows from the bytes.
+        """
+        return Manifest(
+            object=self.object,
+            state=self.state,
+            kind=self.kind,
+            size=size,
+            digest=digest,
+            origin=origin,
+            parent=parent,
+            virtual_size=virtual_size,
+            cluster_size=cluster_size,
+            extents=extents if extents != ((0, size),) else (),
+            created=self.created,
+            creator=dict(self.creator),
+            labels=dict(self.labels),
+            fingerprint=dict(self.fingerprint),
+            members=dict(members or {}),
+        )
+
+    @property
+    def text_size(self) -> int:
+        """Bytes that the texts which nothing can be derived from take in a log."""
+        tables = [table for table in (self.creator, self.labels, self.fingerprint) if table]
+        return sum(len(json.dumps(dict(table), ensure_ascii=False).encode()) for table in tables)
 
     def to_json(self) -> dict[str, Any]:
         """:returns: the form in a record: fields without a value are left out"""
@@ -270,10 +320,6 @@ def _names(data: dict[str, Any], kind: Kind) -> tuple[str, str]:
     return subject, state
 
 
-LONGEST_LABEL = 4096
-"""Characters of one label, and of its name."""
-
-
 def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
     """
     :param labels: what an owner wants to remember with a state
@@ -330,7 +376,14 @@ def _strings(data: dict[str, Any], name: str) -> dict[str, str]:
         return {}
     if not isinstance(value, dict) or len(value) > MAX_LABELS or not are_texts(value):
         raise BadRecord(f"the field {name!r} of a manifest is not a table of at most {MAX_LABELS} texts")
+    if is_long(value):
+        raise BadRecord(f"the texts in the field {name!r} of a manifest have more than {LONGEST_TABLE} characters")
     return value
+
+
+def is_long(table: Mapping[str, str]) -> bool:
+    """:returns: whether the texts of a table are longer than what is read"""
+    return sum(map(len, table)) + sum(map(len, table.values())) > LONGEST_TABLE
 
 
 def are_texts(*tables: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from statepool.errors import InvalidName
-from statepool.model.manifest import MAX_EXTENTS, MAX_LABELS, ROOT, Manifest, are_texts
+from statepool.model.manifest import MAX_EXTENTS, MAX_LABELS, ROOT, Manifest, are_texts, is_long
 from statepool.model.names import ROOT_STATES, are_names
 from statepool.model.objects import Image, parse_object
 
@@ -107,7 +107,7 @@ def _are_times(values: list[Any]) -> bool:
 
 
 def _are_tables(values: list[Any]) -> bool:
-    return _only(values, dict) and all(len(value) <= MAX_LABELS for value in values) and are_texts(*values)
+    return _only(values, dict) and all(len(value) <= MAX_LABELS for value in values) and are_texts(*values) and not any(map(is_long, values))
 
 
 def _are_extents(values: list[Any], sizes: list[int]) -> bool:

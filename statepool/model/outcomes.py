@@ -319,6 +319,7 @@ class SourceStatus:
     :param problem: what went wrong then, or None
     :param corrupt: whether it then delivered something that was wrong
     :param why: what decided about its place, for people
+    :param authority: whether it is right where sources have different content under one name
     """
 
     name: str
@@ -333,6 +334,7 @@ class SourceStatus:
     problem: str | None = None
     corrupt: bool = False
     why: str = ""
+    authority: bool = False
 
 
 class SyncAction(enum.StrEnum):

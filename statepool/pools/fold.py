@@ -184,11 +184,11 @@ class Fold:
         return self._present.get(parent_key(object, parent))
 
     def find_content(self, state: StateId, digest: Digest) -> Manifest | None:
-        """:returns: the state of this id, with or without the name, that has these bytes or was rewritten from them"""
+        """:returns: the state of this id, with or without the name, that has these bytes; in a cache also one that it has rewritten from them"""
         exact = self._present.get((state.object, state.state, str(digest)))
         if exact is not None:
             return exact
-        return next((manifest for manifest in self._present.values() if manifest.origin == digest and manifest.id == state), None)
+        return next((manifest for manifest in self._present.values() if manifest.id == state and manifest.origin == digest), None)
 
     def has_children(self, manifest: Manifest) -> bool:
         """:returns: whether a state, with or without a name, stands directly on this one"""

@@ -321,6 +321,8 @@ class MachineLog:
     def _write_checkpoint(self, fold: Fold) -> None:
         content = Checkpoint.of(fold)
         if len(content) > MAX_RECORD:
+            content = Checkpoint.of(fold, extents=False)
+        if len(content) > MAX_RECORD:
             return  # nobody would read all of it; the records say the same
         try:
             self._transport.create(layout.checkpoint(self._machine, fold.number), content)

@@ -32,7 +32,7 @@ from statepool.pools.lastlook import Again, LastLook, published_anew
 from statepool.pools.locks import Locks, locks_of, quick_locks_of
 from statepool.pools.log import Clock, MachineLog, Nonce, fold_all, random_nonce
 from statepool.pools.records import decode
-from statepool.pools.refusals import refuse_dependants, refuse_listed, refuse_moved, taken
+from statepool.pools.refusals import refuse_dependants, refuse_listed, refuse_long_texts, refuse_moved, taken
 from statepool.pools.staging import Marker, Staging, read_markers, restore
 from statepool.pools.view import Unmanaged, View
 from statepool.pools.writer import Writer
@@ -365,9 +365,12 @@ class Pool:
         coming = {manifest.id: manifest for manifest in manifests}
         for manifest in manifests:
             old = fold.states.get(manifest.id)
-            if fold.holds(manifest):
+            if old is not None and fold.holds(manifest):
+                if supersede and manifest.origin not in (None, old.origin):
+                    changes.append(Publish(manifest, supersedes=old.digest))  # the cache has found out what these bytes are rewritten from
                 continue
             self._check_parent(fold, manifest, coming)
+            refuse_long_texts(self.location, fold, manifest)
             refuse_moved(self.location, fold, manifest)
             if old is None:
                 changes.append(Publish(manifest))

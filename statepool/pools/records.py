@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from statepool.errors import BadRecord, UnsupportedFormat
 from statepool.model.digest import Digest
@@ -181,15 +181,22 @@ class Checkpoint:
         return cls(machine, number, kept, states, superseded)
 
     @staticmethod
-    def of(fold: Fold) -> bytes:
-        """:returns: the content of the file for a fold"""
+    def of(fold: Fold, *, extents: bool = True) -> bytes:
+        """
+        :param extents: whether to tell where images have data; the manifests are good without
+        :returns: the content of the file for a fold
+        """
+
+        def form(manifest: Manifest) -> dict[str, Any]:
+            return (manifest if extents else evolve(manifest, extents=())).to_json()
+
         return encode(
             {
                 "format": layout.FORMAT,
                 "number": fold.number,
                 "nonces": {str(number): nonce for number, nonce in fold.nonces.items()},
-                "states": [manifest.to_json() for manifest in fold.states.values()],
-                "superseded": [manifest.to_json() for manifest in fold.superseded],
+                "states": [form(manifest) for manifest in fold.states.values()],
+                "superseded": [form(manifest) for manifest in fold.superseded],
             }
         )
 

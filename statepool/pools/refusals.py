@@ -4,10 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from statepool.errors import Conflict, HasDependants
+from statepool.errors import Conflict, HasDependants, NoSpace
 from statepool.model.location import Location
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.pools.fold import Fold, member_ids
+
+SHORT = 4 << 10
+"""Bytes of labels and other texts that any state may have."""
+
+ROOM_FOR_TEXTS = 16 << 20
+"""Bytes that those of all states of one machine with more than that may have together: with all else, a checkpoint must hold them."""
+
+
+def refuse_long_texts(location: Location, fold: Fold, manifest: Manifest) -> None:
+    """:raises NoSpace: the labels and other texts of a state would fill the log, so that no checkpoint could hold it"""
+    length = manifest.text_size
+    if length <= SHORT:
+        return
+    others = sum(size for one in fold.manifests if one.id != manifest.id and (size := one.text_size) > SHORT)
+    if length + others > ROOM_FOR_TEXTS:
+        raise NoSpace(
+            f"the labels of {manifest.id} take {length} bytes, and those of other states {others}: "
+            f"the log of {fold.machine} in {location} has no room for more than {ROOM_FOR_TEXTS}",
+            object=manifest.object,
+            state=manifest.state,
+            pool=str(location),
+            hint="remove states with long labels; of a state that comes from a source, name another one with --from",
+        )
 
 
 def taken(state: StateId, pool: object, details: str = "", hint: str = "choose another name, or have it replaced with --replace") -> Conflict:

@@ -33,6 +33,9 @@ MAX_L1_BYTES = 32 << 20
 MAX_REFCOUNT_TABLE_BYTES = 8 << 20
 """Longest refcount table that QEMU opens (``QCOW_MAX_REFTABLE_SIZE``)."""
 
+MAX_BITMAP_DIRECTORY_BYTES = 65535 << 10
+"""Longest bitmap directory that QEMU opens (``QCOW2_MAX_BITMAP_DIRECTORY_SIZE``)."""
+
 MAX_SNAPSHOTS = 65536
 """Most internal snapshots that QEMU opens (``QCOW_MAX_SNAPSHOTS``)."""
 
@@ -191,7 +194,15 @@ def _snapshot_table(header: Header) -> str | None:
     return f"it says that it has {header.snapshots} internal snapshots" if header.snapshots > MAX_SNAPSHOTS else None
 
 
-def _tables(header: Header) -> Iterator[tuple[str, int, int]]:
+@_about_form("bitmap-directory")
+def _bitmap_directory(header: Header) -> str | None:
+    """QEMU opens a bitmap directory of at most 64 MiB."""
+    size = header.bitmap_directory.directory_size if header.bitmap_directory is not None else 0
+    return f"it says that its bitmap directory has {size} bytes" if size > MAX_BITMAP_DIRECTORY_BYTES else None
+
+
+def tables(header: Header) -> Iterator[tuple[str, int, int]]:
+    """:returns: the tables that a header names, with their offsets and lengths in bytes"""
     if header.l1_size:
         yield "L1 table", header.l1_offset, header.l1_size * 8
     yield "refcount table", header.refcount_table_offset, header.refcount_table_clusters << header.cluster_bits
@@ -204,7 +215,7 @@ def _tables(header: Header) -> Iterator[tuple[str, int, int]]:
 @_about_form("table-alignment")
 def _table_alignment(header: Header) -> str | None:
     """Tables begin where a cluster begins."""
-    for name, offset, _ in _tables(header):
+    for name, offset, _ in tables(header):
         if offset & (header.cluster_size - 1):
             return f"its {name} is said to be at byte {offset}, inside a cluster"
     return None
@@ -213,7 +224,7 @@ def _table_alignment(header: Header) -> str | None:
 @_about_form("table-past-end")
 def _table_past_end(header: Header) -> str | None:
     """Tables that are not in the file are read as zeros: all data would seem to be gone, without an error."""
-    for name, offset, size in _tables(header):
+    for name, offset, size in tables(header):
         if offset + size > header.file_size:
             return f"its {name} reaches to byte {offset + size}, but the file ends after {header.file_size}"
     return None
@@ -223,7 +234,7 @@ def _table_past_end(header: Header) -> str | None:
 def _table_overlap(header: Header) -> str | None:
     """Tables that share bytes with the header or with each other are damaged by the first write."""
     end, before = header.cluster_size, "header"
-    for offset, name, size in sorted((offset, name, size) for name, offset, size in _tables(header)):
+    for offset, name, size in sorted((offset, name, size) for name, offset, size in tables(header)):
         if offset < end:
             return f"its {name} is said to be at byte {offset}, inside its {before}"
         end, before = offset + size, name
@@ -314,7 +325,11 @@ CHECKS: Mapping[str, str] = MappingProxyType(
         "parent": _PARENT_REASON,
         "backing-elsewhere": _ELSEWHERE_REASON,
         "l2-tables": "Each L2 table is a cluster of its own: one in two places is damaged by a write, and one in a million takes hours to read.",
+        "l2-entries": "What no entry of an L2 table can be, QEMU calls corrupt when a guest reads there.",
         "clusters": "Data that its tables place behind the end of the file is read as zeros: the file has been cut short.",
+        "cluster-alignment": "Data that begins inside a cluster is an error when a guest reads it.",
+        "cluster-overlap": "Data in the place of the header or of a table is not what a guest has written.",
+        "compressed": "A guest that reads what cannot be decompressed gets an error.",
         "loop": "A chain that comes back to itself never ends.",
         "depth": "A chain deeper than what is permitted costs every reader a descriptor and a look for each of its states.",
         "missing-parent": "A state without its parent is not whole.",

@@ -195,6 +195,7 @@ HOSTILE: Mapping[str, tuple[Callable[[], bytes], str]] = MappingProxyType(
         "snapshots-unaligned": (_child(snapshots=1, snapshots_offset=(3 << 12) + 8, length=1 << 16), "table-alignment"),
         "snapshots-huge": (_child(snapshots=0xFFFFFFFF, snapshots_offset=4 << 12), "snapshot-table"),
         "bitmaps-past-end": (_child(autoclear=1, extensions=((EXTENSION_BITMAPS, struct.pack(">IIQQ", 1, 0, 4096, 1 << 40)),)), "table-past-end"),
+        "bitmaps-huge": (_child(autoclear=1, extensions=((EXTENSION_BITMAPS, struct.pack(">IIQQ", 1, 0, 1 << 40, 4 << 12)),)), "bitmap-directory"),
         "bitmaps-cut": (_child(autoclear=1, extensions=((EXTENSION_BITMAPS, bytes(8)),)), "extensions"),
         # backing
         "backing-absolute": (_child(backing=b"/etc/hostname"), "backing-absolute"),

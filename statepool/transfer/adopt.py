@@ -120,6 +120,8 @@ class Adoption:
             raise UsageError(f"its parent {chain[1].manifest.state} could not be adopted")
         path = layout.view(tip.id)
         local = self.pool.transport.beneath(path)
+        with _unwritten(local) as descriptor:
+            self._check(tip, path, parent, descriptor)
         relocated = self._relocate(local, parent) if self.relocate and local is not None and parent is not None else False
         with _unwritten(local) as descriptor:
             lease = _lease(descriptor)
@@ -141,7 +143,7 @@ class Adoption:
         else:
             read, size = reader(descriptor), os.fstat(descriptor).st_size
         header = check_image(read, size, what, parent=parent.state if parent is not None else None, backing=Backing.UNMANAGED)
-        check_clusters(read, header, what)
+        check_clusters(read, header, what, descriptor=descriptor)
 
     def _digest(self, tip: Manifest, path: str, descriptor: int | None) -> Digest:
         if descriptor is not None:

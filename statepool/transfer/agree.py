@@ -1,8 +1,9 @@
 """
 Whether sources that offer a state mean the same by its name.
 
-A name means one content, so two sources with different content under it cannot both be right. Where the log of one shows that it had the other's
-content before, and replaced it, the other one has simply not noticed yet. Where nothing shows that, nobody but the user can say who is right.
+A name means one content, so two sources with different content under it cannot both be right. Which of them is, the configuration says, or nobody but
+the user can: a log vouches for itself only. Neither what it says of its own past nor what it says of the bytes of others is proof of anything. The
+one thing that it can do is give way: an ``origin`` admits that the bytes were rewritten from others, so these others are the state.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from statepool.errors import Conflict
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, StateId
-from statepool.pools.fold import Publish
-from statepool.pools.pool import Pool
 from statepool.transfer.offers import Offer
 
 
@@ -26,7 +25,7 @@ class Agreed:
     What sources have in common.
 
     :param offers: of the same content, those whose bytes a log vouches for first, else in the order given
-    :param warnings: which sources have something older
+    :param warnings: which sources have other content than the authority
     """
 
     offers: tuple[Offer, ...]
@@ -36,10 +35,10 @@ class Agreed:
 def agree(wanted: StateId, offers: Sequence[Offer]) -> Agreed:
     """
     :param offers: at least one, best first
-    :raises Conflict: they have different content, and nothing shows which is the newer one
+    :raises Conflict: they have different content, and the configuration does not say which source is right
     """
     vouched = [offer for offer in offers if offer.managed]
-    others = tuple(offer for offer in offers if not offer.managed)
+    others = [offer for offer in offers if not offer.managed]
     groups: list[list[Offer]] = []
     for offer in vouched:
         group = next((group for group in groups if difference(group[0], offer) is None), None)
@@ -48,13 +47,58 @@ def agree(wanted: StateId, offers: Sequence[Offer]) -> Agreed:
         else:
             group.append(offer)
     if len(groups) < 2:
-        return Agreed((*vouched, *others))
-    newest = [group for group in groups if all(_replaced(group, other) and not _replaced(other, group) for other in groups if other is not group)]
-    if len(newest) != 1:
-        raise _disagreement(wanted, [group[0] for group in groups])
-    (group,) = newest
-    warnings = (f"{offer.source} has older content of {wanted}, which {group[0].source} has replaced" for offer in vouched if offer not in group)
-    return Agreed((*group, *others), tuple(warnings))
+        return Agreed((*vouched, *_held_to(others, vouched)))
+    ruling = [group for group in groups if any(offer.source.authority for offer in group)]
+    standing = _not_giving_way(ruling or groups)
+    if len(standing) != 1:
+        raise _disagreement(wanted, [group[0] for group in standing])
+    (group,) = standing
+    different = [offer for offer in vouched if offer not in group and not _gives_way(offer, group[0])]
+    authority = next((offer.source for offer in group if offer.source.authority), None)
+    warnings = (f"{offer.source} has other content of {wanted} than {authority}, which is the authority" for offer in different)
+    return Agreed((*group, *_held_to(others, group)), tuple(warnings))
+
+
+def _held_to(others: list[Offer], vouched: list[Offer]) -> list[Offer]:
+    """:returns: what other tools put into sources, as far as it can be what a log vouches for; it must then have those bytes"""
+    if not vouched:
+        return others
+    names = [member.manifest.id for member in vouched[0].members]
+    digests = [member.manifest.digest for member in vouched[0].members]
+    return [
+        evolve(
+            offer,
+            members=tuple(
+                evolve(member, manifest=evolve(member.manifest, digest=digest)) for member, digest in zip(offer.members, digests, strict=True)
+            ),
+        )
+        for offer in others
+        if [member.manifest.id for member in offer.members] == names
+    ]
+
+
+def _not_giving_way(groups: list[list[Offer]]) -> list[list[Offer]]:
+    """:returns: the groups that admit no other one to be the state; all of them, if each admits that of another one"""
+    standing = [
+        group
+        for group in groups
+        if not any(_gives_way(group[0], other[0]) and not _gives_way(other[0], group[0]) for other in groups if other is not group)
+    ]
+    return standing or groups
+
+
+def _gives_way(one: Offer, other: Offer) -> bool:
+    """Whether the log of one source says itself that its chain was rewritten from that of the other one."""
+    mine, yours = [member.manifest for member in one.members], [member.manifest for member in other.members]
+    return (
+        len(mine) == len(yours)
+        and all(_is_derived(here, there) for here, there in zip(mine, yours, strict=True))
+        and any(here.digest != there.digest for here, there in zip(mine, yours, strict=True))
+    )
+
+
+def _is_derived(here: Manifest, there: Manifest) -> bool:
+    return here.id == there.id and (here.digest == there.digest or (here.origin is not None and here.origin == there.digest))
 
 
 def difference(one: Offer, other: Offer) -> tuple[Manifest, Manifest] | None:
@@ -73,33 +117,8 @@ def content_of(manifest: Manifest) -> Digest | None:
 
 
 def is_same(one: Manifest, other: Manifest) -> bool:
-    """:returns: whether two manifests speak of the same bytes, before either was rewritten for its place; true if nobody has hashed one of them"""
-    mine, yours = _digests(one), _digests(other)
-    return not mine or not yours or bool(mine & yours)
-
-
-def _digests(manifest: Manifest) -> set[Digest]:
-    return {digest for digest in (manifest.digest, manifest.origin) if digest is not None}
-
-
-def _replaced(group: list[Offer], other: list[Offer]) -> bool:
-    """Whether the log of a source in one group shows that it had what those in the other one have."""
-    different = difference(group[0], other[0])
-    if different is None or different[0].id != different[1].id:
-        return False
-    old = different[1]
-    return any(_had(offer.source.pool, old.id, _digests(old)) for offer in group)
-
-
-def _had(pool: Pool, state: StateId, digests: set[Digest]) -> bool:
-    for record in pool.log(state.machine).records():
-        for change in record.changes:
-            if change.id != state:
-                continue
-            before = {change.supersedes} | _digests(change.manifest) if isinstance(change, Publish) else {change.digest}
-            if before & digests:
-                return True
-    return False
+    """:returns: whether two manifests of sources speak of the same bytes; true if one of them has none, or nobody has hashed them"""
+    return one.digest is None or other.digest is None or one.digest == other.digest
 
 
 def _disagreement(wanted: StateId, offers: list[Offer]) -> Conflict:
@@ -113,7 +132,7 @@ def _disagreement(wanted: StateId, offers: list[Offer]) -> Conflict:
         f"the sources disagree about {wanted}{below}: {contents}",
         object=wanted.object,
         state=wanted.state,
-        hint=f"say which one is right with {names}, and unset it in the other",
+        hint=f"say which one is right with {names}, and unset it in the other; or for all states, with authority = true for one source",
     )
 
 

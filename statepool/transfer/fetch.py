@@ -16,12 +16,13 @@ from attrs import evolve, frozen
 from statepool.beneath import Beneath, Descriptor
 from statepool.errors import Conflict, DigestMismatch, IntegrityError, MissingFile, NoSpace, UnsafeImage
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
-from statepool.model.manifest import Manifest, Parent
+from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent
 from statepool.model.outcomes import Verified
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
 from statepool.pools.staging import Staging
-from statepool.qcow2.checks import Backing, check_image
+from statepool.qcow2.checks import Backing, check_image, needed_l1_size
+from statepool.qcow2.clusters import check_clusters
 from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import Header, apply_patches, backing_patch
 from statepool.qcow2.header import reader as read_from
@@ -33,10 +34,15 @@ from statepool.transfer.ready import Hashed, clear_place, discard, examine, hash
 from statepool.transfer.resume import take_over
 from statepool.transfer.space import make_room, require_place
 from statepool.transports.base import Moved
-from statepool.transports.copying import hash_file
+from statepool.transports.copying import data_extents, hash_file
+from statepool.transports.reading import Extent
 
 READ_ONLY = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 """Permissions of the bytes of a state: they never change."""
+
+
+LOOKED_AT_FIRST = 1 << 30
+"""Bytes of L2 tables that are read in a source at most, before anything is fetched: those of a disk of 8 TiB at the usual cluster size."""
 
 
 @frozen
@@ -114,8 +120,11 @@ class Fetch:
         for member, below in zip_longest(self._offer.members, self._offer.members[1:]):
             promised, parent = member.manifest, below.manifest.state if below is not None else None
             read, size = reader(self._source, member.path)
+            what = f"{promised.id} from {self._source}"
             try:
-                check_image(read, size, f"{promised.id} from {self._source}", parent=parent, backing=Backing.UNMANAGED)
+                header = check_image(read, size, what, parent=parent, backing=Backing.UNMANAGED)
+                if not self._offer.managed and needed_l1_size(header) * header.cluster_size <= LOOKED_AT_FIRST:
+                    check_clusters(read, header, what)
             except UnsafeImage:
                 if promised.digest is not None:  # damaged, or published like this
                     actual = self._source.transport.digest(member.path, promised.size, algorithm=promised.digest.algorithm)
@@ -187,7 +196,9 @@ class Fetch:
 
     def _refuse_to_lose(self, manifest: Manifest) -> None:
         old = self._cache.pool.find(manifest.id)
-        if old is None or old.digest is None or manifest.is_content(old.digest) or self._cache.trust.source(old.digest) is not None:
+        if old is None or old.digest is None or self._cache.trust.source(old.digest) is not None:
+            return
+        if manifest.digest is not None and old.is_content(manifest.digest):
             return
         raise Conflict(
             f"{manifest.id} in the cache {self._cache.root} was set there and is in no source, while {self._source} has another of this name",
@@ -236,21 +247,21 @@ class Fetch:
             if not is_good(self._cache, promised, descriptor, self._progress):  # another file by now than was looked at
                 return None
             header = self._check(descriptor, promised, parent)
+            size = os.fstat(descriptor).st_size
+            extents = data_extents(descriptor, size, limit=MAX_EXTENTS)
         if parent is not None and header.backing_name != parent.file_name.encode():
             return None
-        manifest = _translated(promised, header, parent, promised.digest, promised.digest, promised.size)
+        manifest = _translated(promised, header, parent, promised.digest, promised.digest, size, extents)
         self._publish(manifest)
         self._cache.trust.note_source(promised.digest, str(self._source))
         return manifest
 
     def _check(self, descriptor: int, promised: Manifest, parent: Manifest | None) -> Header:
-        return check_image(
-            read_from(descriptor),
-            promised.size,
-            f"{promised.id} from {self._source}",
-            parent=parent.state if parent else None,
-            backing=Backing.UNMANAGED,
-        )
+        read, what = read_from(descriptor), f"{promised.id} from {self._source}"
+        header = check_image(read, os.fstat(descriptor).st_size, what, parent=parent.state if parent else None, backing=Backing.UNMANAGED)
+        # Who set a managed state has looked at its compressed clusters; what other tools put there nobody has looked at.
+        check_clusters(read, header, what, descriptor=descriptor, starts=not self._offer.managed)
+        return header
 
     def _digests_of(self, member: Member) -> list[Digest]:
         return [member.manifest.digest] if member.manifest.digest is not None else []
@@ -271,7 +282,8 @@ class Fetch:
             digest = self._relocate(descriptor, path, header, parent, moved.digest)
             os.fchmod(descriptor, READ_ONLY)
             status = os.fstat(descriptor)
-        return _translated(promised, header, parent, digest, moved.digest, status.st_size), moved, status
+            extents = data_extents(descriptor, status.st_size, limit=MAX_EXTENTS)
+        return _translated(promised, header, parent, digest, moved.digest, status.st_size, extents), moved, status
 
     @contextmanager
     def _copy(self, member: Member, path: Beneath) -> Iterator[tuple[int, Moved]]:
@@ -362,6 +374,7 @@ class Fetch:
                 return None
             hashed = self._hash_there(promised, descriptor)
             size = os.fstat(descriptor).st_size
+        # Where it has data is not noted: it is not ours, and its owner can fill its holes.
         manifest = _translated(promised, header, parent, hashed.digest, hashed.digest, size)
         self._place_link(manifest, hashed.digest, target)
         self._arrived(manifest, Moved(digest=hashed.digest, how="link", sent=0), hashed.status)
@@ -417,15 +430,22 @@ def _stands_on(cached: Manifest, parent: Manifest | None) -> bool:
     return cached.parent.state == parent.state and cached.parent.digest == parent.digest
 
 
-def _translated(promised: Manifest, header: Header, parent: Manifest | None, digest: Digest, origin: Digest, size: int) -> Manifest:
-    """:returns: a source's manifest in the terms of the cache: with its digests, and what the header says where nobody hashed the file"""
+def _translated(
+    promised: Manifest, header: Header, parent: Manifest | None, digest: Digest, origin: Digest, size: int, extents: tuple[Extent, ...] = ()
+) -> Manifest:
+    """
+    Return a source's manifest in the terms of the cache.
+
+    :param origin: the digest of the bytes that were fetched, which were rewritten here if it is another one than ``digest``
+    :param extents: of our own copy; none of a file that is only referred to
+    """
     assert parent is None or parent.digest is not None
-    return evolve(
-        promised,
-        digest=digest,
-        origin=origin if digest != origin else promised.origin,
-        parent=Parent(parent.state, parent.digest) if parent is not None and parent.digest is not None else None,
+    return promised.derived(
         size=size,
+        digest=digest,
+        origin=origin if digest != origin else None,
+        parent=Parent(parent.state, parent.digest) if parent is not None and parent.digest is not None else None,
         virtual_size=header.virtual_size,
         cluster_size=header.cluster_size,
+        extents=extents,
     )

@@ -138,7 +138,7 @@ class Intake:
         size = os.fstat(descriptor).st_size
         read = reader(descriptor)
         header = check_image(read, size, str(self.working), backing=Backing.WORKING)
-        check_clusters(read, header, str(self.working))
+        check_clusters(read, header, str(self.working), descriptor=descriptor)
         parent = self._parent(header)
         if parent is not None:
             require_good(self.cache, self.cache.pool.chain_of(parent), self.working, self.progress)

@@ -10,23 +10,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from attrs import evolve, frozen
+from attrs import frozen
 
-from statepool.beneath import Beneath
+from statepool.beneath import Beneath, Descriptor
 from statepool.model.digest import Digest
-from statepool.model.manifest import Kind, Manifest, StateId
+from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, StateId
 from statepool.model.outcomes import Verified
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
 from statepool.pools.fold import member_id, member_ids
 from statepool.pools.pool import Pool
 from statepool.pools.staging import Staging
+from statepool.qcow2.files import open_regular
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY, Fetch, Fetched
 from statepool.transfer.offers import Member, Offer, Source, log_token
 from statepool.transfer.ready import clear_place
 from statepool.transfer.space import make_room, require_place
 from statepool.transports.base import Moved
+from statepool.transports.copying import data_extents
 
 
 @frozen
@@ -155,7 +157,7 @@ class MachineFetch:
 
     def _publish(self, tips: Mapping[str, Manifest]) -> Manifest:
         members = {name: tip.digest for name, tip in tips.items() if tip.digest is not None}
-        machine = evolve(self._offer.machine, members=members)
+        machine = self._offer.machine.derived(size=0, members=members)
         staging = self._cache.pool.stage(members.values())
         try:
             self._cache.pool.publish([*tips.values(), machine], staging, supersede=True, durable=False)
@@ -209,16 +211,21 @@ class _RamFetch(_PartFetch):
         promised = member.manifest
         if promised.digest is None or not clear_place(self._cache, promised):
             return None
-        self._publish(promised)
+        if (here := self._cache.bytes(promised.digest)) is None:
+            return None
+        with Descriptor(open_regular(here)) as descriptor:
+            manifest = _ram(promised, promised.digest, descriptor)
+        self._publish(manifest)
         self._cache.trust.note_source(promised.digest, str(self._source))
-        return promised
+        return manifest
 
     def _gather(self, member: Member, parent: Manifest | None, path: Beneath) -> tuple[Manifest, Moved, os.stat_result]:
         promised = member.manifest
         with self._copy(member, path) as (descriptor, moved):
             os.fchmod(descriptor, READ_ONLY)
             status = os.fstat(descriptor)
-        return promised, moved, status
+            manifest = _ram(promised, moved.digest, descriptor)
+        return manifest, moved, status
 
     def _refer(self, member: Member, parent: Manifest | None) -> Manifest | None:
         promised = member.manifest
@@ -227,6 +234,13 @@ class _RamFetch(_PartFetch):
             return None
         with self._opened_there(member) as descriptor:
             hashed = self._hash_there(promised, descriptor)
-        self._place_link(promised, hashed.digest, target)
-        self._arrived(promised, Moved(digest=hashed.digest, how="link", sent=0), hashed.status)
-        return promised
+            manifest = promised.derived(size=os.fstat(descriptor).st_size, digest=hashed.digest)
+        self._place_link(manifest, hashed.digest, target)
+        self._arrived(manifest, Moved(digest=hashed.digest, how="link", sent=0), hashed.status)
+        return manifest
+
+
+def _ram(promised: Manifest, digest: Digest, descriptor: int) -> Manifest:
+    """:returns: a source's manifest of RAM in the terms of the cache, whose file is open"""
+    size = os.fstat(descriptor).st_size
+    return promised.derived(size=size, digest=digest, extents=data_extents(descriptor, size, limit=MAX_EXTENTS))

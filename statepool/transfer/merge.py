@@ -13,9 +13,10 @@ from statepool.model.manifest import Manifest, StateId
 from statepool.model.outcomes import Listed
 
 
-def merged(listings: Iterable[Sequence[Listed]]) -> list[Listed]:
+def merged(listings: Iterable[Sequence[Listed]], cache: str | None = None) -> list[Listed]:
     """
     :param listings: of the cache, then of the sources
+    :param cache: where the cache is: of a copy there is known what it was rewritten from, while other pools only claim to know it
     :returns: each state once, with all the pools that have it; two pools with different content under one name give two lines
     """
     of_one_name: dict[StateId, list[Listed]] = {}
@@ -25,14 +26,14 @@ def merged(listings: Iterable[Sequence[Listed]]) -> list[Listed]:
     for listing in filled:
         for listed in listing:
             of_one_name.setdefault(listed.manifest.id, []).append(listed)
-    return [listed for state in sorted(of_one_name) for listed in _united(of_one_name[state])]
+    return [listed for state in sorted(of_one_name) for listed in _united(of_one_name[state], cache)]
 
 
 def _id(listed: Listed) -> StateId:
     return listed.manifest.id
 
 
-def _united(all_listed: list[Listed]) -> list[Listed]:
+def _united(all_listed: list[Listed], cache: str | None) -> list[Listed]:
     """:param all_listed: of one name"""
     if len(all_listed) == 1:
         return all_listed
@@ -40,8 +41,9 @@ def _united(all_listed: list[Listed]) -> list[Listed]:
     pools: list[tuple[str, ...]] = []
     places: dict[tuple[Digest | None, bool, str | None], int] = {}
     for listed in all_listed:
-        # A copy that was rewritten for its place is the same state as what it was rewritten from.
-        keys = [(digest, listed.managed, listed.problem) for digest in _names(listed.manifest)]
+        # A copy that the cache rewrote is the same state as what it was rewritten from.
+        names = _names(listed.manifest) if listed.pools == (cache,) else (listed.manifest.digest,)
+        keys = [(digest, listed.managed, listed.problem) for digest in names]
         place = next((places[key] for key in keys if key in places), None)
         if place is None:
             place = len(found)
@@ -51,7 +53,7 @@ def _united(all_listed: list[Listed]) -> list[Listed]:
         for key in keys:
             places.setdefault(key, place)
     # Each value is made once more at most, however many pools there are.
-    return [listed if listed.pools == names else evolve(listed, pools=names) for listed, names in zip(found, pools, strict=True)]
+    return [listed if listed.pools == places_of else evolve(listed, pools=places_of) for listed, places_of in zip(found, pools, strict=True)]
 
 
 def _names(manifest: Manifest) -> tuple[Digest | None, ...]:

@@ -127,6 +127,7 @@ class Mirrors:
 
     def status(self) -> list[SourceStatus]:
         """:returns: the sources, best first, with what is known of them; nobody is contacted"""
+        authorities = {str(source) for source in self.sources if source.authority}
         return [
             SourceStatus(
                 name=chosen.candidate.name,
@@ -141,6 +142,7 @@ class Mirrors:
                 problem=chosen.candidate.known.problem,
                 corrupt=chosen.candidate.known.corrupt,
                 why=chosen.why,
+                authority=str(chosen.candidate.location) in authorities,
             )
             for chosen in self.order()
         ]
@@ -158,9 +160,12 @@ class Mirrors:
         return asked
 
     def ask_rested(self, question: Callable[[Source], T], good: Callable[[T], bool]) -> list[Asked[T]]:
-        """As :meth:`ask`, best first; sources that are left alone for a while are asked only if no other one gives a good answer."""
+        """
+        As :meth:`ask`, best first; sources that are left alone for a while are asked only if no other one gives a good answer, or if they are the
+        authority.
+        """
         order = self.ordered()
-        resting = [source for source in order if len(order) > 1 and self.cache.known.rest(source)]
+        resting = [source for source in order if len(order) > 1 and not source.authority and self.cache.known.rest(source)]
         asked = self.ask([source for source in order if source not in resting], question, good)
         if resting and not any(one.error is None and one.value is not None and good(one.value) for one in asked):
             asked += self.ask(resting, question, good)
@@ -326,9 +331,12 @@ class Mirrors:
             self._note_lacking(wanted, lacks)
             self._note_same(wanted, cached, has)
             return Found(cached, (), warnings)
-        return evolve(self._settle(wanted, cached, has, warnings), failed=failed)
+        silent = [source for source in self.sources if not any(one.source is source and one.error is None for one in asked)]
+        return evolve(self._settle(wanted, cached, has, warnings, silent), failed=failed)
 
-    def _settle(self, wanted: StateId, cached: Manifest | None, has: list[tuple[Source, _Reply]], warnings: tuple[str, ...]) -> Found:
+    def _settle(
+        self, wanted: StateId, cached: Manifest | None, has: list[tuple[Source, _Reply]], warnings: tuple[str, ...], silent: list[Source]
+    ) -> Found:
         brief = [source for source, reply in has if reply.offer is None]  # those that were only asked whether anything has changed
         more = self.ask(brief, lambda source: self.find(source, wanted), bool)
         offers = [*(reply.offer for _, reply in has), *(one.value for one in more)]
@@ -339,7 +347,16 @@ class Mirrors:
                 wanted, cached, [(offer.source, _Reply(offer, token=offer.token)) for offer in agreed.offers if self._is_cached(offer, cached)]
             )
             return Found(cached, (), warnings)
+        if cached is not None and not agreed.offers[0].source.authority and (other := self._last_said(wanted, cached, silent)) is not None:
+            # What is cached is what that source had. That it cannot be asked now gives nobody else the right to replace it.
+            warning = f"{agreed.offers[0].source} has other content of {wanted} than {other}, which cannot be asked: what is cached stays"
+            return Found(cached, (), (*warnings, warning))
         return Found(cached, agreed.offers, warnings)
+
+    def _last_said(self, wanted: StateId, cached: Manifest, silent: list[Source]) -> Source | None:
+        """:returns: a source of which nothing was heard now, and which had what is cached when it was last asked"""
+        answers = self.cache.fresh.answers(wanted)
+        return next((source for source in silent if (answer := answers.get(str(source))) is not None and answer.digest == content_of(cached)), None)
 
     def _best_first(self, offers: list[Offer]) -> list[Offer]:
         """As much was learnt while they were asked, in the order of now."""

@@ -34,11 +34,13 @@ class Source:
     :param pool: the pool
     :param name: what the user calls it
     :param scope: how far it is
+    :param authority: whether it is right where sources have different content under one name
     """
 
     pool: Pool
     name: str
     scope: Scope = Scope.SHARED
+    authority: bool = False
 
     @property
     def location(self) -> Location:

@@ -13,7 +13,7 @@ from attrs import evolve
 from statepool.beneath import Descriptor
 from statepool.errors import AccessDenied, DigestMismatch, IntegrityError, StatePoolError, TransportError
 from statepool.model.digest import Digest
-from statepool.model.manifest import Manifest, Parent
+from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent
 from statepool.model.outcomes import Presence, StoredAt
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
@@ -26,6 +26,7 @@ from statepool.transfer.cache import Cache
 from statepool.transfer.held import held_in
 from statepool.transfer.resume import abandon, take_over
 from statepool.transfer.space import require_space
+from statepool.transports.copying import data_extents
 from statepool.transports.reading import hash_beginning
 
 
@@ -56,9 +57,9 @@ def relations(chain: Sequence[Manifest], pool: Pool) -> list[tuple[Manifest, Rel
     return result
 
 
-def _same_content(one: Manifest, other: Manifest) -> bool:
-    """Whether two manifests speak of the same bytes, before either was rewritten for its place."""
-    return bool({one.digest, one.origin} & {other.digest, other.origin} - {None})
+def _same_content(cached: Manifest, there: Manifest) -> bool:
+    """Tell whether a pool has the bytes of a cached state, or those that this cache rewrote. What the pool's log calls an origin is a claim."""
+    return there.digest is not None and cached.is_content(there.digest)
 
 
 class Push:
@@ -146,7 +147,7 @@ class Push:
         old = self._pool.find(manifest.id)
         with self._staged([digest]) as staging, self._alone(digest):
             if not self._pool.has_bytes(digest):
-                self._send(manifest, staging)
+                manifest = self._send(manifest, staging)
             else:
                 self._progress.advance(manifest.size)
             self._pool.publish([manifest], staging, replace=replace, again=lambda renewed: self._send(manifest, renewed))
@@ -178,11 +179,14 @@ class Push:
             return nullcontext()
         return self._pool.locks.hold(f"store-{digest.hex[:32]}", self._pool.lock_timeout)
 
-    def _send(self, manifest: Manifest, staging: Staging) -> None:
+    def _send(self, manifest: Manifest, staging: Staging) -> Manifest:
+        """:returns: the manifest, with the extents of the file that was sent"""
         digest, transport = _digest(manifest), self._pool.transport
         resumes = transport.capabilities.resumes
         path = layout.part(staging.marker.nonce, digest) if resumes else staging.path(digest)
         with Descriptor(open_regular(self._cache.bytes(digest) or self._cache.file(layout.data(digest)))) as descriptor:
+            extents = data_extents(descriptor, manifest.size, limit=MAX_EXTENTS)
+            manifest = evolve(manifest, extents=extents if extents != ((0, manifest.size),) else ())
             done = self._there_already(descriptor, manifest, staging) if resumes else 0
             moved = transport.store(
                 descriptor, path, manifest.size, algorithm=digest.algorithm, extents=manifest.extents, progress=self._progress, done=done
@@ -203,6 +207,7 @@ class Push:
         self._bytes += moved.sent
         self._resumed += done
         self._again += moved.again
+        return manifest
 
     def _there_already(self, descriptor: int, manifest: Manifest, staging: Staging) -> int:
         """:returns: how many bytes an interrupted transfer has left there, under the name that ours has: they are what they should be"""

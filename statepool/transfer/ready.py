@@ -91,9 +91,14 @@ def hash_open(descriptor: int, *, algorithm: str = DEFAULT_ALGORITHM, title: str
 
 
 def open_bytes(cache: Cache, manifest: Manifest) -> Descriptor:
-    """:returns: as :func:`open_whole`, the file of a cached state"""
+    """
+    :returns: the file of a cached state, open for reading; whatever its length, which its digest tells
+    :raises IntegrityError: it is no regular file
+    :raises MissingFile: it is not there
+    """
     assert manifest.digest is not None
-    return open_whole(cache.bytes(manifest.digest) or cache.file(layout.data(manifest.digest)), manifest, cache.root)
+    # Another process may just be looking whether anybody has it open: that is waited for.
+    return Descriptor(open_regular(cache.bytes(manifest.digest) or cache.file(layout.data(manifest.digest))))
 
 
 def open_whole(file: Beneath, manifest: Manifest, where: object) -> Descriptor:

@@ -63,6 +63,7 @@ def make_room(cache: Cache, manifests: Sequence[Manifest], source: Transport, *,
         return
     keep_free = cache.settings.min_free
     if keep_free and not _fits(cache, needed + keep_free):
+        require_space(cache.pool, needed - _evictable_size(cache, keep))  # what no room can be made for, and is only claimed perhaps, costs nothing
         for victim in _victims(cache, keep):
             _evict(cache, victim)
             if _fits(cache, needed + keep_free):
@@ -125,6 +126,17 @@ def _evictable(cache: Cache, keep: Iterable[Digest]) -> Iterator[tuple[StateId, 
             if all(link.digest not in kept and _is_elsewhere(cache, link) for link in links):
                 last = max(cache.trust.last_used(link.digest) for link in links if link.digest is not None)
                 yield state, (last, -len(fold.chain(manifest)) if manifest.digest is not None else -_WHOLE)
+
+
+def _evictable_size(cache: Cache, keep: set[Digest]) -> int:
+    """:returns: bytes that would be free if all went that may"""
+    found: dict[Digest, int] = {}
+    for state, _ in _evictable(cache, keep | cache.held()):
+        fold = cache.pool.fold(state.machine)
+        for manifest in (fold.states[one] for one in (state, *member_ids(fold.states[state]))):
+            if manifest.digest is not None:
+                found[manifest.digest] = manifest.data_size
+    return sum(found.values())
 
 
 def _is_elsewhere(cache: Cache, manifest: Manifest) -> bool:

@@ -7,6 +7,7 @@ A run that was interrupted is simply begun again: it goes on with the first stat
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from attrs import evolve, frozen
 from statepool.beneath import Descriptor
 from statepool.errors import AccessDenied, DigestMismatch, NotFound, StatePoolError, UnsafeImage
 from statepool.model.digest import Digest
-from statepool.model.manifest import Kind, Manifest, StateId
+from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, StateId
 from statepool.model.outcomes import SyncAction as Action
 from statepool.model.outcomes import Synced, SyncedState
 from statepool.model.progress import SILENT, Progress
@@ -28,14 +29,17 @@ from statepool.pools.pool import Pool
 from statepool.pools.refusals import taken
 from statepool.pools.staging import Staging
 from statepool.qcow2.checks import Backing, check_image
+from statepool.qcow2.clusters import check_clusters
 from statepool.qcow2.files import open_regular
-from statepool.qcow2.header import Read, reader
+from statepool.qcow2.header import Header, Read, reader
 from statepool.transfer.cache import file_in
 from statepool.transfer.held import held_in
 from statepool.transfer.linked import refuse_linked
 from statepool.transfer.space import require_space
 from statepool.transfer.verify import wanted
-from statepool.transports.copying import hash_file
+from statepool.transports.base import FileKind
+from statepool.transports.copying import data_extents, hash_file
+from statepool.transports.reading import Extent
 
 
 @frozen
@@ -129,30 +133,49 @@ class Sync:
         old = self.target.find(manifest.id)
         staging = self.target.stage(digests)
         try:
-            sent = 0
+            sent, extents = 0, tuple[Extent, ...]()
+            copied = manifest.derived(size=0, members=manifest.members)
             for digest in digests:
                 path = layout.data(digest)
                 if not self.target.has_bytes(digest):
                     require_space(self.target, manifest.data_size)
-                    sent, path = self._move(manifest, digest, staging), staging.path(digest)
+                    (sent, extents), path = self._move(manifest, digest, staging), staging.path(digest)
                 # What lies there now is what will be used: it was perhaps there for the sake of something else, or of another parent.
-                self._check_safe(manifest, self._reader_there(path))
+                copied = self._look(manifest, digest, path, extents)
             again = partial(self._move, manifest, manifest.digest) if manifest.digest is not None else None
-            self.target.publish([manifest], staging, replace=self.replace, again=again)
+            self.target.publish([copied], staging, replace=self.replace, again=again)
         finally:
             staging.end()
         if old is not None and old.digest not in (None, manifest.digest):
             self._collect([old])
         return sent
 
-    def _reader_there(self, path: str) -> Read:
-        return lambda offset, size: self.target.transport.read(path, offset, size)
+    def _look(self, manifest: Manifest, digest: Digest, path: str, sent: tuple[Extent, ...]) -> Manifest:
+        """
+        :param path: of the bytes in the target
+        :param sent: where they have data, if that is known; else nothing
+        :returns: the manifest for the target: what its own bytes show
+        :raises UnsafeImage: they are those of an image, and not fit to be used
+        """
+        transport = self.target.transport
+        if (there := transport.beneath(path)) is None:
+            found = transport.stat(path)
+            size = found.size if found is not None and found.kind is FileKind.FILE else manifest.size
+            header = self._check_safe(manifest, lambda offset, length: transport.read(path, offset, length), size)
+            return _derived(manifest, digest, size, header, sent)
+        here = file_in(self.target, digest) if path == layout.data(digest) else None
+        with Descriptor(open_regular(here or there)) as descriptor:
+            size = os.fstat(descriptor).st_size
+            header = self._check_safe(manifest, reader(descriptor), size, descriptor)
+            return _derived(manifest, digest, size, header, data_extents(descriptor, size, limit=MAX_EXTENTS))
 
-    def _move(self, manifest: Manifest, digest: Digest, staging: Staging) -> int:
+    def _move(self, manifest: Manifest, digest: Digest, staging: Staging) -> tuple[int, tuple[Extent, ...]]:
+        """:returns: how many bytes were moved, and where the file that was read has data, if only we can write to it; else nothing"""
         self.progress.begin(f"copy {manifest.id}", manifest.size)
         try:
             with self._opened(manifest, digest) as descriptor:
                 self._look_first(manifest, digest, descriptor)
+                extents = data_extents(descriptor, manifest.size, limit=MAX_EXTENTS) if _is_our_own(descriptor) else ()
                 moved = self.target.transport.store(
                     descriptor,
                     staging.path(digest),
@@ -164,7 +187,7 @@ class Sync:
         finally:
             self.progress.end()
         self._check(manifest, digest, moved.digest)
-        return moved.sent
+        return moved.sent, extents
 
     @contextmanager
     def _opened(self, manifest: Manifest, digest: Digest) -> Iterator[int]:
@@ -182,17 +205,26 @@ class Sync:
     def _look_first(self, manifest: Manifest, digest: Digest, descriptor: int) -> None:
         """Before anything is moved: what is certain to be refused is refused while nothing is there."""
         try:
-            self._check_safe(manifest, reader(descriptor))
+            self._check_safe(manifest, reader(descriptor), os.fstat(descriptor).st_size, descriptor)
         except UnsafeImage:  # damaged, or published like this
             actual = hash_file(descriptor, os.fstat(descriptor).st_size, algorithm=digest.algorithm)
             self._check(manifest, digest, actual)
             raise
 
-    def _check_safe(self, manifest: Manifest, read: Read) -> None:
-        """:raises UnsafeImage: the bytes are those of an image, and not fit to be used"""
-        if manifest.kind is Kind.IMAGE:
-            parent = manifest.parent.state if manifest.parent is not None else None
-            check_image(read, manifest.size, f"{manifest.id} from {self.origin}", parent=parent, backing=Backing.UNMANAGED)
+    def _check_safe(self, manifest: Manifest, read: Read, size: int, descriptor: int | None = None) -> Header | None:
+        """
+        :param size: how long the file is, in bytes
+        :param descriptor: of the file, if it is on this host: then its clusters are looked at, too. Elsewhere a header must do; each get looks again
+        :returns: the header of an image
+        :raises UnsafeImage: the bytes are those of an image, and not fit to be used
+        """
+        if manifest.kind is not Kind.IMAGE:
+            return None
+        parent, what = manifest.parent.state if manifest.parent is not None else None, f"{manifest.id} from {self.origin}"
+        header = check_image(read, size, what, parent=parent, backing=Backing.UNMANAGED)
+        if descriptor is not None:
+            check_clusters(read, header, what, descriptor=descriptor)
+        return header
 
     def _check(self, manifest: Manifest, digest: Digest, actual: Digest) -> None:
         if actual != digest:
@@ -226,6 +258,24 @@ class Sync:
     def _collect(self, manifests: Iterable[Manifest]) -> None:
         digests = [manifest.digest for manifest in manifests if manifest.digest is not None]
         Collector(self.target, lambda: held_in(self.target)).collect(digests)
+
+
+def _derived(manifest: Manifest, digest: Digest, size: int, header: Header | None, extents: tuple[Extent, ...]) -> Manifest:
+    """:returns: the manifest of a copy whose bytes have this digest"""
+    return manifest.derived(
+        size=size,
+        digest=digest,
+        parent=manifest.parent,
+        virtual_size=header.virtual_size if header is not None else 0,
+        cluster_size=header.cluster_size if header is not None else 0,
+        extents=extents,
+    )
+
+
+def _is_our_own(descriptor: int) -> bool:
+    """Tell whether no other account can change a file while we read it."""
+    found = os.fstat(descriptor)
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _below(manifest: Manifest) -> set[StateId]:

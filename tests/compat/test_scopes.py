@@ -6,6 +6,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attrs import evolve
 
 import statepool
 from statepool.errors import Conflict, NotFound, UsageError
@@ -89,13 +90,33 @@ def test_one_that_has_not_noticed_a_replacement(site: Site) -> None:
     site.pool("first")
     site.change("good", "connect", 9, on_top_of="customize", replace=True)
     new = next(str(listed.manifest.digest) for listed in site.open("good").show() if listed.manifest.state == "connect")
-    for number, order in enumerate((("first", "good"), ("good", "first"))):
+    good = evolve(site.source("good", Fault()), authority=True)
+    for number, order in enumerate((("first", good), (good, "first"))):
+        with pytest.raises(Conflict, match="the sources disagree"):
+            site.open("first", "good", cache=f"cache-{number}").image("vm1/disk").get("connect")
         got = site.open(*order, cache=f"cache-{number}").image("vm1/disk").get("connect")
         assert (got.digest, got.source) == (new, f"file://{site.root}/good")
-        assert "first has older content of vm1/disk connect" in got.warnings[0]
+        assert f"first has other content of vm1/disk connect than file://{site.root}/good, which is the authority" in got.warnings[0]
     # One that has the old content already notices, too.
     site.open("first", cache="late").image("vm1/disk").get("connect")
-    assert site.open("first", "good", cache="late", fresh=0).image("vm1/disk").get("connect").digest == new
+    assert site.open("first", good, cache="late", fresh=0).image("vm1/disk").get("connect").digest == new
+    shown = {status.name: status.authority for status in site.open("first", good).sources_status()}
+    assert shown == {"first": False, "good": True}
+
+
+def test_a_source_that_is_out_of_reach_is_not_replaced_by_another(site: Site) -> None:
+    """What is cached is what "good" had. While it does not answer, another source has no right to replace that."""
+    site.empty("first")
+    site.change("first", "connect", 9)
+    was = site.open("good").image("vm1/disk").get("connect").digest
+    gone = site.source("good", Stop())
+    for source in (gone, gone):  # the second time it is not even asked
+        got = site.open("first", source, fresh=0).image("vm1/disk").get("connect")
+        assert got.digest == was
+        assert "first has other content" in got.warnings[-1]
+        assert "what is cached stays" in got.warnings[-1]
+    first = evolve(site.source("first", Fault()), authority=True)
+    assert site.open(first, gone, fresh=0).image("vm1/disk").get("connect").digest != was
 
 
 def test_one_whose_files_nobody_vouches_for(site: Site) -> None:

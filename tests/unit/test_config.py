@@ -428,3 +428,15 @@ def test_a_working_directory_that_is_gone(environ: dict[str, str], tmp_path: Pat
 def test_a_file_may_begin_with_a_byte_order_mark(environ: dict[str, str], project: Path) -> None:
     (project / "statepool.toml").write_bytes(b"\xef\xbb\xbffresh = 7\n")
     assert load(environ=environ, cwd=project).settings.fresh == 7
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_an_authority(environ: dict[str, str], project: Path, given: bool) -> None:
+    write(project / "statepool.toml", f'sources = [{{ location = "/pool", authority = {str(given).lower()} }}, "/other"]')
+    assert [source.authority for source in load(environ=environ, cwd=project).sources] == [given, False]
+
+
+def test_what_is_no_authority(environ: dict[str, str], project: Path) -> None:
+    error = refused(project, environ, 'sources = [{ location = "/pool", authority = "yes" }]')
+    assert "sources[0].authority" in error.message
+    assert error.hint == "write true or false"

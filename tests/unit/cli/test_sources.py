@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
 from click.testing import Result
 
 from statepool.model.outcomes import Got, Listing, Presence, Removed, SourceStatus, Stored, StoredAt, WaitFor
@@ -44,6 +45,13 @@ def test_sources_json(run: Run, api: Any) -> None:
     store, near = json.loads(run("sources", "--json").stdout)["sources"]
     assert (store["scope"], store["latency"], store["rate"], store["problem"]) == ("shared", 0.0213, 104857600.0, None)
     assert (near["rest"], near["failures"], near["corrupt"], near["rate"]) == (12.5, 2, True, None)
+
+
+def test_the_authority(run: Run, api: Any) -> None:
+    api.answers["sources_status"] = [evolve(STORE, authority=True), evolve(NEAR, authority=True)]
+    _, store, near = run("sources").stdout.splitlines()
+    assert store.endswith(" authority")
+    assert " authority; corrupt at " in near
 
 
 def test_without_sources(run: Run, api: Any) -> None:

@@ -109,7 +109,10 @@ LIES: dict[str, object] = {
     "labels are a list": {**GOOD, "labels": ["x"]},
     "a label is a number": {**GOOD, "labels": {"x": 1}},
     "too many labels": {**GOOD, "labels": {str(number): "" for number in range(MAX_LABELS + 1)}},
+    "a label of megabytes": {**GOOD, "labels": {"x": "y" * (1 << 20)}},
     "creator is a text": {**GOOD, "creator": "me"},
+    "a creator of megabytes": {**GOOD, "creator": {"y" * (1 << 20): ""}},
+    "a fingerprint of many long texts": {**RAM, "fingerprint": {str(number): "y" * (1 << 14) for number in range(64)}},
     "fingerprint is a number": {**RAM, "fingerprint": 5},
     "an image with members": {**GOOD, "members": {"vm1/disk": str(TIP)}},
     "RAM with members": {**RAM, "members": {"vm1/disk": str(TIP)}},
@@ -251,6 +254,13 @@ def test_files_have_plain_names() -> None:
 def test_data_is_what_is_not_a_hole() -> None:
     assert FULL.data_size == 65536 + 4096
     assert Manifest.from_json(without(GOOD, "extents")).data_size == 1 << 20
+
+
+def test_a_copy_takes_over_what_nothing_can_be_derived_from() -> None:
+    copy = FULL.derived(size=7, digest=TIP)
+    assert (copy.id, copy.created, copy.creator, copy.labels) == (FULL.id, FULL.created, FULL.creator, FULL.labels)
+    assert (copy.size, copy.origin, copy.parent, copy.virtual_size, copy.cluster_size, copy.extents) == (7, None, None, 0, 0, ())
+    assert FULL.derived(size=7, extents=((0, 7),)).extents == ()  # no holes
 
 
 def test_content_is_ours_or_what_it_was_made_of() -> None:

@@ -74,6 +74,7 @@ def test_there_is_nothing_in_it_that_a_manifest_does_not_have() -> None:
         {"digest": "blake3:" + "0" * 63},
         {"digest": "blake3:" + "0" * 64 + "\n"},
         {"origin": "x"},
+        {"labels": {"x": "y" * (1 << 20)}},
         {"parent": "s0"},
         {"parent": {"state": "a/b", "digest": str(Digest.of(b"0"))}},
         {"parent": {"state": "s0"}},

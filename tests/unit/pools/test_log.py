@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from statepool.errors import BadRecord, UnsupportedFormat
 from statepool.model.digest import Digest
@@ -396,6 +397,19 @@ def test_a_record_or_a_checkpoint_that_is_too_long_to_be_read_is_not_written(
     assert records == list(range(1, 31))
     assert all(len(transport.read(layout.checkpoint("vm1", number))) <= 2000 for number in checkpoints)
     assert len(MachineLog(transport, "vm1").fold().states) == 30
+
+
+def test_a_checkpoint_that_would_be_too_long_leaves_the_extents_out(
+    log: MachineLog, transport: MemoryTransport, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evolve(state("s"), size=1 << 20, extents=tuple((number << 9, 1) for number in range(500)))
+    monkeypatch.setattr(log_module, "MAX_RECORD", 8000)
+    monkeypatch.setattr(log_module, "FIRST_CHECKPOINT", 2)
+    write(log, Publish(whole), Publish(evolve(state("t"), size=whole.size, extents=whole.extents)))
+    log.compact()
+    assert log.entries()[0] == [2]
+    (found,) = [one for one in MachineLog(transport, "vm1").fold().states.values() if one.state == "s"]
+    assert found == evolve(whole, extents=())
 
 
 # -- many logs ---------------------------------------------------------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ def test_working_images_have_no_protocols_either(name: str) -> None:
 def test_every_check_has_a_reason_and_an_image_that_it_refuses(tmp_path: Path) -> None:
     assert all(reason.endswith(".") and len(reason) > 20 for reason in CHECKS.values())
     shown_elsewhere = {"backing", "backing-relative", "backing-elsewhere", "parent", "l2-tables", "clusters"}
+    shown_elsewhere |= {"l2-entries", "cluster-alignment", "cluster-overlap", "compressed"}  # tests/unit/qcow2/test_clusters.py
     assert {image.check for image in hostile_images(tmp_path)} | shown_elsewhere == set(CHECKS)
 
 

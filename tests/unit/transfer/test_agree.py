@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 from attrs import evolve
 
-from statepool.errors import Conflict
+from statepool.errors import Conflict, DigestMismatch
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.pools.pool import Pool
 from statepool.transfer.agree import agree, content_of, difference, is_same
+from statepool.transfer.fetch import Fetch
 from statepool.transfer.offers import Offer, Source, find_offer
 
 if TYPE_CHECKING:
@@ -85,31 +86,90 @@ def test_a_longer_chain_is_other_content(lab: Lab) -> None:
         agree(WANTED, [offer(one), offer(other)])
 
 
-def test_one_has_replaced_what_the_other_has(lab: Lab) -> None:
+def test_the_history_of_a_log_is_no_proof(lab: Lab) -> None:
+    """Whoever can write a log can write that it had, and replaced, what another source has."""
     old, new = lab.pool("old"), lab.pool("new")
     for pool in (old, new):
         lab.chain(pool, "install", "customize")
     lab.put(new, "customize", new.find(StateId("vm1/disk", "install")), tag="newer", replace=True)
     for offers in ([offer(old), offer(new)], [offer(new), offer(old)]):
+        with pytest.raises(Conflict, match="the sources disagree") as caught:
+            agree(WANTED, offers)
+        assert "authority = true" in str(caught.value.hint)
+
+
+def test_the_authority_is_right(lab: Lab) -> None:
+    offers = []
+    for name in "abc":
+        pool = lab.pool(name)
+        lab.put(pool, "customize", lab.put(pool, "install"), tag="right" if name == "c" else name)
+        offers.append(offer(pool))
+    right = evolve(offers[1], source=evolve(offers[1].source, authority=True))
+    agreed = agree(WANTED, [offers[0], right, offers[2]])
+    assert names(agreed.offers) == ["b"]
+    assert len(agreed.warnings) == 2
+    assert all(f"than {right.source}, which is the authority" in warning for warning in agreed.warnings)
+    another = evolve(offers[2], source=evolve(offers[2].source, authority=True))
+    with pytest.raises(Conflict) as caught:  # of two, nobody knows which one is
+        agree(WANTED, [offers[0], right, another])
+    assert str(offers[0].source) not in caught.value.message
+
+
+def claiming(one: Offer, other: Offer) -> Offer:
+    """:returns: an offer whose log says of each of its members that it was rewritten from that of the other one"""
+    pairs = zip(one.members, other.members, strict=True)
+    return evolve(one, members=tuple(evolve(mine, manifest=evolve(mine.manifest, origin=yours.manifest.digest)) for mine, yours in pairs))
+
+
+def test_an_origin_gives_way_and_takes_nothing(lab: Lab) -> None:
+    """The bytes are those of the source that claims nothing, wherever it stands in the order; the other one is not even a second choice."""
+    pools = [lab.pool(name) for name in ("good", "evil")]
+    for pool in pools:
+        lab.put(pool, "customize", lab.put(pool, "install"), tag=pool.location.path.rpartition("/")[2])
+    good, evil = map(offer, pools)
+    evil = claiming(evil, good)
+    for offers in ([good, evil], [evil, good]):
         agreed = agree(WANTED, offers)
-        assert names(agreed.offers) == ["new"]
-        assert len(agreed.warnings) == 1
-        assert "old has older content of vm1/disk customize" in agreed.warnings[0]
-    # There and back again on one side: now each has replaced what the other has.
-    parent = old.find(StateId("vm1/disk", "install"))
-    lab.put(old, "customize", parent, tag="newer", replace=True)
-    lab.put(old, "customize", parent, replace=True)
+        assert (names(agreed.offers), agreed.warnings) == (["good"], ())
+    with pytest.raises(Conflict):  # each says that the other one is right
+        agree(WANTED, [claiming(good, evil), evil])
+    # The same origin, which nobody has, makes them no more alike.
+    third = lab.pool("third")
+    lab.put(third, "customize", lab.put(third, "install"), tag="third")
     with pytest.raises(Conflict):
-        agree(WANTED, [offer(old), offer(new)])
+        agree(WANTED, [claiming(good, offer(third)), claiming(evil, offer(third))])
 
 
-def test_a_copy_that_was_rewritten_is_the_same() -> None:
+def test_another_parent_is_no_origin(lab: Lab) -> None:
+    one, other = lab.pool("one"), lab.pool("other")
+    lab.put(one, "customize", lab.put(one, "install", tag="one"))
+    lab.put(other, "customize", lab.put(other, "install", tag="other"))
+    lying = claiming(offer(one), offer(other))
+    lying = evolve(lying, members=(lying.members[0], offer(one).members[1]))
+    with pytest.raises(Conflict):
+        agree(WANTED, [lying, offer(other)])
+
+
+def test_a_file_that_nobody_vouches_for_must_have_the_bytes_that_a_log_does(lab: Lab) -> None:
+    lab.unmanaged("loose", "install")
+    lab.unmanaged("loose", "customize", "install", tag="other")
+    lab.unmanaged("short", "customize")
+    pool = lab.pool("kept")
+    lab.chain(pool, "install", "customize")
+    kept = offer(pool)
+    agreed = agree(WANTED, [offer(lab.pool("short", create=False)), offer(lab.pool("loose", create=False)), kept])
+    assert names(agreed.offers) == ["kept", "loose"]
+    assert [member.manifest.digest for member in agreed.offers[1].members] == [member.manifest.digest for member in kept.members]
+    with pytest.raises(DigestMismatch):
+        Fetch(lab.cache(), agreed.offers[1]).run()
+
+
+def test_nobody_has_hashed_it() -> None:
     digests = [Digest("blake3", str(number) * 64) for number in range(3)]
     one = Manifest("vm1/disk", "a", digest=digests[0])
-    assert is_same(one, evolve(one, digest=digests[1], origin=digests[0]))
-    assert is_same(evolve(one, digest=digests[2], origin=digests[0]), evolve(one, digest=digests[1], origin=digests[0]))
     assert is_same(one, evolve(one, digest=None))
     assert not is_same(one, evolve(one, digest=digests[1]))
+    assert not is_same(one, evolve(one, digest=digests[1], origin=digests[0]))
 
 
 def test_what_a_machine_state_lists_is_its_content() -> None:

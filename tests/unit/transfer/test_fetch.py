@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from statepool.errors import AccessDenied, Conflict, DigestMismatch, IntegrityError, NoSpace, StatePoolError, UnsafeImage
 from statepool.model.digest import Digest
@@ -17,6 +18,7 @@ from statepool.pools import layout
 from statepool.testing.faults import Fault, FaultyTransport, Flip, Full, Stop, Truncate, on
 from statepool.testing.trees import photograph
 from statepool.transfer.cache import Cache
+from statepool.transfer.fetch import Fetch
 from statepool.transfer.trust import Standing
 
 DATA = ".statepool/data/*"
@@ -244,6 +246,20 @@ def test_the_least_recently_used_goes(lab: Any, monkeypatch: pytest.MonkeyPatch)
     # "one" is older, but a working image stands on it; what nobody else has stays as well.
     assert {found.state for found in cache.pool.fold("vm1").states} == {"one", "three", "four", "mine"}
     assert mine.digest in lab.data(cache.pool)
+
+
+def test_nothing_goes_for_what_no_room_can_be_made_for(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source can claim any length."""
+    cache, pool = lab.cache(min_free=1 << 20), lab.pool()
+    for name in ("one", "two"):
+        lab.chain(pool, name)
+        lab.fetch(cache, pool, name)
+    offer = lab.offer(pool, "one")
+    monkeypatch.setattr(cache.pool.transport, "free_space", lambda: 1 << 21)
+    claimed = evolve(offer.members[0].manifest, size=1 << 50, digest=Digest.of(b"claimed"))
+    with pytest.raises(NoSpace):
+        Fetch(cache, evolve(offer, members=(evolve(offer.members[0], manifest=claimed),))).run()
+    assert {found.state for found in cache.pool.fold("vm1").states} == {"one", "two"}
 
 
 # -- link pools ------------------------------------------------------------------------------------------------------------------------------------

@@ -19,8 +19,14 @@ def test_the_same_content_is_one_line() -> None:
 
 def test_a_rewritten_copy_is_the_same_content() -> None:
     here = evolve(INSTALL, digest=Digest.of(b"rewritten"), origin=INSTALL.digest)
-    (one,) = merged([[Listed(here, ("cache",))], [Listed(INSTALL, ("a",))]])
+    (one,) = merged([[Listed(here, ("cache",))], [Listed(INSTALL, ("a",))]], "cache")
     assert (one.manifest, one.pools) == (here, ("cache", "a"))
+
+
+def test_what_a_source_calls_an_origin_is_a_claim() -> None:
+    lying = evolve(INSTALL, digest=Digest.of(b"other"), origin=INSTALL.digest)
+    for listings in ([[Listed(INSTALL, ("cache",))], [Listed(lying, ("a",))]], [[Listed(lying, ("a",))], [Listed(INSTALL, ("b",))]]):
+        assert [one.manifest for one in merged(listings, "cache")] == [listing[0].manifest for listing in listings]
 
 
 def test_other_content_is_another_line() -> None:
