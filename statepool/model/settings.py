@@ -9,7 +9,7 @@ from attrs import field, frozen, validators
 from statepool.model.secrets import Secrets
 
 DEEPEST = 4096
-"""Most states that a chain can have: as many as ``max-depth`` can permit, and as many as a log can say."""
+"""Most states that ``max-depth`` can permit in a chain."""
 
 
 class Compress(enum.StrEnum):

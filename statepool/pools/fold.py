@@ -16,7 +16,7 @@ from statepool.errors import BadRecord
 from statepool.model.digest import Digest
 from statepool.model.manifest import Key, Kind, Manifest, Parent, StateId, parent_key
 from statepool.model.settings import DEEPEST
-from statepool.pools.lineage import depths_of_all, depths_of_new, its_own_ancestor, standing_on
+from statepool.pools.lineage import MOST_IN_CHAIN, depths_of_all, depths_of_new, its_own_ancestor, standing_on
 
 
 @frozen
@@ -122,7 +122,7 @@ class Fold:
             if surely_good and (key := manifest.key) is not None:
                 below = manifest.parent_key
                 depth = fold._depths.get(below, 0) if below is not None else 0
-                surely_good = below is None or 0 < depth < DEEPEST
+                surely_good = below is None or 0 < depth < MOST_IN_CHAIN
                 fold._depths[key] = depth + 1
         for subject in {manifest.object for manifest in fold.manifests}:
             if StateId(subject, "").machine != machine:
@@ -237,11 +237,13 @@ class Fold:
 
     def _is_in_chain(self, key: Key | None, state: StateId, lowest: int) -> bool:
         """:param lowest: the shortest chain that a state of this name has"""
-        while key is not None and self._depths[key] >= lowest:
+        for _ in range(DEEPEST):
+            if key is None or self._depths[key] < lowest:
+                return False
             if key[1] == state.state:
                 return True
             key = self._present[key].parent_key
-        return False
+        raise BadRecord(f"a log of {self.machine} uses the name of {state} again above more states than any writer may", object=self.machine)
 
     def dependants(self, ids: Iterable[StateId]) -> list[StateId]:
         """:returns: the named states that stand on any of these, and the machine states that list any of them; tips first"""
@@ -360,7 +362,7 @@ class Fold:
         lowest: dict[StateId, int] = {}
         for manifest in removed:
             if manifest.key is not None:
-                lowest[manifest.id] = min(self._depths[manifest.key], lowest.get(manifest.id, DEEPEST))
+                lowest[manifest.id] = min(self._depths[manifest.key], lowest.get(manifest.id, MOST_IN_CHAIN))
         for manifest in published:
             if manifest.key is None:
                 self._check_members(manifest, f"record {number}")

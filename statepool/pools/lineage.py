@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 
 from statepool.errors import BadRecord
 from statepool.model.manifest import Key, Manifest
-from statepool.model.settings import DEEPEST
+
+MOST_IN_CHAIN = 1 << 16
+"""States of a chain in a log, at most: far more than any writer is permitted, and few enough for a reader to look at."""
 
 
 def depths_of_all(present: Mapping[Key, Manifest], where: str) -> dict[Key, int]:
@@ -88,8 +90,8 @@ def its_own_ancestor(key: Key, where: str) -> BadRecord:
 
 
 def _permitted(depth: int, key: Key, where: str) -> int:
-    if depth > DEEPEST:
-        raise BadRecord(f"{where} makes a chain of more than {DEEPEST} states, up to {key[0]} {key[1]}", object=key[0].partition("/")[0])
+    if depth > MOST_IN_CHAIN:
+        raise BadRecord(f"{where} makes a chain of more than {MOST_IN_CHAIN} states, up to {key[0]} {key[1]}", object=key[0].partition("/")[0])
     return depth
 
 

@@ -9,7 +9,8 @@ from attrs import evolve
 from statepool.errors import BadRecord
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, Parent, StateId
-from statepool.model.settings import DEEPEST
+from statepool.pools import fold as fold_module
+from statepool.pools import lineage
 from statepool.pools.fold import KEEP_NONCES, Change, Fold, Publish, Remove, member_ids
 
 State = Callable[..., Manifest]
@@ -291,30 +292,49 @@ def test_the_order_in_a_checkpoint_does_not_matter(chain: list[Manifest]) -> Non
         assert len(Fold.restore("vm1", 1, {}, states, []).chain(chain[2])) == 3
 
 
-def test_a_checkpoint_with_a_very_long_loop(state: State) -> None:
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_checkpoint_with_a_very_long_chain(state: State, closed: bool) -> None:
     made = [state("0")]
     for number in range(1, 20_000):
         made.append(state(str(number), parent=made[-1]))
     assert made[-1].digest is not None
-    made[0] = evolve(made[0], parent=Parent(made[-1].state, made[-1].digest))
-    with pytest.raises(BadRecord, match="its own ancestor"):
-        Fold.restore("vm1", 1, {}, reversed(made), [])
+    if closed:
+        made[0] = evolve(made[0], parent=Parent(made[-1].state, made[-1].digest))
+        with pytest.raises(BadRecord, match="its own ancestor"):
+            Fold.restore("vm1", 1, {}, reversed(made), [])
+    else:
+        assert len(Fold.restore("vm1", 1, {}, reversed(made), []).states) == 20_000
 
 
-def test_a_chain_is_as_long_as_a_log_permits(state: State) -> None:
+def test_a_chain_is_as_long_as_a_log_permits(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (fold_module, lineage):
+        monkeypatch.setattr(module, "MOST_IN_CHAIN", 10)
     made = [state("0")]
-    for number in range(1, DEEPEST + 1):
+    for number in range(1, 11):
         made.append(state(str(number), parent=made[-1]))
     for states in (made[:-1], made[-2::-1]):
-        assert len(publish(Fold("vm1"), *states).chain(made[-2])) == DEEPEST
-        assert len(Fold.restore("vm1", 1, {}, states, []).chain(made[-2])) == DEEPEST
+        assert len(publish(Fold("vm1"), *states).chain(made[-2])) == 10
+        assert len(Fold.restore("vm1", 1, {}, states, []).chain(made[-2])) == 10
     for states in (made, made[::-1]):
-        with pytest.raises(BadRecord, match=f"more than {DEEPEST} states"):
+        with pytest.raises(BadRecord, match="more than 10 states"):
             publish(Fold("vm1"), *states)
-        with pytest.raises(BadRecord, match=f"more than {DEEPEST} states"):
+        with pytest.raises(BadRecord, match="more than 10 states"):
             Fold.restore("vm1", 1, {}, states, [])
-    with pytest.raises(BadRecord, match=f"more than {DEEPEST} states"):
+    with pytest.raises(BadRecord, match="more than 10 states"):
         publish(publish(Fold("vm1"), *made[:-1]), made[-1])
+
+
+def test_a_name_comes_back_on_a_chain_that_a_writer_may_make(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To see that it is not in the chain yet, a reader walks no longer than that."""
+    monkeypatch.setattr(fold_module, "DEEPEST", 10)
+    old = state("one")
+    made = [state("0")]
+    for number in range(1, 11):
+        made.append(state(str(number), parent=made[-1]))
+    fold = publish(Fold("vm1"), old, state("on it", parent=old), *made)
+    assert after(fold, Publish(state("one", "new", parent=made[-3]), supersedes=old.digest)).superseded == [old]
+    with pytest.raises(BadRecord, match="above more states than any writer may"):
+        after(fold, Publish(state("one", "new", parent=made[-2]), supersedes=old.digest))
 
 
 def test_a_checkpoint_with_a_machine_state_that_lacks_a_member(state: State, machine_state: MachineState) -> None:
