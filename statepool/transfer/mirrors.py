@@ -4,7 +4,6 @@ Where a state is to be had from, and bringing it from there: the best source tha
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -30,6 +29,9 @@ SAMPLE = 256 << 10
 
 MUCH = 1 << 20
 """Bytes that are worth a sample: fewer come soon enough even from a source that is slow."""
+
+LISTING = 10
+"""How many times the timeout of one answer a whole listing may take, where other sources have answered."""
 
 T = TypeVar("T")
 
@@ -196,7 +198,7 @@ class Mirrors:
         known = self.cache.known
         first = self.ask(self.sources, _is_there, bool)
         there = [one.source for one in first if one.error is None]
-        asked = ask_all(there, question, patient=lambda source: math.inf)
+        asked = ask_all(there, question, patient=lambda source: LISTING * self.cache.settings.timeout)
         later = _failed(asked)
         for one in later:
             known.failed(one.source, one.error)
