@@ -18,7 +18,7 @@ from statepool.qcow2.checks import Backing, check_image
 from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import Read, reader
 from statepool.transfer.cache import Cache
-from statepool.transfer.offers import Looked, Source, unmanaged_chain
+from statepool.transfer.offers import Looked, Source, require_proportion, unmanaged_chain
 from statepool.transfer.ready import actual_digest, rehash
 from statepool.transports.failures import Subject, in_our_words
 
@@ -134,6 +134,7 @@ def _problem(pool: Pool, manifest: Manifest, cache: Cache | None, progress: Prog
             return None
         actual = actual_digest(cache, manifest)
     else:
+        require_proportion(pool, manifest, layout.data(digest))
         progress.begin(f"verify {manifest.id}", manifest.size)
         try:
             actual = pool.transport.digest(layout.data(digest), manifest.size, algorithm=digest.algorithm, progress=progress)
