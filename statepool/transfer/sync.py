@@ -245,4 +245,4 @@ def in_order(fold: Fold, manifests: Iterable[Manifest]) -> list[Manifest]:
     :param fold: has the manifests
     :returns: them, each after what backs it, and machine states after their members
     """
-    return sorted(manifests, key=lambda manifest: (manifest.kind is Kind.MACHINE, len(fold.chain(manifest)), str(manifest.id)))
+    return sorted(manifests, key=lambda manifest: (manifest.kind is Kind.MACHINE, fold.depth(manifest), str(manifest.id)))
