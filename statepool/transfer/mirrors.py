@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from attrs import evolve, field, frozen
 
-from statepool.errors import IntegrityError, MissingFile, NotFound, StatePoolError, TransportError
+from statepool.errors import IntegrityError, LockTimeout, MissingFile, NoSpace, NotFound, RefusedError, StatePoolError, TransportError
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.outcomes import SourceStatus
 from statepool.model.progress import SILENT, Progress
@@ -383,7 +383,7 @@ class Mirrors:
             except TooSlow as error:
                 slow.append((error.rate, offer))
                 warnings.append(f"{offer.source} was left for another source: only {error.rate / (1 << 20):.1f} MiB came from it in a second")
-            except (TransportError, IntegrityError) as error:
+            except StatePoolError as error:
                 if self._is_ours(error):
                     raise
                 self.cache.known.failed(offer.source, error)
@@ -411,8 +411,9 @@ class Mirrors:
         return max(known.rate or SLOW * ALIKE for known in (self.cache.known.of(offer.source) for offer in others))
 
     def _is_ours(self, error: StatePoolError) -> bool:
-        """Whether it is the cache, not the source, that failed."""
-        return error.pool in (str(self.cache.pool), str(self.cache.root))
+        """Whether it is the cache, not the source, that failed, so that the next source would not help."""
+        ours = (None, str(self.cache.pool), str(self.cache.root))
+        return isinstance(error, NoSpace) or error.pool in ours[1:] or (isinstance(error, RefusedError | LockTimeout) and error.pool in ours)
 
     # -- what went wrong ---------------------------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 
-from statepool.errors import HasDependants, NoSpace, NotFound, TransportError
+from statepool.errors import HasDependants, NotFound, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.keys import LABEL_KEY, LABEL_STATE
 from statepool.model.manifest import Key, Manifest, StateId
@@ -87,7 +87,7 @@ def tidy_source(pool: Pool, keep: int | None, *, dry_run: bool = False) -> list[
         with in_our_words("tidy up", Subject(f"the pool {pool}")):
             gone = thin_keys(pool, keep, dry_run=dry_run) if keep is not None else []
             return gone + tidy_pool(pool, dry_run=dry_run)
-    except (TransportError, NoSpace) as error:
+    except StatePoolError as error:
         return [Collected(str(pool), "", "", problem=str(error))]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from statepool.beneath import Descriptor
-from statepool.errors import StatePoolError, TransportError
+from statepool.errors import StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.outcomes import Checked
@@ -42,7 +42,7 @@ def verify_all(cache: Cache, sources: Sequence[Source], object: str | None, stat
     for source in there:
         try:
             found += verify(source.pool, object, state, progress=progress)
-        except TransportError as error:
+        except StatePoolError as error:
             missing.append(Checked(str(source.pool), "", "", problem=str(error)))
     return found + missing
 
