@@ -111,37 +111,50 @@ class Fold:
         fold = cls(machine)
         fold.number = number
         fold.nonces = nonces
-        for manifest in superseded:
-            fold._restore(manifest)
+        present, children, depths = fold._present, fold._children, fold._depths
+        nameless, machines = list(superseded), []
+        for manifest in nameless:
+            fold._hold_nameless(manifest)
         # Where each name is there once, and each state after its parent, as we mostly write them, no chain can come back to a name.
-        surely_good = not fold._present
+        surely_good = not present
         for manifest in states:
-            if fold._states.setdefault(manifest.id, manifest) is not manifest:
+            key, below = manifest.key, manifest.parent_key
+            if fold._states.setdefault(manifest.id, manifest) is not manifest or key in present:
                 raise fold._is_twice(manifest)
-            fold._restore(manifest)
-            if surely_good and (key := manifest.key) is not None:
-                below = manifest.parent_key
-                depth = fold._depths.get(below, 0) if below is not None else 0
-                surely_good = below is None or 0 < depth < MOST_IN_CHAIN
-                fold._depths[key] = depth + 1
-        for subject in {manifest.object for manifest in fold.manifests}:
-            if StateId(subject, "").machine != machine:
-                raise BadRecord(f"the checkpoint {number} of {machine} speaks of {subject}", object=machine)
-        if any(key not in fold._present for key in fold._children):
-            raise BadRecord(f"the checkpoint {number} of {machine} lists a state without its parent", object=machine)
+            if below is not None:
+                children[below] = children.get(below, 0) + 1
+            if key is None:
+                machines.append(manifest)
+                continue
+            present[key] = manifest
+            if surely_good:
+                depth = depths[key] = 1 + (depths.get(below, MOST_IN_CHAIN) if below is not None else 0)
+                surely_good = depth <= MOST_IN_CHAIN
+        fold._check_restored(machines)
         if not surely_good:
-            fold._depths = depths_of_all(fold._present, f"the checkpoint {number} of {machine}")
-        for manifest in fold.superseded:
+            fold._depths = depths_of_all(present, f"the checkpoint {number} of {machine}")
+        for manifest in nameless:
             fold._unname(manifest)
-        for state, manifest in fold._states.items():
-            if state.kind is Kind.MACHINE:
-                fold._check_members(manifest, f"the checkpoint {number}")
+        for manifest in machines:
+            fold._check_members(manifest, f"the checkpoint {number}")
         return fold
 
-    def _restore(self, manifest: Manifest) -> None:
+    def _hold_nameless(self, manifest: Manifest) -> None:
+        if manifest.key is None:
+            raise BadRecord(
+                f"the checkpoint {self.number} of {self.machine} keeps {manifest.id}, which has no bytes, without its name", object=self.machine
+            )
         if manifest.key in self._present:
             raise self._is_twice(manifest)
         self._hold(manifest)
+
+    def _check_restored(self, machines: Iterable[Manifest]) -> None:
+        # By the keys: a manifest of many that were read together is taken apart when anything else of it is looked at.
+        for subject in {key[0] for key in self._present}.union(manifest.object for manifest in machines):
+            if StateId(subject, "").machine != self.machine:
+                raise BadRecord(f"the checkpoint {self.number} of {self.machine} speaks of {subject}", object=self.machine)
+        if any(key not in self._present for key in self._children):
+            raise BadRecord(f"the checkpoint {self.number} of {self.machine} lists a state without its parent", object=self.machine)
 
     def _is_twice(self, manifest: Manifest) -> BadRecord:
         return BadRecord(f"the checkpoint {self.number} of {self.machine} lists {manifest.id} twice", object=self.machine)

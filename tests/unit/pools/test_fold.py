@@ -357,6 +357,13 @@ def test_a_checkpoint_with_states_of_another_machine(state: State) -> None:
         Fold.restore("vm1", 1, {}, [child], [state("old", object="vm2/disk")])
 
 
+def test_a_checkpoint_that_keeps_a_machine_state_without_its_name(state: State) -> None:
+    disk = state("on")
+    assert disk.digest is not None
+    with pytest.raises(BadRecord, match="keeps vm1 on, which has no bytes"):
+        Fold.restore("vm1", 1, {}, [disk], [Manifest("vm1", "on", Kind.MACHINE, members={"vm1/disk": disk.digest})])
+
+
 def test_a_checkpoint_that_lists_bytes_twice(state: State) -> None:
     with pytest.raises(BadRecord, match="lists vm1/disk one twice"):
         Fold.restore("vm1", 1, {}, [state("one")], [state("one")])
