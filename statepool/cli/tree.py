@@ -44,6 +44,10 @@ def command(session: Session, object: str | None, dot: bool) -> None:
         session.answer("\n".join(_draw(session, nodes)))
 
 
+DRAWN = 64
+"""Levels that are drawn at most: a line for each of a thousand states on each other would be a thousand levels long."""
+
+
 @frozen
 class Node:
     """
@@ -52,7 +56,7 @@ class Node:
     :param listed: the state
     :param depth: how many states of the listing are below it in its chain
     :param parent: the state that backs it, or None where that is not listed; at depth 0, there is one only in a chain that is a loop
-    :param last: for it and those it stands below, whether each is the last child of its parent
+    :param last: for it and those it stands below, as far as they are drawn, whether each is the last child of its parent
     """
 
     listed: Listed
@@ -105,7 +109,7 @@ def _walk(root: Listed, children: dict[int, list[Listed]], parents: dict[int, Li
         yield node
         below = children.get(id(node.listed), [])
         for index, child in reversed(list(enumerate(below))):
-            stack.append(Node(child, node.depth + 1, parents[id(child)], (*node.last, index == len(below) - 1)))
+            stack.append(Node(child, node.depth + 1, parents[id(child)], (*node.last, index == len(below) - 1)[-DRAWN:]))
 
 
 def _draw(session: Session, nodes: Iterable[Node]) -> list[str]:
@@ -125,7 +129,7 @@ def _branch(node: Node) -> str:
     if not node.last:
         return ""
     *above, last = node.last
-    return "".join("    " if ended else "│   " for ended in above) + ("└── " if last else "├── ")
+    return ("… " if node.depth > DRAWN else "") + "".join("    " if ended else "│   " for ended in above) + ("└── " if last else "├── ")
 
 
 def _remark(node: Node) -> str:

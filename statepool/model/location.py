@@ -105,7 +105,10 @@ class Location:
                 f"{text!r} is not a location",
                 hint="write /path, file:///path, link:///path or ssh://user@host:port/path; ./ before a path with a colon",
             )
-        return cls("file", _normal(os.path.abspath(os.path.expanduser(text))))
+        named = _as_named_here(text)
+        if "\0" in named:
+            raise InvalidLocation(f"a location cannot contain control characters: {text!r}")
+        return cls("file", _normal(os.path.abspath(os.path.expanduser(named))))
 
     @classmethod
     def _parse_url(cls, scheme: str, rest: str, text: str) -> Location:

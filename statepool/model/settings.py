@@ -8,6 +8,9 @@ from attrs import field, frozen, validators
 
 from statepool.model.secrets import Secrets
 
+DEEPEST = 4096
+"""Most states that ``max-depth`` can permit in a chain."""
+
 
 class Compress(enum.StrEnum):
     """Whether bytes are compressed on their way to and from another host."""
@@ -41,7 +44,7 @@ class Settings:
     offline: bool = False
     min_free: int = field(default=0, validator=validators.ge(0))
     lock_timeout: float = field(default=3600.0, validator=validators.ge(0))
-    max_depth: int = field(default=256, validator=validators.and_(validators.ge(1), validators.le(4096)))
+    max_depth: int = field(default=256, validator=validators.and_(validators.ge(1), validators.le(DEEPEST)))
     tool_timeout: float = field(default=60.0, validator=validators.gt(0))
     probe_timeout: float = field(default=2.0, validator=validators.gt(0))
     timeout: float = field(default=30.0, validator=validators.gt(0))

@@ -8,7 +8,7 @@ fetches them from the trash itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import frozen
 
@@ -63,34 +63,49 @@ class Collector:
         :returns: those that were, and are gone
         """
         wanted = sorted(set(digests))
-        needed = self._pool.needed(besides=besides) | self._held() if wanted else set()
-        return [gone for digest in wanted if digest not in needed for gone in self._collect(digest, dry_run, besides)]
+        needed = self._needed(besides) if wanted else set()
+        stats = {digest: stat for digest in wanted if digest not in needed and (stat := self._transport.stat(layout.data(digest))) is not None}
+        gone = set(stats) if dry_run else self._put_aside(stats, besides)
+        return [
+            Collected(str(self._pool), "bytes that no state needs", layout.data(digest), stats[digest].size) for digest in stats if digest in gone
+        ]
 
-    def _collect(self, digest: Digest, dry_run: bool, besides: Marker | None) -> Iterator[Collected]:
-        path = layout.data(digest)
-        stat = self._transport.stat(path)
-        if stat is None:
-            return
-        if not dry_run:
-            aside = layout.trash(self._pool.nonce(), digest)
-            try:
-                self._transport.rename(path, aside)
-            except MissingFile:
-                return  # another collector is at it
-            if not self._empty(aside, digest, besides):
-                return
-        yield Collected(str(self._pool), "bytes that no state needs", path, stat.size)
+    def _needed(self, besides: Marker | None = None) -> set[Digest]:
+        return self._pool.needed(besides=besides) | self._held()
 
-    def _empty(self, aside: str, digest: Digest, besides: Marker | None = None) -> bool:
-        """Delete bytes that lie in the trash, unless they turn out to be needed. :returns: whether they are gone"""
-        if digest in self._pool.needed(besides=besides) or digest in self._held():
+    def _put_aside(self, digests: Iterable[Digest], besides: Marker | None) -> set[Digest]:
+        """:returns: those that are gone"""
+        aside: list[tuple[str, Digest]] = []
+        try:
+            for digest in digests:
+                path = layout.trash(self._pool.nonce(), digest)
+                try:
+                    self._transport.rename(layout.data(digest), path)
+                except MissingFile:
+                    continue  # another collector is at it
+                aside.append((path, digest))
+        finally:
+            gone = self._empty(aside, besides)
+        return gone
+
+    def _empty(self, aside: Sequence[tuple[str, Digest]], besides: Marker | None = None) -> set[Digest]:
+        """
+        Delete bytes that lie in the trash, unless they turn out to be needed; which is looked up once for all of them, since all have been put there
+        before.
+
+        :returns: those that are gone
+        """
+        needed, gone = self._needed(besides) if aside else set(), set()
+        for path, digest in aside:
+            if digest not in needed:
+                self._transport.remove(path)
+                gone.add(digest)
+                continue
             try:
-                self._transport.rename(aside, layout.data(digest))
+                self._transport.rename(path, layout.data(digest))
             except MissingFile:
                 pass  # whoever needs them was faster
-            return False
-        self._transport.remove(aside)
-        return True
+        return gone
 
     def sweep(self, *, dry_run: bool = False) -> list[Collected]:
         """
@@ -119,15 +134,16 @@ class Collector:
         return gone
 
     def _clear_trash(self, dry_run: bool) -> list[Collected]:
-        gone = []
-        for entry in self._transport.scan(layout.TRASH):
-            digest, path = layout.trashed(entry.name), f"{layout.TRASH}/{entry.name}"
-            stat = self._transport.stat(path)
-            if stat is None or (digest is not None and dry_run and digest in self._pool.needed()):
-                continue
-            if dry_run or (digest is None and self._transport.remove(path)) or (digest is not None and self._empty(path, digest)):
-                gone.append(Collected(str(self._pool), "bytes that were being removed", path, stat.size))
-        return gone
+        found = {f"{layout.TRASH}/{entry.name}": layout.trashed(entry.name) for entry in self._transport.scan(layout.TRASH)}
+        stats = {path: stat for path in found if (stat := self._transport.stat(path)) is not None}
+        ours = [(path, digest) for path in stats if (digest := found[path]) is not None]
+        if dry_run:
+            needed = self._pool.needed() if ours else set()
+            gone = {path for path in stats if found[path] not in needed}
+        else:
+            emptied = self._empty(ours)
+            gone = {path for path in stats if (found[path] in emptied if found[path] is not None else self._transport.remove(path))}
+        return [Collected(str(self._pool), "bytes that were being removed", path, stat.size) for path, stat in stats.items() if path in gone]
 
     def _clear_claims(self, dry_run: bool) -> list[Collected]:
         """Claims that ended, or whose holders died, and that nobody has followed since."""

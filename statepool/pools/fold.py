@@ -15,6 +15,8 @@ from attrs import frozen
 from statepool.errors import BadRecord
 from statepool.model.digest import Digest
 from statepool.model.manifest import Key, Kind, Manifest, Parent, StateId, parent_key
+from statepool.model.settings import DEEPEST
+from statepool.pools.lineage import MOST_IN_CHAIN, depths_of_all, depths_of_new, its_own_ancestor, standing_on
 
 
 @frozen
@@ -88,6 +90,10 @@ class Fold:
         self._states: dict[StateId, Manifest] = {}
         self._present: dict[Key, Manifest] = {}
         self._children: dict[Key, int] = {}
+        # Kept so that no question has to walk a chain to find them out: how long the chain of each state is that is present; and how many states stay
+        # without their name, with the shortest chain among them or shorter.
+        self._depths: dict[Key, int] = {}
+        self._nameless: dict[StateId, tuple[int, int]] = {}
 
     # -- reading -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -100,63 +106,76 @@ class Fold:
     def restore(cls, machine: str, number: int, nonces: dict[int, str], states: Iterable[Manifest], superseded: Iterable[Manifest]) -> Fold:
         """
         :returns: the fold that a checkpoint stands for
-        :raises BadRecord: a state in it lacks its parent, or is its own ancestor, or two have one name
+        :raises BadRecord: it breaks a rule that every record is held to, so no records can have come to it
         """
         fold = cls(machine)
         fold.number = number
         fold.nonces = nonces
-        for manifest in superseded:
-            fold._hold(manifest)
+        present, children, depths = fold._present, fold._children, fold._depths
+        nameless, machines = list(superseded), []
+        for manifest in nameless:
+            fold._hold_nameless(manifest)
         # Where each name is there once, and each state after its parent, as we mostly write them, no chain can come back to a name.
-        surely_good = not fold._present
+        surely_good = not present
         for manifest in states:
-            if fold._states.setdefault(manifest.id, manifest) is not manifest:
-                raise BadRecord(f"the checkpoint {number} of {machine} lists {manifest.id} twice", object=machine)
-            surely_good = surely_good and (manifest.parent_key is None or manifest.parent_key in fold._present)
-            fold._hold(manifest)
-        if any(key not in fold._present for key in fold._children):
-            raise BadRecord(f"the checkpoint {number} of {machine} lists a state without its parent", object=machine)
+            key, below = manifest.key, manifest.parent_key
+            if fold._states.setdefault(manifest.id, manifest) is not manifest or key in present:
+                raise fold._is_twice(manifest)
+            if below is not None:
+                children[below] = children.get(below, 0) + 1
+            if key is None:
+                machines.append(manifest)
+                continue
+            present[key] = manifest
+            if surely_good:
+                depth = depths[key] = 1 + (depths.get(below, MOST_IN_CHAIN) if below is not None else 0)
+                surely_good = depth <= MOST_IN_CHAIN
+        fold._check_restored(machines)
         if not surely_good:
-            fold._check_chains()
+            fold._depths = depths_of_all(present, f"the checkpoint {number} of {machine}")
+        for manifest in nameless:
+            fold._unname(manifest)
+        for manifest in machines:
+            fold._check_members(manifest, f"the checkpoint {number}")
         return fold
 
-    def _check_chains(self) -> None:
-        """Look whether a name occurs twice in a chain, at each state once: from the roots up, with the names that are below."""
-        above: dict[Key | None, list[Key]] = {}
-        for key, manifest in self._present.items():
-            if (below := manifest.parent_key) in above:
-                above[below].append(key)
-            else:
-                above[below] = [key]
-        names: set[str] = set()
-        ways: list[tuple[str, list[Key]]] = [("", above.pop(None, []))]
-        while ways:
-            name, waiting = ways[-1]
-            if not waiting:
-                ways.pop()
-                names.discard(name)
-                continue
-            key = waiting.pop()
-            if key[1] in names:
-                raise self._is_its_own_ancestor(key)
-            if (children := above.pop(key, None)) is not None:
-                names.add(key[1])
-                ways.append((key[1], children))
-        for key in filter(None, above):  # no way leads there from a root, so what is below it goes round
-            seen: set[Key] = set()
-            while key not in seen:
-                seen.add(key)
-                key = self._present[key].parent_key or key
-            raise self._is_its_own_ancestor(key)
+    def _hold_nameless(self, manifest: Manifest) -> None:
+        if manifest.key is None:
+            raise BadRecord(
+                f"the checkpoint {self.number} of {self.machine} keeps {manifest.id}, which has no bytes, without its name", object=self.machine
+            )
+        if manifest.key in self._present:
+            raise self._is_twice(manifest)
+        self._hold(manifest)
 
-    def _is_its_own_ancestor(self, key: Key) -> BadRecord:
-        return BadRecord(f"the checkpoint {self.number} of {self.machine} makes {key[0]} {key[1]} its own ancestor", object=self.machine)
+    def _check_restored(self, machines: Iterable[Manifest]) -> None:
+        # By the keys: a manifest of many that were read together is taken apart when anything else of it is looked at.
+        for subject in {key[0] for key in self._present}.union(manifest.object for manifest in machines):
+            if StateId(subject, "").machine != self.machine:
+                raise BadRecord(f"the checkpoint {self.number} of {self.machine} speaks of {subject}", object=self.machine)
+        if any(key not in self._present for key in self._children):
+            raise BadRecord(f"the checkpoint {self.number} of {self.machine} lists a state without its parent", object=self.machine)
+
+    def _is_twice(self, manifest: Manifest) -> BadRecord:
+        return BadRecord(f"the checkpoint {self.number} of {self.machine} lists {manifest.id} twice", object=self.machine)
 
     def _hold(self, manifest: Manifest) -> None:
         if (key := manifest.key) is not None:
             self._present[key] = manifest
         if (below := manifest.parent_key) is not None:
             self._children[below] = self._children.get(below, 0) + 1
+
+    def _unname(self, manifest: Manifest) -> None:
+        """Note that a state stays without its name: what gets the name later can have it in its chain."""
+        assert manifest.key is not None
+        depth = self._depths[manifest.key]
+        count, lowest = self._nameless.get(manifest.id, (0, depth))
+        self._nameless[manifest.id] = (count + 1, min(lowest, depth))
+
+    def _forget_nameless(self, state: StateId) -> None:
+        count, lowest = self._nameless.pop(state)
+        if count > 1:
+            self._nameless[state] = (count - 1, lowest)
 
     @property
     def superseded(self) -> list[Manifest]:
@@ -204,17 +223,54 @@ class Fold:
             yield manifest
             manifest = self.parent_of(manifest)
 
+    def depth(self, manifest: Manifest) -> int:
+        """:returns: how many states the chain of a state of this fold has"""
+        return self._depths[manifest.key] if manifest.key is not None else 1
+
+    def tips_first(self) -> list[Manifest]:
+        """:returns: all states that have bytes, with and without a name, each before what backs it"""
+        return sorted(self._present.values(), key=self.depth, reverse=True)
+
+    def is_named(self, manifest: Manifest) -> bool:
+        """:returns: whether the name of a state means this very one"""
+        return self._states.get(manifest.id) is manifest
+
+    def machine_listing(self, state: StateId) -> StateId | None:
+        """:returns: the machine state that lists a state: none but the one of the same name can"""
+        machine = StateId(self.machine, state.state, Kind.MACHINE)
+        manifest = self._states.get(machine) if state.kind is not Kind.MACHINE else None
+        return machine if manifest is not None and _member_name(state) in manifest.members else None
+
+    def has_below(self, tip: Manifest, state: StateId) -> bool:
+        """:returns: whether the chain of ``tip`` has a state of this name, or that had it"""
+        named = self._states.get(state)
+        depths = [self.depth(named)] if named is not None else []
+        depths += [self._nameless[state][1]] if state in self._nameless else []
+        return bool(depths) and self._is_in_chain(tip.key, state, min(depths))
+
+    def _is_in_chain(self, key: Key | None, state: StateId, lowest: int) -> bool:
+        """:param lowest: the shortest chain that a state of this name has"""
+        for _ in range(DEEPEST):
+            if key is None or self._depths[key] < lowest:
+                return False
+            if key[1] == state.state:
+                return True
+            key = self._present[key].parent_key
+        raise BadRecord(f"a log of {self.machine} uses the name of {state} again above more states than any writer may", object=self.machine)
+
     def dependants(self, ids: Iterable[StateId]) -> list[StateId]:
         """:returns: the named states that stand on any of these, and the machine states that list any of them; tips first"""
         gone = {state for state in ids if state in self._states}
-        found = [
-            state
-            for state, manifest in self._states.items()
-            if state not in gone and any(link.id in gone and self._states[link.id] is link for link in tuple(self._walk(manifest))[1:])
-        ]
-        lost = gone | set(found)
-        found += [state for state, manifest in self._states.items() if state not in lost and lost.intersection(member_ids(manifest))]
-        return sorted(found, key=lambda state: -self._depth(state))
+        above = self._above([self._states[state] for state in gone])
+        found = sorted((state for state in map(_id, above) if state not in gone), key=self._depth, reverse=True)
+        listing = (self.machine_listing(state) for state in (*gone, *found))
+        machines = {machine for machine in listing if machine is not None} - gone
+        return sorted(machines) + found
+
+    def _above(self, manifests: Iterable[Manifest]) -> list[Manifest]:
+        """:returns: the named states that stand on any of these"""
+        keys = [manifest.key for manifest in manifests if manifest.key is not None and self.has_children(manifest)]
+        return [manifest for manifest in standing_on(keys, self._present) if self.is_named(manifest)] if keys else []
 
     def are_free(self, ids: Sequence[StateId]) -> bool:
         """:returns: whether no other states than these stand on them, or list them"""
@@ -227,11 +283,10 @@ class Fold:
 
     def standing_on(self, manifest: Manifest) -> list[StateId]:
         """:returns: the named states that stand on this very state, with or without a name"""
-        return [state for state, tip in self._states.items() if any(link is manifest for link in tuple(self._walk(tip))[1:])]
+        return sorted(map(_id, self._above([manifest])))
 
     def _depth(self, state: StateId) -> int:
-        manifest = self._states[state]
-        return 1 << 30 if manifest.digest is None else sum(1 for _ in self._walk(manifest))
+        return self.depth(self._states[state])
 
     # -- writing -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -252,24 +307,26 @@ class Fold:
         result._states = dict(self._states)
         result._present = dict(self._present)
         result._children = dict(self._children)
+        result._depths = dict(self._depths)
+        result._nameless = dict(self._nameless)
         return result
 
     def apply(self, number: int, nonce: str, changes: Iterable[Change]) -> None:
         """As :meth:`after`, in place: for whoever owns this fold and throws it away on an error."""
         published: list[Manifest] = []
-        removed: list[Manifest] = []
+        removed: dict[int, Manifest] = {}
         moved: list[Manifest] = []
         for change in changes:
             if isinstance(change, Publish):
                 moved += self._find_moved(change.manifest)
-                removed += self._publish(change, number, removed)
+                old = self._publish(change, number, removed)
                 published.append(change.manifest)
             else:
-                removed.append(self._remove(change, number))
-        chains: dict[Key | None, set[str]] = {}
-        for manifest in published:
-            self._check_published(manifest, number, chains)
-        self._drop(removed, number)
+                old = self._remove(change, number)
+            if old is not None:
+                removed[id(old)] = old
+        self._check_published(published, removed.values(), number)
+        self._drop(list(removed.values()), number)
         for manifest in moved:
             if self.has_children(manifest):
                 raise BadRecord(
@@ -288,7 +345,11 @@ class Fold:
         """:returns: what is here with the same bytes under the same name, or was under that name and is kept for the sake of those on it"""
         return self._present.get(manifest.key) if manifest.key is not None else None
 
-    def _publish(self, change: Publish, number: int, removed: Sequence[Manifest]) -> list[Manifest]:
+    def _publish(self, change: Publish, number: int, removed: Mapping[int, Manifest]) -> Manifest | None:
+        """
+        :param removed: what this record has taken the names from, by identity
+        :returns: what had the name
+        """
         manifest = change.manifest
         if manifest.id.machine != self.machine:
             raise BadRecord(f"record {number} of {self.machine} speaks of {manifest.object}", object=self.machine)
@@ -296,11 +357,14 @@ class Fold:
         if change.supersedes != (old.digest if old is not None else None) or (old is not None and old.digest is None):
             raise BadRecord(f"record {number} of {self.machine} publishes {manifest.id} over what is there", object=self.machine)
         held = self.holding(manifest)
-        if held is not None and held is not old and not any(held is gone for gone in removed) and held.parent_key is not None:
-            self._children[held.parent_key] -= 1  # it was kept without a name, and is counted with its name from now on
+        if held is not None and held is not old and id(held) not in removed:
+            # It was kept without a name, and is counted with its name from now on.
+            self._forget_nameless(held.id)
+            if held.parent_key is not None:
+                self._children[held.parent_key] -= 1
         self._states[manifest.id] = manifest
         self._hold(manifest)
-        return [old] if old is not None else []
+        return old
 
     def _remove(self, change: Remove, number: int) -> Manifest:
         manifest = self._states.get(change.id)
@@ -309,65 +373,73 @@ class Fold:
         del self._states[change.id]
         return manifest
 
-    def _check_published(self, manifest: Manifest, number: int, chains: dict[Key | None, set[str]]) -> None:
-        """
-        :param chains: the names in the chains of those of this record that were looked at before, by their keys
-        """
-        if manifest.parent_key is not None and manifest.parent_key not in self._present:
-            raise BadRecord(
-                f"record {number} of {self.machine} publishes {manifest.id} without its parent {manifest.parent_key[1]}", object=self.machine
-            )
-        names, below = {manifest.id.state}, manifest.parent_key
-        while below is not None:
-            known = chains.get(below, {below[1]})
-            if not names.isdisjoint(known):
-                again = min(names & known)
-                raise BadRecord(f"record {number} of {self.machine} makes {manifest.object} {again} its own ancestor", object=self.machine)
-            names |= known
-            parent = self._present.get(below) if below not in chains else None
-            below = parent.parent_key if parent is not None else None  # one that lacks its own parent is looked at itself, being of this record
-        chains[manifest.key] = names
-        for name, digest in manifest.members.items() if manifest.id.kind is Kind.MACHINE else ():
+    def _check_published(self, published: Sequence[Manifest], removed: Iterable[Manifest], number: int) -> None:
+        for manifest in published:
+            if manifest.parent_key is not None and manifest.parent_key not in self._present:
+                raise BadRecord(
+                    f"record {number} of {self.machine} publishes {manifest.id} without its parent {manifest.parent_key[1]}", object=self.machine
+                )
+        self._depths |= depths_of_new(published, self._present, self._depths, f"record {number} of {self.machine}")
+        # Another state of the same name can only be in the chain if one is present that has lost it, now or before.
+        lowest: dict[StateId, int] = {}
+        for manifest in removed:
+            if manifest.key is not None:
+                lowest[manifest.id] = min(self._depths[manifest.key], lowest.get(manifest.id, MOST_IN_CHAIN))
+        for manifest in published:
+            if manifest.key is None:
+                self._check_members(manifest, f"record {number}")
+                continue
+            depths = [lowest[manifest.id]] if manifest.id in lowest else []
+            depths += [self._nameless[manifest.id][1]] if manifest.id in self._nameless else []
+            # One that this record itself takes the name from again can also stand on the one that has it then.
+            if depths and self._is_in_chain(manifest.parent_key, manifest.id, min(depths) if self.is_named(manifest) else 1):
+                raise its_own_ancestor(manifest.key, f"record {number} of {self.machine}")
+
+    def _check_members(self, manifest: Manifest, what: str) -> None:
+        for name, digest in manifest.members.items():
             member = self._states.get(member_id(manifest, name))
             if member is None or member.digest != digest:
-                raise BadRecord(f"record {number} of {self.machine} lists {name} in {manifest.id}, which is not there", object=self.machine)
+                raise BadRecord(f"{what} of {self.machine} lists {name} in {manifest.id}, which is not there", object=self.machine)
 
     def _drop(self, removed: Sequence[Manifest], number: int) -> None:
         """Forget states that have no name any more, and those below them that were only kept for their sake."""
-        if not removed:
-            return
-        waiting = [manifest for manifest in removed if manifest.key is not None and self._states.get(manifest.id) is not manifest]
-        stuck: list[Manifest] = []
-        while len(stuck) < len(waiting):
-            manifest = waiting.pop(0)
+        without_name = [manifest for manifest in removed if manifest.key is not None and not self.is_named(manifest)]
+        lost_now = set(map(id, without_name))
+        waiting = list(without_name)
+        gone: set[int] = set()
+        while waiting:
+            manifest = waiting.pop()
             key = manifest.key
-            assert key is not None
-            if self._present.get(key) is manifest and self._children.get(key):
-                # Others stand on it: perhaps they go in the same record, so look at it again after them.
-                waiting.append(manifest)
-                stuck.append(manifest)
+            if id(manifest) in gone or key is None:
                 continue
-            stuck.clear()
             if self._present.get(key) is manifest:
-                del self._present[key]
+                if self._children.get(key):
+                    continue  # others stand on it: perhaps they go in the same record, and the last of them brings us here again
+                del self._present[key], self._depths[key]
+                self._children.pop(key, None)
+                if id(manifest) not in lost_now:
+                    self._forget_nameless(manifest.id)
+            gone.add(id(manifest))
             if (parent := manifest.parent_key) is not None:
-                below = self._present.get(parent)
                 self._children[parent] -= 1
-                if below is not None and self._states.get(below.id) is not below and below not in waiting:
+                below = self._present.get(parent)
+                if below is not None and not self._children[parent] and not self.is_named(below):
                     waiting.append(below)
-        for manifest in stuck:
+        for manifest in without_name:
+            if id(manifest) in gone:
+                continue
             # A superseded state stays for the sake of those on it. A removed one cannot.
             if manifest.id not in self._states:
                 raise BadRecord(f"record {number} of {self.machine} removes {manifest.id}, on which others stand", object=self.machine)
-        machines = (
-            [state for state in self._states if state.kind is Kind.MACHINE] if any(gone.id.kind is not Kind.MACHINE for gone in removed) else []
-        )
-        for state in machines:
-            manifest = self._states[state]
-            for name, digest in manifest.members.items():
-                member = self._states.get(member_id(manifest, name))
-                if member is None or member.digest != digest:
-                    raise BadRecord(f"record {number} of {self.machine} takes {name} from {state}", object=self.machine)
+            self._unname(manifest)
+        self._check_still_listed(removed, number)
+
+    def _check_still_listed(self, removed: Iterable[Manifest], number: int) -> None:
+        for manifest in removed:
+            listing = self.machine_listing(manifest.id)
+            member = self._states.get(manifest.id)
+            if listing is not None and (member is None or member.digest != self._states[listing].members[_member_name(manifest.id)]):
+                raise BadRecord(f"record {number} of {self.machine} takes {_member_name(manifest.id)} from {listing}", object=self.machine)
 
 
 KEEP_NONCES = 128
@@ -379,6 +451,14 @@ def member_id(manifest: Manifest, name: str) -> StateId:
     if name == "ram":
         return StateId(manifest.object, manifest.state, Kind.RAM)
     return StateId(name, manifest.state, Kind.IMAGE)
+
+
+def _member_name(state: StateId) -> str:
+    return "ram" if state.kind is Kind.RAM else state.object
+
+
+def _id(manifest: Manifest) -> StateId:
+    return manifest.id
 
 
 def member_ids(manifest: Manifest) -> list[StateId]:

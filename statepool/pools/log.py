@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from statepool.errors import BadRecord, FileExists, IntegrityError, UnsupportedFormat
+from statepool.errors import BadRecord, FileExists, IntegrityError
 from statepool.pools import layout
 from statepool.pools.fold import KEEP_NONCES, Change, Fold
 from statepool.pools.records import RESTORE_LOG, Checkpoint, Record, Unfolded, apply, decode
@@ -46,6 +46,9 @@ MAX_RECORD = MAX_SMALL_FILE
 
 MAX_AHEAD = 64
 """Most records that are asked for together before it is known that there are so many."""
+
+MOST_RECORDS = 1 << 16
+"""Most records after the last checkpoint that are read. Writers make a checkpoint after a few hundred."""
 
 _ATTEMPTS = 8
 """How often a fold begins again because records were deleted under it. Each deletion stands for dozens of records written meanwhile."""
@@ -157,6 +160,14 @@ class MachineLog:
         numbers = [number for number in records if number > newest]
         if numbers and numbers[-1] - newest > len(numbers):
             return None  # a gap; and one number can be far from all others
+        if len(numbers) > MOST_RECORDS:
+            raise BadRecord(
+                f"the log of {self._machine} in {self._transport.location} has {len(numbers)} records after its last checkpoint, "
+                f"more than the {MOST_RECORDS} that are read",
+                object=self._machine,
+                pool=str(self._transport.location),
+                hint=RESTORE_LOG,
+            )
         paths = [layout.checkpoint(self._machine, newest)] if checkpoints else []
         paths += [layout.record(self._machine, number) for number in numbers]
         contents = (yield Question(Ask.READ, paths)) if paths else []
@@ -350,7 +361,7 @@ def fold_all(transport: Transport, logs: Sequence[MachineLog]) -> list[Fold | In
 def _or_damage(talk: Talk[Fold]) -> Talk[Fold | IntegrityError]:
     try:
         return (yield from talk)
-    except (BadRecord, UnsupportedFormat) as error:
+    except IntegrityError as error:
         return error
 
 

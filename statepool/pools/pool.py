@@ -395,8 +395,8 @@ class Pool:
             return
         parent = fold.find(manifest.object, manifest.parent)
         if parent is not None:
-            below = fold.chain(parent)
-            if any(link.state == manifest.state for link in below):
+            depth = fold.depth(parent) + 1
+            if depth <= self.max_depth and fold.has_below(parent, manifest.id):
                 raise Conflict(
                     f"{manifest.id} stands on {parent.state}, whose chain has a state of that name",
                     object=manifest.object,
@@ -404,7 +404,6 @@ class Pool:
                     pool=str(self.location),
                     hint="choose another name",
                 )
-            depth = len(below) + 1
             if depth > self.max_depth:
                 raise UnsafeImage(
                     f"the chain of {manifest.id} has {depth} states, more than {self.max_depth}",
@@ -457,7 +456,8 @@ class Pool:
         ids = [*fold.dependants(together), *together]
         # The RAM of a machine state is of no use without it.
         machines = [gone for gone in ids if gone.kind is Kind.MACHINE]
-        ids += [ram for ram in (StateId(gone.object, gone.state, Kind.RAM) for gone in machines) if ram in fold.states and ram not in ids]
+        going = set(ids)
+        ids += [ram for ram in (StateId(gone.object, gone.state, Kind.RAM) for gone in machines) if ram in fold.states and ram not in going]
         return [Remove(gone, fold.states[gone].digest) for gone in ids]
 
     def remove(self, state: StateId, *, cascade: bool = False, allowed: Callable[[set[Digest]], None] = lambda digests: None) -> list[Manifest]:

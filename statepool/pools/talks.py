@@ -8,11 +8,12 @@ them are held side by side: what all of them ask next is asked together.
 from __future__ import annotations
 
 import enum
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from attrs import frozen
 
+from statepool.errors import IntegrityError
 from statepool.transports.base import Transport
 
 MAX_SMALL_FILE = 64 << 20
@@ -61,33 +62,47 @@ def hold(transport: Transport, talk: Talk[Result]) -> Result:
 
 
 def hold_all(transport: Transport, talks: Sequence[Talk[Result]]) -> list[Result]:
-    """:returns: what each of the talks comes to, in as many steps as the longest of them takes"""
+    """
+    :returns: what each of the talks comes to, in as many steps as the longest of them takes. What is wrong with a file is raised in the talk that
+        asked for it, and the others go on.
+    """
     results: dict[int, Result] = {}
-    waiting: dict[int, Question] = {}
-    answers: dict[int, list[Any] | None] = dict.fromkeys(range(len(talks)))
-    while answers:
-        for number, answer in answers.items():
+    answers: Iterable[tuple[int, list[Any] | IntegrityError | None]] = [(number, None) for number in range(len(talks))]
+    while len(results) < len(talks):
+        waiting: dict[int, Question] = {}
+        for number, answer in answers:
+            talk = talks[number]
             try:
-                waiting[number] = talks[number].send(answer)  # type: ignore[arg-type]  # None begins it
+                waiting[number] = talk.throw(answer) if isinstance(answer, IntegrityError) else talk.send(answer)  # type: ignore[arg-type]  # None begins it
             except StopIteration as end:
                 results[number] = end.value
         answers = _ask_together(transport, waiting)
-        waiting = {}
     return [results[number] for number in range(len(talks))]
 
 
-def _ask_together(transport: Transport, questions: dict[int, Question]) -> dict[int, list[Any] | None]:
-    answers: dict[int, list[Any] | None] = {}
+def _ask_together(transport: Transport, questions: dict[int, Question]) -> Iterator[tuple[int, list[Any] | IntegrityError]]:
     for ask in Ask:
         asking = [(number, question.paths) for number, question in questions.items() if question.ask is ask]
         if not asking:
             continue
-        found = _answers(transport, ask, [path for _, paths in asking for path in paths])
+        try:
+            found = _answers(transport, ask, [path for _, paths in asking for path in paths])
+        except IntegrityError:
+            # Of one of them, or of all together: so each on its own, and one after the other.
+            for number, paths in asking:
+                yield number, _answers_or_error(transport, ask, paths)
+            continue
         begin = 0
         for number, paths in asking:
-            answers[number] = found[begin : begin + len(paths)]
+            yield number, found[begin : begin + len(paths)]
             begin += len(paths)
-    return answers
+
+
+def _answers_or_error(transport: Transport, ask: Ask, paths: Sequence[str]) -> list[Any] | IntegrityError:
+    try:
+        return _answers(transport, ask, paths)
+    except IntegrityError as error:
+        return error
 
 
 def _answers(transport: Transport, ask: Ask, paths: Sequence[str]) -> list[Any]:

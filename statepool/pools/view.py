@@ -7,7 +7,7 @@ Derived from the log, and never read by us, except to find what other tools put 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
 from attrs import frozen
 
@@ -22,6 +22,9 @@ from statepool.transports.base import Entry, FileKind, Stat, Transport
 _ATTEMPTS = 100
 """How often a name is made again whose directory vanished: each time another writer removed a state in this moment."""
 
+
+Identities = Callable[[], set[tuple[int, int]]]
+"""Tells which files have a name among the bytes of states."""
 
 LOST_AND_FOUND = "lost+found"
 """A directory that file systems make for themselves, for their owner only: where a file system is mounted, it is no machine and no image."""
@@ -78,21 +81,23 @@ class View:
         wanted = [state for state in ids if state.kind is not Kind.MACHINE]
         while True:
             now = fold()
+            identities = cache(self._identities)  # looked up once, and only where a file needs it
             for state in wanted:
-                self._update(state, now.states.get(state))
+                self._update(state, now.states.get(state), identities)
             if fold().number == now.number:
                 return
 
-    def _update(self, state: StateId, manifest: Manifest | None) -> None:
+    def _update(self, state: StateId, manifest: Manifest | None, identities: Identities) -> None:
         path = layout.view(state)
         found = self._transport.stat(path)
         if manifest is None or manifest.digest is None:
-            if found is not None and self._is_ours(path, found):
+            if found is not None and self._is_ours(path, found, identities):
                 self._transport.remove(path)
                 self._remove_empty(path.rpartition("/")[0])
             return
         target = layout.view_target(state, manifest.digest)
-        if found is None or (self._is_ours(path, found) and not self._shows(path, found, manifest, target)) or self._is_copy(path, found, manifest):
+        is_stale = found is not None and self._is_ours(path, found, identities) and not self._shows(path, found, manifest, target)
+        if found is None or is_stale or self._is_copy(path, found, manifest):
             self._make(path, target)
 
     def _make(self, path: str, target: str) -> None:
@@ -115,7 +120,7 @@ class View:
         while directory and self._transport.remove_directory(directory):
             directory = directory.rpartition("/")[0]
 
-    def _is_ours(self, path: str, found: Stat) -> bool:
+    def _is_ours(self, path: str, found: Stat, identities: Identities) -> bool:
         """Whether the file in a view's place is a link of ours, or an adopted file: a second name of bytes of ours."""
         if found.kind is FileKind.LINK:
             try:
@@ -126,7 +131,7 @@ class View:
                 if self._transport.capabilities.symlinks:
                     raise
                 return False  # here no link can be read: those who can read it look after it
-        return found.kind is FileKind.FILE and found.identity is not None and found.identity in self._identities()
+        return found.kind is FileKind.FILE and found.identity is not None and found.identity in identities()
 
     def _is_copy(self, path: str, found: Stat, manifest: Manifest | None) -> bool:
         """
@@ -177,7 +182,7 @@ class View:
         """
         path = layout.view(state)
         found = self._transport.stat(path)
-        if found is None or self._is_ours(path, found) or self._is_copy(path, found, known):
+        if found is None or self._is_ours(path, found, self._identities) or self._is_copy(path, found, known):
             return True
         return found.kind is FileKind.LINK and not self._transport.capabilities.symlinks
 
@@ -237,12 +242,9 @@ class View:
         places, closed = self._places({machine: fold}, {FileKind.FILE, FileKind.LINK})
         if closed:
             raise closed[0]
-        return [state for state in places if not self._is_free_of_ours(state)]
-
-    def _is_free_of_ours(self, state: StateId) -> bool:
-        path = layout.view(state)
-        found = self._transport.stat(path)
-        return found is None or not self._is_ours(path, found)
+        identities = cache(self._identities)
+        stats = self._transport.stat_many([layout.view(state) for state in places])
+        return [state for state, stat in zip(places, stats, strict=True) if stat is not None and self._is_ours(layout.view(state), stat, identities)]
 
     def _places(self, folds: Mapping[str, Fold], kinds: Collection[FileKind]) -> tuple[list[StateId], list[AccessDenied]]:
         """Every name of these kinds in the machines' directories that can be a state's, but is none that the log knows; and what is closed to us."""

@@ -72,6 +72,7 @@ _HINTS = {
     "encryption": "only images that are not encrypted are kept; qemu-img convert can decrypt one",
     "backing-format-missing": "if the backing file is a qcow2 image, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b BACKING FILE",
     "backing-format-false": "the backing file must be a qcow2 image and be said to be one",
+    "proportion": "make one of its size: qemu-img convert -f qcow2 -O qcow2 IN OUT",
     "table-past-end": "the file has been cut short; use an intact copy",
     "backing-elsewhere": "if the file beside it is meant, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b NAME.qcow2 FILE; "
     "if not, make one image of its chain: qemu-img convert -O qcow2 FILE COPY",
@@ -239,6 +240,17 @@ def _table_overlap(header: Header) -> str | None:
             return f"its {name} is said to be at byte {offset}, inside its {before}"
         end, before = offset + size, name
     return None
+
+
+LARGE = 64 << 30
+"""Bytes of a file that are not questioned: internal snapshots with RAM leave as much behind, whatever the size of the disk."""
+
+
+@_about_form("proportion")
+def _proportion(header: Header) -> str | None:
+    """A file that is far longer than its disk can need is a hole, which takes no room where it was made, and hours to read."""
+    longest = (LARGE + 4 * header.virtual_size) * (1 + header.snapshots)
+    return f"it has {header.file_size} bytes, for a disk of {header.virtual_size}" if header.file_size > longest else None
 
 
 # -- backing -----------------------------------------------------------------------------------------------------------------------------------------

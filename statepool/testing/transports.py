@@ -32,6 +32,7 @@ from statepool.model.digest import Digest
 from statepool.testing.contracts import only_if
 from statepool.testing.privileges import permissions_count
 from statepool.testing.transport_names import MIB, RACERS, NamesContract, local, pattern
+from statepool.transports import base
 from statepool.transports.base import Transport
 from statepool.transports.copying import data_extents
 
@@ -103,6 +104,17 @@ class TransportContract(NamesContract):
         yield make
         for fd in opened:
             os.close(fd)
+
+    # -- small files -----------------------------------------------------------------------------------------------------------------------------
+
+    def test_small_files_are_not_read_without_end(self, transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(base, "MOST_TOGETHER", 100)
+        for name in "abc":
+            transport.create(name, bytes(40))
+        assert transport.read_many(["a", "b", "d"], 50) == [bytes(40), bytes(40), None]
+        assert transport.read_many(["a", "b", "c"], 30) == [bytes(30)] * 3
+        with pytest.raises(IntegrityError, match=r"c in .* has more than"):
+            transport.read_many(["a", "b", "c"], 50)
 
     # -- bytes -----------------------------------------------------------------------------------------------------------------------------------
 

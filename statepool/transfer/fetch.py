@@ -29,7 +29,7 @@ from statepool.qcow2.header import reader as read_from
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
 from statepool.transfer.linked import note_use
-from statepool.transfer.offers import Member, Offer, reader
+from statepool.transfer.offers import Member, Offer, reader, require_proportion
 from statepool.transfer.ready import Hashed, clear_place, discard, examine, hash_open, is_good, open_bytes, open_whole
 from statepool.transfer.resume import take_over
 from statepool.transfer.space import make_room, require_place
@@ -125,8 +125,8 @@ class Fetch:
                 header = check_image(read, size, what, parent=parent, backing=Backing.UNMANAGED)
                 if not self._offer.managed and needed_l1_size(header) * header.cluster_size <= LOOKED_AT_FIRST:
                     check_clusters(read, header, what)
-            except UnsafeImage:
-                if promised.digest is not None:  # damaged, or published like this
+            except UnsafeImage as error:
+                if promised.digest is not None and error.check != "proportion":  # damaged, or published like this
                     actual = self._source.transport.digest(member.path, promised.size, algorithm=promised.digest.algorithm)
                     self._check_digest(promised, actual)
                 raise
@@ -293,6 +293,7 @@ class Fetch:
         :returns: the descriptor of our copy, which has the digest that was promised
         """
         promised = member.manifest
+        require_proportion(self._source, promised, member.path)
         with Descriptor(path.open(os.O_RDWR | os.O_CREAT)) as file:
             done = os.fstat(file).st_size
             try:

@@ -4,14 +4,13 @@ Where a state is to be had from, and bringing it from there: the best source tha
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from attrs import evolve, field, frozen
 
-from statepool.errors import IntegrityError, MissingFile, NotFound, StatePoolError, TransportError
+from statepool.errors import IntegrityError, LockTimeout, MissingFile, NoSpace, NotFound, RefusedError, StatePoolError, TransportError
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.outcomes import SourceStatus
 from statepool.model.progress import SILENT, Progress
@@ -30,6 +29,9 @@ SAMPLE = 256 << 10
 
 MUCH = 1 << 20
 """Bytes that are worth a sample: fewer come soon enough even from a source that is slow."""
+
+LISTING = 10
+"""How many times the timeout of one answer a whole listing may take, where other sources have answered."""
 
 T = TypeVar("T")
 
@@ -201,7 +203,7 @@ class Mirrors:
         known = self.cache.known
         first = self.ask(self.sources, _is_there, bool)
         there = [one.source for one in first if one.error is None]
-        asked = ask_all(there, question, patient=lambda source: math.inf)
+        asked = ask_all(there, question, patient=lambda source: LISTING * self.cache.settings.timeout)
         later = _failed(asked)
         for one in later:
             known.failed(one.source, one.error)
@@ -398,7 +400,7 @@ class Mirrors:
             except TooSlow as error:
                 slow.append((error.rate, offer))
                 warnings.append(f"{offer.source} was left for another source: only {error.rate / (1 << 20):.1f} MiB came from it in a second")
-            except (TransportError, IntegrityError) as error:
+            except StatePoolError as error:
                 if self._is_ours(error):
                     raise
                 self.cache.known.failed(offer.source, error)
@@ -426,8 +428,9 @@ class Mirrors:
         return max(known.rate or SLOW * ALIKE for known in (self.cache.known.of(offer.source) for offer in others))
 
     def _is_ours(self, error: StatePoolError) -> bool:
-        """Whether it is the cache, not the source, that failed."""
-        return error.pool in (str(self.cache.pool), str(self.cache.root))
+        """Whether it is the cache, not the source, that failed, so that the next source would not help."""
+        ours = (None, str(self.cache.pool), str(self.cache.root))
+        return isinstance(error, NoSpace) or error.pool in ours[1:] or (isinstance(error, RefusedError | LockTimeout) and error.pool in ours)
 
     # -- what went wrong ---------------------------------------------------------------------------------------------------------------------------
 

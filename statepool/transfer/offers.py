@@ -20,7 +20,7 @@ from statepool.pools.fold import Fold
 from statepool.pools.pool import Pool
 from statepool.pools.view import Unmanaged
 from statepool.qcow2.chain import walk
-from statepool.qcow2.checks import check_parent_place, sibling_of
+from statepool.qcow2.checks import LARGE, Backing, check_image, check_parent_place, sibling_of
 from statepool.qcow2.files import refusal
 from statepool.qcow2.header import Header, Read
 from statepool.transports.base import FileKind, Stat
@@ -147,6 +147,16 @@ def reader(pool: Pool, path: str) -> tuple[Read, int]:
     if stat.kind is not FileKind.FILE:
         raise refusal("regular-file", f"{path} in {pool.location}", "it is not a regular file", path=path)
     return (lambda offset, size: pool.transport.read(path, offset, size)), stat.size
+
+
+def require_proportion(pool: Pool, manifest: Manifest, path: str) -> None:
+    """
+    Before all of a large image is read: what is far longer than its disk can need is refused.
+
+    :raises UnsafeImage: it is, or has no header that says otherwise
+    """
+    if manifest.kind is Kind.IMAGE and manifest.size > LARGE:
+        check_image(*reader(pool, path), f"{manifest.id} in {pool}", backing=Backing.UNMANAGED)
 
 
 BEGINNING = 4096

@@ -4,14 +4,15 @@ Whether something fits, before a byte is moved; and what the cache throws away t
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from statepool.errors import HasDependants, NoSpace, NotFound
 from statepool.model.digest import Digest
-from statepool.model.manifest import Manifest, StateId
-from statepool.pools.fold import member_ids
+from statepool.model.manifest import Key, Manifest, StateId
+from statepool.pools.fold import Fold, member_ids
 from statepool.pools.pool import Pool
 from statepool.qcow2.opened import is_open
 from statepool.transfer.cache import Cache
@@ -120,12 +121,28 @@ def _evictable(cache: Cache, keep: Iterable[Digest]) -> Iterator[tuple[StateId, 
     kept = set(keep)
     for machine in cache.pool.logged_machines():
         fold = cache.pool.fold(machine)
+        last = _last_used(cache, fold, kept)
         for state, manifest in fold.states.items():
-            together = [state, *member_ids(manifest)]  # a machine state goes with all that it lists
-            links = [fold.states[link] for link in (*together, *fold.dependants(together))]
-            if all(link.digest not in kept and _is_elsewhere(cache, link) for link in links):
-                last = max(cache.trust.last_used(link.digest) for link in links if link.digest is not None)
-                yield state, (last, -len(fold.chain(manifest)) if manifest.digest is not None else -_WHOLE)
+            # A machine state goes with all that it lists, and each of them with what stands on it.
+            used = [last[fold.states[member].key] for member in member_ids(manifest)] if manifest.key is None else [last[manifest.key]]
+            if max(used) < math.inf and (manifest.key is not None or _is_elsewhere(cache, manifest)):
+                yield state, (max(used), -fold.depth(manifest) if manifest.key is not None else -_WHOLE)
+
+
+def _last_used(cache: Cache, fold: Fold, kept: set[Digest]) -> dict[Key | None, float]:
+    """:returns: when each state was last used, or what stands on it or lists it; never to be evicted: infinity"""
+    last: dict[Key | None, float] = {}
+    for manifest in fold.tips_first():
+        used = last.get(manifest.key, 0.0)
+        if fold.is_named(manifest):
+            listing = fold.machine_listing(manifest.id)
+            free = manifest.digest not in kept and _is_elsewhere(cache, manifest)
+            free = free and (listing is None or _is_elsewhere(cache, fold.states[listing]))
+            used = max(used, cache.trust.last_used(manifest.digest)) if free and manifest.digest is not None else math.inf
+        last[manifest.key] = used
+        if manifest.parent_key is not None:
+            last[manifest.parent_key] = max(used, last.get(manifest.parent_key, 0.0))
+    return last
 
 
 def _evictable_size(cache: Cache, keep: set[Digest]) -> int:

@@ -35,6 +35,7 @@ from statepool.qcow2.header import Header, Read, reader
 from statepool.transfer.cache import file_in
 from statepool.transfer.held import held_in
 from statepool.transfer.linked import refuse_linked
+from statepool.transfer.offers import require_proportion
 from statepool.transfer.space import require_space
 from statepool.transfer.verify import wanted
 from statepool.transports.base import FileKind
@@ -197,6 +198,7 @@ class Sync:
             with Descriptor(open_regular(file_in(self.origin, digest) or here)) as descriptor:
                 yield descriptor
             return
+        require_proportion(self.origin, manifest, path)
         with tempfile.TemporaryFile(buffering=0) as spool:
             moved = self.origin.transport.fetch(path, spool.fileno(), manifest.size, algorithm=digest.algorithm, extents=manifest.extents)
             self._check(manifest, digest, moved.digest)
@@ -206,7 +208,9 @@ class Sync:
         """Before anything is moved: what is certain to be refused is refused while nothing is there."""
         try:
             self._check_safe(manifest, reader(descriptor), os.fstat(descriptor).st_size, descriptor)
-        except UnsafeImage:  # damaged, or published like this
+        except UnsafeImage as error:  # damaged, or published like this
+            if error.check == "proportion":
+                raise
             actual = hash_file(descriptor, os.fstat(descriptor).st_size, algorithm=digest.algorithm)
             self._check(manifest, digest, actual)
             raise
@@ -293,4 +297,4 @@ def in_order(fold: Fold, manifests: Iterable[Manifest]) -> list[Manifest]:
     :param fold: has the manifests
     :returns: them, each after what backs it, and machine states after their members
     """
-    return sorted(manifests, key=lambda manifest: (manifest.kind is Kind.MACHINE, len(fold.chain(manifest)), str(manifest.id)))
+    return sorted(manifests, key=lambda manifest: (manifest.kind is Kind.MACHINE, fold.depth(manifest), str(manifest.id)))

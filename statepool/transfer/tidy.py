@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from statepool.errors import HasDependants, NoSpace, NotFound, TransportError
+from statepool.errors import HasDependants, NotFound, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.keys import LABEL_KEY, LABEL_STATE
-from statepool.model.manifest import Manifest, StateId
+from statepool.model.manifest import Key, Manifest, StateId
 from statepool.model.outcomes import Collected
 from statepool.pools import layout
 from statepool.pools.collect import PASSING, Collector
@@ -87,7 +87,7 @@ def tidy_source(pool: Pool, keep: int | None, *, dry_run: bool = False) -> list[
         with in_our_words("tidy up", Subject(f"the pool {pool}")):
             gone = thin_keys(pool, keep, dry_run=dry_run) if keep is not None else []
             return gone + tidy_pool(pool, dry_run=dry_run)
-    except (TransportError, NoSpace) as error:
+    except StatePoolError as error:
         return [Collected(str(pool), "", "", problem=str(error))]
 
 
@@ -120,18 +120,27 @@ def thin_keys(pool: Pool, keep: int, *, dry_run: bool = False) -> list[Collected
 
 def _thin_machine(pool: Pool, machine: str, keep: int, held: frozenset[Digest], dry_run: bool) -> Iterator[Collected]:
     fold = pool.fold(machine)
-    gone: set[StateId] = set()
-    old = [manifest for manifest in _old_keys(fold, keep) if manifest.digest not in held]
-    for manifest in sorted(old, key=lambda manifest: -len(fold.chain(manifest))):
-        if not gone.issuperset(fold.dependants([manifest.id])):
-            continue
-        gone.add(manifest.id)
+    old = {manifest.id: manifest for manifest in _old_keys(fold, keep) if manifest.digest not in held}
+    for manifest in _needless(fold, old):
         if not dry_run:
             try:
                 pool.remove(manifest.id)
             except (NotFound, HasDependants):
                 continue  # somebody else removed it, or made something stand on it
         yield Collected(str(pool), f"an old key of {manifest.labels[LABEL_STATE]}", layout.view(manifest.id), manifest.data_size)
+
+
+def _needless(fold: Fold, old: Mapping[StateId, Manifest]) -> Iterator[Manifest]:
+    """:returns: those of some states on which nothing stands but others of them, tips first; at the end machine states, which take their members"""
+    needed: set[Key] = set()
+    for manifest in fold.tips_first():
+        assert manifest.key is not None
+        stays = fold.is_named(manifest) and (manifest.id not in old or fold.machine_listing(manifest.id) is not None)
+        if manifest.key in needed or stays:
+            needed |= {manifest.parent_key} if manifest.parent_key is not None else set()
+        elif fold.is_named(manifest):
+            yield manifest
+    yield from (manifest for manifest in old.values() if manifest.key is None)
 
 
 def _old_keys(fold: Fold, keep: int) -> Iterator[Manifest]:

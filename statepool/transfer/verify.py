@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
-from statepool.errors import StatePoolError, TransportError
+from statepool.errors import StatePoolError
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.outcomes import Checked
 from statepool.model.progress import SILENT, Progress
@@ -16,7 +16,7 @@ from statepool.pools.pool import Pool
 from statepool.qcow2.checks import Backing, check_image
 from statepool.qcow2.header import reader
 from statepool.transfer.cache import Cache, file_in
-from statepool.transfer.offers import Looked, Source, unmanaged_chain
+from statepool.transfer.offers import Looked, Source, require_proportion, unmanaged_chain
 from statepool.transfer.ready import hash_open, open_whole, sign_again
 from statepool.transports.failures import Subject, in_our_words
 
@@ -40,7 +40,7 @@ def verify_all(cache: Cache, sources: Sequence[Source], object: str | None, stat
     for source in there:
         try:
             found += verify(source.pool, object, state, progress=progress)
-        except TransportError as error:
+        except StatePoolError as error:
             missing.append(Checked(str(source.pool), "", "", problem=str(error)))
     return found + missing
 
@@ -128,8 +128,10 @@ def _problem(pool: Pool, manifest: Manifest, cache: Cache | None, descriptor: in
             return "it is a link to a file that is gone; the next get mends it"
         actual = sign_again(cache, manifest, descriptor, progress)
     elif descriptor is not None:
+        require_proportion(pool, manifest, layout.data(digest))
         actual = hash_open(descriptor, algorithm=digest.algorithm, title=f"verify {manifest.id}", progress=progress).digest
     else:
+        require_proportion(pool, manifest, layout.data(digest))
         progress.begin(f"verify {manifest.id}", manifest.size)
         try:
             actual = pool.transport.digest(layout.data(digest), manifest.size, algorithm=digest.algorithm, progress=progress)

@@ -23,12 +23,15 @@ from pathlib import Path
 from attrs import frozen
 
 from statepool.beneath import Beneath
-from statepool.errors import MissingFile, TransportError
+from statepool.errors import IntegrityError, MissingFile, TransportError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.location import Location
 from statepool.model.outcomes import Finding
 from statepool.model.progress import SILENT, Progress
 from statepool.model.settings import Settings
+
+MOST_TOGETHER = 256 << 20
+"""Bytes of small files that are read together at most: what a pool says is long may be a hole that took no room there."""
 
 
 class FileKind(enum.StrEnum):
@@ -176,12 +179,21 @@ class Transport(ABC):
 
     def read_many(self, paths: Sequence[str], size: int) -> list[bytes | None]:
         """
-        Read small files.
+        Read small files, which all are held in memory.
 
         :param size: how much to read at most of each, in bytes
         :returns: their content, in their order; None for what is not there
+        :raises IntegrityError: they have more than :data:`MOST_TOGETHER` bytes, all together
         """
-        return [self._read_or_none(path, size) for path in paths]
+        content: list[bytes | None] = []
+        left = MOST_TOGETHER
+        for path in paths:
+            # One byte more than there may be tells that there is more.
+            content.append(self._read_or_none(path, min(size, left + 1)))
+            left -= len(content[-1] or b"")
+            if left < 0:
+                raise too_much(self.location, path)
+        return content
 
     def _read_or_none(self, path: str, size: int) -> bytes | None:
         try:
@@ -355,6 +367,19 @@ class Transport(ABC):
     def close(self) -> None:
         """Let go of connections; the next call makes them anew."""
         return None
+
+
+def too_much(pool: Location, path: str) -> IntegrityError:
+    """
+    :param path: the file with which it was too much
+    :returns: the error that small files are too long to be held in memory
+    """
+    return IntegrityError(
+        f"{path} in {pool}, and what is read together with it, has more than {MOST_TOGETHER >> 20} MiB",
+        pool=str(pool),
+        path=path,
+        hint="no such files are that long: find out who put it there",
+    )
 
 
 def small_file_mode(root: int) -> int:

@@ -32,7 +32,7 @@ from statepool.errors import IntegrityError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest, new_hasher
 from statepool.model.progress import SILENT, Progress
 from statepool.transports.base import Moved
-from statepool.transports.failures import A_FILE, Subject, not_regular, translating, wrong_length
+from statepool.transports.failures import A_FILE, Subject, not_regular, require_few_holes, translating, wrong_length
 from statepool.transports.flushing import FlushBehind
 from statepool.transports.reading import SLICE, CloneReader, DirectReader, Extent, Reader, Slice, Unchanging, data_in, new_buffers, zeros
 from statepool.transports.reserving import Reserver
@@ -248,6 +248,7 @@ def _check_length(fd: int, size: int, subject: Subject) -> None:
         raise not_regular(subject)
     if found.st_size != size:
         raise wrong_length(subject, size, found.st_size)
+    require_few_holes(size - found.st_blocks * 512, subject)
 
 
 def _empty(target: int) -> None:

@@ -139,6 +139,24 @@ def linked(subject: Subject) -> TransportError:
     return TransportError(f"{subject.text} is a symbolic link", hint=_NO_LINKS, pool=subject.pool, path=subject.path)
 
 
+MOST_HOLES = 1 << 40
+"""Bytes of a file that may be holes. They take no room where they are made, and each costs whoever hashes them: a terabyte, some minutes."""
+
+
+def require_few_holes(length: int, subject: Subject) -> None:
+    """
+    :param length: how many bytes of a file are holes
+    :raises IntegrityError: they would be hashed for hours
+    """
+    if length > MOST_HOLES:
+        raise IntegrityError(
+            f"{subject.text} has {length} bytes of holes, more than the {MOST_HOLES} that are read",
+            pool=subject.pool,
+            path=subject.path,
+            hint="find out who put it there; of an image, a copy by qemu-img convert is as long as its disk needs",
+        )
+
+
 def wrong_length(subject: Subject, expected: int, actual: int) -> IntegrityError:
     """:returns: the error for a file that is longer or shorter than it must be"""
     return IntegrityError(f"{subject.text} should have {expected} bytes, and has {actual}", pool=subject.pool, path=subject.path)

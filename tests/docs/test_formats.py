@@ -16,13 +16,16 @@ from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import MAX_EXTENTS, MAX_LABELS, Kind, Manifest, Parent, StateId
 from statepool.model.names import MAX_LENGTH, RESERVED_SUFFIXES, ROOT_STATES
+from statepool.model.settings import DEEPEST
 from statepool.pools import claims, collect, layout, log
 from statepool.pools.fold import KEEP_NONCES, Fold
+from statepool.pools.lineage import MOST_IN_CHAIN
 from statepool.pools.log import MachineLog
 from statepool.pools.pool import Pool
 from statepool.pools.records import Record
 from statepool.pools.staging import Marker
 from statepool.pools.writer import Writer
+from statepool.qcow2.checks import LARGE
 from statepool.testing.memory import MemoryStore, MemoryTransport
 from statepool.transfer import chains
 from statepool.transfer.fresh import Freshness
@@ -31,6 +34,8 @@ from statepool.transfer.linked import users
 from statepool.transfer.offers import Source
 from statepool.transfer.takeover import Takeover
 from statepool.transfer.trust import Standing, Trust
+from statepool.transports.base import MOST_TOGETHER
+from statepool.transports.failures import MOST_HOLES
 from statepool.transports.registry import open_transport
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,6 +197,11 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert says(f"at most {MAX_EXTENTS:,}, in order")
     assert says(f"at most {MAX_LABELS} texts")
     assert says(f"at most {log.MAX_RECORD >> 20} MiB")
+    assert says(f"more than {LARGE >> 30} GiB and four times")
+    assert says(f"more than {MOST_HOLES >> 40} TiB of holes")
+    assert says(f"not more than {MOST_TOGETHER >> 20} MiB")
+    assert says(f"not more than {log.MOST_RECORDS:,} records")
+    assert says(f"not have more than {MOST_IN_CHAIN:,} states, nor more than {DEEPEST:,}")
     assert says(f"the last {KEEP_NONCES} of them")
     assert says(f"the last {KEEP_NONCES} nonces")
     assert says(f"checkpoint is {log.CHECKPOINT_EVERY} records back")

@@ -6,6 +6,7 @@ What is asked of one file is asked of all of them, before the first answer is wa
 
 from __future__ import annotations
 
+import math
 import stat
 import struct
 from collections.abc import Container, Iterator, Sequence
@@ -117,12 +118,39 @@ def _close(sftp: Sftp, handles: Sequence[bytes | None]) -> None:
 # -- reading -----------------------------------------------------------------------------------------------------------------------------------------
 
 
-def read(sftp: Sftp, paths: Sequence[bytes], limits: Limits, *, offset: int = 0, size: int | None = None) -> list[bytes | None]:
+class TooMuch(Exception):
+    """
+    Files are longer than what is read together.
+
+    :param path: the first one of them that does not fit
+    """
+
+    def __init__(self, path: bytes) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+def read(
+    sftp: Sftp,
+    paths: Sequence[bytes],
+    limits: Limits,
+    *,
+    offset: int = 0,
+    size: int | None = None,
+    most: float = math.inf,
+) -> list[bytes | None]:
     """
     :param size: how much of each at most, in bytes; None: to the end
+    :param most: how much of all of them together, in bytes
     :returns: content of files; None of those that are not there, and :data:`NOT_A_FILE` of what is something else, of which nothing is opened
+    :raises TooMuch: it is more, as far as the server says; nothing was read
     """
     found = look(sftp, paths)
+    left = most
+    for path, there in zip(paths, found, strict=True):
+        left -= _wanted(there, offset, size) if there is not None and there.is_file else 0
+        if left < 0:
+            raise TooMuch(path)
     content: list[bytes | None] = []
     for group in _groups(list(zip(paths, found, strict=True)), OPEN_AT_ONCE):
         content += _read_group(sftp, group, limits, offset, size)

@@ -51,6 +51,7 @@ class Channels:
         if os.getpid() != self._pid:
             self._begin()  # the others are the parent's
         sftp, epoch = self._take()
+        sftp.begin()
         try:
             yield sftp
         finally:
@@ -64,6 +65,7 @@ class Channels:
             yield None
             return
         sftp, epoch = taken
+        sftp.begin()
         try:
             yield sftp
         finally:
@@ -160,7 +162,7 @@ class Channels:
 
             try:
                 channel.invoke_subsystem("sftp")
-                return Sftp(channel, connection.expecting)
+                return Sftp(channel, connection.expecting, connection.settings.timeout)
             except (SSHException, EOFError, Garbled) as error:
                 channel.close()
                 if not connection.is_open:

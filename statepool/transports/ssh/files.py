@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from statepool.errors import FileExists, MissingFile, NoSpace, StatePoolError, TransportError
 from statepool.model.location import Location
 from statepool.model.settings import Settings
+from statepool.transports import base
 from statepool.transports.base import Entry, FileKind, Stat, Transport
 from statepool.transports.failures import Subject, linked, not_regular, wrong_length
 from statepool.transports.ssh import batches
@@ -124,7 +125,11 @@ class SSHFiles(Transport):
     def read_many(self, paths: Sequence[str], size: int) -> list[bytes | None]:
         """As the transport's face says."""
         with self._at("read", *paths) as sftp:
-            found = batches.read(sftp, [self._full(path) for path in paths], self._look(sftp).limits, size=size)
+            full = [self._full(path) for path in paths]
+            try:
+                found = batches.read(sftp, full, self._look(sftp).limits, size=size, most=base.MOST_TOGETHER)
+            except batches.TooMuch as error:
+                raise base.too_much(self.location, paths[full.index(error.path)]) from error
         for path, content in zip(paths, found, strict=True):
             if content is batches.NOT_A_FILE:
                 raise not_regular(self._subject(path))

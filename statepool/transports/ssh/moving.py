@@ -167,7 +167,9 @@ class Download:
     def run(self) -> int:
         """:returns: how many bytes arrived"""
         self._begin()
-        self._move(self._job.size)
+        # Whoever judges how fast it comes is asked while a piece is under way, too: it may never be whole.
+        with self._sftp.heard(lambda: self._job.progress.advance(0)):
+            self._move(self._job.size)
         self._finish()
         return self.received
 
@@ -340,6 +342,7 @@ class Upload:
         self._job.note_written(len(data))
 
     def _check_one(self) -> None:
+        self._sftp.begin()  # answers are short, and each can take as long as what was sent before is on its way
         number, answer = self._sftp.next_answer(self._asked)
         del self._asked[number]
         try:

@@ -7,12 +7,15 @@ and cannot ask a second question before the first is answered.
 
 from __future__ import annotations
 
+import math
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from statepool.transports.ssh.packets import VERSION, Answer, Garbled, Kind, Reader, Refused, check, checked, extension, extensions_in, split
+from statepool.transports.ssh.wire import Pace
 
 SENT_AT_ONCE = 32 << 10
 """Bytes of one packet of ours at most: more than that OpenSSH does not take on one channel."""
@@ -22,6 +25,9 @@ RECEIVED_AT_ONCE = 4 << 20
 
 LONGEST_ANSWER = 16 << 20
 """Bytes; whoever announces more does not speak SFTP, such as a shell that greets everybody."""
+
+OPERATION = 4
+"""How many times as long as one answer all those may take that belong together, beside what their length takes at the least rate."""
 
 MOST_KEPT = 256 << 20
 """Bytes of answers that came before their turn, at most: 64 of 255 KiB are what an orderly server can have under way."""
@@ -48,10 +54,18 @@ Expecting = Callable[[], AbstractContextManager[None]]
 class _Input:
     """The packets that arrive on a channel, without copying what is long."""
 
-    def __init__(self, channel: Channel, expecting: Expecting) -> None:
+    def __init__(self, channel: Channel, expecting: Expecting, patience: float) -> None:
         self._channel = channel
         self._expecting = expecting
+        self._patience = patience
         self._chunk = memoryview(b"")
+        self._pace = Pace(patience)
+        self.heard: Callable[[], object] = lambda: None
+        self.begin()
+
+    def begin(self) -> None:
+        """What arrives from now on is judged together, up to the next call."""
+        self._together = Pace(OPERATION * self._patience)
 
     @property
     def is_ready(self) -> bool:
@@ -60,6 +74,7 @@ class _Input:
 
     def packet(self) -> tuple[int, list[memoryview]]:
         """:returns: type and content of the next packet"""
+        self._pace = Pace(self._patience)
         head = b"".join(self._take(5))
         length = int.from_bytes(head[:4], "big") - 1
         if not 0 <= length <= LONGEST_ANSWER:
@@ -81,10 +96,15 @@ class _Input:
         if self._channel.recv_ready():
             data = self._channel.recv(RECEIVED_AT_ONCE)
         else:
+            begun = time.monotonic()
             with self._expecting():
                 data = self._channel.recv(RECEIVED_AT_ONCE)
+            waited = time.monotonic() - begun
+            self._pace.note(waited, len(data))
+            self._together.note(waited, len(data))
         if not data:
             raise EOFError("the server has closed the channel")
+        self.heard()
         return data
 
 
@@ -94,15 +114,16 @@ class Sftp:
 
     :param channel: on which the subsystem ``sftp`` has been started
     :param expecting: told of every wait
+    :param patience: how long an answer may take, in seconds, beside what its length takes at the least rate
     :raises Garbled: the other end does not speak SFTP
     :raises EOFError: the connection is lost; so in all methods
     :raises TimeoutError: nothing came for too long; so in all methods
     """
 
-    def __init__(self, channel: Channel, expecting: Expecting = nullcontext) -> None:
+    def __init__(self, channel: Channel, expecting: Expecting = nullcontext, patience: float = math.inf) -> None:
         self._channel = channel
         self._expecting = expecting
-        self._input = _Input(channel, expecting)
+        self._input = _Input(channel, expecting, patience)
         self._last = 0
         self._waiting: dict[int, Answer | None] = {}
         self._kept = 0
@@ -120,6 +141,21 @@ class Sftp:
     def is_idle(self) -> bool:
         """Whether every question has been answered."""
         return not self._waiting
+
+    def begin(self) -> None:
+        """Something new is done: how long its answers take is judged for themselves."""
+        self._input.begin()
+
+    @contextmanager
+    def heard(self, told: Callable[[], object]) -> Iterator[None]:
+        """
+        :param told: called whenever something has arrived, as long as a ``with`` block lasts; what it raises ends the wait, and the channel
+        """
+        self._input.heard = told
+        try:
+            yield
+        finally:
+            self._input.heard = lambda: None
 
     def close(self) -> None:
         """End it; nothing is waited for."""

@@ -17,6 +17,7 @@ import re
 import secrets
 import shlex
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any, Self
@@ -29,6 +30,9 @@ from statepool.transports.ssh.connection import Connection
 
 ANSWERS_WITHIN = 10.0
 """Seconds within which a shell shows that it is one, at most; less if the timeout is shorter."""
+
+LEAST_HASHED = 1 << 20
+"""Bytes in a second that a far side hashes at least: one that says for longer that it is at it is not believed."""
 
 PROGRAMS = ("flock", "b3sum", "sha256sum", "zstd", "python3", "timeout")
 """What of a far side can be of use."""
@@ -166,7 +170,8 @@ class Shell:
     @contextlib.contextmanager
     def _held(self, started: Command, path: str, timeout: float) -> Iterator[None]:
         with started as command:
-            answer = next((line[0] for line in command.lines(self.patience) if line[0] != "wait"), "no")
+            lines = command.lines(self.patience, within=timeout + 4 * self.patience)
+            answer = next((line[0] for line in lines if line[0] != "wait"), "no")
             if answer == "busy":
                 raise LockTimeout(
                     f"another process held {path} on {self._connection} for more than {timeout:g} s",
@@ -220,7 +225,7 @@ class Shell:
             return None
         with command:
             command.end_of_input()
-            for line in command.lines(self.patience):
+            for line in command.lines(self.patience, within=4 * self.patience + size / LEAST_HASHED):
                 if line[0] == "digest" and len(line) > 1:
                     return _digest(algorithm, line[1])
         return None
@@ -262,16 +267,21 @@ class Command:
         with self.connection.translating("run a command on"):
             self.channel.shutdown_write()
 
-    def lines(self, patience: float) -> Iterator[list[str]]:
+    def lines(self, patience: float, within: float = math.inf) -> Iterator[list[str]]:
         """
-        :param patience: how long nothing may come, in seconds
+        :param patience: how long no line may come, in seconds
+        :param within: how long all of them may take, in seconds
         :returns: the words of each line that the script says, until it ends or has said ``end``
         :raises TransportError: nothing came, or the connection was lost
         """
         rest, noise = b"", 0
         self.channel.settimeout(patience)
+        begun = last = time.monotonic()
         while True:
             data = self.receive(64 << 10)
+            now = time.monotonic()
+            if now - last > 2 * patience or now - begun > within:
+                raise self._late(now - begun)
             if not data:
                 return
             *whole, rest = (rest + data).split(b"\n")
@@ -281,9 +291,18 @@ class Command:
                     if words[1] == "end":
                         return
                     yield words[1:]
+                    last = time.monotonic()
             noise += len(data)
             if noise > MOST_NOISE or len(rest) > MOST_NOISE:
                 raise TransportError(f"the shell of {self.connection} says too much", pool=str(self.connection))
+
+    def _late(self, seconds: float) -> TransportError:
+        return TransportError(
+            f"the shell of {self.connection} has not come to an end within {seconds:.0f} s",
+            hint="look at the load of that host; the setting timeout says how long to wait",
+            transient=True,
+            pool=str(self.connection),
+        )
 
     def rest_after(self, word: str) -> bytes | None:
         """
@@ -291,8 +310,11 @@ class Command:
         :returns: what of that has come already, or None if it has ended without
         """
         mark, found = f"{self.nonce} {word}\n".encode(), b""
+        begun, patience = time.monotonic(), self.connection.settings.timeout
         while (at := found.find(mark)) < 0:
             data = self.receive(64 << 10)
+            if time.monotonic() - begun > 2 * patience:
+                raise self._late(2 * patience)
             if not data or len(found) > MOST_NOISE:
                 return None
             found += data

@@ -23,7 +23,7 @@ from statepool.model.progress import SILENT, Progress
 from statepool.model.settings import Settings
 from statepool.transports.base import Capabilities, Moved, Transport
 from statepool.transports.copying import data_extents
-from statepool.transports.failures import Subject, wrong_length
+from statepool.transports.failures import Subject, require_few_holes, wrong_length
 from statepool.transports.flushing import STEP, FlushBehind
 from statepool.transports.retry import Retrying
 from statepool.transports.ssh import batches
@@ -111,6 +111,8 @@ class SSHTransport(SSHFiles):
     def _download(self, sftp: Sftp, path: str, job: Job, extents: tuple[tuple[int, int], ...], *, keep: bool) -> int:
         full = self._full(path)
         self._require_file(sftp, path, job.size)
+        if extents:
+            require_few_holes(job.size - sum(length for _, length in extents), self._subject(path))
         whole = ((0, job.size),) if job.size else ()
         with self._opened(sftp, full, Flag.READ) as handle:
             wanted = extents if extents and are_in_order(extents) else whole

@@ -28,6 +28,34 @@ RECEIVED_AT_ONCE = 256 << 10
 """Bytes asked of the kernel at most. paramiko asks for the head of each packet, and then for its rest: two system calls for 32 KiB."""
 
 
+LEAST_RATE = 4 << 10
+"""Bytes in a second. What comes more slowly, longer than an answer may take, is not waited for: it may come so for ever."""
+
+
+class Pace:
+    """
+    Judges whether what arrives comes fast enough. Only the time that is spent waiting counts.
+
+    :param patience: how long it may take, however little it is, in seconds
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._waited = 0.0
+        self._came = 0
+
+    def note(self, seconds: float, count: int) -> None:
+        """
+        So many bytes came after so long a wait.
+
+        :raises TimeoutError: all of it together was too slow
+        """
+        self._waited += seconds
+        self._came += count
+        if self._waited > self._patience + self._came / LEAST_RATE:
+            raise TimeoutError(errno.ETIMEDOUT, f"{self._came} bytes came in {self._waited:.0f} seconds")
+
+
 class LinkSilent(ConnectionAbortedError):
     """
     Nothing moved for too long. Not a :class:`TimeoutError`: paramiko takes those for a reason to go on waiting.

@@ -153,3 +153,11 @@ def test_local_ones_are_known() -> None:
         "file",
         "link",
     ]
+
+
+@pytest.mark.parametrize(
+    "text", ["\ud800", "~\ud800/x", "~\0/x", "~user\udfff", "/a\ud800", "file:///\ud800", "ssh://h/\ud800", "h\ud800:/x", ":;/\ud8ff"]
+)
+def test_what_no_file_can_be_named(text: str) -> None:
+    with pytest.raises(InvalidLocation):
+        Location.parse(text)

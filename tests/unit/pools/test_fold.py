@@ -9,6 +9,8 @@ from attrs import evolve
 from statepool.errors import BadRecord
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, Parent, StateId
+from statepool.pools import fold as fold_module
+from statepool.pools import lineage
 from statepool.pools.fold import KEEP_NONCES, Change, Fold, Publish, Remove, member_ids
 
 State = Callable[..., Manifest]
@@ -304,6 +306,71 @@ def test_a_checkpoint_with_a_very_long_chain(state: State, closed: bool) -> None
         assert len(Fold.restore("vm1", 1, {}, reversed(made), []).states) == 20_000
 
 
+def test_a_chain_is_as_long_as_a_log_permits(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (fold_module, lineage):
+        monkeypatch.setattr(module, "MOST_IN_CHAIN", 10)
+    made = [state("0")]
+    for number in range(1, 11):
+        made.append(state(str(number), parent=made[-1]))
+    for states in (made[:-1], made[-2::-1]):
+        assert len(publish(Fold("vm1"), *states).chain(made[-2])) == 10
+        assert len(Fold.restore("vm1", 1, {}, states, []).chain(made[-2])) == 10
+    for states in (made, made[::-1]):
+        with pytest.raises(BadRecord, match="more than 10 states"):
+            publish(Fold("vm1"), *states)
+        with pytest.raises(BadRecord, match="more than 10 states"):
+            Fold.restore("vm1", 1, {}, states, [])
+    with pytest.raises(BadRecord, match="more than 10 states"):
+        publish(publish(Fold("vm1"), *made[:-1]), made[-1])
+
+
+def test_a_name_comes_back_on_a_chain_that_a_writer_may_make(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To see that it is not in the chain yet, a reader walks no longer than that."""
+    monkeypatch.setattr(fold_module, "DEEPEST", 10)
+    old = state("one")
+    made = [state("0")]
+    for number in range(1, 11):
+        made.append(state(str(number), parent=made[-1]))
+    fold = publish(Fold("vm1"), old, state("on it", parent=old), *made)
+    assert after(fold, Publish(state("one", "new", parent=made[-3]), supersedes=old.digest)).superseded == [old]
+    with pytest.raises(BadRecord, match="above more states than any writer may"):
+        after(fold, Publish(state("one", "new", parent=made[-2]), supersedes=old.digest))
+
+
+def test_a_checkpoint_with_a_machine_state_that_lacks_a_member(state: State, machine_state: MachineState) -> None:
+    disk = state("on")
+    assert disk.digest is not None
+    ghost = Manifest("vm1", "on", Kind.MACHINE, members={"vm1/disk": disk.digest, "ram": Digest.of(b"RAM")})
+    with pytest.raises(BadRecord, match="checkpoint 1 of vm1 lists ram in vm1 on, which is not there"):
+        Fold.restore("vm1", 1, {}, [disk, ghost], [])
+    with pytest.raises(BadRecord, match="lists vm1/disk in vm1 on, which is not there"):
+        Fold.restore("vm1", 1, {}, [evolve(ghost, members={"vm1/disk": Digest.of(b"other")}), disk], [])
+    with pytest.raises(BadRecord, match="lists vm1/disk in vm1 on"):
+        Fold.restore("vm1", 1, {}, [evolve(ghost, members={"vm1/disk": disk.digest})], [disk])
+
+
+def test_a_checkpoint_with_states_of_another_machine(state: State) -> None:
+    child = state("child", object="vm2/disk", parent=state("old", object="vm2/disk"))
+    with pytest.raises(BadRecord, match="checkpoint 1 of vm1 speaks of vm2/disk"):
+        Fold.restore("vm1", 1, {}, [state("one"), state("one", object="vm2/disk")], [])
+    with pytest.raises(BadRecord, match="checkpoint 1 of vm1 speaks of vm2/disk"):
+        Fold.restore("vm1", 1, {}, [child], [state("old", object="vm2/disk")])
+
+
+def test_a_checkpoint_that_keeps_a_machine_state_without_its_name(state: State) -> None:
+    disk = state("on")
+    assert disk.digest is not None
+    with pytest.raises(BadRecord, match="keeps vm1 on, which has no bytes"):
+        Fold.restore("vm1", 1, {}, [disk], [Manifest("vm1", "on", Kind.MACHINE, members={"vm1/disk": disk.digest})])
+
+
+def test_a_checkpoint_that_lists_bytes_twice(state: State) -> None:
+    with pytest.raises(BadRecord, match="lists vm1/disk one twice"):
+        Fold.restore("vm1", 1, {}, [state("one")], [state("one")])
+    with pytest.raises(BadRecord, match="lists vm1/disk one twice"):
+        Fold.restore("vm1", 1, {}, [], [state("one"), state("one")])
+
+
 def test_kinds_are_told_apart(state: State) -> None:
     ram = state("on", "RAM", object="vm1", kind=Kind.RAM)
     machine = Manifest("vm1", "on", Kind.MACHINE, members={"ram": ram.digest})  # type: ignore[dict-item]
@@ -350,3 +417,41 @@ def test_bytes_stay_on_their_parent_under_those_that_stand_on_them(
 def test_whoever_stands_on_bytes_is_known_with_and_without_a_name(replaced: Fold, chain: list[Manifest]) -> None:
     assert replaced.standing_on(chain[1]) == [chain[2].id]
     assert replaced.standing_on(replaced.states[chain[1].id]) == []
+
+
+def test_a_child_of_what_lost_its_name_goes_while_another_one_stays(state: State) -> None:
+    """The name means other content, which is removed; then one of two that stand on the old content."""
+    old, new = state("one"), state("one", "new")
+    left, right = state("left", parent=old), state("right", parent=old)
+    superseded = after(publish(Fold("vm1"), old, left, right), Publish(new, supersedes=old.digest))
+    for fold in (superseded, restored(superseded)):
+        later = after(after(fold, remove(new)), remove(left))
+        assert later.superseded == [old]
+        assert not after(later, remove(right)).digests
+
+
+def test_a_name_that_comes_back_above_what_has_lost_it(state: State) -> None:
+    old, new = state("one"), state("one", "new")
+    tip = state("tip", parent=old)
+    superseded = after(publish(Fold("vm1"), old, tip), Publish(new, supersedes=old.digest))
+    for fold in (superseded, restored(superseded), after(superseded, remove(new))):
+        supersedes = new.digest if fold.states.get(new.id) is not None else None
+        with pytest.raises(BadRecord, match="makes vm1/disk one its own ancestor"):
+            after(fold, Publish(state("one", "third", parent=tip), supersedes=supersedes))
+        assert after(fold, Publish(state("one", "third", parent=state("root")), supersedes=supersedes), Publish(state("root"))).states
+    with pytest.raises(BadRecord, match="its own ancestor"):
+        after(publish(Fold("vm1"), old, tip), Publish(state("one", "third", parent=tip), supersedes=old.digest))
+
+
+def test_what_one_record_publishes_and_supersedes(state: State) -> None:
+    first, second = state("one", "first"), state("one", "second")
+    tip = state("tip", parent=first)
+    fold = after(Fold("vm1"), Publish(first), Publish(tip), Publish(second, supersedes=first.digest))
+    assert (fold.superseded, fold.chain(tip)) == ([first], (tip, first))
+    with pytest.raises(BadRecord, match="its own ancestor"):
+        after(
+            Fold("vm1"),
+            Publish(second),
+            Publish(state("tip", parent=second)),
+            Publish(state("one", parent=state("tip", parent=second)), second.digest),
+        )

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
 
-from statepool.errors import BadRecord, UnsupportedFormat
+from statepool.errors import BadRecord, IntegrityError, UnsupportedFormat
 from statepool.model.digest import Digest
+from statepool.model.location import Location
 from statepool.model.manifest import Manifest
 from statepool.pools import layout
 from statepool.pools import log as log_module
@@ -17,6 +20,8 @@ from statepool.pools.fold import Change, Fold, Publish, Remove
 from statepool.pools.log import MachineLog, fold_all
 from statepool.pools.records import Record
 from statepool.testing.memory import MemoryTransport
+from statepool.transports import base
+from statepool.transports.local import LocalTransport
 
 State = Callable[..., Manifest]
 
@@ -435,3 +440,49 @@ def test_one_that_is_damaged_does_not_hide_the_others(transport: MemoryTransport
     assert "'size'" in second.message
     assert "vm2" in third.message
     assert "statepool sync" in (third.hint or "")
+
+
+@pytest.mark.parametrize("damage", ["hole", "fifo", "link", "directory"])
+def test_a_file_that_cannot_be_read_does_not_hide_other_logs(tmp_path: Path, state: State, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is more of it read than small files may have together, whatever the pool says how long they are."""
+    monkeypatch.setattr(base, "MOST_TOGETHER", 1 << 20)
+    read: list[int] = []
+    inner = LocalTransport.read
+    monkeypatch.setattr(LocalTransport, "read", lambda *args, **options: _counted(read, inner(*args, **options)))
+    transport = LocalTransport(Location("file", str(tmp_path)))
+    logs = []
+    for machine in ("vm1", "vm2", "vm3"):
+        transport.make_directory(layout.log(machine))
+        MachineLog(transport, machine).append(lambda fold, machine=machine: [Publish(state("one", object=f"{machine}/disk"))])  # type: ignore[misc]
+        logs.append(MachineLog(transport, machine))
+    for number in (2, 3, 4):
+        path = tmp_path / layout.record("vm2", number)
+        if damage == "hole":
+            path.touch()
+            os.truncate(path, 64 << 20)
+        elif damage == "fifo":
+            os.mkfifo(path)
+        elif damage == "link":
+            path.symlink_to("/dev/zero")
+        else:
+            path.mkdir()
+    read.clear()
+    first, second, third = fold_all(transport, logs)
+    assert isinstance(first, Fold)
+    assert isinstance(third, Fold)
+    assert isinstance(second, IntegrityError)
+    assert "more than 1 MiB" in str(second) if damage == "hole" else "not a regular file" in str(second)
+    assert sum(read) < 5 << 20
+    with pytest.raises(IntegrityError):
+        logs[1].fold()
+
+
+def _counted(counts: list[int], content: bytes) -> bytes:
+    counts.append(len(content))
+    return content
+
+
+def test_more_records_than_any_writer_leaves(written: MachineLog, open_log: Callable[[], MachineLog], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "MOST_RECORDS", 1)
+    with pytest.raises(BadRecord, match="records after its last checkpoint, more than the 1 that are read"):
+        open_log().fold()

@@ -14,7 +14,7 @@ from attrs import evolve
 from statepool.errors import MissingFile, UnsafeImage
 from statepool.model.names import MAX_LENGTH
 from statepool.qcow2.chain import walk
-from statepool.qcow2.checks import CHECKS, Backing, check_file, check_header, check_image, check_parent_place, sibling_of, warnings
+from statepool.qcow2.checks import CHECKS, LARGE, Backing, check_file, check_header, check_image, check_parent_place, sibling_of, warnings
 from statepool.qcow2.header import EXTENSION_BITMAPS, Header, read_header
 from statepool.testing.images import CHILD, GOOD, HOSTILE, Forged, HostileImage, hostile_images
 
@@ -88,9 +88,20 @@ def test_working_images_have_no_protocols_either(name: str) -> None:
     assert caught.value.check == HOSTILE[name][1]
 
 
+@pytest.mark.parametrize("snapshots", [0, 2])
+def test_a_file_is_not_far_longer_than_its_disk_can_need(snapshots: int) -> None:
+    disk = 1 << 20
+    longest = (LARGE + 4 * disk) * (1 + snapshots)
+    header = evolve(header_of(GOOD), virtual_size=disk, snapshots=snapshots, snapshots_offset=1 << 20, file_size=longest)
+    check_header(header, "an image", backing=Backing.NONE)
+    with pytest.raises(UnsafeImage, match=f"it has {longest + 1} bytes, for a disk of {disk}") as caught:
+        check_header(evolve(header, file_size=longest + 1), "an image", backing=Backing.NONE)
+    assert caught.value.check == "proportion"
+
+
 def test_every_check_has_a_reason_and_an_image_that_it_refuses(tmp_path: Path) -> None:
     assert all(reason.endswith(".") and len(reason) > 20 for reason in CHECKS.values())
-    shown_elsewhere = {"backing", "backing-relative", "backing-elsewhere", "parent", "l2-tables", "clusters"}
+    shown_elsewhere = {"proportion", "backing", "backing-relative", "backing-elsewhere", "parent", "l2-tables", "clusters"}
     shown_elsewhere |= {"l2-entries", "cluster-alignment", "cluster-overlap", "compressed"}  # tests/unit/qcow2/test_clusters.py
     assert {image.check for image in hostile_images(tmp_path)} | shown_elsewhere == set(CHECKS)
 

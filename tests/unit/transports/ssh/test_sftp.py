@@ -6,12 +6,14 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from statepool.errors import IntegrityError
 from statepool.model.digest import Digest, new_hasher
 from statepool.model.progress import SILENT
+from statepool.transfer.watch import TooSlow, Watch
 from statepool.transports.failures import Subject
 from statepool.transports.ssh import batches
 from statepool.transports.ssh import sftp as sftp_module
@@ -313,3 +315,83 @@ def test_an_extension_that_answers_with_too_few_numbers() -> None:
     sftp = serving(EXTENDED=lambda number: packet(Kind.EXTENDED_REPLY, struct.pack(">IQQ", number, 1, 2)))
     with pytest.raises(Garbled, match="shorter"):
         numbers_in(sftp.extended(b"statvfs@openssh.com", string(b"/")), 5)
+
+
+# -- servers that take their time --------------------------------------------------------------------------------------------------------------------
+
+
+class SlowChannel(FakeChannel):
+    """
+    Nothing is there before it is waited for.
+
+    :param seconds: how long each of its pieces takes
+    """
+
+    def __init__(self, serve: Callable[[list[Request]], list[bytes]], *, piece: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(serve, piece=piece)
+        self.now = 0.0
+        self._seconds = 0.0
+        monkeypatch.setattr(sftp_module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.sftp = Sftp(self, patience=3)
+        self._seconds = seconds
+
+    def recv(self, count: int) -> bytes:
+        self.now += self._seconds
+        return super().recv(count)
+
+    def recv_ready(self) -> bool:
+        return False
+
+
+def long_attributes(requests: list[Request]) -> list[bytes]:
+    return [packet(Kind.ATTRS, struct.pack(">I", number) + bytes(1 << 20)) for _, number, _ in requests]
+
+
+def test_an_answer_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes within the timeout; a megabyte of them would take twelve days."""
+    channel = SlowChannel(long_attributes, piece=1, seconds=1.0, monkeypatch=monkeypatch)
+    with pytest.raises(TimeoutError):
+        channel.sftp.ask(Kind.STAT, string(b"/"))
+    assert channel.now < 10
+
+
+def test_a_long_answer_over_a_slow_link_comes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = SlowChannel(long_attributes, piece=6_000, seconds=1.0, monkeypatch=monkeypatch)
+    assert channel.sftp.ask(Kind.STAT, string(b"/")).length == 1 << 20
+
+
+def test_many_answers_that_drip_are_given_up_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory without end, each part of which comes within the timeout, and is short."""
+
+    def serve(requests: list[Request]) -> list[bytes]:
+        return [names(number, b"one") for kind, number, _ in requests]
+
+    channel = SlowChannel(serve, piece=1 << 20, seconds=2.9, monkeypatch=monkeypatch)
+    with pytest.raises(TimeoutError):
+        while True:
+            channel.sftp.ask(Kind.READDIR, string(b"h"))
+    assert channel.now < 20
+    channel.sftp.begin()
+    assert channel.sftp.ask(Kind.READDIR, string(b"h"))
+
+
+def test_a_transfer_that_drips_is_judged_before_a_piece_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whoever knows that it would come faster from elsewhere; the next transfer of the channel is not told of."""
+    channel = SlowChannel(lambda requests: [whole(request) for request in requests], piece=100, seconds=0.01, monkeypatch=monkeypatch)
+    watch = Watch(SILENT, pace=1e9, clock=lambda: channel.now)
+    watch.begin("it", 1 << 40)
+    with (tmp_path / "copy").open("w+b") as copy, pytest.raises(TooSlow):
+        job = Job(copy.fileno(), len(CONTENT), new_hasher(), watch, Subject("it"))
+        Download(channel.sftp, b"h", job, Limits(read=60_000), ((0, len(CONTENT)),)).run()
+    assert channel.now < 1
+
+
+def test_a_store_waits_for_each_answer_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are short, and what was sent before them takes its time over a slow link."""
+    channel = SlowChannel(lambda requests: [status(number) for _, number, _ in requests], piece=28, seconds=2.0, monkeypatch=monkeypatch)
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    with path.open("rb") as file:
+        job = Job(file.fileno(), len(CONTENT), new_hasher(), SILENT, Subject("it"))
+        assert Upload(channel.sftp, b"h", job, LIMITS).run() == len(CONTENT)
+    assert channel.now > 4 * 3
