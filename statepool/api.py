@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -394,7 +394,7 @@ class ImageHandle:
         key: str | None = None,
         parameters: Mapping[str, object] | None = None,
         timeout: float | None = None,
-        again: Callable[[str], bool] | None = None,
+        again: str | None = None,
     ) -> Ensured:
         """
         Get a state, or build it: once for all workers and hosts that ask, while the others wait.
@@ -406,7 +406,8 @@ class ImageHandle:
         :param key: what the builder is told apart by; its source if not given
         :param parameters: what else the state was made from: part of the key
         :param timeout: how long the builder may take, in seconds; it then runs in a thread of its own
-        :param again: asked with the name of a state that is there, while nobody else builds it: whether to build it anew
+        :param again: builds the state anew, once for each such text, whatever is there: under a key of its own, which is used from then on in the
+            place of the old one. That stays; its name is in the answer.
         :raises UsageError: the timeout is no time, or what the key is made of is not known
         :raises BuildFailed: the builder failed; nothing was kept
         :raises NotFound: the parent cannot be had

@@ -140,6 +140,8 @@ class Ensured:
     :param built: whether it had to be built
     :param got: how it came into the cache
     :param stored: what became of it at each pool, if it was built
+    :param superseded: of a state that was built anew: the names of those in whose place it is used from now on, and of what was built on these, tips
+        first; all of them are still there
     """
 
     state: str
@@ -147,6 +149,7 @@ class Ensured:
     built: bool
     got: Got
     stored: Stored | None = None
+    superseded: tuple[str, ...] = ()
 
 
 @frozen
