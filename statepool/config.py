@@ -40,7 +40,7 @@ its name in capitals, with ``_`` for ``-``; an empty variable counts as one that
 or newlines (a colon would not do: locations have some); a blank within one is written ``%20`` in a ``file://`` location.
 
 ``STATEPOOL_SSH_PASSWORD`` and ``STATEPOOL_SSH_PASSPHRASE`` are the password of accounts and the passphrase of keys. They are read from the
-environment only, and never shown.
+environment only, and never shown; programs that are started from here, builders and machines among them, do not inherit them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from attrs import field, frozen
 
@@ -59,7 +59,7 @@ from statepool.errors import ConfigError, UsageError
 from statepool.model.location import Location
 from statepool.model.names import is_name
 from statepool.model.scope import Scope
-from statepool.model.secrets import GivenSecrets
+from statepool.model.secrets import VARIABLES, GivenSecrets
 from statepool.model.settings import Compress, Settings
 
 FILE_NAME = "statepool.toml"
@@ -74,7 +74,6 @@ CACHE_NAME = "cache"
 """What listings call the cache; a source cannot have this name."""
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SECRETS = {"password": PREFIX + "SSH_PASSWORD", "passphrase": PREFIX + "SSH_PASSPHRASE"}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:iB)?\Z", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _Number = TypeVar("_Number", int, float)
@@ -111,6 +110,9 @@ class Config:
     sources: tuple[SourceConfig, ...] = ()
     settings: Settings = field(factory=Settings)
     files: tuple[str, ...] = ()
+
+    SECRET_VARIABLES: ClassVar = tuple(VARIABLES.values())
+    """What of the environment is not for programs that are started from here."""
 
     @classmethod
     def load(
@@ -199,7 +201,7 @@ def load(
 
 
 def _secrets(environ: Mapping[str, str]) -> GivenSecrets | None:
-    given = {kind: environ[name] for kind, name in _SECRETS.items() if environ.get(name)}
+    given = {kind: environ[name] for kind, name in VARIABLES.items() if environ.get(name)}
     return GivenSecrets(**given) if given else None
 
 
@@ -279,8 +281,8 @@ def _variables(environ: Mapping[str, str]) -> dict[str, object]:
     """Variables that we do not know are let be, since other programs may use our prefix, unless they look like ours mistyped."""
     known = {_variable(key): key for key in _READERS}
     for name in environ:
-        if name.startswith(PREFIX) and name not in (*known, _variable("config"), *_SECRETS.values()):
-            likely = _close(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in (*known, *_SECRETS.values())])
+        if name.startswith(PREFIX) and name not in (*known, _variable("config"), *VARIABLES.values()):
+            likely = _close(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in (*known, *VARIABLES.values())])
             if likely is not None:
                 raise ConfigError(f"the environment: {name} is not a setting", hint=f"did you mean {PREFIX}{likely}?")
     return {key: environ[name] for name, key in known.items() if environ.get(name)}

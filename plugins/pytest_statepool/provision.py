@@ -137,15 +137,16 @@ class Provisioner:
 
         parent = self._resolve(builder.object, builder.parent, Row()) if builder.parent is not None else None
         try:
-            return self.pool.image(builder.object).ensure(
-                builder.state,
-                builder.function,
-                parent=parent,
-                key=builder.key,
-                parameters=builder.parameters,
-                timeout=builder.timeout,
-                again=self._rebuild,
-            )
+            with _secrets_hidden():
+                return self.pool.image(builder.object).ensure(
+                    builder.state,
+                    builder.function,
+                    parent=parent,
+                    key=builder.key,
+                    parameters=builder.parameters,
+                    timeout=builder.timeout,
+                    again=self._rebuild,
+                )
         except NotFound as error:
             if parent is None or error.state != builder.parent:
                 raise
@@ -238,6 +239,18 @@ class Provisioner:
                 self._remove(self._directory)
             os.close(self._lock)
             self._lock = None
+
+
+@contextmanager
+def _secrets_hidden() -> Iterator[None]:
+    """Programs that a builder starts do not inherit passwords: the state pool has read them already."""
+    from statepool import Config
+
+    taken = {name: os.environ.pop(name) for name in Config.SECRET_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def _place(working: Working) -> Path:

@@ -203,3 +203,14 @@ def test_a_builder_that_leaves_no_image(suite: Any) -> None:
     assert "the image that it left cannot be used" in out
     assert "hidden" not in out
     assert ".py:" not in out.replace("test_suite.py::", "")
+
+
+def test_what_a_builder_starts_inherits_no_passwords(suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATEPOOL_SSH_PASSWORD", "secret word")
+    suite.write(
+        '@vm_state_builder("vm1/disk", "one", parent="install")\ndef build(image):\n    subprocess.run("env >environ", shell=True, check=True)\n'
+        + asking("one", body='assert os.environ["STATEPOOL_SSH_PASSWORD"] == "secret word"')
+    )
+    suite.run()
+    assert "PATH=" in (suite.root / "environ").read_text()
+    assert "secret word" not in (suite.root / "environ").read_text()
