@@ -30,6 +30,7 @@ from statepool.qcow2 import opened
 from statepool.qcow2.checks import Backing, check_image, warnings
 from statepool.qcow2.clusters import check_clusters
 from statepool.qcow2.files import is_ours
+from statepool.qcow2.formats import recognising
 from statepool.qcow2.header import Header, Patch, apply_patches, backing_patch, is_empty_overlay, reader
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
@@ -111,8 +112,9 @@ class Intake:
         if not os.path.lexists(self.working):
             raise NotFound(f"there is no file {self.working}", path=str(self.working), hint="name the working image that should become the state")
         if not dry_run:
-            settle_names(self.working)
-        with (opened.unwritten if self.running else opened.exclusive)(self.working) as descriptor:
+            with recognising(self.working):
+                settle_names(self.working)
+        with recognising(self.working), (opened.unwritten if self.running else opened.exclusive)(self.working) as descriptor:
             require_replaceable(self.working, descriptor)
             examined = self.examine(descriptor)
             if self.is_itself(examined):
