@@ -28,7 +28,7 @@ from statepool.model.objects import Image, Machine, parse_image, parse_object
 from statepool.model.outcomes import (
     Adopted,
     Checked,
-    Collected,
+    Collection,
     Ensured,
     Finding,
     Got,
@@ -53,7 +53,7 @@ from statepool.transfer.offers import Source, require_distinct
 from statepool.transfer.passing import passing
 from statepool.transfer.survey import survey_host, survey_pool
 from statepool.transfer.sync import Sync
-from statepool.transfer.tidy import thin_keys, tidy_cache, tidy_source
+from statepool.transfer.tidy import kept_in, thin_keys, tidy_cache, tidy_source
 from statepool.transfer.verify import verify_all, wanted
 from statepool.transfer.working import require_image, throw_away
 from statepool.transports.failures import Subject, in_our_words
@@ -198,13 +198,14 @@ class StatePool:
             raise NotFound(f"there is no state {name or ''} of {subject}".replace("  ", " "), object=subject, state=name, hint="statepool show")
         return found
 
-    def gc(self, *, everywhere: bool = False, keep_keys: int | None = None, dry_run: bool = False) -> list[Collected]:
+    def gc(self, *, everywhere: bool = False, keep_keys: int | None = None, dry_run: bool = False) -> Collection:
         """
         Take away what nobody needs: leftovers of crashes, bytes without a state, old records behind checkpoints.
 
         :param everywhere: in the sources too; one that cannot be changed is left alone, and has a ``problem`` in the answer
         :param keep_keys: also remove old versions of built states, all but so many of each, where nothing stands on them
         :param dry_run: only say what would go
+        :returns: what went, and what stays in the cache although no state needs it
         :raises UsageError: not even one should be kept
         :raises NotAPool: a source is none; nothing was taken away anywhere
         """
@@ -218,7 +219,7 @@ class StatePool:
             gone += tidy_cache(self._cache, dry_run=dry_run)
         for source in sources:
             gone += tidy_source(source.pool, keep_keys, dry_run=dry_run)
-        return gone
+        return Collection(gone, kept_in(self._cache))
 
     def log(self, object: str | None = None) -> list[Logged]:
         """
@@ -406,8 +407,7 @@ class ImageHandle:
         :param key: what the builder is told apart by; its source if not given
         :param parameters: what else the state was made from: part of the key
         :param timeout: how long the builder may take, in seconds; it then runs in a thread of its own
-        :param again: builds the state anew, once for each such text, whatever is there: under a key of its own, which is used from then on in the
-            place of the old one. That stays; its name is in the answer.
+        :param again: builds the state anew, once for each such text, under a key that is used from then on; the old one stays, and is in the answer
         :raises UsageError: the timeout is no time, or what the key is made of is not known
         :raises BuildFailed: the builder failed; nothing was kept
         :raises NotFound: the parent cannot be had

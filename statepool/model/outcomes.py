@@ -259,6 +259,38 @@ class Collected:
 
 
 @frozen
+class Kept:
+    """
+    Bytes that no state needs, and that nevertheless stay.
+
+    :param pool: the location of the pool
+    :param states: the names that they have in the chain of a working image
+    :param bytes: how much room they take
+    :param by: for whose sake they stay: the path of a working image, or the location of a cache
+    :param until: when they can go, in seconds since the epoch, if the working image is gone and does not come back; None: once nothing stands on them
+    """
+
+    pool: str
+    states: tuple[str, ...]
+    bytes: int
+    by: str
+    until: float | None = None
+
+
+class Collection(list[Collected]):
+    """
+    What was removed since nobody needs it.
+
+    :param collected: that
+    :param kept: what stays in the cache although no state needs it
+    """
+
+    def __init__(self, collected: Iterable[Collected] = (), kept: Sequence[Kept] = ()) -> None:
+        super().__init__(collected)
+        self.kept = tuple(kept)
+
+
+@frozen
 class Logged:
     """
     One record of a machine's log.

@@ -101,8 +101,8 @@ def rehash(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> boo
     try:
         cache.sign(manifest.digest, flushed=False, source=source)
     except OSError as error:
-        # Somebody else's cache: what is right is right, and is hashed again by the next one who asks.
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        # Somebody else's cache, or a full disk: what is right is right, and is hashed again by the next one who asks.
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             raise
     return True
 

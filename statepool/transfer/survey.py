@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
@@ -45,12 +46,18 @@ def _cache(cache: Cache) -> Iterator[Finding]:
     if not os.access(cache.root, os.W_OK):
         yield Finding(Level.ERROR, where, "the cache cannot be written", "change its permissions, or choose another with --cache")
         return
-    sharing = can_share_blocks(cache.root)
-    yield Finding(
-        Level.OK,
-        where,
-        "the file system shares blocks: copies within it are free" if sharing else "the file system cannot share blocks: copies take room",
-    )
+    try:
+        sharing = can_share_blocks(cache.root)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        yield Finding(Level.ERROR, where, f"nothing more fits there: {error.strerror}", "statepool gc removes what nobody needs")
+    else:
+        yield Finding(
+            Level.OK,
+            where,
+            "the file system shares blocks: copies within it are free" if sharing else "the file system cannot share blocks: copies take room",
+        )
     yield from survey_pool(cache.pool)
 
 
@@ -117,7 +124,7 @@ def _machine(pool: Pool, machine: str) -> Iterator[Finding]:
     if unmanaged and pool.is_managed:
         yield Finding(Level.NOTE, str(pool), f"{len(unmanaged)} states of {machine} are unmanaged", f"statepool adopt {pool.location}")
     for digest in sorted(fold.digests):
-        if not pool.has_bytes(digest):
+        if not pool.has_bytes(digest) and digest in pool.fold(machine).digests:  # else it was removed meanwhile
             names = ", ".join(str(manifest.id) for manifest in fold.manifests if manifest.digest == digest)
             yield Finding(
                 Level.ERROR, str(pool), f"the bytes of {names} are gone", "get or sync it from a pool that has it; else unset it, and set it again"
