@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from statepool.beneath import Beneath, Descriptor, beside, link
-from statepool.errors import AccessDenied, Conflict, NotFound, UnsafeImage
+from statepool.errors import AccessDenied, Conflict, NotFound
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent, StateId
 from statepool.model.progress import SILENT, Progress
@@ -34,10 +33,10 @@ from statepool.qcow2.formats import recognising
 from statepool.qcow2.header import Header, Patch, apply_patches, backing_patch, is_empty_overlay, reader
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import Cache
-from statepool.transfer.chains import key_of
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.frozen import settle_names
 from statepool.transfer.space import require_space
+from statepool.transfer.standing import parent_of
 from statepool.transfer.takeover import Takeover, finish, give_back
 from statepool.transports.copying import copy, data_extents, hash_file
 from statepool.transports.flushing import flushed_beside
@@ -138,37 +137,9 @@ class Intake:
         read = reader(descriptor)
         header = check_image(read, size, str(self.working), backing=Backing.WORKING)
         check_clusters(read, header, str(self.working))
-        parent = self._parent(header)
+        parent = parent_of(self.cache, self.state, self.working, header.backing_name) if header.backing_name is not None else None
         patches = backing_patch(read, header, parent.file_name) if parent is not None else ()
         return Examined(header, parent, patches, size, warnings(header))
-
-    def _parent(self, header: Header) -> Manifest | None:
-        if header.backing_name is None:
-            return None
-        name = os.fsdecode(header.backing_name)
-        found = self.cache.chains.parse(os.path.join(self.working.parent, name))
-        if found is None:
-            raise UnsafeImage(
-                f"{self.working} is backed by {name}, which is not in the cache {self.cache.root}",
-                check="backing-outside-cache",
-                path=str(self.working),
-                hint=f"make it stand alone: {self._standing_alone}; or begin with: statepool get ... --to FILE",
-            )
-        fold = self.cache.pool.fold(self.state.machine)
-        parent = fold.find(self.state.object, Parent(found.state, found.digest))
-        if parent is None or key_of(fold.chain(parent)) != found.key:
-            raise Conflict(
-                f"{self.working} stands on {found.state} as {found.digest}, which is no state of {self.state.object} in the cache any more",
-                object=self.state.object,
-                state=self.state.state,
-                path=str(self.working),
-                hint=f"nothing of it is lost: make it stand alone, and set what that makes: {self._standing_alone}",
-            )
-        return parent
-
-    @property
-    def _standing_alone(self) -> str:
-        return f"qemu-img convert -f qcow2 -O qcow2 {shlex.quote(str(self.working))} NEW.qcow2"
 
     def is_itself(self, examined: Examined) -> bool:
         """:returns: whether an image stands on the very state that it should become"""
