@@ -18,7 +18,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from statepool.beneath import Beneath, Descriptor, beside, link
-from statepool.errors import AccessDenied, Conflict, NotFound
+from statepool.errors import AccessDenied, Conflict, NotFound, about_file
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent, StateId
 from statepool.model.progress import SILENT, Progress
@@ -312,10 +312,12 @@ def require_replaceable(working: Path, descriptor: int) -> None:
     """
     above = os.stat(working.parent)
     if above.st_mode & stat.S_ISVTX and above.st_uid != os.geteuid() and not is_ours(descriptor):
-        raise AccessDenied(
-            f"{working} belongs to another account, and only that may replace it in this directory",
-            path=str(working),
-            hint="copy it to a directory of your own, and set the copy",
+        raise about_file(
+            AccessDenied(
+                f"{working} belongs to another account, and only that may replace it in this directory",
+                path=str(working),
+                hint="copy it to a directory of your own, and set the copy",
+            )
         )
 
 

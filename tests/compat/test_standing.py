@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shlex
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 import statepool
 from statepool.qcow2.header import read_header_file
+from statepool.testing.privileges import permissions_count
 
 SIZE = 4 << 20
 
@@ -150,3 +152,21 @@ def test_a_chain_of_other_bytes_under_the_same_names_is_not_this_one(root: Path,
     states.set("install", source=work)
     states.set("customize", source=work)
     assert "another cache" in refused(root, root / "other").message
+
+
+def test_files_of_the_user_that_cannot_be_used_are_no_trouble_with_a_pool(root: Path) -> None:
+    """The exit codes say which of the two it is."""
+    closed = root / "closed"
+    closed.mkdir(mode=0o500)
+    shutil.copy(root / "work.qcow2", root / "mine.qcow2")
+    (root / "mine.qcow2").chmod(0)
+    with permissions_count():
+        for ask in (
+            lambda: disk(root / "old").set("top", source=root / "mine.qcow2"),
+            lambda: disk(root / "old").get("install", to=root / "mine.qcow2", overwrite=True),
+            lambda: disk(root / "old").get("install", to=closed / "x.qcow2"),
+        ):
+            with pytest.raises(statepool.AccessDenied) as caught:
+                ask()
+            assert caught.value.exit_code == 4
+            assert pickle.loads(pickle.dumps(caught.value)).exit_code == 4
