@@ -51,7 +51,7 @@ from statepool.transfer.cache import Cache
 from statepool.transfer.merge import making_many
 from statepool.transfer.offers import Source, require_distinct
 from statepool.transfer.passing import passing
-from statepool.transfer.survey import survey_host, survey_pool
+from statepool.transfer.survey import survey_copies, survey_host, survey_pool
 from statepool.transfer.sync import Sync
 from statepool.transfer.tidy import kept_in, thin_keys, tidy_cache, tidy_source
 from statepool.transfer.verify import verify_all, wanted
@@ -247,7 +247,7 @@ class StatePool:
 
     def doctor(self) -> list[Finding]:
         """:returns: what this host and its pools have, lack, and what to do about it"""
-        found = survey_host(self._cache, QemuImg(self.settings.tool_timeout))
+        found = [*survey_host(self._cache, QemuImg(self.settings.tool_timeout)), *survey_copies(self._cache, self._asked)]
         for source in self._sources:
             found += survey_pool(source.pool)
         return found

@@ -204,10 +204,11 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     from statepool import Config, StatePoolError
 
     try:
-        found = Config.load()
+        found = Config.load(project=config.rootpath)
     except StatePoolError as error:
         return f"statepool: {error}"
-    return _told(config, [source.name for source in found.sources], found.cache)
+    read = f", as {' and '.join(found.files)} says" if found.files else ""
+    return _told(config, [source.name for source in found.sources], found.cache) + read
 
 
 def _told(config: pytest.Config, pools: list[str], cache: str | None) -> str:

@@ -65,7 +65,11 @@ class Session:
         :raises ConfigError: they cannot be used
         """
         from statepool.api import from_config
+        from statepool.cli.report import warn
 
+        if not self.quiet and not self.json:
+            for text in self.config.advice:
+                warn(text)
         return from_config(self.config, progress=self.progress())
 
     def located(self, text: str) -> Location:

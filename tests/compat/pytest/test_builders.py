@@ -214,3 +214,14 @@ def test_what_a_builder_starts_inherits_no_passwords(suite: Any, monkeypatch: py
     suite.run()
     assert "PATH=" in (suite.root / "environ").read_text()
     assert "secret word" not in (suite.root / "environ").read_text()
+
+
+def test_the_configuration_is_found_from_the_root_directory(suite: Any) -> None:
+    (suite.root / "pytest.ini").write_text("[pytest]\n")
+    (suite.root / "statepool.toml").write_text('cache = "cache"\nsources = [{ location = "pool", name = "store" }]\n')
+    (suite.root / "elsewhere").mkdir()
+    suite.write(asking("install"))
+    words = suite.command("--rootdir", "..", "-c", "../pytest.ini", "../test_suite.py")
+    done = subprocess.run(words, cwd=suite.root / "elsewhere", env=suite.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"statepool: cache {suite.root}/cache, pool store, as {suite.root}/statepool.toml says" in done.stdout
