@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -28,7 +28,7 @@ from statepool.model.objects import Image, Machine, parse_image, parse_object
 from statepool.model.outcomes import (
     Adopted,
     Checked,
-    Collected,
+    Collection,
     Ensured,
     Finding,
     Got,
@@ -51,9 +51,9 @@ from statepool.transfer.cache import Cache
 from statepool.transfer.merge import making_many
 from statepool.transfer.offers import Source, require_distinct
 from statepool.transfer.passing import passing
-from statepool.transfer.survey import survey_host, survey_pool
+from statepool.transfer.survey import survey_copies, survey_host, survey_pool
 from statepool.transfer.sync import Sync
-from statepool.transfer.tidy import thin_keys, tidy_cache, tidy_source
+from statepool.transfer.tidy import kept_in, thin_keys, tidy_cache, tidy_source
 from statepool.transfer.verify import verify_all, wanted
 from statepool.transfer.working import require_image, throw_away
 from statepool.transports.failures import Subject, in_our_words
@@ -198,13 +198,14 @@ class StatePool:
             raise NotFound(f"there is no state {name or ''} of {subject}".replace("  ", " "), object=subject, state=name, hint="statepool show")
         return found
 
-    def gc(self, *, everywhere: bool = False, keep_keys: int | None = None, dry_run: bool = False) -> list[Collected]:
+    def gc(self, *, everywhere: bool = False, keep_keys: int | None = None, dry_run: bool = False) -> Collection:
         """
         Take away what nobody needs: leftovers of crashes, bytes without a state, old records behind checkpoints.
 
         :param everywhere: in the sources too; one that cannot be changed is left alone, and has a ``problem`` in the answer
         :param keep_keys: also remove old versions of built states, all but so many of each, where nothing stands on them
         :param dry_run: only say what would go
+        :returns: what went, and what stays in the cache although no state needs it
         :raises UsageError: not even one should be kept
         :raises NotAPool: a source is none; nothing was taken away anywhere
         """
@@ -218,7 +219,7 @@ class StatePool:
             gone += tidy_cache(self._cache, dry_run=dry_run)
         for source in sources:
             gone += tidy_source(source.pool, keep_keys, dry_run=dry_run)
-        return gone
+        return Collection(gone, kept_in(self._cache))
 
     def log(self, object: str | None = None) -> list[Logged]:
         """
@@ -246,7 +247,7 @@ class StatePool:
 
     def doctor(self) -> list[Finding]:
         """:returns: what this host and its pools have, lack, and what to do about it"""
-        found = survey_host(self._cache, QemuImg(self.settings.tool_timeout))
+        found = [*survey_host(self._cache, QemuImg(self.settings.tool_timeout)), *survey_copies(self._cache, self._asked)]
         for source in self._sources:
             found += survey_pool(source.pool)
         return found
@@ -394,7 +395,7 @@ class ImageHandle:
         key: str | None = None,
         parameters: Mapping[str, object] | None = None,
         timeout: float | None = None,
-        again: Callable[[str], bool] | None = None,
+        again: str | None = None,
     ) -> Ensured:
         """
         Get a state, or build it: once for all workers and hosts that ask, while the others wait.
@@ -406,7 +407,7 @@ class ImageHandle:
         :param key: what the builder is told apart by; its source if not given
         :param parameters: what else the state was made from: part of the key
         :param timeout: how long the builder may take, in seconds; it then runs in a thread of its own
-        :param again: asked with the name of a state that is there, while nobody else builds it: whether to build it anew
+        :param again: builds the state anew, once for each such text, under a key that is used from then on; the old one stays, and is in the answer
         :raises UsageError: the timeout is no time, or what the key is made of is not known
         :raises BuildFailed: the builder failed; nothing was kept
         :raises NotFound: the parent cannot be had

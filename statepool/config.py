@@ -6,13 +6,13 @@ Each of these layers overrides those before it, key by key (so ``sources`` of a 
 1. the defaults;
 2. ``statepool/statepool.toml`` in each directory of ``$XDG_CONFIG_DIRS``, for the whole host (``/etc/xdg`` where the variable is not set);
 3. ``$XDG_CONFIG_HOME/statepool/statepool.toml``, for a user (``~/.config`` where the variable is not set);
-4. ``./statepool.toml``, for a project;
+4. ``./statepool.toml``, for a project; who knows the project's directory, as pytest does, looks there and above where the working directory has none;
 5. the environment;
 6. overrides, such as flags of the command line.
 
 A file named by ``--config`` or ``STATEPOOL_CONFIG`` takes the place of all these files, and must exist. The keys of a file are::
 
-    cache        = "cache"              # directory of the cache; default: $XDG_CACHE_HOME/statepool or ~/.cache/statepool
+    cache        = "cache"              # directory of the cache; default: $XDG_DATA_HOME/statepool or ~/.local/share/statepool
     sources      = [                    # where the cache is filled from, in this order
         "/srv/pool",
         { location = "ssh://lab@store/srv/pool", name = "store", scope = "shared", authority = true },
@@ -25,7 +25,7 @@ A file named by ``--config`` or ``STATEPOOL_CONFIG`` takes the place of all thes
     tool-timeout = 60                   # seconds
     probe-timeout = 2                   # seconds for which a source is waited for that does not answer while others do
 
-and of pools on other hosts::
+(a cache that an earlier version has made in ``~/.cache`` is used as long as there is none in the new place), and of pools on other hosts::
 
     timeout         = 30                # seconds that a host may be silent while we wait for it
     connect-timeout = 20                # seconds
@@ -40,7 +40,7 @@ its name in capitals, with ``_`` for ``-``; an empty variable counts as one that
 or newlines (a colon would not do: locations have some); a blank within one is written ``%20`` in a ``file://`` location.
 
 ``STATEPOOL_SSH_PASSWORD`` and ``STATEPOOL_SSH_PASSPHRASE`` are the password of accounts and the passphrase of keys. They are read from the
-environment only, and never shown.
+environment only, and never shown; programs that are started from here, builders and machines among them, do not inherit them.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ import enum
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from attrs import field, frozen
 
@@ -59,7 +60,7 @@ from statepool.errors import ConfigError, UsageError
 from statepool.model.location import Location
 from statepool.model.names import is_name
 from statepool.model.scope import Scope
-from statepool.model.secrets import GivenSecrets
+from statepool.model.secrets import VARIABLES, GivenSecrets
 from statepool.model.settings import Compress, Settings
 
 FILE_NAME = "statepool.toml"
@@ -74,10 +75,10 @@ CACHE_NAME = "cache"
 """What listings call the cache; a source cannot have this name."""
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SECRETS = {"password": PREFIX + "SSH_PASSWORD", "passphrase": PREFIX + "SSH_PASSPHRASE"}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:iB)?\Z", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _Number = TypeVar("_Number", int, float)
+_Path = str | os.PathLike[str]
 _TRUTHS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -107,12 +108,17 @@ class Config:
     :param sources: where it is filled from, in the order of preference
     :param settings: the knobs
     :param files: the files that were read, in the order in which they override each other
+    :param advice: what the user should change, if anything
     """
 
     cache: str
     sources: tuple[SourceConfig, ...] = ()
     settings: Settings = field(factory=Settings)
     files: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+
+    SECRET_VARIABLES: ClassVar = tuple(VARIABLES.values())
+    """What of the environment is not for programs that are started from here."""
 
     @classmethod
     def load(
@@ -120,16 +126,18 @@ class Config:
         overrides: Mapping[str, object] | None = None,
         *,
         config_file: str | os.PathLike[str] | None = None,
+        project: str | os.PathLike[str] | None = None,
         spelled: Mapping[str, str] | None = None,
     ) -> Config:
         """
-        :param overrides: what counts more than any file or variable, by the names of the keys; None stands for one that was not given
+        :param overrides: as for :func:`load`
         :param config_file: read this file instead of the usual ones
-        :param spelled: for messages, by the names of the keys: where an override comes from and how it is written there
+        :param project: the directory of the project: its file is looked for there, and then above, if there is none in the working directory
+        :param spelled: as for :func:`load`
         :returns: the settings of this host, user and project
         :raises ConfigError: something in them cannot be used; the message names the place and the key
         """
-        return load(overrides, config_file=config_file, spelled=spelled)
+        return load(overrides, config_file=config_file, project=project, spelled=spelled)
 
 
 class _Kind(enum.Enum):
@@ -168,6 +176,7 @@ def load(
     config_file: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
+    project: str | os.PathLike[str] | None = None,
     spelled: Mapping[str, str] | None = None,
 ) -> Config:
     """
@@ -177,6 +186,7 @@ def load(
     :param config_file: read this file instead of the usual ones
     :param environ: the environment; None: that of this process
     :param cwd: the working directory; None: that of this process
+    :param project: as for :meth:`Config.load`
     :param spelled: for messages, by the names of the keys: where an override comes from and how it is written there
     :raises ConfigError: something in them cannot be used; the message names the place and the key
     """
@@ -184,7 +194,7 @@ def load(
     base = _working_directory(cwd)
     home = _home(environ)
     file = config_file if config_file is not None else environ.get(_variable("config")) or None
-    layers = [_read(path, home) for path in _files(file, environ, base, home)]
+    layers = [_read(path, home) for path in _files(file, environ, base, home, project)]
     found = [layer for layer in layers if layer is not None]
     files = tuple(layer.name for layer in found)
     found.append(_Layer(_Kind.ENVIRONMENT, "the environment", base, home, _variables(environ)))
@@ -194,14 +204,14 @@ def load(
     for layer in found:
         _check_keys(layer)
         values.update((key, _READERS[key](layer, key, value)) for key, value in layer.values.items())
-    cache = values.pop("cache", None) or _default_cache(environ, home)
+    cache, advice = (values.pop("cache"), ()) if "cache" in values else _default_cache(environ, home)
     sources = values.pop("sources", ())
     settings = Settings(**{_field(key): value for key, value in values.items()}, secrets=_secrets(environ))
-    return Config(cache=cache, sources=sources, settings=settings, files=files)
+    return Config(cache=cache, sources=sources, settings=settings, files=files, advice=advice)
 
 
 def _secrets(environ: Mapping[str, str]) -> GivenSecrets | None:
-    given = {kind: environ[name] for kind, name in _SECRETS.items() if environ.get(name)}
+    given = {kind: environ[name] for kind, name in VARIABLES.items() if environ.get(name)}
     return GivenSecrets(**given) if given else None
 
 
@@ -229,14 +239,30 @@ def _xdg(environ: Mapping[str, str], variable: str, home: str | None, default: s
     return os.path.join(home, default) if home is not None else None
 
 
-def _default_cache(environ: Mapping[str, str], home: str | None) -> str:
-    directory = _xdg(environ, "XDG_CACHE_HOME", home, ".cache")
+def _default_cache(environ: Mapping[str, str], home: str | None) -> tuple[str, tuple[str, ...]]:
+    """:returns: the cache, and what the user should do about it"""
+    directory = _xdg(environ, "XDG_DATA_HOME", home, ".local/share")
     if directory is None:
         raise ConfigError("there is no home directory to keep the cache in", hint=f"name a cache with --cache or {_variable('cache')}")
-    return os.path.join(directory, "statepool")
+    cache, before = os.path.join(directory, "statepool"), _xdg(environ, "XDG_CACHE_HOME", home, ".cache")
+    old = os.path.join(before, "statepool") if before is not None else cache
+    if os.path.exists(cache) or not os.path.isdir(os.path.join(old, ".statepool")):
+        return cache, ()
+    move = f"mkdir -p {shlex.quote(directory)} && mv {shlex.quote(old)} {shlex.quote(cache)} && ln -s {shlex.quote(cache)} {shlex.quote(old)}"
+    return old, (f"the cache {old} is among what may be deleted at any time; to move it, while nothing uses it: {move}",)
 
 
-def _files(file: str | os.PathLike[str] | None, environ: Mapping[str, str], base: str, home: str | None) -> list[tuple[str, bool]]:
+def _project_file(base: str, project: str | os.PathLike[str] | None) -> str:
+    """Above the project's directory only files count of the account that it belongs to, of root and of ours: everybody can write to ``/tmp``."""
+    here = os.path.join(base, FILE_NAME)
+    if project is None or os.path.lexists(here) or not os.path.isdir(start := Path(base, project)):
+        return here
+    trusted = {0, os.geteuid(), start.stat().st_uid}
+    paths = [directory / FILE_NAME for directory in (start, *start.parents)]
+    return next((str(path) for path in paths if path.exists() and (path.parent == start or path.stat().st_uid in trusted)), here)
+
+
+def _files(file: _Path | None, environ: Mapping[str, str], base: str, home: str | None, project: _Path | None) -> list[tuple[str, bool]]:
     """:returns: the files to read, each with whether it must exist"""
     if file is not None:
         return [(os.path.join(base, file), True)]
@@ -245,7 +271,7 @@ def _files(file: str | os.PathLike[str] | None, environ: Mapping[str, str], base
     directory = _xdg(environ, "XDG_CONFIG_HOME", home, ".config")
     if directory is not None:
         paths.append(os.path.join(directory, "statepool", FILE_NAME))
-    paths.append(os.path.join(base, FILE_NAME))
+    paths.append(_project_file(base, project))
     return [(path, False) for path in dict.fromkeys(paths)]
 
 
@@ -281,8 +307,8 @@ def _variables(environ: Mapping[str, str]) -> dict[str, object]:
     """Variables that we do not know are let be, since other programs may use our prefix, unless they look like ours mistyped."""
     known = {_variable(key): key for key in _READERS}
     for name in environ:
-        if name.startswith(PREFIX) and name not in (*known, _variable("config"), *_SECRETS.values()):
-            likely = _close(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in (*known, *_SECRETS.values())])
+        if name.startswith(PREFIX) and name not in (*known, _variable("config"), *VARIABLES.values()):
+            likely = _close(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in (*known, *VARIABLES.values())])
             if likely is not None:
                 raise ConfigError(f"the environment: {name} is not a setting", hint=f"did you mean {PREFIX}{likely}?")
     return {key: environ[name] for name, key in known.items() if environ.get(name)}

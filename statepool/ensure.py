@@ -3,6 +3,9 @@ States that are built when nobody has them: once, for all workers and hosts that
 
 A built state is kept under its name and its *key*: ``connect--<key>``, where the key stands for what it was made from. So another builder, or another
 parent, is another state, and the old one is still there.
+
+So is one that is built *anew*: it gets a key of its own, and a label with the key in whose place it is used from then on. Nothing is removed for it:
+others may have set states on what is there, and run machines from it.
 """
 
 from __future__ import annotations
@@ -23,14 +26,17 @@ from attrs import field, frozen
 from statepool.backends.base import Context, Options, StateBackend, Target
 from statepool.errors import BuildFailed, Conflict, LockTimeout, NotFound, StatePoolError, TransportError, UsageError
 from statepool.model.digest import Digest
-from statepool.model.keys import KEY_LENGTH, LABEL_KEY, LABEL_STATE, name_of
+from statepool.model.keys import KEY_LENGTH, LABEL_ANEW, LABEL_KEY, LABEL_STATE, name_of
 from statepool.model.manifest import ROOT, Manifest, StateId
 from statepool.model.names import ROOT_STATES
 from statepool.model.objects import Image
 from statepool.model.outcomes import Ensured, Got, Stored
 from statepool.model.scope import Scope
+from statepool.pools.fold import Fold
+from statepool.pools.pool import Pool
 from statepool.qcow2.checks import Backing, check_file
 from statepool.qcow2.tool import QemuImg
+from statepool.transfer.mirrors import Mirrors
 from statepool.transfer.offers import Source
 from statepool.transfer.passing import passing
 
@@ -48,7 +54,7 @@ class Recipe:
     :param key: what the builder is told apart by: a version, or the digest of a script. None: its source
     :param parameters: what else the state was made from, as JSON would have it
     :param timeout: how long the builder may take, in seconds; None: as long as it likes. With a limit it runs in a thread of its own.
-    :param again: asked with the name of a state that is there, while nobody else builds it: whether to build it anew, with all that stands on it gone
+    :param again: builds the state anew, once for each such text, whatever is there: that of a run, for example
     :param patience: how much longer than ``lock-timeout`` to wait for another worker who builds the same, in seconds
     """
 
@@ -58,7 +64,7 @@ class Recipe:
     parameters: Mapping[str, object] = field(factory=dict)
     timeout: float | None = None
     patience: float = 0.0
-    again: Callable[[str], bool] | None = None
+    again: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.timeout is not None and not can_wait(self.timeout):
@@ -89,6 +95,11 @@ def key_of(recipe: Recipe, parent: Iterable[Manifest]) -> str:
             f"the parameters of a builder cannot be told apart: {error}", hint="give strings, numbers, lists and mappings of them"
         ) from error
     return Digest.of(text.encode()).hex[:KEY_LENGTH]
+
+
+def _key_anew(key: str, again: str) -> str:
+    """:returns: the key of a state that is built anew in the place of the one with this key"""
+    return Digest.of(f"{key} {again}".encode()).hex[:KEY_LENGTH]
 
 
 def _source(build: Builder) -> str:
@@ -125,18 +136,19 @@ class Ensurer:
         :raises LockTimeout: another worker has been building for longer than it may
         """
         chain = self._parent(recipe)
-        name = name_of(state, key_of(recipe, chain))
-        if recipe.again is None and (got := self._have(name)) is not None:
-            return Ensured(state, name, built=False, got=got)
+        key = key_of(recipe, chain)
+        name = name_of(state, key if recipe.again is None else _key_anew(key, recipe.again))
+        if (got := self._have(state, key, name, recipe)) is not None:
+            return Ensured(state, got.state, built=False, got=got)
         with self._alone(name, recipe):
-            if recipe.again is not None and recipe.again(name):
-                self._give_up(name)
             # Somebody may have built it while we waited.
-            if (got := self._have(name)) is not None:
-                return Ensured(state, name, built=False, got=got)
-            stored = self._build(state, name, recipe, chain)
+            if (got := self._have(state, key, name, recipe)) is not None:
+                return Ensured(state, got.state, built=False, got=got)
+            labels = {LABEL_STATE: state, LABEL_KEY: name.rpartition("--")[2]}
+            stored = self._build(name, recipe, labels if recipe.again is None else {**labels, LABEL_ANEW: key})
         got = self._agreed(name, stored) if stored is not None else self._get(name)
-        return Ensured(state, name, built=True, got=got, stored=stored)
+        superseded = self._superseded(state, key, name) if recipe.again is not None else ()
+        return Ensured(state, name, built=True, got=got, stored=stored, superseded=superseded)
 
     def _parent(self, recipe: Recipe) -> tuple[Manifest, ...]:
         if recipe.parent is None:
@@ -163,23 +175,60 @@ class Ensurer:
         target = Target(self._image, {self._image.name: working} if working is not None else {})
         return self._backend.get_root(target) if state in ROOT_STATES else self._backend.get(target, state)
 
-    def _have(self, name: str) -> Got | None:
-        """:returns: the state, brought here, if anybody has it"""
+    def _have(self, state: str, key: str, name: str, recipe: Recipe) -> Got | None:
+        """:returns: the state, brought here, if anybody has it: the newest one of this key, unless it has to be built anew"""
         try:
-            return self._get(name)
+            return self._get(name if recipe.again is not None else self._newest(state, key) or name)
         except NotFound:
             return None
 
-    def _give_up(self, name: str) -> None:
-        """Remove a state from all pools, if it is there, with what stands on it."""
-        try:
-            removed = self._backend.unset(Target(self._image), name, Options(cascade=True))
-        except NotFound:
-            return
-        for pool, reason in removed.errors.items():
-            raise BuildFailed(
-                f"{name} of {self._image} cannot be built anew, since it cannot be removed from {pool}: {reason}", object=str(self._image), state=name
-            )
+    def _newest(self, state: str, key: str) -> str | None:
+        """
+        What was built anew comes before what it is used in the place of. No source is asked if that of the cache is known to be current.
+
+        :returns: the name of the state, or None if no pool that answers has one
+        """
+
+        def rank(manifest: Manifest) -> tuple[bool, float, str]:
+            return LABEL_ANEW in manifest.labels, manifest.created, manifest.state
+
+        here = max(self._versions(self._fold(self._context.cache.pool), state, key), key=rank, default=None)
+        if here is not None and self._mirrors.is_settled(here.id, here):
+            return here.state
+        newest = max((one for fold in self._folds() for one in self._versions(fold, state, key)), key=rank, default=None)
+        return newest.state if newest is not None else None
+
+    def _superseded(self, state: str, key: str, name: str) -> tuple[str, ...]:
+        """:returns: the names of what a state that was built anew is used in the place of, after those of what was built on it"""
+        above: list[str] = []
+        old: list[str] = []
+        for fold in self._folds():
+            ids = [manifest.id for manifest in self._versions(fold, state, key) if manifest.state != name]
+            old += (one.state for one in ids)
+            above += (one.state for one in fold.dependants(ids) if one.object == str(self._image) and LABEL_KEY in fold.states[one].labels)
+        return tuple(dict.fromkeys((*above, *old)))
+
+    def _folds(self) -> list[Fold]:
+        """:returns: what the cache has and each source that answers; of those that do not, the get says so"""
+        asked = self._mirrors.ask_rested(lambda source: self._fold(source.pool), bool)
+        return [self._fold(self._context.cache.pool), *(answer.value for answer in asked if answer.value is not None)]
+
+    def _fold(self, pool: Pool) -> Fold:
+        return pool.fold(self._image.machine)
+
+    def _versions(self, fold: Fold, state: str, key: str) -> list[Manifest]:
+        """:returns: what was built with a key, and what was built anew in its place"""
+        return [
+            manifest
+            for manifest in fold.states.values()
+            if manifest.object == str(self._image)
+            and manifest.labels.get(LABEL_STATE) == state
+            and key in (manifest.labels.get(LABEL_KEY), manifest.labels.get(LABEL_ANEW))
+        ]
+
+    @property
+    def _mirrors(self) -> Mirrors:
+        return Mirrors(self._context.cache, () if self._context.cache.settings.offline else tuple(self._context.sources))
 
     # -- one at a time -----------------------------------------------------------------------------------------------------------------------------
 
@@ -220,7 +269,7 @@ class Ensurer:
 
     # -- building ----------------------------------------------------------------------------------------------------------------------------------
 
-    def _build(self, state: str, name: str, recipe: Recipe, chain: tuple[Manifest, ...]) -> Stored | None:
+    def _build(self, name: str, recipe: Recipe, labels: Mapping[str, str]) -> Stored | None:
         """:returns: what became of it; None if somebody else, with whom we could not meet in a lock, published the state meanwhile"""
         with passing(self._context.cache) as place:
             path = place.path / f"{self._image.name}.qcow2"
@@ -229,7 +278,6 @@ class Ensurer:
             backing = _backing(path) if recipe.parent is not None else None
             self._run(name, recipe, path)
             self._examine(name, path, backing)
-            labels = {LABEL_STATE: state, LABEL_KEY: name.rpartition("--")[2]}
             try:
                 return self._backend.set(Target(self._image, {self._image.name: path}), name, Options(labels=labels))
             except Conflict:

@@ -33,6 +33,8 @@ Every error that statepool raises, and the exit code each one has at the shell.
      └── BuildFailed               1   what should have built a state failed
 
 An interruption by the user ends with exit code 130.
+An error of the transports that is about a file which the user has named, such as a working image, and not about a pool, has exit code 3 if it is
+missing, 4 if its permissions do not allow it, and 1 otherwise: see :func:`about_file`.
 
 Messages say what happened, and to which object in which pool; ``hint`` says what to do about it. The other attributes carry the facts, so that a
 caller never has to parse a message. All errors survive pickling; an error of a library below is kept as ``__cause__``.
@@ -41,7 +43,7 @@ caller never has to parse a message. All errors survive pickling; an error of a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, TypeVar
 
 __all__ = [
     "AccessDenied",
@@ -74,6 +76,20 @@ __all__ = [
     "UsageError",
 ]
 
+_Error = TypeVar("_Error", bound="StatePoolError")
+
+
+def about_file(error: _Error) -> _Error:
+    """
+    Let an error have the exit code that says what it is about: a file which the user has named, and not a pool.
+
+    :returns: the error itself
+    """
+    if isinstance(error, TransportError):
+        kinds = ((MissingFile, NotFound), (AccessDenied, RefusedError))
+        error.exit_code = next((meaning.exit_code for kind, meaning in kinds if isinstance(error, kind)), StatePoolError.exit_code)
+    return error
+
 
 def _rebuild(cls: type[StatePoolError], message: str, facts: dict[str, Any]) -> StatePoolError:
     error = cls.__new__(cls)
@@ -94,7 +110,7 @@ class StatePoolError(Exception):
     :param path: the file concerned
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(
         self,

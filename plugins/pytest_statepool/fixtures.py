@@ -35,7 +35,7 @@ def vm_state_config(pytestconfig: pytest.Config) -> Config:
         given["offline"] = True
     spelled = {key: options.spelled(pytestconfig, name) for key, name in {"cache": "vm_state_cache", "sources": "vm_state_pool"}.items()}
     with _told():
-        return Config.load(given, spelled=spelled)
+        return Config.load(given, project=pytestconfig.rootpath, spelled=spelled)
 
 
 @pytest.fixture(scope="session")

@@ -72,16 +72,11 @@ def pytest_testnodedown(node: Any) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell the controller what this worker did; when all workers are done, take away the notes that they shared."""
+    """Tell the controller what this worker did."""
     tally = session.config.stash[TALLY]
     workeroutput = getattr(session.config, "workeroutput", None)
     if workeroutput is not None:
         workeroutput[_OUTPUT] = tally.to_worker_output()
-    elif tally.notes:
-        import shutil
-
-        for path in tally.notes:
-            shutil.rmtree(path, ignore_errors=True)  # a worker may have been on another host
 
 
 def pytest_unconfigure() -> None:
@@ -209,10 +204,11 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     from statepool import Config, StatePoolError
 
     try:
-        found = Config.load()
+        found = Config.load(project=config.rootpath)
     except StatePoolError as error:
         return f"statepool: {error}"
-    return _told(config, [source.name for source in found.sources], found.cache)
+    read = f", as {' and '.join(found.files)} says" if found.files else ""
+    return _told(config, [source.name for source in found.sources], found.cache) + read
 
 
 def _told(config: pytest.Config, pools: list[str], cache: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _LOCK = "run.lock"
 _STALE = 7 * 24 * 3600
-"""Seconds after which no run can still need its notes: one that is killed does not take them away."""
+"""Seconds after which nobody can still be making a directory: one who is killed does not take it away."""
 
 _KEPT = ".kept"
 """The mark beside a working image that stays."""
@@ -123,23 +124,29 @@ class Provisioner:
             ensured = self._ensure(builder)
             known = self._resolved[object, state] = ensured.name
             row.built += int(ensured.built)
+            self._tally.superseded += [f"{object} {old}: {self._removal(object, old)}" for old in ensured.superseded]
             self._count(row, ensured.got)
         return known
+
+    def _removal(self, object: str, state: str) -> str:
+        places = ["--cache", self.pool.cache.path, *(word for source in self.pool.sources for word in ("--source", str(source)))]
+        return shlex.join(["statepool", *places, "unset", object, state, "--everywhere"])
 
     def _ensure(self, builder: Builder) -> Ensured:
         from statepool import NotFound
 
         parent = self._resolve(builder.object, builder.parent, Row()) if builder.parent is not None else None
         try:
-            return self.pool.image(builder.object).ensure(
-                builder.state,
-                builder.function,
-                parent=parent,
-                key=builder.key,
-                parameters=builder.parameters,
-                timeout=builder.timeout,
-                again=self._once if self._rebuild is not None else None,
-            )
+            with _secrets_hidden():
+                return self.pool.image(builder.object).ensure(
+                    builder.state,
+                    builder.function,
+                    parent=parent,
+                    key=builder.key,
+                    parameters=builder.parameters,
+                    timeout=builder.timeout,
+                    again=self._rebuild,
+                )
         except NotFound as error:
             if parent is None or error.state != builder.parent:
                 raise
@@ -149,21 +156,6 @@ class Provisioner:
                 state=parent,
                 hint=f'declare @vm_state_builder("{builder.object}", "{parent}") in a conftest.py, or set that state',
             ) from error
-
-    def _once(self, name: str) -> bool:
-        """Whether a state has to be built anew: the first time that it is asked for in this run, by whichever worker."""
-        try:
-            os.close(os.open(self._run_directory / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        except FileExistsError:
-            return False
-        return True
-
-    @cached_property
-    def _run_directory(self) -> Path:
-        path = self._base / f"rebuilt-{self._rebuild}"
-        path.mkdir(exist_ok=True)
-        self._tally.notes.add(str(path))
-        return path
 
     # -- working images ----------------------------------------------------------------------------------------------------------------------------
 
@@ -186,7 +178,7 @@ class Provisioner:
     def _clear(self, base: Path) -> None:
         for path in base.glob("pytest-*"):
             _if_alone(path, lambda path=path: self._remove(path))  # type: ignore[misc]
-        for path in (*base.glob("rebuilt-*"), *base.glob("new-*")):
+        for path in base.glob("new-*"):
             with suppress(FileNotFoundError):  # whoever made it has just given it its name, or somebody else has cleared it
                 if time.time() - path.stat().st_mtime > _STALE:
                     shutil.rmtree(path)
@@ -247,6 +239,18 @@ class Provisioner:
                 self._remove(self._directory)
             os.close(self._lock)
             self._lock = None
+
+
+@contextmanager
+def _secrets_hidden() -> Iterator[None]:
+    """Programs that a builder starts do not inherit passwords: the state pool has read them already."""
+    from statepool import Config
+
+    taken = {name: os.environ.pop(name) for name in Config.SECRET_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def _place(working: Working) -> Path:

@@ -42,12 +42,12 @@ class Tally:
     Counts, by state; and files.
 
     :param kept: the working images that were kept
-    :param notes: directories that only this run needs, with all its workers
+    :param superseded: the states that were built anew, as they were before, each with the command that removes it
     """
 
     rows: dict[str, Row] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
-    notes: set[str] = field(default_factory=set)
+    superseded: list[str] = field(default_factory=list)
 
     def note(self, state: str, row: Row) -> None:
         """Count what was done with a state."""
@@ -55,14 +55,14 @@ class Tally:
 
     def to_worker_output(self) -> dict[str, Any]:
         """:returns: what a worker tells its controller: plain values"""
-        return {"rows": {state: asdict(row) for state, row in self.rows.items()}, "kept": self.kept, "notes": sorted(self.notes)}
+        return {"rows": {state: asdict(row) for state, row in self.rows.items()}, "kept": self.kept, "superseded": self.superseded}
 
     def add_worker_output(self, output: dict[str, Any]) -> None:
         """Count what a worker has told."""
         for state, row in output["rows"].items():
             self.note(state, Row(**row))
         self.kept += output["kept"]
-        self.notes.update(output["notes"])
+        self.superseded += output["superseded"]
 
     def lines(self) -> Iterator[str]:
         """:returns: what the summary says"""
@@ -71,6 +71,7 @@ class Tally:
             moved = f", {_size(row.bytes)}" if row.bytes else ""
             yield f"{state}: {', '.join(parts)}{moved}, {row.seconds:.2f} s"
         yield from (f"kept: {path}" for path in self.kept)
+        yield from (f"superseded, and still there: {told}" for told in self.superseded)
 
 
 def _size(count: float) -> str:

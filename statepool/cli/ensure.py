@@ -41,10 +41,13 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float) -
 @click.argument("state")
 @click.option("--parent", metavar="STATE", help="The state to start from; without one, COMMAND makes the image itself.")
 @click.option("--key", help="What tells this builder from others; COMMAND, and the files that it names, if not given.")
+@click.option("--rebuild", is_flag=True, help="Build it anew, whatever is there; the old one stays, and is not used any more.")
 @click.option("--timeout", type=float, callback=_seconds, metavar="SECONDS", default=14400.0, help="How long COMMAND may take: 4 hours if not given.")
 @click.argument("words", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
-def command(session: Session, object: str, state: str, parent: str | None, key: str | None, timeout: float, words: tuple[str, ...]) -> None:
+def command(
+    session: Session, object: str, state: str, parent: str | None, key: str | None, rebuild: bool, timeout: float, words: tuple[str, ...]
+) -> None:
     """
     Get a state, or have it built once.
 
@@ -53,10 +56,11 @@ def command(session: Session, object: str, state: str, parent: str | None, key: 
     printed: STATE--KEY.
     """
     from statepool.ensure import Recipe
+    from statepool.pools.log import random_nonce
 
     if not any(PLACE in word for word in words):
         raise click.UsageError(f"COMMAND does not say where it wants the image: one of its words must have {PLACE} in it")
-    recipe = Recipe(Run(words, timeout), parent, key or fingerprint(words), patience=timeout)
+    recipe = Recipe(Run(words, timeout), parent, key or fingerprint(words), patience=timeout, again=random_nonce() if rebuild else None)
     with orderly():
         ensured = session.pool().image(object).ensure_recipe(state, recipe)
     if session.json:
@@ -67,6 +71,8 @@ def command(session: Session, object: str, state: str, parent: str | None, key: 
     for at in ensured.stored.pools if ensured.stored is not None else ():
         if at.result is Presence.FAILED:
             warn(f"{object} {ensured.name} is not in {session.place(at.pool)}: {at.error}")
+    for old in ensured.superseded:
+        warn(f"{object} {old} is still there; to remove it: {session.spelled('unset', object, old, '--everywhere')}")
     session.answer(ensured.name)
 
 

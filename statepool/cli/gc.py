@@ -8,6 +8,7 @@ from statepool.cli import output
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session, dry_run_option
 from statepool.errors import TransportError
+from statepool.model.outcomes import Kept
 
 
 @click.command("gc", cls=Command)
@@ -27,14 +28,24 @@ def command(session: Session, everywhere: bool, keep_keys: int | None, dry_run: 
     if session.json:
         from statepool.cli.forms import form
 
-        session.answer_json({"collected": form(answer), "dry_run": dry_run})
+        session.answer_json({"collected": form(answer), "kept": form(answer.kept), "dry_run": dry_run})
         return code
     collected = [item for item in answer if item.problem is None]
     rows = [] if session.quiet else [(session.place(item.pool), item.what, item.path, output.size(item.bytes)) for item in collected]
     session.answer_table(("WHERE", "WHAT", "NAME", "SIZE"), rows, right=("SIZE",))
     total = output.size(sum(item.bytes for item in collected))
     session.say(f"{'would remove' if dry_run else 'removed'} {len(collected)} {'file' if len(collected) == 1 else 'files'}, {total}")
+    for kept in answer.kept:
+        session.say(f"{output.size(kept.bytes)}{' of ' if kept.states else ''}{', '.join(kept.states)} {_why(session, kept)}")
     for item in answer:
         if item.problem is not None:
             warn(f"{session.place(item.pool)} was left alone: {item.problem}")
     return code
+
+
+def _why(session: Session, kept: Kept) -> str:
+    if not kept.states:
+        return f"stay, since the cache {session.place(kept.by)} refers to them"
+    if kept.until is None:
+        return f"stay, since the working image {kept.by} stands on them"
+    return f"stay until {output.moment(kept.until)}, since the working image {kept.by} stood on them, and may have been moved"

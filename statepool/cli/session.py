@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,11 @@ class Session:
         :raises ConfigError: they cannot be used
         """
         from statepool.api import from_config
+        from statepool.cli.report import warn
 
+        if not self.quiet and not self.json:
+            for text in self.config.advice:
+                warn(text)
         return from_config(self.config, progress=self.progress())
 
     def located(self, text: str) -> Location:
@@ -108,6 +113,11 @@ class Session:
         """Say it as a table, without titles with ``-q``."""
         self.close()
         output.emit_table(titles, rows, right=right, heading=not self.quiet)
+
+    def spelled(self, *words: str) -> str:
+        """:returns: a command of ours that does something with the same pools, to be typed as it is"""
+        given = [("--config", self.config_file), ("--cache", self.cache), *(("--source", source) for source in self.sources)]
+        return shlex.join(["statepool", *(word for option, value in given if value is not None for word in (option, value)), *words])
 
     def place(self, location: str) -> str:
         """:returns: how people call the pool at this location: ``cache``, the name of a source, or a path"""

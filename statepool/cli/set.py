@@ -172,6 +172,8 @@ def tell(session: Session, stored: Stored, dry_run: bool) -> None:
             warn(f"{stored.object} {stored.state} is not in {place}: {at.error}")
         else:
             session.say(f"{stored.object} {stored.state}: {_told(at, dry_run)} {place}")
+    if not dry_run and not session.quiet and len(stored.pools) == 1:  # of a source that failed it is said already
+        warn(f"no source has {stored.object} {stored.state}: what is in the cache is the only copy")
 
 
 def _told(at: StoredAt, dry_run: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -12,6 +13,7 @@ from statepool.cli.session import Command, Session, scope_option
 from statepool.errors import NotFound
 from statepool.model.keys import LABEL_KEY, LABEL_STATE, parse_name
 from statepool.model.location import Location
+from statepool.model.manifest import Kind
 from statepool.model.outcomes import Listed, Listing
 from statepool.model.scope import Scope
 
@@ -36,7 +38,22 @@ def command(session: Session, object: str | None, scope: str | None) -> None:
     for text in listed.warnings:
         warn(f"warning: {text}")
     titles = ("OBJECT", "STATE", "SIZE", "PARENT", "CREATED", "WHERE", "NOTE")
-    session.answer_table(titles, [_row(session, item) for item in sorted(listed, key=_place)], right=("SIZE",))
+    session.answer_table(titles, [_row(session, item, size) for item, size in _with_ram(sorted(listed, key=_place))], right=("SIZE",))
+
+
+def _with_ram(listed: Sequence[Listed]) -> Iterator[tuple[Listed, int]]:
+    """:returns: the states, each with its size: the RAM of a machine's state is part of that, and no state of its own for people"""
+
+    def part_of(item: Listed) -> tuple[str, str, tuple[str, ...]]:
+        return item.manifest.object, item.manifest.state, item.pools
+
+    ram = {part_of(item): item.manifest.data_size for item in listed if item.manifest.kind is Kind.RAM}
+    machines = {part_of(item) for item in listed if item.manifest.kind is Kind.MACHINE}
+    for item in listed:
+        if item.manifest.kind is Kind.MACHINE:
+            yield item, item.manifest.data_size + ram.get(part_of(item), 0)
+        elif item.manifest.kind is not Kind.RAM or part_of(item) not in machines:
+            yield item, item.manifest.data_size
 
 
 def require_any(session: Session, object: str | None, listed: Listing, *, scope: str | None = None) -> None:
@@ -65,12 +82,12 @@ def _place(item: Listed) -> tuple[str, str, float, str]:
     return item.manifest.object, state, age, str(item.manifest.kind)
 
 
-def _row(session: Session, item: Listed) -> tuple[str, ...]:
+def _row(session: Session, item: Listed, size: int) -> tuple[str, ...]:
     manifest = item.manifest
     return (
         manifest.object,
         manifest.state,
-        output.size(manifest.data_size),
+        output.size(size),
         manifest.parent.state if manifest.parent else "",
         output.moment(manifest.created),
         " ".join(map(session.place, item.pools)),

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 
 from statepool.errors import MachineError
+from statepool.model.secrets import VARIABLES
 
 _GUARDED = 'if [ "$PPID" = "$0" ]; then exec "$@"; fi'
 """For the shell: start the program if its parent is still who it should be."""
@@ -29,7 +30,15 @@ def guarded(command: Sequence[str]) -> list[str]:
     :returns: what is to be started instead, by a thread that lasts
     :raises MachineError: what it takes is not installed
     """
-    return [_found("setpriv"), "--pdeathsig", "KILL", _found("sh"), "-c", _GUARDED, str(os.getpid()), *command]
+    return without_secrets([_found("setpriv"), "--pdeathsig", "KILL", _found("sh"), "-c", _GUARDED, str(os.getpid()), *command])
+
+
+def without_secrets(command: Sequence[str]) -> list[str]:
+    """
+    :param command: a program and its arguments
+    :returns: what is to be started instead, so that it does not inherit passwords which our environment has
+    """
+    return [_found("sh"), "-c", f'unset {" ".join(VARIABLES.values())}; exec "$@"', "sh", *command]
 
 
 def _found(name: str) -> str:
@@ -47,7 +56,7 @@ def watched(group: int) -> Iterator[None]:
     :param group: its id, which must be in use when the block ends
     """
     watcher = subprocess.Popen(
-        [_found("sh"), "-c", _WATCHING, str(group)],
+        without_secrets([_found("sh"), "-c", _WATCHING, str(group)]),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

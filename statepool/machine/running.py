@@ -17,6 +17,7 @@ from typing import Any, Self
 from statepool.errors import InUse, MachineError, RefusedError
 from statepool.machine import keeper
 from statepool.machine.description import MachineConfig
+from statepool.machine.guard import without_secrets
 from statepool.machine.monitor import CONNECT_TIMEOUT, Monitor
 from statepool.machine.process import Process
 
@@ -234,7 +235,7 @@ class RunningMachine:
     def _tell_keeper(self, word: bytes) -> None:
         assert self._path is not None
         if self._keeper is None:
-            command = [sys.executable, "-I", "-S", keeper.__file__, str(self._path), str(os.getpid())]
+            command = without_secrets([sys.executable, "-I", "-S", keeper.__file__, str(self._path), str(os.getpid())])
             self._keeper = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True, cwd="/"
             )

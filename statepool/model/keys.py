@@ -17,6 +17,9 @@ LABEL_STATE = "statepool.state"
 LABEL_KEY = "statepool.key"
 """The label of a built state that says its key."""
 
+LABEL_ANEW = "statepool.anew"
+"""The label of a state that was built anew: the key of the one in whose place it is used. That one stays as it is."""
+
 _KEYED = re.compile(r"(?P<state>.+)--(?P<key>[0-9a-f]{12})\Z")
 
 

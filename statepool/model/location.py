@@ -98,8 +98,10 @@ class Location:
         if text.startswith(":/"):
             return cls("file", _normal(text[1:]))
         host, colon, path = text.partition(":")
-        if colon and "/" not in host and path.startswith("/"):
+        if colon and "/" not in host and "@" not in host and not host.startswith("[") and path.startswith("/"):
             return cls("ssh", _normal(path), host=host)
+        if colon and "/" not in host and (meant := _as_url(text)) is not None:
+            raise InvalidLocation(f"{text!r} is not a location", hint=f"write {meant}")
         if colon and "/" not in host:
             raise InvalidLocation(
                 f"{text!r} is not a location",
@@ -130,9 +132,22 @@ class Location:
 
 def _host_and_port(authority: str, text: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::([0-9]{1,5}))?", authority)
+    if not match and re.fullmatch(r"[^:\[\]]+:[^0-9]*", authority):
+        host, _, path = authority.partition(":")
+        meant = text.replace(authority, f"{host}/{path}" if path else host, 1)
+        raise InvalidLocation(f"what stands behind the colon in {text!r} is no port", hint=f"leave the colon out: {meant}")
     if not match:
         raise InvalidLocation(f"cannot read the host and port in {text!r}", hint="write an IPv6 address in brackets: ssh://[::1]:22/path")
     return match[1] or match[2] or "", int(match[3]) if match[3] else None
+
+
+def _as_url(text: str) -> str | None:
+    """:returns: the URL of what is written as for ``scp``, if it can be one"""
+    match = re.fullmatch(r"((?:[^/:@]+@)?(?:\[[^\]/]+\]|[^/:@]+)):(/.*)", text)
+    try:
+        return str(Location.parse(f"ssh://{match[1]}{urllib.parse.quote(os.fsencode(match[2]))}")) if match is not None else None
+    except InvalidLocation:
+        return None
 
 
 def _normal(path: str) -> str:

@@ -140,6 +140,8 @@ class Ensured:
     :param built: whether it had to be built
     :param got: how it came into the cache
     :param stored: what became of it at each pool, if it was built
+    :param superseded: of a state that was built anew: the names of those in whose place it is used from now on, and of what was built on these, tips
+        first; all of them are still there
     """
 
     state: str
@@ -147,6 +149,7 @@ class Ensured:
     built: bool
     got: Got
     stored: Stored | None = None
+    superseded: tuple[str, ...] = ()
 
 
 @frozen
@@ -253,6 +256,38 @@ class Collected:
     path: str
     bytes: int = 0
     problem: str | None = None
+
+
+@frozen
+class Kept:
+    """
+    Bytes that no state needs, and that nevertheless stay.
+
+    :param pool: the location of the pool
+    :param states: the names that they have in the chain of a working image
+    :param bytes: how much room they take
+    :param by: for whose sake they stay: the path of a working image, or the location of a cache
+    :param until: when they can go, in seconds since the epoch, if the working image is gone and does not come back; None: once nothing stands on them
+    """
+
+    pool: str
+    states: tuple[str, ...]
+    bytes: int
+    by: str
+    until: float | None = None
+
+
+class Collection(list[Collected]):
+    """
+    What was removed since nobody needs it.
+
+    :param collected: that
+    :param kept: what stays in the cache although no state needs it
+    """
+
+    def __init__(self, collected: Iterable[Collected] = (), kept: Sequence[Kept] = ()) -> None:
+        super().__init__(collected)
+        self.kept = tuple(kept)
 
 
 @frozen

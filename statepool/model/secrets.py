@@ -11,6 +11,9 @@ from collections.abc import Callable
 
 from attrs import field, frozen
 
+VARIABLES = {"password": "STATEPOOL_SSH_PASSWORD", "passphrase": "STATEPOOL_SSH_PASSPHRASE"}
+"""Where the configuration finds secrets in the environment. No program that we start inherits them."""
+
 
 class SecretKind(enum.StrEnum):
     """What is asked for."""

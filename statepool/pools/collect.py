@@ -9,10 +9,11 @@ fetches them from the trash itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 from attrs import frozen
 
-from statepool.errors import MissingFile
+from statepool.errors import MissingFile, NoSpace
 from statepool.model.digest import Digest
 from statepool.model.outcomes import Collected
 from statepool.pools import layout
@@ -120,7 +121,8 @@ class Collector:
         names = (Digest.from_file_name(entry.name) for entry in self._transport.scan(layout.DATA))
         gone += self.collect((digest for digest in names if digest is not None), dry_run=dry_run)
         for machine in self._pool.logged_machines():
-            gone += self._tidy_machine(machine, dry_run)
+            with suppress(NoSpace):  # nothing depends on it, and it waits until there is room for a lock and a name
+                gone += self._tidy_machine(machine, dry_run)
         return gone
 
     def _tidy_machine(self, machine: str, dry_run: bool) -> list[Collected]:
@@ -167,7 +169,8 @@ class Collector:
         """
         gone = []
         if not dry_run:
-            self._show_published()
+            with suppress(NoSpace):
+                self._show_published()
         for leftover in self._leftovers(thorough):
             stat = self._transport.stat(leftover.path)
             if stat is not None and (dry_run or self._transport.remove(leftover.path)):

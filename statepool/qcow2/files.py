@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from statepool.beneath import Beneath
-from statepool.errors import AccessDenied, MissingFile, NoSpace, StatePoolError, TransportError, UnsafeImage
+from statepool.errors import AccessDenied, MissingFile, NoSpace, StatePoolError, TransportError, UnsafeImage, about_file
 
 REASONS = {
     "regular-file": "An image is a regular file: a FIFO would wait forever, a device or a link can lead anywhere.",
@@ -40,7 +40,10 @@ def translated(error: OSError, path: Path | str | Beneath, doing: str) -> StateP
     :param doing: what was tried, such as ``open``
     :returns: the same as an error of ours; the caller raises it ``from`` the original
     """
-    name = str(path)
+    return about_file(_translated(error, str(path), doing))
+
+
+def _translated(error: OSError, name: str, doing: str) -> StatePoolError:
     if isinstance(error, FileNotFoundError):
         return MissingFile(f"cannot {doing} {name}: there is no such file or directory", path=name)
     if isinstance(error, PermissionError):

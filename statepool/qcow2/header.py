@@ -19,6 +19,7 @@ from attrs import frozen
 
 from statepool.errors import UnsafeImage, UsageError
 from statepool.qcow2.files import open_regular, refusal, translated
+from statepool.qcow2.formats import cure_of, recognise
 
 Read = Callable[[int, int], bytes]
 """Reads (offset, size) of an image: at most ``size`` bytes, fewer only at the end of the file."""
@@ -44,7 +45,7 @@ EXTENSION_DATA_FILE = 0x44415441
 
 REASONS = {
     "empty": "A file without a byte in it is no image; without an explicit format, qemu-img takes it for a raw one.",
-    "magic": "A file without qcow2's first four bytes is a raw image or no image at all.",
+    "magic": "A file without qcow2's first four bytes is an image of another format, a raw one, or no image at all.",
     "cut-short": "A file that ends within its own header has lost what came behind it as well.",
     "version": "Only versions 2 and 3 of the format are known.",
     "cluster-bits": "Clusters have between 512 bytes and 2 MiB; with another size, every offset means something else.",
@@ -210,7 +211,8 @@ def read_header_fd(descriptor: int, what: str) -> Header:
 
 def read_header(read: Read, file_size: int, what: str) -> Header:
     """
-    Take a header apart with at most two reads, none of them behind the first :data:`HEADER_AREA` bytes.
+    Take a header apart with at most two reads, none of them behind the first :data:`HEADER_AREA` bytes. Of what is no qcow2 image a few bytes more
+    are read, to tell what it is.
 
     :param read: what reads the image
     :param file_size: its length, in bytes
@@ -218,13 +220,14 @@ def read_header(read: Read, file_size: int, what: str) -> Header:
     :raises UnsafeImage: it cannot be taken apart; the check is one of :data:`REASONS`
     """
     data = read(0, _FIRST_READ)
-    _check_magic(data, what)
+    _check_magic(data, read, file_size, what)
     (
         _, version, backing_offset, backing_length, cluster_bits, virtual_size, crypt_method,
         l1_size, l1_offset, refcount_offset, refcount_clusters, snapshots, snapshots_offset,
     ) = _V2.unpack_from(data)  # fmt: skip
     if version not in (2, 3):
-        raise refusal("version", what, f"it says that it is of version {version}", hint="convert it: qemu-img convert -O qcow2 IN OUT")
+        cure = cure_of(recognise(data, read, file_size), what) if version == 1 else "the program that made it may write an older version"
+        raise refusal("version", what, f"it says that it is of version {version}", hint=cure)
     if not 9 <= cluster_bits <= 21:
         raise refusal("cluster-bits", what, f"it says that a cluster has 2^{cluster_bits} bytes")
     incompatible, compatible, autoclear, refcount_order, header_length = _version_3(data, what) if version == 3 else (0, 0, 0, 4, _V2.size)
@@ -271,16 +274,13 @@ def read_header(read: Read, file_size: int, what: str) -> Header:
     )
 
 
-def _check_magic(data: bytes, what: str) -> None:
+def _check_magic(data: bytes, read: Read, file_size: int, what: str) -> None:
     if not data:
         raise refusal("empty", what, "it is empty")
     if not data.startswith(MAGIC):
-        raise refusal(
-            "magic",
-            what,
-            "it does not begin as a qcow2 image does",
-            hint="if it is a raw image, convert it: qemu-img convert -f raw -O qcow2 IN OUT",
-        )
+        found = recognise(data, read, file_size)
+        problem = f"it is {found.name}" if found is not None else "it does not begin as a qcow2 image does"
+        raise refusal("magic", what, problem, hint=cure_of(found, what))
     if len(data) < _V2.size:
         raise refusal("cut-short", what, f"it ends within its header, after {len(data)} bytes")
 

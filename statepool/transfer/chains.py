@@ -286,17 +286,22 @@ class Chains:
         noted = use if use.is_ours else evolve(use, writer=None)
         if self._stands_on(use.working, key):
             if use.missing_since is not None and self._changes:
-                self._write(evolve(noted, missing_since=None))
+                self._write_if_it_fits(evolve(noted, missing_since=None))
             return True
         if use.missing_since is None:
             if self._changes:
-                self._write(evolve(noted, missing_since=now))
+                self._write_if_it_fits(evolve(noted, missing_since=now))
             return True
         if now - use.missing_since < GRACE:
             return True
         if self._changes:
             use.record.remove()
         return False
+
+    def uses(self) -> list[tuple[dict[str, Digest], Use]]:
+        """:returns: the working images for whose sake chains are kept, each with the names of its chain and the bytes to which they lead"""
+        moment = time.time()
+        return [(self._links(key), use) for key in self._keys() for use in self._uses(key) if self._is_live(key, use, moment)]
 
     def _stands_on(self, working: str, key: Digest) -> bool:
         if not os.path.lexists(working):
@@ -411,6 +416,14 @@ class Chains:
         writer = use.writer.to_json() if use.writer is not None else None
         data = {"format": 1, "working": use.working, "missing_since": use.missing_since, "writer": writer}
         write_note(self._tree, use.record.path, data, flush=flush)
+
+    def _write_if_it_fits(self, use: Use) -> None:
+        """On a full disk it is noted by the next who looks: what makes room there must not need any."""
+        try:
+            self._write(use)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     def _read(self, path: str) -> Use:
         """An unreadable record, torn by a power cut, counts as a use whose image has just vanished: better kept than lost."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shlex
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from statepool.beneath import NO_LINKS, Beneath, Descriptor, beside
-from statepool.errors import AccessDenied, Conflict, InUse, NotFound, UnsafeImage
+from statepool.errors import AccessDenied, Conflict, InUse, NotFound, about_file
 from statepool.leases import held_lease, try_lease
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent, StateId
@@ -32,15 +31,16 @@ from statepool.qcow2 import opened
 from statepool.qcow2.checks import Backing, check_image, warnings
 from statepool.qcow2.clusters import check_clusters
 from statepool.qcow2.files import is_ours, may_become_ours
+from statepool.qcow2.formats import recognising
 from statepool.qcow2.header import Header, Patch, apply_patches, backing_patch, is_empty_overlay, reader
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.access import Access, close_to_others
 from statepool.transfer.cache import Cache
-from statepool.transfer.chains import key_of
 from statepool.transfer.fetch import READ_ONLY
 from statepool.transfer.frozen import settle_names
 from statepool.transfer.ready import require_good
 from statepool.transfer.space import require_space
+from statepool.transfer.standing import parent_of
 from statepool.transfer.takeover import Takeover, finish, give_back
 from statepool.transports.copying import copy, data_extents, hash_file
 from statepool.transports.flushing import flushed_beside
@@ -114,8 +114,9 @@ class Intake:
         if not os.path.lexists(self.working):
             raise NotFound(f"there is no file {self.working}", path=str(self.working), hint="name the working image that should become the state")
         if not dry_run:
-            settle_names(self.working)
-        with (opened.unwritten if self.running else opened.exclusive)(self.working) as descriptor:
+            with recognising(self.working):
+                settle_names(self.working)
+        with recognising(self.working), (opened.unwritten if self.running else opened.exclusive)(self.working) as descriptor:
             require_replaceable(self.working, descriptor)
             examined = self.examine(descriptor)
             if self.is_itself(examined):
@@ -139,39 +140,11 @@ class Intake:
         read = reader(descriptor)
         header = check_image(read, size, str(self.working), backing=Backing.WORKING)
         check_clusters(read, header, str(self.working), descriptor=descriptor)
-        parent = self._parent(header)
+        parent = parent_of(self.cache, self.state, self.working, header.backing_name) if header.backing_name is not None else None
         if parent is not None:
             require_good(self.cache, self.cache.pool.chain_of(parent), self.working, self.progress)
         patches = backing_patch(read, header, parent.file_name) if parent is not None else ()
         return Examined(header, parent, patches, size, warnings(header))
-
-    def _parent(self, header: Header) -> Manifest | None:
-        if header.backing_name is None:
-            return None
-        name = os.fsdecode(header.backing_name)
-        found = self.cache.chains.parse(os.path.join(self.working.parent, name))
-        if found is None:
-            raise UnsafeImage(
-                f"{self.working} is backed by {name}, which is not in the cache {self.cache.root}",
-                check="backing-outside-cache",
-                path=str(self.working),
-                hint=f"make it stand alone: {self._standing_alone}; or begin with: statepool get ... --to FILE",
-            )
-        fold = self.cache.pool.fold(self.state.machine)
-        parent = fold.find(self.state.object, Parent(found.state, found.digest))
-        if parent is None or key_of(fold.chain(parent)) != found.key:
-            raise Conflict(
-                f"{self.working} stands on {found.state} as {found.digest}, which is no state of {self.state.object} in the cache any more",
-                object=self.state.object,
-                state=self.state.state,
-                path=str(self.working),
-                hint=f"nothing of it is lost: make it stand alone, and set what that makes: {self._standing_alone}",
-            )
-        return parent
-
-    @property
-    def _standing_alone(self) -> str:
-        return f"qemu-img convert -f qcow2 -O qcow2 {shlex.quote(str(self.working))} NEW.qcow2"
 
     def is_itself(self, examined: Examined) -> bool:
         """:returns: whether an image stands on the very state that it should become"""
@@ -364,10 +337,12 @@ def require_replaceable(working: Path, descriptor: int) -> None:
     """
     above = os.stat(working.parent)
     if above.st_mode & stat.S_ISVTX and above.st_uid != os.geteuid() and not is_ours(descriptor):
-        raise AccessDenied(
-            f"{working} belongs to another account, and only that may replace it in this directory",
-            path=str(working),
-            hint="copy it to a directory of your own, and set the copy",
+        raise about_file(
+            AccessDenied(
+                f"{working} belongs to another account, and only that may replace it in this directory",
+                path=str(working),
+                hint="copy it to a directory of your own, and set the copy",
+            )
         )
     Access.of(descriptor).require_givable(working)
 

@@ -224,7 +224,7 @@ class Mirrors:
         :raises TransportError: it is not cached, and the sources that may have it could not be asked
         """
         cached = self.cache.pool.find(wanted)
-        if cached is not None and self._is_settled(wanted, cached):
+        if cached is not None and self.is_settled(wanted, cached):
             return Found(cached)
         return self._judge(wanted, cached, self._replies(wanted, cached))
 
@@ -238,7 +238,8 @@ class Mirrors:
         agreed = agree(wanted, offers).offers if offers else ()
         return Found(None, agreed, tuple(map(str, failed)), failed)
 
-    def _is_settled(self, wanted: StateId, cached: Manifest) -> bool:
+    def is_settled(self, wanted: StateId, cached: Manifest) -> bool:
+        """:returns: whether what is cached of a state is known to be current, by what the sources answered not long ago"""
         if not self.sources:
             return self.own
         fresh = self.cache.fresh

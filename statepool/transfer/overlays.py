@@ -16,7 +16,7 @@ from pathlib import Path
 from attrs import frozen
 
 from statepool.beneath import NO_LINKS, Beneath, beside, settle
-from statepool.errors import BadRecord, FileInTheWay
+from statepool.errors import BadRecord, FileInTheWay, about_file
 from statepool.model.manifest import Manifest
 from statepool.pools.staging import Marker, Staging
 from statepool.transfer.access import Access
@@ -64,7 +64,7 @@ class Place:
         except FileExistsError as error:
             raise FileInTheWay(f"{self.to} exists", path=str(self.to), hint="choose another name") from error
         except OSError as error:
-            raise translated(error, "make", Subject(str(self.to), path=str(self.to))) from error
+            raise about_file(translated(error, "make", Subject(str(self.to), path=str(self.to)))) from error
 
     @property
     def is_gone(self) -> bool:

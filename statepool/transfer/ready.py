@@ -134,8 +134,8 @@ def sign_again(cache: Cache, manifest: Manifest, descriptor: int, progress: Prog
         try:
             cache.sign(manifest.digest, hashed.status, flushed=False, source=cache.trust.source(manifest.digest))
         except OSError as error:
-            # Somebody else's cache: what is right is right, and is hashed again by the next one who asks.
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            # The cache of another account, or a full disk: what is right is right, and is hashed again by the next command that asks.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
                 raise
     return hashed.digest
 

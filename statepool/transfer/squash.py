@@ -93,6 +93,9 @@ class Squash:
     def _merge(self, temporary: Path, examined: Examined, chain: Sequence[Manifest]) -> None:
         """Make a copy of the working image hold what the state itself held, too."""
         cache, tool = self.intake.cache, QemuImg(self.intake.cache.settings.tool_timeout)
+        here = str(cache.chains.prepare(chain))
+        if examined.header.backing_name != os.fsencode(here):  # that of a cache which was moved, for example
+            tool.rebase_unsafe(temporary, here)
         if len(chain) > 1:
             cache.chains.use(chain[1:], temporary)
             tool.rebase(temporary, str(cache.chains.path(chain[1:])))

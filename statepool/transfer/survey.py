@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
+import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from statepool.beneath import Beneath, Tree
+from statepool.beneath import Beneath, Descriptor, Tree
 from statepool.errors import AccessDenied, BadRecord, StatePoolError
+from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Finding, Level
 from statepool.pools import layout
 from statepool.pools.pool import Pool
@@ -19,7 +22,11 @@ from statepool.qcow2.overlay import matches_installed
 from statepool.qcow2.tool import QemuImg
 from statepool.transfer.cache import KINDS, Cache
 from statepool.transfer.notes import ACCOUNTS, is_private, names_in, read_note
+from statepool.transfer.offers import Source
 from statepool.transports.copying import can_share_blocks
+
+QEMU = "qemu-system-x86_64"
+"""What machines are run with, unless a description names another program."""
 
 CLOCK_TOLERANCE = 5.0
 """Seconds by which clocks may differ without a word; servers tell times in whole seconds."""
@@ -37,6 +44,36 @@ def _tools(tool: QemuImg) -> Iterator[Finding]:
             yield Finding(Level.NOTE, "this host", "this qemu-img writes empty overlays otherwise than we do; both work")
     except StatePoolError as error:
         yield Finding(Level.ERROR, "this host", error.message, error.hint)
+    if shutil.which(QEMU) is None:
+        what = f"{QEMU} is not installed: states can be kept, but no machine can be run from them here"
+        yield Finding(Level.NOTE, "this host", what, "install qemu-system-x86")
+    elif shutil.which("setpriv") is None:
+        yield Finding(Level.NOTE, "this host", "setpriv is not installed: no machine and no builder can be started here", "install util-linux")
+
+
+def survey_copies(cache: Cache, sources: Sequence[Source]) -> Iterator[Finding]:
+    """:returns: of which states the cache has the only copy, as far as these sources answer: who deletes it as what is but a cache loses them"""
+    if not cache.pool.is_managed:
+        return
+    try:
+        own = {(manifest.id, manifest.digest) for manifest in _states(cache.pool) if manifest.digest is not None}
+        there = {(manifest.id, one) for source in sources for manifest in _states(source.pool) for one in (manifest.digest, manifest.origin)}
+    except StatePoolError:
+        return  # what is wrong with a pool is said where that is looked at
+    lost = sorted(str(state) for state in {state for state, digest in own if (state, digest) not in there})
+    is_passing = ".cache" in cache.root.parts
+    if lost:
+        some = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        first = next((str(source.location) for source in sources), None)
+        cure = f"statepool sync {cache.pool.location} {first}" if first is not None else "make a pool elsewhere, and sync them to it"
+        risk = ", and what is in this directory may be deleted at any time" if is_passing else ""
+        what = f"no source has {some}: the cache has the only copy{risk}"
+        yield Finding(Level.WARNING if is_passing else Level.NOTE, str(cache.pool), what, cure)
+
+
+def _states(pool: Pool) -> Iterator[Manifest]:
+    for fold in pool.folds(pool.logged_machines()).values():
+        yield from fold.states.values()
 
 
 def _cache(cache: Cache) -> Iterator[Finding]:
@@ -44,15 +81,22 @@ def _cache(cache: Cache) -> Iterator[Finding]:
     if not cache.root.exists():
         yield Finding(Level.NOTE, where, "the cache is not there yet", "it is made by the first get or set")
         return
-    if not os.access(cache.root, os.W_OK):
-        yield Finding(Level.ERROR, where, "the cache cannot be written", "change its permissions, or choose another with --cache")
+    if (shut := _shut(cache.tree, os.W_OK)) is not None:
+        what = "the cache cannot be written" + (f": {shut}" if shut else "")
+        yield Finding(Level.ERROR, where, what, "change its permissions, or choose another with --cache")
         return
-    sharing = can_share_blocks(cache.root)
-    yield Finding(
-        Level.OK,
-        where,
-        "the file system shares blocks: copies within it are free" if sharing else "the file system cannot share blocks: copies take room",
-    )
+    try:
+        sharing = can_share_blocks(cache.root)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        yield Finding(Level.ERROR, where, f"nothing more fits there: {error.strerror}", "statepool gc removes what nobody needs")
+    else:
+        yield Finding(
+            Level.OK,
+            where,
+            "the file system shares blocks: copies within it are free" if sharing else "the file system cannot share blocks: copies take room",
+        )
     yield from _other_accounts(cache)
     yield from survey_pool(cache.pool)
 
@@ -106,6 +150,7 @@ def _pool(pool: Pool) -> Iterator[Finding]:
         yield Finding(Level.NOTE, where, f"a file of {file.object} is no state: {file.error.message}", "give it another name, if it should be one")
     here = pool.transport.beneath("")
     if here is not None:
+        yield from _rights(where, here.tree)
         yield from _permissions(where, here.tree)
 
 
@@ -143,11 +188,34 @@ def _machine(pool: Pool, machine: str) -> Iterator[Finding]:
     if unmanaged and pool.is_managed:
         yield Finding(Level.NOTE, str(pool), f"{len(unmanaged)} states of {machine} are unmanaged", f"statepool adopt {pool.location}")
     for digest in sorted(fold.digests):
-        if not pool.has_bytes(digest):
+        if not pool.has_bytes(digest) and digest in pool.fold(machine).digests:  # else it was removed meanwhile
             names = ", ".join(str(manifest.id) for manifest in fold.manifests if manifest.digest == digest)
             yield Finding(
                 Level.ERROR, str(pool), f"the bytes of {names} are gone", "get or sync it from a pool that has it; else unset it, and set it again"
             )
+
+
+def _rights(where: str, tree: Tree) -> Iterator[Finding]:
+    """What this account can do in a pool of this host, as the kernel says."""
+    if (shut := _shut(tree, os.R_OK | os.X_OK)) is not None:
+        yield Finding(Level.ERROR, where, f"this account may not look into {shut or 'it'}", "give it read permission")
+    elif (shut := _shut(tree, os.W_OK)) is not None:
+        what = f"this account cannot write to {shut or 'it'}: states can only be fetched from here"
+        yield Finding(Level.NOTE, where, what, "give it write permission, if it should")
+
+
+def _shut(tree: Tree, mode: int) -> str | None:
+    """:returns: a directory of a pool with which this account may not do this, as for :func:`os.access`"""
+    for path in ("", layout.OURS, layout.LOG, layout.DATA, layout.INCOMING, layout.LOCKS):
+        try:
+            with Descriptor(tree.open(path, os.O_PATH | os.O_DIRECTORY)) as directory:
+                if not os.access(".", mode, dir_fd=directory, effective_ids=True):
+                    return path
+        except FileNotFoundError:
+            continue
+        except PermissionError:
+            return path
+    return None
 
 
 def _permissions(where: str, tree: Tree) -> Iterator[Finding]:

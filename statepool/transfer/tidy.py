@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 
-from statepool.errors import HasDependants, NotFound, StatePoolError
+from statepool.errors import HasDependants, NoSpace, NotFound, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.keys import LABEL_KEY, LABEL_STATE
 from statepool.model.manifest import Key, Manifest, StateId
-from statepool.model.outcomes import Collected
+from statepool.model.outcomes import Collected, Kept
 from statepool.pools import layout
 from statepool.pools.collect import PASSING, Collector
 from statepool.pools.fold import Fold
@@ -17,7 +17,9 @@ from statepool.pools.locks import FileLocks
 from statepool.pools.pool import Pool
 from statepool.transfer import trust
 from statepool.transfer.cache import Cache
+from statepool.transfer.chains import GRACE
 from statepool.transfer.held import held_in
+from statepool.transfer.linked import users
 from statepool.transfer.passing import clear_passing
 from statepool.transfer.takeover import recover
 from statepool.transports.failures import Subject, in_our_words
@@ -30,6 +32,19 @@ def tidy_cache(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
     """
     if not cache.pool.is_managed:
         return []
+    try:
+        return _tidy_cache(cache, dry_run)
+    except NoSpace:
+        # To end what a crash has interrupted takes some room, which there may be once the rest is gone.
+        gone = cache.collector.sweep(dry_run=dry_run)
+    try:
+        return gone + _tidy_cache(cache, dry_run)
+    except NoSpace as error:
+        error.hint = "what no state needs is gone already: unset states, or remove something else there"
+        raise
+
+
+def _tidy_cache(cache: Cache, dry_run: bool) -> list[Collected]:
     gone = [] if dry_run else recover(cache)
     gone += clear_passing(cache, dry_run=dry_run)
     idle = cache.chains.idle(cache.pool.needed())
@@ -43,6 +58,28 @@ def tidy_cache(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
         cache.pool.locks.tidy("fetch-")
         cache.pool.locks.tidy("ensure-")
     return gone
+
+
+def kept_in(cache: Cache) -> list[Kept]:
+    """:returns: what no state of the cache needs, and stays for working images and for caches that refer to it"""
+    if not cache.pool.is_managed:
+        return []
+    where, needed, found = str(cache.pool), cache.pool.needed(), []
+    for links, use in cache.chains.uses():
+        sizes = {name.removesuffix(".qcow2"): _size(cache, digest) for name, digest in links.items() if digest not in needed}
+        until = use.missing_since + GRACE if use.missing_since is not None else None
+        if any(sizes.values()):
+            found.append(Kept(where, tuple(sizes), sum(sizes.values()), use.working, until))
+    for digest, others in users(cache.pool).items():
+        if digest not in needed:
+            found += [Kept(where, (), _size(cache, digest), other) for other in others]
+    return found
+
+
+def _size(cache: Cache, digest: Digest) -> int:
+    """:returns: how much room some bytes take in the cache; 0 if they are not there"""
+    status = cache.file(layout.data(digest)).stat()
+    return status.st_blocks * 512 if status is not None else 0
 
 
 def _stray_notes(cache: Cache, dry_run: bool) -> list[Collected]:

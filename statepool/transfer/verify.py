@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 
-from statepool.errors import StatePoolError
+from statepool.errors import NoSpace, StatePoolError
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.outcomes import Checked
 from statepool.model.progress import SILENT, Progress
@@ -34,7 +34,8 @@ def verify_all(cache: Cache, sources: Sequence[Source], object: str | None, stat
     """
     there, missing = _split(sources)
     if cache.pool.is_managed:
-        cache.prepare()  # what turns out right is noted
+        with suppress(NoSpace):
+            cache.prepare()  # what turns out right is noted, where there is room
     with in_our_words("verify", Subject(f"the cache {cache.root}")):
         found = list(verify(cache.pool, object, state, cache=cache, progress=progress))
     for source in there:
@@ -76,13 +77,23 @@ def verify(pool: Pool, object: str | None, state: str | None, *, cache: Cache | 
         # What goes by no name is part of the cache too: children stand on it.
         for manifest in sorted(fold.manifests, key=lambda manifest: manifest.id):
             if _matches(manifest.id, object, state) and manifest.kind is not Kind.MACHINE:
-                yield _verify(pool, manifest, fold, cache, progress)
+                checked = _verify(pool, manifest, fold, cache, progress)
+                if checked.problem is None or _is_there(pool, manifest):
+                    yield checked
         looked = Looked(pool, pool.folds([machine]))
         for closed in looked.closed:
             yield Checked(str(pool), machine, "", problem=str(closed))
         for unmanaged in looked.unmanaged[machine]:
             if _matches(unmanaged.id, object, state):
                 yield _verify_unmanaged(pool, unmanaged.id, looked)
+
+
+def _is_there(pool: Pool, manifest: Manifest) -> bool:
+    """Whether a state with which something is wrong is still one: reading takes long, and what was removed meanwhile may lack its bytes."""
+    try:
+        return manifest.digest in pool.fold(manifest.id.machine).digests
+    except StatePoolError:
+        return True  # what is wrong with the log is not said here
 
 
 def _matches(found: StateId, object: str | None, state: str | None) -> bool:

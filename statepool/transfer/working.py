@@ -12,7 +12,7 @@ from pathlib import Path
 from attrs import frozen
 
 from statepool.beneath import Beneath, beside, settle
-from statepool.errors import FileInTheWay, InUse, MissingFile, NotFound, RefusedError
+from statepool.errors import FileInTheWay, InUse, MissingFile, NotFound, RefusedError, about_file
 from statepool.model.manifest import Manifest
 from statepool.pools import layout
 from statepool.qcow2.files import open_regular, refusal
@@ -217,7 +217,7 @@ def _settle(temporary: Path, to: Path, overwrite: bool) -> None:
     except FileExistsError as error:
         raise FileInTheWay(f"{to} exists", path=str(to), hint="choose another name") from error
     except OSError as error:
-        raise translated(error, "make", Subject(str(to), path=str(to))) from error
+        raise about_file(translated(error, "make", Subject(str(to), path=str(to)))) from error
 
 
 def _flush(path: Path) -> None:

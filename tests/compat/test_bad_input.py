@@ -252,9 +252,10 @@ def test_a_working_image_that_stands_on_something_else(place: Any, make_image: M
     line = place.refused(INTEGRITY, "set", "vm1/disk", "new", "--from", above)
     assert "backing-outside-cache" not in line or "base.qcow2" in line
     assert str(place.cache) in line
-    # The view of the cache is not its chains, and neither are those of another cache.
+    # Neither is the view of another cache, or a chain that it has otherwise.
     backing = (read_header_file(place.work).backing_name or b"").decode()
-    for name in (place.cache / "vm1/disk/customize.qcow2", Path("/etc/hostname"), Path(backing.replace("cache", "cache-of-others"))):
+    other = backing.replace("cache", "cache-of-others")
+    for name in (place.root / "cache-of-others/vm1/disk/customize.qcow2", Path("/etc/hostname"), other.replace("customize", "install")):
         qemu_img("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", name, above)
         place.refused(INTEGRITY, "set", "vm1/disk", "new", "--from", above)
     for name in ("base.qcow2", "../base.qcow2", "json:{}", "nbd:localhost:1"):

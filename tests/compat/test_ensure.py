@@ -140,6 +140,88 @@ def test_names_of_built_states(name: str, expected: tuple[str, str] | None) -> N
         assert name_of(*expected) == name
 
 
+# -- built anew --------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_that_is_built_anew_is_used_from_then_on_and_nothing_is_removed(root: Path) -> None:
+    first = disk(root).ensure("connect", partial(write, 7), parent="install", key="1")
+    disk(root).get(first.name, to=root / "mine.qcow2")
+    write(9, root / "mine.qcow2")
+    disk(root).set("my-work", source=root / "mine.qcow2")
+    second = disk(root).ensure("connect", partial(write, 8), parent="install", key="1", again="run 1")
+    assert second.built
+    assert second.name != first.name
+    assert second.superseded == (first.name,)
+    assert states(root) == {"install", first.name, "my-work", second.name}
+    assert disk(root, "third").get("my-work").chain == ("my-work", first.name, "install")
+    for cache in ("cache", "other"):
+        found = disk(root, cache).ensure("connect", fail, parent="install", key="1")
+        assert (found.name, found.built, found.superseded) == (second.name, False, ())
+        assert disk(root, cache).ensure("connect", fail, parent="install", key="1", again="run 1").name == second.name
+    third = disk(root).ensure("connect", partial(write, 8), parent="install", key="1", again="run 2")
+    assert set(third.superseded) == {first.name, second.name}
+    assert disk(root).ensure("connect", fail, parent="install", key="1").name == third.name
+
+
+def test_what_could_not_be_built_anew_is_still_there_and_the_next_tries_again(root: Path) -> None:
+    first = disk(root).ensure("connect", partial(write, 7), parent="install", key="1")
+    with pytest.raises(statepool.BuildFailed):
+        disk(root).ensure("connect", fail, parent="install", key="1", again="run")
+    assert disk(root).ensure("connect", fail, parent="install", key="1").got.digest == first.got.digest
+    assert disk(root).ensure("connect", partial(write, 8), parent="install", key="1", again="run").built
+
+
+def test_another_host_sees_what_was_built_anew_when_it_asks_again(root: Path) -> None:
+    settings = statepool.Settings(fresh=0)
+    first = disk(root).ensure("connect", partial(write, 7), parent="install", key="1")
+    other = statepool.StatePool(root / "other", [root / "pool"], settings=settings).image("vm1/disk")
+    assert other.ensure("connect", fail, parent="install", key="1").name == first.name
+    second = disk(root).ensure("connect", partial(write, 8), parent="install", key="1", again="run")
+    assert other.ensure("connect", fail, parent="install", key="1").name == second.name
+
+
+def test_without_what_was_built_anew_the_old_one_is_used(root: Path) -> None:
+    first = disk(root).ensure("connect", partial(write, 7), parent="install", key="1")
+    second = disk(root).ensure("connect", partial(write, 8), parent="install", key="1", again="run")
+    disk(root).unset(second.name, scope=None)
+    assert disk(root).ensure("connect", fail, parent="install", key="1").name == first.name
+    disk(root).unset(first.name, scope=None)
+    assert disk(root).ensure("connect", partial(write, 7), parent="install", key="1").name == first.name
+
+
+def test_old_ones_go_with_old_keys(root: Path) -> None:
+    first = disk(root).ensure("connect", partial(write, 7), parent="install", key="1")
+    second = disk(root).ensure("connect", partial(write, 8), parent="install", key="1", again="run")
+    statepool.StatePool(root / "cache", [root / "pool"]).gc(keep_keys=1, everywhere=True)
+    assert states(root) == {"install", second.name}
+    assert first.name not in {listed.manifest.state for listed in disk(root, "none").show()}
+    assert disk(root).ensure("connect", fail, parent="install", key="1").name == second.name
+
+
+def test_offline_what_the_cache_has_is_built_anew(root: Path) -> None:
+    first = disk(root).ensure("connect", partial(write, 7), parent="install", key="1")
+    (root / "pool").rename(root / "away")
+    offline = statepool.StatePool(root / "cache", [root / "pool"], settings=statepool.Settings(offline=True)).image("vm1/disk")
+    second = offline.ensure("connect", partial(write, 8), parent="install", key="1", again="run")
+    assert second.superseded == (first.name,)
+    assert offline.ensure("connect", fail, parent="install", key="1").name == second.name
+
+
+def test_a_command_that_builds_anew_says_what_stays(root: Path, run_statepool: Any) -> None:
+    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install")
+    words = ("--", "sh", "-c", 'qemu-io -f qcow2 -c "write -P $(date +%N | cut -c1-2 | sed s/^0//) 0 64k" "$0"', "{image}")
+    old = run_statepool(*common, *words).out.strip()
+    done = run_statepool(*common, "--rebuild", *words)
+    new = done.out.strip()
+    assert new != old
+    command = f"statepool --cache cache --source pool unset vm1/disk {old} --everywhere"
+    assert f"vm1/disk {old} is still there; to remove it: {command}" in done.err
+    assert run_statepool(*common, *words).out.strip() == new
+    assert set(run_statepool(*common, "--rebuild", "--json", *words).json["ensured"]["superseded"]) == {old, new}
+    run_statepool(*command.split()[1:])
+    assert old not in states(root)
+
+
 # -- many workers ------------------------------------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -68,18 +69,68 @@ def test_a_fifo_is_not_waited_for(environ: dict[str, str], project: Path) -> Non
 
 
 def test_defaults(environ: dict[str, str], home: Path, project: Path) -> None:
-    assert load(environ=environ, cwd=project) == Config(cache=f"{home}/.cache/statepool", sources=(), settings=Settings())
+    assert load(environ=environ, cwd=project) == Config(cache=f"{home}/.local/share/statepool", sources=(), settings=Settings())
 
 
 def test_default_cache_follows_xdg(environ: dict[str, str], project: Path) -> None:
-    assert load(environ={**environ, "XDG_CACHE_HOME": "/var/tmp/x"}, cwd=project).cache == "/var/tmp/x/statepool"
+    assert load(environ={**environ, "XDG_DATA_HOME": "/var/tmp/x"}, cwd=project).cache == "/var/tmp/x/statepool"
+
+
+@pytest.mark.parametrize("where", ["home", "variable"])
+def test_a_cache_in_the_place_of_earlier_versions_is_used_and_the_user_is_told(
+    environ: dict[str, str], tmp_path: Path, home: Path, project: Path, where: str
+) -> None:
+    old = home / ".cache/statepool"
+    if where == "variable":
+        environ |= {"XDG_CACHE_HOME": str(tmp_path / "some where")}
+        old = tmp_path / "some where/statepool"
+    old.mkdir(parents=True)
+    new = home / ".local/share/statepool"
+    assert load(environ=environ, cwd=project).cache == str(new)  # that is no cache
+    (old / ".statepool").mkdir()
+    config = load(environ=environ, cwd=project)
+    assert config.cache == str(old)
+    assert load({"cache": "/c"}, environ=environ, cwd=project).advice == ()
+    (advice,) = config.advice
+    subprocess.run(["sh", "-c", advice.partition("nothing uses it: ")[2]], check=True)
+    moved = load(environ=environ, cwd=project)
+    assert (moved.cache, moved.advice) == (str(new), ())
+    assert (new / ".statepool").is_dir()
+    assert old.resolve() == new.resolve()
+
+
+def test_the_file_of_a_project_is_looked_for_from_its_directory_upwards(environ: dict[str, str], tmp_path: Path, project: Path) -> None:
+    deep = tmp_path / "checkout/some/tests"
+    deep.mkdir(parents=True)
+    assert load(environ=environ, cwd=project, project=deep).files == ()
+    above = write(tmp_path / "checkout/statepool.toml", 'cache = "mine"')
+    found = load(environ=environ, cwd=project, project=deep)
+    assert (found.files, found.cache) == ((str(above),), str(tmp_path / "checkout/mine"))
+    nearer = write(deep / "statepool.toml", "fresh = 1")
+    assert load(environ=environ, cwd=project, project=deep).files == (str(nearer),)
+    here = write(project / "statepool.toml", "fresh = 2")
+    assert load(environ=environ, cwd=project, project=deep).files == (str(here),)
+    assert load(environ=environ, cwd=project).files == (str(here),)
+    assert load(environ={**environ, "STATEPOOL_CONFIG": str(above)}, cwd=project, project=deep).files == (str(above),)
+
+
+def test_a_file_of_another_account_above_a_project_is_not_obeyed(environ: dict[str, str], tmp_path: Path, project: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another account")
+    deep = tmp_path / "checkout/tests"
+    deep.mkdir(parents=True)
+    above = write(tmp_path / "checkout/statepool.toml", "fresh = 1")
+    os.chown(above, 12345, 12345)
+    assert load(environ=environ, cwd=project, project=deep).files == ()
+    os.chown(deep, 12345, 12345)
+    assert load(environ=environ, cwd=project, project=deep).files == (str(above),)
 
 
 def test_relative_xdg_directories_are_ignored(environ: dict[str, str], home: Path, project: Path) -> None:
     write(project / "etc/statepool/statepool.toml", "fresh = 1")
     write(project / "conf/statepool/statepool.toml", "fresh = 2")
-    config = load(environ={**environ, "XDG_CACHE_HOME": "x", "XDG_CONFIG_HOME": "conf", "XDG_CONFIG_DIRS": "etc"}, cwd=project)
-    assert config.cache == f"{home}/.cache/statepool"
+    config = load(environ={**environ, "XDG_DATA_HOME": "x", "XDG_CACHE_HOME": "x", "XDG_CONFIG_HOME": "conf", "XDG_CONFIG_DIRS": "etc"}, cwd=project)
+    assert config.cache == f"{home}/.local/share/statepool"
     assert config.settings.fresh == 60
     assert config.files == ()
 

@@ -167,6 +167,13 @@ class Channels:
                 channel.close()
                 if not connection.is_open:
                     raise
+                if isinstance(error, Garbled) and error.text is not None:
+                    raise TransportError(
+                        f"{connection} writes something where SFTP should begin: {error.text!r}",
+                        hint="the start-up files of the account's shell there do it, such as ~/.bashrc: let them write nothing unless the shell is "
+                        "interactive; or its shell says that it lets nobody in",
+                        pool=str(connection),
+                    ) from error
                 hint = "a line in sshd_config(5) there makes it: Subsystem sftp internal-sftp"
                 raise TransportError(f"{connection} has no SFTP ({said(error)})", hint=hint, pool=str(connection)) from error
 

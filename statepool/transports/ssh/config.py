@@ -22,6 +22,7 @@ from typing import NoReturn
 from attrs import define, field, frozen
 
 from statepool.errors import ConfigError
+from statepool.model.secrets import VARIABLES
 from statepool.transports.ssh.wire import within
 
 _DEEPEST_INCLUDE = 16
@@ -253,7 +254,14 @@ class HostConfig:
     def _succeeds(self, command: str, line: Line) -> bool:
         """As in ssh, a shell runs it, and what it prints is thrown away."""
         try:
-            ended = subprocess.run(["/bin/sh", "-c", command], check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=self.seconds)
+            ended = subprocess.run(
+                ["/bin/sh", "-c", command],
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={name: value for name, value in os.environ.items() if name not in VARIABLES.values()},
+                timeout=self.seconds,
+            )
         except subprocess.TimeoutExpired as error:
             raise line.error(f"the command took longer than {self.seconds:g} seconds: {command}") from error
         except (OSError, ValueError) as error:

@@ -100,7 +100,15 @@ class Refused(Exception):
 
 
 class Garbled(Exception):
-    """The server answered with something that is no answer."""
+    """
+    The server answered with something that is no answer.
+
+    :param text: what it wrote where SFTP should begin, if that is text
+    """
+
+    def __init__(self, message: str, text: str | None = None) -> None:
+        super().__init__(message)
+        self.text = text
 
 
 @frozen

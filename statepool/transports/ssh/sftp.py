@@ -50,6 +50,9 @@ class Channel(Protocol):
 Expecting = Callable[[], AbstractContextManager[None]]
 """Within such a block, whoever watches the connection knows that something is waited for."""
 
+_SHOWN = 200
+"""Bytes of what is written instead of SFTP that messages show."""
+
 
 class _Input:
     """The packets that arrive on a channel, without copying what is long."""
@@ -78,7 +81,9 @@ class _Input:
         head = b"".join(self._take(5))
         length = int.from_bytes(head[:4], "big") - 1
         if not 0 <= length <= LONGEST_ANSWER:
-            raise Garbled(f"the server does not speak SFTP: it begins with {head!r}")
+            begin = (head + bytes(self._chunk))[:_SHOWN].partition(b"\0")[0]
+            text = begin.decode(errors="replace").strip()
+            raise Garbled(f"the server does not speak SFTP: it begins with {begin!r}", text if begin.isascii() else None)
         return head[4], self._take(length)
 
     def _take(self, count: int) -> list[memoryview]:

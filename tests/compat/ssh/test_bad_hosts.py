@@ -238,6 +238,19 @@ def test_an_account_whose_shell_says_something_else(connect: Connect) -> None:
             connection.sftp()
 
 
+@pytest.mark.parametrize("noise", ["Welcome to the lab", "\\nhi", "x", "two\\nlines"])
+def test_start_up_files_that_write_something(tmp_path: Path, noise: str) -> None:
+    script = tmp_path / "noisy"
+    script.write_text(f"#!/bin/sh\nprintf '{noise}\\n'\nexec /usr/lib/openssh/sftp-server\n")
+    script.chmod(0o755)
+    with run_sshd(sftp=str(script)) as server, pytest.raises(TransportError) as caught:
+        SSHTransport(server.location("/"), server.settings(timeout=3)).stat("a")
+    assert "has no SFTP" not in caught.value.message
+    assert repr(noise.encode().decode("unicode_escape").strip()) in caught.value.message
+    assert "sshd_config" not in (caught.value.hint or "")
+    assert ".bashrc" in (caught.value.hint or "")
+
+
 def test_more_channels_than_the_server_permits(connect: Connect) -> None:
     with run_sshd(options={"MaxSessions": "1"}) as server:
         connection = connect(server.location("/"), server.settings())

@@ -18,8 +18,10 @@ from statepool.model.outcomes import (
     Adopted,
     Checked,
     Collected,
+    Collection,
     Finding,
     Got,
+    Kept,
     Level,
     Listed,
     Listing,
@@ -63,6 +65,18 @@ def test_show(run: Run, api: Any, cache: str) -> None:
     assert lines[0].split() == ["OBJECT", "STATE", "SIZE", "PARENT", "CREATED", "WHERE", "NOTE"]
     assert lines[2].split() == ["vm1/disk", "install", "128", "KiB", "1970-01-01", "00:00:05", "cache", "/srv/pool", "ssh://a/b"]
     assert lines[1].split() == ["vm1/disk", "customize", "1.00", "MiB", "install", "cache", "unmanaged,", "no", "parent"]
+
+
+def test_a_state_with_ram_is_one_line(run: Run, api: Any, cache: str) -> None:
+    machine = Manifest("vm1", "loggedin", kind=Kind.MACHINE, members={"disk": ONE, "ram": ONE})
+    ram = Manifest("vm1", "loggedin", kind=Kind.RAM, size=1 << 20, digest=ONE)
+    lost = Manifest("vm1", "other", kind=Kind.RAM, size=1 << 20, digest=ONE)
+    api.answers["show"] = [Listed(machine, (cache,)), Listed(ram, (cache,)), Listed(lost, (cache,))]
+    assert [line.split()[:4] for line in run("show", "vm1").stdout.splitlines()[1:]] == [
+        ["vm1", "loggedin", "1.00", "MiB"],
+        ["vm1", "other", "1.00", "MiB"],
+    ]
+    assert len(answered(run("show", "vm1", "--json"))["states"]) == 3
 
 
 def test_show_json(run: Run, api: Any, cache: str) -> None:
@@ -408,13 +422,15 @@ def test_verify_does_not_call_whole_what_nobody_could_check(run: Run, api: Any, 
 
 
 def test_gc(run: Run, api: Any, cache: str) -> None:
-    api.answers["gc"] = [Collected(cache, "leftover of a crash", ".statepool/incoming/x", 2048)]
+    kept = Kept(cache, ("install",), 4096, "/work.qcow2")
+    api.answers["gc"] = Collection([Collected(cache, "leftover of a crash", ".statepool/incoming/x", 2048)], [kept])
     lines = run("gc", "--everywhere").stdout.splitlines()
     assert lines[1].split("  ") == ["cache", "leftover of a crash", ".statepool/incoming/x", "2.00 KiB"]
-    assert lines[2] == "removed 1 file, 2.00 KiB"
+    assert lines[2:] == ["removed 1 file, 2.00 KiB", "4.00 KiB of install stay, since the working image /work.qcow2 stands on them"]
     assert api.calls == [("gc", {"everywhere": True, "keep_keys": None, "dry_run": False})]
     assert answered(run("gc", "--json", "--dry-run")) == {
         "collected": [{"pool": cache, "what": "leftover of a crash", "path": ".statepool/incoming/x", "bytes": 2048, "problem": None}],
+        "kept": [{"pool": cache, "states": ["install"], "bytes": 4096, "by": "/work.qcow2", "until": None}],
         "dry_run": True,
     }
     assert run("gc", "-q").stdout == ""

@@ -161,3 +161,23 @@ def test_local_ones_are_known() -> None:
 def test_what_no_file_can_be_named(text: str) -> None:
     with pytest.raises(InvalidLocation):
         Location.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("root@lab:/srv/pool", "ssh://root@lab/srv/pool"),
+        ("root@192.0.2.7:/srv//pool/", "ssh://root@192.0.2.7/srv/pool"),
+        ("root@[::1]:/x", "ssh://root@[::1]/x"),
+        ("[fe80::1]:/x", "ssh://[fe80::1]/x"),
+        ("lab@store:/srv/a b", "ssh://lab@store/srv/a%20b"),
+        ("lab@store:/srv/?", "ssh://lab@store/srv/%3F"),
+        ("ssh://lab:/srv/pool", "ssh://lab/srv/pool"),
+        ("ssh://root@lab:srv/pool", "ssh://root@lab/srv/pool"),
+    ],
+)
+def test_what_is_written_as_for_scp_is_told_how_to_be_written(text: str, meant: str) -> None:
+    with pytest.raises(InvalidLocation) as caught:
+        Location.parse(text)
+    assert (caught.value.hint or "").endswith(meant)
+    assert str(Location.parse(meant)) == meant

@@ -1,0 +1,134 @@
+"""
+What a file is that is no qcow2 image, as far as its magic bytes tell: for messages only. Nothing is decided by it, and nothing is opened as what it
+seems to be.
+
+The magic bytes of images are those that QEMU's own drivers look for (``block/*.c``); those of archives are in ``man 5 magic``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from statepool.errors import UnsafeImage
+from statepool.qcow2.files import open_regular, refusal
+
+Read = Callable[[int, int], bytes]
+
+_FOOTER = 512
+"""Bytes at the end of a file in which VHD and DMG images say what they are."""
+
+
+@frozen
+class Format:
+    """
+    Something that can be taken for a disk image.
+
+    :param name: what it is, with its article
+    :param cure: what makes a qcow2 image of it: a command, with ``{file}`` for its name and ``{new}`` for that of the image
+    """
+
+    name: str
+    cure: str
+
+
+def _disk(name: str, driver: str) -> Format:
+    return Format(name, f"convert it: qemu-img convert -f {driver} -O qcow2 {{file}} {{new}}")
+
+
+def _packed(name: str, command: str) -> Format:
+    return Format(name, f"unpack it, and set the image that is in it: {command} {{file}}")
+
+
+_VHD = _disk("a VHD image", "vpc")
+_LUKS = Format(
+    "an encrypted LUKS volume",
+    "decrypt it, with its passphrase in FILE: qemu-img convert --object secret,id=key,file=FILE --image-opts "
+    "driver=luks,key-secret=key,file.driver=file,file.filename={file} -O qcow2 {new}",
+)
+_ISO = Format(
+    "an ISO 9660 image, as of a CD or DVD",
+    "if a system is to be installed from it, make a disk (qemu-img create -f qcow2 {new} 20G), boot a machine that has both, and set the disk",
+)
+
+_MAGIC: list[tuple[int, bytes, Format]] = [
+    (0, b"KDMV", _disk("a VMDK image", "vmdk")),
+    (0, b"COWD", _disk("a VMDK image", "vmdk")),
+    (0, b"# Disk DescriptorFile", _disk("the description of a VMDK image", "vmdk")),
+    (64, b"\x7f\x10\xda\xbe", _disk("a VDI image", "vdi")),
+    (0, b"conectix", _VHD),
+    (0, b"vhdxfile", _disk("a VHDX image", "vhdx")),
+    (0, b"QED\0", _disk("a QED image", "qed")),
+    (0, b"QFI\xfb\0\0\0\1", _disk("an image of version 1 of the format", "qcow")),
+    (0, b"WithoutFreeSpace", _disk("a Parallels image", "parallels")),
+    (0, b"WithouFreSpacExt", _disk("a Parallels image", "parallels")),
+    (0, b"Bochs Virtual HD Image", _disk("a Bochs image", "bochs")),
+    (0, b"LUKS\xba\xbe", _LUKS),
+    (0, b"\x1f\x8b", _packed("compressed by gzip", "gunzip -k")),
+    (0, b"\xfd7zXZ\0", _packed("compressed by xz", "unxz -k")),
+    (0, b"\x28\xb5\x2f\xfd", _packed("compressed by zstd", "unzstd")),
+    (0, b"BZh", _packed("compressed by bzip2", "bunzip2 -k")),
+    (0, b"\x04\x22\x4d\x18", _packed("compressed by lz4", "lz4 -dm")),
+    (0, b"PK\3\4", _packed("a zip archive", "unzip")),
+    (0, b"7z\xbc\xaf\x27\x1c", _packed("a 7z archive", "7z x")),
+    (257, b"ustar", _packed("a tar archive, as OVA files are", "tar -xf")),
+    (32769, b"CD001", _ISO),
+]
+"""Offset, bytes, and what begins with them."""
+
+_FOOTERS = [(b"conectix", _VHD), (b"koly", _disk("a DMG image", "dmg"))]
+
+
+def recognise(head: bytes, read: Read, size: int) -> Format | None:
+    """
+    :param head: the first bytes of a file, as many as a header has
+    :param read: what reads the file
+    :param size: its length, in bytes
+    :returns: what it is, or None if nothing tells: a raw image, or no image at all
+    """
+    for offset, magic, found in _MAGIC:
+        if head.startswith(magic, offset) or (len(head) <= offset < size and read(offset, len(magic)) == magic):
+            return found
+    return None
+
+
+@contextlib.contextmanager
+def recognising(path: Path) -> Iterator[None]:
+    """
+    Say of a local file what it is, too, where only its end tells: as far from its header as can be.
+
+    :raises UnsafeImage: within the block it turned out to be no qcow2 image; the error says more now, if there is more to say
+    """
+    try:
+        yield
+    except UnsafeImage as error:
+        found = _recognise_end(path) if error.check == "magic" else None
+        if found is None:
+            raise
+        raise refusal("magic", str(path), f"it is {found.name}", hint=cure_of(found, str(path)), path=str(path)) from error
+
+
+def _recognise_end(path: Path) -> Format | None:
+    descriptor = open_regular(path)
+    try:
+        tail = os.pread(descriptor, _FOOTER, max(0, os.fstat(descriptor).st_size - _FOOTER))
+    finally:
+        os.close(descriptor)
+    return next((found for magic, found in _FOOTERS if tail.startswith(magic)), None)
+
+
+def cure_of(found: Format | None, what: str) -> str:
+    """
+    :param found: what a file is, if anything tells
+    :param what: what messages call it: its path, where it has one on this host
+    :returns: what to do, for a hint
+    """
+    name, new = (shlex.quote(what), "NEW.qcow2") if what.startswith("/") else ("IN", "OUT")
+    if found is None:
+        return f"if it is a raw image, convert it: qemu-img convert -f raw -O qcow2 {name} {new}"
+    return found.cure.format(file=name, new=new)
