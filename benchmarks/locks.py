@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.bench import IMAGE, TIP, Bench, chain_files, room, run
 from benchmarks.measure import Fact, Figure, Limit, Table, Unit, rounds, timed
+from statepool.beneath import Tree
 from statepool.pools.locks import FileLocks
 
 HANDOVER = Limit(Unit.TIME, 0.05)
@@ -31,9 +32,10 @@ print(json.dumps([got.bytes, got.how]), flush=True)
 _TAKE = """
 import fcntl, sys, time
 from pathlib import Path
+from statepool.beneath import Tree
 from statepool.pools.locks import FileLocks
 how, directory = sys.argv[1:]
-locks = FileLocks(Path(directory))
+locks = FileLocks(Tree(directory), "")
 file = open(Path(directory) / "flock", "w")
 with locks.hold(how, 60):
     print("ready", flush=True)
@@ -107,7 +109,7 @@ def all_at_once(workers: list[subprocess.Popen[str]]) -> tuple[float, list[Any]]
 
 def _handover(bench: Bench) -> Figure:
     with bench.directory() as place:
-        locks = FileLocks(place)
+        locks = FileLocks(Tree(place), "")
         waiting = {how: bench.start_python("-c", _TAKE, how, str(place)) for how in ("ours", "flock")}
         for worker in waiting.values():
             assert worker.stdout is not None

@@ -1,20 +1,23 @@
 """
 Locks that save work. Nothing is torn, forked or lost if all of them are ignored; they let one worker do what the others then find done.
 
-The only user of filelock. Its lock on Unix is flock(2): held by an open file description, so that a holder that is killed holds nothing.
+Those of a file system are flock(2): held by an open file description, so that a holder that is killed holds nothing. A library is not used for it:
+those that there are look for the directory of a lock by its name, follow links on the way, and make what is missing, in a pool that may be hostile.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import stat
+import time
 from collections.abc import Iterator
 from typing import Protocol
 
-from statepool.beneath import DIRECTORY, Beneath, Descriptor, Tree
+from statepool.beneath import Beneath, Descriptor, Tree
 from statepool.errors import AccessDenied, LockTimeout
 from statepool.pools import layout
 from statepool.pools.claims import Claims
@@ -61,74 +64,78 @@ class FileLocks:
     @contextlib.contextmanager
     def hold(self, name: str, timeout: float) -> Iterator[None]:
         """As :meth:`Locks.hold`."""
-        import filelock  # when the first lock is held: whoever only looks does not wait for it
-
         path = Beneath(self._tree, f"{self._place}/{name}.lock".lstrip("/"))
-        lock = None
+        lock = self._opened(path)
         try:
-            with self._directory() as directory:
-                # Not a singleton, and not thread-local: each holder has its own open file description, so threads exclude each other too. Not soft
-                # where the file system has no locks: a holder that is killed would hold it for good.
-                lock = filelock.FileLock(
-                    f"{directory}/{name}.lock",
-                    timeout=timeout,
-                    mode=LOCK_MODE,
-                    poll_interval=POLL_INTERVAL,
-                    thread_local=False,
-                    fallback_to_soft=False,
-                )
-                lock.acquire()
-        except filelock.Timeout as error:
-            raise LockTimeout(
-                f"another process held {path} for more than {timeout:g} s",
-                seconds=timeout,
-                path=str(path),
-                hint="wait for it, or raise lock-timeout",
-            ) from error
+            self._wait(lock.number, path, timeout)
+            yield
+        finally:
+            lock.close()
+
+    def _opened(self, path: Beneath) -> Descriptor:
+        try:
+            lock = Descriptor(path.open(os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, LOCK_MODE))
+            found = os.fstat(lock.number)
+            if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & LOCK_MODE != LOCK_MODE:
+                os.fchmod(lock.number, LOCK_MODE)  # whatever the umask
         except PermissionError as error:
             raise AccessDenied(f"the lock {path} cannot be opened", path=str(path), hint="make it writable for the group of the pool") from error
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise translated(error, "open", Subject(f"the lock {path}", path=str(path))) from error
-            lock = None
-            _tell(str(Beneath(self._tree, self._place)), error)
-        try:
-            yield
-        finally:
-            if lock is not None:
-                lock.release()
+            raise translated(error, "open", Subject(f"the lock {path}", path=str(path))) from error
+        return lock
 
-    @contextlib.contextmanager
-    def _directory(self) -> Iterator[str]:
-        """:returns: a path to the directory of the lock files that leads nowhere else, for as long as a ``with`` block lasts; for filelock"""
-        with Descriptor(self._tree.open(self._place, DIRECTORY)) as directory:
-            yield f"/proc/self/fd/{directory}"
+    def _wait(self, lock: int, path: Beneath, timeout: float) -> None:
+        """Take the lock, where there are any. Each holder has an open file description of its own, so threads exclude each other too."""
+        deadline = time.monotonic() + timeout
+        try:
+            while not _try(lock):
+                if time.monotonic() >= deadline:
+                    raise LockTimeout(
+                        f"another process held {path} for more than {timeout:g} s",
+                        seconds=timeout,
+                        path=str(path),
+                        hint="wait for it, or raise lock-timeout",
+                    )
+                time.sleep(POLL_INTERVAL)
+        except OSError as error:
+            if isinstance(error, LockTimeout):
+                raise
+            if error.errno not in _NO_LOCKS:
+                raise translated(error, "lock", Subject(str(path), path=str(path))) from error
+            _tell(str(Beneath(self._tree, self._place)), error)
 
     def tidy(self, prefix: str) -> list[str]:
         """
-        Remove the files of locks that nobody holds. Whoever takes one at this very moment shares it with nobody, and works in vain at worst.
+        Remove the files of locks that are not held. A process that takes one at this very moment shares it with no other, and works in vain at worst.
 
         :param prefix: how the names of the locks begin
         :returns: the files
         """
-        import filelock  # as above
-
         gone = []
-        with self._directory() as directory:
+        with Descriptor(self._tree.open(self._place, os.O_RDONLY | os.O_DIRECTORY)) as directory:
             for name in sorted(os.listdir(directory)):
+                path = Beneath(self._tree, f"{self._place}/{name}".lstrip("/"))
                 if not (name.startswith(prefix) and name.endswith(".lock")):
                     continue
                 try:
-                    with filelock.FileLock(f"{directory}/{name}", timeout=0, mode=LOCK_MODE, thread_local=False, fallback_to_soft=False):
-                        os.unlink(f"{directory}/{name}")
-                        gone.append(name)
-                except filelock.Timeout:
-                    continue  # somebody is at work
+                    with Descriptor(path.open(os.O_RDWR | os.O_NONBLOCK)) as lock:
+                        if _try(lock) and path.remove():
+                            gone.append(name)
+                except FileNotFoundError:
+                    continue  # another process has just done it
                 except OSError as error:
                     if error.errno not in _NO_LOCKS:
-                        raise
-                    return gone  # nobody can tell, so they stay
+                        raise translated(error, "remove", Subject(f"the lock {path}", path=str(path))) from error
+                    return gone  # whether it is held cannot be told, so they stay
         return gone
+
+
+def _try(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 _told: set[str] = set()

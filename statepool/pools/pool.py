@@ -32,7 +32,7 @@ from statepool.pools.lastlook import Again, LastLook, published_anew
 from statepool.pools.locks import Locks, locks_of, quick_locks_of
 from statepool.pools.log import Clock, MachineLog, Nonce, fold_all, random_nonce
 from statepool.pools.records import decode
-from statepool.pools.refusals import refuse_dependants, refuse_listed, refuse_long_texts, refuse_moved, taken
+from statepool.pools.refusals import lost_ram, refuse_dependants, refuse_listed, refuse_long_texts, refuse_moved, taken
 from statepool.pools.staging import Marker, Staging, read_markers, restore
 from statepool.pools.view import Unmanaged, View
 from statepool.pools.writer import Writer
@@ -379,7 +379,7 @@ class Pool:
                 changes.append(Publish(manifest, supersedes=old.digest))
             elif replace or supersede:
                 refuse_dependants(self.location, fold, [old.id], set(coming), "replaced")
-                changes += [Remove(old.id, old.digest), *_lost_ram(fold, old, manifest), Publish(manifest)]
+                changes += [Remove(old.id, old.digest), *lost_ram(fold, old, manifest), Publish(manifest)]
             else:
                 raise taken(manifest.id, self.location)
         return changes
@@ -495,10 +495,3 @@ class Pool:
         ignored = besides.nonce if besides is not None else None
         digests = {digest for marker in read_markers(self.transport) if marker.nonce != ignored for digest in marker.digests}
         return digests.union(*(fold.digests for fold in self.folds(self.logged_machines()).values()))
-
-
-def _lost_ram(fold: Fold, old: Manifest, new: Manifest) -> list[Remove]:
-    """:returns: what removes the RAM of a machine state that has none any more: nobody could use it"""
-    ram = StateId(old.object, old.state, Kind.RAM)
-    lost = "ram" in old.members and "ram" not in new.members and ram in fold.states
-    return [Remove(ram, fold.states[ram].digest)] if lost else []

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from statepool.errors import Conflict, HasDependants, NoSpace
 from statepool.model.location import Location
 from statepool.model.manifest import Kind, Manifest, StateId
-from statepool.pools.fold import Fold, member_ids
+from statepool.pools.fold import Fold, Remove, member_ids
 
 SHORT = 4 << 10
 """Bytes of labels and other texts that any state may have."""
@@ -103,3 +103,10 @@ def refuse_listed(pool: Location, fold: Fold, old: Manifest, besides: set[StateI
             pool=str(pool),
             hint=f"get or set {machine}, or remove that first",
         )
+
+
+def lost_ram(fold: Fold, old: Manifest, new: Manifest) -> list[Remove]:
+    """:returns: what removes the RAM of a machine state that has none any more: it is of no use"""
+    ram = StateId(old.object, old.state, Kind.RAM)
+    lost = "ram" in old.members and "ram" not in new.members and ram in fold.states
+    return [Remove(ram, fold.states[ram].digest)] if lost else []

@@ -41,7 +41,7 @@ def write_note(tree: Tree, path: str, data: Mapping[str, object], *, flush: bool
     """
     above = path.rpartition("/")[0]
     temporary = f"{above}/{random_nonce()}{_UNFINISHED}"
-    descriptor = Descriptor(tree.open(temporary, _NEW, 0o666))
+    descriptor = Descriptor(tree.open(temporary, _NEW, 0o644))
     try:
         with descriptor as file:
             _write(file, json.dumps(data).encode())

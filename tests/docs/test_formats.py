@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
+from statepool.beneath import Tree
 from statepool.errors import BadRecord
 from statepool.model.digest import Digest
 from statepool.model.location import Location
@@ -31,6 +33,7 @@ from statepool.transfer import chains
 from statepool.transfer.fresh import Freshness
 from statepool.transfer.known import Knowledge
 from statepool.transfer.linked import users
+from statepool.transfer.notes import Notes
 from statepool.transfer.offers import Source
 from statepool.transfer.takeover import Takeover
 from statepool.transfer.trust import Standing, Trust
@@ -119,10 +122,10 @@ def test_use_of_a_chain(reader: Any, tmp_path: Path) -> None:
     manifest = Manifest("vm1/disk", "install", digest=Digest("blake3", "1" * 64))
     key = chains.key_of([manifest])
     assert key == Digest.of(f"install {manifest.digest}\n".encode()), "the key is another than the page says"
-    directory = tmp_path / key.file_name / ".uses"
+    directory = tmp_path / chains.CHAINS / key.file_name / ".uses"
     directory.mkdir(parents=True)
     (directory / "4a9d183d65413568.json").write_text(json.dumps({**data, "missing_since": NOW}))
-    found = chains.Chains(tmp_path)
+    found = chains.Chains(Tree(tmp_path), lambda digest: None)
     assert found.users(key, now=NOW + 7 * 24 * 3600 - 1) == ["/var/tests/work.qcow2"]
     assert found.users(key, now=NOW + 7 * 24 * 3600) == []
 
@@ -130,24 +133,27 @@ def test_use_of_a_chain(reader: Any, tmp_path: Path) -> None:
 def test_trust(reader: Any, tmp_path: Path) -> None:
     ((_, data),) = examples(reader, "trust")
     digest = Digest("blake3", "1" * 64)
-    (tmp_path / f"{digest.file_name}.json").write_text(json.dumps(data))
-    trust = Trust(tmp_path)
+    note = tmp_path / f".statepool/trust/{digest.file_name}.json"
+    note.parent.mkdir(parents=True)
+    note.write_text(json.dumps(data))
+    trust = Trust(Notes(Tree(tmp_path), ("trust",)))
     assert trust.source(digest) == data["source"]
-    assert trust.standing(digest, ROOT / "README.rst") is Standing.DOUBTFUL
+    assert trust.standing(digest, (ROOT / "README.rst").stat()) is Standing.DOUBTFUL
     # What is written has the fields of the example, and is believed again.
     file = tmp_path / "file"
     file.write_bytes(b"bytes")
-    trust.record(digest, file, flushed=True, source=None)
-    assert set(json.loads((tmp_path / f"{digest.file_name}.json").read_text())) == set(data)
-    assert trust.standing(digest, file) is Standing.TRUSTED
+    with open(file, "rb") as opened:
+        trust.record(digest, opened.fileno(), os.fstat(opened.fileno()), flushed=True, source=None)
+    assert set(json.loads(note.read_text())) == set(data)
+    assert trust.standing(digest, file.stat()) is Standing.TRUSTED
 
 
 def test_freshness(reader: Any, tmp_path: Path) -> None:
     ((_, data),) = examples(reader, "freshness")
-    path = tmp_path / "vm1/disk/customize.image.json"
+    path = tmp_path / ".statepool/fresh/vm1/disk/customize.image.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(data))
-    (answer,) = Freshness(tmp_path, 60, lambda: NOW).answers(StateId("vm1/disk", "customize")).values()
+    (answer,) = Freshness(Notes(Tree(tmp_path), ("fresh",)), 60, lambda: NOW).answers(StateId("vm1/disk", "customize")).values()
     assert {"token": answer.token, "at": answer.at, "digest": str(answer.digest)} == data["answers"]["file:///srv/pool"]
 
 
@@ -171,14 +177,16 @@ def test_claim(reader: Any) -> None:
 def test_known(reader: Any, tmp_path: Path) -> None:
     ((_, data),) = examples(reader, "known")
     source = Source(Pool(open_transport(Location.parse(data["source"]))), "pool")
-    (tmp_path / f"{Digest.of(data['source'].encode()).hex[:32]}.json").write_text(json.dumps(data))
-    knowledge = Knowledge(tmp_path)
+    note = tmp_path / f".statepool/known/{Digest.of(data['source'].encode()).hex[:32]}.json"
+    note.parent.mkdir(parents=True)
+    note.write_text(json.dumps(data))
+    knowledge = Knowledge(Notes(Tree(tmp_path), ("known",)))
     known = knowledge.of(source)
     assert attrs.asdict(known) == {name: value for name, value in data.items() if name not in ("format", "source")}
     # What is written has the fields of the example.
     knowledge.answered(source, 60.0)
     knowledge.save()
-    (path,) = tmp_path.iterdir()
+    (path,) = note.parent.iterdir()
     assert set(json.loads(path.read_text())) == set(data)
 
 

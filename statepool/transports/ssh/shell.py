@@ -154,7 +154,7 @@ class Shell:
 
     def hold(self, path: str, timeout: float) -> contextlib.AbstractContextManager[None] | None:
         """
-        Lock a file there by flock(2), as :class:`filelock.FileLock` does; the kernel lets it go when the connection dies.
+        Lock a file there by flock(2), as :class:`~statepool.pools.locks.FileLocks` does here; the kernel lets it go when the connection dies.
 
         :param path: the lock file, absolute; it is made if it is missing
         :param timeout: how long to wait for another holder, in seconds

@@ -310,7 +310,7 @@ import sys
 def test_it():
     loaded = {name.partition(".")[0] for name in sys.modules}
     assert "pytest_statepool" in loaded
-    assert not loaded & {"statepool", "attr", "blake3", "paramiko", "qemu", "filelock"}
+    assert not loaded & {"statepool", "attr", "blake3", "paramiko", "qemu"}
 """
     )
     # xdist imports attrs by itself.

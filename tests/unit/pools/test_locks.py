@@ -138,14 +138,10 @@ def test_the_group_of_a_pool_can_open_lock_files(locks: FileLocks, tmp_path: Pat
     ("number", "kind"), [(errno.EROFS, AccessDenied), (errno.EACCES, AccessDenied), (errno.ENOSPC, NoSpace), (errno.EMFILE, TransportError)]
 )
 def test_a_lock_that_cannot_be(locks: FileLocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]) -> None:
-    opened = os.open
+    def refuse(tree: Tree, path: str, *rest: Any) -> int:
+        raise OSError(number, os.strerror(number), path)
 
-    def refuse(path: str, *rest: Any, **options: Any) -> int:
-        if str(path).endswith("name.lock"):
-            raise OSError(number, os.strerror(number), path)
-        return opened(path, *rest, **options)
-
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(Tree, "open", refuse)
     with pytest.raises(kind, match=r"lock .*name\.lock") as caught, locks.hold("name", 0):
         pass
     assert isinstance(caught.value.__cause__, OSError)

@@ -49,24 +49,19 @@ import enum
 import math
 import os
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from attrs import field, frozen
 
+from statepool.config import places
 from statepool.errors import ConfigError, UsageError
 from statepool.model.location import Location
 from statepool.model.names import is_name
 from statepool.model.scope import Scope
 from statepool.model.secrets import VARIABLES, GivenSecrets
 from statepool.model.settings import Compress, Settings
-
-FILE_NAME = "statepool.toml"
-
-SYSTEM_DIRECTORIES = "/etc/xdg"
-"""Where the settings of the whole host are, by the XDG Base Directory Specification 0.8, unless ``XDG_CONFIG_DIRS`` says otherwise."""
 
 PREFIX = "STATEPOOL_"
 """What the names of our environment variables begin with."""
@@ -78,7 +73,6 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:iB)?\Z", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _Number = TypeVar("_Number", int, float)
-_Path = str | os.PathLike[str]
 _TRUTHS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -192,9 +186,9 @@ def load(
     """
     environ = os.environ if environ is None else environ
     base = _working_directory(cwd)
-    home = _home(environ)
+    home = places.home(environ)
     file = config_file if config_file is not None else environ.get(_variable("config")) or None
-    layers = [_read(path, home) for path in _files(file, environ, base, home, project)]
+    layers = [_read(path, home) for path in places.files(file, environ, base, home, project)]
     found = [layer for layer in layers if layer is not None]
     files = tuple(layer.name for layer in found)
     found.append(_Layer(_Kind.ENVIRONMENT, "the environment", base, home, _variables(environ)))
@@ -204,7 +198,7 @@ def load(
     for layer in found:
         _check_keys(layer)
         values.update((key, _READERS[key](layer, key, value)) for key, value in layer.values.items())
-    cache, advice = (values.pop("cache"), ()) if "cache" in values else _default_cache(environ, home)
+    cache, advice = (values.pop("cache"), ()) if "cache" in values else places.default_cache(environ, home)
     sources = values.pop("sources", ())
     settings = Settings(**{_field(key): value for key, value in values.items()}, secrets=_secrets(environ))
     return Config(cache=cache, sources=sources, settings=settings, files=files, advice=advice)
@@ -223,56 +217,6 @@ def _working_directory(cwd: str | os.PathLike[str] | None) -> str:
         return os.path.abspath(os.getcwd() if cwd is None else cwd)
     except FileNotFoundError as error:
         raise ConfigError("the working directory does not exist any more", hint="change to one that does") from error
-
-
-def _home(environ: Mapping[str, str]) -> str | None:
-    """The variable first, as shells do; None where nobody knows."""
-    home = environ.get("HOME") or os.path.expanduser("~")
-    return home if os.path.isabs(home) else None
-
-
-def _xdg(environ: Mapping[str, str], variable: str, home: str | None, default: str) -> str | None:
-    """A directory of the XDG Base Directory Specification 0.8, which says that relative values are to be ignored."""
-    value = environ.get(variable, "")
-    if os.path.isabs(value):
-        return value
-    return os.path.join(home, default) if home is not None else None
-
-
-def _default_cache(environ: Mapping[str, str], home: str | None) -> tuple[str, tuple[str, ...]]:
-    """:returns: the cache, and what the user should do about it"""
-    directory = _xdg(environ, "XDG_DATA_HOME", home, ".local/share")
-    if directory is None:
-        raise ConfigError("there is no home directory to keep the cache in", hint=f"name a cache with --cache or {_variable('cache')}")
-    cache, before = os.path.join(directory, "statepool"), _xdg(environ, "XDG_CACHE_HOME", home, ".cache")
-    old = os.path.join(before, "statepool") if before is not None else cache
-    if os.path.exists(cache) or not os.path.isdir(os.path.join(old, ".statepool")):
-        return cache, ()
-    move = f"mkdir -p {shlex.quote(directory)} && mv {shlex.quote(old)} {shlex.quote(cache)} && ln -s {shlex.quote(cache)} {shlex.quote(old)}"
-    return old, (f"the cache {old} is among what may be deleted at any time; to move it, while nothing uses it: {move}",)
-
-
-def _project_file(base: str, project: str | os.PathLike[str] | None) -> str:
-    """Above the project's directory only files count of the account that it belongs to, of root and of ours: everybody can write to ``/tmp``."""
-    here = os.path.join(base, FILE_NAME)
-    if project is None or os.path.lexists(here) or not os.path.isdir(start := Path(base, project)):
-        return here
-    trusted = {0, os.geteuid(), start.stat().st_uid}
-    paths = [directory / FILE_NAME for directory in (start, *start.parents)]
-    return next((str(path) for path in paths if path.exists() and (path.parent == start or path.stat().st_uid in trusted)), here)
-
-
-def _files(file: _Path | None, environ: Mapping[str, str], base: str, home: str | None, project: _Path | None) -> list[tuple[str, bool]]:
-    """:returns: the files to read, each with whether it must exist"""
-    if file is not None:
-        return [(os.path.join(base, file), True)]
-    system = [name for name in (environ.get("XDG_CONFIG_DIRS") or SYSTEM_DIRECTORIES).split(":") if os.path.isabs(name)]
-    paths = [os.path.join(name, "statepool", FILE_NAME) for name in reversed(system)]  # the first of them is the most important one
-    directory = _xdg(environ, "XDG_CONFIG_HOME", home, ".config")
-    if directory is not None:
-        paths.append(os.path.join(directory, "statepool", FILE_NAME))
-    paths.append(_project_file(base, project))
-    return [(path, False) for path in dict.fromkeys(paths)]
 
 
 def _read(file: tuple[str, bool], home: str | None) -> _Layer | None:
