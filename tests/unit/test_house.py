@@ -130,6 +130,48 @@ def programs_have_their_place(path: str, source: str) -> Iterator[str]:
             yield f"{path}:{node.lineno}: {ast.unparse(node)} runs a program, which only qcow2 does"
 
 
+PATHS_IN = (
+    r"statepool/(pools/(?!writer)|transports/(local|link)\.py$"
+    r"|transfer/(cache|chains|fresh|held|known|notes|passing|ready|resume|sync|tidy|trust|verify)\.py$)"
+)
+"""Rooms that have to do with what is in pools and caches only. Others also have to do with files of the user, which have paths."""
+
+BY_NAME = re.compile(
+    r"os\.(open|stat|lstat|listdir|scandir|walk|unlink|remove|rename|replace|link|symlink|readlink|mkdir|makedirs|rmdir|chmod|chown|utime|truncate)"
+    r"|os\.path\.(exists|lexists|isfile|isdir|islink|getsize|getmtime|samefile)|shutil\.\w+|open|\w+(\.\w+)*\.(exists|lstat|unlink|iterdir|glob|rglob|"
+    r"is_file|is_dir|is_symlink|read_bytes|read_text|write_bytes|write_text|rmdir|mkdir|touch|hardlink_to|symlink_to)"
+)
+"""Calls that take a path, as far as they have no descriptor of a directory beside it."""
+
+BY_NAME_ALL_THE_SAME = {
+    "os.makedirs(self.tree.root, exist_ok=True)": "the pool's own directory, which its owner names",
+    "os.stat(self.tree.root)": "likewise",
+    "os.open(f'/proc/self/fd/{pinned}', _READ & ~os.O_NONBLOCK)": "a descriptor, opened beneath",
+    "os.path.isdir('/proc/self/fd')": "of this process",
+    "os.path.lexists(working)": "an image of the user",
+    "os.path.lexists(use.temporary)": "likewise",
+    "_ROUTES.read_text()": "of the kernel",
+    "self._notes.touch(self._file(digest))": "a note, by its own room",
+    "entry.is_file(follow_symlinks=False)": "an entry of a directory that is open",
+    "entry.is_dir(follow_symlinks=False)": "likewise",
+    "entry.is_symlink()": "likewise",
+    "os.listdir(directory)": "a descriptor",
+    "os.scandir(fd)": "a descriptor",
+    "os.utime(f'/proc/self/fd/{descriptor}', ns=(stat.st_atime_ns, time.time_ns() - _BACK_NS))": "a descriptor",
+}
+
+
+def pools_are_opened_beneath(path: str, source: str) -> Iterator[str]:
+    if not re.match(PATHS_IN, path):
+        return
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or not BY_NAME.fullmatch(ast.unparse(node.func)):
+            continue
+        if {keyword.arg for keyword in node.keywords} & {"dir_fd", "src_dir_fd"} or ast.unparse(node) in BY_NAME_ALL_THE_SAME:
+            continue
+        yield f"{path}:{node.lineno}: {ast.unparse(node)} goes by a name: what is in a pool is opened through beneath.py"
+
+
 def environment_has_its_place(path: str, source: str) -> Iterator[str]:
     if re.match(ENVIRONMENT_IN, path):
         return
@@ -226,6 +268,9 @@ EXAMPLES: list[tuple[Rule, list[str], str, str]] = [
     (libraries_have_their_place, OURS, "statepool/backends/external.py", "import subprocess"),
     (programs_have_their_place, OURS, "statepool/backends/external.py", "os.system('qemu-img check x')"),
     (programs_have_their_place, OURS, "statepool/cli/x.py", "os.execvp('qemu-img', [])"),
+    (pools_are_opened_beneath, OURS, "statepool/pools/x.py", "os.unlink(root + path)"),
+    (pools_are_opened_beneath, OURS, "statepool/transfer/cache.py", "path.exists()"),
+    (pools_are_opened_beneath, OURS, "statepool/transports/local.py", "open(path, 'rb')"),
     (environment_has_its_place, OURS, "statepool/pools/x.py", "os.environ.get('STATEPOOL_CACHE')"),
     (environment_has_its_place, OURS, "statepool/qcow2/x.py", "os.getenv('PATH')"),
     (environment_has_its_place, OURS, "statepool/api.py", "from os import environ"),
