@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from attrs import field, frozen
@@ -77,7 +77,7 @@ class Cache:
             tree=tree,
             notes=notes,
             trust=hashed,
-            chains=Chains(tree, lambda digest: file_of(tree, digest, hashed.source(digest))),
+            chains=Chains(tree, lambda digest: file_of(tree, digest, hashed.source)),
             fresh=Freshness(notes, settings.fresh, time.time),
             known=Knowledge(notes),
             settings=settings,
@@ -108,12 +108,15 @@ class Cache:
 
     def bytes(self, digest: Digest) -> Beneath | None:
         """:returns: as :func:`file_of`"""
-        return file_of(self.tree, digest, self.trust.source(digest))
+        return file_of(self.tree, digest, self.trust.source)
 
     def status(self, digest: Digest) -> os.stat_result | None:
         """:returns: the status of the file that holds some bytes; None if there is none"""
-        found = self.bytes(digest)
-        return found.stat() if found is not None else None
+        found = self.file(layout.data(digest)).stat()
+        if found is not None and stat.S_ISLNK(found.st_mode):
+            there = self.bytes(digest)
+            return there.stat() if there is not None else None
+        return found
 
     def is_link(self, digest: Digest) -> bool:
         """:returns: whether the cache only refers to these bytes"""
@@ -128,7 +131,7 @@ class Cache:
         :param flushed: whether they are on stable storage
         :param source: the location that has them too, or None
         """
-        if (found := file_of(self.tree, digest, source)) is not None:
+        if (found := file_of(self.tree, digest, lambda _: source)) is not None:
             # Not opened for reading: this process may hold a lease on it, as of a file that is being set.
             with Descriptor(found.open(os.O_PATH)) as descriptor:
                 self.trust.record(digest, descriptor, hashed, flushed=flushed, source=source, ours=found.tree is self.tree)
@@ -177,19 +180,19 @@ class Cache:
                 note_use(pool, digest, self.root)
 
 
-def file_of(tree: Tree, digest: Digest, source: str | None) -> Beneath | None:
+def file_of(tree: Tree, digest: Digest, source: Callable[[Digest], str | None]) -> Beneath | None:
     """
     Find the file that holds some bytes. A cache that refers to a pool has a symbolic link in its place, which is followed only into that pool.
 
     :param tree: of the cache
-    :param source: the location of the pool that these bytes come from, if this account knows one
+    :param source: tells the location of the pool that bytes come from, if this account knows one
     :returns: the file; None if there is none, or only a link that leads elsewhere, or to nothing
     """
     file = Beneath(tree, layout.data(digest))
     found = file.stat()
     if found is None or not stat.S_ISLNK(found.st_mode):
         return file if found is not None else None
-    pool = referred(source)
+    pool = referred(source(digest))
     root = pool.transport.beneath("") if pool is not None else None
     target = tree.readlink(file.path)
     if root is None or not target.startswith(f"{root.tree}/"):
@@ -201,4 +204,4 @@ def file_of(tree: Tree, digest: Digest, source: str | None) -> Beneath | None:
 def file_in(pool: Pool, digest: Digest) -> Beneath | None:
     """:returns: as :func:`file_of`, in any pool, which may be a cache of this account; None also if the pool is not on this host"""
     here = pool.transport.beneath("")
-    return file_of(here.tree, digest, Trust(Notes(here.tree, KINDS)).source(digest)) if here is not None else None
+    return file_of(here.tree, digest, Trust(Notes(here.tree, KINDS)).source) if here is not None else None

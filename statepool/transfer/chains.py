@@ -455,7 +455,11 @@ def _key_of(record: Beneath) -> Digest | None:
 
 def temporary_name(working: Path, record: Beneath) -> Path:
     """:returns: what a working image with this record is called while it is being written"""
-    return working.with_name(f".statepool-{PurePath(record.path).stem}.tmp")
+    return working.with_name(_temporary(record))
+
+
+def _temporary(record: Beneath) -> str:
+    return f".statepool-{record.path.rpartition('/')[2].removesuffix('.json')}.tmp"
 
 
 def _remove_unfinished(use: Use) -> None:
@@ -463,7 +467,10 @@ def _remove_unfinished(use: Use) -> None:
     Remove a working image whose writer was killed over it, if this account has written the record of it, and owns the file; other accounts are left
     to end what is theirs.
     """
-    if not use.is_ours or use.writer is None or not use.writer.has_ended_here:
+    if not use.is_ours or use.writer is None:
+        return
+    # There are as many as there are working images, and hardly one of them is unfinished: that is asked first.
+    if not os.path.lexists(os.path.join(os.path.dirname(use.working), _temporary(use.record))) or not use.writer.has_ended_here:
         return
     file = beside(use.temporary)
     with suppress(PermissionError, FileNotFoundError, NotADirectoryError):

@@ -71,7 +71,7 @@ def read_note(tree: Tree, path: str) -> tuple[object, os.stat_result]:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
             raise ValueError(f"{path} is no note")
-        return json.loads(os.read(file, LARGEST)), found
+        return json.loads(os.read(file, found.st_size)), found  # a buffer of the largest size would take longer to get than all else here
 
 
 def make_directory(tree: Tree, path: str) -> None:
