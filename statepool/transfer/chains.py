@@ -18,7 +18,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from statepool.beneath import Beneath, Tree, beside
+from statepool.beneath import Beneath, Descriptor, Tree, beside
 from statepool.errors import BadRecord, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
@@ -131,16 +131,21 @@ class Chains:
 
     def _links(self, key: Digest) -> dict[str, Digest]:
         """:returns: the bytes that the names of a chain lead to"""
-        found: dict[str, Digest] = {}
-        for name in names_in(self._tree, _of(key)):
-            if name != _USES and (digest := self._target(f"{_of(key)}/{name}")) is not None:
-                found[name] = digest
-        return found
-
-    def _target(self, path: str) -> Digest | None:
-        """:returns: the bytes to which one of our links leads, or None if it is none, or gone"""
         try:
-            text = self._tree.readlink(path)
+            opened = Descriptor(self._tree.open(_of(key), os.O_RDONLY | os.O_DIRECTORY))
+        except FileNotFoundError:
+            return {}
+        with opened as directory:
+            targets = {name: self._target(name, directory) for name in sorted(os.listdir(directory)) if name != _USES}
+        return {name: digest for name, digest in targets.items() if digest is not None}
+
+    def _target(self, path: str, directory: int | None = None) -> Digest | None:
+        """
+        :param directory: what ``path`` is a name in; that of the cache, if not given
+        :returns: the bytes to which one of our links leads, or None if it is none, or gone
+        """
+        try:
+            text = self._tree.readlink(path) if directory is None else os.readlink(path, dir_fd=directory)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINVAL):
                 return None
@@ -158,9 +163,13 @@ class Chains:
         :returns: the tip's name, with those of all that back it beside it
         """
         key = key_of(chain)
-        make_directory(self._tree, f"{_of(key)}/{_USES}")
+        there = self._links(key)
+        if not there or Beneath(self._tree, f"{_of(key)}/{_USES}").stat() is None:
+            make_directory(self._tree, f"{_of(key)}/{_USES}")
         for manifest in reversed(chain):
             assert manifest.digest is not None
+            if there.get(manifest.file_name) == manifest.digest:
+                continue
             path = f"{_of(key)}/{manifest.file_name}"
             try:
                 self._tree.symlink(_LINKS_TO + manifest.digest.file_name, path)

@@ -150,6 +150,7 @@ BY_NAME_ALL_THE_SAME = {
     "os.path.isdir('/proc/self/fd')": "of this process",
     "os.path.lexists(working)": "an image of the user",
     "os.path.lexists(use.temporary)": "likewise",
+    "os.path.lexists(os.path.join(os.path.dirname(use.working), _temporary(use.record)))": "likewise",
     "_ROUTES.read_text()": "of the kernel",
     "self._notes.touch(self._file(digest))": "a note, by its own room",
     "entry.is_file(follow_symlinks=False)": "an entry of a directory that is open",
