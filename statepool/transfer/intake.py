@@ -195,7 +195,7 @@ class Intake:
         if dry_run:
             return Taken(manifest, changes, "hardlink", examined.warnings)
         access = Access.of(descriptor)
-        staging = self.cache.pool.stage([digest], **self._facts(access, examined, manifest))
+        staging = self.cache.stage([digest], **self._facts(access, examined, manifest))
         if not self._link_bytes(descriptor, staging, digest):
             return self._copy(descriptor, examined, dry_run)
         try:

@@ -296,7 +296,7 @@ class MachineIntake:
             prepared = list(_without_doubles(prepared))
             takeover = self._takeover([each.part for each in prepared])
             written = self.cache.pool.check_publishable(takeover.manifests, replace=self.replace)
-            staging = self.cache.pool.stage(takeover.digests, **takeover.to_facts())
+            staging = self.cache.stage(takeover.digests, **takeover.to_facts())
             if not self._gather(prepared, staging):
                 return self._take(looked, may_link=False)
         finally:

@@ -271,7 +271,7 @@ def give_back(cache: Cache, marker: Marker, under_way: MachineTakeover, descript
     for part in under_way.parts:
         if part.linked and part.source is not None and part.source in descriptors:
             restore(cache, marker, part.takeover, descriptors[part.source])
-    Staging(cache.pool.transport, marker).end()
+    cache.staging(marker).end()
     keep_for_later(marker, no_more=True)
 
 
@@ -285,7 +285,7 @@ def recover_machine(cache: Cache, marker: Marker) -> None:
     :param marker: of a writer that is gone
     """
     under_way = MachineTakeover.from_facts(marker.facts)
-    staging = Staging(cache.pool.transport, marker)
+    staging = cache.staging(marker)
     if under_way.is_published(cache):
         _go_forward(cache, staging, under_way)
         return
@@ -321,7 +321,7 @@ def _go_on(cache: Cache, marker: Marker, under_way: MachineTakeover, here: dict[
             descriptors[digest] = stack.enter_context(mode(path))
         good = [_make_good(cache, part, descriptors.get(part.digest)) for part in under_way.parts]
         if all(good):
-            staging = Staging(cache.pool.transport, marker)
+            staging = cache.staging(marker)
             try:
                 hashed = {digest: os.fstat(each) for digest, each in descriptors.items()}
                 finish(cache, staging, under_way.left(cache, staging), hashed, descriptors.values())

@@ -18,7 +18,7 @@ from attrs import frozen
 from statepool.beneath import NO_LINKS, Beneath, beside, settle
 from statepool.errors import BadRecord, FileInTheWay, about_file
 from statepool.model.manifest import Manifest
-from statepool.pools.staging import Marker, Staging
+from statepool.pools.staging import Marker
 from statepool.transfer.access import Access
 from statepool.transfer.cache import Cache
 from statepool.transfer.working import Fresh, prepare_working
@@ -85,7 +85,7 @@ def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool
     """
     nonce = cache.pool.nonce()
     places = [Place(to, to.with_name(f".statepool-{nonce}-{number}.tmp"), stamp(to) if overwrite else "") for number, to in enumerate(sorted(wanted))]
-    staging = cache.pool.stage([], intent=INTENT, places=_to_text(places))
+    staging = cache.stage([], intent=INTENT, places=_to_text(places))
     made: dict[Path, Fresh] = {}
     ready = False
     try:
@@ -142,7 +142,7 @@ def recover_together(cache: Cache, marker: Marker) -> None:
         place.clear()
         if not begun and not os.path.lexists(place.to):
             cache.chains.release(place.to)
-    Staging(cache.pool.transport, marker).end()
+    cache.staging(marker).end()
 
 
 def _has_second(temporary: Path, second: Path) -> bool:

@@ -182,18 +182,52 @@ def test_a_marker_of_another_account(
     assert path.exists(), "it is its writer's to end"
 
 
+@pytest.mark.parametrize("facts", [get_machine, set_image, set_machine])
+def test_a_file_of_the_victim_that_becomes_a_marker(
+    place: Path, shared: statepool.StatePool, precious: Callable[[], None], facts: Callable[[Path], dict[str, str]]
+) -> None:
+    """What a group may write to, and rename, need not say what its owner wrote."""
+    for name in ("attacker", "victim"):
+        (place / name).mkdir()
+    os.chown(place / "attacker", ATTACKER, 0)
+    as_attacker("import os, sys; os.chdir(sys.argv[1]); open('evil.tmp', 'w'); open('a', 'w').close(); os.link('a', 'b.tmp')", place / "attacker")
+    marker = {"format": 1, "digests": [manifest(place)["digest"]], "writer": DEAD, "facts": facts(place)}
+    shared.image("vm1/disk").set("again", source=place / "other.qcow2")
+    record = max((place / "cache/.statepool/log/vm1").iterdir())
+    assert record.stat().st_uid == 0
+    path = place / "cache" / layout.marker("deadbeefdeadbeef")
+    as_attacker(PLANT + "; os.rename(sys.argv[1], sys.argv[3])", record, json.dumps(marker), path)
+    everything(shared, place)
+    precious()
+    assert list((place / "victim").iterdir()) == []
+    assert not (place / "nothing").exists()
+
+
+UNDER_WAY = """
+import os, sys
+from pathlib import Path
+import statepool
+from statepool.transfer import overlays
+place = Path(sys.argv[1])
+overlays.Place.put = lambda _: os._exit(0)
+pool = statepool.StatePool(place / "cache", [place / "pool"])
+cache = pool._cache
+chain = cache.pool.chain(statepool.StateId("vm1/disk", "install"))
+overlays.make_together(cache, {place / "run/disk.qcow2": chain}, overwrite=False)
+"""
+
+
 def test_an_own_marker_is_obeyed(place: Path, shared: statepool.StatePool) -> None:
-    """Also in a cache that others can write to."""
+    """Also in a cache that others can write to, and whatever they have made of it."""
     (place / "run").mkdir()
-    temporary = place / "run/.statepool-cafecafecafecafe-0.tmp"
-    temporary.write_bytes(b"half")
-    places = [{"to": str(place / "run/disk.qcow2"), "temporary": str(temporary), "before": ""}]
-    marker = {"format": 1, "digests": [], "writer": DEAD, "facts": {"intent": "get-machine", "places": json.dumps(places)}}
-    path = place / "cache" / layout.marker("cafecafecafecafe")
-    path.write_text(json.dumps(marker))
+    subprocess.run([sys.executable, "-c", UNDER_WAY, place], check=True, timeout=60)
+    (path,) = (place / "cache" / layout.INCOMING).glob("*.json")
+    assert len(list((place / "run").iterdir())) == 2
+    as_attacker(PLANT, path, json.dumps({"format": 1, "digests": [], "writer": DEAD, "facts": get_machine(place)}))
     shared.image("vm1/disk").get("install")
-    assert not temporary.exists()
+    assert list((place / "run").iterdir()) == []
     assert not path.exists()
+    assert not list((place / "cache/.statepool/accounts/0/markers").iterdir())
 
 
 # -- notes -------------------------------------------------------------------------------------------------------------------------------------------
