@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from statepool.beneath import Beneath
-from statepool.errors import AccessDenied, MissingFile, NoSpace, StatePoolError, TransportError, UnsafeImage, about_file
+from statepool.errors import AccessDenied, InUse, MissingFile, NoSpace, StatePoolError, TransportError, UnsafeImage, about_file
 
 REASONS = {
     "regular-file": "An image is a regular file: a FIFO would wait forever, a device or a link can lead anywhere.",
@@ -108,6 +108,20 @@ def open_regular(path: Path | str | Beneath, flags: int = os.O_RDONLY, *, wait: 
         os.close(descriptor)
         raise
     return descriptor
+
+
+def open_same(path: Path | str | Beneath, made: os.stat_result, flags: int = os.O_RDONLY) -> int:
+    """
+    As :func:`open_regular`, of a file that was made a moment ago.
+
+    :param made: its status then
+    :raises InUse: another file has its name
+    """
+    descriptor = open_regular(path, flags)
+    if os.path.samestat(os.fstat(descriptor), made):
+        return descriptor
+    os.close(descriptor)
+    raise InUse(f"{path} was replaced by another file as soon as it was made", path=str(path), hint="look who may write to its directory")
 
 
 def _open(path: Path | str | Beneath, flags: int) -> int:

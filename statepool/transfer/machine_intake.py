@@ -134,7 +134,7 @@ class MachineIntake:
         objects = {name: str(Image(self.machine, name)) for name in self.images}
         self._require_files()
         for path in self.images.values() if not dry_run else ():
-            settle_names(path)
+            settle_names(path, self.cache.chains.leads_here)
         with ExitStack() as stack:
             mode = opened.unwritten if self.running else opened.exclusive
             descriptors = {name: stack.enter_context(mode(path)) for name, path in self.images.items()}
