@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attrs import evolve, field, frozen
 
-from statepool.beneath import Beneath, Descriptor
+from statepool.beneath import Beneath, Descriptor, beside
 from statepool.errors import NotFound, UsageError
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, StateId
@@ -229,7 +229,7 @@ class MachineIntake:
             backing=os.fsdecode(header.backing_name or b"") if header is not None else "",
             mode=stat.S_IMODE(os.fstat(looked.descriptor).st_mode),
             owner=os.fstat(looked.descriptor).st_uid,
-            stamp=stamp(looked.path),
+            stamp=stamp(beside(looked.path)),
         )
 
     def _manifest(self, looked: _Looked, descriptor: int, digest: Digest, size: int) -> Manifest:

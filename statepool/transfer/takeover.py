@@ -23,7 +23,7 @@ from statepool.pools.staging import Marker, Staging, is_let_go, read_markers
 from statepool.qcow2 import opened
 from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import apply_patches, backing_again, read_header_fd
-from statepool.transfer.access import Access, close_to_others, give_back_to, only_ours, open_to_readers, restored
+from statepool.transfer.access import OURS_ALONE, Access, close_to_others, give_back_to, open_to_readers, restored
 from statepool.transfer.cache import Cache
 from statepool.transfer.frozen import is_below
 from statepool.transfer.ready import clear_place, make_durable, require_good
@@ -309,17 +309,18 @@ def open_again(gathered: Beneath) -> None:
 
 
 def _separate(cache: Cache, under_way: Takeover, descriptor: int) -> None:
-    temporary = under_way.working.with_name(f".statepool-{cache.pool.nonce()}.tmp")
+    working = beside(under_way.working)
+    temporary = Beneath(working.tree, f".statepool-{cache.pool.nonce()}.tmp")
     try:
-        with open(temporary, "x+b", buffering=0, opener=only_ours) as target:
-            copy(descriptor, target.fileno(), under_way.manifest.size)
-            put_on_backing(target.fileno(), temporary, under_way.backing, under_way.sibling)
-            under_way.access.give(target.fileno(), under_way.working)
-            os.fsync(target.fileno())
-        os.replace(temporary, under_way.working)
+        with Descriptor(temporary.open(os.O_RDWR | os.O_CREAT | os.O_EXCL, OURS_ALONE)) as target:
+            copy(descriptor, target, under_way.manifest.size)
+            put_on_backing(target, Path(temporary), under_way.backing, under_way.sibling)
+            restored(Access.of(descriptor), under_way.owner, under_way.mode).give(target, under_way.working)
+            os.fsync(target)
+        working.tree.rename(temporary.path, working.path)
         open_to_readers(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary.remove()
 
 
 def put_on_backing(descriptor: int, path: Path, name: str, other: str) -> None:
