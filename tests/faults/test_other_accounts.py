@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 
 import statepool
+from pytest_statepool.provision import Provisioner
+from pytest_statepool.tally import Tally
 from statepool.pools import layout
 from statepool.transports.base import Entry
 from statepool.transports.local import LocalTransport
@@ -302,6 +304,26 @@ for place in ("passing-0123", "pytest-1-1/x", "avocado-job/test/elsewhere"):
     everything(shared, place)
     precious()
     assert (place / "cache/.statepool/working/passing-0123/writer.json").exists()
+
+
+def test_the_directory_of_a_run_is_exchanged(place: Path, shared: statepool.StatePool) -> None:
+    """For one in which links lead to other images of this account, while tests use those of the run."""
+    victim = place / "rootonly"
+    victim.mkdir(mode=0o700)
+    shutil.copy(place / "other.qcow2", victim / "0.qcow2")
+    base = shared.working_directory()
+    run = Provisioner(shared, Tally())
+    (run._directory / "x").mkdir()
+    evil = """
+import os, sys
+accounts, directory, victim = sys.argv[1:]
+os.rename(accounts, accounts + "-before")
+os.makedirs(directory)
+os.symlink(victim, directory + "/x")
+"""
+    as_attacker(evil, base.parent.parent, run._directory, victim)
+    run.close()
+    assert (victim / "0.qcow2").exists()
 
 
 def test_a_record_of_a_use_names_what_is_not_its_writers(place: Path, shared: statepool.StatePool, precious: Callable[[], None]) -> None:
