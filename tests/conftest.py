@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,9 +24,23 @@ from statepool.testing.guest import make_guest
 from statepool.testing.machines import Lab
 from statepool.testing.sshd import Sshd, run_sshd, sshd_program
 
-# The same examples in every run, and no deadlines: a slow machine is not a failure.
-hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# No deadlines: a slow machine is not a failure. The same examples in every run, unless EXAMPLES says how many others are to be tried.
+EXAMPLES = int(os.environ.get("EXAMPLES", "0"))
+hypothesis.settings.register_profile(
+    "house",
+    deadline=None,
+    derandomize=not EXAMPLES,
+    max_examples=EXAMPLES or 100,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
 hypothesis.settings.load_profile("house")
+
+# Who starts the tests may have us ignore signals, as nohup(1) and shells do for what runs in the background, and what we start would inherit that.
+# With a handler of ours we are as deaf, and they begin as usual.
+for _signal in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, lambda number, frame: None)
 
 ROOT = Path(__file__).resolve().parents[1]
 
