@@ -112,7 +112,9 @@ def missing_tool() -> str | None:
     return None if done.returncode == 0 else f"strace may not trace here: {done.stderr.strip()}"
 
 
-def changing_calls(command: Sequence[str], *, cwd: os.PathLike[str], env: Mapping[str, str] | None = None, timeout: float = 60.0) -> list[SystemCall]:
+def changing_calls(
+    command: Sequence[str], *, cwd: os.PathLike[str], env: Mapping[str, str] | None = None, timeout: float = 600.0
+) -> list[SystemCall]:
     """
     Run a command to its end.
 
@@ -147,7 +149,7 @@ def _between_marks(lines: Sequence[str]) -> list[SystemCall]:
     return calls
 
 
-def kill_at(command: Sequence[str], call: SystemCall, *, cwd: os.PathLike[str], env: Mapping[str, str] | None = None, timeout: float = 60.0) -> None:
+def kill_at(command: Sequence[str], call: SystemCall, *, cwd: os.PathLike[str], env: Mapping[str, str] | None = None, timeout: float = 600.0) -> None:
     """
     Run a command that is killed, as by ``kill -9``, when it is about to make a system call, which has no effect any more.
 
@@ -167,7 +169,7 @@ def fail_at(
     onwards: bool = False,
     cwd: os.PathLike[str],
     env: Mapping[str, str] | None = None,
-    timeout: float = 60.0,
+    timeout: float = 600.0,
 ) -> subprocess.CompletedProcess[str]:
     """
     Run a command in which a system call fails and has no effect.

@@ -17,7 +17,7 @@ from statepool.testing.sshd import SFTP_SERVER
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("pool", "cache", "working images")
 
-pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems"), pytest.mark.timeout(1200)]
 
 
 def run(*words: str | Path) -> None:

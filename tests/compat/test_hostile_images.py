@@ -55,7 +55,7 @@ def hostile_check(name: str) -> str:
     return HOSTILE[name][1] if name in HOSTILE else special.get(name, "loop")
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [*HOSTILE, *FILES, "loop-self", "orphan", "child-of-raw", "chain-0"])
 def test_a_hostile_working_image(empty: Any, gallery: Path, no_tools: None, name: str) -> None:
     source = gallery / f"vm1/disk/{name}.qcow2"
@@ -72,7 +72,7 @@ def test_a_hostile_working_image(empty: Any, gallery: Path, no_tools: None, name
         assert caught.value.check == hostile_check(name)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [*HOSTILE, *FILES, *CHAINS])
 def test_a_hostile_file_in_a_pool_of_another_tool(empty: Any, gallery: Path, no_tools: None, name: str) -> None:
     before = photograph(empty.root, gallery)
@@ -125,7 +125,7 @@ def test_adopting_hostile_files(empty: Any, gallery: Path, no_tools: None, tmp_p
             assert described == kept[path]
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [*HOSTILE, *FILES])
 def test_a_hostile_image_that_a_record_vouches_for(empty: Any, gallery: Path, no_tools: None, name: str) -> None:
     parent = empty.forge(empty.pool, "parent", (gallery / "vm1/disk/parent.qcow2").read_bytes())

@@ -28,7 +28,7 @@ from statepool.transports.registry import open_transport
 
 OBJECT = "vm1/disk"
 KIB = 1 << 10
-LIMIT = 60
+LIMIT = 600
 
 
 def qemu(*command: str | Path, cwd: Path | None = None) -> str:

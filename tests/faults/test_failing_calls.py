@@ -13,7 +13,7 @@ from statepool.testing.crash import changing_calls, fail_at
 if TYPE_CHECKING:
     from conftest import Lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("strace")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("strace")]
 
 NAMES = (
     "write",

@@ -12,7 +12,7 @@ from statepool.testing.crash import SystemCall, changing_calls, kill_at
 if TYPE_CHECKING:
     from conftest import Lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("strace")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("strace")]
 
 PARTS = 4
 """Each step's system calls are shared by so many tests, which can run side by side."""

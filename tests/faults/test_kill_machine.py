@@ -22,11 +22,11 @@ from statepool.testing.crash import changing_calls, kill_at
 from statepool.transports.copying import hash_file
 from statepool.transports.registry import open_transport
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("strace")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("strace")]
 
 IMAGES = ("disk", "data")
 MIB = 1 << 20
-LIMIT = 60
+LIMIT = 600
 
 ESSENTIAL = {
     "get": {"link", "mkdir", "rename", "symlink", "unlink", "write"},

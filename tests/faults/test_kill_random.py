@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from conftest import Lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROUNDS, KILLS = 10, 30
 LONGEST = 0.12

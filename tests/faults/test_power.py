@@ -26,7 +26,7 @@ from statepool.testing.crash import SystemCall, changing_calls, kill_at
 if TYPE_CHECKING:
     from conftest import Lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 """``_IOR('X', 125, __u32)`` in ``fs/ext4/ext4.h``."""

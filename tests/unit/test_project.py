@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import docutils.core
@@ -122,3 +123,12 @@ def test_readme_names_files_as_they_are() -> None:
     readme = (ROOT / "README.rst").read_text(encoding="utf-8")
     assert "    make demo\n" in readme
     assert "    make test\n" in readme
+
+
+def test_signals_that_who_starts_the_tests_ignores_are_not_ignored_by_what_they_start() -> None:
+    """As in the background of a shell, or under nohup: tests of interruption would wait in vain."""
+    tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/unit/cli/test_errors.py", "-k", "from_the_keyboard or at_a_terminal"]
+    command = ["sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", *tests]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout

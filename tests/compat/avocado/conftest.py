@@ -16,7 +16,7 @@ import statepool
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZE = 4 << 20
-LIMIT = 240
+LIMIT = 1200
 """Seconds that a job may take; one that takes longer hangs."""
 
 

@@ -71,7 +71,7 @@ SECONDS = float(os.environ.get("SOAK_SECONDS", "10"))
 """How long two hosts work against each other."""
 
 
-@pytest.mark.timeout(300 + 2 * SECONDS)
+@pytest.mark.timeout(1200 + 2 * SECONDS)
 def test_no_acknowledged_state_is_lost(lab: Lab, make_image: Callable[..., Path]) -> None:
     image = make_image(lab.root / "image.qcow2", 4 * MIB, writes=[(0, 64 << 10, 1), (3 * MIB, 64 << 10, 2)])
     chance = random.Random(3)

@@ -18,7 +18,7 @@ import pytest
 from statepool.cli.progress import TerminalProgress, choose_progress
 from statepool.model.progress import SILENT
 
-LIMIT = 60.0
+LIMIT = 600.0
 """Seconds after which something that was to be drawn counts as missing."""
 
 CHILD = """
