@@ -5,6 +5,8 @@ Anything at all, done to a lab by processes that are stopped and killed; and wha
 of a process that works from now on, forked, or under strace(1) which kills it at the ``CALL``; ``["signal", PID, NUMBER]``, and waits where that was
 SIGKILL; ``["gc"]``. What the processes are about to do, and what they were told is done, is in ``said`` in their order.
 
+``campaign.py see IMAGE``: what a guest sees in it, as one word.
+
 ``campaign.py check``: what is not as it must be, a line each. ``campaign.py check clean`` also says what is left over.
 """
 
@@ -265,17 +267,23 @@ def run(seed: int, cache: str, slot: str) -> None:
     os._exit(1)
 
 
+_TRACED: list[subprocess.Popen[bytes]] = []
+"""Kept, since those that are forgotten are waited for by the next one."""
+
+
 def begin(seed: int, slot: str, call: str | None, cache: str) -> int:
     if call is not None:
         name, _, _ = call.partition(":")
         command = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace=?{name}", "-e", f"inject={call}"]
         command += [sys.executable, "-B", __file__, "run", str(seed), cache, slot]
-        return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid
+        _TRACED.append(subprocess.Popen(command, process_group=0, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return _TRACED[-1].pid
     pid = os.fork()
     if pid == 0:
-        os.setsid()
+        os.setpgid(0, 0)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         run(seed, cache, slot)
+    os.setpgid(pid, pid)  # by both, so that it is one in any case when we are asked to signal it
     return pid
 
 
@@ -443,12 +451,17 @@ class History:
 def main(what: str, *words: str) -> int:
     if what == "work":
         nursery(*words)
+    elif what == "see":
+        sys.stdout.write(seen_in(Path(*words)))
     elif what == "run":
         run(int(words[0]), *words[1:])
     else:
-        wrong = list(check(clean="clean" in words))
-        sys.stdout.write("".join(f"{line}\n" for line in wrong))
-        return bool(wrong)
+        wrong = False
+        for line in check(clean="clean" in words):  # each at once: the next look may come to grief
+            wrong = True
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+        return wrong
     return 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -98,7 +99,8 @@ def lab(request: pytest.FixtureRequest, tmp_path: Path, make_image: Callable[...
     try:
         lab = place / "lab"
         lab.mkdir()
-        statepool.init(lab / "pool")
+        for name in ("pool", "here", "there"):
+            statepool.init(lab / name)
         make_image(lab / "base.qcow2", 1 << 20, writes=[(0, 65536, 1)])
         yield lab
     finally:
@@ -199,3 +201,59 @@ def test_anything_at_all(lab: Path) -> None:
             host.end()
     deeds = (lab / "said").read_text().count("\n")
     print(f"{campaign.kills} kills, {campaign.stops} stops, {deeds} lines in {lab / 'said'}")  # noqa: T201
+
+
+def tear(lab: Path) -> None:
+    for path in (lab / "pool/.statepool/data").iterdir():
+        path.chmod(0o644)
+        with open(path, "ab") as file:
+            file.write(b"x")
+
+
+def lose_bytes(lab: Path) -> None:
+    for path in (lab / "pool/.statepool/data").iterdir():
+        path.unlink()
+
+
+def lose_a_promise(lab: Path) -> None:
+    statepool.StatePool(lab / "here", [lab / "pool"]).image("vm1/disk").unset("one", scope=None)
+
+
+def leave_something(lab: Path) -> None:
+    (lab / "pool/.statepool/trash/x").touch()
+
+
+def lose_an_image(lab: Path) -> None:
+    (lab / "work.qcow2").unlink()
+
+
+def see_something_else(lab: Path) -> None:
+    words = (lab / "said").read_text().splitlines()
+    (lab / "said").write_text("\n".join([*words, json.dumps(["image", "work.qcow2", "else"])]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (tear, "is torn"),
+        (lose_bytes, "the bytes of .* are gone"),
+        (lose_a_promise, "was set for certain"),
+        (leave_something, "is left over"),
+        (lose_an_image, "work.qcow2 is gone"),
+        (see_something_else, "in work.qcow2 is"),
+    ],
+)
+def test_what_must_not_be_is_noticed(tmp_path: Path, make_image: Callable[..., Path], harm: Callable[[Path], None], message: str) -> None:
+    statepool.init(tmp_path / "pool")
+    work = make_image(tmp_path / "work.qcow2", 1 << 20, writes=[(0, 65536, 1)])
+    make_image(tmp_path / "same.qcow2", 1 << 20, writes=[(0, 65536, 1)])
+    seen = subprocess.run([sys.executable, "-B", PROGRAM, "see", "same.qcow2"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    stored = statepool.StatePool(tmp_path / "here", [tmp_path / "pool"]).image("vm1/disk").set("one", source=work)
+    said = [["begin", "1", "set", [["vm1/disk", "one"]], [seen]], ["done", "1", [stored.digest]], ["image", "work.qcow2", seen]]
+    (tmp_path / "said").write_text("".join(json.dumps(line) + "\n" for line in said))
+    command = [sys.executable, "-B", PROGRAM, "check", "clean"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout == ""
+    harm(tmp_path)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert re.search(message, done.stdout + done.stderr), done
