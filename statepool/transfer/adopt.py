@@ -102,6 +102,8 @@ class Adoption:
             if state.kind is not Kind.IMAGE:
                 raise UsageError(f"{layout.view(state)} is the RAM of a machine, and cannot be adopted without its fingerprint")
             chain = unmanaged_chain(self.pool, state, self.pool.fold(state.machine))
+            if not chain or chain[0].manifest.digest is not None:
+                return  # it is gone since it was found, or another adoption was faster
             for member in chain[1:]:
                 self._adopt_with_parents(member.manifest.id, found, done, adopted, dry_run) if member.manifest.digest is None else None
             adopted.append(self._would_adopt(state) if dry_run else self._adopt(chain))

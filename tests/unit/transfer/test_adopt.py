@@ -170,3 +170,23 @@ def test_what_a_working_image_stands_on_survives_an_adoption(lab: Any) -> None:
     lab.unmanaged("cache", "install")
     assert [adopted.problem for adopted in Adoption(lab.cache().pool).run()] == [None]
     assert cache.data(chain[0].digest).exists()
+
+
+@pytest.mark.parametrize("what", ["adopted", "removed"])
+def test_what_is_not_there_to_adopt_any_more_is_passed_over(lab: Any, what: str) -> None:
+    """Another adoption, or the other tool, gets between what was found and its turn."""
+    lab.unmanaged("pool", "a")
+    path = lab.unmanaged("pool", "b")
+
+    class Meanwhile(NoProgress):
+        done = False
+
+        def begin(self, title: str, total: int | None) -> None:
+            if not self.done:
+                self.done = True
+                path.unlink() if what == "removed" else Adoption(lab.pool()).run()
+
+    assert "b" not in [one.state for one in Adoption(lab.pool(), progress=Meanwhile()).run()]
+    assert (lab.pool().find(StateId("vm1/disk", "b")) is not None) == (what == "adopted")
+    assert lab.pool().find(StateId("vm1/disk", "a")) is not None
+    assert lab.leftovers(lab.pool()) == []
