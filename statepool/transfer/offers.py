@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from statepool.errors import IntegrityError, InvalidName, MissingFile, StatePoolError, UsageError
+from statepool.errors import IntegrityError, InvalidName, MissingFile, NotFound, StatePoolError, UsageError
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import ROOT, Kind, Manifest, Parent, StateId
@@ -331,7 +331,13 @@ def _listed_unmanaged(pool: Pool, unmanaged: Unmanaged, fold: Fold, looked: Look
     bare = Manifest(object=state.object, state=state.state, kind=state.kind, size=unmanaged.stat.size)
     if state.kind is not Kind.IMAGE:
         return Listed(bare, where, managed=False)
-    return _or_problem(lambda: Listed(with_parents(unmanaged_chain(pool, state, fold, looked)[:2])[0], where, managed=False), bare, where)
+
+    def listed() -> Listed:
+        if not (chain := unmanaged_chain(pool, state, fold, looked)):
+            raise NotFound(f"{state} in {pool} was removed meanwhile", object=str(state), pool=str(pool), hint="look again")
+        return Listed(with_parents(chain[:2])[0], where, managed=False)
+
+    return _or_problem(listed, bare, where)
 
 
 def _or_problem(make: Callable[[], Listed], bare: Manifest, where: tuple[str, ...]) -> Listed:

@@ -15,6 +15,7 @@ from statepool.pools import layout
 from statepool.testing.faults import FaultyTransport, Stop, on
 from statepool.testing.privileges import permissions_count
 from statepool.testing.trees import photograph
+from statepool.transfer import offers
 from statepool.transfer.adopt import Adoption
 from statepool.transfer.tidy import tidy_pool
 
@@ -190,3 +191,13 @@ def test_what_is_not_there_to_adopt_any_more_is_passed_over(lab: Any, what: str)
     assert (lab.pool().find(StateId("vm1/disk", "b")) is not None) == (what == "adopted")
     assert lab.pool().find(StateId("vm1/disk", "a")) is not None
     assert lab.leftovers(lab.pool()) == []
+
+
+def test_what_is_removed_while_it_is_listed_is_a_problem_of_its_own(lab: Any) -> None:
+    path = lab.unmanaged("pool", "b")
+    pool = lab.pool()
+    (unmanaged,) = pool.unmanaged("vm1")
+    path.unlink()
+    fold = pool.fold("vm1")
+    listed = offers._listed_unmanaged(pool, unmanaged, fold, offers.Looked(pool, {"vm1": fold}))
+    assert "was removed meanwhile" in str(listed.problem)
