@@ -187,7 +187,7 @@ def is_let_go(transport: Transport, marker: Marker, now: float) -> bool:
 def _open_locked(transport: LocalTransport, path: str, how: int) -> Descriptor | None:
     """:returns: a file with a lock on it that lasts as long as the descriptor; None if it cannot be had"""
     try:
-        descriptor = Descriptor(transport.tree.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        descriptor = transport.tree.open(path, os.O_RDONLY | os.O_NONBLOCK)
         fcntl.flock(descriptor.number, how | fcntl.LOCK_NB)
     except (BlockingIOError, FileNotFoundError, PermissionError):
         return None  # it is held, or gone, or another account's

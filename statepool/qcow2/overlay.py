@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from statepool.beneath import Descriptor
 from statepool.errors import FileInTheWay, StatePoolError, UsageError
 from statepool.qcow2.files import translated
 from statepool.qcow2.header import EXTENSION_BACKING_FORMAT, EXTENSION_FEATURE_NAMES, MAGIC, Patch, apply_patches, encode_backing_name
@@ -158,19 +159,17 @@ def create_overlay(
     """
     native = is_native(virtual_size, backing_name, cluster_size=cluster_size)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        made = Descriptor(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     except FileExistsError as error:
         raise FileInTheWay(f"{path} exists already", path=str(path), hint="choose another path, or ask for overwriting") from error
     except OSError as error:
         raise translated(error, known_as or path, "create") from error
     try:
-        try:
+        with made as descriptor:
             if native:
                 length, pieces = _pieces(virtual_size, backing_name, cluster_size)
                 apply_patches(descriptor, pieces)
                 os.ftruncate(descriptor, length)
-        finally:
-            os.close(descriptor)
         if not native:
             (tool or QemuImg()).create_overlay(path, backing_name, virtual_size, cluster_size=cluster_size)
     except BaseException as error:

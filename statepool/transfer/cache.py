@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from statepool.beneath import Beneath, Descriptor, Tree
+from statepool.beneath import Beneath, Tree
 from statepool.errors import AccessDenied, UsageError
 from statepool.model.digest import Digest
 from statepool.model.outcomes import Collected
@@ -133,7 +133,7 @@ class Cache:
         """
         if (found := file_of(self.tree, digest, lambda _: source)) is not None:
             # Not opened for reading: this process may hold a lease on it, as of a file that is being set.
-            with Descriptor(found.open(os.O_PATH)) as descriptor:
+            with found.open(os.O_PATH) as descriptor:
                 self.trust.record(digest, descriptor, hashed, flushed=flushed, source=source, ours=found.tree is self.tree)
 
     def working_directory(self) -> Path:

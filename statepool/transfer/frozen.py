@@ -20,6 +20,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from statepool.beneath import Descriptor
 from statepool.pools.log import random_nonce
 from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import apply_patches, backing_patch, is_empty_overlay, read_header_fd, read_header_file, reader
@@ -69,11 +70,8 @@ class Names:
             raise translated(error, "give a second name to", Subject(str(self.working), path=str(self.working)), lacks=LINKS) from error
         try:
             create_overlay(self.live, virtual_size, str(self.below), mode=OURS_ALONE)
-            descriptor = open_regular(self.live)
-            try:
+            with open_regular(self.live) as descriptor:
                 Access.of(self.working).give(descriptor, self.working)
-            finally:
-                os.close(descriptor)
         except BaseException:
             self.clear()
             raise
@@ -150,12 +148,9 @@ def _mend(working: Path) -> None:
     names = names_below(working)
     if names is None or not names.below.exists():
         return
-    descriptor = os.open(names.below, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with Descriptor(os.open, names.below, os.O_RDONLY | os.O_CLOEXEC) as descriptor:
         below = read_header_fd(descriptor, str(names.below))
         empty = is_empty_overlay(reader(descriptor), below)
-    finally:
-        os.close(descriptor)
     name = os.fsdecode(below.backing_name or b"")
     if not (empty and name):  # a root of a chain has no name below it: what it holds is written into the image, which then stands alone
         QemuImg().rebase(working, name)
@@ -182,11 +177,8 @@ def _settle_names(working: Path) -> None:
 
 
 def _was_written(path: Path) -> bool:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with Descriptor(os.open, path, os.O_RDONLY | os.O_CLOEXEC) as descriptor:
         return not is_empty_overlay(reader(descriptor), read_header_fd(descriptor, str(path)))
-    finally:
-        os.close(descriptor)
 
 
 def _is_one(one: Path, other: Path) -> bool:

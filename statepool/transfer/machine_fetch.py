@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
-from statepool.beneath import Beneath, Descriptor
+from statepool.beneath import Beneath
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, StateId
 from statepool.model.outcomes import Verified
@@ -213,7 +213,7 @@ class _RamFetch(_PartFetch):
             return None
         if (here := self._cache.bytes(promised.digest)) is None:
             return None
-        with Descriptor(open_regular(here)) as descriptor:
+        with open_regular(here) as descriptor:
             manifest = _ram(promised, promised.digest, descriptor)
         self._publish(manifest)
         self._cache.trust.note_source(promised.digest, str(self._source))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.beneath import Beneath, Descriptor, beside
+from statepool.beneath import Beneath, beside
 from statepool.errors import AccessDenied, BadRecord, Conflict, InUse, MissingFile, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
@@ -206,7 +206,7 @@ def _own(cache: Cache, nonce: str) -> Marker | None:
     """:returns: a marker that this account has written; None if it is another one's to end, or another process has ended it"""
     path = layout.marker(nonce)
     try:
-        with Descriptor(open_regular(cache.file(path))) as descriptor:
+        with open_regular(cache.file(path)) as descriptor:
             if os.fstat(descriptor).st_uid != os.geteuid():
                 return None
             content = os.read(descriptor, MAX_RECORD)
@@ -317,7 +317,7 @@ def _restore(under_way: Takeover, descriptor: int, path: Path) -> None:
 
 def open_again(gathered: Beneath) -> None:
     """Let a file that was made read-only be opened for writing, as far as its mode is ours: who may write to it all the same needs no more."""
-    with suppress(PermissionError), Descriptor(open_regular(gathered)) as descriptor:
+    with suppress(PermissionError), open_regular(gathered) as descriptor:
         os.fchmod(descriptor, 0o600)
 
 

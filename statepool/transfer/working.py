@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.beneath import Beneath, beside, settle
+from statepool.beneath import Beneath, Descriptor, beside, settle
 from statepool.errors import FileInTheWay, InUse, MissingFile, NotFound, RefusedError, about_file
 from statepool.model.manifest import Manifest
 from statepool.pools import layout
@@ -133,14 +133,11 @@ class Fresh:
         """Flush it, if it is to be flushed, when it has the access of the file whose place it takes."""
         if access is None and not self.flush:
             return
-        descriptor = open_regular(self.temporary)
-        try:
+        with open_regular(self.temporary) as descriptor:
             if access is not None:
                 access.give(descriptor, self.to)
             if self.flush:
                 os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def drop(self) -> None:
         """Forget it."""
@@ -185,7 +182,9 @@ def prepare_working(
         mode = OURS_ALONE if access is not None else 0o666
         create_overlay(fresh.temporary, chain[0].virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout), known_as=to, mode=mode)
     except BaseException:
-        # There is no image to delete, and in a directory that is closed to us not even that could be asked.
+        # In a directory that is closed to us there is no image, and not even that can be asked.
+        with contextlib.suppress(PermissionError):
+            fresh.temporary.unlink(missing_ok=True)
         cache.chains.forget(record, with_chain=is_first)
         raise
     try:
@@ -221,11 +220,8 @@ def _settle(temporary: Path, to: Path, overwrite: bool) -> None:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with Descriptor(os.open, path, os.O_RDONLY | os.O_CLOEXEC) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def require_image(working: os.PathLike[str] | str) -> Path:
@@ -237,11 +233,8 @@ def require_image(working: os.PathLike[str] | str) -> Path:
     """
     path = Path(os.path.abspath(os.fsdecode(working)))
     with contextlib.suppress(MissingFile):
-        descriptor = open_regular(path)
-        try:
+        with open_regular(path) as descriptor:
             beginning = os.pread(descriptor, len(MAGIC), 0)
-        finally:
-            os.close(descriptor)
         if beginning and beginning != MAGIC:
             raise refusal("magic", str(path), "it is no working image", path=str(path))
     return path
