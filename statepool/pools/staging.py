@@ -21,6 +21,7 @@ from statepool.model.digest import Digest
 from statepool.pools import layout
 from statepool.pools.log import MAX_RECORD
 from statepool.pools.records import decode
+from statepool.pools.talks import VAIN
 from statepool.pools.writer import Writer
 from statepool.transports.base import Transport
 from statepool.transports.local import LocalTransport
@@ -209,8 +210,8 @@ def restore(transport: Transport, digest: Digest) -> bool:
 
     :returns: whether they are there
     """
-    looks = 0
-    while looks < LOOKS:
+    looks = moves = 0
+    while looks < LOOKS and moves < VAIN:
         if transport.stat(layout.data(digest)) is not None:
             return True
         aside = [entry.name for entry in transport.scan(layout.TRASH) if layout.trashed(entry.name) == digest]
@@ -221,5 +222,5 @@ def restore(transport: Transport, digest: Digest) -> bool:
             transport.rename(f"{layout.TRASH}/{aside[0]}", layout.data(digest))
             return True
         except MissingFile:
-            continue  # somebody else moved it back, or away for good: look again
+            moves += 1  # somebody else moved it back, or away for good: look again
     return transport.stat(layout.data(digest)) is not None
