@@ -100,6 +100,8 @@ class Fetch:
         if not self._cache.pool.is_managed and self._source.transport.capabilities.local:
             self._look_first(missing)
         self._cache.prepare()
+        for member in missing:  # before anything is evicted for their sake
+            require_proportion(self._source, member.manifest, member.path)
         make_room(self._cache, [member.manifest for member in missing], self._source.transport, keep=self._digests())
         before = self._named()
         self._progress.begin(self._title, sum(member.manifest.size for member in missing))
