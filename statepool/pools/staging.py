@@ -79,19 +79,20 @@ class Marker:
 
 
 def read_markers(transport: Transport) -> list[Marker]:
-    """:returns: the markers that are there"""
-    markers = []
-    for entry in transport.scan(layout.INCOMING):
-        nonce, dot, suffix = entry.name.partition(".")
-        if dot and suffix == "json":
-            path = layout.marker(nonce)
-            try:
-                content = transport.read(path, 0, MAX_RECORD)
-                where = f"{transport.location}/{path}"
-                markers.append(Marker(nonce, frozenset(), Writer.gone()) if _is_torn(content) else Marker.from_bytes(nonce, content, where))
-            except MissingFile:
-                continue  # its writer has ended meanwhile
-    return markers
+    """
+    :returns: the markers that are there
+    :raises IntegrityError: they cannot be read, or are longer together than any are
+    """
+    names = [entry.name.partition(".") for entry in transport.scan(layout.INCOMING)]
+    nonces = [nonce for nonce, dot, suffix in names if dot and suffix == "json"]
+    contents = transport.read_many([layout.marker(nonce) for nonce in nonces], MAX_RECORD)
+    found = [(nonce, content) for nonce, content in zip(nonces, contents, strict=True) if content is not None]  # else its writer has ended meanwhile
+    return [
+        Marker(nonce, frozenset(), Writer.gone())
+        if _is_torn(content)
+        else Marker.from_bytes(nonce, content, f"{transport.location}/{layout.marker(nonce)}")
+        for nonce, content in found
+    ]
 
 
 def _is_torn(content: bytes) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from statepool.errors import BadRecord, FileExists, LockTimeout, MissingFile
+from statepool.errors import BadRecord, FileExists, IntegrityError, LockTimeout, MissingFile
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.pools import claims, layout, staging, view
@@ -19,9 +19,10 @@ from statepool.pools.fold import Publish
 from statepool.pools.log import MachineLog
 from statepool.pools.pool import Pool
 from statepool.pools.records import Record
-from statepool.pools.staging import restore
+from statepool.pools.staging import read_markers, restore
 from statepool.pools.view import View
 from statepool.testing.memory import MemoryStore, MemoryTransport
+from statepool.transports import base
 from statepool.transports.base import Entry, FileKind
 
 State = Callable[..., Manifest]
@@ -146,6 +147,17 @@ def test_a_log_that_grows_each_time_it_is_looked_at(pool: Pool, state: State) ->
 
     View(pool.transport).update([state("install").id], fold)  # type: ignore[arg-type]
     assert next(numbers) < 100
+
+
+def test_markers_that_are_longer_than_any(transport: MemoryTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may be as long as a record, and be a hole: they are not read without end, nor one after the other."""
+    transport.make_directory(layout.INCOMING)
+    for number in range(3):
+        transport.create(layout.marker(f"{number:016x}"), bytes(40))
+    assert len(read_markers(transport)) == 3
+    monkeypatch.setattr(base, "MOST_TOGETHER", 100)
+    with pytest.raises(IntegrityError, match=r"has more than"):
+        read_markers(transport)
 
 
 def test_beats_in_any_number_are_looked_through_once() -> None:
