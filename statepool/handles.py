@@ -14,11 +14,12 @@ from attrs import evolve
 from statepool.backends.base import Context, Options, Target
 from statepool.backends.machines import QCOW2MachineBackend
 from statepool.backends.running import RunningStates
-from statepool.errors import UsageError
+from statepool.errors import UsageError, about_file
 from statepool.model.objects import Machine
 from statepool.model.outcomes import Got, Listing, Removed, Stored, WaitFor
 from statepool.model.scope import Scope
 from statepool.transfer.working import refuse_inside
+from statepool.transports.failures import Subject, translated
 
 Working = Mapping[str, str | os.PathLike[str]]
 """Working images, by the names of a machine's images."""
@@ -93,7 +94,7 @@ class MachineHandle(RunningStates):
             return self._backend.get(self._target(to), state, options)
         refuse_inside(to, self.context.cache, self.context.sources)
         images = self.machine.images or self._backend.images(self._target(), state, options)
-        if dry_run and not os.path.lexists(to) and Path(to).parent.is_dir():
+        if dry_run and not os.path.lexists(to) and os.path.isdir(Path(to).parent):
             planned = self._backend.get(self._target(), state, options)
             places = {image: os.path.abspath(path) for image, path in _in_directory(to, images).items()}
             return evolve(planned, working=os.path.abspath(to), images=places)
@@ -178,9 +179,12 @@ def _in_directory(directory: str | os.PathLike[str], images: tuple[str, ...]) ->
 @contextlib.contextmanager
 def _directory(path: Path, *, make: bool) -> Iterator[None]:
     """A directory that is there, and not left behind if it was made for nothing."""
-    made = make and not path.exists() and path.parent.is_dir()
+    made = make and not os.path.exists(path) and os.path.isdir(path.parent)
     if made:
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise about_file(translated(error, "make the directory", Subject(str(path), path=str(path)))) from error
     try:
         yield
     except BaseException:

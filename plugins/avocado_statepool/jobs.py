@@ -85,7 +85,7 @@ class JobImages:
             os.close(lock)
 
     def _remove(self, directory: Path) -> None:
-        for image in directory.rglob("*.qcow2"):
+        for image in (path for path in directory.rglob("*.qcow2") if _is_own(path) and _is_own(path.parent)):
             self._pool.throw_away(os.readlink(image) if image.is_symlink() else image)
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -144,6 +144,14 @@ class JobImages:
         """Take away the working images of a test. Nothing happens if it has none."""
         self._remove(self.root / logdir.name)
         unlink_images(logdir)
+
+
+def _is_own(path: Path) -> bool:
+    """:returns: whether this account made a file: in a cache that a group shares, its members can exchange the directories above it"""
+    try:
+        return os.lstat(path).st_uid == os.geteuid()
+    except FileNotFoundError:
+        return False
 
 
 def _lock_of(directory: Path) -> Path:

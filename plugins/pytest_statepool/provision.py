@@ -6,6 +6,7 @@ import fcntl
 import os
 import shlex
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -185,7 +186,9 @@ class Provisioner:
 
     def _remove(self, directory: Path) -> None:
         """Take away the directory of a run, but for what is to stay."""
-        places = [path for path in directory.iterdir() if path.is_dir()]
+        if not _is_own(directory):
+            return
+        places = [path for path in directory.iterdir() if _is_own(path)]
         kept = [place for place in places if (place / _KEPT).exists()]
         for place in places:
             if place not in kept:
@@ -251,6 +254,15 @@ def _secrets_hidden() -> Iterator[None]:
         yield
     finally:
         os.environ.update(taken)
+
+
+def _is_own(directory: Path) -> bool:
+    """:returns: whether this account made a directory: in a cache that a group shares, its members can exchange those above it, for links too"""
+    try:
+        found = os.lstat(directory)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _place(working: Working) -> Path:

@@ -103,17 +103,17 @@ class Freezing:
             self._chain(image, path)
 
     def _prepare(self, image: Image, path: Path) -> _Layer:
-        settle_names(path)
+        settle_names(path, self.cache.chains.leads_here)
         disk = disk_of(self.machine, path)
         self._mend(image, disk, path)
         names = Names.new(path)
         chain = self._chain(image, path)
         if chain:
-            self.cache.chains.use(chain, names.below)
+            self.cache.chains.use(chain, Path(names.below))
         try:
             names.prepare(disk.size)
         except BaseException:
-            self.cache.chains.release(names.below)
+            self.cache.chains.release(Path(names.below))
             raise
         return _Layer(disk, names, "statepool-" + secrets.token_hex(6))
 
@@ -135,13 +135,13 @@ class Freezing:
                 path=str(path),
                 hint="end the machine; the next command on this image puts it right",
             )
-        chain = self._chain(image, names.below)
+        chain = self._chain(image, Path(names.below))
         record = self.cache.chains.use(chain, path)
         backing = str(self.cache.chains.path(chain))
         self.machine.execute("change-backing-file", device=disk.node, image_node_name=disk.node, backing_file=backing)
         self.cache.chains.release(path, besides=record)
-        names.below.unlink(missing_ok=True)
-        self.cache.chains.release(names.below)
+        names.below.remove()
+        self.cache.chains.release(Path(names.below))
 
     def _chain(self, image: Image, path: Path) -> tuple[Manifest, ...]:
         """:returns: what an image stands on, tip first; nothing if nothing backs it"""
@@ -163,7 +163,7 @@ class Freezing:
     @property
     def frozen_images(self) -> dict[Image, Path]:
         """What was written until the moment of freezing."""
-        return {image: layer.names.below for image, layer in self._layers.items()}
+        return {image: Path(layer.names.below) for image, layer in self._layers.items()}
 
     def freeze(self, agent: Path | None = None) -> None:
         """
@@ -211,8 +211,8 @@ class Freezing:
             record = self.cache.chains.use(chain, layer.names.working)
             self._rebase(layer, str(self.cache.chains.path(chain)))
             self.cache.chains.release(layer.names.working, besides=record)
-            layer.names.below.unlink(missing_ok=True)
-            self.cache.chains.release(layer.names.below)
+            layer.names.below.remove()
+            self.cache.chains.release(Path(layer.names.below))
 
     def _rebase(self, layer: _Layer, backing: str) -> None:
         try:
@@ -222,13 +222,13 @@ class Freezing:
             with opened.exclusive(layer.names.working) as descriptor:
                 header = read_header_fd(descriptor, str(layer.names.working))
                 apply_patches(descriptor, backing_patch(reader(descriptor), header, backing) or ())
-            layer.names.live.unlink(missing_ok=True)
+            layer.names.live.remove()
 
     def _drop(self) -> None:
         """Nothing was frozen: forget what was prepared."""
         for layer in self._layers.values():
             layer.names.clear()
-            self.cache.chains.release(layer.names.below)
+            self.cache.chains.release(Path(layer.names.below))
 
     def _melt(self) -> None:
         """Write what came after the moment of freezing into what was frozen, and go on there. A machine that has ended stays on its overlay."""
@@ -249,7 +249,7 @@ class Freezing:
                 names.switch()
                 raise
             names.clear()
-            self.cache.chains.release(names.below)
+            self.cache.chains.release(Path(names.below))
         self._layers = {}
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from attrs import evolve, field, frozen
 
-from statepool.beneath import Descriptor
+from statepool.beneath import Beneath, Descriptor
 from statepool.errors import BadRecord, FileExists, IntegrityError, MissingFile
 from statepool.model.digest import Digest
 from statepool.pools import layout
@@ -110,15 +110,17 @@ class Staging:
 
     :param transport: the pool's
     :param marker: what it says about it; it must be there
+    :param copy: of the marker, where its writer has one that no other account could write to
     """
 
-    def __init__(self, transport: Transport, marker: Marker, lock: Descriptor | None = None) -> None:
+    def __init__(self, transport: Transport, marker: Marker, lock: Descriptor | None = None, *, copy: Beneath | None = None) -> None:
         self.marker = marker
         self._transport = transport
         self._lock = lock
+        self._copy = copy
 
     @classmethod
-    def begin(cls, transport: Transport, marker: Marker) -> Staging:
+    def begin(cls, transport: Transport, marker: Marker, *, copy: Beneath | None = None) -> Staging:
         """:returns: a new one, whose marker is there from now on"""
         path = layout.marker(marker.nonce)
         if not marker.facts:
@@ -127,7 +129,7 @@ class Staging:
             return cls(transport, marker)
         marker = evolve(marker, locked=isinstance(transport, LocalTransport))
         transport.create(path, marker.to_bytes())
-        return cls(transport, marker, _open_locked(transport, path, fcntl.LOCK_SH) if isinstance(transport, LocalTransport) else None)
+        return cls(transport, marker, _open_locked(transport, path, fcntl.LOCK_SH) if isinstance(transport, LocalTransport) else None, copy=copy)
 
     def path(self, digest: Digest) -> str:
         """:returns: where to gather the bytes of this name"""
@@ -161,6 +163,8 @@ class Staging:
         for digest in sorted(self.marker.digests):
             self._transport.remove(self.path(digest))
         self._transport.remove(layout.marker(self.marker.nonce))
+        if self._copy is not None:
+            self._copy.remove()
         if self._lock is not None:
             self._lock.close()
 

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from statepool.beneath import Beneath, Descriptor
-from statepool.errors import AccessDenied, MissingFile, NoSpace, StatePoolError, TransportError, UnsafeImage, about_file
+from statepool.errors import AccessDenied, InUse, MissingFile, NoSpace, StatePoolError, TransportError, UnsafeImage, about_file
 
 REASONS = {
     "regular-file": "An image is a regular file: a FIFO would wait forever, a device or a link can lead anywhere.",
@@ -104,6 +104,19 @@ def open_regular(path: Path | str | Beneath, flags: int = os.O_RDONLY, *, wait: 
         raise translated(error, path, "open") from error
     _require_regular(descriptor.number, path)
     return descriptor
+
+
+def open_same(path: Path | str | Beneath, made: os.stat_result, flags: int = os.O_RDONLY) -> Descriptor:
+    """
+    As :func:`open_regular`, of a file that was made a moment ago.
+
+    :param made: its status then
+    :raises InUse: another file has its name
+    """
+    descriptor = open_regular(path, flags)
+    if os.path.samestat(os.fstat(descriptor.number), made):
+        return descriptor
+    raise InUse(f"{path} was replaced by another file as soon as it was made", path=str(path), hint="look who may write to its directory")
 
 
 def _open(path: Path | str | Beneath, flags: int) -> Descriptor:

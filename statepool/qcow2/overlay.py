@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from statepool.beneath import Descriptor
+from statepool.beneath import Beneath, beside
 from statepool.errors import FileInTheWay, StatePoolError, UsageError
 from statepool.qcow2.files import translated
 from statepool.qcow2.header import EXTENSION_BACKING_FORMAT, EXTENSION_FEATURE_NAMES, MAGIC, Patch, apply_patches, encode_backing_name
@@ -131,7 +131,7 @@ def overlay_bytes(virtual_size: int, backing_name: str, *, cluster_size: int = C
 
 
 def create_overlay(
-    path: Path,
+    path: Path | Beneath,
     virtual_size: int,
     backing_name: str,
     *,
@@ -139,7 +139,7 @@ def create_overlay(
     tool: QemuImg | None = None,
     known_as: Path | None = None,
     mode: int = 0o666,
-) -> None:
+) -> os.stat_result:
     """
     Make a new file with an empty overlay, as ``qemu-img create`` would; what backs it is not opened. Nothing is flushed.
 
@@ -150,6 +150,7 @@ def create_overlay(
     :param tool: what to ask where it cannot be written natively
     :param known_as: what messages call it, if that is not its path: the name that it gets when it is finished
     :param mode: its permissions, as far as the umask lets them be
+    :returns: the status of the file
     :raises FileInTheWay: the path exists, whatever it is
     :raises UsageError: nothing can have this backing name
     :raises NoSpace: it does not fit
@@ -159,7 +160,8 @@ def create_overlay(
     """
     native = is_native(virtual_size, backing_name, cluster_size=cluster_size)
     try:
-        made = Descriptor(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        file = path if isinstance(path, Beneath) else beside(path)
+        made = file.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:
         raise FileInTheWay(f"{path} exists already", path=str(path), hint="choose another path, or ask for overwriting") from error
     except OSError as error:
@@ -170,10 +172,13 @@ def create_overlay(
                 length, pieces = _pieces(virtual_size, backing_name, cluster_size)
                 apply_patches(descriptor, pieces)
                 os.ftruncate(descriptor, length)
-        if not native:
-            (tool or QemuImg()).create_overlay(path, backing_name, virtual_size, cluster_size=cluster_size)
+            else:
+                # Another account may be able to put a link in the place of the file, which qemu-img would follow.
+                inode = f"/proc/{os.getpid()}/fd/{descriptor}"
+                (tool or QemuImg()).create_overlay(inode, backing_name, virtual_size, cluster_size=cluster_size)
+            return os.fstat(descriptor)
     except BaseException as error:
-        os.unlink(path)
+        file.remove()
         if isinstance(error, OSError) and not isinstance(error, StatePoolError):
             raise translated(error, known_as or path, "write") from error
         raise

@@ -4,6 +4,7 @@ The pool of this host from which machines run, with what it knows beyond a pool:
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import time
@@ -13,24 +14,31 @@ from pathlib import Path
 from attrs import field, frozen
 
 from statepool.beneath import Beneath, Tree
-from statepool.errors import AccessDenied, UsageError
+from statepool.errors import AccessDenied, MissingFile, UsageError
 from statepool.model.digest import Digest
 from statepool.model.outcomes import Collected
 from statepool.model.settings import Settings
 from statepool.pools import layout
 from statepool.pools.collect import Collector
+from statepool.pools.log import MAX_RECORD
 from statepool.pools.pool import Pool
+from statepool.pools.staging import Marker, Staging
+from statepool.pools.writer import Writer
+from statepool.qcow2.files import open_regular
 from statepool.transfer import fresh, known, trust
 from statepool.transfer.chains import Chains
 from statepool.transfer.fresh import Freshness
 from statepool.transfer.known import Knowledge
 from statepool.transfer.linked import forget_use, held_by_links, note_use, referred
-from statepool.transfer.notes import Notes
+from statepool.transfer.notes import Notes, names_in, write_note
 from statepool.transfer.trust import Trust
 
 WORKING = "working"
 
-KINDS = (trust.DIRECTORY, fresh.DIRECTORY, known.DIRECTORY, WORKING)
+MARKERS = "markers"
+"""Where an account has copies of its markers, if others can put files where these are."""
+
+KINDS = (trust.DIRECTORY, fresh.DIRECTORY, known.DIRECTORY, WORKING, MARKERS)
 """The directories that an account has for itself."""
 
 
@@ -136,6 +144,48 @@ class Cache:
             with found.open(os.O_PATH) as descriptor:
                 self.trust.record(digest, descriptor, hashed, flushed=flushed, source=source, ours=found.tree is self.tree)
 
+    def stage(self, digests: Iterable[Digest], **facts: str) -> Staging:
+        """
+        As :meth:`Pool.stage`, of what the next command of this account must be able to end, and to believe.
+
+        :raises AccessDenied: others can put files where the markers are, and this account has no place for a copy
+        """
+        marker = Marker(self.pool.nonce(), frozenset(digests), Writer.current(), facts)
+        copy = None
+        if self.notes.keeps_apart(layout.INCOMING):
+            # First, and flushed: a marker without it is nobody's.
+            place = self.notes.directory(MARKERS)
+            copy = Beneath(place.tree, _copy_of(marker.nonce))
+            write_note(copy.tree, copy.path, {**json.loads(marker.to_bytes()), "locked": True}, flush=True)
+        return Staging.begin(self.pool.transport, marker, copy=copy)
+
+    def staging(self, marker: Marker) -> Staging:
+        """:returns: what a writer that is gone had under way, to be ended"""
+        place = self.notes.found(MARKERS)
+        return Staging(self.pool.transport, marker, copy=Beneath(place.tree, _copy_of(marker.nonce)) if place is not None else None)
+
+    def marker(self, nonce: str) -> Marker | None:
+        """
+        :returns: what this account has said that it has under way; None if it has not, or it is over. What another account could have written to, or
+            put in its place, does not count.
+        """
+        if self.file(layout.marker(nonce)).stat() is None:
+            return None
+        if not self.notes.keeps_apart(layout.INCOMING):
+            return _own_marker(self.file(layout.marker(nonce)), nonce)
+        place = self.notes.found(MARKERS)
+        return _own_marker(Beneath(place.tree, _copy_of(nonce)), nonce) if place is not None else None
+
+    def clear_markers(self) -> None:
+        """Remove the copies of markers that are gone, or were never written, by processes that are no more."""
+        place = self.notes.found(MARKERS)
+        for name in names_in(place.tree, MARKERS) if place is not None else []:
+            assert place is not None
+            nonce = name.removesuffix(".json")
+            marker = _own_marker(Beneath(place.tree, _copy_of(nonce)), nonce)
+            if marker is not None and marker.writer.has_ended_here and self.file(layout.marker(nonce)).stat() is None:
+                Beneath(place.tree, _copy_of(nonce)).remove()
+
     def working_directory(self) -> Path:
         """:returns: where working images of this account go that were not given a place"""
         return Path(self.working_place())
@@ -178,6 +228,22 @@ class Cache:
         for digest in digests:
             if self.is_link(digest) and (pool := referred(self.trust.source(digest))) is not None:
                 note_use(pool, digest, self.root)
+
+
+def _copy_of(nonce: str) -> str:
+    return f"{MARKERS}/{nonce}.json"
+
+
+def _own_marker(file: Beneath, nonce: str) -> Marker | None:
+    """:returns: a marker that this account has written, if it is in a directory that is its own; None if it is another one's, or gone"""
+    try:
+        with open_regular(file) as descriptor:
+            if os.fstat(descriptor).st_uid != os.geteuid():
+                return None
+            content = os.read(descriptor, MAX_RECORD)
+    except MissingFile:
+        return None
+    return Marker.from_bytes(nonce, content, str(file)) if content else None
 
 
 def file_of(tree: Tree, digest: Digest, source: Callable[[Digest], str | None]) -> Beneath | None:

@@ -129,6 +129,10 @@ class Chains:
         tip = self._links(key).get(name)
         return Standing(key, tip, name.removesuffix(_SUFFIX)) if tip is not None else None
 
+    def leads_here(self, backing: str) -> bool:
+        """:returns: whether a backing name, absolute, is that of a chain which is there"""
+        return self.parse(backing) is not None
+
     def _links(self, key: Digest) -> dict[str, Digest]:
         """:returns: the bytes that the names of a chain lead to"""
         try:

@@ -115,7 +115,7 @@ class Intake:
             raise NotFound(f"there is no file {self.working}", path=str(self.working), hint="name the working image that should become the state")
         if not dry_run:
             with recognising(self.working):
-                settle_names(self.working)
+                settle_names(self.working, self.cache.chains.leads_here)
         with recognising(self.working), (opened.unwritten if self.running else opened.exclusive)(self.working) as descriptor:
             require_replaceable(self.working, descriptor)
             examined = self.examine(descriptor)
@@ -195,7 +195,7 @@ class Intake:
         if dry_run:
             return Taken(manifest, changes, "hardlink", examined.warnings)
         access = Access.of(descriptor)
-        staging = self.cache.pool.stage([digest], **self._facts(access, examined, manifest))
+        staging = self.cache.stage([digest], **self._facts(access, examined, manifest))
         if not self._link_bytes(descriptor, staging, digest):
             return self._copy(descriptor, examined, dry_run)
         try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attrs import evolve, field, frozen
 
-from statepool.beneath import Beneath
+from statepool.beneath import Beneath, beside
 from statepool.errors import NotFound, UsageError
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, StateId
@@ -134,7 +134,7 @@ class MachineIntake:
         objects = {name: str(Image(self.machine, name)) for name in self.images}
         self._require_files()
         for path in self.images.values() if not dry_run else ():
-            settle_names(path)
+            settle_names(path, self.cache.chains.leads_here)
         with ExitStack() as stack:
             mode = opened.unwritten if self.running else opened.exclusive
             descriptors = {name: stack.enter_context(mode(path)) for name, path in self.images.items()}
@@ -229,7 +229,7 @@ class MachineIntake:
             backing=os.fsdecode(header.backing_name or b"") if header is not None else "",
             mode=stat.S_IMODE(os.fstat(looked.descriptor).st_mode),
             owner=os.fstat(looked.descriptor).st_uid,
-            stamp=stamp(looked.path),
+            stamp=stamp(beside(looked.path)),
         )
 
     def _manifest(self, looked: _Looked, descriptor: int, digest: Digest, size: int) -> Manifest:
@@ -296,7 +296,7 @@ class MachineIntake:
             prepared = list(_without_doubles(prepared))
             takeover = self._takeover([each.part for each in prepared])
             written = self.cache.pool.check_publishable(takeover.manifests, replace=self.replace)
-            staging = self.cache.pool.stage(takeover.digests, **takeover.to_facts())
+            staging = self.cache.stage(takeover.digests, **takeover.to_facts())
             if not self._gather(prepared, staging):
                 return self._take(looked, may_link=False)
         finally:

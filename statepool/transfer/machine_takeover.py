@@ -16,7 +16,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from statepool.beneath import Beneath
+from statepool.beneath import Beneath, beside
 from statepool.errors import AccessDenied, BadRecord, Conflict, IntegrityError, InUse, NotFound
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest
@@ -76,10 +76,11 @@ class Part:
         :param names: those of its bytes in the cache
         :returns: the same, without its file if that is not what the state was made of any more, or was written to since
         """
-        if self.source is None:
-            return self
-        same = any(is_same(self.source, name) for name in names) if self.linked else stamp(self.source) == self.stamp
-        return self if same else evolve(self, source=None)
+        return self if self.source is None or self.is_at(beside(self.source), *names) else evolve(self, source=None)
+
+    def is_at(self, file: Beneath, *names: Beneath) -> bool:
+        """:returns: whether a file is the one that the state is made of, and was not written to since"""
+        return any(is_same(file, name) for name in names) if self.linked else stamp(file) == self.stamp
 
     def to_json(self) -> dict[str, Any]:
         """:returns: the form in a marker"""
@@ -233,11 +234,11 @@ def finish(cache: Cache, staging: Staging, under_way: MachineTakeover, hashed: M
     except BaseException:
         # What comes after the record, such as the view, can fail too: by then all are states.
         if under_way.is_published(cache):
-            _settle(staging, under_way, made, linked)
+            _settle(cache, staging, under_way, made, linked)
         else:
             drop(made)
         raise
-    _settle(staging, under_way, made, linked)
+    _settle(cache, staging, under_way, made, linked)
     fold = cache.pool.fold(under_way.machine.object)
     for part in under_way.parts:
         if part.digest in hashed and part.digest not in reused:
@@ -248,12 +249,14 @@ def finish(cache: Cache, staging: Staging, under_way: MachineTakeover, hashed: M
             make_durable(cache, fold.chain(part.manifest))
 
 
-def _settle(staging: Staging, under_way: MachineTakeover, made: Iterable[Fresh], linked: Iterable[int]) -> None:
+def _settle(cache: Cache, staging: Staging, under_way: MachineTakeover, made: Iterable[Fresh], linked: Iterable[int]) -> None:
     for fresh in made:
         fresh.settle(overwrite=True)
     for part in under_way.parts:
         if part.source is not None and part.manifest.kind is Kind.RAM:
-            part.source.unlink(missing_ok=True)  # it is the state's now
+            file = beside(part.source)  # it is the state's now, if its directory is still the same
+            if part.is_at(file, cache.file(staging.path(part.digest)), cache.file(layout.data(part.digest))):
+                file.remove()
     for descriptor in linked:
         open_to_readers(descriptor)
     staging.end()
@@ -271,7 +274,7 @@ def give_back(cache: Cache, marker: Marker, under_way: MachineTakeover, descript
     for part in under_way.parts:
         if part.linked and part.source is not None and part.source in descriptors:
             restore(cache, marker, part.takeover, descriptors[part.source])
-    Staging(cache.pool.transport, marker).end()
+    cache.staging(marker).end()
     keep_for_later(marker, no_more=True)
 
 
@@ -285,7 +288,7 @@ def recover_machine(cache: Cache, marker: Marker) -> None:
     :param marker: of a writer that is gone
     """
     under_way = MachineTakeover.from_facts(marker.facts)
-    staging = Staging(cache.pool.transport, marker)
+    staging = cache.staging(marker)
     if under_way.is_published(cache):
         _go_forward(cache, staging, under_way)
         return
@@ -321,7 +324,7 @@ def _go_on(cache: Cache, marker: Marker, under_way: MachineTakeover, here: dict[
             descriptors[digest] = stack.enter_context(mode(path))
         good = [_make_good(cache, part, descriptors.get(part.digest)) for part in under_way.parts]
         if all(good):
-            staging = Staging(cache.pool.transport, marker)
+            staging = cache.staging(marker)
             try:
                 hashed = {digest: os.fstat(each) for digest, each in descriptors.items()}
                 finish(cache, staging, under_way.left(cache, staging), hashed, descriptors.values())

@@ -157,6 +157,10 @@ class Notes:
             for kind in self._kinds:
                 make_directory(tree, kind)
 
+    def keeps_apart(self, path: str) -> bool:
+        """:returns: whether other accounts can put files into a directory of the cache, so that what is to be obeyed is noted apart from it"""
+        return not (is_private(self._tree.stat(layout.OURS)) and is_private(self._tree.stat(path)))
+
     def write(self, path: str, data: Mapping[str, object], *, make: bool = True) -> bool:
         """
         :param make: whether to make what is missing of the directories above it

@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from attrs import frozen
+from attrs import Factory, field, frozen
 
-from statepool.beneath import NO_LINKS, Beneath, beside, settle
+from statepool.beneath import NO_LINKS, Beneath, Tree, beside, link, settle
 from statepool.errors import BadRecord, FileInTheWay, about_file
 from statepool.model.manifest import Manifest
-from statepool.pools.staging import Marker, Staging
+from statepool.pools.staging import Marker
 from statepool.transfer.access import Access
 from statepool.transfer.cache import Cache
 from statepool.transfer.working import Fresh, prepare_working
@@ -26,6 +27,8 @@ from statepool.transports.failures import Subject, translated
 
 INTENT = "get-machine"
 """What the marker calls itself in its facts."""
+
+_PASSING_NAME = re.compile(r"\.statepool-[0-9a-f]{16}-[0-9]+\.tmp")
 
 Chain = tuple[Manifest, ...]
 
@@ -43,11 +46,30 @@ class Place:
     to: Path
     temporary: Path
     before: str
+    _tree: Tree = field(default=Factory(lambda place: Tree(place.to.parent), takes_self=True), eq=False)
+
+    @property
+    def file(self) -> Beneath:
+        """Where it goes, in the directory that was there when it was first looked at."""
+        return Beneath(self._tree, self.to.name)
+
+    @property
+    def _passing(self) -> Beneath:
+        return Beneath(self._tree, self.temporary.name)
+
+    @property
+    def _second(self) -> Beneath:
+        return Beneath(self._tree, self.temporary.with_suffix(".put").name)
 
     @property
     def is_taken(self) -> bool:
         """Whether the new image is there."""
-        return is_same(self.to, self.temporary)
+        return is_same(self.file, self._passing)
+
+    def take(self, fresh: Fresh) -> None:
+        """Give an image that is written its passing name. By its first name, which its record gives, others see that it is under way."""
+        if not _has_second(fresh.temporary, self._passing):
+            self._tree.rename(fresh.temporary.path, self._passing.path)
 
     def put(self) -> None:
         """
@@ -57,10 +79,9 @@ class Place:
         """
         try:
             if not self.before:
-                settle(beside(self.temporary), beside(self.to))
+                settle(self._passing, self.file)
                 return
-            second = self.temporary.with_suffix(".put")
-            os.replace(second if _has_second(self.temporary, second) else self.temporary, self.to)
+            self._tree.rename((self._second if _has_second(self._passing, self._second) else self._passing).path, self.file.path)
         except FileExistsError as error:
             raise FileInTheWay(f"{self.to} exists", path=str(self.to), hint="choose another name") from error
         except OSError as error:
@@ -69,12 +90,17 @@ class Place:
     @property
     def is_gone(self) -> bool:
         """Whether the new image has lost the name that it had until it was put in its place, as it does where there are no hard links."""
-        return not os.path.lexists(self.temporary)
+        return self._passing.stat() is None
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether what is in its place was there before."""
+        return stamp(self.file) == self.before
 
     def clear(self) -> None:
         """Remove the passing names."""
-        self.temporary.with_suffix(".put").unlink(missing_ok=True)
-        self.temporary.unlink(missing_ok=True)
+        self._second.remove()
+        self._passing.remove()
 
 
 def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool) -> None:
@@ -84,18 +110,17 @@ def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool
     :raises FileInTheWay: there is one, and it does not
     """
     nonce = cache.pool.nonce()
-    places = [Place(to, to.with_name(f".statepool-{nonce}-{number}.tmp"), stamp(to) if overwrite else "") for number, to in enumerate(sorted(wanted))]
-    staging = cache.pool.stage([], intent=INTENT, places=_to_text(places))
+    names = [(to, to.with_name(f".statepool-{nonce}-{number}.tmp")) for number, to in enumerate(sorted(wanted))]
+    places = [Place(to, temporary, stamp(beside(to)) if overwrite else "") for to, temporary in names]
+    staging = cache.stage([], intent=INTENT, places=_to_text(places))
     made: dict[Path, Fresh] = {}
     ready = False
     try:
         for place in places:
             chain = wanted[place.to]
-            fresh = prepare_working(cache, chain, place.to, standing_on=chain, access=Access.at(place.to) if overwrite else None)
+            fresh = prepare_working(cache, chain, place.file, standing_on=chain, access=Access.at(place.to) if overwrite else None)
             made[place.to] = fresh
-            # By its first name, which its record gives, others see that it is under way.
-            if not _has_second(fresh.temporary, place.temporary):
-                os.replace(fresh.temporary, place.temporary)
+            place.take(fresh)
         ready = True
         for place in places:
             place.put()
@@ -106,7 +131,7 @@ def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool
         raise
     for place in places:
         place.clear()
-        made[place.to].temporary.unlink(missing_ok=True)
+        made[place.to].temporary.remove()
         if place.before:
             cache.chains.release(place.to, besides=made[place.to].record)
     staging.end()
@@ -115,10 +140,10 @@ def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool
 def _take_back(place: Place, fresh: Fresh | None, *, taken: bool) -> None:
     replaced = bool(place.before) and taken  # what was there is gone, so the new image stays
     if taken and not replaced:
-        place.to.unlink()
+        place.file.remove()
     place.clear()
     if fresh is not None and replaced:
-        fresh.temporary.unlink(missing_ok=True)
+        fresh.temporary.remove()
     elif fresh is not None:
         fresh.drop()
 
@@ -135,20 +160,20 @@ def recover_together(cache: Cache, marker: Marker) -> None:
     begun = any(place.is_taken for place in places) or (gone[:1] == [True] and not all(gone))
     for place in places:
         # What has changed in its place since is somebody else's.
-        if begun and place.temporary.exists() and not place.is_taken and stamp(place.to) == place.before:
+        if begun and not place.is_gone and not place.is_taken and place.is_unchanged:
             with contextlib.suppress(FileInTheWay):
                 place.put()
     for place in reversed(places):
         place.clear()
-        if not begun and not os.path.lexists(place.to):
+        if not begun and place.file.stat() is None:
             cache.chains.release(place.to)
-    Staging(cache.pool.transport, marker).end()
+    cache.staging(marker).end()
 
 
-def _has_second(temporary: Path, second: Path) -> bool:
+def _has_second(temporary: Beneath, second: Beneath) -> bool:
     """Give an image a second name. :returns: whether it has it: some file systems have no hard links"""
     try:
-        os.link(temporary, second)
+        link(temporary, second)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
@@ -162,18 +187,19 @@ def _to_text(places: Sequence[Place]) -> str:
 
 def _from_text(facts: Mapping[str, str]) -> list[Place]:
     try:
-        return [Place(Path(entry["to"]), Path(entry["temporary"]), str(entry["before"])) for entry in json.loads(facts["places"])]
+        places = [Place(Path(entry["to"]), Path(entry["temporary"]), str(entry["before"])) for entry in json.loads(facts["places"])]
     except (KeyError, ValueError, TypeError) as error:
         raise BadRecord(f"a marker of a get lacks or garbles {error}") from error
+    for place in places:
+        if _PASSING_NAME.fullmatch(place.temporary.name) is None or place.temporary.parent != place.to.parent:
+            raise BadRecord(f"a marker of a get names {place.temporary}, which is no passing name of {place.to}")
+    return places
 
 
-def stamp(path: Path) -> str:
+def stamp(file: Beneath) -> str:
     """:returns: what changes when a file is written to or replaced; nothing if there is none"""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return ""
-    return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
+    found = file.stat()
+    return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}" if found is not None else ""
 
 
 def is_same(one: Path | Beneath, other: Path | Beneath) -> bool:

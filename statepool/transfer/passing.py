@@ -111,7 +111,7 @@ def _images(place: Beneath) -> list[tuple[Beneath, os.stat_result]]:
 def _remove(cache: Cache, place: Beneath) -> None:
     """The note goes last: if this process is killed on the way, the next one finds the rest."""
     for image, _ in _images(place):
-        throw_away(cache, Path(image))
+        throw_away(cache, image)
     for name in names_in(place.tree, place.path):
         if name != _WRITER:
             other = f"{place.path}/{name}"

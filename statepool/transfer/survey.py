@@ -111,8 +111,8 @@ def _other_accounts(cache: Cache) -> Iterator[Finding]:
         yield Finding(Level.WARNING, where, f"{own} is not this account's own", cure)
     for name in names_in(cache.tree, layout.INCOMING):
         status = cache.file(f"{layout.INCOMING}/{name}").stat()
-        if name.endswith(".json") and status is not None and status.st_uid != os.geteuid() and _is_left_behind(cache, name):
-            cure = "it is ended by the next command of that account; if there is none any more, remove the file and those beside it"
+        if name.endswith(".json") and status is not None and _is_left_behind(cache, name) and cache.marker(name.removesuffix(".json")) is None:
+            cure = "it is ended by the next command of that account, if that wrote it; otherwise remove the file and those beside it"
             yield Finding(Level.WARNING, where, f"{layout.INCOMING}/{name} is an unfinished set or get of the account {status.st_uid}", cure)
 
 

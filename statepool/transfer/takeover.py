@@ -14,17 +14,16 @@ from pathlib import Path
 from attrs import frozen
 
 from statepool.beneath import Beneath, beside
-from statepool.errors import AccessDenied, BadRecord, Conflict, InUse, MissingFile, StatePoolError
+from statepool.errors import AccessDenied, BadRecord, Conflict, InUse, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Collected
 from statepool.pools import layout
-from statepool.pools.log import MAX_RECORD
 from statepool.pools.staging import Marker, Staging, is_let_go, read_markers
 from statepool.qcow2 import opened
 from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import apply_patches, backing_again, read_header_fd
-from statepool.transfer.access import Access, close_to_others, give_back_to, only_ours, open_to_readers, restored
+from statepool.transfer.access import OURS_ALONE, Access, close_to_others, give_back_to, open_to_readers, restored
 from statepool.transfer.cache import Cache
 from statepool.transfer.frozen import is_below
 from statepool.transfer.ready import clear_place, make_durable, require_good
@@ -186,6 +185,7 @@ def recover(cache: Cache) -> list[Collected]:
         return []
     # First, while the records of use are there that say how half written working images are called: ending a takeover replaces them.
     cache.chains.recover()
+    cache.clear_markers()
     dead = [marker for marker in read_markers(cache.pool.transport) if _has_ended(cache, marker) or marker.nonce in _unended]
     if not dead:
         return []
@@ -202,27 +202,14 @@ def _has_ended(cache: Cache, marker: Marker) -> bool:
     return marker.writer.has_ended_here or (marker.locked and not marker.writer.is_here and is_let_go(cache.pool.transport, marker, cache.pool.now()))
 
 
-def _own(cache: Cache, nonce: str) -> Marker | None:
-    """:returns: a marker that this account has written; None if it is another one's to end, or another process has ended it"""
-    path = layout.marker(nonce)
-    try:
-        with open_regular(cache.file(path)) as descriptor:
-            if os.fstat(descriptor).st_uid != os.geteuid():
-                return None
-            content = os.read(descriptor, MAX_RECORD)
-    except MissingFile:
-        return None
-    return Marker.from_bytes(nonce, content, f"{cache.pool.location}/{path}") if content else None
-
-
 def _end(cache: Cache, nonce: str) -> None:
     """What a marker names is changed only if this account has written it: in a cache that a group shares, anybody can leave one."""
     from statepool.transfer import machine_takeover, overlays  # only here: after a crash, and they stand on this
 
     endings = {INTENT: _recover, machine_takeover.INTENT: machine_takeover.recover_machine, overlays.INTENT: overlays.recover_together}
-    marker = _own(cache, nonce)
+    marker = cache.marker(nonce)
     ending = endings.get(marker.facts.get("intent", "")) if marker is not None else None
-    if marker is not None and ending is not None:
+    if marker is not None and ending is not None and (_has_ended(cache, marker) or nonce in _unended):
         ending(cache, marker)
 
 
@@ -230,7 +217,7 @@ def _recover(cache: Cache, marker: Marker) -> None:
     under_way = Takeover.from_facts(marker.facts)
     gathered = cache.file(layout.incoming(marker.nonce, _digest(under_way.manifest)))
     if gathered.stat() is None:
-        Staging(cache.pool.transport, marker).end()  # it was not begun, or was over but for this
+        cache.staging(marker).end()  # it was not begun, or was over but for this
         return
     try:
         _go_on(cache, marker, under_way, gathered)
@@ -250,7 +237,7 @@ def _go_on(cache: Cache, marker: Marker, under_way: Takeover, gathered: Beneath)
             working = under_way.working if _is_same(under_way.working, gathered) else None
             try:
                 access = under_way.access if working is not None else None
-                staging, hashed = Staging(cache.pool.transport, marker), os.fstat(descriptor)
+                staging, hashed = cache.staging(marker), os.fstat(descriptor)
                 finish(cache, staging, under_way.manifest, working, hashed, replace=under_way.replace, access=access, linked=descriptor)
                 return
             except StatePoolError:
@@ -271,7 +258,7 @@ def give_back(cache: Cache, marker: Marker, descriptor: int) -> None:
     if _is_published(cache, under_way.manifest):
         return
     restore(cache, marker, under_way, descriptor)
-    Staging(cache.pool.transport, marker).end()
+    cache.staging(marker).end()
     keep_for_later(marker, no_more=True)
 
 
@@ -322,17 +309,18 @@ def open_again(gathered: Beneath) -> None:
 
 
 def _separate(cache: Cache, under_way: Takeover, descriptor: int) -> None:
-    temporary = under_way.working.with_name(f".statepool-{cache.pool.nonce()}.tmp")
+    working = beside(under_way.working)
+    temporary = Beneath(working.tree, f".statepool-{cache.pool.nonce()}.tmp")
     try:
-        with open(temporary, "x+b", buffering=0, opener=only_ours) as target:
-            copy(descriptor, target.fileno(), under_way.manifest.size)
-            put_on_backing(target.fileno(), temporary, under_way.backing, under_way.sibling)
-            under_way.access.give(target.fileno(), under_way.working)
-            os.fsync(target.fileno())
-        os.replace(temporary, under_way.working)
+        with temporary.open(os.O_RDWR | os.O_CREAT | os.O_EXCL, OURS_ALONE) as target:
+            copy(descriptor, target, under_way.manifest.size)
+            put_on_backing(target, Path(temporary), under_way.backing, under_way.sibling)
+            restored(Access.of(descriptor), under_way.owner, under_way.mode).give(target, under_way.working)
+            os.fsync(target)
+        working.tree.rename(temporary.path, working.path)
         open_to_readers(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary.remove()
 
 
 def put_on_backing(descriptor: int, path: Path, name: str, other: str) -> None:

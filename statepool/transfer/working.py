@@ -11,11 +11,11 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.beneath import Beneath, Descriptor, beside, settle
+from statepool.beneath import Beneath, beside, settle
 from statepool.errors import FileInTheWay, InUse, MissingFile, NotFound, RefusedError, about_file
 from statepool.model.manifest import Manifest
 from statepool.pools import layout
-from statepool.qcow2.files import open_regular, refusal
+from statepool.qcow2.files import open_regular, open_same, refusal
 from statepool.qcow2.header import MAGIC
 from statepool.qcow2.opened import is_open
 from statepool.qcow2.overlay import create_overlay
@@ -99,15 +99,17 @@ class Fresh:
 
     :param record: of its use of the chain
     :param temporary: what it is called meanwhile
-    :param to: where it is to be, absolute
+    :param to: where it is to be, in the same directory, which may be one that other accounts can exchange
+    :param made: the status of its file
     :param flush: whether a power cut must not take it
     :param is_first: whether nothing had stood on its chain before
     """
 
     cache: Cache
     record: Beneath
-    temporary: Path
-    to: Path
+    temporary: Beneath
+    to: Beneath
+    made: os.stat_result
     flush: bool
     is_first: bool
 
@@ -123,25 +125,26 @@ class Fresh:
         except BaseException:
             self.drop()
             raise
-        self.temporary.unlink(missing_ok=True)
+        self.temporary.remove()
         if self.flush:
-            _flush(self.to.parent)
+            with self.to.tree.open("", os.O_RDONLY | os.O_DIRECTORY) as directory:
+                os.fsync(directory)
         if overwrite:
-            self.cache.chains.release(self.to, besides=self.record)
+            self.cache.chains.release(Path(self.to), besides=self.record)
 
     def finish(self, access: Access | None) -> None:
         """Flush it, if it is to be flushed, when it has the access of the file whose place it takes."""
         if access is None and not self.flush:
             return
-        with open_regular(self.temporary) as descriptor:
+        with open_same(self.temporary, self.made) as descriptor:
             if access is not None:
-                access.give(descriptor, self.to)
+                access.give(descriptor, Path(self.to))
             if self.flush:
                 os.fsync(descriptor)
 
     def drop(self) -> None:
         """Forget it."""
-        self.temporary.unlink(missing_ok=True)
+        self.temporary.remove()
         self.cache.chains.forget(self.record, with_chain=self.is_first)
 
 
@@ -159,7 +162,7 @@ def make_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, overwrite
 
 
 def prepare_working(
-    cache: Cache, chain: Sequence[Manifest], to: Path, *, standing_on: Sequence[Manifest], flush: bool = False, access: Access | None = None
+    cache: Cache, chain: Sequence[Manifest], to: Path | Beneath, *, standing_on: Sequence[Manifest], flush: bool = False, access: Access | None = None
 ) -> Fresh:
     """
     Do all that takes room for a working image, so that it only has to be given its name.
@@ -174,23 +177,25 @@ def prepare_working(
     :raises NoSpace: it does not fit
     """
     is_first = not cache.chains.has(key_of(chain))
-    record = cache.chains.use(chain, to, flush=flush)
-    fresh = Fresh(cache, record, temporary_name(to, record), to, flush, is_first)
+    place, path = to if isinstance(to, Beneath) else beside(to), Path(to)
+    record = cache.chains.use(chain, path, flush=flush)
+    temporary = Beneath(place.tree, temporary_name(path, record).name)
     try:
         _require_bytes(cache, standing_on)
         backing = str(cache.chains.path(chain))
         mode = OURS_ALONE if access is not None else 0o666
-        create_overlay(fresh.temporary, chain[0].virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout), known_as=to, mode=mode)
+        made = create_overlay(temporary, chain[0].virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout), known_as=path, mode=mode)
     except BaseException:
         # In a directory that is closed to us there is no image, and not even that can be asked.
         with contextlib.suppress(PermissionError):
-            fresh.temporary.unlink(missing_ok=True)
+            temporary.remove()
         cache.chains.forget(record, with_chain=is_first)
         raise
+    fresh = Fresh(cache, record, temporary, place, made, flush, is_first)
     try:
         if record.stat() is None:
             # Whoever made another image in this place took it for the record of what was there before, since ours was not to be seen yet.
-            cache.chains.use(chain, to, flush=flush, record=record)
+            cache.chains.use(chain, path, flush=flush, record=record)
             _require_bytes(cache, standing_on)
         fresh.finish(access)
     except BaseException:
@@ -207,21 +212,16 @@ def _require_bytes(cache: Cache, chain: Sequence[Manifest]) -> None:
             raise damaged(cache, manifest)
 
 
-def _settle(temporary: Path, to: Path, overwrite: bool) -> None:
+def _settle(temporary: Beneath, to: Beneath, overwrite: bool) -> None:
     try:
         if overwrite:
-            os.replace(temporary, to)
+            to.tree.rename(temporary.path, to.path)
         else:
-            settle(beside(temporary), beside(to))
+            settle(temporary, to)
     except FileExistsError as error:
         raise FileInTheWay(f"{to} exists", path=str(to), hint="choose another name") from error
     except OSError as error:
         raise about_file(translated(error, "make", Subject(str(to), path=str(to)))) from error
-
-
-def _flush(path: Path) -> None:
-    with Descriptor(os.open, path, os.O_RDONLY | os.O_CLOEXEC) as descriptor:
-        os.fsync(descriptor)
 
 
 def require_image(working: os.PathLike[str] | str) -> Path:
@@ -240,8 +240,7 @@ def require_image(working: os.PathLike[str] | str) -> Path:
     return path
 
 
-def throw_away(cache: Cache, working: Path) -> None:
+def throw_away(cache: Cache, working: Path | Beneath) -> None:
     """Delete a working image and the record of it."""
-    with contextlib.suppress(FileNotFoundError):
-        working.unlink()
-    cache.chains.release(working)
+    (working if isinstance(working, Beneath) else beside(working)).remove()
+    cache.chains.release(Path(working))

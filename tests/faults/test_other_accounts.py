@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 
 import statepool
+from pytest_statepool.provision import Provisioner
+from pytest_statepool.tally import Tally
 from statepool.pools import layout
 from statepool.transports.base import Entry
 from statepool.transports.local import LocalTransport
@@ -182,18 +184,52 @@ def test_a_marker_of_another_account(
     assert path.exists(), "it is its writer's to end"
 
 
+@pytest.mark.parametrize("facts", [get_machine, set_image, set_machine])
+def test_a_file_of_the_victim_that_becomes_a_marker(
+    place: Path, shared: statepool.StatePool, precious: Callable[[], None], facts: Callable[[Path], dict[str, str]]
+) -> None:
+    """What a group may write to, and rename, need not say what its owner wrote."""
+    for name in ("attacker", "victim"):
+        (place / name).mkdir()
+    os.chown(place / "attacker", ATTACKER, 0)
+    as_attacker("import os, sys; os.chdir(sys.argv[1]); open('evil.tmp', 'w'); open('a', 'w').close(); os.link('a', 'b.tmp')", place / "attacker")
+    marker = {"format": 1, "digests": [manifest(place)["digest"]], "writer": DEAD, "facts": facts(place)}
+    shared.image("vm1/disk").set("again", source=place / "other.qcow2")
+    record = max((place / "cache/.statepool/log/vm1").iterdir())
+    assert record.stat().st_uid == 0
+    path = place / "cache" / layout.marker("deadbeefdeadbeef")
+    as_attacker(PLANT + "; os.rename(sys.argv[1], sys.argv[3])", record, json.dumps(marker), path)
+    everything(shared, place)
+    precious()
+    assert list((place / "victim").iterdir()) == []
+    assert not (place / "nothing").exists()
+
+
+UNDER_WAY = """
+import os, sys
+from pathlib import Path
+import statepool
+from statepool.transfer import overlays
+place = Path(sys.argv[1])
+overlays.Place.put = lambda _: os._exit(0)
+pool = statepool.StatePool(place / "cache", [place / "pool"])
+cache = pool._cache
+chain = cache.pool.chain(statepool.StateId("vm1/disk", "install"))
+overlays.make_together(cache, {place / "run/disk.qcow2": chain}, overwrite=False)
+"""
+
+
 def test_an_own_marker_is_obeyed(place: Path, shared: statepool.StatePool) -> None:
-    """Also in a cache that others can write to."""
+    """Also in a cache that others can write to, and whatever they have made of it."""
     (place / "run").mkdir()
-    temporary = place / "run/.statepool-cafecafecafecafe-0.tmp"
-    temporary.write_bytes(b"half")
-    places = [{"to": str(place / "run/disk.qcow2"), "temporary": str(temporary), "before": ""}]
-    marker = {"format": 1, "digests": [], "writer": DEAD, "facts": {"intent": "get-machine", "places": json.dumps(places)}}
-    path = place / "cache" / layout.marker("cafecafecafecafe")
-    path.write_text(json.dumps(marker))
+    subprocess.run([sys.executable, "-c", UNDER_WAY, place], check=True, timeout=60)
+    (path,) = (place / "cache" / layout.INCOMING).glob("*.json")
+    assert len(list((place / "run").iterdir())) == 2
+    as_attacker(PLANT, path, json.dumps({"format": 1, "digests": [], "writer": DEAD, "facts": get_machine(place)}))
     shared.image("vm1/disk").get("install")
-    assert not temporary.exists()
+    assert list((place / "run").iterdir()) == []
     assert not path.exists()
+    assert not list((place / "cache/.statepool/accounts/0/markers").iterdir())
 
 
 # -- notes -------------------------------------------------------------------------------------------------------------------------------------------
@@ -268,6 +304,26 @@ for place in ("passing-0123", "pytest-1-1/x", "avocado-job/test/elsewhere"):
     everything(shared, place)
     precious()
     assert (place / "cache/.statepool/working/passing-0123/writer.json").exists()
+
+
+def test_the_directory_of_a_run_is_exchanged(place: Path, shared: statepool.StatePool) -> None:
+    """For one in which links lead to other images of this account, while tests use those of the run."""
+    victim = place / "rootonly"
+    victim.mkdir(mode=0o700)
+    shutil.copy(place / "other.qcow2", victim / "0.qcow2")
+    base = shared.working_directory()
+    run = Provisioner(shared, Tally())
+    (run._directory / "x").mkdir()
+    evil = """
+import os, sys
+accounts, directory, victim = sys.argv[1:]
+os.rename(accounts, accounts + "-before")
+os.makedirs(directory)
+os.symlink(victim, directory + "/x")
+"""
+    as_attacker(evil, base.parent.parent, run._directory, victim)
+    run.close()
+    assert (victim / "0.qcow2").exists()
 
 
 def test_a_record_of_a_use_names_what_is_not_its_writers(place: Path, shared: statepool.StatePool, precious: Callable[[], None]) -> None:

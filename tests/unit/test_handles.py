@@ -10,6 +10,7 @@ import pytest
 
 import statepool
 from statepool.pools import layout
+from statepool.testing.privileges import permissions_count
 
 MIB = 1 << 20
 Make = Callable[..., Path]
@@ -294,3 +295,11 @@ def test_many_at_once_and_one_wins(world: World, make_image: Make) -> None:
     assert world.records("cache") == 1
     assert world.names() == ["vm1 install", "vm1/data install", "vm1/disk install"]
     assert not world.leftovers()
+
+
+def test_a_directory_for_working_images_that_cannot_be_made(world: World) -> None:
+    world.machine().set("on", source=world.working)
+    closed = world.root / "closed"
+    closed.mkdir(mode=0o000)
+    with permissions_count(), pytest.raises(statepool.AccessDenied, match="closed"):
+        world.machine().get("on", to=closed / "m")

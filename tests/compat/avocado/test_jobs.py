@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,30 @@ def test_a_killed_job_leaves_nothing_after_the_next_one(suite: Any, run_python: 
     assert suite.images() == []
     assert not Path("here.qcow2").exists()
     assert list(Path("cache/.statepool/working").iterdir()) == []
+
+
+EXCHANGED = """
+import os, shutil, sys
+from pathlib import Path
+from avocado_statepool.jobs import JobImages
+import statepool
+images = JobImages(statepool.StatePool("cache", ["pool"]), "job")
+images.begin()
+shutil.copy("child.qcow2", "precious.qcow2")
+elsewhere = images.root / "test/elsewhere"
+images.root.rename("real")
+elsewhere.mkdir(parents=True)
+(elsewhere / "0.qcow2").symlink_to(os.path.abspath("precious.qcow2"))
+os.chown(elsewhere / "0.qcow2", 64321, 64321, follow_symlinks=False)
+images.end()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another account")
+def test_links_that_another_account_has_put_there(suite: Any, run_python: Any) -> None:
+    """A group that shares a cache can exchange the directories above those of a job."""
+    run_python("113", EXCHANGED)
+    assert Path("precious.qcow2").exists()
 
 
 LIGHT = """
