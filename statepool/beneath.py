@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import os
+import select
 import stat
 import struct
 from collections.abc import Callable
@@ -47,13 +49,24 @@ class Descriptor:
     """
     An open file that closes itself at the latest with the last reference to it, whatever interrupts its user.
 
-    :param number: the descriptor, which belongs to this object from now on
+    Python runs the handler of a signal between a call and the use of its result, which is lost if the handler raises: a number that ``os.open`` has
+    just returned would stay open. So the call is made here, by code in C that gives the number to an object in C before any handler can run. That is
+    an ``epoll``, the only one which takes any descriptor, never looks at it, and closes it when it goes; ``__del__`` would be code of Python again.
+
+    :param opening: a function in C that returns a descriptor, which belongs to this object from then on
+    :param arguments: its arguments
     """
 
-    __slots__ = ("number",)
+    __slots__ = ("_held",)
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, opening: Callable[..., int], *arguments: object) -> None:
+        self._held: list[select.epoll] = []
+        self._held.extend(map(select.epoll.fromfd, filter((0).__le__, itertools.starmap(opening, (arguments,)))))
+
+    @property
+    def number(self) -> int:
+        """The descriptor; negative if it is closed, or could not be opened by a call that says so with a negative number."""
+        return self._held[0].fileno() if self._held else -1
 
     def __enter__(self) -> int:
         return self.number
@@ -62,17 +75,19 @@ class Descriptor:
         self.close()
 
     def close(self) -> None:
-        """Close it, once."""
-        if (number := self.release()) >= 0:
-            os.close(number)
+        """
+        Close it, once.
 
-    def release(self) -> int:
-        """:returns: the descriptor, which belongs to the caller from now on"""
-        number, self.number = self.number, -1
-        return number
-
-    def __del__(self) -> None:
-        self.close()
+        :raises OSError: something that was written is lost, which a server of files may tell only now
+        """
+        if self._held:
+            held = self._held.pop()
+            try:
+                # The kernel tells it of each number that is closed, and an epoll would not pass it on. Again no code of Python is between the calls.
+                any(map(os.close, map(os.dup, (held.fileno(),))))
+            except OSError as error:
+                if error.errno != errno.EMFILE:  # no number is left to ask with
+                    raise
 
 
 class Tree:
@@ -102,7 +117,7 @@ class Tree:
         :raises FileNotFoundError: there is none
         """
         if (held := self._root) is None:
-            held = self._root = Descriptor(os.open(self.root, DIRECTORY))
+            held = self._root = Descriptor(os.open, self.root, DIRECTORY)
         return held
 
     def revisit(self) -> None:
@@ -115,11 +130,11 @@ class Tree:
             if not same:
                 self._root = None
 
-    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+    def open(self, path: str, flags: int, mode: int = 0o600) -> Descriptor:
         """
         :param path: relative; ``""`` is the directory itself
         :param flags: as for :func:`os.open`; ``O_CLOEXEC`` is added, and a symbolic link is never followed
-        :returns: a descriptor that the caller closes
+        :returns: the open file
         """
         top = self.top()
         try:
@@ -133,11 +148,11 @@ class Tree:
     def place(self, path: str) -> tuple[Descriptor, str]:
         """:returns: the directory in which ``path`` is, and its name there, for the calls of :mod:`os` that take both"""
         above, _, name = path.rpartition("/")
-        return Descriptor(self.open(above, DIRECTORY)), name
+        return self.open(above, DIRECTORY), name
 
     def stat(self, path: str) -> os.stat_result:
         """:returns: the status of what has this name, which may be a symbolic link"""
-        with Descriptor(self.open(path, _LOOK)) as found:
+        with self.open(path, _LOOK) as found:
             return os.fstat(found)
 
     def make_directory(self, path: str, mode: int) -> None:
@@ -150,7 +165,7 @@ class Tree:
                 if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                     raise
                 return
-            with Descriptor(_open(directory, name, os.O_RDONLY | os.O_DIRECTORY, 0)) as made:
+            with _open(directory, name, os.O_RDONLY | os.O_DIRECTORY, 0) as made:
                 os.fchmod(made, mode)
 
     def link(self, source: str, target: str) -> None:
@@ -238,8 +253,8 @@ class Beneath(os.PathLike[str]):
     def __repr__(self) -> str:
         return f"Beneath({str(self)!r})"
 
-    def open(self, flags: int, mode: int = 0o600) -> int:
-        """:returns: a descriptor that the caller closes"""
+    def open(self, flags: int, mode: int = 0o600) -> Descriptor:
+        """:returns: the open file"""
         return self.tree.open(self.path, flags, mode)
 
     def stat(self) -> os.stat_result | None:
@@ -307,7 +322,7 @@ def settle(source: Beneath, target: Beneath) -> None:
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
-    Descriptor(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL)).close()
+    target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL).close()
     try:
         (before, one), (after, other) = source.tree.place(source.path), target.tree.place(target.path)
         with before as old, after as new:
@@ -331,7 +346,7 @@ def _same(old: int, one: str, new: int, other: str) -> bool:
     return os.path.samestat(os.stat(one, dir_fd=old, follow_symlinks=False), there)
 
 
-def _open(directory: int, path: str, flags: int, mode: int) -> int:
+def _open(directory: int, path: str, flags: int, mode: int) -> Descriptor:
     if _calls:
         try:
             return _openat2(directory, path or ".", flags, mode)
@@ -348,14 +363,14 @@ _calls = {"openat2"}
 """Empty once the kernel has said that it does not know the call."""
 
 
-def _openat2(directory: int, path: str, flags: int, mode: int) -> int:
+def _openat2(directory: int, path: str, flags: int, mode: int) -> Descriptor:
     import ctypes  # when the first file is opened: to import it takes as long as all else here
 
     call = _syscall()
     while True:
-        number: int = call(_OPENAT2, directory, os.fsencode(path), _how(flags, mode), _HOW.size)
-        if number >= 0:
-            return number
+        opened = Descriptor(call, _OPENAT2, directory, os.fsencode(path), _how(flags, mode), _HOW.size)
+        if opened.number >= 0:
+            return opened
         code = ctypes.get_errno()
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code), path)
@@ -378,20 +393,20 @@ def _how(flags: int, mode: int) -> bytes:
     return _HOW.pack(flags | os.O_CLOEXEC, mode if creates else 0, _RESOLVE)
 
 
-def _open_by_parts(directory: int, path: str, flags: int, mode: int) -> int:
+def _open_by_parts(directory: int, path: str, flags: int, mode: int) -> Descriptor:
     *above, last = path.split("/")
-    held = Descriptor(os.dup(directory))
+    held = Descriptor(os.dup, directory)
     for part in above:
-        held = Descriptor(_open_part(held.number, part, DIRECTORY, 0))  # the one before closes when its last reference goes
+        held = _open_part(held.number, part, DIRECTORY, 0)  # the one before closes when its last reference goes
     with held as place:
         return _open_part(place, last, flags, mode)
 
 
-def _open_part(directory: int, name: str, flags: int, mode: int) -> int:
+def _open_part(directory: int, name: str, flags: int, mode: int) -> Descriptor:
     if name == "..":
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
     try:
-        opened = Descriptor(os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=directory))
+        opened = Descriptor(functools.partial(os.open, dir_fd=directory), name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     except NotADirectoryError as error:
         # With O_DIRECTORY a symbolic link is only "no directory"; openat2 tells the two apart.
         if _is_link(directory, name):
@@ -399,7 +414,7 @@ def _open_part(directory: int, name: str, flags: int, mode: int) -> int:
         raise
     if flags & (os.O_PATH | os.O_NOFOLLOW) == os.O_PATH and stat.S_ISLNK(os.fstat(opened.number).st_mode):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
-    return opened.release()
+    return opened
 
 
 def _is_link(directory: int, name: str) -> bool:

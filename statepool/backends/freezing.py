@@ -126,12 +126,9 @@ class Freezing:
         names = names_below(path)
         if names is None:
             return
-        descriptor = open_regular(names.below)
-        try:
+        with open_regular(names.below) as descriptor:
             header = read_header_fd(descriptor, str(names.below))
             is_state = is_empty_overlay(reader(descriptor), header)
-        finally:
-            os.close(descriptor)
         if not is_state:
             raise RefusedError(
                 f"{path} stands on {names.below}, which was frozen to become a state when that was cut off",

@@ -264,12 +264,9 @@ def _require_fresh(machine: RunningMachine, chains: Chains, wanted: Mapping[str,
 
 
 def _stands_fresh(path: Path, chains: Chains, keys: AbstractSet[Digest]) -> bool:
-    descriptor = open_regular(path)
-    try:
+    with open_regular(path) as descriptor:
         header = read_header_fd(descriptor, str(path))
         if header.backing_name is None or not is_empty_overlay(reader(descriptor), header):
             return False
-    finally:
-        os.close(descriptor)
     standing = chains.parse(os.path.join(path.parent, os.fsdecode(header.backing_name)))
     return standing is not None and standing.key in keys

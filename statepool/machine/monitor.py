@@ -16,6 +16,7 @@ from typing import Any
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
+from statepool.beneath import DIRECTORY, Descriptor
 from statepool.errors import InUse, MachineError, NotFound
 from statepool.machine.loop import LOOP
 
@@ -146,10 +147,9 @@ def connected(path: Path) -> socket.socket:
     :raises MachineError: nobody listens there
     """
     connection = socket.socket(socket.AF_UNIX)
-    directory = -1
     try:
-        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        connection.connect(f"/proc/self/fd/{directory}/{path.name}")
+        with Descriptor(os.open, path.parent, DIRECTORY) as directory:
+            connection.connect(f"/proc/self/fd/{directory}/{path.name}")
     except FileNotFoundError as error:
         connection.close()
         raise NotFound(f"there is no socket {path}", path=str(path), hint="start the machine with -qmp unix:PATH,server=on,wait=off") from error
@@ -158,9 +158,6 @@ def connected(path: Path) -> socket.socket:
         raise MachineError(
             f"nobody answers at {path}: {error.strerror}", path=str(path), hint="is this the monitor of a machine that is running?"
         ) from error
-    finally:
-        if directory >= 0:
-            os.close(directory)
     return connection
 
 

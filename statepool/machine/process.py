@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 
+from statepool.beneath import Descriptor
 from statepool.errors import MachineError
 from statepool.machine.guard import guarded
 from statepool.machine.loop import LOOP
@@ -36,17 +37,17 @@ class Process:
         self.label = label
         self._program = os.path.basename(command[0])
         self._owner = os.getpid()
-        self._log = os.memfd_create("qemu-log", os.MFD_CLOEXEC)
+        self._log = Descriptor(os.memfd_create, "qemu-log", os.MFD_CLOEXEC)
         ours, theirs = socket.socketpair()
         self.connection = ours
         LOOP.acquire()
         try:
             with theirs:
                 words = _guarded([*command, *_monitor(theirs.fileno())])
-                self._process = LOOP.call(lambda: _start(words, theirs.fileno(), self._log, interactive, aside))
+                self._process = LOOP.call(lambda: _start(words, theirs.fileno(), self._log.number, interactive, aside))
         except BaseException:
             ours.close()
-            os.close(self._log)
+            self._log.close()
             LOOP.release()
             raise
 
@@ -62,8 +63,8 @@ class Process:
 
     def said(self) -> str:
         """:returns: what it said last on its standard error, or how it ended"""
-        size = os.fstat(self._log).st_size
-        text = os.pread(self._log, _TAIL, max(0, size - _TAIL)).decode(errors="replace")
+        size = os.fstat(self._log.number).st_size
+        text = os.pread(self._log.number, _TAIL, max(0, size - _TAIL)).decode(errors="replace")
         if text.strip():
             return _complaint(text, self._program)
         code = self._process.poll()
@@ -86,14 +87,13 @@ class Process:
 
     def end(self) -> None:
         """Kill it, if it has not ended, and forget it. A process that was forked from us leaves it alone."""
-        if self._log < 0:
+        if self._log.number < 0:
             return
         if self._owner == os.getpid():
             self._process.kill()
             self._process.wait(KILL_TIMEOUT)
             LOOP.release()
-        os.close(self._log)
-        self._log = -1
+        self._log.close()
 
 
 def _complaint(text: str, program: str) -> str:

@@ -19,11 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from statepool.errors import AccessDenied, BadRecord, FileExists, LockTimeout, MissingFile, NoSpace, TransportError
 from statepool.pools import layout
 from statepool.pools.log import random_nonce
+from statepool.pools.talks import VAIN
 from statepool.pools.writer import Writer
 from statepool.transports.base import Transport
 
@@ -82,16 +83,15 @@ def epochs(names: Iterable[str]) -> dict[str, list[Epoch]]:
     :param names: of files in ``locks/``
     :returns: the claims among them by their names, the oldest first
     """
-    found: dict[str, dict[int, Epoch]] = {}
+    found: dict[str, dict[int, dict[str, str]]] = {}
     for file in names:
-        match = _CLAIM.match(file)
-        if match is None:
-            continue
-        number, sign = int(match["epoch"]), match["sign"]
-        epoch = found.setdefault(match["name"], {}).get(number, Epoch(number))
-        beats = epoch.beats | {sign} if sign not in (None, ENDED) else epoch.beats
-        found[match["name"]][number] = evolve(epoch, files=(*epoch.files, file), beats=beats, ended=epoch.ended or sign == ENDED)
-    return {name: [numbers[number] for number in sorted(numbers)] for name, numbers in found.items()}
+        if (match := _CLAIM.match(file)) is not None:
+            found.setdefault(match["name"], {}).setdefault(int(match["epoch"]), {})[file] = match["sign"] or ""
+    return {name: [_epoch(number, files) for number, files in sorted(numbers.items())] for name, numbers in found.items()}
+
+
+def _epoch(number: int, files: dict[str, str]) -> Epoch:
+    return Epoch(number, tuple(files), frozenset(files.values()) - {"", ENDED}, ENDED in files.values())
 
 
 class Claims:
@@ -160,7 +160,7 @@ class Claims:
         begin = since = self._monotonic()
         seen: Epoch | None = None
         holder: Writer | None = None
-        pause = FIRST_LOOK
+        pause, vain = FIRST_LOOK, 0
         while True:
             newest = self._newest(name)
             now = self._monotonic()
@@ -173,8 +173,9 @@ class Claims:
                 path = self._claim(name, newest.number + 1 if newest is not None else 1)
                 if path is not None:
                     return path
-                continue  # somebody was faster, and is judged by what is seen from now on
-            if now - begin >= timeout:
+                if (vain := vain + 1) <= VAIN:
+                    continue  # somebody was faster, and is judged by what is seen from now on
+            if now - begin >= timeout or vain > VAIN:
                 raise self._timeout(name, newest, holder, timeout)
             self._sleep(min(pause, max(begin + timeout - now, 0.001)))
             pause = min(pause * 1.5, LAST_LOOK)
@@ -226,13 +227,13 @@ class Claims:
         except (MissingFile, BadRecord, ValueError, KeyError, TypeError):
             return None  # it has ended, or says nothing that we understand: its beat must do
 
-    def _timeout(self, name: str, epoch: Epoch, holder: Writer | None, timeout: float) -> LockTimeout:
+    def _timeout(self, name: str, epoch: Epoch | None, holder: Writer | None, timeout: float) -> LockTimeout:
         who = str(holder) if holder is not None else "another worker"
         return LockTimeout(
             f"{who} has {name} in {self._transport.location}, is alive, and was not done after {timeout:g} s",
             seconds=timeout,
             pool=str(self._transport.location),
-            path=f"{layout.LOCKS}/{name}.{epoch.number}",
+            path=f"{layout.LOCKS}/{name}.{epoch.number if epoch is not None else 1}",
             hint="wait for it, or raise lock-timeout",
         )
 

@@ -74,7 +74,7 @@ class FileLocks:
 
     def _opened(self, path: Beneath) -> Descriptor:
         try:
-            lock = Descriptor(path.open(os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, LOCK_MODE))
+            lock = path.open(os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, LOCK_MODE)
             found = os.fstat(lock.number)
             if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & LOCK_MODE != LOCK_MODE:
                 os.fchmod(lock.number, LOCK_MODE)  # whatever the umask
@@ -112,13 +112,13 @@ class FileLocks:
         :returns: the files
         """
         gone = []
-        with Descriptor(self._tree.open(self._place, os.O_RDONLY | os.O_DIRECTORY)) as directory:
+        with self._tree.open(self._place, os.O_RDONLY | os.O_DIRECTORY) as directory:
             for name in sorted(os.listdir(directory)):
                 path = Beneath(self._tree, f"{self._place}/{name}".lstrip("/"))
                 if not (name.startswith(prefix) and name.endswith(".lock")):
                     continue
                 try:
-                    with Descriptor(path.open(os.O_RDWR | os.O_NONBLOCK)) as lock:
+                    with path.open(os.O_RDWR | os.O_NONBLOCK) as lock:
                         if _try(lock) and path.remove():
                             gone.append(name)
                 except FileNotFoundError:

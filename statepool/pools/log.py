@@ -22,7 +22,7 @@ from statepool.errors import BadRecord, FileExists, IntegrityError
 from statepool.pools import layout
 from statepool.pools.fold import KEEP_NONCES, Change, Fold
 from statepool.pools.records import RESTORE_LOG, Checkpoint, Record, Unfolded, apply, decode
-from statepool.pools.talks import MAX_SMALL_FILE, Ask, Question, Talk, hold, hold_all
+from statepool.pools.talks import MAX_SMALL_FILE, VAIN, Ask, Question, Talk, hold, hold_all
 from statepool.pools.writer import Writer
 from statepool.transports.base import Entry, Transport
 
@@ -122,6 +122,8 @@ class MachineLog:
                     fold = fold.copy() if fold is last else fold
                     self._apply_all(fold, numbers, contents[: contents.index(None)] if missing else contents)
                 ahead = min(fold.number - last.number, MAX_AHEAD)  # who is far behind catches up in few steps
+                if fold.number - last.number > MOST_RECORDS:
+                    raise self._endless(f"more than {MOST_RECORDS} records came while it was read")
         except BadRecord:
             if (yield from self._vouching(last.number, last.nonces)):
                 raise
@@ -220,7 +222,10 @@ class MachineLog:
         """
         nonce = self._nonce()
         fold, changes = self._planned(plan)
+        attempts = 0
         while changes:
+            if (attempts := attempts + 1) > VAIN:
+                raise self._endless("each new record of ours is said to have come too late")
             if not fold.number:
                 self._transport.make_directory(self._directory)
             content = self._readable(Record(0, nonce, self._clock(), str(Writer.current()), changes))
@@ -271,14 +276,15 @@ class MachineLog:
                 extended = fold.after(fold.number + 1, nonce, changes)
                 try:
                     place(layout.record(self._machine, extended.number))
-                except FileExists:
-                    failures += 1
+                except FileExists as error:
+                    if (failures := failures + 1) > VAIN:
+                        raise self._endless(f"record {extended.number} is said to be there each time, and is not to be read") from error
                 else:
                     return fold, changes, extended
 
     def _is_void(self, nonce: str, number: int) -> bool:
         """Whether our record came too late; if so, it is gone when this returns, or so old that the next compaction takes it."""
-        while True:
+        for _ in range(VAIN):
             checkpoints, _ = self.entries()
             self._checkpoint = checkpoints[-1] if checkpoints else 0
             if self._checkpoint < number:
@@ -292,6 +298,15 @@ class MachineLog:
                 # Surely not the one that counted: that one is remembered, and taking it away would leave a gap.
                 self._transport.remove(layout.record(self._machine, number))
             return True
+        raise self._endless(f"checkpoint {self._checkpoint} is listed, and is not to be read")
+
+    def _endless(self, problem: str) -> BadRecord:
+        return BadRecord(
+            f"the log of {self._machine} in {self._transport.location} cannot be followed: {problem}",
+            object=self._machine,
+            pool=str(self._transport.location),
+            hint="look at the pool on its own host; if other writers really are so many, try again",
+        )
 
     # -- checkpoints -------------------------------------------------------------------------------------------------------------------------------
 

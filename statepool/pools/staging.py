@@ -21,6 +21,7 @@ from statepool.model.digest import Digest
 from statepool.pools import layout
 from statepool.pools.log import MAX_RECORD
 from statepool.pools.records import decode
+from statepool.pools.talks import VAIN
 from statepool.pools.writer import Writer
 from statepool.transports.base import Transport
 from statepool.transports.local import LocalTransport
@@ -78,19 +79,20 @@ class Marker:
 
 
 def read_markers(transport: Transport) -> list[Marker]:
-    """:returns: the markers that are there"""
-    markers = []
-    for entry in transport.scan(layout.INCOMING):
-        nonce, dot, suffix = entry.name.partition(".")
-        if dot and suffix == "json":
-            path = layout.marker(nonce)
-            try:
-                content = transport.read(path, 0, MAX_RECORD)
-                where = f"{transport.location}/{path}"
-                markers.append(Marker(nonce, frozenset(), Writer.gone()) if _is_torn(content) else Marker.from_bytes(nonce, content, where))
-            except MissingFile:
-                continue  # its writer has ended meanwhile
-    return markers
+    """
+    :returns: the markers that are there
+    :raises IntegrityError: they cannot be read, or are longer together than any are
+    """
+    names = [entry.name.partition(".") for entry in transport.scan(layout.INCOMING)]
+    nonces = [nonce for nonce, dot, suffix in names if dot and suffix == "json"]
+    contents = transport.read_many([layout.marker(nonce) for nonce in nonces], MAX_RECORD)
+    found = [(nonce, content) for nonce, content in zip(nonces, contents, strict=True) if content is not None]  # else its writer has ended meanwhile
+    return [
+        Marker(nonce, frozenset(), Writer.gone())
+        if _is_torn(content)
+        else Marker.from_bytes(nonce, content, f"{transport.location}/{layout.marker(nonce)}")
+        for nonce, content in found
+    ]
 
 
 def _is_torn(content: bytes) -> bool:
@@ -191,7 +193,7 @@ def is_let_go(transport: Transport, marker: Marker, now: float) -> bool:
 def _open_locked(transport: LocalTransport, path: str, how: int) -> Descriptor | None:
     """:returns: a file with a lock on it that lasts as long as the descriptor; None if it cannot be had"""
     try:
-        descriptor = Descriptor(transport.tree.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        descriptor = transport.tree.open(path, os.O_RDONLY | os.O_NONBLOCK)
         fcntl.flock(descriptor.number, how | fcntl.LOCK_NB)
     except (BlockingIOError, FileNotFoundError, PermissionError):
         return None  # it is held, or gone, or another account's
@@ -213,8 +215,8 @@ def restore(transport: Transport, digest: Digest) -> bool:
 
     :returns: whether they are there
     """
-    looks = 0
-    while looks < LOOKS:
+    looks = moves = 0
+    while looks < LOOKS and moves < VAIN:
         if transport.stat(layout.data(digest)) is not None:
             return True
         aside = [entry.name for entry in transport.scan(layout.TRASH) if layout.trashed(entry.name) == digest]
@@ -225,5 +227,5 @@ def restore(transport: Transport, digest: Digest) -> bool:
             transport.rename(f"{layout.TRASH}/{aside[0]}", layout.data(digest))
             return True
         except MissingFile:
-            continue  # somebody else moved it back, or away for good: look again
+            moves += 1  # somebody else moved it back, or away for good: look again
     return transport.stat(layout.data(digest)) is not None

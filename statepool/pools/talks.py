@@ -19,6 +19,10 @@ from statepool.transports.base import Transport
 MAX_SMALL_FILE = 64 << 20
 """Longest record or checkpoint that is read, in bytes."""
 
+VAIN = 1 << 10
+"""How often something is tried again because of what a place says, which may contradict itself without end: it has a file that it does not show, or
+shows one that it does not have. Where others really are faster each time, it takes a few dozen attempts."""
+
 
 class Ask(enum.Enum):
     """What can be asked."""

@@ -17,6 +17,7 @@ from statepool.model.manifest import ROOT, Kind, Manifest, StateId
 from statepool.model.names import ROOT_STATES, check_name, check_state_name, is_name
 from statepool.pools import layout
 from statepool.pools.fold import Fold
+from statepool.pools.talks import VAIN
 from statepool.transports.base import Entry, FileKind, Stat, Transport
 
 _ATTEMPTS = 100
@@ -79,7 +80,7 @@ class View:
         if not self._transport.capabilities.symlinks:
             return
         wanted = [state for state in ids if state.kind is not Kind.MACHINE]
-        while True:
+        for _ in range(VAIN):
             now = fold()
             identities = cache(self._identities)  # looked up once, and only where a file needs it
             for state in wanted:

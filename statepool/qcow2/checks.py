@@ -396,16 +396,14 @@ def check_file(path: Path | str, what: str | None = None, *, parent: str | Ellip
     :raises MissingFile: there is no such file
     :raises AccessDenied: it may not be read
     """
-    descriptor = open_regular(path)
-    try:
-        return check_image(reader(descriptor), os.fstat(descriptor).st_size, what or str(path), parent=parent, backing=backing)
-    except UnsafeImage as error:
-        error.path = str(path)
-        raise
-    except OSError as error:
-        raise translated(error, path, "read") from error
-    finally:
-        os.close(descriptor)
+    with open_regular(path) as descriptor:
+        try:
+            return check_image(reader(descriptor), os.fstat(descriptor).st_size, what or str(path), parent=parent, backing=backing)
+        except UnsafeImage as error:
+            error.path = str(path)
+            raise
+        except OSError as error:
+            raise translated(error, path, "read") from error
 
 
 def check_parent_place(header: Header, what: str, *, root: str, own: str, parent: str, links: bool) -> None:

@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from statepool.beneath import Beneath
+from statepool.beneath import Beneath, Descriptor
 from statepool.errors import AccessDenied, InUse, MissingFile, NoSpace, StatePoolError, TransportError, UnsafeImage, about_file
 
 REASONS = {
@@ -78,14 +78,14 @@ def _capabilities() -> int:
         return 0
 
 
-def open_regular(path: Path | str | Beneath, flags: int = os.O_RDONLY, *, wait: bool = True) -> int:
+def open_regular(path: Path | str | Beneath, flags: int = os.O_RDONLY, *, wait: bool = True) -> Descriptor:
     """
     Open a file without waiting for a FIFO's other end, following a link, or accepting anything but a regular file.
 
     :param flags: how, as for :func:`os.open`
     :param wait: whether to wait for a process that holds a lease on the file, which the kernel ends after some seconds
         (``/proc/sys/fs/lease-break-time``); else such a file raises :class:`BlockingIOError`
-    :returns: a descriptor that the caller closes
+    :returns: the open file
     :raises UnsafeImage: check ``regular-file``
     :raises MissingFile: there is no such file
     :raises AccessDenied: it may not be opened so
@@ -102,15 +102,11 @@ def open_regular(path: Path | str | Beneath, flags: int = os.O_RDONLY, *, wait: 
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV):
             raise _irregular(path) from error
         raise translated(error, path, "open") from error
-    try:
-        _require_regular(descriptor, path)
-    except BaseException:
-        os.close(descriptor)
-        raise
+    _require_regular(descriptor.number, path)
     return descriptor
 
 
-def open_same(path: Path | str | Beneath, made: os.stat_result, flags: int = os.O_RDONLY) -> int:
+def open_same(path: Path | str | Beneath, made: os.stat_result, flags: int = os.O_RDONLY) -> Descriptor:
     """
     As :func:`open_regular`, of a file that was made a moment ago.
 
@@ -118,25 +114,21 @@ def open_same(path: Path | str | Beneath, made: os.stat_result, flags: int = os.
     :raises InUse: another file has its name
     """
     descriptor = open_regular(path, flags)
-    if os.path.samestat(os.fstat(descriptor), made):
+    if os.path.samestat(os.fstat(descriptor.number), made):
         return descriptor
-    os.close(descriptor)
     raise InUse(f"{path} was replaced by another file as soon as it was made", path=str(path), hint="look who may write to its directory")
 
 
-def _open(path: Path | str | Beneath, flags: int) -> int:
-    return path.open(flags) if isinstance(path, Beneath) else os.open(path, flags | os.O_CLOEXEC)
+def _open(path: Path | str | Beneath, flags: int) -> Descriptor:
+    return path.open(flags) if isinstance(path, Beneath) else Descriptor(os.open, path, flags | os.O_CLOEXEC)
 
 
-def _open_patiently(path: Path | str | Beneath, flags: int) -> int:
+def _open_patiently(path: Path | str | Beneath, flags: int) -> Descriptor:
     # Without O_NONBLOCK a FIFO would be waited for as well, so the file is pinned first, looked at, and then opened through the pin.
     try:
-        pin = _open(path, os.O_PATH | os.O_NOFOLLOW)
-        try:
+        with _open(path, os.O_PATH | os.O_NOFOLLOW) as pin:
             _require_regular(pin, path)
-            return os.open(f"/proc/self/fd/{pin}", flags | os.O_CLOEXEC)
-        finally:
-            os.close(pin)
+            return Descriptor(os.open, f"/proc/self/fd/{pin}", flags | os.O_CLOEXEC)
     except OSError as error:
         if isinstance(error, StatePoolError):
             raise

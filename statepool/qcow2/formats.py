@@ -114,11 +114,8 @@ def recognising(path: Path) -> Iterator[None]:
 
 
 def _recognise_end(path: Path) -> Format | None:
-    descriptor = open_regular(path)
-    try:
+    with open_regular(path) as descriptor:
         tail = os.pread(descriptor, _FOOTER, max(0, os.fstat(descriptor).st_size - _FOOTER))
-    finally:
-        os.close(descriptor)
     return next((found for magic, found in _FOOTERS if tail.startswith(magic)), None)
 
 

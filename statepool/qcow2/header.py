@@ -186,14 +186,12 @@ def read_header_file(path: Path | str, what: str | None = None, *, wait: bool = 
     :raises MissingFile: there is no such file
     :raises AccessDenied: it may not be read
     """
-    descriptor = open_regular(path, wait=wait)
-    try:
-        return read_header_fd(descriptor, what or str(path))
-    except UnsafeImage as error:
-        error.path = str(path)
-        raise
-    finally:
-        os.close(descriptor)
+    with open_regular(path, wait=wait) as descriptor:
+        try:
+            return read_header_fd(descriptor, what or str(path))
+        except UnsafeImage as error:
+            error.path = str(path)
+            raise
 
 
 def read_header_fd(descriptor: int, what: str) -> Header:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.beneath import Beneath
+from statepool.beneath import Beneath, Descriptor
 from statepool.errors import InUse
 from statepool.leases import let_go, try_lease
 from statepool.qcow2.files import open_regular
@@ -109,11 +109,8 @@ def unwritten(path: Path | str | Beneath) -> Iterator[int]:
     """
     with shared(path):
         pass  # a lease would keep ourselves from opening it
-    descriptor = open_regular(path, os.O_RDWR, wait=False)
-    try:
+    with open_regular(path, os.O_RDWR, wait=False) as descriptor:
         yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def is_open(path: Path | str | Beneath) -> bool:
@@ -135,10 +132,10 @@ def is_open(path: Path | str | Beneath) -> bool:
 def _look(path: Path | str | Beneath) -> bool | None:
     """:returns: whether any other process has a file open; None if it may only be looking"""
     try:
-        descriptor = open_regular(path, wait=False)
+        opened = open_regular(path, wait=False)
     except BlockingIOError:
         return None  # somebody holds a lease on it
-    try:
+    with opened as descriptor:
         granted = try_lease(descriptor, fcntl.F_WRLCK)
         if granted:
             let_go(descriptor)
@@ -153,26 +150,21 @@ def _look(path: Path | str | Beneath) -> bool | None:
             return False
         # Nobody but us is to be seen. Who it was may be gone by now, or be where we do not look, as in another container.
         return not all_seen if found else None
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
 def _leased(path: Path | str | Beneath, flags: int, kind: int) -> Iterator[int]:
     deadline = time.monotonic() + PATIENCE
-    descriptor = _open(path, flags, deadline)
-    try:
+    with _open(path, flags, deadline) as descriptor:
         leased = _claim(descriptor, path, kind, deadline)
         try:
             yield descriptor
         finally:
             if leased:
                 let_go(descriptor)
-    finally:
-        os.close(descriptor)
 
 
-def _open(path: Path | str | Beneath, flags: int, deadline: float) -> int:
+def _open(path: Path | str | Beneath, flags: int, deadline: float) -> Descriptor:
     while True:
         try:
             return open_regular(path, flags, wait=False)

@@ -161,13 +161,13 @@ def create_overlay(
     native = is_native(virtual_size, backing_name, cluster_size=cluster_size)
     try:
         file = path if isinstance(path, Beneath) else beside(path)
-        descriptor = file.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        made = file.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:
         raise FileInTheWay(f"{path} exists already", path=str(path), hint="choose another path, or ask for overwriting") from error
     except OSError as error:
         raise translated(error, known_as or path, "create") from error
     try:
-        try:
+        with made as descriptor:
             if native:
                 length, pieces = _pieces(virtual_size, backing_name, cluster_size)
                 apply_patches(descriptor, pieces)
@@ -177,8 +177,6 @@ def create_overlay(
                 inode = f"/proc/{os.getpid()}/fd/{descriptor}"
                 (tool or QemuImg()).create_overlay(inode, backing_name, virtual_size, cluster_size=cluster_size)
             return os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
     except BaseException as error:
         file.remove()
         if isinstance(error, OSError) and not isinstance(error, StatePoolError):

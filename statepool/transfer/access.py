@@ -18,6 +18,7 @@ from pathlib import Path
 
 from attrs import evolve, field, frozen
 
+from statepool.beneath import Descriptor
 from statepool.errors import AccessDenied
 from statepool.pools.log import random_nonce
 from statepool.transfer.fetch import READ_ONLY
@@ -107,11 +108,9 @@ class Access:
         if (self.uid, self.gid) == (os.geteuid(), os.getegid()) and not self.attributes:
             return
         with self._giving(path):
-            descriptor = _open_without_name(path.parent)
-        try:
+            opened = _open_without_name(path.parent)
+        with opened as descriptor:
             self.give(descriptor, path)
-        finally:
-            os.close(descriptor)
 
     @contextmanager
     def _giving(self, path: Path) -> Iterator[None]:
@@ -193,16 +192,17 @@ def _attributes(file: int | Path) -> dict[str, bytes]:
     return found
 
 
-def _open_without_name(directory: Path) -> int:
+def _open_without_name(directory: Path) -> Descriptor:
     try:
-        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, OURS_ALONE)
+        return Descriptor(os.open, directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, OURS_ALONE)
     except OSError as error:
         if error.errno not in _NO_ANONYMOUS_FILES:
             raise
     path = directory / f".statepool-{random_nonce()}.tmp"
-    descriptor = only_ours(str(path), os.O_RDWR | os.O_CREAT | os.O_EXCL)
-    path.unlink()
-    return descriptor
+    try:
+        return Descriptor(os.open, path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, OURS_ALONE)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _name_of(uid: int) -> str:

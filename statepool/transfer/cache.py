@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from statepool.beneath import Beneath, Descriptor, Tree
+from statepool.beneath import Beneath, Tree
 from statepool.errors import AccessDenied, MissingFile, UsageError
 from statepool.model.digest import Digest
 from statepool.model.outcomes import Collected
@@ -141,7 +141,7 @@ class Cache:
         """
         if (found := file_of(self.tree, digest, lambda _: source)) is not None:
             # Not opened for reading: this process may hold a lease on it, as of a file that is being set.
-            with Descriptor(found.open(os.O_PATH)) as descriptor:
+            with found.open(os.O_PATH) as descriptor:
                 self.trust.record(digest, descriptor, hashed, flushed=flushed, source=source, ours=found.tree is self.tree)
 
     def stage(self, digests: Iterable[Digest], **facts: str) -> Staging:
@@ -237,7 +237,7 @@ def _copy_of(nonce: str) -> str:
 def _own_marker(file: Beneath, nonce: str) -> Marker | None:
     """:returns: a marker that this account has written, if it is in a directory that is its own; None if it is another one's, or gone"""
     try:
-        with Descriptor(open_regular(file)) as descriptor:
+        with open_regular(file) as descriptor:
             if os.fstat(descriptor).st_uid != os.geteuid():
                 return None
             content = os.read(descriptor, MAX_RECORD)

@@ -18,7 +18,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from statepool.beneath import Beneath, Descriptor, Tree, beside
+from statepool.beneath import Beneath, Tree, beside
 from statepool.errors import BadRecord, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
@@ -136,7 +136,7 @@ class Chains:
     def _links(self, key: Digest) -> dict[str, Digest]:
         """:returns: the bytes that the names of a chain lead to"""
         try:
-            opened = Descriptor(self._tree.open(_of(key), os.O_RDONLY | os.O_DIRECTORY))
+            opened = self._tree.open(_of(key), os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             return {}
         with opened as directory:

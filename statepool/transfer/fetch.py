@@ -100,6 +100,8 @@ class Fetch:
         if not self._cache.pool.is_managed and self._source.transport.capabilities.local:
             self._look_first(missing)
         self._cache.prepare()
+        for member in missing:  # before anything is evicted for their sake
+            require_proportion(self._source, member.manifest, member.path)
         make_room(self._cache, [member.manifest for member in missing], self._source.transport, keep=self._digests())
         before = self._named()
         self._progress.begin(self._title, sum(member.manifest.size for member in missing))
@@ -294,7 +296,7 @@ class Fetch:
         """
         promised = member.manifest
         require_proportion(self._source, promised, member.path)
-        with Descriptor(path.open(os.O_RDWR | os.O_CREAT)) as file:
+        with path.open(os.O_RDWR | os.O_CREAT) as file:
             done = os.fstat(file).st_size
             try:
                 moved = self._move(member, file, done)
@@ -416,7 +418,7 @@ class Fetch:
 
 def _can_go_on(path: Beneath, size: int) -> bool:
     """Whether a file is the beginning of what is wanted, as far as its length tells, and is this account's own."""
-    with Descriptor(open_regular(path)) as file:
+    with open_regular(path) as file:
         found = os.fstat(file)
         if found.st_uid != os.geteuid():
             return False

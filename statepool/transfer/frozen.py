@@ -24,7 +24,7 @@ from pathlib import Path
 
 from attrs import Factory, field, frozen
 
-from statepool.beneath import Beneath, Descriptor, Tree, beside, link
+from statepool.beneath import Beneath, Tree, beside, link
 from statepool.errors import AccessDenied
 from statepool.pools.log import random_nonce
 from statepool.qcow2.checks import Backing, check_image
@@ -85,7 +85,7 @@ class Names:
             raise translated(error, "give a second name to", Subject(str(self.working), path=str(self.working)), lacks=LINKS) from error
         try:
             made = create_overlay(self.live, virtual_size, str(self.below), mode=OURS_ALONE)
-            with Descriptor(open_same(self.live, made)) as live, Descriptor(open_regular(self.below)) as below:
+            with open_same(self.live, made) as live, open_regular(self.below) as below:
                 Access.of(below).give(live, self.working)
         except BaseException:
             self.clear()
@@ -131,7 +131,7 @@ class Names:
 def _all_names(working: Path, suffix: str = _LIVE, tree: Tree | None = None) -> Iterator[Names]:
     wanted = re.compile(rf"\.{re.escape(working.name)}\.([0-9a-f]{{16}}){re.escape(suffix)}")
     tree = tree or Tree(working.parent)
-    with Descriptor(tree.open("", os.O_RDONLY | os.O_DIRECTORY)) as directory:
+    with tree.open("", os.O_RDONLY | os.O_DIRECTORY) as directory:
         listed = sorted(os.listdir(directory))
     for name in listed:
         found = wanted.fullmatch(name)
@@ -229,7 +229,7 @@ def _examined(file: Beneath) -> tuple[Header, bool]:
     :returns: the header of an image, and whether nothing was written to it
     :raises UnsafeImage: it is not fit to be opened
     """
-    with Descriptor(open_regular(file)) as descriptor:
+    with open_regular(file) as descriptor:
         header = check_image(reader(descriptor), os.fstat(descriptor).st_size, str(file), backing=Backing.WORKING)
         return header, is_empty_overlay(reader(descriptor), header)
 

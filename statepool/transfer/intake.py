@@ -18,7 +18,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from statepool.beneath import NO_LINKS, Beneath, Descriptor, beside
+from statepool.beneath import NO_LINKS, Beneath, beside
 from statepool.errors import AccessDenied, Conflict, InUse, NotFound, about_file
 from statepool.leases import held_lease, try_lease
 from statepool.model.digest import Digest
@@ -284,7 +284,7 @@ class Intake:
         """
         self.progress.begin(f"set {self.state}", examined.size)
         try:
-            with Descriptor(path.open(os.O_RDWR | os.O_CREAT | os.O_EXCL)) as file:
+            with path.open(os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
                 moved = copy(descriptor, file, examined.size, progress=self.progress, flush=True)
                 digest, parent = moved.digest, examined.parent
                 if parent is not None and examined.patches is None:

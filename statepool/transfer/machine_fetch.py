@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
-from statepool.beneath import Beneath, Descriptor
+from statepool.beneath import Beneath
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, StateId
 from statepool.model.outcomes import Verified
@@ -24,7 +24,7 @@ from statepool.pools.staging import Staging
 from statepool.qcow2.files import open_regular
 from statepool.transfer.cache import Cache
 from statepool.transfer.fetch import READ_ONLY, Fetch, Fetched
-from statepool.transfer.offers import Member, Offer, Source, log_token
+from statepool.transfer.offers import Member, Offer, Source, log_token, require_proportion
 from statepool.transfer.ready import clear_place
 from statepool.transfer.space import make_room, require_place
 from statepool.transports.base import Moved
@@ -127,6 +127,8 @@ class MachineFetch:
             for part in self._parts.values():
                 part.look_first()
         self._cache.prepare()
+        for member in missing:  # before anything is evicted for their sake
+            require_proportion(self._offer.source.pool, member.manifest, member.path)
         make_room(self._cache, [member.manifest for member in missing], transport, keep=self._keep)
         before = self._named()
         try:
@@ -213,7 +215,7 @@ class _RamFetch(_PartFetch):
             return None
         if (here := self._cache.bytes(promised.digest)) is None:
             return None
-        with Descriptor(open_regular(here)) as descriptor:
+        with open_regular(here) as descriptor:
             manifest = _ram(promised, promised.digest, descriptor)
         self._publish(manifest)
         self._cache.trust.note_source(promised.digest, str(self._source))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attrs import evolve, field, frozen
 
-from statepool.beneath import Beneath, Descriptor, beside
+from statepool.beneath import Beneath, beside
 from statepool.errors import NotFound, UsageError
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, StateId
@@ -275,7 +275,7 @@ class MachineIntake:
             return manifest, status
         self.progress.begin(f"set {self.id}", looked.size)
         try:
-            with Descriptor(path.open(os.O_RDWR | os.O_CREAT | os.O_EXCL)) as file:
+            with path.open(os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
                 moved = copy(looked.descriptor, file, looked.size, progress=self.progress, flush=True)
                 manifest = self._manifest(looked, file, moved.digest, looked.size)
                 os.fchmod(file, READ_ONLY)

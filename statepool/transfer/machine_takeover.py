@@ -16,7 +16,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from statepool.beneath import Beneath, Descriptor, beside
+from statepool.beneath import Beneath, beside
 from statepool.errors import AccessDenied, BadRecord, Conflict, IntegrityError, InUse, NotFound
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest
@@ -310,7 +310,7 @@ def _go_forward(cache: Cache, staging: Staging, under_way: MachineTakeover) -> N
         return  # a machine runs on half a state: it is left alone
     with ExitStack() as stack:
         files = [cache.file(staging.path(part.digest)) for part in under_way.parts if part.linked]
-        linked = [stack.enter_context(Descriptor(open_regular(file))) for file in dict.fromkeys(files) if file.stat() is not None]
+        linked = [stack.enter_context(open_regular(file)) for file in dict.fromkeys(files) if file.stat() is not None]
         finish(cache, staging, left, {}, linked)
 
 

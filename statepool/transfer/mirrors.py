@@ -402,9 +402,14 @@ class Mirrors:
                 slow.append((error.rate, offer))
                 warnings.append(f"{offer.source} was left for another source: only {error.rate / (1 << 20):.1f} MiB came from it in a second")
             except StatePoolError as error:
-                if self._is_ours(error):
+                # How much room a state takes is what its source says, until all of it has been hashed: another one may say less.
+                smaller = [other for other in left if _claimed(other) < _claimed(offer)] if isinstance(error, NoSpace) else []
+                if smaller:
+                    left = smaller
+                elif self._is_ours(error):
                     raise
-                self.cache.known.failed(offer.source, error)
+                else:
+                    self.cache.known.failed(offer.source, error)
                 failed.append(Failed(offer.source, error))
                 warnings.append(str(failed[-1]))
             else:
@@ -444,6 +449,11 @@ class Mirrors:
             state=wanted.state,
             hint="statepool show lists what there is" + ("; the sources were not asked, being offline" if self.cache.settings.offline else ""),
         )
+
+
+def _claimed(offer: Offer) -> int:
+    """:returns: how many bytes would be moved at most, as the source says"""
+    return sum(member.manifest.data_size for member in offer.members)
 
 
 def _failed(asked: Iterable[Asked[T]]) -> tuple[Failed, ...]:

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Mapping
 
-from statepool.beneath import DIRECTORY, Beneath, Descriptor, Tree
+from statepool.beneath import DIRECTORY, Beneath, Tree
 from statepool.errors import AccessDenied
 from statepool.pools import layout
 from statepool.pools.log import random_nonce
@@ -41,9 +41,8 @@ def write_note(tree: Tree, path: str, data: Mapping[str, object], *, flush: bool
     """
     above = path.rpartition("/")[0]
     temporary = f"{above}/{random_nonce()}{_UNFINISHED}"
-    descriptor = Descriptor(tree.open(temporary, _NEW, 0o644))
     try:
-        with descriptor as file:
+        with tree.open(temporary, _NEW, 0o644) as file:
             _write(file, json.dumps(data).encode())
             # Where a group shares the directory, its members can write the next one, whatever the umask of this one.
             if tree.stat(above).st_mode & stat.S_IWGRP:
@@ -67,7 +66,7 @@ def read_note(tree: Tree, path: str) -> tuple[object, os.stat_result]:
     :raises FileNotFoundError: there is none
     :raises ValueError: it is torn, or no note
     """
-    with Descriptor(tree.open(path, _READ)) as file:
+    with tree.open(path, _READ) as file:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
             raise ValueError(f"{path} is no note")
@@ -123,7 +122,7 @@ class Notes:
 
     def _held(self, path: str) -> Tree | None:
         """:returns: a directory, held by a descriptor, if it is private"""
-        descriptor = Descriptor(self._tree.open(path, DIRECTORY))
+        descriptor = self._tree.open(path, DIRECTORY)
         return Tree(f"{self._tree.root}/{path}", held=descriptor) if is_private(os.fstat(descriptor.number)) else None
 
     @staticmethod
@@ -233,7 +232,7 @@ class Notes:
 def names_in(tree: Tree, path: str) -> list[str]:
     """:returns: what is in a directory, sorted; nothing if there is none"""
     try:
-        with Descriptor(tree.open(path, os.O_RDONLY | os.O_DIRECTORY)) as directory:
+        with tree.open(path, os.O_RDONLY | os.O_DIRECTORY) as directory:
             return sorted(os.listdir(directory))
     except FileNotFoundError:
         return []

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from attrs import evolve
 
-from statepool.beneath import Descriptor
 from statepool.errors import AccessDenied, DigestMismatch, IntegrityError, StatePoolError, TransportError
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Manifest, Parent
@@ -184,7 +183,7 @@ class Push:
         digest, transport = _digest(manifest), self._pool.transport
         resumes = transport.capabilities.resumes
         path = layout.part(staging.marker.nonce, digest) if resumes else staging.path(digest)
-        with Descriptor(open_regular(self._cache.bytes(digest) or self._cache.file(layout.data(digest)))) as descriptor:
+        with open_regular(self._cache.bytes(digest) or self._cache.file(layout.data(digest))) as descriptor:
             extents = data_extents(descriptor, manifest.size, limit=MAX_EXTENTS)
             manifest = evolve(manifest, extents=extents if extents != ((0, manifest.size),) else ())
             done = self._there_already(descriptor, manifest, staging) if resumes else 0

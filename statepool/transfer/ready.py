@@ -98,7 +98,7 @@ def open_bytes(cache: Cache, manifest: Manifest) -> Descriptor:
     """
     assert manifest.digest is not None
     # Another process may just be looking whether anybody has it open: that is waited for.
-    return Descriptor(open_regular(cache.bytes(manifest.digest) or cache.file(layout.data(manifest.digest))))
+    return open_regular(cache.bytes(manifest.digest) or cache.file(layout.data(manifest.digest)))
 
 
 def open_whole(file: Beneath, manifest: Manifest, where: object) -> Descriptor:
@@ -109,7 +109,7 @@ def open_whole(file: Beneath, manifest: Manifest, where: object) -> Descriptor:
     :raises MissingFile: it is not there
     """
     # Another process may just be looking whether anybody has it open: that is waited for.
-    descriptor = Descriptor(open_regular(file))
+    descriptor = open_regular(file)
     size = os.fstat(descriptor.number).st_size
     if size != manifest.size:
         raise IntegrityError(
@@ -200,7 +200,7 @@ def make_durable(cache: Cache, chain: Sequence[Manifest]) -> None:
         assert manifest.digest is not None
         if cache.trust.is_flushed(manifest.digest) or cache.is_link(manifest.digest):
             continue
-        with Descriptor(open_regular(cache.file(layout.data(manifest.digest)))) as descriptor:
+        with open_regular(cache.file(layout.data(manifest.digest))) as descriptor:
             os.fsync(descriptor)
             found = os.fstat(descriptor)
             if cache.trust.standing(manifest.digest, found) is Standing.TRUSTED:

@@ -11,7 +11,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 
-from statepool.beneath import Beneath, Descriptor, Tree
+from statepool.beneath import Beneath, Tree
 from statepool.errors import AccessDenied, BadRecord, StatePoolError
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Finding, Level
@@ -208,7 +208,7 @@ def _shut(tree: Tree, mode: int) -> str | None:
     """:returns: a directory of a pool with which this account may not do this, as for :func:`os.access`"""
     for path in ("", layout.OURS, layout.LOG, layout.DATA, layout.INCOMING, layout.LOCKS):
         try:
-            with Descriptor(tree.open(path, os.O_PATH | os.O_DIRECTORY)) as directory:
+            with tree.open(path, os.O_PATH | os.O_DIRECTORY) as directory:
                 if not os.access(".", mode, dir_fd=directory, effective_ids=True):
                     return path
         except FileNotFoundError:

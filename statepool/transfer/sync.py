@@ -15,7 +15,6 @@ from functools import partial
 
 from attrs import evolve, frozen
 
-from statepool.beneath import Descriptor
 from statepool.errors import AccessDenied, DigestMismatch, NotFound, StatePoolError, UnsafeImage
 from statepool.model.digest import Digest
 from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, StateId
@@ -165,7 +164,7 @@ class Sync:
             header = self._check_safe(manifest, lambda offset, length: transport.read(path, offset, length), size)
             return _derived(manifest, digest, size, header, sent)
         here = file_in(self.target, digest) if path == layout.data(digest) else None
-        with Descriptor(open_regular(here or there)) as descriptor:
+        with open_regular(here or there) as descriptor:
             size = os.fstat(descriptor).st_size
             header = self._check_safe(manifest, reader(descriptor), size, descriptor)
             return _derived(manifest, digest, size, header, data_extents(descriptor, size, limit=MAX_EXTENTS))
@@ -195,7 +194,7 @@ class Sync:
         """A descriptor of the bytes on this host: of the file itself, or of a copy that lives as long as the ``with`` block."""
         path = layout.data(digest)
         if (here := self.origin.transport.beneath(path)) is not None:
-            with Descriptor(open_regular(file_in(self.origin, digest) or here)) as descriptor:
+            with open_regular(file_in(self.origin, digest) or here) as descriptor:
                 yield descriptor
             return
         require_proportion(self.origin, manifest, path)

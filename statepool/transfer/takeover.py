@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.beneath import Beneath, Descriptor, beside
+from statepool.beneath import Beneath, beside
 from statepool.errors import AccessDenied, BadRecord, Conflict, InUse, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
@@ -304,7 +304,7 @@ def _restore(under_way: Takeover, descriptor: int, path: Path) -> None:
 
 def open_again(gathered: Beneath) -> None:
     """Let a file that was made read-only be opened for writing, as far as its mode is ours: who may write to it all the same needs no more."""
-    with suppress(PermissionError), Descriptor(open_regular(gathered)) as descriptor:
+    with suppress(PermissionError), open_regular(gathered) as descriptor:
         os.fchmod(descriptor, 0o600)
 
 
@@ -312,7 +312,7 @@ def _separate(cache: Cache, under_way: Takeover, descriptor: int) -> None:
     working = beside(under_way.working)
     temporary = Beneath(working.tree, f".statepool-{cache.pool.nonce()}.tmp")
     try:
-        with Descriptor(temporary.open(os.O_RDWR | os.O_CREAT | os.O_EXCL, OURS_ALONE)) as target:
+        with temporary.open(os.O_RDWR | os.O_CREAT | os.O_EXCL, OURS_ALONE) as target:
             copy(descriptor, target, under_way.manifest.size)
             put_on_backing(target, Path(temporary), under_way.backing, under_way.sibling)
             restored(Access.of(descriptor), under_way.owner, under_way.mode).give(target, under_way.working)

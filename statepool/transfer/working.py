@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool.beneath import Beneath, Descriptor, beside, settle
+from statepool.beneath import Beneath, beside, settle
 from statepool.errors import FileInTheWay, InUse, MissingFile, NotFound, RefusedError, about_file
 from statepool.model.manifest import Manifest
 from statepool.pools import layout
@@ -127,7 +127,7 @@ class Fresh:
             raise
         self.temporary.remove()
         if self.flush:
-            with Descriptor(self.to.tree.open("", os.O_RDONLY | os.O_DIRECTORY)) as directory:
+            with self.to.tree.open("", os.O_RDONLY | os.O_DIRECTORY) as directory:
                 os.fsync(directory)
         if overwrite:
             self.cache.chains.release(Path(self.to), besides=self.record)
@@ -136,7 +136,7 @@ class Fresh:
         """Flush it, if it is to be flushed, when it has the access of the file whose place it takes."""
         if access is None and not self.flush:
             return
-        with Descriptor(open_same(self.temporary, self.made)) as descriptor:
+        with open_same(self.temporary, self.made) as descriptor:
             if access is not None:
                 access.give(descriptor, Path(self.to))
             if self.flush:
@@ -186,7 +186,9 @@ def prepare_working(
         mode = OURS_ALONE if access is not None else 0o666
         made = create_overlay(temporary, chain[0].virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout), known_as=path, mode=mode)
     except BaseException:
-        # There is no image to delete, and in a directory that is closed to us not even that could be asked.
+        # In a directory that is closed to us there is no image, and not even that can be asked.
+        with contextlib.suppress(PermissionError):
+            temporary.remove()
         cache.chains.forget(record, with_chain=is_first)
         raise
     fresh = Fresh(cache, record, temporary, place, made, flush, is_first)
@@ -231,11 +233,8 @@ def require_image(working: os.PathLike[str] | str) -> Path:
     """
     path = Path(os.path.abspath(os.fsdecode(working)))
     with contextlib.suppress(MissingFile):
-        descriptor = open_regular(path)
-        try:
+        with open_regular(path) as descriptor:
             beginning = os.pread(descriptor, len(MAGIC), 0)
-        finally:
-            os.close(descriptor)
         if beginning and beginning != MAGIC:
             raise refusal("magic", str(path), "it is no working image", path=str(path))
     return path

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
+from statepool.beneath import Descriptor
+
 STEP = 64 << 20
 """Bytes that are worth a flush of their own."""
 
@@ -86,15 +88,13 @@ def flushed_beside(fd: int, size: int) -> Iterator[None]:
         os.fsync(fd)
         yield
         return
-    own = os.dup(fd)  # if waiting for the thread is interrupted, the caller's one may be closed, and its number be that of another file
+    own = Descriptor(os.dup, fd)  # if waiting for the thread is interrupted, the caller's one may be closed, and its number be that of another file
     with ThreadPoolExecutor(1, thread_name_prefix="statepool-flush") as executor:
         done = executor.submit(_flush_own, own)
         yield
     done.result()
 
 
-def _flush_own(descriptor: int) -> None:
-    try:
+def _flush_own(own: Descriptor) -> None:
+    with own as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -62,19 +62,14 @@ class LocalTransport(Transport):
     def scan(self, directory: str) -> list[Entry]:
         """As the transport's face says. The pool's own directory may be behind a symbolic link."""
         try:
-            fd = self.tree.open(directory, _LIST)
+            opened = self.tree.open(directory, _LIST)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise translated(error, "list", self._subject(directory)) from error
-        try:
+        with translating("list", self._subject(directory)), opened as fd, os.scandir(fd) as entries:
             # Names that are not UTF-8 come with lone surrogates, which cannot be encoded again.
-            with os.scandir(fd) as entries:
-                return [Entry(entry.name, _kind(entry)) for entry in entries if entry.name.isascii() or _is_utf8(entry.name)]
-        except OSError as error:
-            raise translated(error, "list", self._subject(directory)) from error
-        finally:
-            os.close(fd)
+            return [Entry(entry.name, _kind(entry)) for entry in entries if entry.name.isascii() or _is_utf8(entry.name)]
 
     def stat(self, path: str) -> Stat | None:
         """As the transport's face says."""
@@ -92,18 +87,14 @@ class LocalTransport(Transport):
 
         :raises UnsafeImage: it is not a regular file
         """
-        fd, length = self._open(path)
-        try:
+        opened, length = self._open(path)
+        with translating("read", self._subject(path)), opened as fd:
             left = max(length - offset, 0)
             wanted = left if size is None else min(size, left)
             data = os.pread(fd, wanted, offset)
             while len(data) < wanted and (more := os.pread(fd, wanted - len(data), offset + len(data))):
                 data += more
             return data
-        except OSError as error:
-            raise translated(error, "read", self._subject(path)) from error
-        finally:
-            os.close(fd)
 
     def readlink(self, path: str) -> str:
         """As the transport's face says."""
@@ -126,15 +117,13 @@ class LocalTransport(Transport):
         in ``.statepool/incoming`` meanwhile.
         """
         try:
-            fd = self._open_anonymous(_above(path))
-            if fd is None:
+            opened = self._open_anonymous(_above(path))
+            if opened is None:
                 self._create_named(path, data, flush)
                 return
-            try:
+            with opened as fd:
                 self._write(fd, data, flush)
                 self.tree.name(fd, path)
-            finally:
-                os.close(fd)
         except OSError as error:
             raise translated(error, "create", self._subject(path), needed=len(data), lacks=LINKS) from error
 
@@ -143,16 +132,14 @@ class LocalTransport(Transport):
         """As the transport's face says: flushed now, where the file system knows files without a name."""
         subject = self._subject(directory)
         with translating("write to", subject, needed=len(data)):
-            fd = self._open_anonymous(directory)
-        if fd is None:
+            opened = self._open_anonymous(directory)
+        if opened is None:
             yield partial(self.create, data=data)
             return
-        try:
+        with opened as fd:
             with translating("write to", subject, needed=len(data)):
                 self._write(fd, data, flush=True)
             yield partial(self._name, fd)
-        finally:
-            os.close(fd)
 
     def _name(self, fd: int, path: str) -> None:
         try:
@@ -225,7 +212,7 @@ class LocalTransport(Transport):
     def flush(self, directory: str) -> None:
         """As the transport's face says. Where directories cannot be flushed, nothing is durable from then on."""
         try:
-            with Descriptor(self.tree.open(directory, _LIST)) as fd:
+            with self.tree.open(directory, _LIST) as fd:
                 os.fsync(fd)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
@@ -246,11 +233,9 @@ class LocalTransport(Transport):
         done: int = 0,
     ) -> Moved:
         """As the transport's face says. Where the data is, the file system knows better than ``extents``; it is copied anew always."""
-        source, _ = self._open(path)
-        try:
+        opened, _ = self._open(path)
+        with opened as source:
             return copying.copy(source, target, size, algorithm=algorithm, progress=progress, subject=self._subject(path))
-        finally:
-            os.close(source)
 
     def store(
         self,
@@ -267,26 +252,24 @@ class LocalTransport(Transport):
         subject = self._subject(path)
         with translating("create", subject):
             self.tree.remove(path)
-            target = self.tree.open(path, _WRITE_NEW)
         try:
-            moved = copying.copy(source, target, size, algorithm=algorithm, progress=progress, flush=True, subject=subject)
-            with translating("flush", subject, needed=size, descriptor=target):
-                os.fchmod(target, 0o444)
-                os.fsync(target)
+            with translating("create", subject):
+                opened = self.tree.open(path, _WRITE_NEW)
+            with opened as target:
+                moved = copying.copy(source, target, size, algorithm=algorithm, progress=progress, flush=True, subject=subject)
+                with translating("flush", subject, needed=size, descriptor=target):
+                    os.fchmod(target, 0o444)
+                    os.fsync(target)
         except BaseException:
             self.tree.remove(path)
             raise
-        finally:
-            os.close(target)
         return moved
 
     def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
         """As the transport's face says."""
-        fd, _ = self._open(path)
-        try:
+        opened, _ = self._open(path)
+        with opened as fd:
             return copying.hash_file(fd, size, algorithm=algorithm, progress=progress, subject=self._subject(path))
-        finally:
-            os.close(fd)
 
     # -- the rest --------------------------------------------------------------------------------------------------------------------------------
 
@@ -324,30 +307,25 @@ class LocalTransport(Transport):
     def _subjects(self, source: str, target: str) -> Subject:
         return Subject(f"{source!r} to {target!r} in {self.location}", str(self.location), target)
 
-    def _open(self, path: str) -> tuple[int, int]:
-        """:returns: a descriptor of a regular file, and its length"""
+    def _open(self, path: str) -> tuple[Descriptor, int]:
+        """:returns: a regular file, and its length"""
         try:
             try:
-                fd = self.tree.open(path, _READ)
+                opened = self.tree.open(path, _READ)
             except BlockingIOError:
-                fd = self._open_leased(path)
-            try:
-                found = os.fstat(fd)
-            except BaseException:
-                os.close(fd)
-                raise
+                opened = self._open_leased(path)
+            found = os.fstat(opened.number)
         except OSError as error:
             # A symbolic link, or a socket.
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 raise not_regular(self._subject(path)) from error
             raise translated(error, "open", self._subject(path)) from error
         if not stat.S_ISREG(found.st_mode):
-            os.close(fd)
             raise not_regular(self._subject(path))
-        return fd, found.st_size
+        return opened, found.st_size
 
-    def _open_anonymous(self, directory: str) -> int | None:
-        """:returns: a descriptor of a new file without a name, or None where there are none"""
+    def _open_anonymous(self, directory: str) -> Descriptor | None:
+        """:returns: a new file without a name, or None where there are none"""
         if not self._anonymous:
             return None
         try:
@@ -361,15 +339,13 @@ class LocalTransport(Transport):
     def _create_named(self, path: str, data: bytes, flush: bool) -> None:
         private = f"{INCOMING}/{_private_name()}"
         try:
-            fd = self.tree.open(private, _WRITE_NEW, 0o644)
-        except FileNotFoundError:  # not a pool yet
-            private = _beside(path)
-            fd = self.tree.open(private, _WRITE_NEW, 0o644)
-        try:
             try:
+                opened = self.tree.open(private, _WRITE_NEW, 0o644)
+            except FileNotFoundError:  # not a pool yet
+                private = _beside(path)
+                opened = self.tree.open(private, _WRITE_NEW, 0o644)
+            with opened as fd:
                 self._write(fd, data, flush)
-            finally:
-                os.close(fd)
             link_or_rename(Beneath(self.tree, private), Beneath(self.tree, path))
         finally:
             self.tree.remove(private)
@@ -395,17 +371,17 @@ class LocalTransport(Transport):
             self.tree.symlink(target, private)
         return private
 
-    def _open_leased(self, path: str) -> int:
+    def _open_leased(self, path: str) -> Descriptor:
         """
         Open a file on which another process holds a lease, for a moment, to learn whether the file is in use: wait until it lets go.
 
         The kernel makes it, after ``/proc/sys/fs/lease-break-time`` seconds at the latest. Only regular files have leases; nothing else is
         waited for.
         """
-        with Descriptor(self.tree.open(path, os.O_PATH)) as pinned:
+        with self.tree.open(path, os.O_PATH) as pinned:
             if not stat.S_ISREG(os.fstat(pinned).st_mode):
                 raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
-            return os.open(f"/proc/self/fd/{pinned}", _READ & ~os.O_NONBLOCK)
+            return Descriptor(os.open, f"/proc/self/fd/{pinned}", _READ & ~os.O_NONBLOCK)
 
 
 def _private_name() -> str:

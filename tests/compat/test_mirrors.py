@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 from attrs import frozen
 
 import statepool
-from statepool.errors import IntegrityError, NotFound, TransportError
+from statepool.errors import IntegrityError, NoSpace, NotFound, TransportError
 from statepool.testing.faults import Call, Fault, Flip, Slow, Stop, on
 from statepool.testing.trees import photograph
 from statepool.transfer.offers import Source
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from conftest import Make, Site
 
 MIB = 1 << 20
+VAST = 1 << 42
 SIZE = 1 * MIB
 BLOCK = 64 << 10
 CHAIN = ("connect", "customize", "install")
@@ -67,9 +69,33 @@ def gap(site: Site) -> Any:
     return "first"
 
 
+def enlarge(site: Site, size: int) -> None:
+    """The first source says that ``connect`` is so long, and has such a file."""
+    path = site.data("first", "connect")
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.truncate(size)
+    record = max((site.root / "first/.statepool/log/vm1").iterdir())
+    said = json.loads(record.read_text())
+    (change,) = said["changes"]
+    change["publish"] |= {"size": size, "extents": [[0, size]]}
+    record.chmod(0o600)
+    record.write_text(json.dumps(said))
+
+
+def vast(site: Site) -> Any:
+    site.pool("first")
+    enlarge(site, VAST)
+    with site.data("first", "connect").open("r+b") as file:
+        file.seek(24)  # the size of the disk (docs/interop/qcow2.txt)
+        file.write((4 * VAST).to_bytes(8, "big"))
+    return "first"
+
+
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
+        (vast, "do not fit"),
         (corrupt, "is corrupt"),
         (rootless, "does not have the bytes of vm1/disk install"),
         (empty, None),
@@ -87,6 +113,28 @@ def test_the_state_comes_whole_from_the_next(site: Site, spoil: Callable[[Site],
         assert f"the source file://{site.root}/first" in got.warnings[0]
         assert told in got.warnings[0]
     site.require_whole()
+
+
+def test_nothing_is_evicted_for_what_no_disk_can_need(site: Site) -> None:
+    """Looked at before room is made: the header of the image says how large the disk is."""
+    site.pool("first")
+    enlarge(site, VAST)
+    pool = site.open("first", "good")
+    pool._cache.prepare()
+    got = pool.image("vm1/disk").get("connect")
+    assert got.source == f"file://{site.root}/good"
+    assert "'proportion'" in got.warnings[0]
+
+
+def test_a_state_that_fits_nowhere(site: Site) -> None:
+    """That there is no room is said as it is, if all sources say that so much is needed."""
+    site.pool("first")
+    enlarge(site, VAST)
+    with site.data("first", "connect").open("r+b") as file:
+        file.seek(24)
+        file.write((4 * VAST).to_bytes(8, "big"))
+    with pytest.raises(NoSpace, match="do not fit"):
+        site.open("first").image("vm1/disk").get("connect")
 
 
 def test_what_has_arrived_whole_stays(site: Site) -> None:

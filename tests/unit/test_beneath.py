@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -36,7 +40,7 @@ def tree(tmp_path: Path) -> Tree:
 
 
 def read(tree: Tree, path: str) -> bytes:
-    with Descriptor(tree.open(path, os.O_RDONLY)) as file:
+    with tree.open(path, os.O_RDONLY) as file:
         return os.read(file, 100)
 
 
@@ -146,8 +150,6 @@ def test_nothing_is_left_open(tree: Tree) -> None:
     tree.stat("")
     before = sorted(os.listdir("/proc/self/fd"))
     for path in ("a/b/file", "out", "out/file", "nothing", "nothing/below"):
-        with Descriptor(-1):
-            pass
         try:
             tree.stat(path)
             tree.readlink(path)
@@ -159,3 +161,79 @@ def test_nothing_is_left_open(tree: Tree) -> None:
 
 def test_it_survives_pickling(tree: Tree) -> None:
     assert read(pickle.loads(pickle.dumps(tree)), "a/b/file") == b"inside"
+
+
+class Interrupted(Exception):
+    """What the handler of a signal raises in these tests."""
+
+
+@contextmanager
+def interruptions() -> Iterator[None]:
+    """Raise out of the handler of a timer, again and again, wherever the main thread is."""
+
+    def handler(number: int, frame: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def interrupt(work: Callable[[], object], times: int = 300) -> None:
+    """Interrupt ``work`` so often, at any of its steps."""
+    random = Random(1)
+    for _ in range(times):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 3e-4))
+            try:
+                for _ in range(1000):  # by then it has struck, unless it was lost
+                    work()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interrupted:
+            continue
+
+
+def test_an_interruption_leaves_nothing_open(tree: Tree, unraisable: list[object]) -> None:
+    def work() -> None:
+        tree.stat("a/b/file")
+        with tree.open("a/b/file", os.O_RDONLY) as file:
+            os.fstat(file)
+
+    tree.stat("")
+    before = set(os.listdir("/proc/self/fd"))
+    with interruptions():
+        interrupt(work)
+    assert set(os.listdir("/proc/self/fd")) <= before
+    assert not unraisable, "an interruption was lost in a finalizer"
+
+
+@pytest.fixture
+def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    found: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", found.append)
+    return found
+
+
+def test_a_descriptor_keeps_what_its_call_opened() -> None:
+    opened = Descriptor(os.open, "/", os.O_RDONLY)
+    with opened as number:
+        assert os.path.samestat(os.fstat(number), os.stat("/"))
+        assert not os.get_inheritable(number)
+    assert opened.number < 0
+    opened.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+    with pytest.raises(FileNotFoundError):
+        Descriptor(os.open, "/nothing/here", os.O_RDONLY)
+    assert Descriptor(int, "-1").number < 0
+
+
+def test_a_descriptor_tells_what_went_wrong_when_it_was_closed() -> None:
+    opened = Descriptor(os.open, "/", os.O_RDONLY)
+    os.close(opened.number)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        opened.close()

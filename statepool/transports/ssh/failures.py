@@ -27,6 +27,9 @@ _LOST = frozenset({errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ESHU
 _UNREACHED = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
 """There is none to be had now."""
 
+LONGEST_SAID = 500
+"""Characters of what a server says that are told on: an answer can have hundreds of thousands."""
+
 _CLOSED_CHANNEL = "Socket is closed"
 """What paramiko says of a channel that has ended; it has no errno."""
 
@@ -161,7 +164,13 @@ def said(error: BaseException) -> str:
     """:returns: what an error says, in one line; its kind where it says nothing"""
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
-    return " ".join(str(error).split()) or type(error).__name__
+    return in_short(str(error)) or type(error).__name__
+
+
+def in_short(text: str) -> str:
+    """:returns: what a server says, in one line, and no more of it than a person reads"""
+    line = " ".join(text[: 2 * LONGEST_SAID].split())
+    return line if len(line) <= LONGEST_SAID else f"{line[:LONGEST_SAID]}…"
 
 
 def _refused_channel(code: int, message: str, subject: Subject) -> TransportError:

@@ -16,7 +16,7 @@ from statepool.errors import AccessDenied, TransportError
 from statepool.model.secrets import SecretKind, Secrets
 from statepool.transports.failures import Subject
 from statepool.transports.ssh.agent import Agent, AgentFailure, agent_key
-from statepool.transports.ssh.failures import said
+from statepool.transports.ssh.failures import in_short, said
 from statepool.transports.ssh.hosts import HostSettings
 from statepool.transports.ssh.keys import UnusableKey, add_certificate, load_key, public_blob
 
@@ -94,7 +94,7 @@ class Login:
             self.tried.append(f"{name}: {said(error)}")  # the server has no such algorithm
             return False
         if further:
-            self.tried.append(f"{name}: accepted, but the server also wants {' or '.join(sorted(further))}")
+            self.tried.append(f"{name}: accepted, but the server also wants {in_short(' or '.join(sorted(further)))}")
             return self._offer_password(transport)
         return True
 
@@ -113,7 +113,7 @@ class Login:
             self.tried.append("the password: not accepted")
             return False
         if further:
-            self.tried.append(f"the password: accepted, but the server also wants {' or '.join(sorted(further))}")
+            self.tried.append(f"the password: accepted, but the server also wants {in_short(' or '.join(sorted(further)))}")
         return not further
 
     # -- keys ---------------------------------------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class Login:
     def _denied(self, allowed: set[str]) -> AccessDenied:
         tried = "; ".join(self.tried) or "there was nothing to offer"
         return AccessDenied(
-            f"{self.host} does not let us in. It takes {', '.join(sorted(allowed))}. Tried: {tried}",
+            f"{self.host} does not let us in. It takes {in_short(', '.join(sorted(allowed)))}. Tried: {tried}",
             hint="add a key to the agent (ssh-add), or name one in ~/.ssh/config; STATEPOOL_SSH_PASSPHRASE and STATEPOOL_SSH_PASSWORD are used, too",
             pool=self.subject.pool,
         )

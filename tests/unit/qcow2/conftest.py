@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,8 +24,8 @@ def open_in() -> Callable[..., object]:
         with ExitStack() as stack:
 
             def open_image(state: str) -> tuple[Read, int]:
-                file = stack.enter_context(open(open_regular(directory / f"{state}.qcow2"), "rb"))
-                return reader(file.fileno()), file.seek(0, 2)
+                file = stack.enter_context(open_regular(directory / f"{state}.qcow2"))
+                return reader(file), os.fstat(file).st_size
 
             yield open_image
 

@@ -354,7 +354,7 @@ def test_what_is_not_permitted_is_not_called_a_matter_of_the_mode() -> None:
 def test_an_immutable_pool(pool: Path, transport: LocalTransport) -> None:
     transport.create("a", b"text")
     immutable, mutable = (struct.pack("l", flags) for flags in (0x10, 0))
-    with Descriptor(os.open(pool / "a", os.O_RDONLY)) as file:
+    with Descriptor(os.open, pool / "a", os.O_RDONLY) as file:
         try:
             fcntl.ioctl(file, 0x40086602, immutable)  # FS_IOC_SETFLAGS, FS_IMMUTABLE_FL (linux/fs.h)
         except OSError as error:

@@ -113,3 +113,10 @@ def test_nothing_is_transient_unless_it_says_so() -> None:
     assert not is_transient(TransportError("x"))
     assert not is_transient(TimeoutError())
     assert is_transient(TransportError("x", transient=True))
+
+
+def test_a_server_that_says_too_much_is_not_told_on_in_full() -> None:
+    with pytest.raises(TransportError) as caught, translating("read", FILE, 7):
+        raise OSError("no " * 100_000)
+    assert len(caught.value.message) < 1000
+    assert caught.value.message.endswith("…")
