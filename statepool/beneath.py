@@ -19,8 +19,11 @@ import os
 import select
 import stat
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 _OPENAT2 = 437
 """The number of the system call, the same on every architecture (``arch/*/kernel/syscalls``)."""
@@ -45,6 +48,10 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW
 """Flags that open whatever has a name, a symbolic link too, without waiting for it or waking it."""
 
 
+_own = select.epoll.fromfd
+_is_open = (0).__le__
+
+
 class Descriptor:
     """
     An open file that closes itself at the latest with the last reference to it, whatever interrupts its user.
@@ -57,16 +64,15 @@ class Descriptor:
     :param arguments: its arguments
     """
 
-    __slots__ = ("_held",)
+    __slots__ = ("_held", "number", "written")
 
     def __init__(self, opening: Callable[..., int], *arguments: object) -> None:
         self._held: list[select.epoll] = []
-        self._held.extend(map(select.epoll.fromfd, filter((0).__le__, itertools.starmap(opening, (arguments,)))))
-
-    @property
-    def number(self) -> int:
+        self._held.extend(map(_own, filter(_is_open, itertools.starmap(opening, (arguments,)))))
+        self.number = self._held[0].fileno() if self._held else -1
         """The descriptor; negative if it is closed, or could not be opened by a call that says so with a negative number."""
-        return self._held[0].fileno() if self._held else -1
+        self.written = False
+        """Whether closing may still tell of something written that is lost."""
 
     def __enter__(self) -> int:
         return self.number
@@ -81,7 +87,10 @@ class Descriptor:
         :raises OSError: something that was written is lost, which a server of files may tell only now
         """
         if self._held:
-            held = self._held.pop()
+            held, self.number = self._held.pop(), -1
+            if not self.written:
+                held.close()
+                return
             try:
                 # The kernel tells it of each number that is closed, and an epoll would not pass it on. Again no code of Python is between the calls.
                 any(map(os.close, map(os.dup, (held.fileno(),))))
@@ -152,8 +161,11 @@ class Tree:
 
     def stat(self, path: str) -> os.stat_result:
         """:returns: the status of what has this name, which may be a symbolic link"""
-        with self.open(path, _LOOK) as found:
-            return os.fstat(found)
+        found = self.open(path, _LOOK)
+        try:
+            return os.fstat(found.number)
+        finally:
+            found.close()
 
     def make_directory(self, path: str, mode: int) -> None:
         """Make a directory with exactly this mode; nothing happens if it is there."""
@@ -364,13 +376,14 @@ _calls = {"openat2"}
 
 
 def _openat2(directory: int, path: str, flags: int, mode: int) -> Descriptor:
-    import ctypes  # when the first file is opened: to import it takes as long as all else here
-
-    call = _syscall()
+    call, encoded, how = _syscall(), path.encode(_ENCODING, _ERRORS), _how(flags, mode)
     while True:
-        opened = Descriptor(call, _OPENAT2, directory, os.fsencode(path), _how(flags, mode), _HOW.size)
+        opened = Descriptor(call, _OPENAT2, directory, encoded, how, _HOW.size)
         if opened.number >= 0:
+            opened.written = bool(flags & (os.O_WRONLY | os.O_RDWR))
             return opened
+        import ctypes  # nothing else here takes as long to import
+
         code = ctypes.get_errno()
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code), path)
@@ -414,6 +427,7 @@ def _open_part(directory: int, name: str, flags: int, mode: int) -> Descriptor:
         raise
     if flags & (os.O_PATH | os.O_NOFOLLOW) == os.O_PATH and stat.S_ISLNK(os.fstat(opened.number).st_mode):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+    opened.written = bool(flags & (os.O_WRONLY | os.O_RDWR))
     return opened
 
 

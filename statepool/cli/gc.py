@@ -7,7 +7,6 @@ import click
 from statepool.cli import output
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session, dry_run_option
-from statepool.errors import TransportError
 from statepool.model.outcomes import Kept
 
 
@@ -21,10 +20,10 @@ def command(session: Session, everywhere: bool, keep_keys: int | None, dry_run: 
     Remove leftovers, and bytes that nobody needs.
 
     What crashes left behind, data that no state needs and old records are removed from the cache, and with --everywhere from the sources. The
-    exit code is 7 if a source had to be left alone.
+    exit code is that of the first error if a source had to be left alone, as 7 is for one that cannot be changed.
     """
     answer = session.pool().gc(everywhere=everywhere, keep_keys=keep_keys, dry_run=dry_run)
-    code = TransportError.exit_code if any(item.problem for item in answer) else 0
+    code = next((item.code for item in answer if item.problem is not None), 0)
     if session.json:
         from statepool.cli.forms import form
 

@@ -249,6 +249,7 @@ class Collected:
     :param path: its name in the pool
     :param bytes: how much room it took
     :param problem: why the pool was left alone, in which case nothing else is said; or None
+    :param code: the exit code of that error; 0 without one
     """
 
     pool: str
@@ -256,6 +257,7 @@ class Collected:
     path: str
     bytes: int = 0
     problem: str | None = None
+    code: int = 0
 
 
 @frozen

@@ -125,7 +125,7 @@ def tidy_source(pool: Pool, keep: int | None, *, dry_run: bool = False) -> list[
             gone = thin_keys(pool, keep, dry_run=dry_run) if keep is not None else []
             return gone + tidy_pool(pool, dry_run=dry_run)
     except StatePoolError as error:
-        return [Collected(str(pool), "", "", problem=str(error))]
+        return [Collected(str(pool), "", "", problem=str(error), code=error.exit_code)]
 
 
 def tidy_pool(pool: Pool, *, dry_run: bool = False) -> list[Collected]:

@@ -4,6 +4,7 @@ Pools that are damaged, foreign, full or closed, and records that lie: each give
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from statepool.testing.trees import photograph
 KIB = 1 << 10
 MIB = 1 << 20
 
-INTEGRITY, TRANSPORT, NO_SPACE = 5, 7, 8
+REFUSED, INTEGRITY, TRANSPORT, NO_SPACE = 4, 5, 7, 8
 
 Make = Callable[..., Path]
 Write = Callable[[Path, Iterable[tuple[int, int, int]]], None]
@@ -144,12 +145,12 @@ def give_away(directory: Path) -> None:
         os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
 
 
-def refused_to(powerless: list[str], place: Any, *words: str | Path) -> str:
+def refused_to(powerless: list[str], place: Any, *words: str | Path, code: int = TRANSPORT) -> str:
     """As :meth:`Place.refused`, for an account that may not. :returns: the line"""
     before = photograph(place.root)
     command = [*powerless, sys.executable, "-m", "statepool", "--cache", "cache", "--source", "pool", *map(str, words)]
     done = subprocess.run(command, cwd=place.root, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == TRANSPORT, (done.returncode, done.stdout, done.stderr)
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert done.stderr.startswith("statepool: ")
     assert done.stderr.count("\n") == 1, done.stderr
     assert photograph(place.root) == before
@@ -188,13 +189,13 @@ def test_a_working_image_that_may_not_be_read_or_written(place: Any, powerless: 
     os.chown(place.work, STRANGER, STRANGER)
     for mode in (0o600, 0o644):
         place.work.chmod(mode)
-        assert "work.qcow2" in refused_to(powerless, place, "set", "vm1/disk", "new", "--from", "work.qcow2")
+        assert "work.qcow2" in refused_to(powerless, place, "set", "vm1/disk", "new", "--from", "work.qcow2", code=REFUSED)
 
 
 def test_a_place_for_a_working_image_that_may_not_be_written(place: Any, powerless: list[str]) -> None:
     (place.root / "theirs").mkdir()
     give_away(place.root / "theirs")
-    refused_to(powerless, place, "get", "vm1/disk", "install", "--to", "theirs/work.qcow2")
+    refused_to(powerless, place, "get", "vm1/disk", "install", "--to", "theirs/work.qcow2", code=REFUSED)
 
 
 @pytest.fixture
@@ -213,6 +214,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
     yield mount
     for path in made:
+        gc.collect()  # a pool that an error refers to has its directory open
         subprocess.run(["umount", path], check=True)
 
 
