@@ -9,6 +9,7 @@ The zeros between these pieces are left as holes, so that an overlay takes some 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator
@@ -66,6 +67,12 @@ def _layout(virtual_size: int, name: bytes, cluster_size: int) -> tuple[int, int
         and _HEADER_LENGTH + len(_EXTENSIONS) + len(name) <= cluster_size
     )
     return (rounded, entries, clusters) if fits else None
+
+
+def cluster_size_for(virtual_size: int) -> int:
+    """:returns: the smallest clusters, from those of qemu-img on, with which QEMU opens an image of so large a disk; the largest if there are none"""
+    sizes = (CLUSTER_SIZE << bits for bits in range((_MAX_CLUSTER_SIZE // CLUSTER_SIZE).bit_length()))
+    return next((size for size in sizes if virtual_size <= _MAX_L1_BYTES // 8 * (size // 8) * size), _MAX_CLUSTER_SIZE)
 
 
 def is_native(virtual_size: int, backing_name: str, *, cluster_size: int = CLUSTER_SIZE) -> bool:
@@ -134,7 +141,7 @@ def create_overlay(
     virtual_size: int,
     backing_name: str,
     *,
-    cluster_size: int = CLUSTER_SIZE,
+    cluster_size: int | None = None,
     tool: QemuImg | None = None,
     known_as: Path | None = None,
     mode: int = 0o666,
@@ -145,7 +152,7 @@ def create_overlay(
     :param path: which must not exist
     :param virtual_size: size of the disk that a guest sees, in bytes; rounded up to whole sectors of 512
     :param backing_name: the file that backs it, a qcow2 image
-    :param cluster_size: in bytes
+    :param cluster_size: in bytes; as small as the disk permits if not given
     :param tool: what to ask where it cannot be written natively
     :param known_as: what messages call it, if that is not its path: the name that it gets when it is finished
     :param mode: its permissions, as far as the umask lets them be
@@ -156,6 +163,7 @@ def create_overlay(
     :raises MissingFile: there is no such directory
     :raises ToolError: qemu-img was asked and failed
     """
+    cluster_size = cluster_size_for(virtual_size) if cluster_size is None else cluster_size
     native = is_native(virtual_size, backing_name, cluster_size=cluster_size)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -174,7 +182,8 @@ def create_overlay(
         if not native:
             (tool or QemuImg()).create_overlay(path, backing_name, virtual_size, cluster_size=cluster_size)
     except BaseException as error:
-        os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):  # qemu-img removes what it could not make
+            os.unlink(path)
         if isinstance(error, OSError) and not isinstance(error, StatePoolError):
             raise translated(error, known_as or path, "write") from error
         raise

@@ -62,6 +62,7 @@ def survey_copies(cache: Cache, sources: Sequence[Source]) -> Iterator[Finding]:
         if not cache.pool.is_managed:
             return
         own = {(manifest.id, manifest.digest) for manifest in _states(cache.pool) if manifest.digest is not None}
+        first = next((str(source.location) for source in sources if source.pool.is_managed), None)
         there = {(manifest.id, one) for source in sources for manifest in _states(source.pool) for one in (manifest.digest, manifest.origin)}
     except StatePoolError:
         return  # what is wrong with a pool is said where that is looked at
@@ -69,7 +70,6 @@ def survey_copies(cache: Cache, sources: Sequence[Source]) -> Iterator[Finding]:
     is_passing = ".cache" in cache.root.parts
     if lost:
         some = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
-        first = next((str(source.location) for source in sources), None)
         cure = f"statepool sync {cache.pool.location} {first}" if first is not None else "make a pool elsewhere, and sync them to it"
         risk = ", and what is in this directory may be deleted at any time" if is_passing else ""
         what = f"no source has {some}: the cache has the only copy{risk}"
