@@ -145,7 +145,10 @@ def test_show_of_nothing(run: Run, api: Any) -> None:
 def test_an_object_that_nobody_knows_is_an_error(run: Run, api: Any, cache: str, command: str) -> None:
     api.answers |= {"show": [], "log": []}
     told = run("--source", "/b", command, "vm2", code=3)
-    assert (told.stdout, told.stderr) == ("", f"statepool: there is no state of vm2 in {cache}, file:///b (statepool show lists what there is)\n")
+    assert (told.stdout, told.stderr) == (
+        "",
+        f"statepool: there is no state of vm2 in {cache}, file:///b (statepool --source /b show lists what there is)\n",
+    )
     assert json.loads(run(command, "vm2", "--json", code=3).stderr)["error"]["object"] == "vm2"
     assert run(command).stdout == ""
 
