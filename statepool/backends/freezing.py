@@ -156,7 +156,7 @@ class Freezing:
                 f"{path} is backed by {os.fsdecode(header.backing_name)}, which is no state of {image} in the cache {self.cache.root}",
                 check="backing-outside-cache",
                 path=str(path),
-                hint="run the machine on a working image: statepool get ... --to FILE",
+                hint=f"run the machine on a working image: statepool get {image} STATE --to FILE",
             )
         return fold.chain(parent)
 

@@ -7,6 +7,7 @@ They need no pool and no second file, and are where the image is: nothing brings
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from attrs import frozen
@@ -120,7 +121,12 @@ class QCOW2Backend(StateBackend):
         path = _path(target)
         assert path is not None
         if not os.path.lexists(path):
-            raise NotFound(f"there is no image {path}", object=str(target.object), path=str(path), hint="make it with: qemu-img create -f qcow2")
+            raise NotFound(
+                f"there is no image {path}",
+                object=str(target.object),
+                path=str(path),
+                hint=f"make it with: qemu-img create -f qcow2 {shlex.quote(str(path))} SIZE",
+            )
         self._checked(target, path)
         # A lease would keep qemu-img out as well: so this is only a look. QEMU locks its images by itself, and finds out whoever comes now.
         with opened.exclusive(path):
@@ -165,7 +171,7 @@ class QCOW2Backend(StateBackend):
                 object=str(target.object),
                 state=state,
                 path=str(path),
-                hint="choose another name, or have it replaced with --replace",
+                hint="choose another name, or have it replaced",
             )
         if not options.dry_run:
             # The new one first: there is no moment without a state of this name, and the old one is found until it is gone.

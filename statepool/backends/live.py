@@ -74,7 +74,10 @@ class QCOW2VTBackend(StateBackend):
             there = any(state in disk.tags for disk in writable(machine))
             if there and not options.replace:
                 raise Conflict(
-                    f"{machine} has a snapshot {state} already", object=_machine_id(target), state=state, hint="have it replaced with --replace"
+                    f"{machine} has a snapshot {state} already",
+                    object=_machine_id(target),
+                    state=state,
+                    hint="choose another name, or have it replaced",
                 )
             if not options.dry_run:
                 if there:
@@ -222,5 +225,5 @@ def refuse_taken(context: Context, wanted: StateId, options: Options) -> None:
             object=wanted.object,
             state=wanted.state,
             pool=str(context.cache.pool),
-            hint="choose another name, or have it replaced with --replace",
+            hint="choose another name, or have it replaced",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from attrs import evolve
 
 from statepool.cli.session import Command, Session
 from statepool.model.outcomes import Finding, Level
@@ -16,7 +17,7 @@ def command(session: Session) -> int:
 
     The exit code is 1 if something is wrong that needs a cure.
     """
-    findings = session.pool().doctor()
+    findings = [evolve(found, cure=session.completed(found.cure or "") or None) for found in session.pool().doctor()]
     if session.json:
         from statepool.cli.forms import form
 

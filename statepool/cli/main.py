@@ -128,7 +128,10 @@ class Root(Helpful, click.Group):
         try:
             with warnings_shown():
                 return int(run() or 0)
-        except (StatePoolError, click.ClickException, KeyboardInterrupt) as caught:
+        except StatePoolError as caught:
+            error = caught
+            caught.hint = session.completed(caught.hint) if caught.hint is not None else None
+        except (click.ClickException, KeyboardInterrupt) as caught:
             error = caught
         except click.exceptions.Abort as caught:
             error = caught.__cause__ or caught  # click wraps an interruption

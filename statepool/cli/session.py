@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 _SPELLED = {"cache": "the command line: --cache", "sources": "the command line: --source"}
 """What messages about the settings call the options."""
+
+
+_COMMANDS = re.compile(
+    r"\bstatepool ((?:--[a-z]+ (?:'[^']*'|\S+) )*)((?:adopt|check|doctor|ensure|gc|get|log|run|set|show|sources|sync|tree|unset|verify)\b)"
+)
+"""A command of ours in a text, with its own options, and of those the ones to which the global options matter."""
 
 
 class Session:
@@ -116,8 +123,20 @@ class Session:
 
     def spelled(self, *words: str) -> str:
         """:returns: a command of ours that does something with the same pools, to be typed as it is"""
+        return self.completed(shlex.join(["statepool", *words]))
+
+    def completed(self, text: str) -> str:
+        """
+        :param text: what to do; the library knows no options of a command line
+        :returns: the same, where each command of ours does something with the same pools
+        """
         given = [("--config", self.config_file), ("--cache", self.cache), *(("--source", source) for source in self.sources)]
-        return shlex.join(["statepool", *(word for option, value in given if value is not None for word in (option, value)), *words])
+
+        def complete(found: re.Match[str]) -> str:
+            options = [shlex.join((name, value)) for name, value in given if value is not None and f"{name} " not in found[1]]
+            return " ".join(["statepool", *options, found[1] + found[2]])
+
+        return _COMMANDS.sub(complete, text)
 
     def place(self, location: str) -> str:
         """:returns: how people call the pool at this location: ``cache``, the name of a source, or a path"""

@@ -21,7 +21,9 @@ _LARGEST = 1e12
 _MOST_DIGITS = 20
 """Of the number of a record, as in the names of files."""
 
-RESTORE_LOG = "restore it from a copy of the pool; or move the directory of this log aside, and get its states from another pool with: statepool sync"
+RESTORE_LOG = (
+    "restore it from a copy of the pool; or move the directory of this log aside, and get its states from another pool with: statepool sync FROM TO"
+)
 """What to do about a log that is damaged. The bytes of its states are still there, so nothing has to be copied that is whole."""
 
 

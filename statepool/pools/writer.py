@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import frozen
 
-from statepool.errors import BadRecord
+from statepool.errors import BadRecord, ToolError
 from statepool.model.digest import Digest
 
 
@@ -72,7 +72,10 @@ class Writer:
 
     @property
     def _has_ended(self) -> bool:
-        return not self.is_of_this_boot or _started(self.pid) != self.start
+        if not self.is_of_this_boot:
+            return True
+        started = _started(self.pid)
+        return started != self.start if started is not None else not _is_hidden(self.pid)
 
     def to_json(self) -> dict[str, Any]:
         """:returns: the form in records and markers"""
@@ -98,9 +101,13 @@ class Writer:
 def _current(pid: int) -> Writer:  # noqa: ARG001  # what is cached is that of one process: a child is another
     boot = _read("/proc/sys/kernel/random/boot_id")
     host = os.uname().nodename
-    # Where /proc is that of another namespace, a process has another number there than it knows of itself.
-    number = int(os.readlink("/proc/self"))
-    return Writer(host, boot, os.stat("/proc/self/ns/pid").st_ino, number, _started(number) or 0, machine_of(host))
+    try:
+        # Where /proc is that of another namespace, a process has another number there than it knows of itself.
+        number = int(os.readlink("/proc/self"))
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except FileNotFoundError as error:
+        raise ToolError("/proc is not mounted, by which it is known which writers are at work", hint="mount -t proc proc /proc") from error
+    return Writer(host, boot, space, number, _started(number) or 0, machine_of(host))
 
 
 def machine_of(host: str) -> str:
@@ -149,13 +156,24 @@ def _started(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def _is_hidden(pid: int) -> bool:
+    """:returns: whether a process may be there although ``/proc`` does not show it: that of another account, where it is mounted with ``hidepid``"""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not os.path.exists(f"/proc/{pid}")
+    except (ProcessLookupError, OverflowError):
+        pass
+    return False
+
+
 _FIRST_SPACE = 0xEFFFFFFC
 """The inode of the process id namespace of the kernel's first process (PROC_PID_INIT_INO in ``linux/proc_ns.h``), from which all others are seen."""
 
 
 def _is_space(space: int) -> bool:
     """:returns: whether a process id namespace may still have processes; it is surely empty only where all processes can be looked at"""
-    if Writer.current().space != _FIRST_SPACE:
+    if Writer.current().space != _FIRST_SPACE or not os.path.exists("/proc/1"):
         return True
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if pid == "1":

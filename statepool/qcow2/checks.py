@@ -19,6 +19,7 @@ from statepool.model.names import is_name
 from statepool.qcow2 import files
 from statepool.qcow2 import header as headers
 from statepool.qcow2.files import open_regular, refusal, translated
+from statepool.qcow2.formats import filled
 from statepool.qcow2.header import EXTENSION_DATA_FILE, EXTENSION_LUKS, Header, Read, has_protocol, read_header, reader
 
 SUFFIX = ".qcow2"
@@ -65,18 +66,22 @@ _backing: list[tuple[str, frozenset[Backing], Check]] = []
 _ANY = frozenset(Backing)
 _NAMED = frozenset({Backing.SIBLING, Backing.UNMANAGED})
 
+_ALONE = "make one image of its chain: qemu-img convert -f qcow2 -O qcow2 {file} {new}"
+
 _HINTS = {
-    "dirty": "whatever uses it has not closed it; if nothing does, repair a copy: qemu-img check -f qcow2 -r all FILE",
-    "corrupt": "see what is left of it: qemu-img check -f qcow2 -r all COPY",
-    "data-file": "make one file of it: qemu-img convert -O qcow2 IN OUT",
-    "encryption": "only images that are not encrypted are kept; qemu-img convert can decrypt one",
-    "backing-format-missing": "if the backing file is a qcow2 image, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b BACKING FILE",
-    "backing-format-false": "the backing file must be a qcow2 image and be said to be one",
-    "proportion": "make one of its size: qemu-img convert -f qcow2 -O qcow2 IN OUT",
+    "dirty": "whatever uses it has not closed it; if nothing does, repair a copy: cp {file} {new} && qemu-img check -f qcow2 -r all {new}",
+    "corrupt": "see what is left of it: cp {file} {new} && qemu-img check -f qcow2 -r all {new}",
+    "data-file": "make one file of it: qemu-img convert -f qcow2 -O qcow2 {file} {new}",
+    "encryption": "only images that are not encrypted are kept; decrypt it, with its passphrase in FILE: qemu-img convert --object "
+    "secret,id=key,file=FILE --image-opts driver=qcow2,encrypt.key-secret=key,file.driver=file,file.filename={option} -O qcow2 {new}",
+    "backing-format-missing": "if the backing file is a qcow2 image, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b BACKING {file}",
+    "backing-format-false": f"if it is one all the same, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b BACKING {{file}}; if not, {_ALONE}",
+    "proportion": "make one of its size: qemu-img convert -f qcow2 -O qcow2 {file} {new}",
     "table-past-end": "the file has been cut short; use an intact copy",
-    "backing-elsewhere": "if the file beside it is meant, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b NAME.qcow2 FILE; "
-    "if not, make one image of its chain: qemu-img convert -O qcow2 FILE COPY",
-    "backing-relative": "make one image of its chain: qemu-img convert -O qcow2 FILE COPY",
+    "backing-elsewhere": f"if the file beside it is meant, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b NAME.qcow2 {{file}}; if not, {_ALONE}",
+    "backing-relative": _ALONE,
+    "backing-json": _ALONE,
+    "backing-protocol": _ALONE,
 }
 
 
@@ -465,7 +470,7 @@ def warnings(header: Header) -> tuple[str, ...]:
 
 def _require(name: str, problem: str | None, what: str) -> None:
     if problem is not None:
-        raise refusal(name, what, problem, hint=_HINTS.get(name))
+        raise refusal(name, what, problem, hint=filled(_HINTS[name], what) if name in _HINTS else None)
 
 
 def _wrong_parent(header: Header, parent: str | None) -> str | None:

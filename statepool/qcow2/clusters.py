@@ -17,6 +17,7 @@ from attrs import define, field
 
 from statepool.qcow2.checks import COMPRESSION, EXTENDED_L2, needed_l1_size, tables
 from statepool.qcow2.files import refusal
+from statepool.qcow2.formats import filled
 from statepool.qcow2.header import Header, Read
 
 _OFFSET_MASK = 0x00FFFFFFFFFFFE00
@@ -182,7 +183,9 @@ class _Look:
         return self._bad("cluster-overlap", f"it has data at byte {place}, where a table is")
 
     def _bad(self, check: str, problem: str) -> Exception:
-        return refusal(check, self.what, problem, hint="see what is left of it: qemu-img check -f qcow2 -r all COPY")
+        return refusal(
+            check, self.what, problem, hint=filled("see what is left of it: cp {file} {new} && qemu-img check -f qcow2 -r all {new}", self.what)
+        )
 
     def _cut(self, place: int) -> Exception:
         problem = f"it has data at byte {place}, but the file ends after {self.header.file_size}"

@@ -30,7 +30,7 @@ class Format:
     Something that can be taken for a disk image.
 
     :param name: what it is, with its article
-    :param cure: what makes a qcow2 image of it: a command, with ``{file}`` for its name and ``{new}`` for that of the image
+    :param cure: what makes a qcow2 image of it: a command, see :func:`filled`
     """
 
     name: str
@@ -49,7 +49,7 @@ _VHD = _disk("a VHD image", "vpc")
 _LUKS = Format(
     "an encrypted LUKS volume",
     "decrypt it, with its passphrase in FILE: qemu-img convert --object secret,id=key,file=FILE --image-opts "
-    "driver=luks,key-secret=key,file.driver=file,file.filename={file} -O qcow2 {new}",
+    "driver=luks,key-secret=key,file.driver=file,file.filename={option} -O qcow2 {new}",
 )
 _ISO = Format(
     "an ISO 9660 image, as of a CD or DVD",
@@ -125,7 +125,16 @@ def cure_of(found: Format | None, what: str) -> str:
     :param what: what messages call it: its path, where it has one on this host
     :returns: what to do, for a hint
     """
-    name, new = (shlex.quote(what), "NEW.qcow2") if what.startswith("/") else ("IN", "OUT")
-    if found is None:
-        return f"if it is a raw image, convert it: qemu-img convert -f raw -O qcow2 {name} {new}"
-    return found.cure.format(file=name, new=new)
+    return filled("if it is a raw image, convert it: qemu-img convert -f raw -O qcow2 {file} {new}" if found is None else found.cure, what)
+
+
+def filled(cure: str, what: str) -> str:
+    """
+    :param cure: a command, with ``{file}`` for the name of an image, ``{option}`` for that among the options of QEMU, where commas separate, and
+        ``{new}`` for the name of what it makes
+    :param what: what messages call the image: its path, where it has one on this host
+    :returns: the command as it can be typed
+    """
+    if not what.startswith("/"):
+        return cure.format(file="IN", option="IN", new="OUT")
+    return cure.format(file=shlex.quote(what), option=shlex.quote(what.replace(",", ",,")), new="NEW.qcow2")

@@ -69,6 +69,12 @@ def _layout(virtual_size: int, name: bytes, cluster_size: int) -> tuple[int, int
     return (rounded, entries, clusters) if fits else None
 
 
+def cluster_size_for(virtual_size: int) -> int:
+    """:returns: the smallest clusters, from those of qemu-img on, with which QEMU opens an image of so large a disk; the largest if there are none"""
+    sizes = (CLUSTER_SIZE << bits for bits in range((_MAX_CLUSTER_SIZE // CLUSTER_SIZE).bit_length()))
+    return next((size for size in sizes if virtual_size <= _MAX_L1_BYTES // 8 * (size // 8) * size), _MAX_CLUSTER_SIZE)
+
+
 def is_native(virtual_size: int, backing_name: str, *, cluster_size: int = CLUSTER_SIZE) -> bool:
     """
     :returns: whether such an overlay is written without qemu-img
@@ -135,7 +141,7 @@ def create_overlay(
     virtual_size: int,
     backing_name: str,
     *,
-    cluster_size: int = CLUSTER_SIZE,
+    cluster_size: int | None = None,
     tool: QemuImg | None = None,
     known_as: Path | None = None,
     mode: int = 0o666,
@@ -146,7 +152,7 @@ def create_overlay(
     :param path: which must not exist
     :param virtual_size: size of the disk that a guest sees, in bytes; rounded up to whole sectors of 512
     :param backing_name: the file that backs it, a qcow2 image
-    :param cluster_size: in bytes
+    :param cluster_size: in bytes; as small as the disk permits if not given
     :param tool: what to ask where it cannot be written natively
     :param known_as: what messages call it, if that is not its path: the name that it gets when it is finished
     :param mode: its permissions, as far as the umask lets them be
@@ -158,6 +164,7 @@ def create_overlay(
     :raises MissingFile: there is no such directory
     :raises ToolError: qemu-img was asked and failed
     """
+    cluster_size = cluster_size_for(virtual_size) if cluster_size is None else cluster_size
     native = is_native(virtual_size, backing_name, cluster_size=cluster_size)
     try:
         file = path if isinstance(path, Beneath) else beside(path)

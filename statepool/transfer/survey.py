@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shlex
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
 from statepool.beneath import Beneath, Tree
-from statepool.errors import AccessDenied, BadRecord, StatePoolError
+from statepool.errors import AccessDenied, BadRecord, NoSpace, StatePoolError
+from statepool.model.location import Location
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Finding, Level
 from statepool.pools import layout
@@ -24,12 +25,16 @@ from statepool.transfer.cache import KINDS, Cache
 from statepool.transfer.notes import ACCOUNTS, is_private, names_in, read_note
 from statepool.transfer.offers import Source
 from statepool.transports.copying import can_share_blocks
+from statepool.transports.local import LocalTransport
 
 QEMU = "qemu-system-x86_64"
 """What machines are run with, unless a description names another program."""
 
 CLOCK_TOLERANCE = 5.0
 """Seconds by which clocks may differ without a word; servers tell times in whole seconds."""
+
+_TRIAL = 4096
+"""Bytes of a file that is made to see whether one can be made: what takes a block where none is left."""
 
 
 def survey_host(cache: Cache, tool: QemuImg) -> list[Finding]:
@@ -53,10 +58,11 @@ def _tools(tool: QemuImg) -> Iterator[Finding]:
 
 def survey_copies(cache: Cache, sources: Sequence[Source]) -> Iterator[Finding]:
     """:returns: of which states the cache has the only copy, as far as these sources answer: who deletes it as what is but a cache loses them"""
-    if not cache.pool.is_managed:
-        return
     try:
+        if not cache.pool.is_managed:
+            return
         own = {(manifest.id, manifest.digest) for manifest in _states(cache.pool) if manifest.digest is not None}
+        first = next((str(source.location) for source in sources if source.pool.is_managed), None)
         there = {(manifest.id, one) for source in sources for manifest in _states(source.pool) for one in (manifest.digest, manifest.origin)}
     except StatePoolError:
         return  # what is wrong with a pool is said where that is looked at
@@ -64,7 +70,6 @@ def survey_copies(cache: Cache, sources: Sequence[Source]) -> Iterator[Finding]:
     is_passing = ".cache" in cache.root.parts
     if lost:
         some = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
-        first = next((str(source.location) for source in sources), None)
         cure = f"statepool sync {cache.pool.location} {first}" if first is not None else "make a pool elsewhere, and sync them to it"
         risk = ", and what is in this directory may be deleted at any time" if is_passing else ""
         what = f"no source has {some}: the cache has the only copy{risk}"
@@ -78,27 +83,62 @@ def _states(pool: Pool) -> Iterator[Manifest]:
 
 def _cache(cache: Cache) -> Iterator[Finding]:
     where = str(cache.pool)
-    if not cache.root.exists():
-        yield Finding(Level.NOTE, where, "the cache is not there yet", "it is made by the first get or set")
+    if not os.path.lexists(cache.root):
+        yield from _cache_to_be(cache)
+        return
+    if not cache.root.is_dir():
+        yield Finding(Level.ERROR, where, f"{cache.root} is not a directory", "choose another with --cache")
         return
     if (shut := _shut(cache.tree, os.W_OK)) is not None:
         what = "the cache cannot be written" + (f": {shut}" if shut else "")
         yield Finding(Level.ERROR, where, what, "change its permissions, or choose another with --cache")
         return
-    try:
+    found = survey_pool(cache.pool)
+    if not any(finding.level is Level.ERROR for finding in found):
         sharing = can_share_blocks(cache.root)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        yield Finding(Level.ERROR, where, f"nothing more fits there: {error.strerror}", "statepool gc removes what nobody needs")
-    else:
         yield Finding(
             Level.OK,
             where,
             "the file system shares blocks: copies within it are free" if sharing else "the file system cannot share blocks: copies take room",
         )
-    yield from _other_accounts(cache)
-    yield from survey_pool(cache.pool)
+        yield from _links(where, cache.pool)
+        yield from _other_accounts(cache)
+    yield from _room(cache)
+    yield from found
+
+
+def _cache_to_be(cache: Cache) -> Iterator[Finding]:
+    """Whether the first command can make the cache: tried beside it, where nothing is looked for."""
+    where, above = str(cache.pool), next(place for place in cache.root.parents if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".statepool-", dir=above) as place:
+            trial = Pool(LocalTransport(Location("file", place)))
+            trial.create()
+            found = [*_links(where, trial)]
+    except StatePoolError as error:
+        yield Finding(Level.ERROR, where, f"the cache cannot be made: {error.message}", error.hint)
+    except OSError as error:
+        yield Finding(Level.ERROR, where, f"the cache cannot be made: {above}: {error.strerror}", "choose another with --cache")
+    else:
+        yield from found or [Finding(Level.NOTE, where, "the cache is not there yet", "it is made by the first get or set")]
+
+
+def _links(where: str, pool: Pool) -> Iterator[Finding]:
+    """Whether there can be symbolic links in a cache, as QEMU needs them."""
+    path = f"{layout.INCOMING}/{pool.nonce()}-link"
+    try:
+        pool.transport.symlink("../data/none", path)
+        pool.transport.remove(path)
+    except StatePoolError as error:
+        yield Finding(Level.ERROR, where, error.message, error.hint)
+
+
+def _room(cache: Cache) -> Iterator[Finding]:
+    there = os.statvfs(cache.root)
+    free, most, wanted = there.f_bavail * there.f_frsize, there.f_blocks * there.f_frsize, cache.settings.min_free
+    if free < wanted:
+        what = f"{free} of {most} bytes are free, less than min-free, {wanted}: nothing can be fetched unless states can be evicted for it"
+        yield Finding(Level.WARNING if wanted < most else Level.ERROR, str(cache.pool), what, "remove states that nobody needs, or lower min-free")
 
 
 def _other_accounts(cache: Cache) -> Iterator[Finding]:
@@ -136,7 +176,7 @@ def _pool(pool: Pool) -> Iterator[Finding]:
     where = str(pool)
     pool.require()
     yield from pool.transport.survey()
-    yield from _clock(pool)
+    yield from _trial(pool)
     free = pool.transport.free_space()
     if free is not None:
         yield Finding(Level.OK, where, f"{free} bytes are free")
@@ -154,21 +194,28 @@ def _pool(pool: Pool) -> Iterator[Finding]:
         yield from _permissions(where, here.tree)
 
 
-def _clock(pool: Pool) -> Iterator[Finding]:
-    """Clocks of different hosts are compared here only: by the time of a file that is made there, which also shows that one can be made."""
-    if pool.transport.capabilities.local or not pool.is_managed:
+def _trial(pool: Pool) -> Iterator[Finding]:
+    """Whether a file can be made there: by making one, whose time also tells the clock of another host, which is compared here only."""
+    if not pool.is_managed:
         return
-    where, path = str(pool), f"{layout.INCOMING}/{pool.nonce()}-clock"
+    where, path = str(pool), f"{layout.INCOMING}/{pool.nonce()}-trial"
     before = time.time()
     try:
-        pool.transport.create(path, b"", flush=False)
+        pool.transport.create(path, bytes(_TRIAL), flush=False)
     except AccessDenied:
-        yield Finding(Level.NOTE, where, "this account cannot write there: states can only be fetched", "give it write permission, if it should")
+        if not pool.transport.capabilities.local:  # there the kernel is asked
+            yield Finding(Level.NOTE, where, "this account cannot write there: states can only be fetched", "give it write permission, if it should")
+        return
+    except NoSpace as error:
+        yield Finding(Level.ERROR, where, f"nothing more fits there: {error.message}", error.hint)
+        return
+    except StatePoolError as error:
+        yield Finding(Level.ERROR, where, error.message, error.hint)
         return
     found = pool.transport.stat(path)
     after = time.time()
     pool.transport.remove(path)
-    if found is None:
+    if found is None or pool.transport.capabilities.local:
         return
     there = found.mtime_ns / 1e9
     ahead = there - after if there > after else there - before

@@ -84,7 +84,7 @@ def translated(
     message = f"cannot {doing} {subject.text}: {reason}"
     if error.errno in _FULL:
         hint = {
-            errno.ENOSPC: "free some space there, for example with statepool gc",
+            errno.ENOSPC: "free some space there, for example with statepool gc --everywhere",
             errno.EDQUOT: "the quota of this account or group is used up there",
             errno.EFBIG: "a file of that length is beyond a limit of the file system or of this process (ulimit -f)",
         }[error.errno or errno.ENOSPC]

@@ -79,7 +79,7 @@ def explained(refused: Refused, doing: str, subject: Subject, *, needed: int = 0
         hint = "look at the owner and the mode of the file and of the directories above it, on that host"
         return AccessDenied(f"{what}: Permission denied", hint=hint, pool=subject.pool, path=subject.path)
     if free is not None and free < min(needed, _MARGIN):
-        hint = "free some space there, for example with statepool gc"
+        hint = "free some space there, for example with statepool gc --everywhere"
         return NoSpace(f"{what}: No space left on device", needed=needed, available=free, hint=hint, pool=subject.pool, path=subject.path)
     if refused.code == Code.UNSUPPORTED:
         return TransportError(f"{what}: the server cannot do that", hint="statepool doctor says what it lacks", pool=subject.pool, path=subject.path)

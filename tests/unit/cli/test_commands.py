@@ -145,7 +145,10 @@ def test_show_of_nothing(run: Run, api: Any) -> None:
 def test_an_object_that_nobody_knows_is_an_error(run: Run, api: Any, cache: str, command: str) -> None:
     api.answers |= {"show": [], "log": []}
     told = run("--source", "/b", command, "vm2", code=3)
-    assert (told.stdout, told.stderr) == ("", f"statepool: there is no state of vm2 in {cache}, file:///b (statepool show lists what there is)\n")
+    assert (told.stdout, told.stderr) == (
+        "",
+        f"statepool: there is no state of vm2 in {cache}, file:///b (statepool --source /b show lists what there is)\n",
+    )
     assert json.loads(run(command, "vm2", "--json", code=3).stderr)["error"]["object"] == "vm2"
     assert run(command).stdout == ""
 
@@ -429,7 +432,7 @@ def test_gc(run: Run, api: Any, cache: str) -> None:
     assert lines[2:] == ["removed 1 file, 2.00 KiB", "4.00 KiB of install stay, since the working image /work.qcow2 stands on them"]
     assert api.calls == [("gc", {"everywhere": True, "keep_keys": None, "dry_run": False})]
     assert answered(run("gc", "--json", "--dry-run")) == {
-        "collected": [{"pool": cache, "what": "leftover of a crash", "path": ".statepool/incoming/x", "bytes": 2048, "problem": None}],
+        "collected": [{"pool": cache, "what": "leftover of a crash", "path": ".statepool/incoming/x", "bytes": 2048, "problem": None, "code": 0}],
         "kept": [{"pool": cache, "states": ["install"], "bytes": 4096, "by": "/work.qcow2", "until": None}],
         "dry_run": True,
     }

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import evolve
+from attrs import astuple, evolve
 
 from statepool.errors import BadRecord
 from statepool.pools import writer as writer_module
@@ -145,3 +148,44 @@ def test_a_child_is_another_writer(here: Writer) -> None:
     assert os.read(reading, 100) == str(child).encode()
     os.close(reading)
     os.close(writing)
+
+
+def in_own_mounts(mount: list[str], script: str) -> str:
+    """:returns: what a Python script prints after a file system was mounted where only it sees it"""
+    words = ["unshare", "-m", "sh", "-ec", f"{shlex.join(['mount', *mount])}; exec {shlex.quote(sys.executable)} -c {shlex.quote(script)}"]
+    if shutil.which("unshare") is None or os.geteuid() != 0:
+        pytest.skip("only root can mount, where unshare (util-linux) is installed")
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    if "mount" in done.stderr:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_writer_that_is_hidden_is_not_dead(here: Writer) -> None:
+    """``hidepid`` shows an account its own processes only: that of another one may be at work."""
+    dead = evolve(here, pid=2**22 + 1)  # more than there can be
+    script = f"""
+import os
+from statepool.pools.writer import Writer, _is_space
+hidden, dead = [Writer(*fields) for fields in {[astuple(here), astuple(dead)]!r}]
+Writer.current()
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+print(os.path.exists(f"/proc/{{hidden.pid}}"), hidden.is_dead, hidden.has_ended_here, dead.is_dead, _is_space(1))
+"""
+    assert in_own_mounts(["-t", "proc", "-o", "hidepid=2", "proc", "/proc"], script) == "False False False True True"
+
+
+def test_a_host_without_proc(tmp_path: Path) -> None:
+    """No writer could be told from a dead one: that is said, and nothing is done."""
+    script = f"""
+import statepool
+try:
+    statepool.init({str(tmp_path / "pool")!r})
+except statepool.ToolError as error:
+    print(error)
+"""
+    said = in_own_mounts(["-t", "tmpfs", "none", "/proc"], script)
+    assert said == "/proc is not mounted, by which it is known which writers are at work (mount -t proc proc /proc)"

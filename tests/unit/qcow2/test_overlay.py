@@ -124,3 +124,20 @@ def test_the_header_names_its_parts() -> None:
     data = overlay_bytes(1 << 30, "parent.qcow2")
     header = read_header(lambda offset, size: data[offset : offset + size], len(data), "an overlay")
     assert [kind for kind, _, _ in header.extensions] == [0xE2792ACA, 0x6803F857]
+
+
+@pytest.mark.parametrize(("size", "clusters"), [(1 << 51, 1 << 16), ((1 << 51) + 512, 1 << 17), (1 << 61, 1 << 21)])
+def test_the_clusters_are_as_large_as_the_disk_demands(tmp_path: Path, size: int, clusters: int) -> None:
+    create_overlay(tmp_path / "work.qcow2", size, "parent.qcow2", tool=NoTool())
+    header = check_file(tmp_path / "work.qcow2", "it", parent="parent", backing=Backing.SIBLING)
+    assert (header.virtual_size, 1 << header.cluster_bits) == (size, clusters)
+
+
+def test_what_the_tool_has_removed_is_no_error(tmp_path: Path) -> None:
+    class Removing(NoTool):
+        def create_overlay(self, path: Path | str, backing_name: str, virtual_size: int, *, cluster_size: int = 65536) -> None:
+            Path(path).unlink()
+            super().create_overlay(path, backing_name, virtual_size, cluster_size=cluster_size)
+
+    with pytest.raises(ToolError, match="there is no tool"):
+        create_overlay(tmp_path / "work.qcow2", 1 << 30, "parent.qcow2", cluster_size=4096, tool=Removing())
