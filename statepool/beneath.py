@@ -71,7 +71,7 @@ class Descriptor:
         self._held.extend(map(_own, filter(_is_open, itertools.starmap(opening, (arguments,)))))
         self.number = self._held[0].fileno() if self._held else -1
         """The descriptor; negative if it is closed, or could not be opened by a call that says so with a negative number."""
-        self.written = False
+        self.written = True
         """Whether closing may still tell of something written that is lost."""
 
     def __enter__(self) -> int:

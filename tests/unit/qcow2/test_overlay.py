@@ -136,7 +136,7 @@ def test_the_clusters_are_as_large_as_the_disk_demands(tmp_path: Path, size: int
 def test_what_the_tool_has_removed_is_no_error(tmp_path: Path) -> None:
     class Removing(NoTool):
         def create_overlay(self, path: Path | str, backing_name: str, virtual_size: int, *, cluster_size: int = 65536) -> None:
-            Path(path).unlink()
+            (tmp_path / "work.qcow2").unlink()
             super().create_overlay(path, backing_name, virtual_size, cluster_size=cluster_size)
 
     with pytest.raises(ToolError, match="there is no tool"):
