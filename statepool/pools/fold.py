@@ -262,7 +262,7 @@ class Fold:
         """:returns: the named states that stand on any of these, and the machine states that list any of them; tips first"""
         gone = {state for state in ids if state in self._states}
         above = self._above([self._states[state] for state in gone])
-        found = sorted((state for state in map(_id, above) if state not in gone), key=self._depth, reverse=True)
+        found = sorted(sorted(state for state in map(_id, above) if state not in gone), key=self._depth, reverse=True)
         listing = (self.machine_listing(state) for state in (*gone, *found))
         machines = {machine for machine in listing if machine is not None} - gone
         return sorted(machines) + found

@@ -138,9 +138,22 @@ class Notes:
             if make:
                 make_directory(self._tree, ACCOUNTS)
                 self._tree.make_directory(path, stat.S_IMODE(self._tree.stat("").st_mode) & _NOT_FOR_OTHERS | stat.S_IRWXU)
-            return self._held(path)
+            return self._held(path) or self._held_without_modes(path)
         except OSError:
             return None  # a cache that can only be read, or a directory that another account has put there: nothing is noted
+
+    def _held_without_modes(self, path: str) -> Tree | None:
+        """
+        :returns: a directory of this account on a file system that keeps no modes, as NTFS by FUSE: its mount options say who may write there, to
+            everything alike. None where modes are kept
+        """
+        if self._tree.stat(path).st_uid != os.geteuid():
+            return None
+        trial = f"{ACCOUNTS}/.{random_nonce()}{_UNFINISHED}"
+        self._tree.make_directory(trial, stat.S_IRWXU)
+        keeps_modes = is_private(self._tree.stat(trial))
+        self._tree.remove_all(trial)
+        return None if keeps_modes else Tree(f"{self._tree.root}/{path}", held=self._tree.open(path, DIRECTORY))
 
     def read(self, path: str) -> dict[str, object]:
         """:returns: what is noted; nothing if there is no note, or it was torn by a power cut"""

@@ -7,6 +7,7 @@ What a set has promised is there. What was under way is there whole or not at al
 from __future__ import annotations
 
 import fcntl
+import gc
 import itertools
 import os
 import shutil
@@ -59,6 +60,7 @@ class Disk:
         assert run("mount", "-o", "loop,commit=300", self.image, self.place).returncode == 0
 
     def unmount(self) -> None:
+        gc.collect()  # a pool that an error refers to has its directory open
         assert run("umount", self.place).returncode == 0
 
     def renew(self) -> None:

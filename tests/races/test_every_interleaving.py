@@ -10,6 +10,7 @@ The second half takes away one rule at a time, and shows that the explorer finds
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -215,11 +216,13 @@ def test_without_markers_bytes_are_lost(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_without_the_trash_bytes_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    def delete(self: Collector, digest: Digest, *rest: object) -> list[object]:
-        self._transport.remove(layout.data(digest))
-        return []
+    def delete(self: Collector, digests: Iterable[Digest], *rest: object) -> set[Digest]:
+        gone = set(digests)
+        for digest in gone:
+            self._transport.remove(layout.data(digest))
+        return gone
 
-    monkeypatch.setattr(Collector, "_collect", delete)
+    monkeypatch.setattr(Collector, "_put_aside", delete)
     (violation,) = explore({"a": publish(C, upload=False), "g": collect("C")}, pool_with(P, leftover=["C"]), only_bytes=True).violations
     assert violation.what == "the bytes of vm1/disk C are gone"
 
