@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -320,6 +321,12 @@ def ssh(pool: str, port: str, user: str) -> None:
     assert shown(**far, pool_scope="swarm") == []
 
 
+def listens(path: Path) -> bool:
+    """:returns: whether QEMU accepts a connection there: the path exists a moment before that"""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(os.fspath(path)) == 0
+
+
 class Guest:
     """A machine as virttest has it, as far as it is needed: with a real guest, and a monitor that nobody else uses."""
 
@@ -335,7 +342,7 @@ class Guest:
         config = statepool.MachineConfig({"disk": DISK, "data": DATA}, memory=MEMORY, arguments=[*serial, *self.guest.arguments])
         monitor = ["-qmp", f"unix:{self._sockets[0]},server=on,wait=off"]
         self.process = subprocess.Popen([*config.command(), *monitor, *arguments], stdin=subprocess.DEVNULL)
-        while not all(path.exists() for path in self._sockets):
+        while not all(listens(path) for path in self._sockets):
             assert self.process.poll() is None
             time.sleep(0.01)
 
