@@ -162,15 +162,20 @@ def set_machine(place: Path) -> dict[str, str]:
     return {"intent": "set-machine", "replace": "yes", "machine": json.dumps(machine), "parts": json.dumps([part])}
 
 
-@pytest.mark.parametrize("facts", [get_machine, set_image, set_machine])
-def test_a_marker_of_another_account(
-    place: Path, shared: statepool.StatePool, precious: Callable[[], None], facts: Callable[[Path], dict[str, str]]
-) -> None:
+def planted_marker(place: Path, facts: Callable[[Path], dict[str, str]]) -> dict[str, object]:
+    """:returns: a marker whose facts name the files of the attacker and of the victim, which it makes"""
     for name in ("attacker", "victim"):
         (place / name).mkdir()
     os.chown(place / "attacker", ATTACKER, 0)
     as_attacker("import os, sys; os.chdir(sys.argv[1]); open('evil.tmp', 'w'); open('a', 'w').close(); os.link('a', 'b.tmp')", place / "attacker")
-    marker = {"format": 1, "digests": [manifest(place)["digest"]], "writer": DEAD, "facts": facts(place)}
+    return {"format": 1, "digests": [manifest(place)["digest"]], "writer": DEAD, "facts": facts(place)}
+
+
+@pytest.mark.parametrize("facts", [get_machine, set_image, set_machine])
+def test_a_marker_of_another_account(
+    place: Path, shared: statepool.StatePool, precious: Callable[[], None], facts: Callable[[Path], dict[str, str]]
+) -> None:
+    marker = planted_marker(place, facts)
     path = place / "cache" / layout.marker("deadbeefdeadbeef")
     as_attacker(PLANT, path, json.dumps(marker))
     gathered = place / "cache" / layout.incoming("deadbeefdeadbeef", statepool.Digest.parse(str(manifest(place)["digest"])))
@@ -189,11 +194,7 @@ def test_a_file_of_the_victim_that_becomes_a_marker(
     place: Path, shared: statepool.StatePool, precious: Callable[[], None], facts: Callable[[Path], dict[str, str]]
 ) -> None:
     """What a group may write to, and rename, need not say what its owner wrote."""
-    for name in ("attacker", "victim"):
-        (place / name).mkdir()
-    os.chown(place / "attacker", ATTACKER, 0)
-    as_attacker("import os, sys; os.chdir(sys.argv[1]); open('evil.tmp', 'w'); open('a', 'w').close(); os.link('a', 'b.tmp')", place / "attacker")
-    marker = {"format": 1, "digests": [manifest(place)["digest"]], "writer": DEAD, "facts": facts(place)}
+    marker = planted_marker(place, facts)
     shared.image("vm1/disk").set("again", source=place / "other.qcow2")
     record = max((place / "cache/.statepool/log/vm1").iterdir())
     assert record.stat().st_uid == 0

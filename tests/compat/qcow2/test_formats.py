@@ -16,6 +16,13 @@ from statepool.errors import UnsafeImage
 SIZE = 4 << 20
 
 
+def write(*arguments: str) -> None:
+    """Have qemu-img write an image; skip the test where it is built without that format."""
+    done = subprocess.run(["qemu-img", *arguments], check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"this qemu-img does not write it: {done.stderr.strip()}")
+
+
 def refusal(path: Path) -> UnsafeImage:
     with pytest.raises(UnsafeImage) as caught:
         statepool.StatePool(path.parent / "cache").image("vm1/disk").set("install", source=path)
@@ -55,14 +62,7 @@ def test_an_image_of_another_format_and_the_command_that_converts_it(
     tmp_path: Path, raw: Path, qemu_img: Callable[..., str], driver: str, options: str, name: str
 ) -> None:
     path = tmp_path / f"an image.{driver}"
-    done = subprocess.run(
-        ["qemu-img", "convert", "-f", "raw", "-O", driver, *(["-o", options] if options else []), str(raw), str(path)],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        pytest.skip(f"this qemu-img does not write it: {done.stderr.strip()}")
+    write("convert", "-f", "raw", "-O", driver, *(["-o", options] if options else []), str(raw), str(path))
     error = refusal(path)
     assert name in error.message
     command = (error.hint or "").partition(": ")[2]
@@ -74,14 +74,7 @@ def test_an_encrypted_volume(tmp_path: Path, raw: Path, qemu_img: Callable[..., 
     path = tmp_path / "v.luks"
     (tmp_path / "FILE").write_text("word")
     secret = ["--object", f"secret,id=key,file={tmp_path / 'FILE'}"]
-    done = subprocess.run(
-        ["qemu-img", "create", "-q", *secret, "-f", "luks", "-o", "key-secret=key,iter-time=10", str(path), str(SIZE)],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        pytest.skip(f"this qemu-img does not write it: {done.stderr.strip()}")
+    write("create", "-q", *secret, "-f", "luks", "-o", "key-secret=key,iter-time=10", str(path), str(SIZE))
     error = refusal(path)
     assert "an encrypted LUKS volume" in error.message
     command = (error.hint or "").partition("FILE: ")[2]
