@@ -19,7 +19,7 @@ demo: ## states of a real disk: kept in a pool, brought to another cache, made i
 
 test: lint ## the linters, then all tests; ARGS go to pytest, e.g. ARGS="-k names -x"
 	@echo "make: pytest"
-	@$(PY) -m pytest -n auto $(ARGS)
+	@$(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: ## ruff (rules and format) and mypy --strict
 	@tools/setup test

@@ -7,6 +7,7 @@ import datetime as dt
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import statepool
-from benchmarks import appends, cold, locks, machines, mirrors, peers, pytest_runs, sets, shaped, ssh, start, trusted
+from benchmarks import appends, bundles, cold, locks, machines, mirrors, peers, pytest_runs, sets, shaped, ssh, start, trusted
 from benchmarks.bench import FULL, TINY, Bench
 from benchmarks.measure import Table
 
@@ -22,6 +23,7 @@ TABLES: dict[str, Callable[[Bench], Table]] = {
     "get": cold.table,
     "small": trusted.table,
     "set": sets.table,
+    "bundles": bundles.table,
     "start": start.table,
     "locks": locks.table,
     "log": appends.table,
@@ -32,6 +34,9 @@ TABLES: dict[str, Callable[[Bench], Table]] = {
     "ssh": ssh.table,
     "shaped": shaped.table,
 }
+
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+"""By what a user, or a job that ends, ends a run."""
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -46,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         print(f"benchmarks: install {', '.join(missing)}", file=sys.stderr)
         return 2
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
+            signal.signal(number, _stop)
     print(heading(), flush=True)
     tables = []
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=options.place) as place:
@@ -56,6 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
     if options.write:
         RESULTS.write_text("\n\n".join([heading(), *map(str, tables)]) + "\n")
     return 0
+
+
+def _stop(number: int, _: object) -> None:
+    """End as by an error, so that all that was made for the benchmarks goes."""
+    for other in ENDING:
+        signal.signal(other, signal.SIG_IGN)  # more than one comes from a terminal that is closed, or from an impatient user
+    sys.exit(128 + number)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

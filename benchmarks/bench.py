@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 import statepool
 
@@ -37,6 +37,7 @@ class Scale:
     :param states: in the listings
     :param processes: that work at the same time
     :param appends: of each of these processes
+    :param tests: in a suite
     """
 
     root: int = 1024 * MIB
@@ -46,6 +47,7 @@ class Scale:
     states: int = 10_000
     processes: int = 16
     appends: int = 25
+    tests: int = 40
 
     @property
     def virtual(self) -> int:
@@ -54,7 +56,7 @@ class Scale:
 
 
 FULL = Scale()
-TINY = Scale(root=2 * MIB, overlay=MIB, pairs=1, quick_pairs=2, states=40, processes=2, appends=3)
+TINY = Scale(root=2 * MIB, overlay=MIB, pairs=1, quick_pairs=2, states=40, processes=2, appends=3, tests=6)
 """For the test that all of this runs."""
 
 
@@ -69,6 +71,7 @@ class Bench:
 
     place: Path
     scale: Scale = FULL
+    _running: list[subprocess.Popen[str]] = field(factory=list, init=False)
 
     @cached_property
     def pattern(self) -> Path:
@@ -120,11 +123,14 @@ class Bench:
 
     @contextlib.contextmanager
     def directory(self, below: Path | None = None) -> Iterator[Path]:
-        """A new directory for as long as a ``with`` block lasts, and nobody waits for what was written there."""
+        """Yield a new directory. At the end, programs that still run in it are ended, and it is removed before its writes reach the disk."""
         path = Path(tempfile.mkdtemp(dir=below or self.place))
         try:
             yield path
         finally:
+            while self._running:
+                with self._running.pop() as program:
+                    program.kill()
             shutil.rmtree(path)
 
     @cached_property
@@ -140,8 +146,10 @@ class Bench:
         return done.stdout
 
     def start_python(self, *arguments: str) -> subprocess.Popen[str]:
-        """:returns: a program in Python, running"""
-        return subprocess.Popen([sys.executable, *arguments], env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        """:returns: a program in Python, which runs no longer than the directory that was made last is there"""
+        program = subprocess.Popen([sys.executable, *arguments], env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._running.append(program)
+        return program
 
 
 def run(*arguments: str, cwd: Path | None = None) -> None:

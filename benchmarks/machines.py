@@ -21,7 +21,7 @@ from statepool.machine.running import RunningMachine, wait_until
 from statepool.machine.snapshots import load_snapshot, save_snapshot
 from statepool.model.objects import Machine
 from statepool.testing.guest import make_guest, talking_to
-from statepool.testing.machines import IMAGES, Lab
+from tests.support.machines import IMAGES, Lab
 
 MACHINE = Machine("vm1", tuple(IMAGES))
 START = 0.5
@@ -211,7 +211,7 @@ def _pauses(bench: Bench, lab: Lab, states: statepool.StatePool, place: Path) ->
             name = f"p{next(numbers)}"
             work = (lambda: vm.set_running_image("disk", name, guest.machine)) if image else (lambda: vm.set_running(name, guest.machine))
             found = Silence(guest.directory / "serial").during(work)
-        vm.unset(name, scope=None) if not image else states.image("vm1/disk").unset(name, scope=None)
+        vm.unset(name, scope="all") if not image else states.image("vm1/disk").unset(name, scope="all")
         shutil.rmtree(place / ("large" if image else "pause"))
         return found
 

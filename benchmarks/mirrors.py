@@ -15,8 +15,8 @@ from benchmarks.trusted import fill
 from statepool.model.manifest import StateId
 from statepool.pools import layout
 from statepool.pools.pool import Pool
+from statepool.sources.pool_source import PoolSource
 from statepool.testing.faults import Call, Fault, FaultyTransport, Slow, on
-from statepool.transfer.offers import Source
 from statepool.transports.registry import open_transport
 
 DEADLINE = statepool.Settings().probe_timeout
@@ -55,14 +55,14 @@ def _failing(bench: Bench, place: Path, good: Path) -> tuple[list[Figure], list[
     figures, facts = [], []
     for what, make in _BAD.items():
         source = make(place / what.replace(" ", "-"), good)
-        outcomes: list[statepool.Got] = []
+        outcomes: list[statepool.GetResult] = []
 
-        def cold(*sources: Source, outcomes: list[statepool.Got] = outcomes) -> float:
+        def cold(*sources: PoolSource, outcomes: list[statepool.GetResult] = outcomes) -> float:
             with bench.directory(place) as there:
                 pool = statepool.StatePool(there / "cache", sources)
                 return timed(lambda: outcomes.append(pool.image(IMAGE).get(TIP)))
 
-        def ours(source: Source = source) -> float:
+        def ours(source: PoolSource = source) -> float:
             return cold(source, _source(good))
 
         def theirs() -> float:
@@ -79,21 +79,21 @@ def _failing(bench: Bench, place: Path, good: Path) -> tuple[list[Figure], list[
     return figures, facts
 
 
-def _source(path: Path, *faults: Fault, name: str | None = None) -> Source:
+def _source(path: Path, *faults: Fault, name: str | None = None) -> PoolSource:
     transport = open_transport(statepool.Location.parse(str(path)))
-    return Source(Pool(FaultyTransport(transport, *faults) if faults else transport), name or path.name)
+    return PoolSource(Pool(FaultyTransport(transport, *faults) if faults else transport), name or path.name)
 
 
 def _copy(path: Path, good: Path) -> Path:
     return Path(shutil.copytree(good, path, symlinks=True))
 
 
-def _empty(path: Path, _good: Path) -> Source:
+def _empty(path: Path, _good: Path) -> PoolSource:
     statepool.init(path)
     return _source(path)
 
 
-def _corrupt(path: Path, good: Path) -> Source:
+def _corrupt(path: Path, good: Path) -> PoolSource:
     data = _bytes(_copy(path, good), STATES[len(STATES) // 2])
     data.chmod(0o600)
     with data.open("r+b") as file:
@@ -104,7 +104,7 @@ def _corrupt(path: Path, good: Path) -> Source:
     return _source(path)
 
 
-def _rootless(path: Path, good: Path) -> Source:
+def _rootless(path: Path, good: Path) -> PoolSource:
     _bytes(_copy(path, good), STATES[0]).unlink()
     return _source(path)
 
@@ -116,7 +116,7 @@ def _bytes(pool: Path, state: str) -> Path:
     return pool / layout.data(manifest.digest)
 
 
-_BAD: dict[str, Callable[[Path, Path], Source]] = {
+_BAD: dict[str, Callable[[Path, Path], PoolSource]] = {
     "dead": lambda path, good: _source(_copy(path, good), Silent()),
     "slow": lambda path, good: _source(_copy(path, good), Slow(matches=on("read", "fetch", path="*/data/*"), rate=MIB)),
     "empty": _empty,
@@ -141,9 +141,9 @@ def _many(bench: Bench, place: Path) -> tuple[list[Figure], list[Fact]]:
     pool = statepool.StatePool(place / "cache", sources)
     pool._cache.prepare()
     for number, source in enumerate(sources):
-        pool._cache.known.answered(source, 0.001 * (number % 7 + 1))
-        pool._cache.known.delivered(source, 64 * MIB, 0.1 * (number % 5 + 1))
-    pool._cache.known.save()
+        pool._context.stats.answered(source, 0.001 * (number % 7 + 1))
+        pool._context.stats.delivered(source, 64 * MIB, 0.1 * (number % 5 + 1))
+    pool._context.stats.save()
     known = place / "cache/.statepool/known"
 
     def choice() -> float:

@@ -134,7 +134,7 @@ class Ours(Peer):
     def forget(self) -> None:
         """As users do it."""
         self.working.unlink()
-        self._disk.unset(NEW, scope=None)
+        self._disk.unset(NEW, scope="all")
 
 
 class Cp(Peer):

@@ -13,10 +13,11 @@ from pathlib import Path
 import statepool
 from benchmarks.bench import IMAGE, ROOT, STATES, Bench
 from benchmarks.measure import Fact, Figure, Limit, Table, Unit, rounds, timed
-from statepool.testing.sshd import run_sshd, sshd_program
+from tests.support.sshd import run_sshd, sshd_program
 
-TESTS = 40
-MANY = 4 * TESTS
+MANY = 4
+"""How many times as many tests the longer one of two runs has."""
+
 CHAIN = STATES[:3]
 OVERHEAD = Limit(Unit.SURPLUS, 0.010)
 """What a state may cost a test whose state is in the cache, in seconds."""
@@ -43,23 +44,22 @@ def table(bench: Bench) -> Table:
 
 
 def _overhead(bench: Bench, pool: Path) -> list[Figure]:
+    count, more = bench.scale.tests, (MANY - 1) * bench.scale.tests
     with bench.directory() as place:
         few, many = [
-            (_suite(place / f"with-{count}", [str(pool)], count=count), _plain(place / f"without-{count}", count)) for count in (TESTS, MANY)
+            (_suite(place / f"with-{number}", [str(pool)], count=number), _plain(place / f"without-{number}", number))
+            for number in (count, count + more)
         ]
         for suite in (*few, *many):
             _run(bench, suite)  # caches are filled, and all modules are compiled
         ours, theirs, ours_many, theirs_many = rounds([partial(_timed, bench, suite) for suite in (*few, *many)], bench.scale.pairs)
     peer = "the same without states"
-    more = [[(long - short) / (MANY - TESTS) for short, long in zip(*pair, strict=True)] for pair in ((ours, ours_many), (theirs, theirs_many))]
+    each = [[time / count for time in some] for some in (ours, theirs)]
+    one_more = [[(long - short) / more for short, long in zip(*pair, strict=True)] for pair in ((ours, ours_many), (theirs, theirs_many))]
     return [
-        Figure(f"a run of {TESTS} tests on three states in the cache, for each test", peer, *_each(ours, theirs), OVERHEAD),
-        Figure(f"one test more, as a run of {MANY} shows it", peer, *more, OVERHEAD),
+        Figure(f"a run of {count} tests on three states in the cache, for each test", peer, *each, OVERHEAD),
+        Figure(f"one test more, as a run of {count + more} shows it", peer, *one_more, OVERHEAD),
     ]
-
-
-def _each(*times: Sequence[float]) -> list[list[float]]:
-    return [[time / TESTS for time in some] for some in times]
 
 
 def _timed(bench: Bench, suite: Path) -> float:
@@ -71,13 +71,13 @@ def _cold(bench: Bench, pool: Path) -> list[Fact]:
     sizes = {one.manifest.state: one.manifest.size for one in statepool.StatePool(pool).image(IMAGE).show(scope="own")}
     with bench.directory() as place, run_sshd() as server:
         lines = [f'ssh-config = "{server.ssh_config}"', f'known-hosts = "{server.known_hosts}"', 'compress = "off"']
-        suite = _suite(place / "cold", [str(server.location(pool))], lines)
+        suite = _suite(place / "cold", [str(server.location(pool))], lines, count=bench.scale.tests)
         _run(bench, suite, "-n", "4")
         rows = json.loads((suite / "tally.json").read_text()).values()
         log = statepool.StatePool(suite / "cache").log(IMAGE)
     moved, there = sum(row["bytes"] for row in rows), sum(sizes.values())
     stored = sum(len(one.changes) for one in log)
-    what = f"pytest -n 4, {TESTS} tests on three states, empty cache, pool on another host: "
+    what = f"pytest -n 4, {bench.scale.tests} tests on three states, empty cache, pool on another host: "
     return [
         Fact(what + "bytes fetched, to those in the pool", f"{moved / there:.2f}", "at most 1", moved <= there),
         Fact(what + "states stored in the cache", str(stored), str(len(CHAIN)), stored == len(CHAIN)),
@@ -85,18 +85,23 @@ def _cold(bench: Bench, pool: Path) -> list[Fact]:
 
 
 def _plain(place: Path, count: int) -> Path:
-    place.mkdir()
-    (place / "test_all.py").write_text("".join(f"def test_{number}(): pass\n" for number in range(count)))
+    return _written(place, "".join(f"def test_{number}(): pass\n" for number in range(count)))
+
+
+def _suite(place: Path, sources: Sequence[str], lines: Sequence[str] = (), *, count: int) -> Path:
+    tests = [f'@pytest.mark.vm_state("{IMAGE}", "{CHAIN[number % len(CHAIN)]}")\ndef test_{number}(vm_state): pass\n' for number in range(count)]
+    told = ", ".join(json.dumps(source) for source in sources)
+    _written(place, "import pytest\n" + "".join(tests))
+    (place / "statepool.toml").write_text("\n".join(['cache = "cache"', f"sources = [{told}]", *lines, ""]))
+    (place / "conftest.py").write_text(COUNTED)
     return place
 
 
-def _suite(place: Path, sources: Sequence[str], lines: Sequence[str] = (), *, count: int = TESTS) -> Path:
+def _written(place: Path, tests: str) -> Path:
+    """:returns: a directory with a suite of tests, and a configuration of its own: pytest would look for one above, and find that of this project"""
     place.mkdir()
-    told = ", ".join(json.dumps(source) for source in sources)
-    (place / "statepool.toml").write_text("\n".join(['cache = "cache"', f"sources = [{told}]", *lines, ""]))
-    (place / "conftest.py").write_text(COUNTED)
-    tests = [f'@pytest.mark.vm_state("{IMAGE}", "{CHAIN[number % len(CHAIN)]}")\ndef test_{number}(vm_state): pass\n' for number in range(count)]
-    (place / "test_all.py").write_text("import pytest\n" + "".join(tests))
+    (place / "pytest.ini").write_text("[pytest]\n")
+    (place / "test_all.py").write_text(tests)
     return place
 
 

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from benchmarks.bench import IMAGE, MIB, STATES, Bench, chain_files, run
 from benchmarks.measure import Fact, Figure, Limit, Table, Unit, Work, against, timed
-from statepool.testing.sshd import Sshd, run_sshd, sshd_program
+from tests.support.sshd import Sshd, run_sshd, sshd_program
 
 RATE = "1gbit"
 

@@ -15,7 +15,7 @@ import statepool
 from benchmarks.bench import IMAGE, Bench, run
 from benchmarks.measure import Figure, Limit, Table, Unit, Work, rounds, timed
 from statepool.model.settings import Settings
-from statepool.testing.sshd import Sshd, run_sshd, sshd_program
+from tests.support.sshd import Sshd, run_sshd, sshd_program
 
 MEMBERS = 8
 """Images of the chain; together they are as long as the single one."""
@@ -136,7 +136,7 @@ def _working(pool: statepool.StatePool, place: Path) -> Iterator[Path]:
     yield place / "working.qcow2"
 
 
-def _complete(stored: statepool.Stored) -> None:
+def _complete(stored: statepool.SetResult) -> None:
     if not stored.complete:
         raise RuntimeError(f"the state was not stored: {stored.pools}")
 

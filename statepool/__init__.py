@@ -16,7 +16,8 @@ from statepool.version import __version__
 if TYPE_CHECKING:
     from statepool.api import ImageHandle, StatePool, adopt, from_config, init, sync
     from statepool.backends.base import Context, Options, StateBackend, Target
-    from statepool.backends.sourced import RootSourcedStateBackend, SourcedStateBackend
+    from statepool.backends.external import QCOW2ExtBackend
+    from statepool.backends.sourced import SourcedStateBackend
     from statepool.config import Config
     from statepool.errors import (
         AccessDenied,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from statepool.handles import MachineHandle
     from statepool.machine.description import MachineConfig
     from statepool.machine.running import RunningMachine
+    from statepool.model.carried import Exported, Imported
     from statepool.model.digest import Digest
     from statepool.model.location import Location
     from statepool.model.manifest import Kind, Manifest, Parent, StateId
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
         Collection,
         Ensured,
         Finding,
-        Got,
+        GetResult,
         Kept,
         Level,
         Listed,
@@ -71,8 +73,8 @@ if TYPE_CHECKING:
         Logged,
         Presence,
         Removed,
+        SetResult,
         SourceStatus,
-        Stored,
         StoredAt,
         SyncAction,
         Synced,
@@ -85,7 +87,8 @@ if TYPE_CHECKING:
     from statepool.model.secrets import GivenSecrets, SecretKind
     from statepool.model.settings import Compress, Settings
     from statepool.policy import Item, ItemOutcome, Outcome, Policy, items_of
-    from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport
+    from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transfer, Transport
+    from statepool.transports.local import LocalTransport
 
 # Most to least important.
 __all__ = [
@@ -121,10 +124,12 @@ __all__ = [
     "StateId",
     "Kind",
     # answers
-    "Got",
-    "Stored",
+    "GetResult",
+    "SetResult",
     "StoredAt",
     "Ensured",
+    "Exported",
+    "Imported",
     "Removed",
     "Outcome",
     "ItemOutcome",
@@ -148,15 +153,17 @@ __all__ = [
     # for authors of backends and transports
     "StateBackend",
     "SourcedStateBackend",
-    "RootSourcedStateBackend",
+    "QCOW2ExtBackend",
     "Context",
     "Target",
     "Options",
     "Transport",
+    "LocalTransport",
     "Capabilities",
     "Entry",
     "FileKind",
     "Stat",
+    "Transfer",
     "Moved",
     # errors, as in the tree of statepool.errors
     "StatePoolError",
@@ -195,7 +202,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _ROOMS = {
     "api": ("ImageHandle", "StatePool", "adopt", "from_config", "init", "sync"),
     "backends.base": ("Context", "Options", "StateBackend", "Target"),
-    "backends.sourced": ("RootSourcedStateBackend", "SourcedStateBackend"),
+    "backends.external": ("QCOW2ExtBackend",),
+    "backends.sourced": ("SourcedStateBackend",),
     "config": ("Config",),
     "errors": (
         "AccessDenied",
@@ -230,6 +238,7 @@ _ROOMS = {
     "handles": ("MachineHandle",),
     "machine.description": ("MachineConfig",),
     "machine.running": ("RunningMachine",),
+    "model.carried": ("Exported", "Imported"),
     "model.digest": ("Digest",),
     "model.location": ("Location",),
     "model.manifest": ("Kind", "Manifest", "Parent", "StateId"),
@@ -242,7 +251,7 @@ _ROOMS = {
         "Collection",
         "Ensured",
         "Finding",
-        "Got",
+        "GetResult",
         "Kept",
         "Level",
         "Listed",
@@ -250,8 +259,8 @@ _ROOMS = {
         "Logged",
         "Presence",
         "Removed",
+        "SetResult",
         "SourceStatus",
-        "Stored",
         "StoredAt",
         "SyncAction",
         "Synced",
@@ -264,7 +273,8 @@ _ROOMS = {
     "model.secrets": ("GivenSecrets", "SecretKind"),
     "model.settings": ("Compress", "Settings"),
     "policy": ("Item", "ItemOutcome", "Outcome", "Policy", "items_of"),
-    "transports.base": ("Capabilities", "Entry", "FileKind", "Moved", "Stat", "Transport"),
+    "transports.base": ("Capabilities", "Entry", "FileKind", "Moved", "Stat", "Transfer", "Transport"),
+    "transports.local": ("LocalTransport",),
 }
 """Where each public name lives. It is imported when it is first asked for, so that ``import statepool`` costs next to nothing."""
 

@@ -13,16 +13,29 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
+
+from attrs import evolve
 
 from statepool.backends.base import Context, Options, StateBackend, Target, load_backend
 from statepool.backends.external import QCOW2ExtBackend
 from statepool.backends.machines import QCOW2MachineBackend
+from statepool.beneath import Descriptor
+from statepool.cache.cache import Cache
+from statepool.cache.working import require_image, throw_away
+from statepool.capture.scratch import lasting
+from statepool.care.doctor import survey_copies, survey_host, survey_pool
+from statepool.care.gc import gc_cache, gc_source, kept_in, thin_keys
+from statepool.care.verify import verify_all
 from statepool.config import Config, load
+from statepool.copying.adopt import Adoption
+from statepool.copying.sync import Sync
 from statepool.ensure import Builder, Ensurer, Recipe
 from statepool.errors import NotFound, UsageError
-from statepool.handles import MachineHandle
+from statepool.handles import Handle, MachineHandle
+from statepool.model.carried import Imported
 from statepool.model.location import Location
+from statepool.model.manifest import Manifest
 from statepool.model.names import check_state_name
 from statepool.model.objects import Image, Machine, parse_image, parse_object
 from statepool.model.outcomes import (
@@ -31,45 +44,27 @@ from statepool.model.outcomes import (
     Collection,
     Ensured,
     Finding,
-    Got,
+    GetResult,
     Listing,
     Logged,
-    Removed,
+    SetResult,
     SourceStatus,
-    Stored,
     Synced,
     WaitFor,
 )
 from statepool.model.progress import SILENT, Progress
-from statepool.model.scope import Scope
+from statepool.model.scope import Scope, Scopes
 from statepool.model.settings import Settings
 from statepool.policy import Policy
+from statepool.pools.parts import parts_of
 from statepool.pools.pool import Pool
+from statepool.qcow2.files import open_regular
 from statepool.qcow2.tool import QemuImg
-from statepool.transfer.adopt import Adoption
-from statepool.transfer.cache import Cache
-from statepool.transfer.merge import making_many
-from statepool.transfer.offers import Source, require_distinct
-from statepool.transfer.passing import passing
-from statepool.transfer.survey import survey_copies, survey_host, survey_pool
-from statepool.transfer.sync import Sync
-from statepool.transfer.tidy import kept_in, thin_keys, tidy_cache, tidy_source
-from statepool.transfer.verify import verify_all, wanted
-from statepool.transfer.working import require_image, throw_away
-from statepool.transports.failures import Subject, in_our_words
-from statepool.transports.registry import open_transport
+from statepool.sources.merge import making_many
+from statepool.sources.pool_source import Place, PoolSource, open_pool, pools_of
+from statepool.sources.source import Source, require_distinct
+from statepool.transports.failures import Subject, translate_os_errors
 from statepool.version import __version__
-
-Place = str | os.PathLike[str] | Location
-"""How a pool can be named: a path, or anything that :meth:`Location.parse` reads."""
-
-
-def _location(place: Place) -> Location:
-    return place if isinstance(place, Location) else Location.parse(os.fsdecode(place))
-
-
-def _open_pool(place: Place, settings: Settings) -> Pool:
-    return Pool(open_transport(_location(place), settings), max_depth=settings.max_depth, lock_timeout=settings.lock_timeout)
 
 
 class StatePool:
@@ -94,7 +89,7 @@ class StatePool:
             raise UsageError(f"the sources are not a list, but {str(sources)!r}", hint="write a list, also of one source")
         self.settings = settings or Settings()
         self.progress = progress
-        self._cache = Cache.open(_open_pool(cache, self.settings), self.settings)
+        self._cache = Cache.open(open_pool(cache, self.settings), self.settings)
         self._sources = tuple(self._source(source) for source in sources)
         require_distinct(self._cache.pool, self._sources)
 
@@ -110,7 +105,7 @@ class StatePool:
     def _source(self, source: Place | Source) -> Source:
         if isinstance(source, Source):
             return source
-        return Source(_open_pool(source, self.settings), str(_location(source)))
+        return PoolSource(pool := open_pool(source, self.settings), str(pool))
 
     @cached_property
     def _context(self) -> Context:
@@ -161,7 +156,30 @@ class StatePool:
         of_machines = QCOW2MachineBackend(self._context)
         return Policy(lambda subject: of_machines if isinstance(subject, Machine) else self._backend, skip=skip)
 
-    def show(self, object: str | None = None, *, scope: str | None = None) -> Listing:
+    def import_bundle(
+        self, bundle: str | os.PathLike[str] | IO[bytes], *, to: Place | None = None, replace: bool = False, dry_run: bool = False
+    ) -> Imported:
+        """
+        Bring the state of a bundle into the cache, with all that it stands on: all of it, or nothing.
+
+        :param bundle: what :meth:`ImageHandle.export` has written: a path, or a file that is open for reading
+        :param to: also store it in this pool: the name of a source, or where a pool is
+        :param replace: whether other content under the name gives way there
+        :raises Conflict: the cache has another state of this name, which was set here and is in no source
+        :raises IntegrityError: it is no bundle, or damaged, or not fit to be used; nothing was imported
+        :raises NoSpace: it does not fit; nothing was imported
+        """
+        from statepool.bundles.importing import Import, opened  # few ask, and it brings much with it
+
+        with opened(bundle) as (descriptor, name):
+            imported = Import(self._cache, self.progress).run(descriptor, name, dry_run=dry_run)
+        if to is None or dry_run:
+            return imported
+        subject = parse_object(imported.object)
+        handle = self.machine(subject) if isinstance(subject, Machine) else self.image(subject)
+        return evolve(imported, stored=handle.store(imported.state, to=to, replace=replace).pools[0])
+
+    def show(self, object: str | None = None, *, scope: Scopes | None = None) -> Listing:
         """
         :param object: only its states: ``machine`` or ``machine/image``
         :param scope: in which pools: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not given
@@ -172,7 +190,35 @@ class StatePool:
         with making_many():
             return self._backend.show(Target(parse_object(object)), options) if object is not None else self._backend.show_all(options)
 
-    def sources_status(self, *, scope: str | None = None) -> list[SourceStatus]:
+    def parts(self, object: str, state: str) -> tuple[Manifest, ...]:
+        """
+        Return what a cached state consists of, without asking a source: of an image, its chain, tip first; of a machine, its own manifest, and the
+        chains of its images and of its RAM.
+
+        :raises NotFound: the cache does not have it
+        """
+        subject = parse_object(object)
+        backend = QCOW2MachineBackend(self._context) if isinstance(subject, Machine) else self._backend
+        wanted = backend.own_state(Target(subject), state)
+        found = self._cache.pool.find(wanted)
+        if found is None:
+            raise self._cache.pool.missing(wanted)
+        return parts_of(self._cache.pool, found)
+
+    def open_bytes(self, part: Manifest) -> Descriptor:
+        """
+        Open the bytes of a cached state for reading. They are those of its manifest if it was got before: that is when they are checked.
+
+        :param part: as :meth:`parts` returned it
+        :returns: the open file, which closes at the latest with the last reference to it
+        :raises NotFound: the cache does not have them any more
+        """
+        file = self._cache.bytes(part.digest) if part.digest is not None else None
+        if file is None:
+            raise self._cache.pool.missing(part.id)
+        return open_regular(file)
+
+    def sources_status(self, *, scope: Scopes | None = None) -> list[SourceStatus]:
         """
         In which order sources would be asked for a state, and why. Nobody is contacted.
 
@@ -193,7 +239,7 @@ class StatePool:
         """
         subject = str(parse_object(object)) if object is not None else None
         name = check_state_name(state) if state is not None else None
-        found = verify_all(self._cache, self._asked, subject, name, self.progress)
+        found = verify_all(self._cache, pools_of(self._asked), subject, name, self.progress)
         if not found and subject is not None:
             raise NotFound(f"there is no state {name or ''} of {subject}".replace("  ", " "), object=subject, state=name, hint="statepool show")
         return found
@@ -211,14 +257,14 @@ class StatePool:
         """
         if keep_keys is not None and keep_keys < 1:
             raise UsageError(f"{keep_keys} keys cannot be kept of a state", hint="keep at least one; statepool unset removes states")
-        sources = self._asked if everywhere else ()
-        for source in sources:
-            source.pool.require()
-        with in_our_words("tidy up", Subject(f"the cache {self._cache.root}")):
+        pools = pools_of(self._asked) if everywhere else []
+        for pool in pools:
+            pool.require()
+        with translate_os_errors("tidy up", Subject(f"the cache {self._cache.root}")):
             gone = thin_keys(self._cache.pool, keep_keys, dry_run=dry_run) if keep_keys is not None else []
-            gone += tidy_cache(self._cache, dry_run=dry_run)
-        for source in sources:
-            gone += tidy_source(source.pool, keep_keys, dry_run=dry_run)
+            gone += gc_cache(self._cache, dry_run=dry_run)
+        for pool in pools:
+            gone += gc_source(pool, keep_keys, dry_run=dry_run)
         return Collection(gone, kept_in(self._cache))
 
     def log(self, object: str | None = None) -> list[Logged]:
@@ -228,14 +274,10 @@ class StatePool:
         :raises NotAPool: a source is none
         """
         subject = str(parse_object(object)) if object is not None else None
-        for source in self._asked:
-            source.pool.require()
-        return [
-            logged
-            for pool in (self._cache.pool, *(source.pool for source in self._asked))
-            for machine in wanted(pool, subject)
-            for logged in _logged(pool, machine, subject)
-        ]
+        pools = pools_of(self._asked)
+        for pool in pools:
+            pool.require()
+        return [logged for pool in (self._cache.pool, *pools) for machine in pool.machines_of(subject) for logged in _logged(pool, machine, subject)]
 
     def throw_away(self, working: str | os.PathLike[str]) -> None:
         """Delete a working image of a cached state, and nothing but an image, if it is there. What it stood on may then be evicted."""
@@ -247,15 +289,15 @@ class StatePool:
 
     def doctor(self) -> list[Finding]:
         """:returns: what this host and its pools have, lack, and what to do about it"""
-        found = [*survey_host(self._cache, QemuImg(self.settings.tool_timeout)), *survey_copies(self._cache, self._asked)]
-        for source in self._sources:
-            found += survey_pool(source.pool)
+        found = [*survey_host(self._cache, QemuImg(self.settings.tool_timeout)), *survey_copies(self._cache, pools_of(self._asked))]
+        for pool in pools_of(self._sources):
+            found += survey_pool(pool)
         return found
 
     def close(self) -> None:
         """Let go of connections."""
         for source in self._sources:
-            source.pool.transport.close()
+            source.close()
 
 
 def _logged(pool: Pool, machine: str, subject: str | None) -> Iterator[Logged]:
@@ -265,8 +307,10 @@ def _logged(pool: Pool, machine: str, subject: str | None) -> Iterator[Logged]:
             yield Logged(str(pool), machine, record.number, record.time, record.by, changes)
 
 
-class ImageHandle:
+class ImageHandle(Handle):
     """One disk of a machine, in a state pool."""
+
+    _backend: QCOW2ExtBackend
 
     def __init__(self, image: Image, backend: QCOW2ExtBackend, cache: Cache) -> None:
         self.image = image
@@ -282,37 +326,29 @@ class ImageHandle:
     def _target(self, working: str | os.PathLike[str] | None = None) -> Target:
         return Target(self.image, {self.image.name: working} if working is not None else {})
 
-    def show(self, *, scope: str | None = None) -> Listing:
-        """:returns: its states, each with where it is"""
-        return self._backend.show(self._target(), Options(scope=Scope.permitted(scope)))
-
-    def check(self, state: str, *, scope: str | None = None) -> bool:
-        """:returns: whether a state can be had from the cache or a source in this scope"""
-        return self._backend.check(self._target(), state, Options(scope=Scope.permitted(scope)))
-
     def get(
         self,
         state: str,
         *,
         to: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
-        source: Place | None = None,
-        scope: str | None = None,
+        mirror: Place | None = None,
+        scope: Scopes | None = None,
         dry_run: bool = False,
-    ) -> Got:
+    ) -> GetResult:
         """
         Bring a state into the cache, and make a working image if one is asked for.
 
         :param to: where to make a working image
         :param overwrite: whether a file there gives way
-        :param source: have it as this source has it, given by its name or location; from the best one that has it if not given
+        :param mirror: have it as this source has it, given by its name or location; from the best one that has it if not given
         :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``; from anywhere if not given
         :raises NotFound: nobody has the state
         :raises Conflict: sources disagree about it
         :raises FileInTheWay: a file is there
         :raises RefusedError: the place is inside the cache or a source
         """
-        named = frozenset(str(place) for place in (source,) if place is not None)
+        named = frozenset(str(place) for place in (mirror,) if place is not None)
         return self._backend.get(self._target(to), state, Options(overwrite=overwrite, scope=Scope.permitted(scope), sources=named, dry_run=dry_run))
 
     @contextlib.contextmanager
@@ -324,26 +360,10 @@ class ImageHandle:
         :param directory: where; a directory beside the cache's data if not given
         :raises UsageError: ``keep`` is none of these
         """
-        if keep not in ("never", "failed", "always"):
-            raise UsageError(f"keep cannot be {keep!r}", hint="never, failed or always")
-        # Names can be long, and a file name of all of them too long.
-        name = f"{self.image}-{state}".replace("/", "-")[:180] + f"-{self._cache.pool.nonce()}.qcow2"
-        with contextlib.ExitStack() as stack:
-            place = stack.enter_context(passing(self._cache)) if directory is None else None
-            # Absolute: the block may go to another directory.
-            path = place.path / name if place is not None else Path(os.path.abspath(directory or "")) / name
-            self.get(state, to=path)
-            kept = keep == "always"
-            try:
-                yield path
-            except BaseException:
-                kept = kept or keep == "failed"
-                raise
-            finally:
-                if not kept:
-                    throw_away(self._cache, path)
-                elif place is not None:
-                    place.keep()
+        name = self.image.name
+        with lasting(self._cache, {name: f"{self.image}-{state}".replace("/", "-")}, keep=keep, directory=directory) as paths:
+            self.get(state, to=paths[name])
+            yield paths[name]
 
     def set(
         self,
@@ -353,10 +373,10 @@ class ImageHandle:
         replace: bool = False,
         squash: bool = False,
         labels: Mapping[str, str] | None = None,
-        scope: str | None = None,
-        wait_for: str = "all",
+        scope: Scopes | None = None,
+        wait_for: str = WaitFor.ALL,
         dry_run: bool = False,
-    ) -> Stored:
+    ) -> SetResult:
         """
         Make a working image a state, in the cache and in the sources. A fresh overlay takes its place, so that the machine can go on.
 
@@ -368,23 +388,10 @@ class ImageHandle:
             cache. All are tried in any case, before this returns.
         :raises Conflict: the name exists with other content
         """
-        if wait_for not in list(WaitFor):
-            raise UsageError(f"wait_for cannot be {wait_for!r}", hint=", ".join(WaitFor))
         options = Options(
-            replace=replace, squash=squash, labels=labels or {}, scope=Scope.permitted(scope), wait_for=WaitFor(wait_for), dry_run=dry_run
+            replace=replace, squash=squash, labels=labels or {}, scope=Scope.permitted(scope), wait_for=WaitFor.parse(wait_for), dry_run=dry_run
         )
         return self._backend.set(self._target(source), state, options)
-
-    def unset(self, state: str, *, cascade: bool = False, scope: str | None = "own", dry_run: bool = False) -> Removed:
-        """
-        Remove a state.
-
-        :param cascade: also what stands on it
-        :param scope: from which pools; from the cache if not given, from all with None
-        :raises NotFound: it is not there
-        :raises HasDependants: something stands on it
-        """
-        return self._backend.unset(self._target(), state, Options(cascade=cascade, scope=Scope.permitted(scope), dry_run=dry_run))
 
     def ensure(
         self,
@@ -418,22 +425,6 @@ class ImageHandle:
         """As :meth:`ensure`, with all that is known of how the state is made in one value."""
         return Ensurer(self._backend, self.image).ensure(state, recipe)
 
-    def check_root(self) -> bool:
-        """:returns: whether the root image can be had"""
-        return self._backend.check_root(self._target())
-
-    def get_root(self, *, to: str | os.PathLike[str] | None = None, overwrite: bool = False, dry_run: bool = False) -> Got:
-        """As :meth:`get`, of the root image."""
-        return self._backend.get_root(self._target(to), Options(overwrite=overwrite, dry_run=dry_run))
-
-    def set_root(self, *, source: str | os.PathLike[str], replace: bool = False, scope: str | None = None, dry_run: bool = False) -> Stored:
-        """As :meth:`set`, of the root image, which nothing may back."""
-        return self._backend.set_root(self._target(source), Options(replace=replace, scope=Scope.permitted(scope), dry_run=dry_run))
-
-    def unset_root(self, *, scope: str | None = "own", dry_run: bool = False) -> Removed:
-        """As :meth:`unset`, of the root image."""
-        return self._backend.unset_root(self._target(), Options(scope=Scope.permitted(scope), dry_run=dry_run))
-
 
 def init(location: Place, *, dry_run: bool = False, settings: Settings | None = None) -> Location:
     """
@@ -443,7 +434,7 @@ def init(location: Place, *, dry_run: bool = False, settings: Settings | None = 
     :returns: where it is
     :raises AccessDenied: the directory cannot be written
     """
-    pool = _open_pool(location, settings or Settings())
+    pool = open_pool(location, settings or Settings())
     pool.create(dry_run=dry_run)
     return pool.location
 
@@ -458,7 +449,7 @@ def adopt(
     :param settings: the knobs, among them how other hosts are reached
     :raises NotAPool: it has not been made a pool yet
     """
-    return Adoption(_open_pool(location, settings or Settings()), relocate=relocate, progress=progress).run(dry_run=dry_run)
+    return Adoption(open_pool(location, settings or Settings()), relocate=relocate, progress=progress).run(dry_run=dry_run)
 
 
 def sync(
@@ -484,7 +475,7 @@ def sync(
     """
     subject = str(parse_object(object)) if object is not None else None
     known = settings or Settings()
-    source, sink = _open_pool(origin, known), _open_pool(target, known)
+    source, sink = open_pool(origin, known), open_pool(target, known)
     if source.transport.identity == sink.transport.identity:
         raise UsageError(f"{source} and {sink} are the same pool", hint="name two pools")
     return Sync(source, sink, delete=delete, replace=replace, progress=progress).run(subject, dry_run=dry_run)
@@ -496,5 +487,5 @@ def from_config(config: Config | None = None, *, progress: Progress = SILENT) ->
     :raises ConfigError: something in it cannot be used
     """
     found = config if config is not None else load()
-    sources = [Source(_open_pool(source.location, found.settings), source.name, source.scope, source.authority) for source in found.sources]
+    sources = [PoolSource(open_pool(one.location, found.settings_for(one)), one.name, one.scope, one.authority) for one in found.sources]
     return StatePool(found.cache, sources, settings=found.settings, progress=progress)

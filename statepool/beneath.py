@@ -34,9 +34,6 @@ _RESOLVE = 0x08 | 0x04
 _HOW = struct.Struct("=QQQ")
 """``struct open_how``: flags, mode, resolve."""
 
-_NO_CALL = frozenset({errno.ENOSYS, errno.EPERM})
-"""What ``openat2`` says on kernels before 5.6, and in sandboxes that do not know it."""
-
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 """Flags that open a directory as a place from which to go on, without reading it."""
 
@@ -74,6 +71,10 @@ class Descriptor:
         self.written = True
         """Whether closing may still tell of something written that is lost."""
 
+    def lent(self) -> Descriptor:
+        """:returns: the same descriptor, for a borrower who closes what it gets: it stays open"""
+        return _Lent(self)
+
     def __enter__(self) -> int:
         return self.number
 
@@ -99,6 +100,13 @@ class Descriptor:
                     raise
 
 
+class _Lent(Descriptor):
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: Descriptor) -> None:
+        self._owner, self._held, self.number, self.written = owner, [], owner.number, False
+
+
 class Tree:
     """
     A directory of this host with everything beneath it.
@@ -122,22 +130,13 @@ class Tree:
 
     def top(self) -> Descriptor:
         """
-        :returns: the directory itself, opened when it is first needed. The caller keeps the reference while it uses the number.
+        :returns: the directory itself, opened when it is first needed. The caller keeps it in a variable while it uses the number: another thread may
+            open the directory anew, and a descriptor to which nothing refers is closed.
         :raises FileNotFoundError: there is none
         """
         if (held := self._root) is None:
             held = self._root = Descriptor(os.open, self.root, DIRECTORY)
         return held
-
-    def revisit(self) -> None:
-        """Look whether the path still leads to the directory that was opened, as it does not after a mount, and open it anew if not."""
-        if (held := self._root) is not None:
-            try:
-                same = os.path.samestat(os.fstat(held.number), os.stat(self.root))
-            except OSError:
-                same = False
-            if not same:
-                self._root = None
 
     def open(self, path: str, flags: int, mode: int = 0o600) -> Descriptor:
         """
@@ -145,22 +144,27 @@ class Tree:
         :param flags: as for :func:`os.open`; ``O_CLOEXEC`` is added, and a symbolic link is never followed
         :returns: the open file
         """
-        top = self.top()
+        top = self._root or self.top()
         try:
-            return _open(top.number, path, flags, mode)
+            return open_at(top.number, path, flags, mode)
         except FileNotFoundError:
             if os.fstat(top.number).st_nlink:
                 raise
         self._root = None  # the directory was deleted, and may have been made again
-        return _open(self.top().number, path, flags, mode)
+        top = self.top()
+        return open_at(top.number, path, flags, mode)
 
     def place(self, path: str) -> tuple[Descriptor, str]:
         """:returns: the directory in which ``path`` is, and its name there, for the calls of :mod:`os` that take both"""
         above, _, name = path.rpartition("/")
-        return self.open(above, DIRECTORY), name
+        return self.open(above, DIRECTORY) if above else self.top().lent(), name
 
     def stat(self, path: str) -> os.stat_result:
         """:returns: the status of what has this name, which may be a symbolic link"""
+        if path and "/" not in path and path != "..":
+            with suppress(FileNotFoundError):  # unless the directory was deleted, and has been made again
+                top = self.top()
+                return os.stat(path, dir_fd=top.number, follow_symlinks=False)
         found = self.open(path, _LOOK)
         try:
             return os.fstat(found.number)
@@ -177,7 +181,7 @@ class Tree:
                 if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                     raise
                 return
-            with _open(directory, name, os.O_RDONLY | os.O_DIRECTORY, 0) as made:
+            with open_at(directory, name, os.O_RDONLY | os.O_DIRECTORY) as made:
                 os.fchmod(made, mode)
 
     def link(self, source: str, target: str) -> None:
@@ -350,6 +354,12 @@ def beside(path: str | os.PathLike[str]) -> Beneath:
     return Beneath(Tree(above), name)
 
 
+def same_file(one: Beneath, other: Beneath) -> bool:
+    """:returns: whether two names are there, and are those of one file"""
+    first, second = one.stat(), other.stat()
+    return first is not None and second is not None and os.path.samestat(first, second)
+
+
 def _same(old: int, one: str, new: int, other: str) -> bool:
     try:
         there = os.stat(other, dir_fd=new, follow_symlinks=False)
@@ -358,35 +368,39 @@ def _same(old: int, one: str, new: int, other: str) -> bool:
     return os.path.samestat(os.stat(one, dir_fd=old, follow_symlinks=False), there)
 
 
-def _open(directory: int, path: str, flags: int, mode: int) -> Descriptor:
-    if _calls:
-        try:
-            return _openat2(directory, path or ".", flags, mode)
-        except OSError as error:
-            # A file that may not be opened is also EPERM, as an immutable one is for writing: the way without the call says the same of it.
-            if error.errno not in _NO_CALL:
-                raise
-            if error.errno == errno.ENOSYS:
-                _calls.clear()
+def open_at(directory: int, path: str, flags: int, mode: int = 0) -> Descriptor:
+    """
+    Open what is beneath a directory that is open.
+
+    :param directory: its descriptor
+    :param path: relative to it; ``""`` is the directory itself
+    :param flags: as for :func:`os.open`; ``O_CLOEXEC`` is added, and a symbolic link is never followed
+    :returns: the open file
+    """
+    while _calls:
+        opened = Descriptor(_syscall(), _OPENAT2, directory, path.encode(_ENCODING, _ERRORS) or b".", _how(flags, mode), _HOW.size)
+        if opened.number >= 0:
+            opened.written = bool(flags & (os.O_WRONLY | os.O_RDWR))
+            return opened
+        code = _errno()
+        if code == errno.ENOSYS:
+            _calls.clear()
+        # A file that may not be opened is also EPERM, as an immutable one is for writing: the way without the call says the same of it.
+        elif code == errno.EPERM:
+            break
+        elif code != errno.EINTR:
+            raise OSError(code, os.strerror(code), path)
     return _open_by_parts(directory, path or ".", flags, mode)
 
 
 _calls = {"openat2"}
-"""Empty once the kernel has said that it does not know the call."""
+"""Empty once the kernel has said that it does not know the call: kernels before 5.6, and sandboxes, some of which say EPERM."""
 
 
-def _openat2(directory: int, path: str, flags: int, mode: int) -> Descriptor:
-    call, encoded, how = _syscall(), path.encode(_ENCODING, _ERRORS), _how(flags, mode)
-    while True:
-        opened = Descriptor(call, _OPENAT2, directory, encoded, how, _HOW.size)
-        if opened.number >= 0:
-            opened.written = bool(flags & (os.O_WRONLY | os.O_RDWR))
-            return opened
-        import ctypes  # nothing else here takes as long to import
+def _errno() -> int:
+    import ctypes  # nothing else here takes as long to import
 
-        code = ctypes.get_errno()
-        if code != errno.EINTR:
-            raise OSError(code, os.strerror(code), path)
+    return ctypes.get_errno()
 
 
 @functools.cache

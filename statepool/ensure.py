@@ -24,21 +24,22 @@ from typing import Any
 from attrs import field, frozen
 
 from statepool.backends.base import Context, Options, StateBackend, Target
+from statepool.capture.scratch import scratch
+from statepool.copying.supply import Supply
 from statepool.errors import BuildFailed, Conflict, LockTimeout, NotFound, StatePoolError, TransportError, UsageError
 from statepool.model.digest import Digest
 from statepool.model.keys import KEY_LENGTH, LABEL_ANEW, LABEL_KEY, LABEL_STATE, name_of
-from statepool.model.manifest import ROOT, Manifest, StateId
-from statepool.model.names import ROOT_STATES
+from statepool.model.manifest import Manifest, StateId
 from statepool.model.objects import Image
-from statepool.model.outcomes import Ensured, Got, Stored
+from statepool.model.outcomes import Ensured, GetResult, SetResult
 from statepool.model.scope import Scope
 from statepool.pools.fold import Fold
 from statepool.pools.pool import Pool
 from statepool.qcow2.checks import Backing, check_file
 from statepool.qcow2.tool import QemuImg
-from statepool.transfer.mirrors import Mirrors
-from statepool.transfer.offers import Source
-from statepool.transfer.passing import passing
+from statepool.sources.mirrors import Mirrors
+from statepool.sources.pool_source import PoolSource
+from statepool.sources.source import Source
 
 Builder = Callable[[Path], object]
 """Makes a state of a working image, whose path it gets. What it returns means nothing; what it raises ends the attempt."""
@@ -94,12 +95,12 @@ def key_of(recipe: Recipe, parent: Iterable[Manifest]) -> str:
         raise UsageError(
             f"the parameters of a builder cannot be told apart: {error}", hint="give strings, numbers, lists and mappings of them"
         ) from error
-    return Digest.of(text.encode()).hex[:KEY_LENGTH]
+    return Digest.of_text(text).hex[:KEY_LENGTH]
 
 
 def _key_anew(key: str, again: str) -> str:
     """:returns: the key of a state that is built anew in the place of the one with this key"""
-    return Digest.of(f"{key} {again}".encode()).hex[:KEY_LENGTH]
+    return Digest.of_text(f"{key} {again}").hex[:KEY_LENGTH]
 
 
 def _source(build: Builder) -> str:
@@ -169,13 +170,13 @@ class Ensurer:
         )
 
     def _chain(self, state: str) -> tuple[Manifest, ...]:
-        return self._context.cache.pool.chain(StateId(str(self._image), ROOT if state in ROOT_STATES else state))
+        return self._context.cache.pool.chain(StateId(str(self._image), state))
 
-    def _get(self, state: str, working: Path | None = None) -> Got:
+    def _get(self, state: str, working: Path | None = None) -> GetResult:
         target = Target(self._image, {self._image.name: working} if working is not None else {})
-        return self._backend.get_root(target) if state in ROOT_STATES else self._backend.get(target, state)
+        return self._backend.get(target, state)
 
-    def _have(self, state: str, key: str, name: str, recipe: Recipe) -> Got | None:
+    def _have(self, state: str, key: str, name: str, recipe: Recipe) -> GetResult | None:
         """:returns: the state, brought here, if anybody has it: the newest one of this key, unless it has to be built anew"""
         try:
             return self._get(name if recipe.again is not None else self._newest(state, key) or name)
@@ -193,7 +194,7 @@ class Ensurer:
             return LABEL_ANEW in manifest.labels, manifest.created, manifest.state
 
         here = max(self._versions(self._fold(self._context.cache.pool), state, key), key=rank, default=None)
-        if here is not None and self._mirrors.is_settled(here.id, here):
+        if here is not None and self._supply.is_settled(here.id, here):
             return here.state
         newest = max((one for fold in self._folds() for one in self._versions(fold, state, key)), key=rank, default=None)
         return newest.state if newest is not None else None
@@ -210,8 +211,11 @@ class Ensurer:
 
     def _folds(self) -> list[Fold]:
         """:returns: what the cache has and each source that answers; of those that do not, the get says so"""
-        asked = self._mirrors.ask_rested(lambda source: self._fold(source.pool), bool)
+        asked = self._supply.mirrors.ask_rested(self._fold_of, bool)
         return [self._fold(self._context.cache.pool), *(answer.value for answer in asked if answer.value is not None)]
+
+    def _fold_of(self, source: Source) -> Fold | None:
+        return self._fold(source.pool) if isinstance(source, PoolSource) else None
 
     def _fold(self, pool: Pool) -> Fold:
         return pool.fold(self._image.machine)
@@ -227,8 +231,9 @@ class Ensurer:
         ]
 
     @property
-    def _mirrors(self) -> Mirrors:
-        return Mirrors(self._context.cache, () if self._context.cache.settings.offline else tuple(self._context.sources))
+    def _supply(self) -> Supply:
+        cache, sources = self._context.cache, tuple(self._context.sources)
+        return Supply(cache, Mirrors(() if cache.settings.offline else sources, self._context.stats, cache.settings))
 
     # -- one at a time -----------------------------------------------------------------------------------------------------------------------------
 
@@ -238,7 +243,7 @@ class Ensurer:
         Nobody else builds this state meanwhile: no process of this host, and none that has the same farthest pool. Where that pool cannot be reached
         or has no locks, two hosts may build at once, and the one that published first wins.
         """
-        lock = f"ensure-{Digest.of(f'{self._image} {name}'.encode()).hex[:32]}"
+        lock = f"ensure-{Digest.of_text(f'{self._image} {name}').hex[:32]}"
         patience = self._context.cache.settings.lock_timeout + (recipe.timeout or 0) + recipe.patience
         self._context.cache.prepare()
         with contextlib.ExitStack() as held:
@@ -258,20 +263,20 @@ class Ensurer:
                 pass  # the pool where all could meet is out of reach; what it lacks the set will say
             yield
 
-    def _meeting_place(self) -> list[Source]:
+    def _meeting_place(self) -> list[PoolSource]:
         """:returns: the pool that all who ask have in common: the first of the farthest ones"""
         if self._context.cache.settings.offline:
             return []
         order = list(Scope)
-        managed = [source for source in self._context.sources if _is_managed(source)]
+        managed = [source for source in self._context.sources if isinstance(source, PoolSource) and _is_managed(source.pool)]
         farthest = max((order.index(source.scope) for source in managed), default=0)
         return [source for source in managed if order.index(source.scope) == farthest][:1]
 
     # -- building ----------------------------------------------------------------------------------------------------------------------------------
 
-    def _build(self, name: str, recipe: Recipe, labels: Mapping[str, str]) -> Stored | None:
+    def _build(self, name: str, recipe: Recipe, labels: Mapping[str, str]) -> SetResult | None:
         """:returns: what became of it; None if somebody else, with whom we could not meet in a lock, published the state meanwhile"""
-        with passing(self._context.cache) as place:
+        with scratch(self._context.cache) as place:
             path = place.path / f"{self._image.name}.qcow2"
             if recipe.parent is not None:
                 self._get(recipe.parent, path)
@@ -318,23 +323,23 @@ class Ensurer:
         if found.get("corruptions") or found.get("check-errors"):
             raise self._failed(name, f"the image that it left is corrupt: qemu-img check finds {found.get('corruptions', 0)} errors in it")
 
-    def _agreed(self, name: str, stored: Stored) -> Got:
+    def _agreed(self, name: str, stored: SetResult) -> GetResult:
         """Where another host published the same key first, since nothing could keep both from building: theirs is the state."""
         if not stored.complete and any(self._is_other(source, name, stored) for source in self._context.sources):
             self._backend.unset(Target(self._image), name, Options(scope=frozenset({Scope.OWN})))
         return self._get(name)
 
-    def _is_other(self, source: Source, name: str, stored: Stored) -> bool:
+    def _is_other(self, source: Source, name: str, stored: SetResult) -> bool:
         try:
-            there = source.pool.find(StateId(str(self._image), name))
+            there = source.to_change().find(StateId(str(self._image), name))
         except StatePoolError:
             return False  # it said so when it was stored to
         return there is not None and there.digest != Digest.parse(stored.digest)
 
 
-def _is_managed(source: Source) -> bool:
+def _is_managed(pool: Pool) -> bool:
     try:
-        return source.pool.is_managed
+        return pool.is_managed
     except TransportError:
         return False  # whoever gets or sets says so
 

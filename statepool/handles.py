@@ -1,36 +1,111 @@
 """
-A machine with all its images, as one thing to ask for its states.
+What a user asks for the states of an object; and a machine with all its images, as one thing to ask.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 from attrs import evolve
 
 from statepool.backends.base import Context, Options, Target
 from statepool.backends.machines import QCOW2MachineBackend
 from statepool.backends.running import RunningStates
+from statepool.backends.sourced import SourcedStateBackend
+from statepool.cache.working import refuse_inside
+from statepool.capture.scratch import lasting
 from statepool.errors import UsageError, about_file
+from statepool.model.carried import Exported
 from statepool.model.objects import Machine
-from statepool.model.outcomes import Got, Listing, Removed, Stored, WaitFor
-from statepool.model.scope import Scope
-from statepool.transfer.working import refuse_inside
+from statepool.model.outcomes import GetResult, Listing, Removed, SetResult, WaitFor
+from statepool.model.scope import Scope, Scopes
+from statepool.sources.pool_source import Place, pools_of
 from statepool.transports.failures import Subject, translated
 
 Working = Mapping[str, str | os.PathLike[str]]
 """Working images, by the names of a machine's images."""
 
 
-class MachineHandle(RunningStates):
+class Handle(ABC):
+    """An object with states in a state pool."""
+
+    _backend: SourcedStateBackend
+
+    @abstractmethod
+    def _target(self) -> Target:
+        """:returns: the object, without working images"""
+
+    def show(self, *, scope: Scopes | None = None) -> Listing:
+        """:returns: its states, each with where it is; of a machine, those of its images too"""
+        return self._backend.show(self._target(), Options(scope=Scope.permitted(scope)))
+
+    def check(self, state: str, *, scope: Scopes | None = None) -> bool:
+        """:returns: whether a state can be had from the cache or a source in this scope"""
+        return self._backend.check(self._target(), state, Options(scope=Scope.permitted(scope)))
+
+    def store(self, state: str, *, to: Place, replace: bool = False, dry_run: bool = False) -> SetResult:
+        """
+        Store a state that is in the cache in a pool, with all that it stands on: a source, or any other pool.
+
+        :param to: the name of a source, or where a pool is
+        :param replace: whether other content under the name gives way
+        :raises NotFound: the cache does not have it
+        :raises UsageError: the pool is the cache itself
+        """
+        return self._backend.store(self._target(), state, to, Options(replace=replace, dry_run=dry_run))
+
+    def export(
+        self,
+        state: str,
+        *,
+        to: str | os.PathLike[str] | IO[bytes],
+        flat: bool = False,
+        compress: str | None = None,
+        overwrite: bool = False,
+        scope: Scopes | None = None,
+    ) -> Exported:
+        """
+        Write a state into one file, with all that it stands on: a bundle, which :meth:`~statepool.StatePool.import_bundle` reads.
+
+        :param to: where; a path, or a file that is open for writing
+        :param flat: write one image that nothing backs instead, which only an image has
+        :param compress: ``zstd`` or ``none``; of a flat image also ``zlib``. A bundle is compressed and a flat image is not, if not given
+        :param overwrite: whether a file there gives way
+        :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``; from anywhere if not given
+        :raises NotFound: nobody has the state
+        :raises FileInTheWay: a file is there
+        :raises UsageError: it cannot be written so
+        """
+        from statepool.bundles.export import Form, export  # few ask, and it brings much with it
+
+        form = Form(flat=flat, compress=compress, overwrite=overwrite)
+        return export(self._backend, self._target(), state, to, Options(scope=Scope.permitted(scope)), form)
+
+    def unset(self, state: str, *, cascade: bool = False, scope: Scopes = Scope.OWN, dry_run: bool = False) -> Removed:
+        """
+        Remove a state; of a machine, with it those of its images.
+
+        :param cascade: also what stands on it
+        :param scope: from which pools; from the cache if not given, from every pool with ``all``
+        :raises NotFound: it is not there
+        :raises HasDependants: something stands on it
+        """
+        return self._backend.unset(self._target(), state, Options(cascade=cascade, scope=Scope.parse(scope), dry_run=dry_run))
+
+
+class MachineHandle(RunningStates, Handle):
     """
     A machine with all its images, in a state pool: they are got, set and removed as one.
 
     :param machine: the machine; with the names of its images, those are what a state must have
     """
+
+    _backend: QCOW2MachineBackend
 
     def __init__(self, machine: Machine, backend: QCOW2MachineBackend) -> None:
         self.machine = machine
@@ -51,14 +126,6 @@ class MachineHandle(RunningStates):
     def _target(self, working: Working | None = None) -> Target:
         return Target(self.machine, working or {})
 
-    def show(self, *, scope: str | None = None) -> Listing:
-        """:returns: its states and those of its images, each with where it is"""
-        return self._backend.show(self._target(), Options(scope=Scope.permitted(scope)))
-
-    def check(self, state: str, *, scope: str | None = None) -> bool:
-        """:returns: whether a state of the whole machine can be had from the cache or a source in this scope"""
-        return self._backend.check(self._target(), state, Options(scope=Scope.permitted(scope)))
-
     def images(self, state: str) -> tuple[str, ...]:
         """
         :returns: the names of the images that a state has
@@ -72,34 +139,49 @@ class MachineHandle(RunningStates):
         *,
         to: str | os.PathLike[str] | Working | None = None,
         overwrite: bool = False,
-        source: str | None = None,
-        scope: str | None = None,
+        mirror: str | None = None,
+        scope: Scopes | None = None,
         dry_run: bool = False,
-    ) -> Got:
+    ) -> GetResult:
         """
         Bring a state of all images into the cache, and make working images if they are asked for: all, or none.
 
         :param to: a directory, for ``IMAGE.qcow2`` of each image, which is made if it is missing; or the place of each image
         :param overwrite: whether files there give way
-        :param source: have it as this source has it, given by its name or location; from the best one that has it if not given
+        :param mirror: have it as this source has it, given by its name or location; from the best one that has it if not given
         :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``; from anywhere if not given
-        :raises NotFound: nobody has the state
+        :raises NotFound: neither the cache nor a source has the state
         :raises FileInTheWay: a file is there
         :raises RefusedError: a place is inside the cache or a source
         :raises UsageError: the places are not those of the images which the state has
         """
-        named = frozenset({source}) if source is not None else frozenset()
+        named = frozenset({mirror}) if mirror is not None else frozenset()
         options = Options(overwrite=overwrite, scope=Scope.permitted(scope), sources=named, dry_run=dry_run)
         if to is None or isinstance(to, Mapping):
             return self._backend.get(self._target(to), state, options)
-        refuse_inside(to, self.context.cache, self.context.sources)
+        refuse_inside(to, self.context.cache, pools_of(self.context.sources))
         images = self.machine.images or self._backend.images(self._target(), state, options)
         if dry_run and not os.path.lexists(to) and os.path.isdir(Path(to).parent):
             planned = self._backend.get(self._target(), state, options)
-            places = {image: os.path.abspath(path) for image, path in _in_directory(to, images).items()}
-            return evolve(planned, working=os.path.abspath(to), images=places)
+            places = {image: Path(os.path.abspath(path)) for image, path in _in_directory(to, images).items()}
+            return evolve(planned, working=Path(os.path.abspath(to)), images=places)
         with _directory(Path(to), make=not dry_run):
             return self._backend.get(self._target(_in_directory(to, images)), state, options)
+
+    @contextlib.contextmanager
+    def working(self, state: str, *, keep: str = "never", directory: str | os.PathLike[str] | None = None) -> Iterator[dict[str, Path]]:
+        """
+        Yield a working image of each image, by its name, for as long as a ``with`` block lasts.
+
+        :param keep: ``never``, ``failed`` (if the block raises) or ``always``
+        :param directory: where; a directory beside the cache's data if not given
+        :raises NotFound: neither the cache nor a source has the state
+        :raises UsageError: ``keep`` is none of these
+        """
+        names = {image: f"{self.machine}-{image}-{state}" for image in self.machine.images or self.images(state)}
+        with lasting(self.context.cache, names, keep=keep, directory=directory) as paths:
+            self.get(state, to=paths)
+            yield paths
 
     def set(
         self,
@@ -109,10 +191,10 @@ class MachineHandle(RunningStates):
         replace: bool = False,
         squash: bool = False,
         labels: Mapping[str, str] | None = None,
-        scope: str | None = None,
-        wait_for: str = "all",
+        scope: Scopes | None = None,
+        wait_for: str = WaitFor.ALL,
         dry_run: bool = False,
-    ) -> Stored:
+    ) -> SetResult:
         """
         Make the working images of all images one state, in the cache and in the sources. Fresh overlays take their places.
 
@@ -124,10 +206,8 @@ class MachineHandle(RunningStates):
         :raises Conflict: the name exists with other content
         :raises UsageError: the working image of one of its images is not named
         """
-        if wait_for not in list(WaitFor):
-            raise UsageError(f"wait_for cannot be {wait_for!r}", hint=", ".join(WaitFor))
         options = Options(
-            replace=replace, squash=squash, labels=labels or {}, scope=Scope.permitted(scope), wait_for=WaitFor(wait_for), dry_run=dry_run
+            replace=replace, squash=squash, labels=labels or {}, scope=Scope.permitted(scope), wait_for=WaitFor.parse(wait_for), dry_run=dry_run
         )
         return self._backend.set(self._target(self._named(source)), state, options)
 
@@ -137,39 +217,6 @@ class MachineHandle(RunningStates):
         if not self.machine.images:
             raise UsageError(f"nobody knows which images {self.machine} has", hint="name the working image of each, as in disk=FILE")
         return _in_directory(source, self.machine.images)
-
-    def unset(self, state: str, *, cascade: bool = False, scope: str | None = "own", dry_run: bool = False) -> Removed:
-        """
-        Remove a state, and with it those of its images.
-
-        :param cascade: also what stands on them
-        :param scope: from which pools; from the cache if not given, from all with None
-        :raises NotFound: it is not there
-        :raises HasDependants: something stands on a state of its images
-        """
-        return self._backend.unset(self._target(), state, Options(cascade=cascade, scope=Scope.permitted(scope), dry_run=dry_run))
-
-    def check_root(self) -> bool:
-        """:returns: whether the root image of each of its images can be had"""
-        return self._backend.check_root(self._target())
-
-    def get_root(self, *, to: str | os.PathLike[str] | Working | None = None, overwrite: bool = False, dry_run: bool = False) -> Got:
-        """As :meth:`get`, of the root images."""
-        options = Options(overwrite=overwrite, dry_run=dry_run)
-        if to is None or isinstance(to, Mapping):
-            return self._backend.get_root(self._target(to), options)
-        refuse_inside(to, self.context.cache, self.context.sources)
-        with _directory(Path(to), make=not dry_run):
-            return self._backend.get_root(self._target(self._named(to)), options)
-
-    def set_root(self, *, source: str | os.PathLike[str] | Working, replace: bool = False, scope: str | None = None, dry_run: bool = False) -> Stored:
-        """As :meth:`set`, of the root images, which nothing may back. Each is set by itself, after all have been looked at."""
-        options = Options(replace=replace, scope=Scope.permitted(scope), dry_run=dry_run)
-        return self._backend.set_root(self._target(self._named(source)), options)
-
-    def unset_root(self, *, scope: str | None = "own", dry_run: bool = False) -> Removed:
-        """As :meth:`unset`, of the root images. Each is removed by itself, after all have been looked at."""
-        return self._backend.unset_root(self._target(), Options(scope=Scope.permitted(scope), dry_run=dry_run))
 
 
 def _in_directory(directory: str | os.PathLike[str], images: tuple[str, ...]) -> Working:

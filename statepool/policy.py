@@ -18,9 +18,9 @@ from attrs import evolve, field, frozen
 
 from statepool.backends.base import DEFAULTS, Options, StateBackend, Target, working_images
 from statepool.errors import NotFound, RefusedError, StatePoolError, UsageError
-from statepool.model.names import ROOT_STATES, check_state_name
+from statepool.model.names import ROOT, check_state_name
 from statepool.model.objects import Image, Machine, Object
-from statepool.model.outcomes import Got, Removed, Stored
+from statepool.model.outcomes import GetResult, Removed, SetResult
 from statepool.model.scope import Scope
 
 
@@ -49,9 +49,6 @@ LETTERS: dict[str, tuple[str, str]] = {
 
 MODES = {"check": "rf", "get": "ra", "set": "ff", "unset": "fi", "push": "af", "pop": "ra"}
 """The modes if none is given."""
-
-POP_REMOVES = "fa"
-"""The mode by which pop removes what it has got."""
 
 
 class Done(enum.StrEnum):
@@ -112,7 +109,7 @@ class ItemOutcome:
     exists: bool | None
     done: Done
     why: str
-    answers: tuple[Got | Stored | Removed, ...] = ()
+    answers: tuple[GetResult | SetResult | Removed, ...] = ()
     exit_code: int = 0
     hint: str | None = None
 
@@ -155,7 +152,7 @@ class _Planned:
     outcome: ItemOutcome | None = None
 
 
-Do = Callable[[StateBackend, _Planned], tuple[Got | Stored | Removed, ...]]
+Do = Callable[[StateBackend, _Planned], tuple[GetResult | SetResult | Removed, ...]]
 
 
 def check_mode(operation: str, mode: str | None) -> tuple[Letter, Letter]:
@@ -241,7 +238,7 @@ class Policy:
     def pop(self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS) -> Outcome:
         """Get states, and then remove them from the pools that the options' scope permits. Root states are skipped."""
 
-        def do(backend: StateBackend, one: _Planned) -> tuple[Got | Stored | Removed, ...]:
+        def do(backend: StateBackend, one: _Planned) -> tuple[GetResult | SetResult | Removed, ...]:
             would = self._unset(backend, one, evolve(options, dry_run=True))  # before anything: what stands on it keeps it
             got = self._get(backend, one, options)
             return got, would if options.dry_run else self._unset(backend, one, options)
@@ -269,7 +266,7 @@ class Policy:
             return _left_out(planned, f"{'machines' if isinstance(subject, Machine) else 'images'} are skipped")
         if item.read_only and not images and (isinstance(subject, Image) or subject.images):
             return _left_out(planned, "it is read-only" if isinstance(subject, Image) else "all its images are read-only")
-        if item.state in ROOT_STATES and operation in ("push", "pop"):
+        if item.state == ROOT and operation in ("push", "pop"):
             return _left_out(planned, "root states are neither pushed nor popped")
         return planned
 
@@ -299,7 +296,7 @@ class Policy:
             elif options.scope != frozenset(Scope) or options.sources:
                 self._get(backend, evolve(planned, target=target), evolve(options, dry_run=True))
             else:
-                return backend.check_root(target) if state in ROOT_STATES else backend.check(target, state)
+                return backend.check(target, state)
         except NotFound:
             return False
         return True
@@ -315,16 +312,16 @@ class Policy:
 
     def _check(self, planned: _Planned, letters: tuple[Letter, Letter], options: Options) -> ItemOutcome:
         backend, target, state = self._backend(planned.target.object), planned.target, _state(planned)
-        answers: tuple[Stored, ...] = ()
+        answers: tuple[SetResult, ...] = ()
         try:
-            exists = backend.check_root(evolve(target, working={}))
+            exists = backend.check(evolve(target, working={}), ROOT)
             letter = letters[0] if exists else letters[1]
             if letter is Letter.FORCE and target.working:
-                answers = (backend.set_root(target, evolve(options, replace=exists)),)
+                answers = (backend.set(target, ROOT, evolve(options, replace=exists)),)
                 exists = True
             elif letter is Letter.REUSE and not exists:
                 return _outcome(planned, Done.ABSENT, "the object itself is not there, and the mode says reuse")
-            there = exists if state in ROOT_STATES else backend.check(evolve(target, working={}), state)
+            there = exists if state == ROOT else backend.check(evolve(target, working={}), state)
         except StatePoolError as error:
             return _failed(planned, error, answers)
         made = "; the object itself was made of its working image" if answers else ""
@@ -336,21 +333,18 @@ class Policy:
     # -- what backends do --------------------------------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _get(backend: StateBackend, one: _Planned, options: Options) -> Got:
-        state = _state(one)
-        return backend.get_root(one.target, options) if state in ROOT_STATES else backend.get(one.target, state, options)
+    def _get(backend: StateBackend, one: _Planned, options: Options) -> GetResult:
+        return backend.get(one.target, _state(one), options)
 
     @staticmethod
-    def _set(backend: StateBackend, one: _Planned, options: Options) -> Stored:
-        state = _state(one)
+    def _set(backend: StateBackend, one: _Planned, options: Options) -> SetResult:
         force = one.exists is True and one.letter is Letter.FORCE
         how = evolve(options, replace=force or options.replace, squash=options.squash or (force and isinstance(one.target.object, Image)))
-        return backend.set_root(one.target, how) if state in ROOT_STATES else backend.set(one.target, state, how)
+        return backend.set(one.target, _state(one), how)
 
     @staticmethod
     def _unset(backend: StateBackend, one: _Planned, options: Options) -> Removed:
-        state = _state(one)
-        return backend.unset_root(one.target, options) if state in ROOT_STATES else backend.unset(one.target, state, options)
+        return backend.unset(one.target, _state(one), options)
 
 
 def items_of(
@@ -389,7 +383,7 @@ def _checked(items: Iterable[Item]) -> list[Item]:
     """:returns: the items, whose names can all be used"""
     found = list(items)
     for item in found:
-        if item.state is not None and item.state not in ROOT_STATES:
+        if item.state is not None:
             check_state_name(item.state)
     return found
 
@@ -399,11 +393,11 @@ def _state(planned: _Planned) -> str:
     return planned.item.state
 
 
-def _outcome(planned: _Planned, done: Done, why: str, answers: tuple[Got | Stored | Removed, ...] = (), *, code: int = 0) -> ItemOutcome:
+def _outcome(planned: _Planned, done: Done, why: str, answers: tuple[GetResult | SetResult | Removed, ...] = (), *, code: int = 0) -> ItemOutcome:
     return ItemOutcome(str(planned.item.object), planned.item.state, planned.exists, done, why, answers, code)
 
 
-def _failed(planned: _Planned, error: StatePoolError, answers: tuple[Stored, ...] = ()) -> ItemOutcome:
+def _failed(planned: _Planned, error: StatePoolError, answers: tuple[SetResult, ...] = ()) -> ItemOutcome:
     return evolve(_outcome(planned, Done.FAILED, error.message, answers, code=error.exit_code), hint=error.hint)
 
 
@@ -417,7 +411,8 @@ def _untouched(planned: _Planned) -> ItemOutcome:
 
 def _judged(outcome: ItemOutcome) -> ItemOutcome:
     """:returns: the same, as failed if a pool could not do its part"""
-    told = [f"{at.pool}: {at.error}" for each in outcome.answers if isinstance(each, Stored) and not each.complete for at in each.pools if at.error]
+    incomplete = [each for each in outcome.answers if isinstance(each, SetResult) and not each.complete]
+    told = [f"{at.pool}: {at.error}" for each in incomplete for at in each.pools if at.error]
     told += [f"{pool}: {text}" for each in outcome.answers if isinstance(each, Removed) for pool, text in each.errors.items()]
     if not told:
         return outcome

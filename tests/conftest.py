@@ -6,12 +6,15 @@ Images are made by the installed qemu-img and qemu-io, never by hand: a test tha
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,8 @@ import pytest
 from attrs import frozen
 
 from statepool.testing.guest import make_guest
-from statepool.testing.machines import Lab
-from statepool.testing.sshd import Sshd, run_sshd, sshd_program
+from tests.support.machines import Lab
+from tests.support.sshd import Sshd, run_sshd, sshd_program
 
 # No deadlines: a slow machine is not a failure. The same examples in every run, unless EXAMPLES says how many others are to be tried.
 EXAMPLES = int(os.environ.get("EXAMPLES", "0"))
@@ -44,10 +47,35 @@ for _signal in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# The commands under test flush every file several times, which takes most of the time of a run on a disk. What a power cut leaves is not shown here
+# but on file systems that are cut off (tests/faults/test_power.py), so temporary files may lie in memory, if there is enough of it.
+MEMORY_PLACE = Path("/dev/shm")
+MEMORY_ROOM = 8 << 30
+"""Bytes that must be free there: a run needs less than a quarter of it at any moment."""
+
 LIMIT = 600
 """Seconds that one command may take in a test; one that takes longer hangs."""
 
 MIB = 1 << 20
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Once for all workers: choose where temporary files go, and compile what hundreds of processes are going to import."""
+    if hasattr(config, "workerinput"):
+        return
+    if "TMPDIR" not in os.environ and _free_memory() >= MEMORY_ROOM:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY_PLACE)
+    for package in ("statepool", "plugins"):
+        compileall.compile_dir(ROOT / package, quiet=1)
+
+
+def _free_memory() -> int:
+    """Return how many bytes of temporary files fit into memory, 0 where there is no place for any."""
+    if not os.access(MEMORY_PLACE, os.W_OK | os.X_OK):
+        return 0
+    place = os.statvfs(MEMORY_PLACE)
+    available = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return min(place.f_bavail * place.f_frsize, int(available[1]) << 10 if available else 0)
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +89,7 @@ def nobodys_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     monkeypatch.setenv("TZ", "UTC")
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # which takes a pytest that a test starts a second to load
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "plugins")]))
     return home
 
@@ -177,7 +206,7 @@ def _served(**options: Any) -> Iterator[Sshd]:
 
 @pytest.fixture(scope="session")
 def guests(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """Where running guests come from: see statepool.testing.machines."""
+    """Where running guests come from: see tests.support.machines."""
     for program, package in (("qemu-system-x86_64", "qemu-system-x86"), ("setpriv", "util-linux")):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed (Debian: {package})")

@@ -74,8 +74,6 @@ def _unset(pool: StatePool, one: Listed) -> None:
     subject = parse_object(one.manifest.object)
     if isinstance(subject, Machine):
         pool.machine(subject).unset(one.manifest.state)
-    elif one.manifest.state == "root":
-        pool.image(subject).unset_root()
     else:
         pool.image(subject).unset(one.manifest.state)
 

@@ -121,7 +121,7 @@ class JobImages:
         if isinstance(subject, Machine):
             to = Path(os.path.abspath(os.path.expanduser(wish.to))) if wish.to else place
             got = self._pool.machine(subject).get(wish.state, to=to)
-            images = {f"{subject}/{name}": path for name, path in got.images.items()}
+            images = {f"{subject}/{name}": str(path) for name, path in got.images.items()}
         else:
             if not wish.to:
                 place.mkdir()

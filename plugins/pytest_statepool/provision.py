@@ -20,7 +20,7 @@ from pytest_statepool.wishes import Wish
 from pytest_statepool.working import Working
 
 if TYPE_CHECKING:
-    from statepool import Ensured, Got, StatePool
+    from statepool import Ensured, GetResult, StatePool
 
 _LOCK = "run.lock"
 _STALE = 7 * 24 * 3600
@@ -111,7 +111,7 @@ class Provisioner:
         finally:
             self.throw_away(working)
 
-    def _count(self, row: Row, got: Got) -> None:
+    def _count(self, row: Row, got: GetResult) -> None:
         row.fetched += int(got.source is not None)
         row.bytes += got.bytes
 

@@ -5,17 +5,17 @@ What backends of images have in common: what a target and a name stand for in a 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from statepool.backends.base import Target
+from statepool.copying.fetch import Fetch, Fetched
 from statepool.errors import UsageError
 from statepool.model.digest import Digest
-from statepool.model.manifest import ROOT, Manifest, StateId
+from statepool.model.manifest import Manifest, StateId
 from statepool.model.names import check_state_name
 from statepool.model.objects import Image
-from statepool.model.outcomes import Got, Verified
-from statepool.transfer.fetch import Fetch, Fetched
-from statepool.transfer.machine_fetch import MachineFetch
-from statepool.transfer.offers import Offer
+from statepool.model.outcomes import GetResult, Verified
+from statepool.sources.source import RemoteChain
 
 
 def image_state(target: Target, state: str) -> StateId:
@@ -24,18 +24,9 @@ def image_state(target: Target, state: str) -> StateId:
     :raises InvalidName: no state can have this name
     :raises UsageError: the target is a machine
     """
-    return StateId(_image_of(target), check_state_name(state))
-
-
-def root_state(target: Target) -> StateId:
-    """:returns: what a target's root image is kept as"""
-    return StateId(_image_of(target), ROOT)
-
-
-def _image_of(target: Target) -> str:
     if not isinstance(target.object, Image):
         raise UsageError(f"{target.object} is a machine, and this backend keeps states of images", hint=f"name an image: {target.object}/disk")
-    return str(target.object)
+    return StateId(str(target.object), check_state_name(state))
 
 
 def digests_of(manifests: Iterable[Manifest]) -> set[Digest]:
@@ -43,16 +34,16 @@ def digests_of(manifests: Iterable[Manifest]) -> set[Digest]:
     return {manifest.digest for manifest in manifests if manifest.digest is not None}
 
 
-def cached(chain: tuple[Manifest, ...], verified: Verified) -> Got:
+def cached(chain: tuple[Manifest, ...], verified: Verified) -> GetResult:
     """:returns: the outcome where all of a chain was in the cache"""
     tip = chain[0]
-    return Got(object=tip.object, state=tip.state, chain=tuple(link.state for link in chain), digest=str(tip.digest), verified=verified)
+    return GetResult(object=tip.object, state=tip.state, chain=tuple(link.state for link in chain), digest=str(tip.digest), verified=verified)
 
 
-def got(offer: Offer, fetched: Fetched, working: str | None = None) -> Got:
+def got(offer: RemoteChain, fetched: Fetched, working: Path | None = None) -> GetResult:
     """:returns: the outcome of a fetch"""
     tip = fetched.chain[0]
-    return Got(
+    return GetResult(
         object=tip.object,
         state=tip.state,
         chain=tuple(manifest.state for manifest in fetched.chain),
@@ -67,11 +58,11 @@ def got(offer: Offer, fetched: Fetched, working: str | None = None) -> Got:
     )
 
 
-def planned(offer: Offer, fetch: Fetch | MachineFetch) -> Got:
+def planned(offer: RemoteChain, fetch: Fetch) -> GetResult:
     """:returns: what a fetch would do"""
     missing = fetch.missing()
     tip = offer.members[0].manifest
-    return Got(
+    return GetResult(
         object=tip.object,
         state=tip.state,
         chain=tuple(member.manifest.state for member in offer.members),

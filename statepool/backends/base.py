@@ -11,14 +11,15 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from statepool.cache.cache import Cache
 from statepool.errors import UsageError
 from statepool.model.manifest import check_labels
 from statepool.model.objects import Object
-from statepool.model.outcomes import Got, Listed, Removed, Stored, WaitFor
+from statepool.model.outcomes import GetResult, Listed, Removed, SetResult, WaitFor
 from statepool.model.progress import SILENT, Progress
 from statepool.model.scope import Scope
-from statepool.transfer.cache import Cache
-from statepool.transfer.offers import Source
+from statepool.sources.source import Source
+from statepool.sources.source_stats import SourceStats
 
 ENTRY_POINTS = "statepool.backends"
 """The entry point group in which backends are registered."""
@@ -33,12 +34,18 @@ class Context:
     :param sources: the pools that it can be filled from, best first
     :param progress: told of every transfer
     :param creator: what makes states here: versions of programs, by their names
+    :param stats: how fast and how well the sources are
     """
 
     cache: Cache
     sources: tuple[Source, ...] = ()
     progress: Progress = SILENT
     creator: Mapping[str, str] = field(factory=dict)
+    stats: SourceStats = field(eq=False, repr=False)
+
+    @stats.default
+    def _of_this_cache(self) -> SourceStats:
+        return SourceStats(self.cache.notes)
 
 
 def working_images(paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, Path]:
@@ -104,7 +111,7 @@ DEFAULTS = Options()
 
 class StateBackend(ABC):
     """
-    What can be done with the states of one kind of object.
+    What can be done with the states of one kind of object. One state is special: ``root`` is that the object itself exists.
 
     :param context: what it works with
     """
@@ -121,7 +128,7 @@ class StateBackend(ABC):
         """:returns: whether a state can be had"""
 
     @abstractmethod
-    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> Got:
+    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """
         Bring a state here; with a working image in the target, also make that.
 
@@ -129,7 +136,7 @@ class StateBackend(ABC):
         """
 
     @abstractmethod
-    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> Stored:
+    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> SetResult:
         """
         Store the target's working image as a state.
 
@@ -144,22 +151,6 @@ class StateBackend(ABC):
         :raises NotFound: it is not there
         :raises HasDependants: something stands on it
         """
-
-    @abstractmethod
-    def check_root(self, target: Target) -> bool:
-        """:returns: whether the object itself can be had"""
-
-    @abstractmethod
-    def get_root(self, target: Target, options: Options = DEFAULTS) -> Got:
-        """Bring the object itself here."""
-
-    @abstractmethod
-    def set_root(self, target: Target, options: Options = DEFAULTS) -> Stored:
-        """Store the object itself."""
-
-    @abstractmethod
-    def unset_root(self, target: Target, options: Options = DEFAULTS) -> Removed:
-        """Remove the object itself from the pools."""
 
 
 def load_backend(name: str) -> Callable[[Context], StateBackend]:

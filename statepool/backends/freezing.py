@@ -13,6 +13,8 @@ from pathlib import Path
 from attrs import define, field, frozen
 
 from statepool.backends.base import Target
+from statepool.cache.cache import Cache
+from statepool.capture.frozen import Names, names_below, settle_names
 from statepool.errors import InUse, MachineError, RefusedError, UnsafeImage, UsageError
 from statepool.machine.agent import file_systems_frozen
 from statepool.machine.disks import Disk, disk_of
@@ -23,8 +25,6 @@ from statepool.model.objects import Image
 from statepool.qcow2 import opened
 from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import apply_patches, backing_patch, is_empty_overlay, read_header_fd, read_header_file, reader
-from statepool.transfer.cache import Cache
-from statepool.transfer.frozen import Names, names_below, settle_names
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ from attrs import frozen
 
 from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
 from statepool.errors import Conflict, FileInTheWay, HasDependants, MissingFile, NotFound, UnsafeImage, UsageError
-from statepool.model.manifest import ROOT, Manifest
-from statepool.model.names import check_state_name, is_name
+from statepool.model.manifest import Manifest
+from statepool.model.names import ROOT, check_state_name, is_name
 from statepool.model.objects import Image
-from statepool.model.outcomes import Got, Listed, Presence, Removed, Stored, StoredAt, Verified
+from statepool.model.outcomes import GetResult, Listed, Presence, Removed, SetResult, StoredAt, Verified
 from statepool.qcow2 import opened
 from statepool.qcow2.checks import Backing, check_file
 from statepool.qcow2.header import Header
@@ -73,7 +73,9 @@ class QCOW2Backend(StateBackend):
         ]
 
     def check(self, target: Target, state: str) -> bool:
-        """:returns: whether an image has a state"""
+        """:returns: whether an image has a state; the root state: whether the image is there"""
+        if state == ROOT:
+            return self._is_there(target)
         check_state_name(state)
         return any(listed.manifest.state == state for listed in self.show(target))
 
@@ -135,13 +137,15 @@ class QCOW2Backend(StateBackend):
 
     # -- the operations ----------------------------------------------------------------------------------------------------------------------------
 
-    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> Got:
+    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """
-        Give an image the content that it had.
+        Give an image the content that it had. The root state: look whether the image is there.
 
         :raises FileInTheWay: it may not be overwritten
-        :raises InUse: somebody has it open
+        :raises InUse: another process has it open
         """
+        if state == ROOT:
+            return self._get_image(target)
         path, found = self._found(target, state)
         if not found:
             raise self._missing(target, state, path)
@@ -155,15 +159,17 @@ class QCOW2Backend(StateBackend):
             )
         if not options.dry_run:
             self._tool.apply_snapshot(path, found[0].identifier)
-        return Got(str(target.object), state, (state,), "", verified=Verified.UNMANAGED, working=str(path))
+        return GetResult(str(target.object), state, (state,), "", verified=Verified.UNMANAGED, working=path)
 
-    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> Stored:
+    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> SetResult:
         """
-        Keep the content of an image.
+        Keep the content of an image. The root state: look whether the image is there, since that is its own root state.
 
         :raises Conflict: there is a state of this name
-        :raises InUse: somebody has the image open
+        :raises InUse: another process has the image open
         """
+        if state == ROOT:
+            return self._set_image(target)
         path, found = self._found(target, state)
         if found and not options.replace:
             raise Conflict(
@@ -178,14 +184,17 @@ class QCOW2Backend(StateBackend):
             self._tool.create_snapshot(path, state)
             for _ in found:
                 self._tool.delete_snapshot(path, state)
-        return Stored(str(target.object), state, "", (StoredAt(str(path), Presence.STORED),))
+        return SetResult(str(target.object), state, "", (StoredAt(str(path), Presence.STORED),))
 
     def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
         """
-        Remove a state from an image.
+        Remove a state from an image; the root state: remove the image.
 
-        :raises InUse: somebody has the image open
+        :raises HasDependants: the image is to go, but not the states in it
+        :raises InUse: another process has the image open
         """
+        if state == ROOT:
+            return self._unset_image(target, options)
         path, found = self._found(target, state)
         if not found:
             raise self._missing(target, state, path)
@@ -198,8 +207,7 @@ class QCOW2Backend(StateBackend):
 
     # -- the image itself --------------------------------------------------------------------------------------------------------------------------
 
-    def check_root(self, target: Target) -> bool:
-        """:returns: whether the image is there"""
+    def _is_there(self, target: Target) -> bool:
         path = _path(target, needed=False)
         if path is None or not os.path.lexists(path):
             return False
@@ -209,22 +217,15 @@ class QCOW2Backend(StateBackend):
             return False  # it has just gone
         return True
 
-    def get_root(self, target: Target, options: Options = DEFAULTS) -> Got:
-        """Make sure that the image is there."""
+    def _get_image(self, target: Target) -> GetResult:
         path = self._free(target)
-        return Got(str(target.object), ROOT, (ROOT,), "", verified=Verified.UNMANAGED, working=str(path))
+        return GetResult(str(target.object), ROOT, (ROOT,), "", verified=Verified.UNMANAGED, working=path)
 
-    def set_root(self, target: Target, options: Options = DEFAULTS) -> Stored:
-        """Make sure that the image is there: it is its own root state."""
+    def _set_image(self, target: Target) -> SetResult:
         path = self._free(target)
-        return Stored(str(target.object), ROOT, "", (StoredAt(str(path), Presence.PRESENT),))
+        return SetResult(str(target.object), ROOT, "", (StoredAt(str(path), Presence.PRESENT),))
 
-    def unset_root(self, target: Target, options: Options = DEFAULTS) -> Removed:
-        """
-        Remove the image.
-
-        :raises HasDependants: there are states in it, and they were not to go too
-        """
+    def _unset_image(self, target: Target, options: Options) -> Removed:
         path = self._free(target)
         states = tuple(dict.fromkeys(snapshot.name for snapshot in self._snapshots(path)))
         if states and not options.cascade:

@@ -7,18 +7,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from attrs import evolve
+
 from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
 from statepool.backends.external import QCOW2ExtBackend
 from statepool.backends.freezing import Freezing, machine_of
+from statepool.capture.capture import CaptureResult, absolute
 from statepool.errors import Conflict, MachineError, NotFound, RefusedError, UsageError
 from statepool.machine.disks import writable
 from statepool.machine.running import RunningMachine
 from statepool.machine.snapshots import delete_snapshot, load_snapshot, save_snapshot, snapshots
 from statepool.model.manifest import Kind, Manifest, StateId
-from statepool.model.names import check_state_name
+from statepool.model.names import ROOT, check_state_name
 from statepool.model.objects import Image, Machine
-from statepool.model.outcomes import Got, Listed, Presence, Removed, Stored, StoredAt
-from statepool.transfer.intake import Intake, Taken, absolute
+from statepool.model.outcomes import GetResult, Listed, Presence, Removed, SetResult, StoredAt
 
 
 class QCOW2VTBackend(StateBackend):
@@ -42,17 +44,23 @@ class QCOW2VTBackend(StateBackend):
             ]
 
     def check(self, target: Target, state: str) -> bool:
-        """:returns: whether there is such a snapshot"""
+        """:returns: whether there is such a snapshot; the root state: whether the machine runs"""
+        if state == ROOT:
+            return self._runs(target)
         check_state_name(state)
         with machine_of(target, self._machine) as machine:
             return state in snapshots(machine)
 
-    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> Got:
+    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """
         Let the machine be again as it was; it runs if it ran before this, and stands still if it did not.
 
-        :raises NotFound: there is no such snapshot on all disks
+        :raises NotFound: there is no such snapshot on all disks; the root state: the machine does not run
         """
+        if state == ROOT:
+            if not self._runs(target):
+                raise NotFound(f"{target.object} does not run", object=str(target.object), state=state, hint="start it")
+            return GetResult(str(target.object), state, (state,), "")
         check_state_name(state)
         with machine_of(target, self._machine) as machine:
             if options.dry_run:
@@ -60,16 +68,17 @@ class QCOW2VTBackend(StateBackend):
                     raise NotFound(f"{machine} has no snapshot {state}", object=_machine_id(target), state=state)
             else:
                 load_snapshot(machine, state, progress=self.context.progress)
-            return Got(_machine_id(target), state, (state,), "", source=str(machine))
+            return GetResult(_machine_id(target), state, (state,), "", source=str(machine))
 
-    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> Stored:
+    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> SetResult:
         """
         Keep what the machine is like. It stands still meanwhile.
 
         :raises Conflict: there is such a snapshot, and replacing was not asked for
         :raises RefusedError: it writes to an image that cannot have snapshots
+        :raises UsageError: it is the root state
         """
-        check_state_name(state)
+        _require_snapshot(target, state)
         with machine_of(target, self._machine) as machine:
             there = any(state in disk.tags for disk in writable(machine))
             if there and not options.replace:
@@ -84,7 +93,7 @@ class QCOW2VTBackend(StateBackend):
                     self._replace(machine, state)
                 else:
                     save_snapshot(machine, state, progress=self.context.progress)
-            return Stored(_machine_id(target), state, "", (StoredAt(str(machine), Presence.STORED),))
+            return SetResult(_machine_id(target), state, "", (StoredAt(str(machine), Presence.STORED),))
 
     def _replace(self, machine: RunningMachine, state: str) -> None:
         """A snapshot cannot be renamed: the old one goes when there certainly is room for the new one."""
@@ -104,8 +113,9 @@ class QCOW2VTBackend(StateBackend):
         Remove a snapshot from all disks that have it.
 
         :raises NotFound: none has it
+        :raises UsageError: it is the root state
         """
-        check_state_name(state)
+        _require_snapshot(target, state)
         with machine_of(target, self._machine) as machine:
             if options.dry_run:
                 if not any(state in disk.tags for disk in writable(machine)):
@@ -114,31 +124,12 @@ class QCOW2VTBackend(StateBackend):
                 delete_snapshot(machine, state, progress=self.context.progress)
             return Removed(_machine_id(target), {str(machine): (state,)})
 
-    def check_root(self, target: Target) -> bool:
-        """:returns: whether the machine runs"""
+    def _runs(self, target: Target) -> bool:
         try:
             with machine_of(target, self._machine) as machine:
                 return bool(machine.status())
         except (MachineError, NotFound):
             return False
-
-    def get_root(self, target: Target, options: Options = DEFAULTS) -> Got:
-        """
-        The root state of a running machine is that it runs.
-
-        :raises NotFound: it does not
-        """
-        if not self.check_root(target):
-            raise NotFound(f"{target.object} does not run", object=str(target.object), hint="start it")
-        return Got(str(target.object), "root", ("root",), "")
-
-    def set_root(self, target: Target, options: Options = DEFAULTS) -> Stored:
-        """:raises UsageError: always"""
-        raise _no_root(target)
-
-    def unset_root(self, target: Target, options: Options = DEFAULTS) -> Removed:
-        """:raises UsageError: always"""
-        raise _no_root(target)
 
 
 def _machine_id(target: Target) -> str:
@@ -147,8 +138,9 @@ def _machine_id(target: Target) -> str:
     return target.object.machine
 
 
-def _no_root(target: Target) -> UsageError:
-    return UsageError(f"the root state of a running machine is that it runs: {target.object}", hint="start it, or stop it")
+def _require_snapshot(target: Target, state: str) -> None:
+    if check_state_name(state) == ROOT:
+        raise UsageError(f"the root state of a running machine is that it runs: {target.object}", hint="start it, or stop it")
 
 
 class LiveImageBackend(QCOW2ExtBackend):
@@ -179,7 +171,7 @@ class LiveImageBackend(QCOW2ExtBackend):
             )
         return {}
 
-    def own_set(self, target: Target, wanted: StateId, options: Options) -> Taken:
+    def own_set(self, target: Target, wanted: StateId, options: Options) -> CaptureResult:
         """As the default backend does it, while the machine runs."""
         if len(target.working) != 1 or not isinstance(target.object, Image):
             raise UsageError(f"one working image of {wanted.object} must be named to set a state from", hint="--from FILE")
@@ -191,23 +183,13 @@ class LiveImageBackend(QCOW2ExtBackend):
             freezing = Freezing(self._cache, machine, {target.object: path})
             if options.dry_run:
                 freezing.look()
-                return Taken(Manifest(object=wanted.object, state=wanted.state), True, "hardlink")
+                return CaptureResult(Manifest(*wanted))
             self._cache.prepare()
             with freezing.prepared():
                 freezing.freeze(self._agent)
                 freezing.switch()
                 (below,) = freezing.frozen_images.values()
-                intake = Intake(
-                    self._cache,
-                    wanted,
-                    below,
-                    replace=options.replace,
-                    labels=options.labels,
-                    creator=self.context.creator,
-                    progress=self.context.progress,
-                    running=True,
-                )
-                taken = intake.run()
+                taken = evolve(self._capture(wanted, {wanted: below}, options), running=True).run()
             freezing.settle({target.object: self._cache.pool.chain(wanted)})
             return taken
 

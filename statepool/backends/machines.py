@@ -13,27 +13,20 @@ from typing import TypeVar
 
 from attrs import evolve
 
-from statepool.backends.answers import digests_of, planned
 from statepool.backends.base import DEFAULTS, Context, Options, Target
 from statepool.backends.external import QCOW2ExtBackend
 from statepool.backends.sourced import SourcedStateBackend
+from statepool.cache.get_journal import make_together
+from statepool.cache.working import check_place
+from statepool.capture.capture import CaptureResult, absolute, files_of
 from statepool.errors import Conflict, NotFound, UsageError
-from statepool.model.manifest import ROOT, Kind, Manifest, StateId
-from statepool.model.names import check_state_name
+from statepool.model.manifest import Kind, Manifest, StateId
+from statepool.model.names import ROOT, check_state_name
 from statepool.model.objects import Image, Machine
-from statepool.model.outcomes import Got, Presence, Removed, Stored, StoredAt
-from statepool.model.progress import Progress
+from statepool.model.outcomes import GetResult, Presence, Removed, SetResult, StoredAt
 from statepool.pools.fold import member_ids
-from statepool.pools.pool import Pool
-from statepool.transfer.cache import Cache
-from statepool.transfer.fetch import Fetched
-from statepool.transfer.intake import Taken, absolute
-from statepool.transfer.machine_fetch import MachineFetch, MachineOffer, find_machine_offer, machine_parts
-from statepool.transfer.machine_intake import MachineIntake
-from statepool.transfer.machine_push import MachinePush
-from statepool.transfer.offers import Offer, Source
-from statepool.transfer.overlays import make_together
-from statepool.transfer.working import check_place
+from statepool.pools.parts import chains_of
+from statepool.sources.pool_source import Place, pools_of
 
 T = TypeVar("T")
 
@@ -55,59 +48,39 @@ class QCOW2MachineBackend(SourcedStateBackend):
         """As the backend's face says; the target is a machine."""
         return StateId(_machine_of(target).machine, check_state_name(state), Kind.MACHINE)
 
-    def own_root(self, target: Target) -> StateId:
-        """
-        As the backend's face says.
-
-        :raises UsageError: always: each image of a machine has a root state of its own
-        """
-        raise UsageError(f"{target.object} has no root state of its own; its images have", hint=f"name an image: {target.object}/disk")
-
-    def own_parts(self, cache: Cache, manifest: Manifest) -> tuple[Manifest, ...]:
-        """As the backend's face says: the machine state itself comes first, then the chains of what it lists."""
-        return machine_parts(cache, manifest)
-
-    def own_find(self, source: Source, wanted: StateId) -> Offer | None:
-        """As the backend's face says."""
-        return find_machine_offer(source, wanted)
-
-    def own_fetch(self, cache: Cache, offer: Offer, progress: Progress) -> Fetched:
-        """As the backend's face says."""
-        assert isinstance(offer, MachineOffer)
-        return MachineFetch(cache, offer, progress).run()
-
-    def own_plan(self, offer: Offer) -> Got:
-        """As the backend's face says."""
-        assert isinstance(offer, MachineOffer)
-        return planned(offer, MachineFetch(self._cache, offer))
-
-    def own_push(self, manifest: Manifest, pool: Pool, options: Options) -> StoredAt:
-        """As the backend's face says."""
-        return MachinePush(self._cache, pool, self.context.progress).attempt_machine(manifest, replace=options.replace)
-
     def images(self, target: Target, state: str, options: Options = DEFAULTS) -> tuple[str, ...]:
         """
         :returns: the names of the images that a machine state has
         :raises NotFound: it cannot be had
         """
+        if state == ROOT:
+            return tuple(image.object.name for image in self._each(target) if isinstance(image.object, Image))
         wanted = self.own_state(target, state)
         try:
-            found = self._mirrors(options).look(wanted)
+            found = self._supply(options).look(wanted)
         except NotFound as error:
             raise self._explained(target, state, error) from error.__cause__
         manifest = found.offers[0].members[0].manifest if found.offers else found.cached
         assert manifest is not None
         return tuple(sorted(member.object.partition("/")[2] for member in member_ids(manifest) if member.kind is Kind.IMAGE))
 
+    def check(self, target: Target, state: str, options: Options = DEFAULTS) -> bool:
+        """:returns: whether the cache or a source that the scope permits has a state; the root state: whether each image has one"""
+        if state == ROOT:
+            return all(self._of_images.check(image, ROOT, options) for image in self._each(target))
+        return super().check(target, state, options)
+
     # -- getting -----------------------------------------------------------------------------------------------------------------------------------
 
-    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> Got:
+    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """
         Bring a state of all images here; with working images in the target, make all of them, or none.
 
         :raises NotFound: it cannot be had
         :raises UsageError: working images are named for other images than it has
         """
+        if state == ROOT:
+            return self._get_roots(target, options)
         try:
             if target.working:
                 self._require_all(target, state, self.images(target, state, options))
@@ -151,35 +124,35 @@ class QCOW2MachineBackend(SourcedStateBackend):
         :raises RefusedError: one is inside the cache or a source
         :raises UsageError: two images are to be made in one place
         """
-        sources = self.context.sources
+        sources = pools_of(self.context.sources)
         places = {image: check_place(path, self._cache, sources, overwrite=options.overwrite) for image, path in target.working.items()}
         if len(set(places.values())) < len(places):
             raise UsageError(f"two images of {target.object} cannot be one file", hint="name another file for each")
         return places
 
-    def own_get(self, target: Target, chain: tuple[Manifest, ...], places: Mapping[str, Path], options: Options) -> str | None:
+    def own_get(self, target: Target, chain: tuple[Manifest, ...], places: Mapping[str, Path], options: Options) -> Path | None:
         """
         Make the target's working images, all or none.
 
         :raises Conflict: the state has been replaced by one with other images at this moment
         """
-        chains: dict[str, list[Manifest]] = {}
-        for manifest in chain:
-            if manifest.kind is Kind.IMAGE:
-                chains.setdefault(manifest.object.partition("/")[2], []).append(manifest)
+        found = [one for one in chains_of(chain, lambda manifest: manifest) if one[0].kind is Kind.IMAGE]
+        chains = {one[0].object.partition("/")[2]: one for one in found}
         if places and set(places) != set(chains):
             raise Conflict(f"{chain[0].id} has just been replaced", object=chain[0].object, state=chain[0].state, hint="try again")
         if places:
-            make_together(self._cache, {path: tuple(chains[image]) for image, path in places.items()}, overwrite=options.overwrite)
+            make_together(self._cache, {path: chains[image] for image, path in places.items()}, overwrite=options.overwrite)
         return _directory(places)
 
     # -- setting and unsetting ---------------------------------------------------------------------------------------------------------------------
 
-    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> Stored:
+    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> SetResult:
         """Make the working images of a machine one state, in the cache and in the sources that the scope permits."""
+        if state == ROOT:
+            return self._set_roots(target, options)
         return evolve(super().set(target, state, options), digest="")
 
-    def own_set(self, target: Target, wanted: StateId, options: Options) -> Taken:
+    def own_set(self, target: Target, wanted: StateId, options: Options) -> CaptureResult:
         """
         Make the target's working images states of the cache and a machine state of them, and fresh overlays in their places.
 
@@ -188,21 +161,8 @@ class QCOW2MachineBackend(SourcedStateBackend):
         self._require_named(target)
         if options.squash:
             raise UsageError("states of machines cannot be squashed", hint="squash those of its images, or set the state under another name")
-        before = self._members(wanted)
-        intake = MachineIntake(
-            self._cache,
-            wanted.machine,
-            wanted.state,
-            {image: absolute(path) for image, path in target.working.items()},
-            replace=options.replace,
-            labels=options.labels,
-            creator=self.context.creator,
-            progress=self.context.progress,
-        )
-        taken = intake.run(dry_run=options.dry_run)
-        if not options.dry_run and (gone := digests_of(before) - digests_of(taken.members)):
-            self._cache.drop(gone)
-        return Taken(evolve(taken.manifest, size=taken.bytes), taken.written, "copy" if taken.bytes else "hardlink", taken.warnings)
+        files = files_of(wanted, {image: absolute(path) for image, path in target.working.items()})
+        return self._capture(wanted, files, options).run(dry_run=options.dry_run)
 
     def _require_named(self, target: Target) -> None:
         known = _machine_of(target).images
@@ -211,33 +171,31 @@ class QCOW2MachineBackend(SourcedStateBackend):
         for strange in sorted(set(target.working) - set(known) if known else ()):
             raise UsageError(f"{target.object} has no image {strange}", hint=f"its images are {', '.join(known)}")
 
-    def _members(self, wanted: StateId) -> list[Manifest]:
-        fold = self._cache.pool.fold(wanted.machine)
-        manifest = fold.states.get(wanted)
-        return [fold.states[member] for member in member_ids(manifest)] if manifest is not None else []
+    def store(self, target: Target, state: str, to: Place, options: Options = DEFAULTS) -> SetResult:
+        """Store a cached state of a machine in a pool, with all that it consists of; of the root state, that of each image."""
+        if state == ROOT:
+            return self._stored(target, lambda image, name, how: self._of_images.store(image, name, to, how), options)
+        return super().store(target, state, to, options)
 
     def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
         """Remove a state of a machine, and with it those of its images."""
+        if state == ROOT:
+            return self._unset_roots(target, options)
         try:
             removed = super().unset(target, state, options)
         except NotFound as error:
             raise self._explained(target, state, error) from error.__cause__
         return evolve(removed, states={pool: tuple(dict.fromkeys(states)) for pool, states in removed.states.items()})
 
-    # -- root states: those of each image ----------------------------------------------------------------------------------------------------------
+    # -- the root state of a machine: those of its images. All are looked at before anything is done with one -------------------------------------
 
-    def check_root(self, target: Target) -> bool:
-        """:returns: whether the root image of each image of a machine can be had"""
-        return all(self._of_images.check_root(image) for image in self._each(target))
-
-    def get_root(self, target: Target, options: Options = DEFAULTS) -> Got:
-        """Bring the root images of a machine here, and make working images on them: all, or none."""
+    def _get_roots(self, target: Target, options: Options) -> GetResult:
         images = self._each(target)
         places = self.own_places(target, options)
         bare = [evolve(image, working={}) for image in images]
         for image in bare:
-            self._of_images.get_root(image, evolve(options, dry_run=True))
-        found = [self._of_images.get_root(image, options) for image in bare]
+            self._of_images.get(image, ROOT, evolve(options, dry_run=True))
+        found = [self._of_images.get(image, ROOT, options) for image in bare]
         if places and not options.dry_run:
             pool = self._cache.pool
             chains = {places[image.object.name]: pool.chain(StateId(str(image.object), ROOT)) for image in bare if isinstance(image.object, Image)}
@@ -245,24 +203,25 @@ class QCOW2MachineBackend(SourcedStateBackend):
         result = evolve(found[0], object=str(target.object), bytes=sum(got.bytes for got in found), working=_directory(places))
         return _of_machine(result, target.working)
 
-    def set_root(self, target: Target, options: Options = DEFAULTS) -> Stored:
-        """Make the working images of a machine its root images. All are looked at before the first one is set."""
+    def _set_roots(self, target: Target, options: Options) -> SetResult:
         self._require_named(target)
-        stored = self._one_by_one(target, self._of_images.set_root, options)
+        return self._stored(target, self._of_images.set, options)
+
+    def _stored(self, target: Target, do: Callable[[Target, str, Options], SetResult], options: Options) -> SetResult:
+        stored = self._one_by_one(target, do, options)
         pools = [_united([each.pools[number] for each in stored]) for number in range(len(stored[0].pools))]
         warnings = tuple(text for each in stored for text in each.warnings)
         return evolve(stored[0], object=str(target.object), digest="", pools=tuple(pools), warnings=warnings)
 
-    def unset_root(self, target: Target, options: Options = DEFAULTS) -> Removed:
-        """Remove the root images of a machine. All are looked at before the first one is removed."""
-        removed = self._one_by_one(target, self._of_images.unset_root, options)
+    def _unset_roots(self, target: Target, options: Options) -> Removed:
+        removed = self._one_by_one(target, self._of_images.unset, options)
         states = {pool: names for each in removed for pool, names in each.states.items()}
         return Removed(str(target.object), states, {pool: text for each in removed for pool, text in each.errors.items()})
 
-    def _one_by_one(self, target: Target, do: Callable[[Target, Options], T], options: Options) -> list[T]:
+    def _one_by_one(self, target: Target, do: Callable[[Target, str, Options], T], options: Options) -> list[T]:
         images = self._each(target)
-        would = [do(image, evolve(options, dry_run=True)) for image in images]
-        return would if options.dry_run else [do(image, options) for image in images]
+        would = [do(image, ROOT, evolve(options, dry_run=True)) for image in images]
+        return would if options.dry_run else [do(image, ROOT, options) for image in images]
 
     def _each(self, target: Target) -> list[Target]:
         machine = _machine_of(target)
@@ -281,21 +240,21 @@ def _machine_of(target: Target) -> Machine:
     return target.object
 
 
-def _of_machine(result: Got, working: Mapping[str, Path]) -> Got:
+def _of_machine(result: GetResult, working: Mapping[str, Path]) -> GetResult:
     """:returns: the outcome for a machine, which has no digest; its chain is the longest one of its images"""
     chains: list[list[str]] = [[]]
     for name in result.chain:
         if name == result.state:  # a tip: the machine itself, each image, and RAM
             chains.append([])
         chains[-1].append(name)
-    images = {image: os.path.abspath(path) for image, path in working.items()}
+    images = {image: Path(os.path.abspath(path)) for image, path in working.items()}
     longest: list[str] = max(chains, key=len)
     return evolve(result, chain=tuple(longest), digest="", working=_directory(working), images=images)
 
 
-def _directory(places: Mapping[str, Path]) -> str | None:
+def _directory(places: Mapping[str, Path]) -> Path | None:
     """:returns: where the working images are, if they are all in one directory"""
-    directories = {os.path.dirname(os.path.abspath(path)) for path in places.values()}
+    directories = {Path(os.path.abspath(path)).parent for path in places.values()}
     return directories.pop() if len(directories) == 1 else None
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from attrs import evolve
 
-from statepool.backends.answers import digests_of
 from statepool.backends.base import DEFAULTS, Context, Options, Target
 from statepool.backends.freezing import Freezing, machine_of
 from statepool.backends.live import refuse_taken
 from statepool.backends.machines import QCOW2MachineBackend
+from statepool.cache.chains import Chains, key_of
+from statepool.cache.working import refuse_inside
+from statepool.capture.capture import CaptureResult, absolute, files_of
 from statepool.errors import NotFound, RefusedError
 from statepool.machine import stream
 from statepool.machine.description import MachineConfig
@@ -29,14 +31,12 @@ from statepool.machine.running import RunningMachine
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.model.objects import Image
-from statepool.model.outcomes import Got
+from statepool.model.outcomes import GetResult
 from statepool.pools import layout
+from statepool.pools.parts import chains_of
 from statepool.qcow2.files import open_regular
 from statepool.qcow2.header import is_empty_overlay, read_header_fd, reader
-from statepool.transfer.chains import Chains, key_of
-from statepool.transfer.intake import Taken, absolute
-from statepool.transfer.machine_intake import MachineIntake
-from statepool.transfer.working import refuse_inside
+from statepool.sources.pool_source import pools_of
 
 COMPRESSION = "compression"
 """The field of a fingerprint that says how the RAM is compressed."""
@@ -63,7 +63,7 @@ class RamfileBackend(QCOW2MachineBackend):
 
     # -- setting -----------------------------------------------------------------------------------------------------------------------------------
 
-    def own_set(self, target: Target, wanted: StateId, options: Options) -> Taken:
+    def own_set(self, target: Target, wanted: StateId, options: Options) -> CaptureResult:
         """
         Make what the machine is like at this moment a state of the cache. It stands still meanwhile, and goes on in fresh overlays, which have the
         names of its working images.
@@ -82,14 +82,10 @@ class RamfileBackend(QCOW2MachineBackend):
             freezing = Freezing(self._cache, machine, images)
             if options.dry_run:
                 freezing.look()
-                return Taken(Manifest(object=wanted.object, state=wanted.state, kind=Kind.MACHINE), True, "hardlink")
+                return CaptureResult(Manifest(*wanted))
             self._cache.prepare()
-            before = self._members(wanted)
             with self._room_for_ram() as ram:
-                taken = self._take(machine, freezing, ram, wanted, options)
-            if gone := digests_of(before) - set(taken.manifest.members.values()):
-                self._cache.drop(gone)
-            return taken
+                return self._take(machine, freezing, ram, wanted, options)
 
     @contextlib.contextmanager
     def _room_for_ram(self) -> Iterator[Path]:
@@ -102,7 +98,7 @@ class RamfileBackend(QCOW2MachineBackend):
             path.unlink(missing_ok=True)
             staging.end()
 
-    def _take(self, machine: RunningMachine, freezing: Freezing, ram: Path, wanted: StateId, options: Options) -> Taken:
+    def _take(self, machine: RunningMachine, freezing: Freezing, ram: Path, wanted: StateId, options: Options) -> CaptureResult:
         with freezing.prepared(), contextlib.ExitStack() as stack:
             marks = fingerprint(machine)
             with open(ram, "xb") as file:
@@ -118,23 +114,11 @@ class RamfileBackend(QCOW2MachineBackend):
                 stream.compress(ram, compressed, progress=self.context.progress)
                 ram.unlink()
                 ram, marks[COMPRESSION] = compressed, stream.ZSTD
-            intake = MachineIntake(
-                self._cache,
-                wanted.machine,
-                wanted.state,
-                {image.name: below for image, below in freezing.frozen_images.items()},
-                ram=ram,
-                fingerprint=marks,
-                running=True,
-                replace=options.replace,
-                labels=options.labels,
-                creator=self.context.creator,
-                progress=self.context.progress,
-            )
-            taken = intake.run()
+            files = files_of(wanted, {image.name: below for image, below in freezing.frozen_images.items()}, ram)
+            taken = evolve(self._capture(wanted, files, options), fingerprint=marks, running=True).run()
         pool = self._cache.pool
         freezing.settle({image: pool.chain(StateId(str(image), wanted.state)) for image in freezing.images})
-        return Taken(evolve(taken.manifest, size=taken.bytes), taken.written, "copy" if taken.bytes else "hardlink", taken.warnings)
+        return taken
 
     # -- getting -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -151,21 +135,14 @@ class RamfileBackend(QCOW2MachineBackend):
             )
         return super().own_places(target, options)
 
-    def own_get(self, target: Target, chain: tuple[Manifest, ...], places: Mapping[str, Path], options: Options) -> str | None:
+    def own_get(self, target: Target, chain: tuple[Manifest, ...], places: Mapping[str, Path], options: Options) -> Path | None:
         """Make the target's working images; or let a machine that waits on them (``-incoming defer``) go on from the state."""
         if target.monitor is None and self._machine is None:
             return super().own_get(target, chain, places, options)
         with machine_of(target, self._machine) as machine:
-            _require_fresh(machine, self._cache.chains, self._chains(chain))
+            _require_fresh(machine, self._cache.chains, chain)
             self.load(machine, target, chain[0].state)
         return None
-
-    def _chains(self, parts: tuple[Manifest, ...]) -> dict[str, tuple[Manifest, ...]]:
-        found: dict[str, list[Manifest]] = {}
-        for manifest in parts:
-            if manifest.kind is Kind.IMAGE:
-                found.setdefault(manifest.object, []).append(manifest)
-        return {name: tuple(chain) for name, chain in found.items()}
 
     def load(self, machine: RunningMachine, target: Target, state: str, *, paused: bool = False) -> None:
         """
@@ -198,7 +175,7 @@ class RamfileBackend(QCOW2MachineBackend):
 
     def start(
         self, target: Target, state: str, config: MachineConfig, options: Options = DEFAULTS, *, paused: bool = False
-    ) -> tuple[Got, RunningMachine]:
+    ) -> tuple[GetResult, RunningMachine]:
         """
         Bring a state here, make working images, and start a machine on them that goes on from it. It is ours, and ends with us.
 
@@ -220,7 +197,7 @@ class RamfileBackend(QCOW2MachineBackend):
             raise
         return got, machine
 
-    def reload(self, machine: RunningMachine, target: Target, state: str, options: Options = DEFAULTS, *, paused: bool = False) -> Got:
+    def reload(self, machine: RunningMachine, target: Target, state: str, options: Options = DEFAULTS, *, paused: bool = False) -> GetResult:
         """
         End a machine of ours, and start it again from a state, on new working images in the places of the old ones.
 
@@ -230,7 +207,7 @@ class RamfileBackend(QCOW2MachineBackend):
             raise RefusedError(f"{machine} is not ours to be started again", hint="end it, and start it with -incoming defer")
         bare = evolve(target, working={}, monitor=None)
         for path in machine.config.images.values():
-            refuse_inside(absolute(path).parent, self._cache, self.context.sources)
+            refuse_inside(absolute(path).parent, self._cache, pools_of(self.context.sources))
         self.get(bare, state, options)  # whatever can go wrong with that does so before the machine is ended
         self._ram(bare, state)
         machine.close()
@@ -251,9 +228,9 @@ def _require_all(machine: RunningMachine, images: Mapping[Image, Path]) -> None:
             raise RefusedError(f"{machine} also writes to {disk}, which would be no part of the state", hint="name it as one of its images")
 
 
-def _require_fresh(machine: RunningMachine, chains: Chains, wanted: Mapping[str, tuple[Manifest, ...]]) -> None:
+def _require_fresh(machine: RunningMachine, chains: Chains, parts: Sequence[Manifest]) -> None:
     """RAM and disks must be of one moment: each disk that the guest can write to has to be an empty overlay over the state."""
-    keys = {key_of(chain) for chain in wanted.values()}
+    keys = set(map(key_of, chains_of(parts, lambda manifest: manifest)))
     for disk in disks(machine):
         if not disk.read_only and not _stands_fresh(disk.path, chains, keys):
             raise RefusedError(

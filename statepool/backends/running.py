@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from statepool.backends.base import Context, Options, Target
 from statepool.errors import UsageError
 from statepool.model.objects import Image, Machine
-from statepool.model.outcomes import Got, Stored, WaitFor
-from statepool.model.scope import Scope
+from statepool.model.outcomes import GetResult, SetResult, WaitFor
+from statepool.model.scope import Scope, Scopes
 
 if TYPE_CHECKING:
     from statepool.machine.description import MachineConfig
@@ -45,7 +45,7 @@ class RunningStates:
         overwrite: bool = False,
         force: bool = False,
         paused: bool = False,
-        scope: str | None = None,
+        scope: Scopes | None = None,
     ) -> RunningMachine:
         """
         Bring a state with RAM here, make working images, and start a QEMU on them that goes on from it. It ends with this process, and when it is
@@ -67,7 +67,7 @@ class RunningStates:
         options = Options(overwrite=overwrite, scope=Scope.permitted(scope))
         return backend.start(self._running_target(to), state, config, options, paused=paused)[1]
 
-    def reload(self, state: str, machine: RunningMachine, *, force: bool = False, paused: bool = False, scope: str | None = None) -> Got:
+    def reload(self, state: str, machine: RunningMachine, *, force: bool = False, paused: bool = False, scope: Scopes | None = None) -> GetResult:
         """
         End a QEMU that was started here, and start it again from a state, on fresh working images in the places of the old ones.
 
@@ -82,7 +82,7 @@ class RunningStates:
         backend = RamfileBackend(self.context, force=force)
         return backend.reload(machine, self._running_target({}), state, Options(scope=Scope.permitted(scope)), paused=paused)
 
-    def load(self, state: str, monitor: Running, *, force: bool = False, scope: str | None = None) -> Got:
+    def load(self, state: str, monitor: Running, *, force: bool = False, scope: Scopes | None = None) -> GetResult:
         """
         Let a QEMU go on from a state that somebody has started with ``-incoming defer`` on its fresh working images.
 
@@ -107,10 +107,10 @@ class RunningStates:
         compress: bool = False,
         replace: bool = False,
         labels: Mapping[str, str] | None = None,
-        scope: str | None = None,
-        wait_for: str = "all",
+        scope: Scopes | None = None,
+        wait_for: str = WaitFor.ALL,
         dry_run: bool = False,
-    ) -> Stored:
+    ) -> SetResult:
         """
         Make what a machine is like at this moment a state, with its RAM. It stands still for a moment, and goes on in fresh overlays, which have the
         names of its working images.
@@ -130,7 +130,7 @@ class RunningStates:
 
         connected, socket = _either(machine)
         backend = RamfileBackend(self.context, connected, compress=compress)
-        options = Options(replace=replace, labels=labels or {}, scope=Scope.permitted(scope), wait_for=_wait_for(wait_for), dry_run=dry_run)
+        options = Options(replace=replace, labels=labels or {}, scope=Scope.permitted(scope), wait_for=WaitFor.parse(wait_for), dry_run=dry_run)
         return backend.set(self._running_target(_images_of(connected, images), socket), state, options)
 
     def set_running_image(
@@ -143,10 +143,10 @@ class RunningStates:
         agent: str | os.PathLike[str] | None = None,
         replace: bool = False,
         labels: Mapping[str, str] | None = None,
-        scope: str | None = None,
-        wait_for: str = "all",
+        scope: Scopes | None = None,
+        wait_for: str = WaitFor.ALL,
         dry_run: bool = False,
-    ) -> Stored:
+    ) -> SetResult:
         """
         Make what a machine has written to one of its disks until this moment a state of that image, without its RAM and without copying it. The
         machine goes on in a fresh overlay, which has the name of the working image.
@@ -166,7 +166,7 @@ class RunningStates:
         if image not in known:
             raise UsageError(f"the machine has no image {image}", hint="its images are " + ", ".join(known))
         backend = LiveImageBackend(self.context, connected, agent=Path(agent) if agent is not None else None)
-        options = Options(replace=replace, labels=labels or {}, scope=Scope.permitted(scope), wait_for=_wait_for(wait_for), dry_run=dry_run)
+        options = Options(replace=replace, labels=labels or {}, scope=Scope.permitted(scope), wait_for=WaitFor.parse(wait_for), dry_run=dry_run)
         target = Target(Image(self.machine.machine, image), {image: known[image]}, socket)
         return backend.set(target, state, options)
 
@@ -186,9 +186,3 @@ def _images_of(machine: RunningMachine | None, images: Images | None) -> Images:
     if machine is None or machine.config is None:
         raise UsageError("no working image is named", hint="name one for each image of the machine")
     return machine.config.images
-
-
-def _wait_for(text: str) -> WaitFor:
-    if text not in list(WaitFor):
-        raise UsageError(f"wait_for cannot be {text!r}", hint=", ".join(WaitFor))
-    return WaitFor(text)

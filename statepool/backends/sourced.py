@@ -12,8 +12,10 @@ how one is taken into the cache. Where states come from and where they go to is 
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -22,34 +24,37 @@ from attrs import evolve
 from statepool.backends.answers import cached as in_cache
 from statepool.backends.answers import digests_of, got, planned
 from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
-from statepool.errors import HasDependants, InvalidLocation, NotFound, StatePoolError, UsageError
+from statepool.cache.check_cached import check_cached, damaged, discard
+from statepool.cache.gc_roots import gc_roots
+from statepool.cache.linked import refuse_linked
+from statepool.capture.capture import Capture, CaptureResult
+from statepool.capture.capture_journal import recover
+from statepool.copying.fetch import Fetch
+from statepool.copying.push import Push
+from statepool.copying.supply import Found, Supply
+from statepool.errors import HasDependants, NotFound, ReadOnlyPool, StatePoolError, UsageError
+from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import Manifest, StateId
-from statepool.model.outcomes import Got, Listing, Presence, Removed, SourceStatus, Stored, StoredAt, Verified, WaitFor
-from statepool.model.progress import Progress
+from statepool.model.outcomes import GetResult, Listing, Presence, Removed, SetResult, SourceStatus, StoredAt, Verified, WaitFor
 from statepool.model.scope import Scope
 from statepool.pools.collect import Collector
+from statepool.pools.fold import member_ids
+from statepool.pools.parts import parts_of
 from statepool.pools.pool import Pool
 from statepool.pools.refusals import taken
-from statepool.transfer.agree import content_of
-from statepool.transfer.cache import Cache
-from statepool.transfer.fetch import Fetch, Fetched
-from statepool.transfer.held import held_in
-from statepool.transfer.intake import Taken
-from statepool.transfer.linked import refuse_linked
-from statepool.transfer.merge import merged
-from statepool.transfer.mirrors import Found, Mirrors
-from statepool.transfer.offers import Offer, Source, find_offer, listing, listings
-from statepool.transfer.probe import ask_all
-from statepool.transfer.push import Push
-from statepool.transfer.ready import damaged, discard, examine
-from statepool.transfer.takeover import recover
-from statepool.transports.failures import Subject, in_our_words
+from statepool.sources.merge import merged
+from statepool.sources.mirrors import Mirrors
+from statepool.sources.pool_source import Place, PoolSource, listing, listings, open_pool
+from statepool.sources.probe import ask_all
+from statepool.sources.reconcile import content_of
+from statepool.sources.source import Source
+from statepool.transports.failures import Subject, translate_os_errors
 
 
-class RootSourcedStateBackend(StateBackend):
+class SourcedStateBackend(StateBackend):
     """
-    Root states, of the cache and its sources. A derived class says what is its own, in the methods whose names begin with ``own_``.
+    States of the cache and its sources. A derived class says what is its own, in the methods whose names begin with ``own_``.
 
     :param context: what it works with
     """
@@ -58,12 +63,37 @@ class RootSourcedStateBackend(StateBackend):
         super().__init__(context)
         self._cache = context.cache
 
+    # -- listings ------------------------------------------------------------------------------------------------------------------------------------
+
+    def show(self, target: Target, options: Options = DEFAULTS) -> Listing:
+        """
+        :param options: its scope
+        :returns: the states of an object, or of all images of a machine, each with where it is
+        """
+        wanted, machine = str(target.object), target.object.machine
+        supply = self._supply(options)
+        own = [listing(self._cache.pool, machine)] if supply.own else []
+        found, warnings = supply.mirrors.listings(lambda source: source.states(machine))
+        shown = self._shown([*own, *found], warnings)
+        return Listing((one for one in shown if wanted in (machine, one.manifest.object)), shown.warnings)
+
+    def show_all(self, options: Options = DEFAULTS) -> Listing:
+        """As :meth:`show`, of all objects."""
+        supply = self._supply(options)
+        own = [listings(self._cache.pool)] if supply.own else []
+        found, warnings = supply.mirrors.listings(lambda source: source.states())
+        return self._shown([*own, *found], warnings)
+
+    def _shown(self, found: Sequence[Listing], warnings: Iterable[str]) -> Listing:
+        return Listing(merged(found, str(self._cache.pool)), (*self._unasked, *warnings, *(warning for one in found for warning in one.warnings)))
+
     # -- what a backend writes ---------------------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def own_root(self, target: Target) -> StateId:
+    def own_state(self, target: Target, state: str) -> StateId:
         """
-        :returns: what the root state of a target's object is kept as
+        :returns: what a target and a state's name stand for in a pool
+        :raises InvalidName: no state can have this name
         :raises UsageError: this backend keeps no states of such an object
         """
 
@@ -76,25 +106,32 @@ class RootSourcedStateBackend(StateBackend):
         """
 
     @abstractmethod
-    def own_get(self, target: Target, chain: tuple[Manifest, ...], places: Mapping[str, Path], options: Options) -> str | None:
+    def own_get(self, target: Target, chain: tuple[Manifest, ...], places: Mapping[str, Path], options: Options) -> Path | None:
         """
         Do what the target says with a state that is in the cache now.
 
-        :param chain: the state and what it needs, as :meth:`own_parts` gave it
+        :param chain: the state and what it needs, see :mod:`~statepool.pools.parts`
         :returns: the working image that was made, or None
         """
 
     @abstractmethod
-    def own_set(self, target: Target, wanted: StateId, options: Options) -> Taken:
+    def own_set(self, target: Target, wanted: StateId, options: Options) -> CaptureResult:
         """
         Take the target's working image, or whatever it is, into the cache as a state.
 
         :raises Conflict: the name exists with other content
         """
 
-    def own_check_root(self, target: Target) -> None:
-        """Look whether what the target names can be a root state. Raises if it cannot."""
-        return None
+    def _capture(self, wanted: StateId, files: Mapping[StateId, Path], options: Options) -> Capture:
+        return Capture(
+            self._cache,
+            wanted,
+            files,
+            replace=options.replace,
+            labels=options.labels,
+            creator=self.context.creator,
+            progress=self.context.progress,
+        )
 
     def own_unset(self, wanted: StateId, options: Options) -> tuple[str, ...]:
         """
@@ -109,37 +146,8 @@ class RootSourcedStateBackend(StateBackend):
         removed = pool.remove(wanted, cascade=options.cascade, allowed=lambda digests: refuse_linked(pool, digests))
         self._cache.drop(digests_of(removed))
         for manifest in removed:
-            self._cache.fresh.forget(manifest.id)
+            self._cache.lookups.forget(manifest.id)
         return tuple(manifest.state for manifest in removed)
-
-    # -- what a backend may write, whose states are more than chains of images -----------------------------------------------------------------------
-
-    def own_parts(self, cache: Cache, manifest: Manifest) -> tuple[Manifest, ...]:
-        """
-        :returns: what a cached state consists of, tip first
-        :raises NotFound: it has been removed meanwhile
-        """
-        return cache.pool.chain_of(manifest)
-
-    def own_find(self, source: Source, wanted: StateId) -> Offer | None:
-        """:returns: what a source has of a state, or None"""
-        return find_offer(source, wanted)
-
-    def own_fetch(self, cache: Cache, offer: Offer, progress: Progress) -> Fetched:
-        """:returns: a state, in the cache now"""
-        return Fetch(cache, offer, progress).run()
-
-    def own_plan(self, offer: Offer) -> Got:
-        """:returns: what :meth:`own_fetch` would do"""
-        return planned(offer, Fetch(self._cache, offer))
-
-    def own_push(self, manifest: Manifest, pool: Pool, options: Options) -> StoredAt:
-        """:returns: what became of a cached state at a source; errors are part of it"""
-        try:
-            chain = self.own_parts(self._cache, manifest)
-        except NotFound as error:
-            return StoredAt(str(pool), Presence.FAILED, durable=False, error=str(error))
-        return Push(self._cache, pool, self.context.progress).attempt(chain, replace=options.replace or options.squash)
 
     # -- the sources -------------------------------------------------------------------------------------------------------------------------------
 
@@ -149,10 +157,10 @@ class RootSourcedStateBackend(StateBackend):
         :raises UsageError: there is none, and the cache is not permitted either; or a source that is named does not exist
         """
         for name in options.sources:
-            if not any(_is_called(source, name) for source in self.context.sources):
+            if not any(source.is_called(name) for source in self.context.sources):
                 known = ", ".join(source.name for source in self.context.sources)
                 raise UsageError(f"there is no source {name!r}", hint=f"sources are {known}" if known else "no source is configured")
-        named = [source for source in self.context.sources if not options.sources or any(_is_called(source, name) for name in options.sources)]
+        named = [source for source in self.context.sources if not options.sources or any(source.is_called(name) for name in options.sources)]
         found = tuple(source for source in named if source.scope in options.scope)
         if not found and (Scope.OWN not in options.scope or options.sources):
             scopes = ", ".join(f"{source.name} is {source.scope}" for source in named)
@@ -171,69 +179,83 @@ class RootSourcedStateBackend(StateBackend):
 
     def status(self, options: Options = DEFAULTS) -> list[SourceStatus]:
         """:returns: the sources that may be used, in the order in which they would be asked, and why; nobody is contacted"""
-        return Mirrors(self._cache, tuple(source for source in self.context.sources if source.scope in options.scope)).status()
+        sources = tuple(source for source in self.context.sources if source.scope in options.scope)
+        return self._mirrors(sources).status()
 
-    def _mirrors(self, options: Options = DEFAULTS) -> Mirrors:
+    def _mirrors(self, sources: tuple[Source, ...]) -> Mirrors:
+        return Mirrors(sources, self.context.stats, self._cache.settings)
+
+    def _supply(self, options: Options = DEFAULTS) -> Supply:
         # Who names a source wants it from there, whatever the cache has of this name.
         own = Scope.OWN in options.scope and not options.sources
-        sources = self.permitted(options)
-        return Mirrors(
-            self._cache, sources, own or self._cache.settings.offline, self.context.progress, self.own_find, self.own_parts, self.own_fetch
-        )
+        mirrors = self._mirrors(self.permitted(options))
+        return Supply(self._cache, mirrors, own or self._cache.settings.offline, self.context.progress)
 
-    def _in_our_words(self, doing: str) -> AbstractContextManager[None]:
-        return in_our_words(doing, Subject(f"from or into the cache {self._cache.root}"))
+    def _translate_os_errors(self, doing: str) -> AbstractContextManager[None]:
+        return translate_os_errors(doing, Subject(f"from or into the cache {self._cache.root}"))
 
     # -- looking -----------------------------------------------------------------------------------------------------------------------------------
 
-    def _check(self, wanted: StateId, options: Options = DEFAULTS) -> bool:
-        mirrors = self._mirrors(options)
-        if mirrors.own and self._cache.pool.find(wanted) is not None:
+    def check(self, target: Target, state: str, options: Options = DEFAULTS) -> bool:
+        """:returns: whether the cache or a source that the scope permits has a state, with its whole chain"""
+        wanted = self.own_state(target, state)
+        supply = self._supply(options)
+        if supply.own and self._cache.pool.find(wanted) is not None:
             return True
-        return mirrors.has(wanted)
+        return supply.mirrors.has(wanted)
 
     # -- getting -----------------------------------------------------------------------------------------------------------------------------------
 
-    def _get(self, target: Target, wanted: StateId, options: Options) -> Got:
-        mirrors = self._mirrors(options)
-        with self._in_our_words(f"get {wanted}"):
+    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
+        """
+        Bring a state into the cache, if it is not there or has been replaced in its source; and do with it what the target says.
+
+        :raises NotFound: neither the cache nor a source has it
+        :raises Conflict: the sources disagree about it
+        """
+        wanted = self.own_state(target, state)
+        supply = self._supply(options)
+        with self._translate_os_errors(f"get {wanted}"):
             if not options.dry_run:
                 recover(self._cache)
             places = self.own_places(target, options)
             try:
-                return self._get_from(mirrors, target, wanted, places, options)
+                return self._get_from(supply, target, wanted, places, options)
             finally:
                 if not options.dry_run:
-                    self._cache.known.save()
+                    self.context.stats.save()
 
-    def _get_from(self, mirrors: Mirrors, target: Target, wanted: StateId, places: Mapping[str, Path], options: Options) -> Got:
-        found = mirrors.look(wanted)
+    def _get_from(self, supply: Supply, target: Target, wanted: StateId, places: Mapping[str, Path], options: Options) -> GetResult:
+        found = supply.look(wanted)
         if options.dry_run:
-            plan = self.own_plan(found.offers[0]) if found.offers else in_cache(self._parts(found.cached), Verified.TRUSTED)
-            return evolve(plan, working=next(map(str, places.values()), None), warnings=(*self._unasked, *found.warnings))
-        result, chain = self._bring(mirrors, wanted, found)
-        for manifest in chain:
-            if manifest.digest is not None:
-                self._cache.trust.touch(manifest.digest)
-        self._cache.renew_uses(manifest.digest for manifest in chain if manifest.digest is not None)
+            plan = (
+                planned(found.offers[0], Fetch(self._cache, found.offers[0]))
+                if found.offers
+                else in_cache(self._parts(found.cached), Verified.TRUSTED)
+            )
+            return evolve(plan, working=next(iter(places.values()), None), warnings=(*self._unasked, *found.warnings))
+        result, chain = self._bring(supply, wanted, found)
+        digests = [manifest.digest for manifest in chain if manifest.digest is not None]
+        self._cache.trust.touch(digests)
+        self._cache.renew_uses(digests)
         working = self.own_get(target, chain, places, options)
         return evolve(result, working=working, warnings=(*self._unasked, *result.warnings))
 
-    def _bring(self, mirrors: Mirrors, wanted: StateId, found: Found) -> tuple[Got, tuple[Manifest, ...]]:
+    def _bring(self, supply: Supply, wanted: StateId, found: Found) -> tuple[GetResult, tuple[Manifest, ...]]:
         warnings, mended = found.warnings, []
         if not found.offers:
             chain = self._parts(found.cached)
-            readiness = examine(self._cache, [link for link in chain if link.digest is not None], self.context.progress)
-            if not readiness.bad:
-                return evolve(in_cache(chain, readiness.verified), warnings=warnings), chain
-            found = mirrors.mend(wanted)
+            checked = check_cached(self._cache, [link for link in chain if link.digest is not None], self.context.progress)
+            if not checked.bad:
+                return evolve(in_cache(chain, checked.verified), warnings=warnings), chain
+            found = supply.mend(wanted)
             warnings = tuple(dict.fromkeys((*warnings, *found.warnings)))
             if not found.offers:
-                raise damaged(self._cache, readiness.bad[0])
-            for manifest in readiness.bad:
+                raise damaged(self._cache, checked.bad[0])
+            for manifest in checked.bad:
                 mended.append(discard(self._cache, manifest))
-        brought = mirrors.bring(wanted, found.offers, found.failed)
-        self._cache.fresh.note(wanted, str(brought.offer.source), brought.offer.token, content_of(brought.fetched.chain[0]))
+        brought = supply.bring(wanted, found.offers, found.failed)
+        self._cache.lookups.note(wanted, str(brought.offer.source), brought.offer.token, content_of(brought.fetched.chain[0]))
         answer = got(brought.offer, brought.fetched)
         return evolve(
             answer, warnings=tuple(dict.fromkeys((*warnings, *brought.warnings, *mended, *brought.fetched.warnings)))
@@ -241,26 +263,34 @@ class RootSourcedStateBackend(StateBackend):
 
     def _parts(self, cached: Manifest | None) -> tuple[Manifest, ...]:
         assert cached is not None
-        return self.own_parts(self._cache, cached)
+        return parts_of(self._cache.pool, cached)
 
     # -- setting -----------------------------------------------------------------------------------------------------------------------------------
 
-    def _set(self, target: Target, wanted: StateId, options: Options) -> Stored:
+    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> SetResult:
+        """Make what the target names a state, in the cache and in the sources that the scope permits."""
+        wanted = self.own_state(target, state)
         sources = self.permitted(options)
-        with self._in_our_words(f"set {wanted}"):
+        with self._translate_os_errors(f"set {wanted}"):
             if not options.dry_run:
                 recover(self._cache)
             self._refuse_taken_there(sources, target, wanted, options)
-            old = self._cache.pool.find(wanted)
+            old = self._bytes_of(wanted)
             taken = self.own_set(target, wanted, options)
-            if old is not None and old.digest not in (None, taken.manifest.digest) and not options.dry_run:
-                self._cache.drop(digests_of([old]))
+            if not options.dry_run and (gone := old - digests_of(taken.members or (taken.manifest,))):
+                self._cache.drop({*gone})
             presence = Presence.STORED if taken.written else Presence.PRESENT
-            own = StoredAt(str(self._cache.pool), presence, bytes=taken.manifest.data_size if taken.how != "hardlink" and taken.written else 0)
-            others = [self._store(taken.manifest, source, options) for source in sources]
+            own = StoredAt(str(self._cache.pool), presence, bytes=taken.bytes if taken.written else 0)
+            others = [self._store(taken, source, options) for source in sources]
             if not options.dry_run:
-                self._cache.known.save()
-        return Stored(wanted.object, wanted.state, str(taken.manifest.digest), (own, *others), (*self._unasked, *taken.warnings), options.wait_for)
+                self.context.stats.save()
+        return SetResult(wanted.object, wanted.state, str(taken.manifest.digest), (own, *others), (*self._unasked, *taken.warnings), options.wait_for)
+
+    def _bytes_of(self, wanted: StateId) -> AbstractSet[Digest]:
+        """:returns: the bytes that the name of a cached state leads to, or those of all that a machine state lists"""
+        fold = self._cache.pool.fold(wanted.machine)
+        manifest = fold.states.get(wanted)
+        return digests_of([manifest, *(fold.states[member] for member in member_ids(manifest))]) if manifest is not None else set()
 
     def _refuse_taken_there(self, sources: tuple[Source, ...], target: Target, wanted: StateId, options: Options) -> None:
         """
@@ -272,7 +302,7 @@ class RootSourcedStateBackend(StateBackend):
         if options.replace or options.squash or options.wait_for is not WaitFor.ALL:
             return
         cached = self._cache.pool.find(wanted)
-        asked = ask_all(sources, lambda source: source.pool.find(wanted), patient=lambda source: self._cache.settings.probe_timeout)
+        asked = ask_all(sources, lambda source: source.to_change().find(wanted), patient=lambda source: self._cache.settings.probe_timeout)
         there = [(one.source, one.value) for one in asked if one.value is not None and (cached is None or not _is_same(one.value, cached))]
         if not there:
             return
@@ -281,33 +311,75 @@ class RootSourcedStateBackend(StateBackend):
             if not (planned.digest or planned.members) or not _is_same(manifest, planned):  # what a running machine will be nobody knows yet
                 raise taken(wanted, source)
 
-    def _store(self, manifest: Manifest, source: Source, options: Options) -> StoredAt:
+    def _store(self, captured: CaptureResult, source: Source, options: Options) -> StoredAt:
+        manifest = captured.manifest
         if options.dry_run:
-            return self._would_store(manifest, source, options)
-        at = self.own_push(manifest, source.pool, options)
+            return self._would_store(captured, source, options)
+        at = self._push(manifest, source, options)
         if at.result is not Presence.FAILED:
-            self._cache.known.did_well(source)
-            offer = self.own_find(source, manifest.id)
+            self.context.stats.did_well(source)
+            offer = source.resolve(manifest.id)
             if offer is not None:
-                self._cache.fresh.note(manifest.id, str(source), offer.token, content_of(manifest))
+                self._cache.lookups.note(manifest.id, str(source), offer.token, content_of(manifest))
         return at
 
-    def _would_store(self, manifest: Manifest, source: Source, options: Options) -> StoredAt:
+    def _push(self, manifest: Manifest, source: Source, options: Options) -> StoredAt:
+        """:returns: what became of a cached state at a source; errors are part of it"""
         try:
-            source.pool.require(write=True)
-            there = source.pool.find(manifest.id)
+            pool, chain = source.to_change(), parts_of(self._cache.pool, manifest)
+        except (NotFound, ReadOnlyPool) as error:
+            return StoredAt(str(source), Presence.FAILED, durable=False, error=str(error))
+        return Push(self._cache, pool, self.context.progress).attempt(chain, replace=options.replace or options.squash)
+
+    def _would_store(self, captured: CaptureResult, source: Source, options: Options) -> StoredAt:
+        manifest, size = captured.manifest, sum(one.data_size for one in captured.members or (captured.manifest,))
+        try:
+            pool = source.to_change()
+            pool.require(write=True)
+            there = pool.find(manifest.id)
         except StatePoolError as error:
             return StoredAt(str(source), Presence.FAILED, durable=False, error=str(error))
         same = there is not None and _is_same(there, manifest)
         if there is not None and not same and not options.replace and not options.squash:
             return StoredAt(str(source), Presence.FAILED, durable=False, error=str(taken(manifest.id, source)))
-        return StoredAt(str(source), Presence.PRESENT if same else Presence.STORED, bytes=0 if same else manifest.data_size)
+        return StoredAt(str(source), Presence.PRESENT if same else Presence.STORED, bytes=0 if same else size)
+
+    def store(self, target: Target, state: str, to: Place, options: Options = DEFAULTS) -> SetResult:
+        """
+        Store a state that is in the cache in a pool, with all that it stands on.
+
+        :param to: the name of a source, or where a pool is
+        :raises NotFound: the cache does not have it
+        :raises UsageError: the pool is the cache itself
+        """
+        wanted, cache = self.own_state(target, state), self._cache.pool
+        source = self._source(to)
+        with self._translate_os_errors(f"store {wanted}"):
+            manifest = cache.find(wanted)
+            if manifest is None:
+                raise cache.missing(wanted)
+            at = self._store(CaptureResult(manifest, parts_of(cache, manifest)), source, options)
+            if not options.dry_run:
+                self.context.stats.save()
+        return SetResult(wanted.object, wanted.state, str(manifest.digest or ""), (at,))
+
+    def _source(self, place: Place) -> Source:
+        name = os.fsdecode(place) if not isinstance(place, Location) else str(place)
+        for source in self.context.sources:
+            if source.is_called(name):
+                return source
+        pool = open_pool(place, self._cache.settings)
+        if pool.transport.identity == self._cache.pool.transport.identity:
+            raise UsageError(f"{pool} is the cache itself", hint="name another pool")
+        return PoolSource(pool, str(pool))
 
     # -- unsetting ---------------------------------------------------------------------------------------------------------------------------------
 
-    def _unset(self, wanted: StateId, options: Options) -> Removed:
+    def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
+        """Remove a state from the pools that the scope permits: ``own`` is the cache. What a working image stands on stays until it is gone."""
+        wanted = self.own_state(target, state)
         sources = self.permitted(options)
-        with self._in_our_words(f"unset {wanted}"):
+        with self._translate_os_errors(f"unset {wanted}"):
             if not options.dry_run:
                 recover(self._cache)
             return self._unset_from(sources, wanted, options)
@@ -320,7 +392,7 @@ class RootSourcedStateBackend(StateBackend):
         absent: list[NotFound] = []
         for source in sources:
             try:
-                states[str(source)] = _remove(source.pool, wanted, options)
+                states[str(source)] = _remove(source.to_change(), wanted, options)
             except NotFound as error:
                 absent.append(error)
             except StatePoolError as error:
@@ -349,7 +421,7 @@ class RootSourcedStateBackend(StateBackend):
         """
         for source in sources:
             try:
-                _remove(source.pool, wanted, plan)
+                _remove(source.to_change(), wanted, plan)
             except HasDependants:
                 raise
             except StatePoolError:
@@ -358,99 +430,10 @@ class RootSourcedStateBackend(StateBackend):
             with suppress(NotFound):
                 self.own_unset(wanted, plan)
 
-    # -- root states -------------------------------------------------------------------------------------------------------------------------------
-
-    def check_root(self, target: Target) -> bool:
-        """:returns: whether the cache or a source has the root state"""
-        return self._check(self.own_root(target))
-
-    def get_root(self, target: Target, options: Options = DEFAULTS) -> Got:
-        """Bring the root state into the cache, and do with it what the target says."""
-        return self._get(target, self.own_root(target), options)
-
-    def set_root(self, target: Target, options: Options = DEFAULTS) -> Stored:
-        """Make what the target names the root state, in the cache and in the sources that the scope permits."""
-        wanted = self.own_root(target)
-        self.own_check_root(target)
-        return self._set(target, wanted, options)
-
-    def unset_root(self, target: Target, options: Options = DEFAULTS) -> Removed:
-        """Remove the root state from the pools that the scope permits."""
-        return self._unset(self.own_root(target), options)
-
-
-class SourcedStateBackend(RootSourcedStateBackend):
-    """
-    States of the cache and its sources, besides root states.
-
-    :param context: what it works with
-    """
-
-    @abstractmethod
-    def own_state(self, target: Target, state: str) -> StateId:
-        """
-        :returns: what a target and a state's name stand for in a pool
-        :raises InvalidName: no state can have this name
-        :raises UsageError: this backend keeps no states of such an object
-        """
-
-    def show(self, target: Target, options: Options = DEFAULTS) -> Listing:
-        """
-        :param options: its scope
-        :returns: the states of an object, or of all images of a machine, each with where it is
-        """
-        wanted, machine = str(target.object), target.object.machine
-        mirrors = self._mirrors(options)
-        own = [listing(self._cache.pool, machine)] if mirrors.own else []
-        found, warnings = mirrors.listings(lambda source: listing(source.pool, machine))
-        shown = self._shown([*own, *found], warnings)
-        return Listing((one for one in shown if wanted in (machine, one.manifest.object)), shown.warnings)
-
-    def show_all(self, options: Options = DEFAULTS) -> Listing:
-        """As :meth:`show`, of all objects."""
-        mirrors = self._mirrors(options)
-        own = [listings(self._cache.pool)] if mirrors.own else []
-        found, warnings = mirrors.listings(lambda source: listings(source.pool))
-        return self._shown([*own, *found], warnings)
-
-    def _shown(self, found: Sequence[Listing], warnings: Iterable[str]) -> Listing:
-        return Listing(merged(found, str(self._cache.pool)), (*self._unasked, *warnings, *(warning for one in found for warning in one.warnings)))
-
-    def check(self, target: Target, state: str, options: Options = DEFAULTS) -> bool:
-        """:returns: whether the cache or a source that the scope permits has a state, with its whole chain"""
-        return self._check(self.own_state(target, state), options)
-
-    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> Got:
-        """
-        Bring a state into the cache, if it is not there or has been replaced in its source; and do with it what the target says.
-
-        :raises NotFound: nobody has it
-        :raises Conflict: the sources disagree about it
-        """
-        return self._get(target, self.own_state(target, state), options)
-
-    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> Stored:
-        """Make what the target names a state, in the cache and in the sources that the scope permits."""
-        return self._set(target, self.own_state(target, state), options)
-
-    def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
-        """Remove a state from the pools that the scope permits: ``own`` is the cache. What a working image stands on stays until it is gone."""
-        return self._unset(self.own_state(target, state), options)
-
 
 def _is_same(there: Manifest, manifest: Manifest) -> bool:
     """Whether a pool has the same as the cache has, or will have; a machine state is what it lists."""
     return manifest.is_content(there.digest) if there.digest is not None else dict(there.members) == dict(manifest.members)
-
-
-def _is_called(source: Source, name: str) -> bool:
-    """Whether a user who says ``name`` means this source: as it is called, or where it is."""
-    if name in (source.name, str(source)):
-        return True
-    try:
-        return Location.parse(name) == source.location
-    except InvalidLocation:
-        return False
 
 
 def _remove(pool: Pool, wanted: StateId, options: Options) -> tuple[str, ...]:
@@ -459,5 +442,5 @@ def _remove(pool: Pool, wanted: StateId, options: Options) -> tuple[str, ...]:
     if options.dry_run:
         return tuple(gone.state for gone in pool.plan_removal(wanted, cascade=options.cascade))
     removed = pool.remove(wanted, cascade=options.cascade, allowed=lambda digests: refuse_linked(pool, digests))
-    Collector(pool, lambda: held_in(pool)).collect(digests_of(removed))
+    Collector(pool, lambda: gc_roots(pool)).collect(digests_of(removed))
     return tuple(manifest.state for manifest in removed)

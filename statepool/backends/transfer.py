@@ -4,18 +4,19 @@ Whole chains between the cache and one pool.
 
 from __future__ import annotations
 
-from statepool.backends.answers import digests_of, got, image_state, planned, root_state
+from statepool.backends.answers import digests_of, got, image_state, planned
 from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
+from statepool.cache.gc_roots import gc_roots
+from statepool.cache.linked import refuse_linked
+from statepool.copying.fetch import Fetch, Fetched
+from statepool.copying.push import Push, Relation, relations
 from statepool.errors import UsageError
-from statepool.model.manifest import ROOT, Manifest, StateId
+from statepool.model.manifest import Manifest, StateId
 from statepool.model.objects import Image
-from statepool.model.outcomes import Got, Listed, Presence, Removed, Stored, StoredAt
+from statepool.model.outcomes import GetResult, Listed, Presence, Removed, SetResult, StoredAt
 from statepool.pools.collect import Collector
-from statepool.transfer.fetch import Fetch, Fetched
-from statepool.transfer.held import held_in
-from statepool.transfer.linked import refuse_linked
-from statepool.transfer.offers import Offer, Source, find_offer, listing
-from statepool.transfer.push import Push, Relation, relations
+from statepool.pools.refusals import absent
+from statepool.sources.source import RemoteChain, Source
 
 
 class QCOW2ImageTransfer(StateBackend):
@@ -41,7 +42,7 @@ class QCOW2ImageTransfer(StateBackend):
         :returns: how each state of a cached chain relates to what the pool has, tip first; no image data is read
         :raises NotFound: the cache does not have the state
         """
-        return relations(self._cached_chain(image_state(target, state)), self.source.pool)
+        return relations(self._cached_chain(image_state(target, state)), self.source.to_change())
 
     def transfer_chain(self, target: Target, state: str, *, up: bool, replace: bool = False) -> Fetched | StoredAt:
         """
@@ -54,36 +55,36 @@ class QCOW2ImageTransfer(StateBackend):
         wanted = image_state(target, state)
         if up:
             chain = self._cached_chain(wanted)
-            return Push(self.context.cache, self.source.pool, self.context.progress).run(chain, replace=replace)
+            return Push(self.context.cache, self.source.to_change(), self.context.progress).run(chain, replace=replace)
         return Fetch(self.context.cache, self.require_offer(wanted), self.context.progress).run()
 
     def _cached_chain(self, wanted: StateId) -> tuple[Manifest, ...]:
         return self.context.cache.pool.chain(wanted)
 
-    def require_offer(self, wanted: StateId) -> Offer:
+    def require_offer(self, wanted: StateId) -> RemoteChain:
         """
         :returns: what the pool has of a state
         :raises NotFound: nothing
         """
-        offer = find_offer(self.source, wanted)
+        offer = self.source.resolve(wanted)
         if offer is None:
-            raise self.source.pool.missing(wanted)
+            raise absent(wanted, self.source)
         return offer
 
     # -- the operations on this pool ---------------------------------------------------------------------------------------------------------------
 
     def show(self, target: Target) -> list[Listed]:
         """:returns: what this pool has of an object"""
-        self.source.pool.require()
+        self.source.require()
         wanted = str(target.object)
         machine = target.object.machine
-        return [listed for listed in listing(self.source.pool, machine) if not isinstance(target.object, Image) or listed.manifest.object == wanted]
+        return [listed for listed in self.source.states(machine) if not isinstance(target.object, Image) or listed.manifest.object == wanted]
 
     def check(self, target: Target, state: str) -> bool:
         """:returns: whether this pool has the whole chain of a state"""
-        return find_offer(self.source, image_state(target, state)) is not None
+        return self.source.resolve(image_state(target, state)) is not None
 
-    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> Got:
+    def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """Bring a chain into the cache."""
         offer = self.require_offer(image_state(target, state))
         fetch = Fetch(self.context.cache, offer, self.context.progress)
@@ -91,55 +92,25 @@ class QCOW2ImageTransfer(StateBackend):
             return planned(offer, fetch)
         return got(offer, fetch.run())
 
-    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> Stored:
+    def set(self, target: Target, state: str, options: Options = DEFAULTS) -> SetResult:
         """Store a cached chain in this pool."""
         chain = self._cached_chain(image_state(target, state))
         if options.dry_run:
-            missing = [manifest for manifest, relation in relations(chain, self.source.pool) if relation is not Relation.SAME]
+            missing = [manifest for manifest, relation in relations(chain, self.source.to_change()) if relation is not Relation.SAME]
             presence = Presence.STORED if missing else Presence.PRESENT
             at = StoredAt(str(self.source), presence, bytes=sum(manifest.data_size for manifest in missing))
         else:
-            at = Push(self.context.cache, self.source.pool, self.context.progress).run(chain, replace=options.replace)
-        return Stored(str(target.object), state, str(chain[0].digest), (at,))
+            at = Push(self.context.cache, self.source.to_change(), self.context.progress).run(chain, replace=options.replace)
+        return SetResult(str(target.object), state, str(chain[0].digest), (at,))
 
     def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
         """Remove a state from this pool."""
-        return self.remove(target, image_state(target, state), options)
-
-    def remove(self, target: Target, wanted: StateId, options: Options) -> Removed:
-        """As :meth:`unset`, also for a root image."""
-        pool = self.source.pool
+        wanted, pool = image_state(target, state), self.source.to_change()
         pool.require(write=True)
         if options.dry_run:
             names = tuple(gone.state for gone in pool.plan_removal(wanted, cascade=options.cascade))
         else:
             removed = pool.remove(wanted, cascade=options.cascade, allowed=lambda digests: refuse_linked(pool, digests))
-            Collector(pool, lambda: held_in(pool)).collect(digests_of(removed))
+            Collector(pool, lambda: gc_roots(pool)).collect(digests_of(removed))
             names = tuple(manifest.state for manifest in removed)
         return Removed(str(target.object), {str(pool): names})
-
-    # -- root images -------------------------------------------------------------------------------------------------------------------------------
-
-    def check_root(self, target: Target) -> bool:
-        """:returns: whether this pool has the root image"""
-        return find_offer(self.source, root_state(target)) is not None
-
-    def get_root(self, target: Target, options: Options = DEFAULTS) -> Got:
-        """Bring the root image into the cache."""
-        offer = self.require_offer(root_state(target))
-        fetch = Fetch(self.context.cache, offer, self.context.progress)
-        return planned(offer, fetch) if options.dry_run else got(offer, fetch.run())
-
-    def set_root(self, target: Target, options: Options = DEFAULTS) -> Stored:
-        """Store the cached root image in this pool."""
-        chain = self._cached_chain(root_state(target))
-        if options.dry_run:
-            (_, relation), *_ = relations(chain, self.source.pool)
-            at = StoredAt(str(self.source), Presence.PRESENT if relation is Relation.SAME else Presence.STORED, bytes=chain[0].data_size)
-        else:
-            at = Push(self.context.cache, self.source.pool, self.context.progress).run(chain, replace=options.replace)
-        return Stored(str(target.object), ROOT, str(chain[0].digest), (at,))
-
-    def unset_root(self, target: Target, options: Options = DEFAULTS) -> Removed:
-        """Remove the root image from this pool."""
-        return self.remove(target, root_state(target), options)

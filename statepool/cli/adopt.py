@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from statepool.cli import complete
+from statepool.cli import paths
 from statepool.cli.session import Command, Session, dry_run_option
 from statepool.errors import IntegrityError
 
 
 @click.command("adopt", cls=Command)
-@click.argument("pool", required=False, shell_complete=complete.directories)
+@click.argument("pool", required=False, shell_complete=paths.directories)
 @click.option("--relocate", is_flag=True, help="Rewrite absolute backing names in images that are not in use.")
 @dry_run_option
 @click.pass_obj

@@ -1,16 +1,13 @@
-"""Words that a shell can complete: objects and states in the cache, sources by name, files. Sources are not asked, since a person is waiting."""
+"""Words that a shell can complete: objects and states in the cache, sources by name. Sources are not asked, since a person is waiting."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import click
 
+from statepool.cli.session import Session
 from statepool.errors import StatePoolError
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
 
 
 def objects(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -25,33 +22,13 @@ def states(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> 
 
 def sources(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """:returns: the configured sources that begin so: their names, or the locations of those without"""
-    from statepool.cli.session import Session
-
     try:
         return [source.name for source in ctx.ensure_object(Session).config.sources if source.name.startswith(incomplete)]
     except StatePoolError:
         return []  # there is no place to say it: the command itself will
 
 
-def files(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """:returns: what tells the shell to look for files by itself"""
-    return _by_shell(incomplete, "file")
-
-
-def directories(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """:returns: what tells the shell to look for directories by itself"""
-    return _by_shell(incomplete, "dir")
-
-
-def _by_shell(incomplete: str, kind: str) -> list[CompletionItem]:
-    from click.shell_completion import CompletionItem  # commands that are run need none of it
-
-    return [CompletionItem(incomplete, type=kind)]
-
-
 def _known(ctx: click.Context) -> list[tuple[str, str]]:
-    from statepool.cli.session import Session  # whose own options are completed here, too
-
     session = ctx.ensure_object(Session)
     try:
         if not os.path.isdir(session.config.cache):

@@ -20,9 +20,8 @@ from statepool.cli.report import warn
 from statepool.cli.session import Command, Session
 from statepool.cli.signals import orderly
 from statepool.errors import BuildFailed, ToolError, UsageError
-from statepool.model.digest import DEFAULT_ALGORITHM
 from statepool.model.outcomes import Presence
-from statepool.transports.reading import hash_beginning
+from statepool.transports.reading import hash_part
 
 PLACE = "{image}"
 """Stands for the path of the working image in the words of a command."""
@@ -89,7 +88,7 @@ def _meaning(word: str) -> str:
         found = os.stat(word)
         if stat.S_ISREG(found.st_mode):
             with open(word, "rb", buffering=0) as file:  # it may be an installation medium, and larger than our memory
-                return str(hash_beginning(file.fileno(), found.st_size, DEFAULT_ALGORITHM))
+                return str(hash_part(file.fileno(), 0, found.st_size, "blake3"))
     except OSError:
         return repr(word)  # a whole script is too long for a name; and of what cannot be read there is only the name
     if stat.S_ISFIFO(found.st_mode):  # such as <(...) of a shell, whose name says nothing of what comes out of it, and that only once

@@ -8,14 +8,16 @@ of the fields of a value, whatever they are, and only what differs from that is 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 
+from statepool.model.carried import Imported
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import Manifest
-from statepool.model.outcomes import Listed, Stored, Synced
+from statepool.model.outcomes import Listed, SetResult, Synced
 from statepool.policy import Outcome
 
 
@@ -25,7 +27,7 @@ def form(value: object) -> Any:
         return value
     if isinstance(value, str):
         return str(value)  # of an enumeration, its value
-    if isinstance(value, Digest | Location):
+    if isinstance(value, Digest | Location | Path):
         return str(value)
     if isinstance(value, Mapping):
         return {str(key): form(item) for key, item in value.items()}
@@ -47,4 +49,4 @@ def _more(value: object) -> dict[str, Any]:
         return {"data_size": value.data_size}
     if isinstance(value, Synced):
         return {"bytes": value.bytes, "complete": value.complete}
-    return {"complete": value.complete} if isinstance(value, Stored | Outcome) else {}
+    return {"complete": value.complete} if isinstance(value, SetResult | Outcome | Imported) else {}

@@ -7,7 +7,7 @@ import click
 from statepool.cli import complete, output
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session, dry_run_option, scope_option
-from statepool.model.outcomes import Got, Verified
+from statepool.model.outcomes import GetResult, Verified
 
 VERIFIED = {
     Verified.ARRIVED: "every byte was checked as it arrived",
@@ -43,7 +43,7 @@ def command(session: Session, object: str, state: str, to: str | None, overwrite
     """
     if overwrite and to is None:
         raise click.UsageError("--overwrite needs --to")
-    got = session.handle(object).get(state, to=to, overwrite=overwrite, source=source, scope=scope, dry_run=dry_run)
+    got = session.handle(object).get(state, to=to, overwrite=overwrite, mirror=source, scope=scope, dry_run=dry_run)
     if session.json:
         from statepool.cli.forms import form
 
@@ -52,7 +52,7 @@ def command(session: Session, object: str, state: str, to: str | None, overwrite
         tell(session, got, dry_run)
 
 
-def tell(session: Session, got: Got, dry_run: bool) -> None:
+def tell(session: Session, got: GetResult, dry_run: bool) -> None:
     """Say what became of a state that was got."""
     for text in got.warnings:
         warn(f"warning: {text}")
@@ -62,7 +62,7 @@ def tell(session: Session, got: Got, dry_run: bool) -> None:
             session.say(f"{'would make the working image' if dry_run else 'working image'}: {path}")
 
 
-def _told(session: Session, got: Got, dry_run: bool) -> str:
+def _told(session: Session, got: GetResult, dry_run: bool) -> str:
     name = f"{got.object} {got.state}"
     if got.source is None:
         return f"{name}: in the cache" + ("" if dry_run else f"; {VERIFIED[got.verified]}")

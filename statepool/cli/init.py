@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from statepool.cli import complete
+from statepool.cli import paths
 from statepool.cli.session import Command, Session, dry_run_option, written
 
 
 @click.command("init", cls=Command)
-@click.argument("pool", required=False, shell_complete=complete.directories)
+@click.argument("pool", required=False, shell_complete=paths.directories)
 @dry_run_option
 @click.pass_obj
 def command(session: Session, pool: str | None, dry_run: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,15 +35,25 @@ COMMANDS = {
     "run": "Boot a state, and look around in it.",
     "ensure": "Get a state, or have it built once.",
     "sync": "Copy chains from one pool to another.",
+    "export": "Write a state, with all it stands on, into one file.",
+    "import": "Bring the state in such a file here.",
     "sources": "Show in which order sources are asked, and why.",
     "verify": "Read states once more, and check every byte.",
+    "hash": "Print the digest of a file.",
     "adopt": "Make unmanaged states managed.",
     "gc": "Remove leftovers, and bytes that nobody needs.",
     "log": "Show what happened.",
     "doctor": "Look for what this host or a pool lacks.",
+    "serve": "Serve carts and pools over HTTP.",
+    "carts": "Look after the service of carts.",
     "completion": "Print a script that completes words in a shell.",
 }
-"""Every command with the first line of its help. The module of the same name holds it."""
+"""Every command with the first line of its help."""
+
+
+def module_of(command: str) -> str:
+    """:returns: the name of the module that holds a command: its own, or with an underscore where that is a word of Python"""
+    return f"statepool.cli.{command}" + ("_" if keyword.iskeyword(command) else "")
 
 
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -63,7 +74,7 @@ class Root(Helpful, click.Group):
         """:returns: the command, imported now"""
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"statepool.cli.{cmd_name}").command
+        command = importlib.import_module(module_of(cmd_name)).command
         assert isinstance(command, click.Command)
         return command
 

@@ -7,7 +7,7 @@ from statepool.cli import set as setting
 from statepool.cli import unset as unsetting
 from statepool.cli.report import warn
 from statepool.cli.session import Session
-from statepool.model.outcomes import Got, Stored
+from statepool.model.outcomes import GetResult, SetResult
 from statepool.policy import Done, ItemOutcome, Outcome
 
 
@@ -29,9 +29,9 @@ def report_outcome(session: Session, outcome: Outcome, dry_run: bool) -> int:
 
 def _tell(session: Session, item: ItemOutcome, dry_run: bool) -> None:
     for answer in item.answers:
-        if isinstance(answer, Got):
+        if isinstance(answer, GetResult):
             getting.tell(session, answer, dry_run)
-        elif isinstance(answer, Stored):
+        elif isinstance(answer, SetResult):
             setting.tell(session, answer, dry_run)
         else:
             unsetting.tell(session, answer, item.state or "", dry_run)

@@ -43,7 +43,7 @@ def command(session: Session, object: str, state: str, to: str | None, overwrite
         raise click.UsageError("--overwrite needs --to")
     pool = session.pool()
     item = Item(parse_object(object), state, _working(pool, object, state, to) if to is not None else {})
-    options = Options(overwrite=overwrite, scope=frozenset(Scope) if scope is None else Scope.parse(scope), dry_run=dry_run)
+    options = Options(overwrite=overwrite, scope=Scope.permitted(scope), dry_run=dry_run)
     return report_outcome(session, pool.policy().pop([item], mode=mode, options=options), dry_run)
 
 

@@ -11,7 +11,7 @@ from statepool.model.progress import SILENT, Progress
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from statepool.cli.drawing import Bars
+    from statepool.cli.bars import Bars
 
 DELAY = 1.0
 """How long an operation runs before anything is drawn, in seconds."""
@@ -91,7 +91,7 @@ class TerminalProgress:
             bars.stop()
 
     def _show(self) -> None:
-        from statepool.cli.drawing import Bars  # outside the lock: the import takes a tenth of a second, for which no transfer should wait
+        from statepool.cli.bars import Bars  # outside the lock: the import takes a tenth of a second, for which no transfer should wait
 
         with self._lock:
             if self._closed:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from statepool.backends.base import Options
-from statepool.cli import complete
+from statepool.cli import complete, paths
 from statepool.cli import set as setting
 from statepool.cli.outcome import report_outcome
 from statepool.cli.session import Command, Session, dry_run_option, scope_option
@@ -25,7 +25,7 @@ from statepool.policy import Item
     metavar="FILE",
     multiple=True,
     required=True,
-    shell_complete=complete.files,
+    shell_complete=paths.files,
     help="The working image; for a machine, IMAGE=FILE for each image, or a directory.",
 )
 @click.option("--mode", metavar="XY", default="af", show_default=True, help="What to do where the state exists, and where it does not: see below.")
@@ -40,7 +40,7 @@ def command(session: Session, object: str, state: str, sources: tuple[str, ...],
     Where it does not: f (store it) or a (abort).
     """
     item = Item(parse_object(object), state, _working(object, sources))
-    options = Options(scope=frozenset(Scope) if scope is None else Scope.parse(scope), dry_run=dry_run)
+    options = Options(scope=Scope.permitted(scope), dry_run=dry_run)
     return report_outcome(session, session.pool().policy().push([item], mode=mode, options=options), dry_run)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from statepool.capture.scratch import Scratch, scratch
 from statepool.cli import complete
 from statepool.cli import set as setting
 from statepool.cli.session import Command, Session
@@ -18,8 +19,7 @@ from statepool.cli.signals import orderly
 from statepool.errors import Conflict, StatePoolError, TransportError
 from statepool.handles import MachineHandle
 from statepool.model.manifest import Kind
-from statepool.model.outcomes import Stored
-from statepool.transfer.passing import Passing, passing
+from statepool.model.outcomes import SetResult
 
 if TYPE_CHECKING:
     from statepool.api import ImageHandle
@@ -103,7 +103,7 @@ class _Run:
         """
         if new is not None and self._is_taken(new):
             raise Conflict(f"{self._object} {new} exists", object=self._object, state=new, hint="choose another name")
-        with orderly(), passing(self._machine.context.cache) as place:
+        with orderly(), scratch(self._machine.context.cache) as place:
             images = self._images(place.path)
             self._session.close()
             with _terminal_as_it_was(), self._started(config, images) as running:
@@ -136,7 +136,7 @@ class _Run:
     def _has_ram(self) -> bool:
         return any(one.manifest.kind is Kind.RAM and one.manifest.state == self._state for one in self._machine.show(scope="own"))
 
-    def _keep(self, new: str, images: Images, place: Passing) -> Stored:
+    def _keep(self, new: str, images: Images, place: Scratch) -> SetResult:
         try:
             if isinstance(self._handle, MachineHandle):
                 return self._handle.set(new, source=images)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from statepool.cli import complete, output
+from statepool.cli import output, paths
 from statepool.model.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ _SPELLED = {"cache": "the command line: --cache", "sources": "the command line: 
 
 
 _COMMANDS = re.compile(
-    r"\bstatepool ((?:--[a-z]+ (?:'[^']*'|\S+) )*)((?:adopt|check|doctor|ensure|gc|get|log|run|set|show|sources|sync|tree|unset|verify)\b)"
+    r"\bstatepool ((?:--[a-z]+ (?:'[^']*'|\S+) )*)"
+    r"((?:adopt|check|doctor|ensure|export|gc|get|import|log|run|set|show|sources|sync|tree|unset|verify)\b)"
 )
 """A command of ours in a text, with its own options, and of those the ones to which the global options matter."""
 
@@ -189,15 +190,13 @@ def global_options(*, below_command: bool) -> list[click.Parameter]:
         return click.Option([*names, name], callback=_keep(change), expose_value=False, hidden=hidden, **rest)
 
     return [
-        option(
-            "--config", change=_set("config_file"), metavar="FILE", shell_complete=complete.files, help="Read this file instead of the usual ones."
-        ),
-        option("--cache", change=_set("cache"), metavar="DIR", shell_complete=complete.directories, help="The cache."),
+        option("--config", change=_set("config_file"), metavar="FILE", shell_complete=paths.files, help="Read this file instead of the usual ones."),
+        option("--cache", change=_set("cache"), metavar="DIR", shell_complete=paths.directories, help="The cache."),
         option(
             "--source",
             change=lambda session, value: session.sources.extend(value),
             metavar="LOCATION",
-            shell_complete=complete.directories,
+            shell_complete=paths.directories,
             multiple=True,
             help="A source; may be repeated. Those of the configuration are left out then.",
         ),

@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from statepool.cli import complete, output
+from statepool.cli import complete, output, paths
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session, dry_run_option, scope_option
 from statepool.errors import TransportError
 from statepool.handles import MachineHandle
 from statepool.model.objects import Machine, parse_object
-from statepool.model.outcomes import Presence, Stored, StoredAt, WaitFor
+from statepool.model.outcomes import Presence, SetResult, StoredAt, WaitFor
 
 
 def _labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -39,7 +39,7 @@ def _labels(context: click.Context, parameter: click.Parameter, values: tuple[st
     metavar="FILE",
     multiple=True,
     required=True,
-    shell_complete=complete.files,
+    shell_complete=paths.files,
     help="The working image; for a machine, IMAGE=FILE for each image, or a directory.",
 )
 @click.option("--replace", is_flag=True, help="Replace a state of this name that has other content.")
@@ -48,14 +48,14 @@ def _labels(context: click.Context, parameter: click.Parameter, values: tuple[st
 @click.option(
     "--monitor",
     metavar="SOCKET",
-    shell_complete=complete.files,
+    shell_complete=paths.files,
     help="A machine runs on FILE, and this is its QMP monitor: it goes on in a fresh overlay.",
 )
 @click.option("--compress", is_flag=True, help="With --monitor, for a machine: compress its RAM, which is part of the state then.")
 @click.option(
     "--agent",
     metavar="SOCKET",
-    shell_complete=complete.files,
+    shell_complete=paths.files,
     help="With --monitor, for an image: have its file systems made consistent by QEMU's guest agent.",
 )
 @scope_option
@@ -99,7 +99,7 @@ def command(
     return answer(session, stored, dry_run=dry_run)
 
 
-def store(session: Session, object: str, state: str, sources: Sequence[str], how: Mapping[str, Any]) -> Stored:
+def store(session: Session, object: str, state: str, sources: Sequence[str], how: Mapping[str, Any]) -> SetResult:
     """
     Set a state of an image, or of a machine.
 
@@ -117,7 +117,7 @@ def store(session: Session, object: str, state: str, sources: Sequence[str], how
 
 def _store_running(
     session: Session, object: str, state: str, sources: Sequence[str], how: Mapping[str, Any], *, compress: bool, agent: str | None
-) -> Stored:
+) -> SetResult:
     """As :func:`store`, while a machine runs."""
     parsed = parse_object(object)
     machine = session.pool().machine(parsed.machine)
@@ -147,7 +147,7 @@ def of_images(sources: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def answer(session: Session, stored: Stored, *, dry_run: bool = False) -> int:
+def answer(session: Session, stored: SetResult, *, dry_run: bool = False) -> int:
     """
     Say what became of a state that was set, as the whole answer of a command.
 
@@ -162,7 +162,7 @@ def answer(session: Session, stored: Stored, *, dry_run: bool = False) -> int:
     return 0 if stored.complete else TransportError.exit_code
 
 
-def tell(session: Session, stored: Stored, dry_run: bool) -> None:
+def tell(session: Session, stored: SetResult, dry_run: bool) -> None:
     """Say what became of a state that was set."""
     for text in stored.warnings:
         warn(f"warning: {text}")

@@ -68,7 +68,7 @@ def require_any(session: Session, object: str | None, listed: Listing, *, scope:
     """
     if object is None or listed or listed.warnings:
         return
-    scopes = frozenset(Scope) if scope is None else Scope.parse(scope)
+    scopes = Scope.permitted(scope)
     asked = [str(Location("file", session.config.cache))] if Scope.OWN in scopes else []
     asked += [str(source.location) for source in session.config.sources if source.scope in scopes]
     where = ", ".join(asked) or f"pools of the scope {scope}, of which there are none"

@@ -29,7 +29,7 @@ def command(session: Session, object: str, state: str, everywhere: bool, scope: 
     """
     if everywhere and scope is not None:
         raise click.UsageError("--everywhere and --scope exclude each other")
-    where = None if everywhere else scope or "own"
+    where = "all" if everywhere else scope or "own"
     removed = session.handle(object).unset(state, cascade=cascade, scope=where, dry_run=dry_run)
     if session.json:
         from statepool.cli.forms import form

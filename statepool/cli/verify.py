@@ -30,13 +30,12 @@ def command(session: Session, object: str | None, state: str | None) -> int:
         rows = [
             (item.object, item.state, session.place(item.pool), output.size(item.bytes), _result(item))
             for item in checked
-            if item.problem or not session.quiet
+            if item.problem or item.note or not session.quiet
         ]
         session.answer_table(("OBJECT", "STATE", "WHERE", "READ", "RESULT"), rows, right=("READ",))
     return IntegrityError.exit_code if any(item.problem for item in checked) else 0
 
 
 def _result(item: Checked) -> str:
-    if item.problem is not None:
-        return item.problem
-    return "whole" if item.digest is not None else VERIFIED[Verified.UNMANAGED]
+    result = item.problem or ("whole" if item.digest is not None else VERIFIED[Verified.UNMANAGED])
+    return f"{result}; {item.note}" if item.note is not None else result

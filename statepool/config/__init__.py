@@ -32,6 +32,7 @@ A file named by ``--config`` or ``STATEPOOL_CONFIG`` takes the place of all thes
     retries         = 3                 # after a lost connection, for example
     retry-pause     = 0.5               # seconds; doubled each time
     compress        = "auto"            # or "on", "off"
+    carrier         = "auto"            # what carries SSH: "openssh" (the program ssh), or "paramiko"; a source can have its own
     ssh-config      = "ssh_config"      # instead of ~/.ssh/config and /etc/ssh/ssh_config
     known-hosts     = "known_hosts"     # instead of the files that ssh uses
 
@@ -53,7 +54,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from statepool.config import places
 from statepool.errors import ConfigError, UsageError
@@ -61,10 +62,13 @@ from statepool.model.location import Location
 from statepool.model.names import is_name
 from statepool.model.scope import Scope
 from statepool.model.secrets import VARIABLES, GivenSecrets
-from statepool.model.settings import Compress, Settings
+from statepool.model.settings import CarrierName, Compress, Settings
 
 PREFIX = "STATEPOOL_"
 """What the names of our environment variables begin with."""
+
+SERVE = "serve"
+"""The section of a file that the service of carts reads."""
 
 CACHE_NAME = "cache"
 """What listings call the cache; a source cannot have this name."""
@@ -85,12 +89,14 @@ class SourceConfig:
     :param name: what people call it; its location unless they say so
     :param scope: how far it is
     :param authority: whether it is right where sources have different content under one name
+    :param carrier: what carries SSH to it; None: what the settings say
     """
 
     location: Location
     name: str
     scope: Scope = Scope.SHARED
     authority: bool = False
+    carrier: CarrierName | None = None
 
 
 @frozen
@@ -103,6 +109,7 @@ class Config:
     :param settings: the knobs
     :param files: the files that were read, in the order in which they override each other
     :param advice: what the user should change, if anything
+    :param serve: the sections ``[serve]`` of these files, each with the file that it is from: the service of carts reads them
     """
 
     cache: str
@@ -110,9 +117,14 @@ class Config:
     settings: Settings = field(factory=Settings)
     files: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    serve: tuple[tuple[str, Mapping[str, object]], ...] = ()
 
     SECRET_VARIABLES: ClassVar = tuple(VARIABLES.values())
     """What of the environment is not for programs that are started from here."""
+
+    def settings_for(self, source: SourceConfig) -> Settings:
+        """:returns: the knobs for one of the sources"""
+        return evolve(self.settings, carrier=source.carrier) if source.carrier is not None else self.settings
 
     @classmethod
     def load(
@@ -195,13 +207,24 @@ def load(
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     found.append(_Layer(_Kind.OVERRIDES, "the overrides", base, home, given, spelled or {}))
     values: dict[str, Any] = {}
+    serve: list[tuple[str, Mapping[str, object]]] = []
     for layer in found:
+        if layer.kind is _Kind.FILE and SERVE in layer.values:
+            serve.append((layer.name, _table(layer, SERVE)))
+            layer = evolve(layer, values={key: value for key, value in layer.values.items() if key != SERVE})
         _check_keys(layer)
         values.update((key, _READERS[key](layer, key, value)) for key, value in layer.values.items())
     cache, advice = (values.pop("cache"), ()) if "cache" in values else places.default_cache(environ, home)
     sources = values.pop("sources", ())
     settings = Settings(**{_field(key): value for key, value in values.items()}, secrets=_secrets(environ))
-    return Config(cache=cache, sources=sources, settings=settings, files=files, advice=advice)
+    return Config(cache=cache, sources=sources, settings=settings, files=files, advice=advice, serve=tuple(serve))
+
+
+def _table(layer: _Layer, key: str) -> Mapping[str, object]:
+    value = layer.values[key]
+    if not isinstance(value, Mapping):
+        raise layer.error(key, "it is not a section", f"write [{key}], and its settings below")
+    return value
 
 
 def _secrets(environ: Mapping[str, str]) -> GivenSecrets | None:
@@ -329,8 +352,8 @@ def _source(layer: _Layer, key: str, value: object) -> SourceConfig:
     if not isinstance(value, Mapping):
         raise layer.error(key, f"not a location: {_shorten(value)!r}", "write a text, or a table with location, name and scope")
     for part in value:
-        if part not in ("location", "name", "scope", "authority"):
-            raise layer.error(f"{key}.{_shorten(part)}", "there is no such setting", "a source has location, name, scope and authority")
+        if part not in ("location", "name", "scope", "authority", "carrier"):
+            raise layer.error(f"{key}.{_shorten(part)}", "there is no such setting", "a source has location, name, scope, authority and carrier")
     if "location" not in value:
         raise layer.error(key, "the source has no location", "add location = ...")
     location = _location(layer, f"{key}.location", value["location"])
@@ -342,7 +365,8 @@ def _source(layer: _Layer, key: str, value: object) -> SourceConfig:
     authority = value.get("authority", False)
     if not isinstance(authority, bool):
         raise layer.error(f"{key}.authority", f"neither true nor false: {_shorten(authority)!r}", "write true or false")
-    return SourceConfig(location, str(name), scope, authority)
+    carrier = _carrier(layer, f"{key}.carrier", value["carrier"]) if "carrier" in value else None
+    return SourceConfig(location, str(name), scope, authority, carrier)
 
 
 def _scope(layer: _Layer, key: str, value: object) -> Scope:
@@ -389,6 +413,12 @@ def _truth(layer: _Layer, key: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise layer.error(key, f"neither true nor false: {_shorten(value)!r}", "write true or false")
     return value
+
+
+def _carrier(layer: _Layer, key: str, value: object) -> CarrierName:
+    if value not in list(CarrierName):
+        raise layer.error(key, f"nothing that carries SSH: {_shorten(value)!r}", "write one of " + ", ".join(CarrierName))
+    return CarrierName(str(value))
 
 
 def _compress(layer: _Layer, key: str, value: object) -> Compress:
@@ -444,6 +474,7 @@ _READERS: dict[str, Callable[[_Layer, str, object], object]] = {
     "retries": _count,
     "retry-pause": _seconds,
     "compress": _compress,
+    "carrier": _carrier,
     "ssh-config": _path,
     "known-hosts": _path,
 }

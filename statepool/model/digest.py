@@ -2,22 +2,39 @@
 Digests: what bytes are called.
 
 BLAKE3 is the digest of every state we store: on the machines we measured it hashes at the speed of memory, four times as fast as SHA-256 with
-hardware support (see ``docs/measurements.rst``), so that checking every byte costs next to nothing beside copying it.
+hardware support (see ``docs/measurements.rst``), so that checking every byte costs next to nothing beside copying it. New states have theirs by
+pieces (:mod:`statepool.model.pieces`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, Self
 
 import blake3
-from attrs import frozen
 
 from statepool.errors import BadRecord
+from statepool.model.pieces import PIECES, PieceHasher, Pieces
 
 
 class Hasher(Protocol):
+    """Makes a digest of bytes that come in their order."""
+
+    hashed: int
+    """How many bytes need not come any more: an earlier attempt hashed them."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> object:
+        """Hash the next bytes."""
+
+    def zeros(self, length: int) -> None:
+        """Hash so many zeros."""
+
+    def hexdigest(self) -> str:
+        """:returns: the digest of all bytes, in hexadecimal"""
+
+
+class _Inner(Protocol):
     """What :mod:`hashlib` and :mod:`blake3` have in common."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> object: ...
@@ -25,20 +42,49 @@ class Hasher(Protocol):
     def hexdigest(self) -> str: ...
 
 
-def _sha256() -> Hasher:
+class _Whole:
+    """Hashes all bytes one after the other."""
+
+    hashed = 0
+
+    def __init__(self, inner: _Inner) -> None:
+        self.update = inner.update
+        self.hexdigest = inner.hexdigest
+
+    def zeros(self, length: int) -> None:
+        """Hash so many zeros."""
+        for start in range(0, length, len(_ZEROS)):
+            self.update(_ZEROS[: length - start])
+
+
+_ZEROS = memoryview(bytes(2 << 20))
+
+
+def _blake3(threads: int) -> _Inner:
+    # Threads of the hasher's own, which end with it. Never blake3.AUTO: its threads are the process's, and are not there after a fork.
+    return blake3.blake3(max_threads=threads)
+
+
+def _sha256() -> _Inner:
     import hashlib  # brings all of OpenSSL with it, for digests that only other programs make
 
     return hashlib.sha256()
 
 
-_ALGORITHMS: dict[str, tuple[int, Callable[[], Hasher]]] = {
-    "blake3": (64, blake3.blake3),
-    "sha256": (64, _sha256),
+_ALGORITHMS: dict[str, Callable[[int, Pieces, int], Hasher]] = {
+    PIECES: lambda threads, pieces, done: PieceHasher(pieces, done),
+    "blake3": lambda threads, pieces, done: _Whole(_blake3(threads)),
+    "sha256": lambda threads, pieces, done: _Whole(_sha256()),
 }
 
-DEFAULT_ALGORITHM = "blake3"
+ALGORITHMS = tuple(_ALGORITHMS)
+"""Their names."""
 
-_HEX = {name: re.compile(rf"[0-9a-f]{{{length}}}\Z") for name, (length, _) in _ALGORITHMS.items()}
+DEFAULT_ALGORITHM = PIECES
+"""Of the states that are made from now on."""
+
+_WHOLE = re.compile(f"(?:{'|'.join(ALGORITHMS)})" + r":[0-9a-f]{64}\Z")
+_HEX = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def check_algorithm(value: str) -> None:
@@ -46,35 +92,45 @@ def check_algorithm(value: str) -> None:
     :raises BadRecord: this version does not know the algorithm
     """
     if value not in _ALGORITHMS:
-        raise BadRecord(f"unknown digest algorithm {value[:40]!r}", hint="this version knows " + ", ".join(_ALGORITHMS))
+        raise BadRecord(f"unknown digest algorithm {value[:40]!r}", hint="this version knows " + ", ".join(ALGORITHMS))
 
 
-@frozen(order=True, cache_hash=True)
-class Digest:
+class Digest(str):
     """
-    The name of some bytes, written ``algorithm:hex``.
+    The name of some bytes, written ``algorithm:hex``: a text, so that thousands of them are read, compared and looked up at the speed of texts.
 
-    :param algorithm: ``blake3`` or ``sha256``
+    :param algorithm: ``blake3p``, ``blake3`` or ``sha256``
     :param hex: the value, in lower-case hexadecimal
     """
 
-    algorithm: str
-    hex: str
+    __slots__ = ()
 
-    def __attrs_post_init__(self) -> None:
-        form = _HEX.get(self.algorithm)
-        if form is None:
-            check_algorithm(self.algorithm)
-        elif form.match(self.hex) is None:
-            raise BadRecord(f"not a {self.algorithm} digest: {self.hex[:80]!r}")
+    def __new__(cls, algorithm: str, hex: str) -> Self:
+        check_algorithm(algorithm)
+        if _HEX.match(hex) is None:
+            raise BadRecord(f"not a {algorithm} digest: {hex[:80]!r}")
+        return super().__new__(cls, f"{algorithm}:{hex}")
 
-    def __str__(self) -> str:
-        return f"{self.algorithm}:{self.hex}"
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # a text is made of one argument, this of two
+        return self.algorithm, self.hex
+
+    def __repr__(self) -> str:
+        return f"Digest(algorithm={self.algorithm!r}, hex={self.hex!r})"
+
+    @property
+    def algorithm(self) -> str:
+        """How the bytes were hashed."""
+        return self.partition(":")[0]
+
+    @property
+    def hex(self) -> str:
+        """The value, in lower-case hexadecimal."""
+        return self.partition(":")[2]
 
     @property
     def file_name(self) -> str:
         """The name of a file with these bytes. A dash, since QEMU takes what stands before a colon for a protocol."""
-        return f"{self.algorithm}-{self.hex}"
+        return self.replace(":", "-")
 
     @property
     def short(self) -> str:
@@ -87,6 +143,8 @@ class Digest:
         :param text: ``algorithm:hex``
         :raises BadRecord: it is not a digest that this version knows
         """
+        if _WHOLE.match(text) is not None:
+            return str.__new__(cls, text)
         algorithm, colon, value = text.partition(":")
         if not colon:
             raise BadRecord(f"not a digest: {text[:80]!r}")
@@ -108,14 +166,23 @@ class Digest:
         hasher.update(data)
         return cls(algorithm, hasher.hexdigest())
 
+    @classmethod
+    def of_text(cls, text: str | bytes) -> Digest:
+        """:returns: the BLAKE3 digest of a text that is no state: what names of files and keys are made of, whatever new states are named by"""
+        return cls.of(text.encode() if isinstance(text, str) else text, "blake3")
 
-def new_hasher(algorithm: str = DEFAULT_ALGORITHM, *, threads: int = 1) -> Hasher:
+    @classmethod
+    def of_pieces(cls, pieces: Pieces, size: int) -> Digest:
+        """:returns: the digest of so many bytes with these pieces"""
+        return cls(PIECES, pieces.hexdigest(size))
+
+
+def new_hasher(algorithm: str = DEFAULT_ALGORITHM, *, threads: int = 1, pieces: Pieces | None = None, done: int = 0) -> Hasher:
     """
-    :param threads: how many threads may work on large updates together, where the algorithm can be divided
+    :param threads: how many threads may work on large updates together, where the algorithm can be divided so
+    :param pieces: gets the digests of the pieces, where the algorithm has some
+    :param done: bytes at the beginning whose digests in ``pieces`` may be kept
     :raises BadRecord: the algorithm is unknown
     """
     check_algorithm(algorithm)
-    if algorithm == "blake3" and threads > 1:
-        # Threads of the hasher's own, which end with it. Never blake3.AUTO: its threads are the process's, and are not there after a fork.
-        return blake3.blake3(max_threads=threads)
-    return _ALGORITHMS[algorithm][1]()
+    return _ALGORITHMS[algorithm](threads, pieces if pieces is not None else Pieces(), done)

@@ -48,6 +48,7 @@ class Location:
     host: str | None = None
     user: str | None = None
     port: int | None = None
+    _text: str = field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if not self.path.startswith("/"):
@@ -66,6 +67,7 @@ class Location:
             raise InvalidLocation(f"{self.scheme}:// takes no host, only a path: {self.scheme}:///path")
         if self.scheme == "ssh" and self.host is None:
             raise InvalidLocation("ssh:// needs a host: ssh://user@host:port/path")
+        object.__setattr__(self, "_text", self._written())  # it names a source wherever one is noted or compared
 
     @property
     def is_local(self) -> bool:
@@ -73,6 +75,9 @@ class Location:
         return self.scheme in ("file", "link")
 
     def __str__(self) -> str:
+        return self._text
+
+    def _written(self) -> str:
         # A shell must read it as one word as it is: it is part of many a hint.
         path = self.path if _PLAIN.match(self.path) else urllib.parse.quote(os.fsencode(self.path), safe="/+:@~,=")
         if self.host is None:

@@ -1,24 +1,25 @@
 """
 What a pool knows of a state.
 
-The JSON form is the one of the pool's log; ``docs/formats.rst`` describes it field by field. Everything that is read goes through
-:meth:`Manifest.from_json`, which believes nothing.
+The JSON form is the one of the pool's log; ``docs/formats.rst`` describes it field by field. A reader decodes it by the types of the fields
+(:mod:`~statepool.model.decoding`), and then asks each manifest to :meth:`~Manifest.check` what types cannot say.
 """
 
 from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
-from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from operator import itemgetter
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 from statepool.errors import BadRecord, InvalidName, UsageError
+from statepool.model.decoding import Form, Meta
 from statepool.model.digest import Digest
-from statepool.model.names import ROOT_STATES, check_name, check_state_name
+from statepool.model.names import check_name, check_state_name
 from statepool.model.objects import Image, Machine, parse_object
 
 MAX_EXTENTS = 1000
@@ -33,8 +34,8 @@ LONGEST_LABEL = 4096
 LONGEST_TABLE = MAX_LABELS * 2 * LONGEST_LABEL
 """Characters of all names and texts of one table of a manifest: what labels can have at most, when written as when read."""
 
-ROOT = "root"
-"""The one name under which pools keep a root image; the other reserved names are read as this one."""
+_LATEST = 1e12
+"""Seconds since the epoch, beyond any clock that works."""
 
 
 class Kind(enum.StrEnum):
@@ -48,9 +49,6 @@ class Kind(enum.StrEnum):
     """No bytes of its own: a list of members."""
 
     __hash__ = str.__hash__  # that of enumerations is slow, and kinds are part of many keys
-
-
-_KINDS = {str(kind): kind for kind in Kind}
 
 
 # Thousands of these are made and looked up whenever a log is read: hence a tuple.
@@ -84,16 +82,37 @@ class Parent:
     digest: Digest
 
 
-Key = tuple[str, str, str]
+Key = tuple[str, str, Digest]
 """What the states of one machine that are present are told apart by: object, name and digest."""
 
 
+Size = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
+if TYPE_CHECKING:  # a manifest has no null where one that is read may have it
+    Extents = tuple[tuple[int, int], ...]
+    Texts = Mapping[str, str]
+    Members = Mapping[str, Digest]
+else:
+    Extents = Annotated[tuple[tuple[int, int], ...], Meta(max_length=MAX_EXTENTS)] | None
+    Texts = Annotated[Mapping[str, str], Meta(max_length=MAX_LABELS)] | None
+    Members = Annotated[Mapping[str, Digest], Meta(min_length=1)] | None
+
+
+class _Keys:
+    """What a manifest is found by: made with it once, since a fold asks for them again and again."""
+
+    id: StateId
+    """What it is told apart by."""
+    key: Key | None
+    """What it is told apart by from others of its name; None if it has no bytes."""
+    parent_key: Key | None
+    """The :attr:`key` of what backs it, or None."""
+
+
 @frozen(slots=False)
-class Manifest:
+class Manifest(_Keys):
     """
     What a pool knows of a state.
-
-    One of many that were read together knows its :attr:`id` and its keys, and makes the rest when somebody looks at it.
 
     :param object: what the state is a state of
     :param state: its name
@@ -115,42 +134,24 @@ class Manifest:
     object: str
     state: str
     kind: Kind = Kind.IMAGE
-    size: int = 0
+    size: Size = 0
     digest: Digest | None = None
     origin: Digest | None = None
     parent: Parent | None = None
-    virtual_size: int = 0
-    cluster_size: int = 0
-    extents: tuple[tuple[int, int], ...] = ()
+    virtual_size: Size = 0
+    cluster_size: Size = 0
+    extents: Extents = ()
     created: float = 0.0
-    creator: Mapping[str, str] = field(factory=dict)
-    labels: Mapping[str, str] = field(factory=dict)
-    fingerprint: Mapping[str, str] = field(factory=dict)
-    members: Mapping[str, Digest] = field(factory=dict)
+    creator: Texts = field(factory=dict)
+    labels: Texts = field(factory=dict)
+    fingerprint: Texts = field(factory=dict)
+    members: Members = field(factory=dict)
 
-    @property
-    def id(self) -> StateId:
-        """What it is told apart by."""
-        kept: StateId | None = self.__dict__.get("_id")
-        if kept is None:
-            kept = self.__dict__["_id"] = StateId(self.object, self.state, self.kind)
-        return kept
-
-    @property
-    def key(self) -> Key | None:
-        """What it is told apart by from others of its name; None if it has no bytes."""
-        if "_key" not in self.__dict__:
-            self.__dict__["_key"] = (self.object, self.state, str(self.digest)) if self.digest is not None else None
-        kept: Key | None = self.__dict__["_key"]
-        return kept
-
-    @property
-    def parent_key(self) -> Key | None:
-        """The :attr:`key` of what backs it, or None."""
-        if "_parent_key" not in self.__dict__:
-            self.__dict__["_parent_key"] = parent_key(self.object, self.parent) if self.parent is not None else None
-        kept: Key | None = self.__dict__["_parent_key"]
-        return kept
+    def __attrs_post_init__(self) -> None:
+        kept, digest, parent = self.__dict__, self.digest, self.parent
+        kept["id"] = StateId(self.object, self.state, self.kind)
+        kept["key"] = (self.object, self.state, digest) if digest is not None else None
+        kept["parent_key"] = (self.object, parent.state, parent.digest) if parent is not None else None
 
     @property
     def file_name(self) -> str:
@@ -211,59 +212,12 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """:returns: the form in a record: fields without a value are left out"""
-        return {
-            key: value
-            for key, value in (
-                ("object", self.object),
-                ("state", self.state),
-                ("kind", str(self.kind)),
-                ("size", self.size),
-                ("digest", str(self.digest) if self.digest else None),
-                ("origin", str(self.origin) if self.origin else None),
-                ("parent", {"state": self.parent.state, "digest": str(self.parent.digest)} if self.parent else None),
-                ("virtual_size", self.virtual_size or None),
-                ("cluster_size", self.cluster_size or None),
-                ("extents", [list(extent) for extent in self.extents] or None),
-                ("created", self.created or None),
-                ("creator", dict(self.creator) or None),
-                ("labels", dict(self.labels) or None),
-                ("fingerprint", dict(self.fingerprint) or None),
-                ("members", {name: str(digest) for name, digest in self.members.items()} or None),
-            )
-            if value is not None
-        }
-
-    @classmethod
-    def unread(cls, images: Sequence[dict[str, Any]]) -> list[Manifest]:
-        """
-        :param images: what a JSON reader made of manifests of images that have been found good
-        :returns: the manifests, which are read when somebody looks at them
-        """
-        found = []
-        for one in images:
-            manifest = cls.__new__(cls)
-            subject, state, parent = one["object"], one["state"], one.get("parent")
-            values = manifest.__dict__
-            values["_unread"] = one
-            values["_id"] = StateId(subject, state)
-            values["_key"] = (subject, state, one["digest"])
-            values["_parent_key"] = (subject, parent["state"], parent["digest"]) if parent is not None else None
-            found.append(manifest)
-        return found
-
-    if not TYPE_CHECKING:  # to a type checker, there are the fields and nothing else
-
-        def __getattr__(self, name: str) -> Any:
-            """Called for what is not there yet."""
-            values = self.__dict__
-            unread = values.get("_unread")
-            if unread is not None and not name.startswith("__"):
-                values.update(Manifest.from_json(unread).__dict__)
-                values.pop("_unread", None)
-            try:
-                return values[name]  # another thread can have read it meanwhile
-            except KeyError:
-                raise AttributeError(f"a manifest has no {name!r}") from None
+        data: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
+        data["kind"] = str(self.kind)
+        data["parent"] = {"state": self.parent.state, "digest": self.parent.digest} if self.parent is not None else None
+        data["extents"] = list(map(list, self.extents))
+        data |= {name: dict(data[name]) for name in ("creator", "labels", "fingerprint", "members")}
+        return {name: value for name, value in data.items() if value or name in _ALWAYS_WRITTEN}
 
     @classmethod
     def from_json(cls, data: Any) -> Manifest:
@@ -271,53 +225,48 @@ class Manifest:
         :param data: what a JSON reader made of it
         :raises BadRecord: it is not a manifest
         """
-        if not isinstance(data, dict):
-            raise BadRecord("a manifest is not a JSON object")
-        kind = _KINDS.get(_text(data.get("kind", "image"), "kind"))
-        if kind is None:
-            raise BadRecord(f"a manifest has the unknown kind {data['kind'][:40]!r}")
+        return _FORM.convert(data, "a manifest").check()
+
+    def check(self) -> Manifest:
+        """
+        Find out what the types of the fields do not say of a manifest that was read.
+
+        :returns: the same, without a null
+        :raises BadRecord: it breaks a rule
+        """
+        if None in _may_be_null(self.__dict__):
+            return Manifest(**{name: value for name in _FIELDS if (value := self.__dict__[name]) is not None}).check()
         try:
-            subject, state = _names(data, kind)
-            digest = data.get("digest")
-            origin = data.get("origin")
-            if (digest is None) != (kind is Kind.MACHINE):
-                raise BadRecord(f"the manifest of {subject} {state} has {'a' if digest else 'no'} digest")
-            size = _count(data, "size")
-            return cls(
-                object=subject,
-                state=state,
-                kind=kind,
-                size=size,
-                digest=_digest(_text(digest, "digest")) if digest is not None else None,
-                origin=_digest(_text(origin, "origin")) if origin is not None else None,
-                parent=_parent(data["parent"]) if "parent" in data else None,
-                virtual_size=_count(data, "virtual_size"),
-                cluster_size=_count(data, "cluster_size"),
-                extents=_extents(data["extents"], size) if "extents" in data else (),
-                created=_time(data.get("created", 0.0)),
-                creator=_strings(data, "creator") if "creator" in data else {},
-                labels=_strings(data, "labels") if "labels" in data else {},
-                fingerprint=_strings(data, "fingerprint") if "fingerprint" in data else {},
-                members=_members(data.get("members"), kind, subject),
-            )
+            self._check_names()
         except InvalidName as error:
             raise BadRecord(f"a manifest has a bad name: {error.message}") from error
+        if (self.digest is None) != (self.kind is Kind.MACHINE):
+            raise BadRecord(f"the manifest of {self.id} has {'a' if self.digest else 'no'} digest")
+        if not 0 <= self.created < _LATEST:
+            raise BadRecord("the field 'created' of a manifest is not a time")
+        for table in (self.creator, self.labels, self.fingerprint):
+            if table and sum(map(len, table)) + sum(map(len, table.values())) > LONGEST_TABLE:
+                raise BadRecord(f"the texts in a table of a manifest have more than {LONGEST_TABLE} characters")
+        end = 0
+        for offset, length in self.extents:
+            if offset < end or length <= 0 or offset + length > self.size:
+                raise BadRecord("the extents of a manifest overlap, are out of order, or leave the file")
+            end = offset + length
+        return self
 
-
-def parent_key(object: str, parent: Parent) -> Key:
-    """:returns: the :attr:`Manifest.key` of what backs a state of ``object``"""
-    return (object, parent.state, str(parent.digest))
-
-
-def _names(data: dict[str, Any], kind: Kind) -> tuple[str, str]:
-    subject = _text(data.get("object"), "object")
-    state = _text(data.get("state"), "state")
-    is_image = isinstance(_object(subject), Image)
-    if is_image != (kind is Kind.IMAGE):
-        raise BadRecord(f"a manifest gives the kind {kind} to {subject}")
-    if state != ROOT or not is_image:
-        check_state_name(state)
-    return subject, state
+    def _check_names(self) -> None:
+        is_image = self.kind is Kind.IMAGE
+        if isinstance(_object(self.object), Image) != is_image:
+            raise BadRecord(f"a manifest gives the kind {self.kind} to {self.object}")
+        _state_name(self.state, root=is_image)
+        if self.parent is not None:
+            _name(self.parent.state, "a state")
+        if bool(self.members) != (self.kind is Kind.MACHINE):
+            raise BadRecord("machines have members, and nothing else has")
+        for name in self.members:
+            member = parse_object(name) if name != "ram" else None
+            if member is not None and (isinstance(member, Machine) or member.machine != self.object):
+                raise BadRecord(f"the machine {self.object} has the strange member {name!r}")
 
 
 def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
@@ -346,94 +295,12 @@ def is_unicode(text: str) -> bool:
         return False
 
 
-# What comes many times in a row, as objects and the digests of parents do.
+# The states of one object come many times in a row, and many objects have states of the same names.
 _object = lru_cache(maxsize=64)(parse_object)
-_digest = lru_cache(maxsize=64)(Digest.parse)
+_name = lru_cache(maxsize=256)(check_name)
+_state_name = lru_cache(maxsize=256)(check_state_name)
 
-
-def _text(value: object, name: str) -> str:
-    if not isinstance(value, str) or len(value) > 4096 or not is_unicode(value):
-        raise BadRecord(f"the field {name!r} of a manifest is not a text")
-    return value
-
-
-def _count(data: dict[str, Any], name: str) -> int:
-    value = data.get(name, 0)
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        raise BadRecord(f"the field {name!r} of a manifest is not a size in bytes")
-    return value
-
-
-def _time(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
-        raise BadRecord("the field 'created' of a manifest is not a time")
-    return float(value)
-
-
-def _strings(data: dict[str, Any], name: str) -> dict[str, str]:
-    value = data.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or len(value) > MAX_LABELS or not are_texts(value):
-        raise BadRecord(f"the field {name!r} of a manifest is not a table of at most {MAX_LABELS} texts")
-    if is_long(value):
-        raise BadRecord(f"the texts in the field {name!r} of a manifest have more than {LONGEST_TABLE} characters")
-    return value
-
-
-def is_long(table: Mapping[str, str]) -> bool:
-    """:returns: whether the texts of a table are longer than what is read"""
-    return sum(map(len, table)) + sum(map(len, table.values())) > LONGEST_TABLE
-
-
-def are_texts(*tables: dict[str, Any]) -> bool:
-    """:returns: whether all names and values in tables are Unicode texts"""
-    names, values = chain.from_iterable(tables), list(chain.from_iterable(map(dict.values, tables)))
-    return set(map(type, values)) <= {str} and is_unicode("".join(names)) and is_unicode("".join(values))
-
-
-def _parent(value: object) -> Parent | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise BadRecord("the parent in a manifest is not a JSON object")
-    state = _text(value.get("state"), "parent.state")
-    if state not in ROOT_STATES:
-        check_name(state, "a state")
-    return Parent(state, _digest(_text(value.get("digest"), "parent.digest")))
-
-
-def _extents(value: object, size: int) -> tuple[tuple[int, int], ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list) or len(value) > MAX_EXTENTS:
-        raise BadRecord(f"the extents of a manifest are not a list of at most {MAX_EXTENTS}")
-    extents: list[tuple[int, int]] = []
-    end = 0
-    for pair in value:
-        if type(pair) is not list or len(pair) != 2:
-            raise BadRecord("an extent of a manifest is not a pair of an offset and a length")
-        offset, length = pair
-        if type(offset) is not int or type(length) is not int:
-            raise BadRecord("an extent of a manifest is not a pair of an offset and a length")
-        if offset < end or length <= 0 or offset + length > size:
-            raise BadRecord("the extents of a manifest overlap, are out of order, or leave the file")
-        end = offset + length
-        extents.append((offset, length))
-    return tuple(extents)
-
-
-def _members(value: object, kind: Kind, machine: str) -> dict[str, Digest]:
-    if (value is None) != (kind is not Kind.MACHINE):
-        raise BadRecord("machines have members, and nothing else has")
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not value:
-        raise BadRecord("the members in a manifest are not a JSON object")
-    for name in value:
-        if name == "ram":
-            continue
-        member = parse_object(name)
-        if isinstance(member, Machine) or member.machine != machine:
-            raise BadRecord(f"the machine {machine} has the strange member {name!r}")
-    return {name: Digest.parse(_text(digest, "members")) for name, digest in value.items()}
+_may_be_null = itemgetter("extents", "creator", "labels", "fingerprint", "members")
+_FIELDS = [one.name for one in fields(Manifest)]
+_ALWAYS_WRITTEN = frozenset({"object", "state", "kind", "size"})
+_FORM = Form(Manifest)

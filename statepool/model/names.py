@@ -8,34 +8,28 @@ not ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 
 from statepool.errors import InvalidName
 
 MAX_LENGTH = 128
 """Longest name of a machine, image or state, in characters. ``name.qcow2`` and our temporary names stay far below the 255 bytes of a file name."""
 
-ROOT_STATES = frozenset({"root", "0root", "boot", "0boot"})
-"""Reserved: they speak of the object itself, not of a state of it. The names are those of avocado-i2n."""
+ROOT = "root"
+"""The root state of an object: that it exists. That of an image is an image file which nothing backs; that of a running machine is that it runs."""
+
+ROOT_STATES = frozenset({ROOT, "0root", "boot", "0boot"})
+"""All names of root states that avocado-i2n knows. No state can have one of the others: only its plugin reads them."""
 
 RESERVED_SUFFIXES = (".qcow2", ".state", ".json", ".lock")
 """Endings that mean something in a pool's directories."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\Z")  # as long as MAX_LENGTH
-_matches = _NAME.match
-_NAMES = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\n)*+\Z")  # lines of such names
-_RESERVED = re.compile("(?:" + "|".join(map(re.escape, RESERVED_SUFFIXES)) + r")$", re.IGNORECASE | re.MULTILINE)
+_ENDINGS = "".join(rf"(?<!(?i:{re.escape(suffix)}))" for suffix in RESERVED_SUFFIXES)
+_matches = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\Z" + _ENDINGS).match  # as long as MAX_LENGTH
 
 
 def is_name(text: str) -> bool:
     """:returns: whether ``text`` can name a machine, an image or a state"""
-    return _matches(text) is not None and not text.lower().endswith(RESERVED_SUFFIXES)
-
-
-def are_names(texts: Collection[str]) -> bool:
-    """:returns: whether each of these is a name, found out for all of them together"""
-    lines = "\n".join((*texts, ""))
-    return lines.count("\n") == len(texts) and _NAMES.match(lines) is not None and _RESERVED.search(lines) is None
+    return _matches(text) is not None
 
 
 def check_name(text: str, what: str) -> str:
@@ -57,15 +51,14 @@ def check_name(text: str, what: str) -> str:
     raise InvalidName(f"{shown!r} is not a valid name for {what}: {reason}", hint="choose another name")
 
 
-def check_state_name(text: str) -> str:
+def check_state_name(text: str, *, root: bool = True) -> str:
     """
-    As :func:`check_name`, for states that a user names: the names of root states are not among them.
+    As :func:`check_name`, for states.
 
+    :param root: whether it may be that of the root state
     :raises InvalidName: it cannot be used, or is reserved
     """
-    if text in ROOT_STATES:
-        raise InvalidName(
-            f"{text!r} is reserved: it means the object itself and cannot name a state",
-            hint="choose another name; in Python, get_root, set_root and their like speak of the root image",
-        )
+    if text in ROOT_STATES and not (root and text == ROOT):
+        hint = f"the root state is called {ROOT}" if root else "choose another name"
+        raise InvalidName(f"{text!r} is reserved: it means the object itself and cannot name another state", hint=hint)
     return check_name(text, "a state")

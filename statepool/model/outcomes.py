@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import SupportsIndex, overload
 
 from attrs import field, frozen
 
+from statepool.errors import UsageError
 from statepool.model.manifest import Manifest
 from statepool.model.scope import Scope
 
@@ -42,9 +45,20 @@ class WaitFor(enum.StrEnum):
     OWN = "own"
     """The cache."""
 
+    @classmethod
+    def parse(cls, text: str) -> WaitFor:
+        """
+        :param text: the value of one of them
+        :raises UsageError: it is none
+        """
+        try:
+            return cls(text)
+        except ValueError as error:
+            raise UsageError(f"wait_for cannot be {text!r}", hint=", ".join(cls)) from error
+
 
 @frozen
-class Got:
+class GetResult:
     """
     A state is here.
 
@@ -70,10 +84,10 @@ class Got:
     source: str | None = None
     bytes: int = 0
     verified: Verified = Verified.TRUSTED
-    working: str | None = None
+    working: Path | None = None
     how: str = "none"
     warnings: tuple[str, ...] = ()
-    images: Mapping[str, str] = field(factory=dict)
+    images: Mapping[str, Path] = field(factory=dict)
     resumed: int = 0
     again: int = 0
 
@@ -102,7 +116,7 @@ class StoredAt:
 
 
 @frozen
-class Stored:
+class SetResult:
     """
     A state was set.
 
@@ -147,8 +161,8 @@ class Ensured:
     state: str
     name: str
     built: bool
-    got: Got
-    stored: Stored | None = None
+    got: GetResult
+    stored: SetResult | None = None
     superseded: tuple[str, ...] = ()
 
 
@@ -196,6 +210,16 @@ class Listing(list[Listed]):
         super().__init__(states)
         self.warnings = tuple(warnings)
 
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Listed: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Listing: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Listed | Listing:
+        """:returns: a state; a part of the listing keeps its warnings"""
+        return Listing(super().__getitem__(index), self.warnings) if isinstance(index, slice) else super().__getitem__(index)
+
 
 @frozen
 class Checked:
@@ -208,6 +232,8 @@ class Checked:
     :param digest: that of its manifest, or of its bytes where it has none
     :param bytes: how many were read
     :param problem: what is wrong with it, or None
+    :param damaged: offsets and lengths of the pieces that are not what they should be, in bytes; nothing where that is not known
+    :param note: what else there is to say, or None
     """
 
     pool: str
@@ -216,6 +242,8 @@ class Checked:
     digest: str | None = None
     bytes: int = 0
     problem: str | None = None
+    damaged: tuple[tuple[int, int], ...] = ()
+    note: str | None = None
 
 
 @frozen
@@ -290,6 +318,16 @@ class Collection(list[Collected]):
     def __init__(self, collected: Iterable[Collected] = (), kept: Sequence[Kept] = ()) -> None:
         super().__init__(collected)
         self.kept = tuple(kept)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Collected: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Collection: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Collected | Collection:
+        """:returns: what was removed; a part of the collection keeps what stays"""
+        return Collection(super().__getitem__(index), self.kept) if isinstance(index, slice) else super().__getitem__(index)
 
 
 @frozen

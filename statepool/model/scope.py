@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 
 from statepool.errors import UsageError
+
+Scopes = str | Iterable[str]
+"""How a caller names scopes: as a text with blanks between them, or as several of them. ``all`` stands for every scope."""
+
+_EVERY = "all"
 
 
 class Scope(enum.StrEnum):
@@ -20,22 +26,24 @@ class Scope(enum.StrEnum):
     """The common pool."""
 
     @classmethod
-    def parse(cls, text: str) -> frozenset[Scope]:
+    def parse(cls, scopes: Scopes) -> frozenset[Scope]:
         """
-        :param text: one or more scopes, separated by blanks
+        :param scopes: one or more
         :raises UsageError: there is none, or one that does not exist
         """
-        if not isinstance(text, str):
-            raise UsageError(f"{text!r} is not how scopes are written", hint=f'write them in one text, as in "own swarm": any of {", ".join(cls)}')
-        words = text.split()
+        given: object = scopes  # whatever the types say
+        words = given.split() if isinstance(given, str) else [*given] if isinstance(given, Iterable) else [given]
+        if not all(isinstance(word, str) for word in words):
+            hint = f'write them in one text, as in "own swarm": any of {", ".join(cls)}; or {_EVERY}'
+            raise UsageError(f"{scopes!r} is not how scopes are written", hint=hint)
         if not words:
             raise UsageError("no scope is named", hint="scopes are " + ", ".join(cls))
         for word in words:
-            if word not in cls.__members__.values():
+            if word != _EVERY and word not in cls.__members__.values():
                 raise UsageError(f"there is no scope {word!r}", hint="scopes are " + ", ".join(cls))
-        return frozenset(cls(word) for word in words)
+        return frozenset(cls) if _EVERY in words else frozenset(map(cls, words))
 
     @classmethod
-    def permitted(cls, text: str | None) -> frozenset[Scope]:
-        """As :meth:`parse`; all of them where nobody says which."""
-        return frozenset(cls) if text is None else cls.parse(text)
+    def permitted(cls, scopes: Scopes | None) -> frozenset[Scope]:
+        """:returns: as :meth:`parse`; all of them if the caller does not say which"""
+        return frozenset(cls) if scopes is None else cls.parse(scopes)

@@ -20,6 +20,14 @@ class Compress(enum.StrEnum):
     OFF = "off"
 
 
+class CarrierName(enum.StrEnum):
+    """What carries SSH."""
+
+    AUTO = "auto"
+    OPENSSH = "openssh"
+    PARAMIKO = "paramiko"
+
+
 @frozen
 class Settings:
     """
@@ -35,6 +43,7 @@ class Settings:
     :param retries: how often something is tried again after an error that may pass, such as a lost connection
     :param retry_pause: how long to wait before the first of these tries, in seconds; before each next one, twice as long
     :param compress: whether bytes are compressed on the way to and from another host; ``auto``: where it turns out to be faster
+    :param carrier: what carries SSH; ``auto``: the program ``ssh`` where it is installed, otherwise paramiko
     :param ssh_config: the configuration file of ssh to read; None: ``~/.ssh/config`` and ``/etc/ssh/ssh_config``
     :param known_hosts: the file with the keys of hosts; None: those that ssh uses
     :param secrets: asked for passwords and passphrases; None: there are none
@@ -52,6 +61,7 @@ class Settings:
     retries: int = field(default=3, validator=validators.and_(validators.ge(0), validators.le(100)))
     retry_pause: float = field(default=0.5, validator=validators.ge(0))
     compress: Compress = field(default=Compress.AUTO, converter=Compress)
+    carrier: CarrierName = field(default=CarrierName.AUTO, converter=CarrierName)
     ssh_config: str | None = None
     known_hosts: str | None = None
     secrets: Secrets | None = field(default=None, eq=False, repr=False)

@@ -1,13 +1,13 @@
 """
-Claims: who does a piece of work, where the place of a pool has no locks of a kernel.
+Claims: leases on work, where the place of a pool has no locks of a kernel. They only save work: if two processes hold the same one, both do the work.
 
-A claim is a file that is created exclusively, ``locks/NAME.7``: of all who try to make it, one succeeds. Its number is its *epoch*; the next one to
-have the work makes epoch 8, and none is used twice. Its holder shows that it is alive by a *beat*, a name that changes; when it is done, the claim
-gets the name of one that has ended. Nobody removes the claim of somebody else to make it anew: that would let two in at once.
+A process takes a claim by creating a file exclusively, ``locks/NAME.7``: of all that try, one succeeds. The number is the *epoch*; the next holder
+creates epoch 8, and no epoch is used twice. The holder proves that it is alive by a *beat*, a file whose name it changes; when it is done, it renames
+the claim to one that has ended. No process removes the claim of another one to create it anew: that would let two in at once.
 
-A waiter sees by one look at the directory whether anything has moved. If nothing did for a while, measured by its own clock from when it began to
-look, it takes the next epoch. No clocks of two hosts are compared. A holder that was only paused then works beside it; that costs work and nothing
-else, since what both publish is created exclusively.
+A waiter sees by one listing of the directory whether anything has changed. If nothing did for a while, by the waiter's own clock since its first
+look, it creates the next epoch. Clocks of two hosts are not compared. A holder that was only paused then works beside its successor, and what both
+publish is created exclusively.
 """
 
 from __future__ import annotations
@@ -264,7 +264,11 @@ class _Holder:
         self._done.set()
         self._thread.join()
         try:
-            self._transport.rename(self._path, f"{self._path}.{ENDED}")
+            if self._transport.capabilities.renames:
+                self._transport.rename(self._path, f"{self._path}.{ENDED}")
+            else:
+                self._transport.create(f"{self._path}.{ENDED}", b"", flush=False)
+                self._transport.remove(self._path)
             if self._last is not None:
                 self._transport.remove(self._last)
         except (TransportError, NoSpace):

@@ -4,11 +4,15 @@ Taking away what nobody needs: bytes that no record names, and what crashed writ
 Bytes go in three steps. They are renamed into ``trash/``; *then* the markers and the log are read; whoever needs them after all gets them back,
 otherwise they are deleted. A writer that comes to need them at the same moment either left its marker before we looked, or finds them missing and
 fetches them from the trash itself.
+
+Where files cannot be renamed, the first step is a marker that condemns them, and they are deleted where they lie. A writer that finds its bytes
+condemned puts a spare of them into the trash. The condemnation of a collector that was interrupted stays until it is certain that no removal of it is
+on its way; spares stay as long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from attrs import frozen
@@ -18,8 +22,10 @@ from statepool.model.digest import Digest
 from statepool.model.outcomes import Collected
 from statepool.pools import layout
 from statepool.pools.claims import has_ended, is_claim
-from statepool.pools.pool import Held, Pool
-from statepool.pools.staging import Marker, read_markers
+from statepool.pools.pool import GCRoots, Pool
+from statepool.pools.staging import Marker, bring_back, condemned, read_markers
+from statepool.pools.writer import Writer
+from statepool.transports.base import FileKind
 
 ABANDONED = 7 * 24 * 3600
 """Age in seconds, by the pool's own clock, after which the marker of a writer on another host counts as abandoned."""
@@ -32,7 +38,7 @@ RESUMABLE = 24 * 3600
 """Age in seconds, by the pool's own clock, after which nobody will go on with what an interrupted transfer has left."""
 
 
-def _nothing_held() -> frozenset[Digest]:
+def _no_roots() -> frozenset[Digest]:
     return frozenset()
 
 
@@ -49,12 +55,12 @@ class Collector:
     Takes away what nobody needs in one pool.
 
     :param pool: which
-    :param held: tells which bytes must stay although no record needs them
+    :param roots: tells which bytes must stay although no record needs them
     """
 
-    def __init__(self, pool: Pool, held: Held = _nothing_held) -> None:
+    def __init__(self, pool: Pool, roots: GCRoots = _no_roots) -> None:
         self._pool = pool
-        self._held = held
+        self._roots = roots
         self._transport = pool.transport
 
     def collect(self, digests: Iterable[Digest], *, dry_run: bool = False, besides: Marker | None = None) -> list[Collected]:
@@ -66,28 +72,87 @@ class Collector:
         wanted = sorted(set(digests))
         needed = self._needed(besides) if wanted else set()
         stats = {digest: stat for digest in wanted if digest not in needed and (stat := self._transport.stat(layout.data(digest))) is not None}
-        gone = set(stats) if dry_run else self._put_aside(stats, besides)
+        # A link says nothing of the size. Of bytes that were cut short the list stays, and is collected as one that is left alone.
+        lists = {digest: stat.kind is not FileKind.FILE or layout.has_pieces(digest, stat.size) for digest, stat in stats.items()}
+        if dry_run:
+            gone = set(stats)
+        elif self._pool.in_place:
+            gone = self._remove_in_place(lists, besides)
+        else:
+            gone = self._put_aside(lists, besides)
         return [
             Collected(str(self._pool), "bytes that no state needs", layout.data(digest), stats[digest].size) for digest in stats if digest in gone
         ]
 
-    def _needed(self, besides: Marker | None = None) -> set[Digest]:
-        return self._pool.needed(besides=besides) | self._held()
+    def _collect_lists(self, names: Iterable[str], dry_run: bool) -> list[Collected]:
+        """
+        Take away lists of pieces whose bytes are gone, which a crash can leave.
 
-    def _put_aside(self, digests: Iterable[Digest], besides: Marker | None) -> set[Digest]:
+        :param names: of all files in ``data/``
+        """
+        held, lists = set[Digest](), dict[Digest, str]()
+        for name in names:
+            if (digest := layout.data_of(name)) is not None:
+                held.add(digest) if name == digest.file_name else lists.update({digest: layout.list_of(layout.data(digest))})
+        needed = self._needed() if lists.keys() - held else set()
+        alone = {digest: stat for digest in lists.keys() - held - needed if (stat := self._transport.stat(lists[digest])) is not None}
+        if dry_run or self._pool.in_place:
+            gone = {digest for digest in alone if dry_run or self._transport.remove(lists[digest])}
+        else:
+            gone = self._put_aside(dict.fromkeys(alone, True), None, alone=True)
+        return [Collected(str(self._pool), "a list of bytes that are gone", lists[digest], alone[digest].size) for digest in sorted(gone)]
+
+    def _needed(self, besides: Marker | None = None) -> set[Digest]:
+        return self._pool.needed(besides=besides) | self._roots()
+
+    def _remove_in_place(self, digests: Mapping[Digest, bool], besides: Marker | None) -> set[Digest]:
         """:returns: those that are gone"""
+        condemnation = Marker(self._pool.nonce(), frozenset(digests), Writer.current(), condemns=True)
+        if not condemnation.digests:
+            return set()
+        path = layout.marker(condemnation.nonce)
+        self._transport.create(path, condemnation.to_bytes())
+        self._transport.flush(layout.INCOMING)
+        try:
+            gone = condemnation.digests - self._needed(besides)
+        except BaseException:
+            self._transport.remove(path)
+            raise
+        # A removal that fails may still happen later: then the condemnation stays.
+        for digest in sorted(gone):
+            self._transport.remove(layout.data(digest))
+            if digests[digest]:
+                self._transport.remove(layout.list_of(layout.data(digest)))  # one that has just been made anew is only missed
+        self._transport.remove(path)
+        return set(gone)
+
+    def _put_aside(self, digests: Mapping[Digest, bool], besides: Marker | None, *, alone: bool = False) -> set[Digest]:
+        """
+        :param digests: of bytes, and whether there can be a list of their pieces, which goes with them and never before them
+        :param alone: the bytes are gone, and only lists are left
+        :returns: those that are gone
+        """
         aside: list[tuple[str, Digest]] = []
         try:
-            for digest in digests:
-                path = layout.trash(self._pool.nonce(), digest)
-                try:
-                    self._transport.rename(layout.data(digest), path)
-                except MissingFile:
+            for digest, has_list in digests.items():
+                data, path = layout.data(digest), layout.trash(self._pool.nonce(), digest)
+                if self._move(data, path):
+                    aside.append((path, digest))
+                elif not alone:
                     continue  # another collector is at it
-                aside.append((path, digest))
+                if has_list and self._move(layout.list_of(data), layout.list_of(path)):
+                    aside.append((layout.list_of(path), digest))
         finally:
             gone = self._empty(aside, besides)
         return gone
+
+    def _move(self, source: str, target: str) -> bool:
+        """:returns: whether there was such a file"""
+        try:
+            self._transport.rename(source, target)
+        except MissingFile:
+            return False
+        return True
 
     def _empty(self, aside: Sequence[tuple[str, Digest]], besides: Marker | None = None) -> set[Digest]:
         """
@@ -97,15 +162,19 @@ class Collector:
         :returns: those that are gone
         """
         needed, gone = self._needed(besides) if aside else set(), set()
+        doomed = condemned(self._transport) if aside else frozenset()
         for path, digest in aside:
             if digest not in needed:
                 self._transport.remove(path)
                 gone.add(digest)
                 continue
-            try:
-                self._transport.rename(path, layout.data(digest))
-            except MissingFile:
-                pass  # whoever needs them was faster
+            if not self._pool.in_place:
+                self._move(path, layout.untrashed(path))  # unless whoever needs them was faster
+                continue
+            with suppress(MissingFile):
+                bring_back(self._transport, path, digest)
+                if digest not in doomed:
+                    self._transport.remove(path)
         return gone
 
     def sweep(self, *, dry_run: bool = False) -> list[Collected]:
@@ -118,8 +187,9 @@ class Collector:
         gone = self.clear_incoming(dry_run=dry_run, thorough=True)
         gone += self._clear_trash(dry_run)
         gone += self._clear_claims(dry_run)
-        names = (Digest.from_file_name(entry.name) for entry in self._transport.scan(layout.DATA))
-        gone += self.collect((digest for digest in names if digest is not None), dry_run=dry_run)
+        names = [entry.name for entry in self._transport.scan(layout.DATA)]
+        gone += self._collect_lists(names, dry_run)
+        gone += self.collect((digest for name in names if (digest := Digest.from_file_name(name)) is not None), dry_run=dry_run)
         for machine in self._pool.logged_machines():
             with suppress(NoSpace):  # nothing depends on it, and it waits until there is room for a lock and a name
                 gone += self._tidy_machine(machine, dry_run)
@@ -195,7 +265,7 @@ class Collector:
         markers = {marker.nonce: marker for marker in read_markers(self._transport)}
         # A marker with facts is about more than these files: whoever understands them ends it.
         passive = {nonce: marker for nonce, marker in markers.items() if not marker.facts}
-        dead = {nonce for nonce, marker in passive.items() if marker.writer.is_dead or self._is_abandoned(marker, now)}
+        dead = {nonce for nonce, marker in passive.items() if self._is_over(marker, now)}
         for name in names:
             nonce = layout.nonce_of(name)
             path = f"{layout.INCOMING}/{name}"
@@ -210,6 +280,12 @@ class Collector:
                 yield Leftover(path, "a temporary file")
         for nonce in sorted(dead):
             yield Leftover(layout.marker(nonce), "the marker of a writer that is gone")
+
+    def _is_over(self, marker: Marker, now: float | None) -> bool:
+        if marker.condemns:
+            # Never by its age alone: a removal that is sent late takes bytes that have come back. One that was sent arrives within this time.
+            return marker.writer.is_dead and now is not None and self._age(layout.marker(marker.nonce), now) > PASSING
+        return marker.writer.is_dead or self._is_abandoned(marker, now)
 
     def _is_abandoned(self, marker: Marker, now: float | None) -> bool:
         return now is not None and not marker.writer.is_here and self._age(layout.marker(marker.nonce), now) > ABANDONED

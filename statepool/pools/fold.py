@@ -14,7 +14,7 @@ from attrs import frozen
 
 from statepool.errors import BadRecord
 from statepool.model.digest import Digest
-from statepool.model.manifest import Key, Kind, Manifest, Parent, StateId, parent_key
+from statepool.model.manifest import Key, Kind, Manifest, Parent, StateId
 from statepool.model.settings import DEEPEST
 from statepool.pools.lineage import MOST_IN_CHAIN, depths_of_all, depths_of_new, its_own_ancestor, standing_on
 
@@ -191,7 +191,7 @@ class Fold:
     @property
     def digests(self) -> set[Digest]:
         """The names of all bytes that are needed."""
-        return {Digest.parse(digest) for _, _, digest in self._present}
+        return {digest for _, _, digest in self._present}
 
     def parent_of(self, manifest: Manifest) -> Manifest | None:
         """:returns: what backs a state of this fold"""
@@ -200,11 +200,11 @@ class Fold:
 
     def find(self, object: str, parent: Parent) -> Manifest | None:
         """:returns: the state that can be the parent of a state of ``object``, with or without a name"""
-        return self._present.get(parent_key(object, parent))
+        return self._present.get((object, parent.state, parent.digest))
 
     def find_content(self, state: StateId, digest: Digest) -> Manifest | None:
         """:returns: the state of this id, with or without the name, that has these bytes; in a cache also one that it has rewritten from them"""
-        exact = self._present.get((state.object, state.state, str(digest)))
+        exact = self._present.get((state.object, state.state, digest))
         if exact is not None:
             return exact
         return next((manifest for manifest in self._present.values() if manifest.id == state and manifest.origin == digest), None)
@@ -239,7 +239,7 @@ class Fold:
         """:returns: the machine state that lists a state: none but the one of the same name can"""
         machine = StateId(self.machine, state.state, Kind.MACHINE)
         manifest = self._states.get(machine) if state.kind is not Kind.MACHINE else None
-        return machine if manifest is not None and _member_name(state) in manifest.members else None
+        return machine if manifest is not None and member_name(state) in manifest.members else None
 
     def has_below(self, tip: Manifest, state: StateId) -> bool:
         """:returns: whether the chain of ``tip`` has a state of this name, or that had it"""
@@ -318,8 +318,7 @@ class Fold:
         moved: list[Manifest] = []
         for change in changes:
             if isinstance(change, Publish):
-                moved += self._find_moved(change.manifest)
-                old = self._publish(change, number, removed)
+                old = self._publish(change, number, removed, moved)
                 published.append(change.manifest)
             else:
                 old = self._remove(change, number)
@@ -336,18 +335,14 @@ class Fold:
         self.nonces[number] = nonce
         self.nonces.pop(number - KEEP_NONCES, None)
 
-    def _find_moved(self, manifest: Manifest) -> list[Manifest]:
-        """:returns: the manifest, if the same bytes are here under its name on another parent: a child that nobody wrote to is the same on any"""
-        held = self.holding(manifest)
-        return [manifest] if held is not None and held.parent_key != manifest.parent_key else []
-
     def holding(self, manifest: Manifest) -> Manifest | None:
         """:returns: what is here with the same bytes under the same name, or was under that name and is kept for the sake of those on it"""
         return self._present.get(manifest.key) if manifest.key is not None else None
 
-    def _publish(self, change: Publish, number: int, removed: Mapping[int, Manifest]) -> Manifest | None:
+    def _publish(self, change: Publish, number: int, removed: Mapping[int, Manifest], moved: list[Manifest]) -> Manifest | None:
         """
         :param removed: what this record has taken the names from, by identity
+        :param moved: gets the manifest if the same bytes are here under its name on another parent: an overlay without data is the same on any
         :returns: what had the name
         """
         manifest = change.manifest
@@ -357,6 +352,8 @@ class Fold:
         if change.supersedes != (old.digest if old is not None else None) or (old is not None and old.digest is None):
             raise BadRecord(f"record {number} of {self.machine} publishes {manifest.id} over what is there", object=self.machine)
         held = self.holding(manifest)
+        if held is not None and held.parent_key != manifest.parent_key:
+            moved.append(manifest)
         if held is not None and held is not old and id(held) not in removed:
             # It was kept without a name, and is counted with its name from now on.
             self._forget_nameless(held.id)
@@ -438,8 +435,8 @@ class Fold:
         for manifest in removed:
             listing = self.machine_listing(manifest.id)
             member = self._states.get(manifest.id)
-            if listing is not None and (member is None or member.digest != self._states[listing].members[_member_name(manifest.id)]):
-                raise BadRecord(f"record {number} of {self.machine} takes {_member_name(manifest.id)} from {listing}", object=self.machine)
+            if listing is not None and (member is None or member.digest != self._states[listing].members[member_name(manifest.id)]):
+                raise BadRecord(f"record {number} of {self.machine} takes {member_name(manifest.id)} from {listing}", object=self.machine)
 
 
 KEEP_NONCES = 128
@@ -453,7 +450,8 @@ def member_id(manifest: Manifest, name: str) -> StateId:
     return StateId(name, manifest.state, Kind.IMAGE)
 
 
-def _member_name(state: StateId) -> str:
+def member_name(state: StateId) -> str:
+    """:returns: the name by which a machine state lists a state"""
     return "ram" if state.kind is Kind.RAM else state.object
 
 

@@ -9,7 +9,6 @@ its record back, so that no state is left without its bytes. ``tests/races/test_
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -17,11 +16,9 @@ from statepool.errors import IntegrityError, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest
 from statepool.pools.fold import Change, Fold, Publish, Remove
+from statepool.pools.ledger import Ledger
 from statepool.pools.staging import Marker, Staging, read_markers
 from statepool.pools.writer import Writer
-
-if TYPE_CHECKING:
-    from statepool.pools.pool import Pool
 
 Again = Callable[[Staging], object]
 """Gathers bytes once more, for another staging than the one that was begun for them."""
@@ -38,7 +35,7 @@ class LastLook:
     :param again: gathers them once more; None if the writer cannot
     """
 
-    pool: Pool
+    pool: Ledger
     staging: Staging
     digests: Sequence[Digest]
     again: Again | None = None

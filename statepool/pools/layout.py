@@ -5,10 +5,18 @@ from __future__ import annotations
 import re
 
 from statepool.model.digest import Digest
-from statepool.model.manifest import ROOT, Kind, StateId
+from statepool.model.manifest import Kind, StateId
+from statepool.model.names import ROOT
+from statepool.model.pieces import PIECE, PIECES
+
+READ_ONLY = 0o444
+"""Permissions of the bytes of a state: they never change."""
 
 FORMAT = 1
 """Version of everything in this layout, as ``pool.json`` names it."""
+
+IN_PLACE = 2
+"""Version in the ``pool.json`` of a pool whose files cannot be renamed: who does not know it would not heed condemnations."""
 
 OURS = ".statepool"
 POOL_FILE = f"{OURS}/pool.json"
@@ -28,6 +36,7 @@ RAM_SUFFIX = ".state"
 _DIGITS = 20
 _CHECKPOINT = "checkpoint-"
 _PART = "-part-"
+_LIST = ".pieces"
 _LOG_ENTRY = re.compile(rf"({_CHECKPOINT})?([0-9]{{{_DIGITS}}})\.json\Z")
 
 
@@ -36,14 +45,34 @@ def data(digest: Digest) -> str:
     return f"{DATA}/{digest.file_name}"
 
 
+def list_of(path: str) -> str:
+    """:returns: the file that lists the digests of the pieces of the bytes in the file ``path``"""
+    return f"{path}{_LIST}"
+
+
+def has_pieces(digest: Digest, size: int) -> bool:
+    """:returns: whether such a list is kept of bytes of this size: of a single piece it would say nothing"""
+    return digest.algorithm == PIECES and size > PIECE
+
+
+def data_of(name: str) -> Digest | None:
+    """:returns: the digest of the bytes that the file ``name`` in ``data/`` holds, or lists; None for another file"""
+    return Digest.from_file_name(name.removesuffix(_LIST))
+
+
 def trash(nonce: str, digest: Digest) -> str:
     """:returns: where a collector puts bytes while it looks once more whether they are needed"""
     return f"{TRASH}/{nonce}-{digest.file_name}"
 
 
+def untrashed(path: str) -> str:
+    """:returns: the file of ``data/`` that lies in the trash as ``path``"""
+    return f"{DATA}/{path.rpartition('/')[2].partition('-')[2]}"
+
+
 def trashed(name: str) -> Digest | None:
-    """:returns: the digest of the bytes that lie in the trash under ``name``, or None for a name that is not ours"""
-    return Digest.from_file_name(name.partition("-")[2])
+    """:returns: the digest of the bytes that lie, or are listed, in the trash under ``name``, or None for a name that is not ours"""
+    return data_of(name.partition("-")[2])
 
 
 def log(machine: str) -> str:

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from statepool.errors import BadRecord, FileExists, IntegrityError
 from statepool.pools import layout
 from statepool.pools.fold import KEEP_NONCES, Change, Fold
-from statepool.pools.records import RESTORE_LOG, Checkpoint, Record, Unfolded, apply, decode
+from statepool.pools.records import RESTORE_LOG, Checkpoint, Record, apply, decode
 from statepool.pools.talks import MAX_SMALL_FILE, VAIN, Ask, Question, Talk, hold, hold_all
 from statepool.pools.writer import Writer
 from statepool.transports.base import Entry, Transport
@@ -102,7 +102,7 @@ class MachineLog:
         """As :meth:`fold`, as a talk to be held beside others."""
         last = self._last
         newer = (yield from self._extending(last)) if last is not None and last.number else None
-        self._last = newer if newer is not None else (yield from self._reading_all()).fold()
+        self._last = newer if newer is not None else (yield from self._reading_all())
         return self._last
 
     def _extending(self, last: Fold) -> Talk[Fold | None]:
@@ -142,7 +142,7 @@ class MachineLog:
     def _is_same(self, content: bytes, number: int, nonces: Mapping[int, str]) -> bool:
         return decode(content, self._where(layout.record(self._machine, number)), RESTORE_LOG).get("nonce") == nonces.get(number)
 
-    def _reading_all(self) -> Talk[Unfolded]:
+    def _reading_all(self) -> Talk[Fold]:
         for _ in range(_ATTEMPTS):
             found = yield from self._trying_to_read_all()
             if found is not None:
@@ -154,7 +154,7 @@ class MachineLog:
             hint=RESTORE_LOG,
         )
 
-    def _trying_to_read_all(self) -> Talk[Unfolded | None]:
+    def _trying_to_read_all(self) -> Talk[Fold | None]:
         """To what counts, or to None if what was listed and what was read do not fit together."""
         (entries,) = yield Question(Ask.SCAN, [self._directory])
         checkpoints, records = _numbers(entries)
@@ -175,15 +175,11 @@ class MachineLog:
         contents = (yield Question(Ask.READ, paths)) if paths else []
         if None in contents:
             return None
-        base = self._checkpoint_in(contents.pop(0), newest) if checkpoints else None
-        if contents and not (yield from self._vouching(newest, base.nonces if base is not None else {})):
+        fold = self._checkpoint_in(contents.pop(0), newest).fold() if checkpoints else Fold(self._machine)
+        if contents and not (yield from self._vouching(newest, fold.nonces)):
             return None
-        wheres = [self._where(layout.record(self._machine, number)) for number in numbers]
-        return Unfolded(
-            self._machine,
-            base,
-            [(number, decode(content, where, RESTORE_LOG), where) for number, content, where in zip(numbers, contents, wheres, strict=True)],
-        )
+        self._apply_all(fold, numbers, contents)
+        return fold
 
     def entries(self) -> tuple[list[int], list[int]]:
         """:returns: the numbers of the checkpoints and of the records that are there, each in order"""
@@ -194,7 +190,8 @@ class MachineLog:
 
     def _apply_all(self, fold: Fold, numbers: Sequence[int], contents: Sequence[bytes]) -> None:
         for number, content in zip(numbers, contents, strict=False):
-            apply(fold, self._record(number, content), self._where(layout.record(self._machine, number)))
+            where = self._where(layout.record(self._machine, number))
+            apply(fold, Record.from_bytes(content, number, where), where)
 
     def _record(self, number: int, content: bytes) -> Record:
         return Record.from_bytes(content, number, self._where(layout.record(self._machine, number)))
@@ -381,5 +378,9 @@ def _or_damage(talk: Talk[Fold]) -> Talk[Fold | IntegrityError]:
 
 
 def _numbers(entries: Iterable[Entry]) -> tuple[list[int], list[int]]:
-    found = [entry for entry in (layout.log_entry(entry.name) for entry in entries) if entry is not None]
-    return sorted(number for is_checkpoint, number in found if is_checkpoint), sorted(number for is_checkpoint, number in found if not is_checkpoint)
+    checkpoints: list[int] = []
+    records: list[int] = []
+    for entry in entries:
+        if (found := layout.log_entry(entry.name)) is not None:
+            (checkpoints if found[0] else records).append(found[1])
+    return sorted(checkpoints), sorted(records)

@@ -1,17 +1,16 @@
-"""What is in the files of a log: records, and checkpoints; and what was read of a log before it is taken apart."""
+"""What is in the files of a log: records, and checkpoints."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import evolve, frozen
 
 from statepool.errors import BadRecord, UnsupportedFormat
+from statepool.model.decoding import Form
 from statepool.model.digest import Digest
-from statepool.model.manifest import Kind, Manifest, StateId, is_unicode
-from statepool.model.manifests import read_manifests
+from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.pools import layout
 from statepool.pools.fold import KEEP_NONCES, Change, Fold, Publish, Remove
 
@@ -65,42 +64,87 @@ class Record:
         :param where: the file, for messages
         :raises BadRecord: it is not a record
         """
-        return cls.from_json(decode(content, where, RESTORE_LOG), number, where)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any], number: int, where: str) -> Record:
-        """As :meth:`from_bytes`, of what a JSON reader made of it."""
-        changes = data.get("changes")
-        if not isinstance(changes, list) or not changes:
+        found = _read(_RECORD, content, where)
+        if not found.changes:
             raise BadRecord(f"{where} is not a record: it changes nothing", path=where)
-        made = tuple(_changes(changes, where))
-        return cls(number, _text(data, "nonce", where), _number(data, "time", where), _text(data, "by", where), made)
+        if not abs(found.time) < _LARGEST:
+            raise BadRecord(f"{where} has no time", path=where, hint=RESTORE_LOG)
+        try:
+            return cls(number, found.nonce, found.time, found.by, tuple(change.made() for change in found.changes))
+        except BadRecord as error:
+            raise BadRecord(f"{error.message}, in {where}", path=where) from error
 
 
-def _changes(changes: list[Any], where: str) -> list[Change]:
-    if any(not isinstance(change, dict) or ("publish" in change) == ("remove" in change) for change in changes):
-        raise BadRecord(f"a change in {where} neither publishes nor removes", path=where)
+_ABSENT: Any = None
+"""Where a field is not there; one that is null is refused."""
+
+
+@frozen
+class _Removal:
+    """The JSON form of a :class:`~statepool.pools.fold.Remove`."""
+
+    object: str
+    state: str
+    kind: Kind = Kind.IMAGE
+    digest: Digest | None = None
+
+
+@frozen
+class _Change:
+    """The JSON form of a change: one of the first two."""
+
+    publish: Manifest = _ABSENT
+    remove: _Removal = _ABSENT
+    supersedes: Digest | None = None
+
+    def made(self) -> Change:
+        """
+        :returns: the change
+        :raises BadRecord: it breaks a rule
+        """
+        if (self.publish is _ABSENT) == (self.remove is _ABSENT):
+            raise BadRecord("a change neither publishes nor removes")
+        if self.publish is not _ABSENT:
+            return Publish(self.publish.check(), self.supersedes)
+        return Remove(StateId(self.remove.object, self.remove.state, self.remove.kind), self.remove.digest)
+
+
+@frozen
+class _Record:
+    """The JSON form of a record."""
+
+    format: int
+    nonce: str
+    time: float
+    by: str
+    changes: list[_Change]
+
+
+@frozen
+class _Checkpoint:
+    """The JSON form of a checkpoint."""
+
+    format: int
+    number: int
+    nonces: dict[str, str]
+    states: list[Manifest]
+    superseded: list[Manifest]
+
+
+_RECORD, _CHECKPOINT = Form(_Record), Form(_Checkpoint)
+_InLog = TypeVar("_InLog", _Record, _Checkpoint)
+
+
+def _read(form: Form[_InLog], content: bytes, where: str) -> _InLog:
+    found = form.decode(content)
+    if found is not None and found.format == layout.FORMAT:
+        return found
+    # What is wrong is told in this order: it is no JSON, it is of a format that we do not know, it has a field that it must not have.
+    data = decode(content, where, RESTORE_LOG)
     try:
-        manifests = iter(read_manifests([change["publish"] for change in changes if "publish" in change]))
-        return [_publish(change, next(manifests)) if "publish" in change else _remove(change["remove"]) for change in changes]
+        return form.convert(data, where)
     except BadRecord as error:
-        raise BadRecord(f"{error.message}, in {where}", path=where) from error
-
-
-def _publish(change: dict[str, Any], manifest: Manifest) -> Publish:
-    supersedes = change.get("supersedes")
-    return Publish(manifest, Digest.parse(str(supersedes)) if supersedes is not None else None)
-
-
-def _remove(data: Any) -> Remove:
-    if not isinstance(data, dict) or not isinstance(data.get("object"), str) or not isinstance(data.get("state"), str):
-        raise BadRecord("a removal does not say of what")
-    if not is_unicode(data["object"]) or not is_unicode(data["state"]):
-        raise BadRecord("a removal is of something that no name can be")
-    if data.get("kind", "image") not in Kind.__members__.values():
-        raise BadRecord("a removal has an unknown kind")
-    digest = data.get("digest")
-    return Remove(StateId(data["object"], data["state"], Kind(data.get("kind", "image"))), Digest.parse(str(digest)) if digest is not None else None)
+        raise BadRecord(error.message, path=where, hint=error.hint or RESTORE_LOG) from error
 
 
 def encode(data: dict[str, Any]) -> bytes:
@@ -108,11 +152,12 @@ def encode(data: dict[str, Any]) -> bytes:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
-def decode(content: bytes, where: str, hint: str = "restore the file from a copy of the pool") -> dict[str, Any]:
+def decode(content: bytes, where: str, hint: str = "restore the file from a copy of the pool", *, known: int = layout.FORMAT) -> dict[str, Any]:
     """
     :param content: what is in a file of ours
     :param where: the file, for messages
     :param hint: what to do if it is damaged
+    :param known: the newest format of such a file that we know
     :returns: the JSON object in it
     :raises BadRecord: it is not one
     :raises UnsupportedFormat: it is of a format we do not know
@@ -126,42 +171,28 @@ def decode(content: bytes, where: str, hint: str = "restore the file from a copy
     version = data.get("format")
     if type(version) is not int or version < 1:
         raise BadRecord(f"{where} does not say its format", path=where, hint=hint)
-    if version > layout.FORMAT:
-        raise UnsupportedFormat(f"{where} is of format {version}, this version knows {layout.FORMAT}", path=where, hint="install a newer statepool")
+    if version > known:
+        raise UnsupportedFormat(f"{where} is of format {version}, this version knows {known}", path=where, hint="install a newer statepool")
     return data
-
-
-def _text(data: dict[str, Any], name: str, where: str) -> str:
-    value = data.get(name)
-    if not isinstance(value, str) or not is_unicode(value):
-        raise BadRecord(f"{where} has no {name}", path=where, hint=RESTORE_LOG)
-    return value
-
-
-def _number(data: dict[str, Any], name: str, where: str) -> float:
-    value = data.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
-        raise BadRecord(f"{where} has no {name}", path=where, hint=RESTORE_LOG)
-    return float(value)
 
 
 @frozen
 class Checkpoint:
     """
-    A fold, written down; its manifests have yet to be read.
+    A fold, written down.
 
     :param machine: whose states
     :param number: of the last record that it speaks for
     :param nonces: of the last records, by their numbers
-    :param states: manifests as a JSON reader makes them
-    :param superseded: likewise, of states without a name
+    :param states: the states with a name
+    :param superseded: those without
     """
 
     machine: str
     number: int
     nonces: dict[int, str]
-    states: list[Any]
-    superseded: list[Any]
+    states: list[Manifest]
+    superseded: list[Manifest]
 
     @classmethod
     def from_bytes(cls, content: bytes, machine: str, number: int, where: str) -> Checkpoint:
@@ -171,16 +202,15 @@ class Checkpoint:
         :param where: the file, for messages
         :raises BadRecord: it is not a checkpoint
         """
-        data = decode(content, where, RESTORE_LOG)
-        nonces = data.get("nonces")
-        states, superseded = data.get("states"), data.get("superseded")
-        if data.get("number") != number or not isinstance(nonces, dict) or not isinstance(states, list) or not isinstance(superseded, list):
+        found = _read(_CHECKPOINT, content, where)
+        if found.number != number:
             raise BadRecord(f"{where} is not checkpoint {number}", path=where)
-        numbers = ((int(key), nonce) for key, nonce in nonces.items() if key.isascii() and key.isdigit() and len(key) <= _MOST_DIGITS)
+        numbers = ((int(key), nonce) for key, nonce in found.nonces.items() if key.isascii() and key.isdigit() and len(key) <= _MOST_DIGITS)
         kept = {key: nonce for key, nonce in numbers if key > number - KEEP_NONCES}
-        if not all(isinstance(nonce, str) and is_unicode(nonce) for nonce in kept.values()):
-            raise BadRecord(f"{where} has a nonce that is no text", path=where, hint=RESTORE_LOG)
-        return cls(machine, number, kept, states, superseded)
+        try:
+            return cls(machine, number, kept, [one.check() for one in found.states], [one.check() for one in found.superseded])
+        except BadRecord as error:
+            raise BadRecord(f"{error.message}, in {where}", path=where, hint=RESTORE_LOG) from error
 
     @staticmethod
     def of(fold: Fold, *, extents: bool = True) -> bytes:
@@ -207,32 +237,7 @@ class Checkpoint:
         :returns: the fold that was written down
         :raises BadRecord: it cannot be believed
         """
-        return Fold.restore(self.machine, self.number, dict(self.nonces), read_manifests(self.states), read_manifests(self.superseded))
-
-
-@frozen
-class Unfolded:
-    """
-    What was read of a log, and counts.
-
-    :param machine: whose log
-    :param checkpoint: where it begins, or None if that is the first record
-    :param records: those after it: the number, what a JSON reader made of it, and the file, for messages
-    """
-
-    machine: str
-    checkpoint: Checkpoint | None
-    records: Sequence[tuple[int, dict[str, Any], str]]
-
-    def fold(self) -> Fold:
-        """
-        :returns: what it comes to
-        :raises BadRecord: it cannot be believed
-        """
-        fold = self.checkpoint.fold() if self.checkpoint is not None else Fold(self.machine)
-        for number, data, where in self.records:
-            apply(fold, Record.from_json(data, number, where), where)
-        return fold
+        return Fold.restore(self.machine, self.number, dict(self.nonces), self.states, self.superseded)
 
 
 def apply(fold: Fold, record: Record, where: str) -> None:

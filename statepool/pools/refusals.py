@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from statepool.errors import Conflict, HasDependants, NoSpace
+from statepool.errors import Conflict, DigestMismatch, HasDependants, NoSpace, NotFound
+from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.pools.fold import Fold, Remove, member_ids
@@ -31,6 +32,40 @@ def refuse_long_texts(location: Location, fold: Fold, manifest: Manifest) -> Non
             pool=str(location),
             hint="remove states with long labels; of a state that comes from a source, name another one with --from",
         )
+
+
+def absent(state: StateId, pool: object) -> NotFound:
+    """
+    :param pool: as it is called in messages
+    :returns: the error that a pool does not have a state
+    """
+    return NotFound(
+        f"there is no state {state.state} of {state.object} in {pool}",
+        object=state.object,
+        state=state.state,
+        pool=str(pool),
+        hint=f"statepool show {state.object} lists what is there",
+    )
+
+
+def mismatched(manifest: Manifest, actual: Digest, where: str, *, hint: str, promised: Digest | None = None, **facts: str) -> DigestMismatch:
+    """
+    :param actual: the digest of the bytes
+    :param where: they are, or come from, behind their name in the message
+    :param promised: what it should be, if not that of the manifest
+    :param facts: the pool or the path
+    :returns: the error that the bytes of a state are not what its manifest promises
+    """
+    promised = promised or manifest.digest
+    return DigestMismatch(
+        f"the bytes of {manifest.id} {where} are {actual}, not {promised}",
+        expected=str(promised),
+        actual=str(actual),
+        object=manifest.object,
+        state=manifest.state,
+        hint=hint,
+        **facts,
+    )
 
 
 def taken(state: StateId, pool: object, details: str = "", hint: str = "choose another name, or have it replaced with --replace") -> Conflict:

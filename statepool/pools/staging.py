@@ -12,14 +12,17 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 
 from attrs import evolve, field, frozen
 
 from statepool.beneath import Beneath, Descriptor
 from statepool.errors import BadRecord, FileExists, IntegrityError, MissingFile
 from statepool.model.digest import Digest
+from statepool.model.pieces import Pieces
 from statepool.pools import layout
 from statepool.pools.log import MAX_RECORD
+from statepool.pools.pieces import create_list, is_proven
 from statepool.pools.records import decode
 from statepool.pools.talks import VAIN
 from statepool.pools.writer import Writer
@@ -39,6 +42,7 @@ class Marker:
     :param locked: whether the writer holds a lock of the kernel on the marker's file for as long as it lives, which containers of one host can see
         though they do not see each other's processes
     :param taking_back: whether the writer is about to take back the record that names these bytes, since they are gone
+    :param condemns: whether it is a collector that is about to remove these bytes where they lie, since files cannot be renamed there
     """
 
     nonce: str
@@ -47,6 +51,7 @@ class Marker:
     facts: dict[str, str] = field(factory=dict)
     locked: bool = field(default=False, eq=False)
     taking_back: bool = False
+    condemns: bool = False
 
     def to_bytes(self) -> bytes:
         """:returns: the content of its file"""
@@ -55,7 +60,7 @@ class Marker:
             "digests": sorted(map(str, self.digests)),
             "writer": self.writer.to_json(),
             "facts": self.facts,
-            **{name: True for name, said in (("locked", self.locked), ("taking_back", self.taking_back)) if said},
+            **{name: True for name in ("locked", "taking_back", "condemns") if getattr(self, name)},
         }
         return json.dumps(data).encode() + b"\n"
 
@@ -75,6 +80,7 @@ class Marker:
             {str(key): str(value) for key, value in facts.items()},
             data.get("locked") is True,
             data.get("taking_back") is True,
+            data.get("condemns") is True,
         )
 
 
@@ -93,6 +99,13 @@ def read_markers(transport: Transport) -> list[Marker]:
         else Marker.from_bytes(nonce, content, f"{transport.location}/{layout.marker(nonce)}")
         for nonce, content in found
     ]
+
+
+def condemned(transport: Transport) -> frozenset[Digest]:
+    """:returns: the bytes that collectors are about to remove where they lie; none where bytes are renamed before they are removed"""
+    if transport.capabilities.renames:
+        return frozenset()
+    return frozenset(digest for marker in read_markers(transport) if marker.condemns for digest in marker.digests)
 
 
 def _is_torn(content: bytes) -> bool:
@@ -118,6 +131,9 @@ class Staging:
         self._transport = transport
         self._lock = lock
         self._copy = copy
+        self._spares: dict[Digest, str] = {}
+        self._looks = 0
+        self._lists: dict[Digest, tuple[bytes, bool]] = {}
 
     @classmethod
     def begin(cls, transport: Transport, marker: Marker, *, copy: Beneath | None = None) -> Staging:
@@ -135,14 +151,28 @@ class Staging:
         """:returns: where to gather the bytes of this name"""
         return layout.incoming(self.marker.nonce, digest)
 
+    def list_pieces(self, digest: Digest, size: int, pieces: Pieces, *, flush: bool = True) -> None:
+        """
+        Have the list of their pieces put beside bytes when they get their name.
+
+        :param size: of the bytes
+        :param pieces: of these bytes, as far as they are known: a list that they do not complete is left out
+        :param flush: whether it has to be on stable storage
+        """
+        if layout.has_pieces(digest, size) and is_proven(pieces, digest, size):
+            self._lists[digest] = bytes(pieces), flush
+
     def settle(self, digests: Iterable[Digest]) -> None:
         """
         Give bytes their names, if they do not have them. May be called again: what was gathered is kept until :meth:`end`.
 
         :raises IntegrityError: they were neither gathered nor there
         """
-        for digest in digests:
-            if not self._settle(digest):
+        # Before the bytes are looked at: a collector ends its condemnation only after it has removed them.
+        doomed = condemned(self._transport)
+        self._looks += 1
+        for digest in dict.fromkeys(digests):
+            if (digest in doomed and not self._spare(digest)) or not self._settle(digest):
                 raise IntegrityError(
                     f"the bytes {digest} are not in {self._transport.location}: they were removed there meanwhile",
                     pool=str(self._transport.location),
@@ -152,11 +182,34 @@ class Staging:
     def _settle(self, digest: Digest) -> bool:
         try:
             self._transport.link(self.path(digest), layout.data(digest))
-            return True
         except FileExists:
-            return True
+            pass
         except MissingFile:
-            return restore(self._transport, digest)
+            if not restore(self._transport, digest):
+                return False
+        if digest in self._lists:
+            content, flush = self._lists.pop(digest)
+            create_list(self._transport, digest, content, flush=flush)
+        return True
+
+    def _spare(self, digest: Digest) -> bool:
+        """
+        Put a copy of condemned bytes into the trash, from where they are brought back whatever becomes of those under their name. Each look makes its
+        own: a collector may be about to remove that of the one before.
+
+        :returns: whether there were such bytes
+        """
+        spare, before = layout.trash(f"{self.marker.nonce}{self._looks}", digest), self._spares.get(digest)
+        for source in (self.path(digest), layout.data(digest), *_aside(self._transport, digest)):
+            try:
+                self._transport.link(source, spare)
+            except MissingFile:
+                continue
+            self._spares[digest] = spare
+            if before is not None:
+                self._transport.remove(before)
+            return True
+        return False
 
     def end(self) -> None:
         """Remove what was gathered, and then the marker."""
@@ -219,13 +272,32 @@ def restore(transport: Transport, digest: Digest) -> bool:
     while looks < LOOKS and moves < VAIN:
         if transport.stat(layout.data(digest)) is not None:
             return True
-        aside = [entry.name for entry in transport.scan(layout.TRASH) if layout.trashed(entry.name) == digest]
+        aside = _aside(transport, digest)
         if not aside:
             looks += 1
             continue
         try:
-            transport.rename(f"{layout.TRASH}/{aside[0]}", layout.data(digest))
+            bring_back(transport, aside[0], digest)
             return True
         except MissingFile:
             moves += 1  # somebody else moved it back, or away for good: look again
     return transport.stat(layout.data(digest)) is not None
+
+
+def _aside(transport: Transport, digest: Digest) -> list[str]:
+    """:returns: the files in the trash with these bytes"""
+    paths = (f"{layout.TRASH}/{entry.name}" for entry in transport.scan(layout.TRASH))
+    return [path for path in paths if layout.untrashed(path) == layout.data(digest)]
+
+
+def bring_back(transport: Transport, path: str, digest: Digest) -> None:
+    """
+    Give bytes in the trash their name again. Where files cannot be renamed they get a copy under it, and what is in the trash stays.
+
+    :raises MissingFile: they are not in the trash any more
+    """
+    if transport.capabilities.renames:
+        transport.rename(path, layout.data(digest))
+        return
+    with suppress(FileExists):
+        transport.link(path, layout.data(digest))

@@ -13,12 +13,12 @@ from attrs import frozen
 
 from statepool.errors import AccessDenied, InvalidName, MissingFile, TransportError
 from statepool.model.digest import Digest
-from statepool.model.manifest import ROOT, Kind, Manifest, StateId
-from statepool.model.names import ROOT_STATES, check_name, check_state_name, is_name
+from statepool.model.manifest import Kind, Manifest, StateId
+from statepool.model.names import ROOT, ROOT_STATES, check_name, check_state_name, is_name
 from statepool.pools import layout
 from statepool.pools.fold import Fold
 from statepool.pools.talks import VAIN
-from statepool.transports.base import Entry, FileKind, Stat, Transport
+from statepool.transports.base import Entry, FileKind, Stat, Transfer, Transport
 
 _ATTEMPTS = 100
 """How often a name is made again whose directory vanished: each time another writer removed a state in this moment."""
@@ -146,7 +146,7 @@ class View:
         if data is None or (found.identity is not None and data.identity == found.identity):
             return False
         if (path, found) not in self._hashed:
-            self._hashed[path, found] = self._transport.digest(path, found.size, algorithm=manifest.digest.algorithm)
+            self._hashed[path, found] = self._transport.digest(path, Transfer(found.size, manifest.digest.algorithm))
         return self._hashed[path, found] == manifest.digest
 
     def reclaim(self, manifests: Iterable[Manifest]) -> None:
@@ -296,7 +296,7 @@ def _check_image(machine: str, image: str) -> None:
 
 def _check_state(machine: str, image: str, state: str) -> None:
     _check_image(machine, image)
-    check_state_name(state)
+    check_state_name(state, root=False)
 
 
 def _stem(entry: Entry, suffix: str) -> str | None:

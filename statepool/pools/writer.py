@@ -122,7 +122,7 @@ def machine_of(host: str) -> str:
     installed = next(filter(None, map(_read, ("/etc/machine-id", "/var/lib/dbus/machine-id"))), "")
     addresses = sorted(_addresses())
     parts = ["statepool", installed, *addresses] if installed and addresses else ["statepool", installed, host]
-    return Digest.of("\n".join(parts).encode()).hex[:32]
+    return Digest.of_text("\n".join(parts)).hex[:32]
 
 
 def _addresses() -> Iterator[str]:

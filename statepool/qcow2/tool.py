@@ -116,14 +116,16 @@ class QemuImg:
         source_format: str = "qcow2",
         target_format: str = "qcow2",
         options: Sequence[str] = (),
+        compress: bool = False,
     ) -> None:
         """
         Write what a guest sees in ``source`` into a new image that nothing backs, over whatever is at ``target``.
 
         :param options: of the new image, such as ``cluster_size=65536``
+        :param compress: compress its clusters
         :raises ToolError: qemu-img is missing, failed or took too long
         """
-        given = [word for option in options for word in ("-o", option)]
+        given = [*(["-c"] if compress else []), *(word for option in options for word in ("-o", option))]
         self._run(["convert", "-q", "-f", source_format, "-O", target_format, *given, _absolute(source), _absolute(target)])
 
     def snapshots(self, path: Path | str) -> list[dict[str, Any]]:

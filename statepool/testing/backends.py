@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,8 @@ from attrs import evolve
 
 from statepool.backends.base import DEFAULTS, Options, StateBackend, Target
 from statepool.errors import Conflict, FileInTheWay, HasDependants, InvalidName, NotFound
-from statepool.model.names import ROOT_STATES
-from statepool.model.outcomes import Presence, Stored
+from statepool.model.names import ROOT, ROOT_STATES
+from statepool.model.outcomes import Presence, SetResult
 from statepool.testing.contracts import Contract, only_if
 from statepool.testing.trees import photograph
 
@@ -173,19 +174,16 @@ class BackendContract(Contract):
             bench.backend.unset(target, "nothing", CASCADE)
         assert bench.photograph() == before
 
-    @pytest.mark.parametrize("state", ["", ".", "..", "../install", "a/b", "-a", "a\n", "install.qcow2", "a.lock", "x" * 129, *sorted(ROOT_STATES)])
+    @pytest.mark.parametrize(
+        "state", ["", ".", "..", "../install", "a/b", "-a", "a\n", "install.qcow2", "a.lock", "x" * 129, *sorted(ROOT_STATES - {ROOT})]
+    )
     def test_a_name_that_no_state_can_have(self, bench: Bench, state: str) -> None:
         target = bench.target()
         bench.write(target, 7)
         before = bench.photograph()
-        with pytest.raises(InvalidName):
-            bench.backend.check(target, state)
-        with pytest.raises(InvalidName):
-            bench.backend.get(target, state, OVERWRITE)
-        with pytest.raises(InvalidName):
-            bench.backend.set(target, state)
-        with pytest.raises(InvalidName):
-            bench.backend.unset(target, state)
+        for operation in (bench.backend.check, bench.backend.set, bench.backend.unset, partial(bench.backend.get, options=OVERWRITE)):
+            with pytest.raises(InvalidName):
+                operation(target, state)
         assert bench.photograph() == before
 
     # -- a name that is taken ----------------------------------------------------------------------------------------------------------------------
@@ -284,76 +282,69 @@ class BackendContract(Contract):
     @only_if("roots")
     def test_the_object_itself(self, bench: Bench) -> None:
         target = bench.target()
-        assert not bench.backend.check_root(target)
-        stored = put_root(bench, target, 7)
+        assert not bench.backend.check(target, ROOT)
+        stored = put(bench, target, ROOT, 7)
         assert stored.complete
-        assert bench.backend.check_root(target)
-        assert bench.backend.get_root(target, OVERWRITE).digest == stored.digest
-        assert bench.read(target, "root") == 7
-        assert bench.backend.unset_root(target).states
-        assert not bench.backend.check_root(target)
+        assert bench.backend.check(target, ROOT)
+        assert bench.backend.get(target, ROOT, OVERWRITE).digest == stored.digest
+        assert bench.read(target, ROOT) == 7
+        assert bench.backend.unset(target, ROOT).states
+        assert not bench.backend.check(target, ROOT)
 
     @only_if("roots")
     def test_the_object_itself_that_is_not_there(self, bench: Bench) -> None:
         target = bench.target()
         before = bench.photograph()
         with pytest.raises(NotFound):
-            bench.backend.get_root(target, OVERWRITE)
+            bench.backend.get(target, ROOT, OVERWRITE)
         with pytest.raises(NotFound):
-            bench.backend.unset_root(target)
+            bench.backend.unset(target, ROOT)
         assert bench.photograph() == before
 
     @only_if("roots")
     def test_the_object_itself_is_not_replaced_by_chance(self, bench: Bench) -> None:
-        put_root(bench, bench.target(), 7)
+        put(bench, bench.target(), ROOT, 7)
         target = bench.target()
         bench.write(target, 8)
-        bench.offer(target, "root")
+        bench.offer(target, ROOT)
         before = bench.photograph()
         with pytest.raises(Conflict):
-            bench.backend.set_root(target)
+            bench.backend.set(target, ROOT)
         assert bench.photograph() == before
         target = bench.target()
-        put_root(bench, target, 8, REPLACE)
-        bench.backend.get_root(target, OVERWRITE)
-        assert bench.read(target, "root") == 8
+        put(bench, target, ROOT, 8, REPLACE)
+        bench.backend.get(target, ROOT, OVERWRITE)
+        assert bench.read(target, ROOT) == 8
 
     @only_if("roots")
     def test_the_object_itself_in_a_dry_run(self, bench: Bench) -> None:
         target = bench.target()
         bench.write(target, 7)
-        bench.offer(target, "root")
+        bench.offer(target, ROOT)
         before = bench.photograph()
-        assert {at.result for at in bench.backend.set_root(target, Options(dry_run=True)).pools} == {Presence.STORED}
+        assert {at.result for at in bench.backend.set(target, ROOT, Options(dry_run=True)).pools} == {Presence.STORED}
         assert bench.photograph() == before
-        bench.backend.set_root(target)
+        bench.backend.set(target, ROOT)
         before = bench.photograph()
-        bench.backend.get_root(target, Options(overwrite=True, dry_run=True))
-        assert bench.backend.unset_root(target, Options(dry_run=True)).states
+        bench.backend.get(target, ROOT, Options(overwrite=True, dry_run=True))
+        assert bench.backend.unset(target, ROOT, Options(dry_run=True)).states
         assert bench.photograph() == before
 
     @only_if("roots")
     def test_the_object_itself_is_not_a_state_of_it(self, bench: Bench) -> None:
-        put_root(bench, bench.target(), 7)
+        put(bench, bench.target(), ROOT, 7)
         target = bench.target()
         put(bench, target, "install", 8)
         assert bench.backend.check(target, "install")
         bench.backend.unset(target, "install")
-        assert bench.backend.check_root(target)
+        assert bench.backend.check(target, ROOT)
 
 
-def put(bench: Bench, target: Target, state: str, value: int, options: Options = DEFAULTS) -> Stored:
+def put(bench: Bench, target: Target, state: str, value: int, options: Options = DEFAULTS) -> SetResult:
     """Write a value, and store it as a state."""
     bench.write(target, value)
     bench.offer(target, state)
     return bench.backend.set(target, state, options)
-
-
-def put_root(bench: Bench, target: Target, value: int, options: Options = DEFAULTS) -> Stored:
-    """Write a value, and store the object itself with it."""
-    bench.write(target, value)
-    bench.offer(target, "root")
-    return bench.backend.set_root(target, options)
 
 
 def chain(bench: Bench) -> Target:
@@ -367,4 +358,4 @@ def chain(bench: Bench) -> Target:
 
 def names(bench: Bench, target: Target) -> list[str]:
     """:returns: the names of the states that a backend shows of the target's object, besides the object itself"""
-    return sorted({listed.manifest.state for listed in bench.backend.show(bench.bare(target))} - ROOT_STATES)
+    return sorted({listed.manifest.state for listed in bench.backend.show(bench.bare(target))} - {ROOT})

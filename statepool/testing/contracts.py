@@ -10,11 +10,11 @@ _Test = TypeVar("_Test", bound=Callable[..., Any])
 _ONLY_IF = "_only_if"
 
 
-def only_if(able: str) -> Callable[[_Test], _Test]:
+def only_if(*able: str) -> Callable[[_Test], _Test]:
     """
     A test of a contract that is only for some.
 
-    :param able: the attribute of the test class that says for whom
+    :param able: the attributes of the test class that say for whom; all of them must be true
     """
 
     def mark(test: _Test) -> _Test:
@@ -37,4 +37,4 @@ class Contract:
                 seen.add(name)
                 able = getattr(test, _ONLY_IF, None)
                 if able is not None:
-                    setattr(cls, name, test if getattr(cls, able) else None)
+                    setattr(cls, name, test if all(getattr(cls, attribute) for attribute in able) else None)

@@ -17,21 +17,20 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any
 
 from attrs import define, evolve, frozen
 
 from statepool.beneath import Beneath
 from statepool.errors import NoSpace, TransportError
-from statepool.model.digest import DEFAULT_ALGORITHM, Digest
+from statepool.model.digest import Digest
 from statepool.model.progress import SILENT, Progress
 from statepool.transports import copying
-from statepool.transports.base import Capabilities, Entry, Moved, Stat, Transport
+from statepool.transports.base import Capabilities, Moved, Transfer, Transport
 
 
 @frozen
@@ -165,17 +164,11 @@ class Stop(Fault):
 
 @frozen(kw_only=True)
 class Lose(Fault):
-    """
-    The call is done, and nobody hears of it: the connection breaks before its answer arrives.
-
-    :param error: makes what is raised
-    """
-
-    error: Callable[[Call], BaseException] = _broken
+    """The server does the call, and the connection breaks before its answer arrives."""
 
     def answered(self, call: Call) -> None:
         """Fail now."""
-        raise self.error(call)
+        raise _broken(call)
 
 
 @frozen(kw_only=True)
@@ -247,14 +240,6 @@ class _Struck:
     def end(self) -> None:
         self.progress.end()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if error is None:
-            for counted in self.faults:
-                counted.fault.answered(self.call)
-
     @property
     def spoils(self) -> bool:
         return any(type(counted.fault).spoil is not Fault.spoil for counted in self.faults)
@@ -274,6 +259,20 @@ class _Struck:
             return file.read()
 
 
+def _passed_on(operation: str, *, about: int = 0) -> Any:
+    """
+    :param operation: the name of a method of transports
+    :param about: which of its arguments a fault is told of
+    :returns: that method, done by the inner transport unless a fault hinders it
+    """
+
+    def method(transport: FaultyTransport, *arguments: Any) -> Any:
+        with transport._call(operation, arguments[about]):
+            return getattr(transport.inner, operation)(*arguments)
+
+    return method
+
+
 class FaultyTransport(Transport):
     """
     A transport in which things go wrong. What :meth:`local_path` gives is beyond its reach.
@@ -290,14 +289,17 @@ class FaultyTransport(Transport):
         self._faults = [_Counted(fault) for fault in faults]
         self._lock = threading.Lock()
 
-    def _call(self, operation: str, path: str, progress: Progress = SILENT) -> _Struck:
+    @contextmanager
+    def _call(self, operation: str, path: str, progress: Progress = SILENT) -> Iterator[_Struck]:
         with self._lock:
             call = Call(operation, path, len(self.calls) + 1)
             self.calls.append(call)
             struck = _Struck(call, [counted for counted in self._faults if counted.strikes(call)], progress)
         for counted in struck.faults:
             counted.fault.before(call)
-        return struck
+        yield struck
+        for counted in struck.faults:
+            counted.fault.answered(call)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -309,15 +311,17 @@ class FaultyTransport(Transport):
         """That of the inner one."""
         return self.inner.identity
 
-    def scan(self, directory: str) -> list[Entry]:
-        """As the inner one."""
-        with self._call("scan", directory):
-            return self.inner.scan(directory)
-
-    def stat(self, path: str) -> Stat | None:
-        """As the inner one."""
-        with self._call("stat", path):
-            return self.inner.stat(path)
+    scan = _passed_on("scan")
+    stat = _passed_on("stat")
+    readlink = _passed_on("readlink")
+    link = _passed_on("link", about=1)
+    rename = _passed_on("rename", about=1)
+    remove = _passed_on("remove")
+    symlink = _passed_on("symlink", about=1)
+    make_directory = _passed_on("make_directory")
+    remove_directory = _passed_on("remove_directory")
+    flush = _passed_on("flush")
+    hold = _passed_on("hold")
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """As the inner one; offsets of faults are those of the file."""
@@ -329,96 +333,36 @@ class FaultyTransport(Transport):
             struck.advance(len(data))
             return data
 
-    def readlink(self, path: str) -> str:
-        """As the inner one."""
-        with self._call("readlink", path):
-            return self.inner.readlink(path)
-
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """As the inner one."""
         with self._call("create", path) as struck:
             struck.advance(len(data))
             self.inner.create(path, struck.spoilt(data), flush=flush)
 
-    def link(self, source: str, target: str) -> None:
-        """As the inner one."""
-        with self._call("link", target):
-            self.inner.link(source, target)
-
-    def rename(self, source: str, target: str) -> None:
-        """As the inner one."""
-        with self._call("rename", target):
-            self.inner.rename(source, target)
-
-    def remove(self, path: str) -> bool:
-        """As the inner one."""
-        with self._call("remove", path):
-            return self.inner.remove(path)
-
-    def symlink(self, target: str, path: str) -> None:
-        """As the inner one."""
-        with self._call("symlink", path):
-            self.inner.symlink(target, path)
-
-    def make_directory(self, path: str) -> None:
-        """As the inner one."""
-        with self._call("make_directory", path):
-            self.inner.make_directory(path)
-
-    def remove_directory(self, path: str) -> bool:
-        """As the inner one."""
-        with self._call("remove_directory", path):
-            return self.inner.remove_directory(path)
-
-    def flush(self, directory: str) -> None:
-        """As the inner one."""
-        with self._call("flush", directory):
-            self.inner.flush(directory)
-
-    def fetch(
-        self,
-        path: str,
-        target: int,
-        size: int,
-        *,
-        algorithm: str = DEFAULT_ALGORITHM,
-        extents: tuple[tuple[int, int], ...] = (),
-        progress: Progress = SILENT,
-        done: int = 0,
-    ) -> Moved:
+    def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """As the inner one. The digest is that of what has arrived."""
-        with self._call("fetch", path, progress) as struck:
-            moved = self.inner.fetch(path, target, size, algorithm=algorithm, extents=extents, progress=struck, done=done)
+        with self._call("fetch", path, transfer.progress) as struck:
+            moved = self.inner.fetch(path, target, evolve(transfer, progress=struck))
             if not struck.spoils:
                 return moved
             struck.spoil(target)
-            return evolve(moved, digest=copying.hash_file(target, os.fstat(target).st_size, algorithm=algorithm))
+            return evolve(moved, digest=copying.hash_file(target, os.fstat(target).st_size, algorithm=moved.digest.algorithm))
 
-    def store(
-        self,
-        source: int,
-        path: str,
-        size: int,
-        *,
-        algorithm: str = DEFAULT_ALGORITHM,
-        extents: tuple[tuple[int, int], ...] = (),
-        progress: Progress = SILENT,
-        done: int = 0,
-    ) -> Moved:
+    def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """As the inner one. The digest is that of what has arrived at the other end."""
-        with self._call("store", path, progress) as struck:
+        with self._call("store", path, transfer.progress) as struck:
             if not struck.spoils:
-                return self.inner.store(source, path, size, algorithm=algorithm, extents=extents, progress=struck, done=done)
+                return self.inner.store(source, path, evolve(transfer, progress=struck))
             with tempfile.TemporaryFile() as file:
-                copying.copy(source, file.fileno(), size, algorithm=algorithm)
+                copying.copy(source, file.fileno(), Transfer(transfer.size))
                 struck.spoil(file.fileno())
                 left = os.fstat(file.fileno()).st_size
-                return self.inner.store(file.fileno(), path, left, algorithm=algorithm, progress=struck)
+                return self.inner.store(file.fileno(), path, Transfer(left, transfer.algorithm, progress=struck))
 
-    def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
+    def digest(self, path: str, transfer: Transfer) -> Digest:
         """As the inner one."""
-        with self._call("digest", path, progress) as struck:
-            return self.inner.digest(path, size, algorithm=algorithm, progress=struck)
+        with self._call("digest", path, transfer.progress) as struck:
+            return self.inner.digest(path, evolve(transfer, progress=struck))
 
     def free_space(self) -> int | None:
         """As the inner one."""
@@ -432,11 +376,6 @@ class FaultyTransport(Transport):
     def beneath(self, path: str) -> Beneath | None:
         """As the inner one."""
         return self.inner.beneath(path)
-
-    def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
-        """As the inner one."""
-        with self._call("hold", path):
-            return self.inner.hold(path, timeout)
 
     def is_transient(self, error: BaseException) -> bool:
         """As the inner one, or as the fault says."""

@@ -163,28 +163,11 @@ class Console:
         self._reader = threading.Thread(target=self._read, name="guest-console", daemon=True)
         self._reader.start()
 
-    @classmethod
-    def connect(cls, path: Path, *, timeout: float = 30) -> Console:
-        """
-        :param path: the socket of QEMU's serial line
-        :param timeout: in seconds
-        """
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.settimeout(timeout)
-            connection.connect(str(path))
-            connection.settimeout(None)
-        except BaseException:
-            connection.close()
-            raise
-        return cls(connection)
-
     def close(self) -> None:
         """Hang up; the guest does not mind."""
         with contextlib.suppress(OSError):  # QEMU was first
             self._connection.shutdown(socket.SHUT_RDWR)
         self._reader.join()
-        self._connection.close()
 
     def _read(self) -> None:
         while True:
@@ -227,14 +210,10 @@ class Console:
             self._unread[:] = rest
         return line.decode(errors="replace").rstrip("\r")
 
-    def catch_up(self) -> None:
-        """Forget what the guest has said so far."""
-        with self._news:
-            self._unread.clear()
-
     def tick(self) -> int:
         """:returns: the number that the guest's counter has now"""
-        self.catch_up()
+        with self._news:
+            self._unread.clear()
         # The first line may be the rest of one.
         self.wait_for(r".*")
         return int(self.wait_for(r"tick (\d+)"))
@@ -263,8 +242,12 @@ def talking_to(path: Path) -> Iterator[Console]:
     :param path: the socket of QEMU's serial line
     :returns: the console, for as long as a ``with`` block lasts
     """
-    console = Console.connect(path)
-    try:
-        yield console
-    finally:
-        console.close()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(30)
+        connection.connect(str(path))
+        connection.settimeout(None)
+        console = Console(connection)
+        try:
+            yield console
+        finally:
+            console.close()

@@ -17,57 +17,36 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from weakref import WeakSet
 
 from attrs import define, field
 
 from statepool.errors import TransportError
-from statepool.model.digest import DEFAULT_ALGORITHM, Digest
+from statepool.model.digest import Digest, new_hasher
 from statepool.model.location import Location
-from statepool.model.progress import SILENT, Progress
 from statepool.transports import copying
-from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport
-from statepool.transports.failures import Subject, not_regular, translated, translating, wrong_length
+from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transfer, Transport
+from statepool.transports.failures import not_regular, translated, translating, wrong_length
 
 BLOCK = 64 << 10
 """Bytes that are moved at a time; those that are all zeros are holes at the other end."""
 
-_stores = itertools.count(1)
+FILE, LINK, DIRECTORY = FileKind.FILE, FileKind.LINK, FileKind.DIRECTORY
+
+_numbers = itertools.count(1)
 
 
 @define(eq=False)
-class _File:
+class _Node:
+    """A file, a symbolic link or a directory; two names of a file lead to one."""
+
+    kind: FileKind
     number: int
     mtime_ns: int
     data: bytearray = field(factory=bytearray)
-
-
-@define(eq=False)
-class _Link:
-    number: int
-    mtime_ns: int
-    target: str
-
-
-@define(eq=False)
-class _Directory:
-    number: int
-    mtime_ns: int
+    """Of a file; of a link, what it holds."""
     children: dict[str, _Node] = field(factory=dict)
-
-
-_Node = _File | _Link | _Directory
-
-_KINDS = {_File: FileKind.FILE, _Link: FileKind.LINK, _Directory: FileKind.DIRECTORY}
-
-
-@define(eq=False)
-class _Place:
-    """Where a path leads: a name in a directory, and what has it, if anything."""
-
-    directory: _Directory
-    name: str
-    node: _Node | None
 
 
 class MemoryStore:
@@ -79,131 +58,97 @@ class MemoryStore:
     """
 
     def __init__(self, *, clock: Callable[[], int] = time.time_ns, capacity: int | None = None) -> None:
-        self.name = f"memory-{next(_stores)}"
+        self.name = f"memory-{next(_numbers)}"
         self.lock = threading.RLock()
         self._clock = clock
         self._capacity = capacity
-        self._numbers = itertools.count(1)
-        self._root = _Directory(next(self._numbers), clock())
+        self._nodes = WeakSet[_Node]()  # what has no name any more, and is not in use, goes from there
+        self._root = self._made(DIRECTORY)
+
+    def _made(self, kind: FileKind) -> _Node:
+        node = _Node(kind, next(_numbers), self._clock())
+        self._nodes.add(node)
+        return node
 
     @property
     def free(self) -> int | None:
         """Bytes that still fit, or None if there is no limit."""
         with self.lock:
-            return None if self._capacity is None else max(self._capacity - sum(len(file.data) for file in self._files()), 0)
+            return None if self._capacity is None else max(self._capacity - sum(len(node.data) for node in self._nodes), 0)
 
-    def find(self, path: str) -> _Place:
-        """:raises OSError: ENOENT, ENOTDIR or ELOOP on the way to it; nothing under the last name is not an error"""
-        *above, last = [name for name in path.split("/") if name] or [""]
-        here = self._root
-        for name in above:
-            node = here.children.get(name)
-            if node is None:
-                raise _error(errno.ENOENT)
-            if not isinstance(node, _Directory):
-                raise _error(errno.ELOOP if isinstance(node, _Link) else errno.ENOTDIR)
-            here = node
-        return _Place(here, last, here.children.get(last) if last else here)
+    def find(self, path: str) -> tuple[_Node, str, _Node | None]:
+        """
+        :returns: a directory, a name in it, and what has this name
+        :raises OSError: ENOENT, ENOTDIR or ELOOP on the way to it
+        """
+        above, _, name = path.rpartition("/")
+        directory = self.get(above, DIRECTORY) if above else self._root
+        return directory, name, directory.children.get(name) if name else directory
 
-    def get(self, path: str) -> _Node:
-        """:raises OSError: ENOENT: nothing is there"""
-        node = self.find(path).node
+    def get(self, path: str, kind: FileKind | None = None) -> _Node:
+        """:raises OSError: ENOENT: nothing is there; ELOOP or ENOTDIR: it is of another kind"""
+        node = self.find(path)[2]
         if node is None:
             raise _error(errno.ENOENT)
+        if kind not in (None, node.kind):
+            raise _error(errno.ELOOP if node.kind is LINK else errno.ENOTDIR)
         return node
 
-    def add_file(self, path: str, data: bytes) -> _File:
-        """:raises OSError: EEXIST, or ENOSPC"""
+    def put(self, path: str, kind: FileKind, data: bytes = b"", *, over: bool = False) -> _Node:
+        """
+        :param over: whether it replaces what is there
+        :raises OSError: EEXIST or EISDIR: it cannot; or ENOSPC
+        """
         with self.lock:
-            place = self._vacant(path)
-            file = _File(next(self._numbers), self._clock())
-            self.append(file, data)
-            self._enter(place, file)
-            return file
+            node = self._made(kind)
+            self.append(node, data)
+            self._enter(path, node, over)
+            return node
 
-    def append(self, file: _File, data: bytes) -> None:
+    def append(self, node: _Node, data: bytes) -> None:
         """:raises OSError: ENOSPC"""
         with self.lock:
-            free = self.free
-            if free is not None and len(data) > free:
+            if (free := self.free) is not None and len(data) > free:
                 raise _error(errno.ENOSPC)
-            file.data += data
-            file.mtime_ns = self._clock()
-
-    def add_directory(self, path: str) -> None:
-        """:raises OSError: EEXIST, unless it is a directory"""
-        with self.lock:
-            if not isinstance(self.find(path).node, _Directory):
-                self._enter(self._vacant(path), _Directory(next(self._numbers), self._clock()))
-
-    def put_link(self, path: str, target: str) -> None:
-        """:raises OSError: EISDIR: there is a directory"""
-        with self.lock:
-            place = self.find(path)
-            if isinstance(place.node, _Directory):
-                raise _error(errno.EISDIR)
-            self._enter(place, _Link(next(self._numbers), self._clock(), target))
+            node.data += data
+            node.mtime_ns = self._clock()
 
     def link(self, source: str, target: str) -> None:
         """:raises OSError: ENOENT, EEXIST, or EPERM for a directory"""
         with self.lock:
             node = self.get(source)
-            if isinstance(node, _Directory):
+            if node.kind is DIRECTORY:
                 raise _error(errno.EPERM)
-            self._enter(self._vacant(target), node)
+            self._enter(target, node)
 
     def rename(self, source: str, target: str) -> None:
         """:raises OSError: ENOENT, or EISDIR and EEXIST for directories"""
         with self.lock:
-            old, node = self.find(source), self.get(source)
-            new = self.find(target)
-            if isinstance(new.node, _Directory):
-                raise _error(errno.EISDIR)
-            if isinstance(node, _Directory) and new.node is not None:
-                raise _error(errno.EEXIST)
-            if (old.directory, old.name) != (new.directory, new.name):
-                self._enter(new, node)
-                del old.directory.children[old.name]
+            node = self.get(source)
+            if source != target:
+                self._enter(target, node, node.kind is not DIRECTORY)
+                self._leave(source)
 
-    def remove(self, path: str) -> None:
-        """:raises OSError: ENOENT, or EISDIR"""
+    def remove(self, path: str, *, directory: bool = False) -> None:
+        """:raises OSError: ENOENT; EISDIR, or for a directory ENOTDIR or ENOTEMPTY"""
         with self.lock:
-            place = self.find(path)
-            if isinstance(self.get(path), _Directory):
-                raise _error(errno.EISDIR)
-            del place.directory.children[place.name]
-
-    def remove_directory(self, path: str) -> None:
-        """:raises OSError: ENOENT, ENOTDIR, or ENOTEMPTY"""
-        with self.lock:
-            place, node = self.find(path), self.get(path)
-            if not isinstance(node, _Directory):
-                raise _error(errno.ENOTDIR)
+            node = self.get(path, DIRECTORY if directory else None)
             if node.children:
                 raise _error(errno.ENOTEMPTY)
-            del place.directory.children[place.name]
+            if node.kind is DIRECTORY and not directory:
+                raise _error(errno.EISDIR)
+            self._leave(path)
 
-    def _vacant(self, path: str) -> _Place:
-        place = self.find(path)
-        if place.node is not None:
-            raise _error(errno.EEXIST)
-        return place
+    def _enter(self, path: str, node: _Node, over: bool = False) -> None:
+        directory, name, there = self.find(path)
+        if there is not None and (not over or there.kind is DIRECTORY):
+            raise _error(errno.EISDIR if over else errno.EEXIST)
+        directory.children[name] = node
+        directory.mtime_ns = self._clock()
 
-    def _enter(self, place: _Place, node: _Node) -> None:
-        place.directory.children[place.name] = node
-        place.directory.mtime_ns = self._clock()
-
-    def _files(self) -> set[_File]:
-        """:returns: all files, each once however many names it has"""
-        found: set[_File] = set()
-        directories = [self._root]
-        while directories:
-            for node in directories.pop().children.values():
-                if isinstance(node, _Directory):
-                    directories.append(node)
-                elif isinstance(node, _File):
-                    found.add(node)
-        return found
+    def _leave(self, path: str) -> None:
+        directory, name, _ = self.find(path)
+        del directory.children[name]
 
 
 class MemoryTransport(Transport):
@@ -233,138 +178,123 @@ class MemoryTransport(Transport):
     # -- looking ---------------------------------------------------------------------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
-        """As the transport's face says."""
+        """Return what is in a directory, nothing if there is none."""
         with self._at(directory, "list"), self.memory.lock:
             try:
-                node = self.memory.get(directory)
+                node = self.memory.get(directory, DIRECTORY)
             except FileNotFoundError:
                 return []
-            if not isinstance(node, _Directory):
-                raise _error(errno.ENOTDIR)
-            return [Entry(name, _KINDS[type(child)]) for name, child in node.children.items()]
+            return [Entry(name, child.kind) for name, child in node.children.items()]
 
     def stat(self, path: str) -> Stat | None:
-        """As the transport's face says."""
+        """Return the facts of what has a name, None if nothing has it."""
         with self._at(path, "look at"), self.memory.lock:
             try:
                 node = self.memory.get(path)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-            size = len(node.data) if isinstance(node, _File) else len(node.target) if isinstance(node, _Link) else 0
-            return Stat(_KINDS[type(node)], size, node.mtime_ns, (0, node.number))
+            return Stat(node.kind, len(node.data), node.mtime_ns, (0, node.number))
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """As the transport's face says."""
+        """Return a part of a file."""
         with self.memory.lock:
-            data = self._file(path).data
-            return bytes(data[offset : None if size is None else offset + size])
+            return bytes(self._file(path).data[offset : None if size is None else offset + size])
 
     def readlink(self, path: str) -> str:
-        """As the transport's face says."""
+        """Return what a symbolic link holds."""
         with self._at(path, "read"):
             node = self.memory.get(path)
-            if not isinstance(node, _Link):
+            if node.kind is not LINK:
                 raise _error(errno.EINVAL)
-            return node.target
+            return node.data.decode()
 
     # -- names -----------------------------------------------------------------------------------------------------------------------------------
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
-        """As the transport's face says."""
+        """Create a file that has no name yet."""
         with self._at(path, "create", needed=len(data)):
-            self.memory.add_file(path, data)
+            self.memory.put(path, FILE, data)
 
     def link(self, source: str, target: str) -> None:
-        """As the transport's face says."""
+        """Give a file a second name."""
         with self._at(target, f"link {source!r} to"):
             self.memory.link(source, target)
 
     def rename(self, source: str, target: str) -> None:
-        """As the transport's face says."""
+        """Give a file another name, whatever has it."""
         with self._at(target, f"rename {source!r} to"):
             self.memory.rename(source, target)
 
     def remove(self, path: str) -> bool:
-        """As the transport's face says."""
-        with self._at(path, "remove"):
-            try:
-                self.memory.remove(path)
-            except (FileNotFoundError, NotADirectoryError):
-                return False
-        return True
+        """Remove a name; say whether it was there."""
+        with self._at(path, "remove"), suppress(FileNotFoundError, NotADirectoryError):
+            self.memory.remove(path)
+            return True
+        return False
 
     def symlink(self, target: str, path: str) -> None:
-        """As the transport's face says."""
+        """Make a symbolic link in place of what has its name."""
         with self._at(path, "make the symbolic link"):
-            self.memory.put_link(path, target)
+            self.memory.put(path, LINK, target.encode(), over=True)
 
     def make_directory(self, path: str) -> None:
-        """As the transport's face says."""
+        """Make a directory, and those above."""
         parts = path.split("/")
-        with self._at(path, "make the directory"):
-            for count in range(1, len(parts) + 1):
-                self.memory.add_directory("/".join(parts[:count]))
+        with self._at(path, "make the directory"), self.memory.lock:
+            for above in ("/".join(parts[:count]) for count in range(1, len(parts) + 1)):
+                try:
+                    self.memory.get(above, DIRECTORY)
+                except FileNotFoundError:
+                    self.memory.put(above, DIRECTORY)
 
     def remove_directory(self, path: str) -> bool:
-        """As the transport's face says."""
-        try:
-            self.memory.remove_directory(path)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTEMPTY):
+        """Remove an empty directory; say whether it was one."""
+        with self._at(path, "remove the directory"):
+            try:
+                self.memory.remove(path, directory=True)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                    raise
                 return False
-            raise translated(error, "remove the directory", self._subject(path)) from error
-        return True
+            return True
 
     def flush(self, directory: str) -> None:
-        """As the transport's face says, as far as there is anything to do."""
+        """Do what there is to do: nothing, if it is a directory."""
         with self._at(directory, "flush the directory"):
-            if not isinstance(self.memory.get(directory), _Directory):
-                raise _error(errno.ENOTDIR)
+            self.memory.get(directory, DIRECTORY)
 
     # -- bytes -----------------------------------------------------------------------------------------------------------------------------------
 
-    def fetch(
-        self,
-        path: str,
-        target: int,
-        size: int,
-        *,
-        algorithm: str = DEFAULT_ALGORITHM,
-        extents: tuple[tuple[int, int], ...] = (),
-        progress: Progress = SILENT,
-        done: int = 0,
-    ) -> Moved:
-        """As the transport's face says."""
+    def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
+        """Fetch a file, holes as holes."""
+        size, progress = transfer.size, transfer.progress
         data = self._whole(path, size)
-        sent, begin = 0, done if self._resumes else 0
+        sent, begin = 0, transfer.done if self._resumes else 0
         progress.advance(begin)
         for offset in range(begin, size, BLOCK):
             block = data[offset : offset + BLOCK]
             with translating("write a copy of", self._subject(path), needed=size, descriptor=target):
                 os.ftruncate(target, offset + len(block))
-                if block.count(0) != len(block):
+                if block.strip(b"\0"):
                     os.pwrite(target, block, offset)
                     sent += len(block)
             progress.advance(len(block))
-        return Moved(copying.hash_file(target, size, algorithm=algorithm), "stream", sent)
+        return Moved(copying.hash_file(target, size, algorithm=transfer.algorithm, pieces=transfer.pieces), "stream", sent)
 
-    def store(
-        self,
-        source: int,
-        path: str,
-        size: int,
-        *,
-        algorithm: str = DEFAULT_ALGORITHM,
-        extents: tuple[tuple[int, int], ...] = (),
-        progress: Progress = SILENT,
-        done: int = 0,
-    ) -> Moved:
-        """As the transport's face says. As anywhere else, the file is there under its private name while it grows."""
+    def store(self, source: int, path: str, transfer: Transfer) -> Moved:
+        """Store a file, which is there under its private name while it grows."""
+        size, progress = transfer.size, transfer.progress
         found = os.fstat(source).st_size
         if found != size:
             raise wrong_length(self._subject(path), size, found)
-        begin = done if self._resumes else 0
-        file = self._begun(path, begin, size)
+        begin = transfer.done if self._resumes else 0
+        if begin:
+            file = self._file(path)
+            del file.data[begin:]
+        else:
+            self.remove(path)
+            with self._at(path, "create", needed=size):
+                file = self.memory.put(path, FILE)
         try:
             progress.advance(begin)
             for offset in range(begin, size, BLOCK):
@@ -372,53 +302,35 @@ class MemoryTransport(Transport):
                     block = os.pread(source, min(BLOCK, size - offset), offset)
                     self.memory.append(file, block)
                 progress.advance(len(block))
+            if len(file.data) != size:
+                raise wrong_length(self._subject(path), size, len(file.data))
         except BaseException as error:
             if not (self._resumes and isinstance(error, TransportError) and error.transient):
                 self.remove(path)
             raise
-        if len(file.data) != size:
-            self.remove(path)
-            raise wrong_length(self._subject(path), size, len(file.data))
-        return Moved(Digest.of(bytes(file.data), algorithm), "stream", size - begin)
-
-    def _begun(self, path: str, done: int, size: int) -> _File:
-        """:returns: a file that has its first bytes, or an empty one"""
-        if done:
-            file = self._file(path)
-            del file.data[done:]
-            return file
-        self.remove(path)
-        with self._at(path, "create", needed=size):
-            return self.memory.add_file(path, b"")
-
-    def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
-        """As the transport's face says."""
-        data = self._whole(path, size)
-        progress.advance(size)
-        return Digest.of(data, algorithm)
+        hasher = new_hasher(transfer.algorithm, pieces=transfer.pieces)
+        hasher.update(bytes(file.data))
+        return Moved(Digest(transfer.algorithm, hasher.hexdigest()), "stream", size - begin)
 
     # -- the rest --------------------------------------------------------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
-        """As the transport's face says."""
+        """Return how many bytes still fit."""
         return self.memory.free
 
     # -- below -----------------------------------------------------------------------------------------------------------------------------------
 
-    def _subject(self, path: str) -> Subject:
-        return Subject(f"{path!r} in {self.location}" if path else str(self.location), str(self.location), path)
-
     def _at(self, path: str, doing: str, *, needed: int = 0) -> AbstractContextManager[None]:
         return translating(doing, self._subject(path), needed=needed)
 
-    def _file(self, path: str) -> _File:
+    def _file(self, path: str) -> _Node:
         try:
             node = self.memory.get(path)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise not_regular(self._subject(path)) from error
             raise translated(error, "open", self._subject(path)) from error
-        if not isinstance(node, _File):
+        if node.kind is not FILE:
             raise not_regular(self._subject(path))
         return node
 

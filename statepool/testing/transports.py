@@ -13,8 +13,10 @@ A test file for a new one::
                 yield transport
                 transport.close()
 
-The directory that the fixture's transport leads to exists and is empty. Tests of what only some transports can do look at its capabilities. If it is
-a directory of this host, ``in_directory = True`` in the class brings the tests that put strange files there.
+The directory that the fixture's transport leads to exists and is empty. If it is a directory of this host, ``in_directory = True`` in the class
+brings the tests that put strange files there. Attributes of the class say what a transport cannot do, as its capabilities do, and leave out the tests
+of that: ``writes``, ``renames``, ``symlinks``, ``directories``. Where nothing can be written, the method ``put`` of the class puts there what is to
+be read. ``deaths`` says at how many moments of each command a process is killed; where each call takes long, fewer will do.
 """
 
 from __future__ import annotations
@@ -23,35 +25,33 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
-from statepool.errors import AccessDenied, IntegrityError, MissingFile, StatePoolError
-from statepool.model.digest import Digest
+from statepool.errors import AccessDenied, FileExists, IntegrityError, MissingFile, StatePoolError, TransportError
+from statepool.model.digest import ALGORITHMS, Digest
+from statepool.model.progress import NoProgress
 from statepool.testing.contracts import only_if
-from statepool.testing.privileges import permissions_count
-from statepool.testing.transport_names import MIB, RACERS, NamesContract, local, pattern
+from statepool.testing.journeys import JourneyContract
+from statepool.testing.transport_names import MIB, RACERS, NamesContract, local, names, pattern
 from statepool.transports import base
-from statepool.transports.base import Transport
+from statepool.transports.base import Transfer, Transport
 from statepool.transports.copying import data_extents
 
+Maker = Callable[[bytes], int]
+"""Makes a local file of these bytes, and gives its descriptor."""
 
-class Counter:
+
+class Counter(NoProgress):
     """A progress that adds up."""
 
-    def __init__(self) -> None:
-        self.done = 0
-
-    def begin(self, what: str, total: int) -> None:
-        """Nothing is counted here."""
+    done = 0
 
     def advance(self, count: int) -> None:
         """Add them."""
         self.done += count
-
-    def end(self) -> None:
-        """Nothing is counted here."""
 
 
 class Stopping(Counter):
@@ -61,7 +61,6 @@ class Stopping(Counter):
         """Not an error of anybody's; as an interruption by the user is none."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__()
         self._limit = limit
 
     def advance(self, count: int) -> None:
@@ -71,13 +70,19 @@ class Stopping(Counter):
             raise Stopping.Enough
 
 
-class TransportContract(NamesContract):
+class TransportContract(NamesContract, JourneyContract):
     """The tests. Derive from it and give it a fixture ``transport``."""
 
     @pytest.fixture
     def transport(self) -> Transport:
         """A transport to an empty directory that exists."""
         raise NotImplementedError("derive from TransportContract and define the fixture `transport`")
+
+    def without_privileges(self) -> AbstractContextManager[None]:
+        """:returns: a block in which permissions count; root, to whom everything is permitted, skips the test of them unless this is overridden"""
+        if os.geteuid() == 0:
+            pytest.skip("root is permitted everything")
+        return nullcontext()
 
     @pytest.fixture
     def target(self, tmp_path: Path) -> Iterator[int]:
@@ -87,7 +92,7 @@ class TransportContract(NamesContract):
         os.close(fd)
 
     @pytest.fixture
-    def source(self, tmp_path: Path) -> Iterator[Callable[[bytes], int]]:
+    def source(self, tmp_path: Path) -> Iterator[Maker]:
         """Makes local files to store from, with the given bytes; those that are zeros in multiples of a block are holes."""
         opened: list[int] = []
 
@@ -110,7 +115,7 @@ class TransportContract(NamesContract):
     def test_small_files_are_not_read_without_end(self, transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(base, "MOST_TOGETHER", 100)
         for name in "abc":
-            transport.create(name, bytes(40))
+            self.put(transport, name, bytes(40))
         assert transport.read_many(["a", "b", "d"], 50) == [bytes(40), bytes(40), None]
         assert transport.read_many(["a", "b", "c"], 30) == [bytes(30)] * 3
         with pytest.raises(IntegrityError, match=r"c in .* has more than"):
@@ -118,25 +123,52 @@ class TransportContract(NamesContract):
 
     # -- bytes -----------------------------------------------------------------------------------------------------------------------------------
 
+    @only_if("writes")
     @pytest.mark.parametrize("size", [0, 1, 4095, 70_000, 5 * MIB + 13])
-    @pytest.mark.parametrize("algorithm", ["blake3", "sha256"])
-    def test_a_file_there_and_back(self, transport: Transport, source: Callable[[bytes], int], target: int, size: int, algorithm: str) -> None:
+    @pytest.mark.parametrize("algorithm", ALGORITHMS)
+    def test_a_file_there_and_back(self, transport: Transport, source: Maker, target: int, size: int, algorithm: str) -> None:
         data = pattern(size)
         expected = Digest.of(data, algorithm)
         there, back, again = Counter(), Counter(), Counter()
-        assert transport.store(source(data), "a", size, algorithm=algorithm, progress=there).digest == expected
+        transfers = [Transfer(size, algorithm, progress=progress) for progress in (there, back, again)]
+        assert transport.store(source(data), "a", transfers[0]).digest == expected
         assert transport.read("a") == data
-        assert transport.fetch("a", target, size, algorithm=algorithm, progress=back).digest == expected
+        assert transport.fetch("a", target, transfers[1]).digest == expected
         assert os.pread(target, size + 1, 0) == data
-        assert transport.digest("a", size, algorithm=algorithm, progress=again) == expected
+        assert transport.digest("a", transfers[2]) == expected
         assert (there.done, back.done, again.done) == (size, size, size)
+        for pieces in (transfer.pieces for transfer in transfers if len(transfer.pieces)):
+            assert Digest.of_pieces(pieces, size) == expected, "digests of pieces are left out, or all of them are right"
 
-    def test_holes_stay_holes(self, transport: Transport, source: Callable[[bytes], int], target: int) -> None:
+    @only_if("writes")
+    def test_pieces_become_a_file_that_appears_whole_and_once(self, transport: Transport) -> None:
+        data = pattern(2 * MIB + 13)
+        seen: list[set[str]] = []
+
+        def pieces(end: Exception | None = None) -> Iterator[bytes]:
+            for offset in range(0, len(data), MIB):
+                yield data[offset : offset + MIB]
+                seen.append(names(transport))
+            if end is not None:
+                raise end
+
+        with pytest.raises(MissingFile):
+            transport.assemble("a", pieces(MissingFile("the source is gone")))
+        assert names(transport) == set()
+        transport.assemble("a", pieces())
+        assert transport.read("a") == data
+        assert "a" not in set().union(*seen)
+        with pytest.raises(FileExists):
+            transport.assemble("a", [b"other"])
+        assert transport.read("a") == data
+
+    @only_if("writes")
+    def test_holes_stay_holes(self, transport: Transport, source: Maker, target: int) -> None:
         data = bytes(3 * MIB) + pattern(128 << 10) + bytes(9 * MIB) + b"end"
         origin = source(data)
-        assert transport.store(origin, "a", len(data)).digest == Digest.of(data)
+        assert transport.store(origin, "a", Transfer(len(data))).digest == Digest.of(data)
         extents = data_extents(origin, len(data), limit=100)
-        moved = transport.fetch("a", target, len(data), extents=extents)
+        moved = transport.fetch("a", target, Transfer(len(data), extents=extents))
         assert moved.digest == Digest.of(data)
         assert moved.sent < MIB
         assert os.pread(target, len(data) + 1, 0) == data
@@ -145,64 +177,84 @@ class TransportContract(NamesContract):
         if (path := transport.local_path("a")) is not None:
             assert path.stat().st_blocks <= os.fstat(origin).st_blocks
 
+    @only_if("writes")
     @pytest.mark.parametrize("size", [0, 99_999, 100_001])
-    def test_a_file_of_another_length_is_refused(self, transport: Transport, source: Callable[[bytes], int], target: int, size: int) -> None:
-        transport.store(source(pattern(100_000)), "a", 100_000)
+    def test_a_file_of_another_length_is_refused(self, transport: Transport, source: Maker, target: int, size: int) -> None:
+        transport.store(source(pattern(100_000)), "a", Transfer(100_000))
         with pytest.raises(IntegrityError):
-            transport.fetch("a", target, size)
+            transport.fetch("a", target, Transfer(size))
         with pytest.raises(IntegrityError):
-            transport.digest("a", size)
+            transport.digest("a", Transfer(size))
         with pytest.raises(IntegrityError):
-            transport.store(source(pattern(100_000)), "b", size)
-        assert [entry.name for entry in transport.scan("")] == ["a"]
+            transport.store(source(pattern(100_000)), "b", Transfer(size))
+        assert names(transport) == {"a"}
+
+    @pytest.mark.parametrize("size", [0, 70_000, 5 * MIB + 13])
+    def test_a_file_that_is_there(self, transport: Transport, target: int, size: int) -> None:
+        data = pattern(size)
+        self.put(transport, "d/a", data)
+        back, again = Counter(), Counter()
+        assert transport.fetch("d/a", target, Transfer(size, "sha256", progress=back)).digest == Digest.of(data, "sha256")
+        assert os.pread(target, size + 1, 0) == data
+        assert transport.digest("d/a", Transfer(size, progress=again)) == Digest.of(data)
+        assert (back.done, again.done) == (size, size)
+        for use in (lambda: transport.fetch("d/a", target, Transfer(size + 1)), lambda: transport.digest("d/a", Transfer(size + 1))):
+            with pytest.raises(IntegrityError):
+                use()
 
     def test_bytes_that_are_not_there(self, transport: Transport, target: int) -> None:
         with pytest.raises(MissingFile):
-            transport.fetch("a", target, 1)
+            transport.fetch("a", target, Transfer(1))
         with pytest.raises(MissingFile):
-            transport.digest("a", 1)
+            transport.digest("a", Transfer(1))
 
-    def test_store_replaces_and_needs_the_directory(self, transport: Transport, source: Callable[[bytes], int]) -> None:
-        transport.store(source(b"first"), "a", 5)
-        transport.store(source(b"second"), "a", 6)
+    @only_if("writes")
+    def test_store_replaces_and_needs_the_directory(self, transport: Transport, source: Maker) -> None:
+        transport.store(source(b"first"), "a", Transfer(5))
+        transport.store(source(b"second"), "a", Transfer(6))
         assert transport.read("a") == b"second"
-        with pytest.raises(MissingFile):
-            transport.store(source(b"third"), "no/where", 5)
+        if self.directories:
+            with pytest.raises(MissingFile):
+                transport.store(source(b"third"), "no/where", Transfer(5))
 
-    def test_what_is_stored_can_be_linked_and_is_read_only(self, transport: Transport, source: Callable[[bytes], int]) -> None:
+    @only_if("writes")
+    def test_what_is_stored_can_be_linked_and_is_read_only(self, transport: Transport, source: Maker) -> None:
         transport.make_directory("incoming")
         transport.make_directory("data")
-        transport.store(source(b"bytes"), "incoming/n", 5)
+        transport.store(source(b"bytes"), "incoming/n", Transfer(5))
         transport.link("incoming/n", "data/d")
         transport.remove("incoming/n")
         assert transport.read("data/d") == b"bytes"
         if (path := transport.local_path("data/d")) is not None:
             assert path.stat().st_mode & 0o777 == 0o444
 
-    def test_what_is_there_already_need_not_be_moved_again(self, transport: Transport, source: Callable[[bytes], int], target: int) -> None:
-        data, done = pattern(3 * MIB + 13), 2 * MIB + 5
+    @only_if("writes")
+    def test_what_is_there_already_need_not_be_moved_again(self, transport: Transport, source: Maker, target: int) -> None:
+        data, done = pattern(3 * MIB) + bytes(MIB) + pattern(13), 2 * MIB + 5
         there, back = Counter(), Counter()
-        transport.create("a", data[:done])
-        stored = transport.store(source(data), "a", len(data), done=done, progress=there)
+        transport.create("a", data[:done] + b"x" * (len(data) - done))
+        stored = transport.store(source(data), "a", Transfer(len(data), progress=there, done=done))
         assert stored.digest == Digest.of(data)
         assert transport.read("a") == data
         os.pwrite(target, data[:done], 0)
-        fetched = transport.fetch("a", target, len(data), done=done, progress=back)
+        fetched = transport.fetch("a", target, Transfer(len(data), progress=back, done=done))
         assert fetched.digest == Digest.of(data)
         assert os.pread(target, len(data) + 1, 0) == data
         assert (there.done, back.done) == (len(data), len(data))
         if transport.capabilities.resumes:
-            assert stored.sent == fetched.sent == len(data) - done
+            assert stored.sent == len(data) - MIB - done
+            assert fetched.sent == len(data) - done
 
-    def test_a_progress_that_raises_ends_the_transfer(self, transport: Transport, source: Callable[[bytes], int], target: int) -> None:
+    @only_if("writes")
+    def test_a_progress_that_raises_ends_the_transfer(self, transport: Transport, source: Maker, target: int) -> None:
         data = pattern(12 * MIB)
         threads = threading.active_count()
         with pytest.raises(Stopping.Enough):
-            transport.store(source(data), "a", len(data), progress=Stopping(4 * MIB))
+            transport.store(source(data), "a", Transfer(len(data), progress=Stopping(4 * MIB)))
         assert transport.stat("a") is None
-        transport.store(source(data), "a", len(data))
+        transport.store(source(data), "a", Transfer(len(data)))
         with pytest.raises(Stopping.Enough):
-            transport.fetch("a", target, len(data), progress=Stopping(4 * MIB))
+            transport.fetch("a", target, Transfer(len(data), progress=Stopping(4 * MIB)))
         assert transport.read("a", 0, 16) == data[:16]
         if transport.capabilities.local:
             assert threading.active_count() == threads
@@ -220,13 +272,32 @@ class TransportContract(NamesContract):
             assert caught.value.pool == str(transport.location)
             assert caught.value.hint is None or caught.value.hint
 
+    def test_what_it_cannot_do_is_known_beforehand_and_refused(self, transport: Transport) -> None:
+        able = transport.capabilities
+        assert (able.writes, able.renames, able.symlinks, able.directories) == (self.writes, self.renames, self.symlinks, self.directories)
+        self.put(transport, "a", b"1")
+        missing: list[Callable[[], object]] = []
+        if not able.writes:
+            missing += [lambda: transport.create("b", b""), lambda: transport.remove("a"), lambda: transport.link("a", "b")]
+            missing += [lambda: transport.make_directory("d"), lambda: transport.remove_directory("d")]
+        if not able.renames:
+            missing.append(lambda: transport.rename("a", "b"))
+        if not able.symlinks:
+            missing += [lambda: transport.symlink("a", "b"), lambda: transport.readlink("a")]
+        for use in missing:
+            with pytest.raises(TransportError if able.writes else AccessDenied) as caught:
+                use()
+            assert str(transport.location) in str(caught.value)
+            assert caught.value.hint
+        assert names(transport) == {"a"}
+
     @only_if("in_directory")
     def test_what_is_not_permitted(self, transport: Transport) -> None:
         here = local(transport, "")
         (here / "secret").write_bytes(b"")
         (here / "secret").chmod(0)
         (here / "closed").mkdir(0o500)
-        with permissions_count():
+        with self.without_privileges():
             with pytest.raises(AccessDenied):
                 transport.read("secret")
             with pytest.raises(AccessDenied):
@@ -234,11 +305,12 @@ class TransportContract(NamesContract):
         assert transport.scan("closed") == []
 
     def test_it_can_be_closed_and_used_again(self, transport: Transport) -> None:
-        transport.create("a", b"1")
+        self.put(transport, "a", b"1")
         transport.close()
         transport.close()
         assert transport.read("a") == b"1"
 
+    @only_if("writes")
     def test_threads_may_share_it(self, transport: Transport) -> None:
         def work(number: int) -> bytes:
             transport.make_directory(f"d/{number}")

@@ -1,5 +1,9 @@
 """
-The face that every transport has.
+The face that every transport has, in two layers.
+
+Below are the primitives, which an author has to write: ``scan``, ``stat`` and ``read``, and ``create`` and ``remove`` unless the place can only be
+read. What is above them is written here already, on the primitives alone: slow, and right. A transport that can do better overrides it. What cannot
+be made of the primitives without breaking a promise is refused in clear words; :class:`Capabilities` says beforehand what is.
 
 Paths are relative to the pool's directory, with ``/`` between their parts, made of validated names by the floor above; a transport need not look at
 them again, but never follows a symbolic link in any of their parts.
@@ -12,96 +16,31 @@ another length; and nothing else. They can be called from several threads.
 
 from __future__ import annotations
 
-import enum
+import io
+import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve
 
 from statepool.beneath import Beneath
-from statepool.errors import IntegrityError, MissingFile, TransportError
-from statepool.model.digest import DEFAULT_ALGORITHM, Digest
+from statepool.errors import AccessDenied, FileExists, IntegrityError, MissingFile, TransportError
+from statepool.model.digest import Digest, new_hasher
 from statepool.model.location import Location
 from statepool.model.outcomes import Finding
-from statepool.model.progress import SILENT, Progress
 from statepool.model.settings import Settings
+from statepool.transports.failures import Subject, not_regular, require_few_holes, translating, wrong_length
+from statepool.transports.reading import SLICE, are_in_order, slices
+from statepool.transports.values import Capabilities, Entry, FileKind, Moved, Stat, Transfer
+
+__all__ = ["MOST_TOGETHER", "Capabilities", "Entry", "FileKind", "Moved", "Stat", "Transfer", "Transport", "small_file_mode", "too_much"]
 
 MOST_TOGETHER = 256 << 20
 """Bytes of small files that are read together at most: what a pool says is long may be a hole that took no room there."""
-
-
-class FileKind(enum.StrEnum):
-    """What a name in a directory stands for."""
-
-    FILE = "file"
-    DIRECTORY = "directory"
-    LINK = "link"
-    OTHER = "other"
-
-
-@frozen(slots=False)  # made by the thousand, which is quicker so
-class Entry:
-    """A name in a directory."""
-
-    name: str
-    kind: FileKind
-
-
-@frozen
-class Stat:
-    """
-    What is known of a file without opening it; of a symbolic link, not of what it points to.
-
-    :param kind: what it is
-    :param size: in bytes
-    :param mtime_ns: last change, in nanoseconds of the far side's clock; servers may round it to seconds
-    :param identity: the same for two names of one file on this side of the transport, or None where that is not known
-    """
-
-    kind: FileKind
-    size: int
-    mtime_ns: int
-    identity: tuple[int, int] | None = None
-
-
-@frozen
-class Capabilities:
-    """
-    What a transport can do beyond what all of them can.
-
-    :param symlinks: symbolic links can be made and read
-    :param durable: what has been flushed survives a power cut there
-    :param local: the files can be opened on this host, see :meth:`Transport.local_path`
-    :param refers: a cache refers to the files instead of copying them
-    :param resumes: what an interrupted transfer has moved need not be moved again
-    """
-
-    symlinks: bool
-    durable: bool
-    local: bool = False
-    refers: bool = False
-    resumes: bool = False
-
-
-@frozen
-class Moved:
-    """
-    A file has been moved.
-
-    :param digest: of the bytes as they are at their new place
-    :param how: ``reflink``, ``copy`` or ``stream``
-    :param sent: bytes that really had to be moved: neither holes nor shared blocks
-    :param again: how many of them had been moved before, in an attempt that failed
-    """
-
-    digest: Digest
-    how: str
-    sent: int
-    again: int = 0
 
 
 class Transport(ABC):
@@ -123,9 +62,10 @@ class Transport(ABC):
         return cls(location)
 
     @property
-    @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What this one can do. May have to ask the far side."""
+        """What this one can do. May have to ask the far side. Here: what can be made of the primitives, to be overridden with them."""
+        writes = type(self).create is not Transport.create
+        return Capabilities(symlinks=False, durable=False, writes=writes, renames=False, directories=False, copies=True)
 
     # -- looking ---------------------------------------------------------------------------------------------------------------------------------
 
@@ -160,12 +100,12 @@ class Transport(ABC):
         :raises MissingFile: there is no such file
         """
 
-    @abstractmethod
     def readlink(self, path: str) -> str:
         """
         :returns: what a symbolic link holds
         :raises MissingFile: there is no such link
         """
+        raise self._cannot("read the symbolic link", path)
 
     # -- looking at many: where every question takes a while, all are asked before the first answer is waited for -----------------------------------
 
@@ -203,7 +143,6 @@ class Transport(ABC):
 
     # -- names: each of these happens as a whole or not at all -------------------------------------------------------------------------------------
 
-    @abstractmethod
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
         Make a small file that appears whole, with its content on stable storage (if ``flush``), and only if nobody has made it before.
@@ -212,6 +151,21 @@ class Transport(ABC):
 
         :raises FileExists: the name exists, whatever it is
         """
+        raise self._cannot("create", path)
+
+    def assemble(self, path: str, pieces: Iterable[bytes]) -> None:
+        """
+        Make a large file of pieces that follow each other, as :meth:`create` makes a small one: it appears whole, flushed, and only if nobody has
+        made it before. Here all of it is held in memory, since ``create`` takes no less; a transport that can send one piece after the other
+        overrides this.
+
+        :param pieces: of two MiB at most; what is raised while they are asked for comes out of the call, and leaves nothing behind
+        :raises FileExists: the name exists, whatever it is
+        """
+        whole = io.BytesIO()
+        for piece in pieces:
+            whole.write(piece)
+        self.create(path, whole.getvalue())
 
     def draft(self, directory: str, data: bytes) -> AbstractContextManager[Callable[[str], None]]:
         """
@@ -223,111 +177,177 @@ class Transport(ABC):
         """
         return nullcontext(partial(self.create, data=data))
 
-    @abstractmethod
     def link(self, source: str, target: str) -> None:
         """
-        Give a file a second name.
+        Give a file a second name. Here it gets a copy, a piece at a time.
 
         :raises MissingFile: there is no source
         :raises FileExists: the target exists
         """
+        if not self.capabilities.writes:
+            raise self._cannot("create", target)
+        if self.stat(target) is not None:
+            subject = self._subject(target)
+            raise FileExists(f"cannot create {subject.text}: it exists", pool=subject.pool, path=target)
+        self.assemble(target, self._pieces_of(source))
 
-    @abstractmethod
+    def _pieces_of(self, path: str) -> Iterator[bytes]:
+        offset = 0
+        while piece := self.read(path, offset, SLICE):
+            yield piece
+            offset += len(piece)
+            if len(piece) < SLICE:
+                break
+
     def rename(self, source: str, target: str) -> None:
         """
-        Give a file another name; a file that is there gives way.
+        Give a file another name; a file that is there gives way. The primitives cannot do that in one step.
 
         :raises MissingFile: there is no source
         """
+        raise self._cannot("rename", source)
 
-    @abstractmethod
     def remove(self, path: str) -> bool:
         """:returns: whether there was such a file or link. A directory is an error."""
+        raise self._cannot("remove", path)
 
-    @abstractmethod
     def symlink(self, target: str, path: str) -> None:
         """Make the name ``path`` a symbolic link that holds ``target``; a link or file that is there gives way in one step."""
+        raise self._cannot("make the symbolic link", path)
 
-    @abstractmethod
     def make_directory(self, path: str) -> None:
-        """Make a directory and those above it, with the permissions of the pool's own; nothing happens if it is there."""
+        """
+        Make a directory and those above it, with the permissions of the pool's own; nothing happens if it is there. Here nothing happens, as where a
+        directory is there as soon as a file is in it.
+        """
+        if not self.capabilities.writes:
+            raise self._cannot("make the directory", path)
 
-    @abstractmethod
     def remove_directory(self, path: str) -> bool:
-        """:returns: whether it was there and could be removed: False if it is not empty"""
+        """:returns: whether it was there and could be removed: False if it is not empty, and where there are none"""
+        if not self.capabilities.writes:
+            raise self._cannot("remove the directory", path)
+        return False
 
-    @abstractmethod
     def flush(self, directory: str) -> None:
         """Bring the entries of a directory to stable storage, where the far side can."""
+        return None
 
     # -- bytes -------------------------------------------------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def fetch(
-        self,
-        path: str,
-        target: int,
-        size: int,
-        *,
-        algorithm: str = DEFAULT_ALGORITHM,
-        extents: tuple[tuple[int, int], ...] = (),
-        progress: Progress = SILENT,
-        done: int = 0,
-    ) -> Moved:
+    def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """
         Bring the bytes of a file into an empty local file, holes as holes.
 
         Where transfers can be resumed, the length of the local file tells after a failure how far this one came.
 
         :param target: descriptor of a local file open for reading and writing, of our own
-        :param size: how long the file must be
-        :param algorithm: for the digest, which is that of the *copy*
-        :param extents: where the source has data; empty: find out, or take all
-        :param progress: told of the bytes; begin and end are the caller's
-        :param done: so many bytes at the beginning are in the local file already; they are hashed, and the rest is moved. Without resuming, all is.
+        :param transfer: what is moved
+        :returns: what was moved; the digest is that of the *copy*
         :raises MissingFile: there is no such file
-        :raises IntegrityError: it is not ``size`` bytes long
+        :raises IntegrityError: it has another length than ``transfer`` says
         """
+        subject = self._subject(path)
 
-    @abstractmethod
-    def store(
-        self,
-        source: int,
-        path: str,
-        size: int,
-        *,
-        algorithm: str = DEFAULT_ALGORITHM,
-        extents: tuple[tuple[int, int], ...] = (),
-        progress: Progress = SILENT,
-        done: int = 0,
-    ) -> Moved:
+        def keep(data: bytes, offset: int) -> None:
+            done = 0
+            with translating("write a copy of", subject, needed=transfer.size, descriptor=target):
+                while done < len(data):
+                    done += os.pwrite(target, data[done:], offset + done)
+
+        with translating("write a copy of", subject, descriptor=target):
+            os.ftruncate(target, 0)
+        moved = self._read_through(path, transfer, keep)
+        with translating("write a copy of", subject, needed=transfer.size, descriptor=target):
+            os.ftruncate(target, transfer.size)  # there may be a hole at the end
+        return moved
+
+    def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        Make a new file of the bytes of a local one, holes as holes, checked as far as the far side can, flushed, and read-only.
+        Make a new file of the bytes of a local one, holes as holes, checked as far as the far side can, flushed, and read-only. Here they are sent a
+        piece at a time, by :meth:`assemble`.
 
         Where transfers can be resumed, and the connection broke, the length of the new file tells how far this one came. Otherwise a failure leaves
         nothing behind.
 
         :param source: descriptor of the local file, open for reading
-        :param path: a private name of the caller; a file that is there gives way
-        :param size: how many bytes
-        :param done: so many of them, at the beginning, are in the new file already; the rest is moved. Without resuming, all are.
+        :param path: a private name of the caller; a file that is there gives way, unless the transfer goes on with it
+        :param transfer: what is moved
+        :returns: what was moved; the digest is that of the *copy*
+        :raises IntegrityError: the local file has another length than ``transfer`` says
         :raises NoSpace: the far side is full
         """
+        if not self.capabilities.writes:
+            raise self._cannot("create", path)
+        there = self._subject(path)
+        subject, hasher = Subject(f"the local file for {there.text}", there.pool, path), new_hasher(transfer.algorithm, pieces=transfer.pieces)
+        with translating("read", subject):
+            found = os.fstat(source)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != transfer.size:
+            raise wrong_length(subject, transfer.size, found.st_size)
 
-    @abstractmethod
-    def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
+        def pieces() -> Iterator[bytes]:
+            for part in slices((), transfer.size):
+                with translating("read", subject):
+                    piece = os.pread(source, part.length, part.start)
+                if len(piece) != part.length:
+                    raise wrong_length(subject, transfer.size, part.start + len(piece))
+                hasher.update(piece)
+                yield piece
+                transfer.progress.advance(part.length)
+
+        self.remove(path)
+        self.assemble(path, pieces())
+        return Moved(Digest(transfer.algorithm, hasher.hexdigest()), "stream", transfer.size)
+
+    def digest(self, path: str, transfer: Transfer) -> Digest:
         """
         Read a file once more, on the far side where that is possible.
 
+        :param transfer: gives the length, the algorithm and the progress; extents and ``done`` are ignored
         :raises MissingFile: there is no such file
-        :raises IntegrityError: it is not ``size`` bytes long
+        :raises IntegrityError: it has another length than ``transfer`` says
         """
+        return self._read_through(path, evolve(transfer, extents=()), lambda data, offset: None).digest
+
+    def _read_through(self, path: str, transfer: Transfer, keep: Callable[[bytes, int], object]) -> Moved:
+        """
+        Read a file from one end to the other, only where it has data.
+
+        :param keep: is given the data, and the offset of each piece of it
+        """
+        subject, size, extents = self._subject(path), transfer.size, transfer.extents
+        found = self.stat(path)
+        if found is None:
+            raise MissingFile(f"cannot read {subject.text}: it is not there", pool=subject.pool, path=path)
+        if found.kind is not FileKind.FILE:
+            raise not_regular(subject)
+        if found.size != size:
+            raise wrong_length(subject, size, found.size)
+        if not are_in_order(extents):
+            extents = ()
+        if extents:
+            require_few_holes(size - sum(length for _, length in extents), subject)
+        hasher, sent = new_hasher(transfer.algorithm, pieces=transfer.pieces), 0
+        for part in slices(extents or ((0, size),), size):
+            content = memoryview(bytearray(part.length))
+            for offset, length in part.data:
+                data = self.read(path, offset, length)
+                if len(data) != length:
+                    raise wrong_length(subject, size, offset + len(data))
+                content[offset - part.start :][:length] = data
+                sent += length
+                if data.strip(b"\0"):  # zeros stay a hole, also where the extents do not list one
+                    keep(data, offset)
+            hasher.update(content)
+            transfer.progress.advance(part.length)
+        return Moved(Digest(transfer.algorithm, hasher.hexdigest()), "stream", sent)
 
     # -- the rest ----------------------------------------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def free_space(self) -> int | None:
         """:returns: bytes that can still be written by this account, or None where nobody knows"""
+        return None
 
     def local_path(self, path: str) -> Path | None:
         """:returns: where a file is on this host, for messages and for programs that only know paths, or None where it is elsewhere"""
@@ -367,6 +387,19 @@ class Transport(ABC):
     def close(self) -> None:
         """Let go of connections; the next call makes them anew."""
         return None
+
+    # -- what messages say -------------------------------------------------------------------------------------------------------------------------
+
+    def _subject(self, path: str) -> Subject:
+        return Subject(f"{path!r} in {self.location}" if path else str(self.location), str(self.location), path)
+
+    def _cannot(self, doing: str, path: str) -> TransportError:
+        subject = self._subject(path)
+        if not self.capabilities.writes:
+            hint = "states can only be fetched from there"
+            return AccessDenied(f"cannot {doing} {subject.text}: it can only be read", hint=hint, pool=subject.pool, path=path)
+        hint = "reach the pool in another way for this, if there is one"
+        return TransportError(f"cannot {doing} {subject.text}: that cannot be done there", hint=hint, pool=subject.pool, path=path)
 
 
 def too_much(pool: Location, path: str) -> IntegrityError:

@@ -19,22 +19,23 @@ import fcntl
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from itertools import cycle, pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from statepool.errors import IntegrityError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest, new_hasher
+from statepool.model.pieces import LENGTH, PIECE, PIECES, ZEROS, Pieces, count
 from statepool.model.progress import SILENT, Progress
-from statepool.transports.base import Moved
+from statepool.transports.base import Moved, Transfer
 from statepool.transports.failures import A_FILE, Subject, not_regular, require_few_holes, translating, wrong_length
 from statepool.transports.flushing import FlushBehind
-from statepool.transports.reading import SLICE, CloneReader, DirectReader, Extent, Reader, Slice, Unchanging, data_in, new_buffers, zeros
+from statepool.transports.reading import SLICE, CloneReader, DirectReader, Extent, Reader, Slice, Unchanging, data_in, new_buffers
 from statepool.transports.reserving import Reserver
 
 BEHIND = 3
@@ -47,7 +48,7 @@ them, which costs three times as much where there is no such piece of memory at 
 """
 
 MAX_THREADS = 4
-"""Threads that hash one slice together when no copier needs the processor; a slice gives no work to more."""
+"""Threads that hash together when no copier needs the processor: a slice gives no work to more, and four that hash pieces outrun most memory."""
 
 FICLONE = 0x40049409
 """Asks to share all blocks of another file: ``_IOW(0x94, 9, int)`` in ``linux/fs.h``. Where its number is another it is refused, and we copy."""
@@ -59,10 +60,8 @@ _REAL_FAILURES = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, 
 def copy(
     source: int,
     target: int,
-    size: int,
+    transfer: Transfer,
     *,
-    algorithm: str = DEFAULT_ALGORITHM,
-    progress: Progress = SILENT,
     reflink: bool = True,
     flush: bool = False,
     subject: Subject = A_FILE,
@@ -72,9 +71,8 @@ def copy(
 
     :param source: descriptor of a regular file, open for reading
     :param target: descriptor of a file of our own, open for reading and writing; what is in it goes
-    :param size: how long the source must be, in bytes
-    :param algorithm: for the digest, which is that of the copy
-    :param progress: told of the bytes, holes included, from the calling thread; what it raises ends the copy
+    :param transfer: gives the length of the source, the algorithm of the copy's digest, and the progress, which is advanced from the calling thread,
+        for holes too; an exception of it ends the copy. The extents are ignored: the file system lists the data itself.
     :param reflink: whether the two may share blocks
     :param flush: whether the caller is about to flush the copy: it is done on the way, so that little is left to be flushed
     :param subject: what messages say of the source
@@ -83,13 +81,14 @@ def copy(
     :raises NoSpace: the copy does not fit
     :raises TransportError: reading or writing failed
     """
+    size = transfer.size
     _check_length(source, size, subject)
-    if reflink and size > 0 and (digest := _clone(source, target, size, algorithm, progress, subject)) is not None:
+    if reflink and size > 0 and (digest := _clone(source, target, transfer, subject)) is not None:
         return Moved(digest, "reflink", 0)
     with translating("write a copy of", subject, needed=size, descriptor=target):
         _empty(target)
         os.ftruncate(target, size)
-    moved = _copy_slices(source, target, size, algorithm, progress, subject, flush)
+    moved = _copy_slices(source, target, transfer, subject, flush)
     _check_length(source, size, subject)
     return moved
 
@@ -102,6 +101,7 @@ def hash_file(
     progress: Progress = SILENT,
     overlay: Sequence[tuple[int, bytes]] = (),
     subject: Subject = A_FILE,
+    pieces: Pieces | None = None,
 ) -> Digest:
     """
     Make the digest of a local file. Holes are not read.
@@ -111,6 +111,7 @@ def hash_file(
     :param progress: told of the bytes, holes included, from the calling thread; what it raises ends it
     :param overlay: offsets, and the bytes that are hashed there in place of what the file holds: for what it will be after a small change
     :param subject: what messages say of the file
+    :param pieces: gets the digests of its pieces, where the algorithm has some
     :raises IntegrityError: it is not a regular file of this size, or the overlay leaves it
     :raises TransportError: reading failed
     """
@@ -118,7 +119,7 @@ def hash_file(
     for offset, data in overlay:
         if offset < 0 or offset + len(data) > size:
             raise IntegrityError(f"{subject.text} has {size} bytes: nothing can be put at {offset}", pool=subject.pool, path=subject.path)
-    return _hash(Reader(fd, subject), size, algorithm, progress, overlay)
+    return _hash(Reader(fd, subject), size, algorithm, progress, pieces if pieces is not None else Pieces(), overlay)
 
 
 def data_extents(fd: int, size: int, *, limit: int) -> tuple[Extent, ...]:
@@ -129,8 +130,16 @@ def data_extents(fd: int, size: int, *, limit: int) -> tuple[Extent, ...]:
     :returns: where it has data: (offset, length) in order. A file without holes, or on a file system that does not tell, has one.
     :raises TransportError: the file system failed
     """
+    return merged(data_in(fd, size, A_FILE), limit=limit)
+
+
+def merged(extents: Iterable[Extent], *, limit: int) -> tuple[Extent, ...]:
+    """
+    :param extents: in order
+    :param limit: most extents to return; if there are more, those with the smallest gaps between them become one
+    """
     found: list[Extent] = []
-    for extent in data_in(fd, size, A_FILE):
+    for extent in extents:
         found.append(extent)
         # Often enough to stay small, seldom enough to stay quick. The largest gaps survive each round, so the result is that of one round at the end.
         if len(found) >= 8 * limit:
@@ -152,20 +161,20 @@ def _closed(extents: list[Extent], limit: int) -> list[Extent]:
 
 class _Behind:
     """
-    Does one thing after another in a thread of its own, not far behind its caller.
+    Does one thing after another in a thread of its own, or in several, not far behind its caller.
 
     An error in the thread comes out of the caller's next call; leaving the block for any reason ends the thread, and waits for it. Who does not want
     to wait can interrupt that, and the thread then ends by itself: what it works with must not be the caller's to close.
 
     :param depth: how many of them the caller may be ahead
-    :param threaded: without, everything is done in the calling thread: for work that is not worth a thread
-    :param last: is done there when the rest is over, whatever became of it
+    :param threads: how many; with 0, everything is done in the calling thread: for work that is not worth a thread
+    :param last: is done there when the rest is over, whatever became of it; only where there is one thread
     """
 
-    def __init__(self, depth: int, *, threaded: bool, last: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, depth: int, *, threads: int, last: Callable[[], object] = lambda: None) -> None:
         self._depth = depth
         self._last = last
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="statepool-hash") if threaded else None
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="statepool-hash") if threads else None
         self._pending: deque[Future[object]] = deque()
 
     def __enter__(self) -> Self:
@@ -215,15 +224,76 @@ def _threads(size: int) -> int:
     return min(len(os.sched_getaffinity(0)), MAX_THREADS) if size > SLICE else 1
 
 
-def _hash(reader: Reader, size: int, algorithm: str, progress: Progress, overlay: Sequence[tuple[int, bytes]] = ()) -> Digest:
-    hasher = new_hasher(algorithm, threads=_threads(size))
-    with _Behind(BEHIND, threaded=size > SLICE) as behind:
+def _hash(reader: Reader, size: int, algorithm: str, progress: Progress, pieces: Pieces, overlay: Sequence[tuple[int, bytes]] = ()) -> Digest:
+    if algorithm == PIECES:
+        pieces.become(_hash_pieces(reader, size, progress, overlay))
+        return Digest.of_pieces(pieces, size)
+    return hash_read(reader, size, algorithm=algorithm, progress=progress, overlay=overlay, threads=_threads(size))
+
+
+def hash_read(
+    reader: Reader,
+    size: int,
+    *,
+    algorithm: str,
+    progress: Progress = SILENT,
+    overlay: Sequence[tuple[int, bytes]] = (),
+    threads: int = 1,
+    each: Callable[[Slice, memoryview], object] = lambda part, content: None,
+) -> Digest:
+    """
+    Hash what a reader reads, in a thread of its own.
+
+    :param overlay: as for :func:`hash_file`
+    :param threads: how many threads may hash together
+    :param each: is given each slice meanwhile, in the calling thread; what it raises ends the hashing
+    """
+    hasher = new_hasher(algorithm, threads=threads)
+    with _Behind(BEHIND, threads=1 if size > SLICE else 0) as behind:
         for part, buffer in zip(reader.slices(size), cycle(_buffers(size))):
             content = _overlaid(reader.read(part, buffer), part, overlay, buffer)
             behind.do(partial(hasher.update, content))
+            each(part, content)
             progress.advance(part.length)
         behind.finish()
     return Digest(algorithm, hasher.hexdigest())
+
+
+def _hash_pieces(reader: Reader, size: int, progress: Progress, overlay: Sequence[tuple[int, bytes]]) -> bytearray:
+    """
+    Hash pieces of a file in several threads, which also read them. One that is interrupted in its wait for them leaves them to end by themselves: by
+    then they may read another file that has the number of this one, which harms nobody.
+
+    :returns: the digests of all pieces
+    """
+    found = bytearray(ZEROS * count(size))
+    # With one processor, too, one thread reads while the other one hashes.
+    threads = max(_threads(size), 2) if size > PIECE else 0
+    buffers = deque(new_buffers(max(threads, 1)))
+
+    def hash_piece(index: int, parts: Sequence[Slice]) -> None:
+        hasher, buffer = new_hasher("blake3"), buffers.pop()
+        try:
+            for part in parts:
+                hasher.update(_overlaid(reader.read(part, buffer), part, overlay, buffer))
+        finally:
+            buffers.append(buffer)
+        found[index * LENGTH : (index + 1) * LENGTH] = bytes.fromhex(hasher.hexdigest())
+
+    slices = reader.slices(size)
+    with _Behind(2 * threads, threads=threads) as behind:
+        for index in range(count(size)):
+            parts = list(islice(slices, PIECE // SLICE))
+            if sum(part.length for part in parts) < PIECE or any(part.data or _is_overlaid(part, overlay) for part in parts):
+                behind.do(partial(hash_piece, index, parts))
+            for part in parts:
+                progress.advance(part.length)
+        behind.finish()
+    return found
+
+
+def _is_overlaid(part: Slice, overlay: Sequence[tuple[int, bytes]]) -> bool:
+    return any(offset < part.start + part.length and part.start < offset + len(data) for offset, data in overlay)
 
 
 def _overlaid(content: memoryview, part: Slice, overlay: Sequence[tuple[int, bytes]], buffer: memoryview) -> memoryview:
@@ -257,8 +327,9 @@ def _empty(target: int) -> None:
         os.ftruncate(target, 0)
 
 
-def _clone(source: int, target: int, size: int, algorithm: str, progress: Progress, subject: Subject) -> Digest | None:
+def _clone(source: int, target: int, transfer: Transfer, subject: Subject) -> Digest | None:
     """:returns: the digest of the target, which shares all blocks of the source now; None where they cannot share any"""
+    size = transfer.size
     with translating("write a copy of", subject, needed=size, descriptor=target):
         _empty(target)
     # Claimed before the cloning, so that whatever is read of the source later has been in it at the moment at which it was cloned.
@@ -272,7 +343,7 @@ def _clone(source: int, target: int, size: int, algorithm: str, progress: Progre
         direct = _open_direct(target)
         try:
             clone = DirectReader(target, direct, subject) if direct is not None else Reader(target, subject)
-            return _hash(CloneReader(target, clone, source, unchanging, subject), size, algorithm, progress)
+            return _hash(CloneReader(target, clone, source, unchanging, subject), size, transfer.algorithm, transfer.progress, transfer.pieces)
         finally:
             if direct is not None:
                 os.close(direct)
@@ -297,31 +368,46 @@ def _share_blocks(source: int, target: int) -> bool:
     return True
 
 
-def _copy_slices(source: int, target: int, size: int, algorithm: str, progress: Progress, subject: Subject, flush: bool) -> Moved:
+def _copy_slices(source: int, target: int, transfer: Transfer, subject: Subject, flush: bool) -> Moved:
+    size = transfer.size
     with translating("look at", subject):
         is_mostly_holes = os.fstat(source).st_blocks * 512 < size // 2
     # The writer needs a processor too, except where there is next to nothing to write.
-    hasher = new_hasher(algorithm, threads=_threads(size) if is_mostly_holes else 1)
-    reader = Reader(source, subject)
+    threads = _threads(size) if is_mostly_holes else 1
+    return copy_read(Reader(source, subject), target, transfer, flush=flush, threads=threads, subject=subject)
+
+
+def copy_read(reader: Reader, target: int, transfer: Transfer, *, flush: bool = False, threads: int = 1, subject: Subject = A_FILE) -> Moved:
+    """
+    Write what a reader reads into a local file, holes as holes, and hash it on the way.
+
+    :param target: descriptor of a file of our own that has this length, and only holes; open for reading and writing
+    :param transfer: as for :func:`copy`
+    :param flush: likewise
+    :param threads: how many threads may hash together
+    """
+    size = transfer.size
+    hasher = new_hasher(transfer.algorithm, threads=threads, pieces=transfer.pieces)
     with translating("write a copy of", subject, descriptor=target):
         writer = _Writer(target, size, subject)
     buffers = cycle(_buffers(size))
     sent = 0
     with (
         FlushBehind(writer.begin_flush) if flush else nullcontext() as flushing,
-        _Behind(BEHIND, threaded=size > SLICE, last=writer.close) as behind,
+        _Behind(BEHIND, threads=1 if size > SLICE else 0, last=writer.close) as behind,
         writer,
     ):
         for part in reader.slices(size):
-            # A hole takes no buffer: the next one would come round while what is in it is still to be written.
-            content = reader.read(part, next(buffers)) if part.data else zeros(part.length)
-            hasher.update(content)
             if part.data:
+                content = reader.read(part, next(buffers))
+                hasher.update(content)
                 behind.do(partial(writer.write, part, content, flushing))
                 sent += sum(length for _, length in part.data)
-            progress.advance(part.length)
+            else:  # it takes no buffer: the next one would come round while what is in it is still to be written
+                hasher.zeros(part.length)
+            transfer.progress.advance(part.length)
         behind.finish()
-    return Moved(Digest(algorithm, hasher.hexdigest()), "copy", sent)
+    return Moved(Digest(transfer.algorithm, hasher.hexdigest()), "copy", sent)
 
 
 class _Writer:

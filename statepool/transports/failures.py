@@ -106,7 +106,7 @@ def translating(doing: str, subject: Subject, *, needed: int = 0, descriptor: in
 
 
 @contextmanager
-def in_our_words(doing: str, subject: Subject) -> Iterator[None]:
+def translate_os_errors(doing: str, subject: Subject) -> Iterator[None]:
     """
     The last net around a whole operation on local files: what the operating system says of one of them is told as an error of ours, and errors of
     ours pass as they are.

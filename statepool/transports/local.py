@@ -8,20 +8,20 @@ is read.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from statepool.beneath import Beneath, Descriptor, Tree, link, link_or_rename
+from statepool.beneath import DIRECTORY, Beneath, Descriptor, Tree, link, link_or_rename
 from statepool.errors import TransportError
-from statepool.model.digest import DEFAULT_ALGORITHM, Digest
+from statepool.model.digest import Digest
 from statepool.model.location import Location
-from statepool.model.progress import SILENT, Progress
 from statepool.transports import copying
-from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport, small_file_mode
+from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transfer, Transport, small_file_mode
 from statepool.transports.failures import LINKS, SYMLINKS, Subject, not_regular, translated, translating
 
 INCOMING = ".statepool/incoming"
@@ -62,14 +62,13 @@ class LocalTransport(Transport):
     def scan(self, directory: str) -> list[Entry]:
         """As the transport's face says. The pool's own directory may be behind a symbolic link."""
         try:
-            opened = self.tree.open(directory, _LIST)
+            with self.tree.open(directory, _LIST) as fd, os.scandir(fd) as entries:
+                # Names that are not UTF-8 come with lone surrogates, which cannot be encoded again.
+                return [Entry(entry.name, _kind(entry)) for entry in entries if entry.name.isascii() or _is_utf8(entry.name)]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise translated(error, "list", self._subject(directory)) from error
-        with translating("list", self._subject(directory)), opened as fd, os.scandir(fd) as entries:
-            # Names that are not UTF-8 come with lone surrogates, which cannot be encoded again.
-            return [Entry(entry.name, _kind(entry)) for entry in entries if entry.name.isascii() or _is_utf8(entry.name)]
 
     def stat(self, path: str) -> Stat | None:
         """As the transport's face says."""
@@ -79,7 +78,31 @@ class LocalTransport(Transport):
             return None
         except OSError as error:
             raise translated(error, "look at", self._subject(path)) from error
-        return Stat(_kind_of_mode(found.st_mode), found.st_size, found.st_mtime_ns, (found.st_dev, found.st_ino))
+        return _stat(found)
+
+    def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
+        """As the transport's face says. A directory is opened once for all that is asked of it in a row."""
+        answers: list[Stat | None] = []
+        for directory, group in itertools.groupby(paths, _above):
+            names = [path.rpartition("/")[2] for path in group]
+            try:
+                opened = self.tree.open(directory, DIRECTORY)
+            except (FileNotFoundError, NotADirectoryError):
+                answers += [None] * len(names)
+                continue
+            except OSError as error:
+                raise translated(error, "look at", self._subject(directory)) from error
+            with opened as held:
+                answers += [self._stat_in(held, directory, name) for name in names]
+        return answers
+
+    def _stat_in(self, held: int, directory: str, name: str) -> Stat | None:
+        try:
+            return _stat(os.stat(name, dir_fd=held, follow_symlinks=False))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise translated(error, "look at", self._subject(f"{directory}/{name}" if directory else name)) from error
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """
@@ -88,13 +111,16 @@ class LocalTransport(Transport):
         :raises UnsafeImage: it is not a regular file
         """
         opened, length = self._open(path)
-        with translating("read", self._subject(path)), opened as fd:
-            left = max(length - offset, 0)
-            wanted = left if size is None else min(size, left)
-            data = os.pread(fd, wanted, offset)
-            while len(data) < wanted and (more := os.pread(fd, wanted - len(data), offset + len(data))):
-                data += more
-            return data
+        left = max(length - offset, 0)
+        wanted = left if size is None else min(size, left)
+        try:
+            with opened as fd:
+                data = os.pread(fd, wanted, offset)
+                while len(data) < wanted and (more := os.pread(fd, wanted - len(data), offset + len(data))):
+                    data += more
+                return data
+        except OSError as error:
+            raise translated(error, "read", self._subject(path)) from error
 
     def readlink(self, path: str) -> str:
         """As the transport's face says."""
@@ -221,33 +247,13 @@ class LocalTransport(Transport):
 
     # -- bytes -----------------------------------------------------------------------------------------------------------------------------------
 
-    def fetch(
-        self,
-        path: str,
-        target: int,
-        size: int,
-        *,
-        algorithm: str = DEFAULT_ALGORITHM,
-        extents: tuple[tuple[int, int], ...] = (),
-        progress: Progress = SILENT,
-        done: int = 0,
-    ) -> Moved:
+    def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """As the transport's face says. Where the data is, the file system knows better than ``extents``; it is copied anew always."""
         opened, _ = self._open(path)
         with opened as source:
-            return copying.copy(source, target, size, algorithm=algorithm, progress=progress, subject=self._subject(path))
+            return copying.copy(source, target, transfer, subject=self._subject(path))
 
-    def store(
-        self,
-        source: int,
-        path: str,
-        size: int,
-        *,
-        algorithm: str = DEFAULT_ALGORITHM,
-        extents: tuple[tuple[int, int], ...] = (),
-        progress: Progress = SILENT,
-        done: int = 0,
-    ) -> Moved:
+    def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """As the transport's face says. Where the data is, the file system knows better than ``extents``; it is copied anew always."""
         subject = self._subject(path)
         with translating("create", subject):
@@ -256,8 +262,8 @@ class LocalTransport(Transport):
             with translating("create", subject):
                 opened = self.tree.open(path, _WRITE_NEW)
             with opened as target:
-                moved = copying.copy(source, target, size, algorithm=algorithm, progress=progress, flush=True, subject=subject)
-                with translating("flush", subject, needed=size, descriptor=target):
+                moved = copying.copy(source, target, transfer, flush=True, subject=subject)
+                with translating("flush", subject, needed=transfer.size, descriptor=target):
                     os.fchmod(target, 0o444)
                     os.fsync(target)
         except BaseException:
@@ -265,18 +271,21 @@ class LocalTransport(Transport):
             raise
         return moved
 
-    def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
+    def digest(self, path: str, transfer: Transfer) -> Digest:
         """As the transport's face says."""
         opened, _ = self._open(path)
         with opened as fd:
-            return copying.hash_file(fd, size, algorithm=algorithm, progress=progress, subject=self._subject(path))
+            subject = self._subject(path)
+            algorithm, progress, pieces = transfer.algorithm, transfer.progress, transfer.pieces
+            return copying.hash_file(fd, transfer.size, algorithm=algorithm, progress=progress, subject=subject, pieces=pieces)
 
     # -- the rest --------------------------------------------------------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
         """As the transport's face says."""
         with translating("ask for the free space at", self._subject("")):
-            left = os.fstatvfs(self.tree.top().number)
+            top = self.tree.top()
+            left = os.fstatvfs(top.number)
         return left.f_bavail * left.f_frsize if left.f_blocks else None  # some of FUSE know nothing of blocks
 
     def local_path(self, path: str) -> Path | None:
@@ -299,10 +308,8 @@ class LocalTransport(Transport):
     # -- below -----------------------------------------------------------------------------------------------------------------------------------
 
     def _status(self) -> os.stat_result:
-        return os.fstat(self.tree.top().number)
-
-    def _subject(self, path: str) -> Subject:
-        return Subject(f"{path!r} in {self.location}" if path else str(self.location), str(self.location), path)
+        top = self.tree.top()
+        return os.fstat(top.number)
 
     def _subjects(self, source: str, target: str) -> Subject:
         return Subject(f"{source!r} to {target!r} in {self.location}", str(self.location), target)
@@ -404,6 +411,10 @@ def _is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _stat(found: os.stat_result) -> Stat:
+    return Stat(_kind_of_mode(found.st_mode), found.st_size, found.st_mtime_ns, (found.st_dev, found.st_ino))
 
 
 def _kind(entry: os.DirEntry[str]) -> FileKind:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import mmap
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from types import TracebackType
@@ -37,16 +38,17 @@ Extent = tuple[int, int]
 """An offset and a length, in bytes."""
 
 
-def hash_beginning(descriptor: int, length: int, algorithm: str) -> Digest:
+def hash_part(descriptor: int, start: int, end: int, algorithm: str) -> Digest:
     """
     :param descriptor: of a local file
-    :param length: how many of its first bytes to hash
-    :returns: their digest; that of fewer if there are no more
+    :param start: the offset of the first byte to hash
+    :param end: that of the first byte after them
+    :returns: the digest; that of fewer bytes if there are no more
     """
-    hasher, done = new_hasher(algorithm), 0
-    while done < length and (data := os.pread(descriptor, min(SLICE, length - done), done)):
+    hasher = new_hasher(algorithm)
+    while start < end and (data := os.pread(descriptor, min(SLICE, end - start), start)):
         hasher.update(data)
-        done += len(data)
+        start += len(data)
     return Digest(algorithm, hasher.hexdigest())
 
 
@@ -85,6 +87,16 @@ class Slice:
     start: int
     length: int
     data: tuple[Extent, ...]
+
+
+def are_in_order(extents: tuple[Extent, ...]) -> bool:
+    """Whether they can be believed so far as to be asked for: a manifest can say anything."""
+    end = 0
+    for offset, length in extents:
+        if offset < end or length <= 0:
+            return False
+        end = offset + length
+    return True
 
 
 def slices(extents: Iterable[Extent], size: int) -> Iterator[Slice]:
@@ -189,13 +201,14 @@ class Unchanging:
     Timestamps alone would not do. A writer to a mapping is noted when he begins, and may store much later. They are compared all the same, for
     whatever else there may be.
 
-    Where no lease can be had, as for somebody else's file, the answer is no.
+    Where no lease can be had, as for somebody else's file, the answer is no. Several threads may ask.
 
     :param fd: of a regular file
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._ending = threading.Lock()
         self._lease = held_lease(fd)
         self._ours = self._lease == fcntl.F_UNLCK and bool(try_lease(fd, fcntl.F_RDLCK))
         if self._ours:
@@ -219,10 +232,11 @@ class Unchanging:
 
     def end(self) -> None:
         """Let go of the lease, if it is ours."""
-        self._lease = fcntl.F_UNLCK
-        if self._ours:
-            self._ours = False
-            let_go(self._fd)
+        with self._ending:
+            self._lease = fcntl.F_UNLCK
+            if self._ours:
+                self._ours = False
+                let_go(self._fd)
 
     def _signature(self) -> tuple[int, int, int]:
         found = os.fstat(self._fd)

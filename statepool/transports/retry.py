@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,11 +23,10 @@ from attrs import define, evolve
 
 from statepool.beneath import Beneath
 from statepool.errors import FileExists, IntegrityError, MissingFile, StatePoolError
-from statepool.model.digest import DEFAULT_ALGORITHM, Digest
+from statepool.model.digest import Digest
 from statepool.model.outcomes import Finding
-from statepool.model.progress import SILENT, Progress
-from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transport
-from statepool.transports.reading import hash_beginning
+from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transfer, Transport
+from statepool.transports.resuming import same_beginning
 
 LONGEST_PAUSE = 30.0
 """Seconds between two attempts at most."""
@@ -151,6 +151,10 @@ class Retrying(Transport):
         one, other = self.inner.stat_many([source, target])
         if one is None or other is None or one.kind is not FileKind.FILE:
             return False
+        if self.inner.capabilities.copies:
+            if other.kind is not FileKind.FILE or one.size != other.size:
+                return False
+            return self.inner.digest(source, Transfer(one.size)) == self.inner.digest(target, Transfer(one.size))
         if one.identity is not None and other.identity is not None:
             return one.identity == other.identity
         if one != other:
@@ -191,66 +195,46 @@ class Retrying(Transport):
 
     # -- bytes -------------------------------------------------------------------------------------------------------------------------------------
 
-    def fetch(
-        self,
-        path: str,
-        target: int,
-        size: int,
-        *,
-        algorithm: str = DEFAULT_ALGORITHM,
-        extents: tuple[tuple[int, int], ...] = (),
-        progress: Progress = SILENT,
-        done: int = 0,
-    ) -> Moved:
+    def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """As the inner one. Another attempt goes on from where the one before it stopped: the length of our copy tells."""
-        attempts = _Attempts(progress, extents)
+        return self._moved(transfer, partial(self.inner.fetch, path, target), lambda: min(os.fstat(target).st_size, transfer.size))
 
-        def work(again: bool) -> Moved:
-            attempts.go_on(min(os.fstat(target).st_size, size) if again and self.inner.capabilities.resumes else done)
-            moved = self.inner.fetch(path, target, size, algorithm=algorithm, extents=extents, progress=attempts, done=attempts.done)
-            return attempts.all_of(moved)
-
-        return self._again(work)
-
-    def store(
-        self,
-        source: int,
-        path: str,
-        size: int,
-        *,
-        algorithm: str = DEFAULT_ALGORITHM,
-        extents: tuple[tuple[int, int], ...] = (),
-        progress: Progress = SILENT,
-        done: int = 0,
-    ) -> Moved:
+    def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """As the inner one. Another attempt goes on from where the one before it stopped, if the bytes there are ours."""
-        attempts = _Attempts(progress, extents)
+        return self._moved(transfer, partial(self.inner.store, source, path), lambda: self._stored(source, path, transfer))
+
+    def _moved(self, transfer: Transfer, move: Callable[[Transfer], Moved], reached: Callable[[], int]) -> Moved:
+        """
+        :param move: one attempt
+        :param reached: tells, after an attempt that failed, how many bytes need not be moved again
+        """
+        attempts = _Attempts(transfer)
 
         def work(again: bool) -> Moved:
-            attempts.go_on(self._stored(source, path, size, algorithm) if again and self.inner.capabilities.resumes else done)
-            moved = self.inner.store(source, path, size, algorithm=algorithm, extents=extents, progress=attempts, done=attempts.done)
-            return attempts.all_of(moved)
+            attempts.go_on(reached() if again and self.inner.capabilities.resumes else transfer.done)
+            return attempts.all_of(move(evolve(transfer, progress=attempts, done=attempts.done)))
 
         return self._again(work)
 
-    def _stored(self, source: int, path: str, size: int, algorithm: str) -> int:
+    def _stored(self, source: int, path: str, transfer: Transfer) -> int:
         """:returns: how many bytes of the source are there: a host that was started anew in between may have kept the length, and not the bytes"""
         found = self.inner.stat(path)
-        if found is None or found.kind is not FileKind.FILE or not 0 < found.size <= size:
+        if found is None or found.kind is not FileKind.FILE or not 0 < found.size <= transfer.size:
             return 0
+        there = Transfer(found.size, transfer.algorithm)
         try:
-            there = self.inner.digest(path, found.size, algorithm=algorithm)
+            digest = self.inner.digest(path, there)
         except IntegrityError:
             return 0  # it still grows
-        return found.size if there == hash_beginning(source, found.size, algorithm) else 0
+        return same_beginning(source, there, digest, transfer.pieces)
 
-    def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
+    def digest(self, path: str, transfer: Transfer) -> Digest:
         """As the inner one."""
-        attempts = _Attempts(progress)
+        attempts = _Attempts(transfer)
 
         def work() -> Digest:
             attempts.go_on(0)
-            return self.inner.digest(path, size, algorithm=algorithm, progress=attempts)
+            return self.inner.digest(path, evolve(transfer, progress=attempts))
 
         return self._again(lambda again: work())
 
@@ -302,12 +286,10 @@ class _Attempts:
     """
     The progress of all attempts, which is told of each byte once, and what they moved.
 
-    :param progress: told
-    :param extents: where the source has data; empty: everywhere
+    :param transfer: whose progress is told, and which says where the source has data
     """
 
-    progress: Progress
-    extents: tuple[tuple[int, int], ...] = ()
+    transfer: Transfer
     begun: bool = False
     done: int = 0
     """Where the present attempt began."""
@@ -330,17 +312,17 @@ class _Attempts:
         self.begun, self.done, self.now = True, done, 0
 
     def begin(self, what: str, total: int) -> None:
-        self.progress.begin(what, total)
+        self.transfer.progress.begin(what, total)
 
     def end(self) -> None:
-        self.progress.end()
+        self.transfer.progress.end()
 
     def advance(self, count: int) -> None:
         """The inner transport tells of every byte from the beginning of the file, those included that were there."""
         self.now += count
         if self.now > self.told:
             new, self.told = self.now - self.told, self.now
-            self.progress.advance(new)
+            self.transfer.progress.advance(new)
 
     def all_of(self, moved: Moved) -> Moved:
         """:returns: what the last attempt did, with what was done before it"""
@@ -348,5 +330,5 @@ class _Attempts:
 
     def _data(self, begin: int, end: int) -> int:
         """:returns: bytes of data between two offsets"""
-        extents = self.extents or ((0, end),)
+        extents = self.transfer.extents or ((0, end),)
         return sum(max(min(offset + length, end) - max(offset, begin), 0) for offset, length in extents)

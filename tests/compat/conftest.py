@@ -18,9 +18,9 @@ from statepool.model.manifest import Manifest, Parent
 from statepool.model.scope import Scope
 from statepool.model.settings import Settings
 from statepool.pools.pool import Pool
+from statepool.sources.pool_source import PoolSource
 from statepool.testing.faults import Fault, FaultyTransport
 from statepool.testing.trees import photograph
-from statepool.transfer.offers import Source
 from statepool.transports.registry import open_transport
 
 SIZE = 1 << 20
@@ -143,17 +143,17 @@ class Site:
         """:returns: the file with the bytes of a state"""
         return (self.root / pool / f"vm1/disk/{state}.qcow2").resolve(strict=True)
 
-    def source(self, name: str, *faults: Fault, scope: Scope = Scope.SHARED) -> Source:
+    def source(self, name: str, *faults: Fault, scope: Scope = Scope.SHARED) -> PoolSource:
         """:returns: a pool as a source in which things go wrong"""
         transport = open_transport(Location("file", str(self.root / name)))
-        return Source(Pool(FaultyTransport(transport, *faults) if faults else transport), name, scope)
+        return PoolSource(Pool(FaultyTransport(transport, *faults) if faults else transport), name, scope)
 
     def open(self, *sources: Any, cache: str = "cache", **settings: Any) -> statepool.StatePool:
         return statepool.StatePool(
             self.root / cache, [self.source(name) if isinstance(name, str) else name for name in sources], settings=Settings(**settings)
         )
 
-    def calls(self, source: Source) -> list[str]:
+    def calls(self, source: PoolSource) -> list[str]:
         transport = source.pool.transport
         assert isinstance(transport, FaultyTransport)
         return [f"{call.operation} {call.path}" for call in transport.calls]

@@ -53,7 +53,7 @@ BAD_NAMES = [
     "x" * 129,
 ]
 BAD_NAMES += [f"a{ending}" for ending in (".qcow2", ".state", ".json", ".lock", ".QCOW2")]
-RESERVED = ["root", "0root", "boot", "0boot"]
+RESERVED = ["0root", "boot", "0boot"]
 
 
 @pytest.mark.parametrize("path", ["new/", "work.qcow2/", "new/.", ""])
@@ -265,7 +265,7 @@ def test_a_working_image_that_stands_on_something_else(place: Any, make_image: M
 
 def test_a_working_image_whose_state_is_gone(place: Any) -> None:
     disk = statepool.StatePool(place.cache, [place.pool]).image("vm1/disk")
-    disk.unset("install", cascade=True, scope=None)
+    disk.unset("install", cascade=True, scope="all")
     line = place.refused(REFUSED, "set", "vm1/disk", "new", "--from", place.work)
     assert "customize" in line
 

@@ -22,8 +22,8 @@ from statepool.errors import Conflict, DigestMismatch, NoSpace
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest, Parent
 from statepool.pools import layout
-from statepool.testing.images import CHILD
 from statepool.testing.trees import photograph
+from tests.support.images import CHILD
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -111,7 +111,7 @@ def test_a_pool_that_is_not_there(place: Any) -> None:
 def test_a_pool_of_a_newer_format(place: Any) -> None:
     file = place.pool / layout.POOL_FILE
     file.chmod(0o644)
-    file.write_text(json.dumps({"format": 2}))
+    file.write_text(json.dumps({"format": 3}))
     cache = place.other_cache()
     for words in (("show",), ("get", "vm1/disk", "install"), ("unset", "vm1/disk", "customize", "--everywhere"), ("verify",), ("gc", "--everywhere")):
         assert "newer" in place.refused(INTEGRITY, *words, cache=cache)

@@ -11,12 +11,12 @@ import pytest
 from attrs import frozen
 
 import statepool
+from statepool.cache.space import SLACK
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import StateId
 from statepool.pools import layout
 from statepool.pools.pool import Pool
-from statepool.transfer.space import SLACK
 from statepool.transports.local import LocalTransport
 from statepool.transports.registry import open_transport
 
@@ -301,7 +301,7 @@ def test_what_is_referred_to_is_not_removed(site: Site, chain: list[str]) -> Non
     site.image("cache", "link://pool").get("customize", to=site.root / "work.qcow2")
     for _ in range(2):
         with pytest.raises(statepool.InUse) as caught:
-            site.image("maker", "pool").unset("install", cascade=True, scope=None)
+            site.image("maker", "pool").unset("install", cascade=True, scope="all")
         assert caught.value.exit_code == 4
         assert str(site.root / "cache") in str(caught.value)
         assert site.states("pool") == {"install", "customize"}
@@ -311,7 +311,7 @@ def test_what_is_referred_to_is_not_removed(site: Site, chain: list[str]) -> Non
     site.image("cache").unset("install", cascade=True)
     assert all(site.file("pool", digest).exists() for digest in chain), "a cache removes its links, and not what they lead to"
     forget_uses(site)
-    site.image("maker", "pool").unset("install", cascade=True, scope=None)
+    site.image("maker", "pool").unset("install", cascade=True, scope="all")
     assert site.states("pool") == set()
     assert not any(site.file("pool", digest).exists() for digest in chain)
 
@@ -391,7 +391,7 @@ def test_replaced_with_a_cached_child(site: Site, replaced: Callable[[], str]) -
     old = disk.get("customize").chain
     assert old == ("customize", "install")
     before = site.digest("cache", "install")
-    site.image("maker", "pool").unset("install", cascade=True, scope=None)
+    site.image("maker", "pool").unset("install", cascade=True, scope="all")
     new = site.new("maker", "pool", "install", 2)
     assert disk.get("install", to=site.root / "parent.qcow2").digest == new
     assert site.states("cache") == {"install", "customize"}

@@ -9,7 +9,7 @@ import pytest
 
 import statepool
 from statepool.errors import AccessDenied
-from statepool.testing.privileges import permissions_count
+from tests.support.privileges import permissions_count
 
 Make = Callable[..., Path]
 

@@ -13,7 +13,7 @@ import pytest
 
 import statepool
 from statepool.model.settings import Settings
-from statepool.testing.privileges import permissions_count
+from tests.support.privileges import permissions_count
 
 Make = Callable[..., Path]
 

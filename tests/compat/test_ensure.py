@@ -20,7 +20,7 @@ import statepool
 from statepool.cli.ensure import fingerprint
 from statepool.ensure import Recipe, key_of
 from statepool.model.keys import name_of, parse_name
-from statepool.testing.privileges import permissions_count
+from tests.support.privileges import permissions_count
 
 Make = Callable[..., Path]
 
@@ -183,9 +183,9 @@ def test_another_host_sees_what_was_built_anew_when_it_asks_again(root: Path) ->
 def test_without_what_was_built_anew_the_old_one_is_used(root: Path) -> None:
     first = disk(root).ensure("connect", partial(write, 7), parent="install", key="1")
     second = disk(root).ensure("connect", partial(write, 8), parent="install", key="1", again="run")
-    disk(root).unset(second.name, scope=None)
+    disk(root).unset(second.name, scope="all")
     assert disk(root).ensure("connect", fail, parent="install", key="1").name == first.name
-    disk(root).unset(first.name, scope=None)
+    disk(root).unset(first.name, scope="all")
     assert disk(root).ensure("connect", partial(write, 7), parent="install", key="1").name == first.name
 
 

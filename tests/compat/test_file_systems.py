@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from statepool.cli.main import cli
-from statepool.testing.sshd import SFTP_SERVER
+from tests.support.sshd import SFTP_SERVER
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("pool", "cache", "working images")

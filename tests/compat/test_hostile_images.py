@@ -18,8 +18,8 @@ from statepool.errors import StatePoolError, UnsafeImage
 from statepool.model.manifest import Parent, StateId
 from statepool.pools import layout
 from statepool.qcow2.header import read_header_file
-from statepool.testing.images import CHILD, HOSTILE, hostile_images
 from statepool.testing.trees import photograph
+from tests.support.images import CHILD, HOSTILE, hostile_images
 
 # What a working image may be differs from what a state may be: who sets one looks where an absolute backing name leads.
 LEADS_OUTSIDE = {"backing-absolute": "backing-outside-cache", "backing-absolute-image": "backing-outside-cache"}

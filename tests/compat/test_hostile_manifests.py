@@ -149,16 +149,16 @@ def test_who_says_that_its_bytes_are_those_of_another_is_not_asked_for_them(site
 def test_what_is_asked_for_of_one_source_has_the_digest_that_this_one_has(site: Site) -> None:
     evil = evil_twin(site)
     disk = site.open("evil", "good").image("vm1/disk")
-    assert disk.get("install", source="evil").digest == evil
+    assert disk.get("install", mirror="evil").digest == evil
     assert known(site, "cache", "install").origin is None
-    got = disk.get("install", source="good", to=site.root / "work-1.qcow2")
+    got = disk.get("install", mirror="good", to=site.root / "work-1.qcow2")
     assert got.digest == str(known(site, "good", "install").digest) != evil
 
 
 def test_a_child_of_other_bytes_is_not_stored_on_the_good_ones(site: Site) -> None:
     evil_twin(site)
     disk = site.open("evil", "good").image("vm1/disk")
-    disk.get("install", source="evil", to=site.root / "work-1.qcow2")
+    disk.get("install", mirror="evil", to=site.root / "work-1.qcow2")
     stored = disk.set("child", source=site.root / "work-1.qcow2")
     assert [str(at.result) for at in stored.pools if at.pool.endswith("/good")] == ["failed"]
     assert site.source("good").pool.find(StateId("vm1/disk", "child")) is None

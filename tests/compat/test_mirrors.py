@@ -13,9 +13,9 @@ from attrs import frozen
 
 import statepool
 from statepool.errors import IntegrityError, NoSpace, NotFound, TransportError
+from statepool.sources.pool_source import PoolSource
 from statepool.testing.faults import Call, Fault, Flip, Slow, Stop, on
 from statepool.testing.trees import photograph
-from statepool.transfer.offers import Source
 
 if TYPE_CHECKING:
     from conftest import Make, Site
@@ -227,7 +227,7 @@ class Hang(Fault):
 
 
 @pytest.fixture
-def hanging(site: Site) -> Iterator[Source]:
+def hanging(site: Site) -> Iterator[PoolSource]:
     """A source that never answers."""
     site.pool("first")
     until = threading.Event()
@@ -235,7 +235,7 @@ def hanging(site: Site) -> Iterator[Source]:
     until.set()
 
 
-def test_one_that_does_not_answer_costs_the_deadline_once(site: Site, hanging: Source) -> None:
+def test_one_that_does_not_answer_costs_the_deadline_once(site: Site, hanging: PoolSource) -> None:
     pool = site.open(hanging, "good", probe_timeout=0.2, fresh=0)
     got = pool.image("vm1/disk").get("connect")
     assert got.source == f"file://{site.root}/good"
@@ -247,7 +247,7 @@ def test_one_that_does_not_answer_costs_the_deadline_once(site: Site, hanging: S
     assert [one.name for one in pool.sources_status()] == ["good", "first"]
 
 
-def test_listings_do_without_it(site: Site, hanging: Source) -> None:
+def test_listings_do_without_it(site: Site, hanging: PoolSource) -> None:
     pool = site.open(hanging, "good", probe_timeout=0.2)
     for shown in (pool.show(), pool.show("vm1"), pool.image("vm1/disk").show()):
         assert {listed.manifest.state for listed in shown} == set(CHAIN)
@@ -276,7 +276,7 @@ def test_one_that_becomes_slow_is_left(site: Site, make_image: Make) -> None:
     site.pool("first")
     slow = site.source("first", Slow(matches=on("fetch"), rate=2 * MIB))
     pool = site.open(slow, "good")
-    pool._cache.known.delivered(slow, 900 * MIB, 1.0)
+    pool._context.stats.delivered(slow, 900 * MIB, 1.0)
     got = pool.image("vm1/disk").get("big")
     assert got.source == f"file://{site.root}/good"
     assert "was left for another source" in got.warnings[0]

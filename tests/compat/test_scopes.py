@@ -13,9 +13,9 @@ from statepool.errors import Conflict, NotFound, UsageError
 from statepool.model.location import Location
 from statepool.model.scope import Scope
 from statepool.pools.pool import Pool
+from statepool.sources.pool_source import PoolSource
 from statepool.testing.faults import Fault, Stop, on
 from statepool.testing.trees import photograph
-from statepool.transfer.offers import Source
 from statepool.transports.registry import open_transport
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def test_a_root_image_of_another_tool_comes_from_the_next(site: Site) -> None:
     site.make(site.root / "i2n/vm1/disk.qcow2", SIZE, writes=[(0, BLOCK, 5)])
     (site.root / "first/vm1").mkdir(parents=True)
     (site.root / "first/vm1/disk.qcow2").write_bytes(b"no image at all")
-    assert site.open("first", "i2n").image("vm1/disk").check_root()
-    got = site.open("first", "i2n").image("vm1/disk").get_root(to=site.root / "root.qcow2")
+    assert site.open("first", "i2n").image("vm1/disk").check("root")
+    got = site.open("first", "i2n").image("vm1/disk").get("root", to=site.root / "root.qcow2")
     assert (got.state, got.source, got.verified) == ("root", f"file://{site.root}/i2n", "unmanaged")
     assert "first is corrupt" in got.warnings[0]
 
@@ -45,12 +45,12 @@ def test_root_images_in_all_pools(site: Site) -> None:
     site.empty("first")
     failing = site.source("first", Stop(matches=on("store")))
     root = site.make(site.root / "root.qcow2", SIZE, writes=[(0, BLOCK, 5)])
-    assert outcome(site.open(failing, "good").image("vm1/disk").set_root(source=root)) == ["stored", "failed", "stored"]
+    assert outcome(site.open(failing, "good").image("vm1/disk").set("root", source=root)) == ["stored", "failed", "stored"]
     disk = site.open("first", "good").image("vm1/disk")
     with pytest.raises(UsageError, match="no pool is in this scope"):
-        disk.unset_root(scope="cluster")
-    assert set(disk.unset_root(scope=None).states) == {f"file://{site.root}/good", f"file://{site.root}/cache"}
-    assert not disk.check_root()
+        disk.unset("root", scope="cluster")
+    assert set(disk.unset("root", scope="all").states) == {f"file://{site.root}/good", f"file://{site.root}/cache"}
+    assert not disk.check("root")
 
 
 # -- sources that do not mean the same --------------------------------------------------------------------------------------------------------------
@@ -67,9 +67,9 @@ def test_sources_that_disagree(site: Site) -> None:
     assert all(f"{place} has {digest}" in caught.value.message for place, digest in there.items())
     assert "--from first or --from good" in str(caught.value.hint)
     assert photograph(site.root) == before
-    assert pool.image("vm1/disk").get("connect", source="first").chain == ("connect",)
-    assert pool.image("vm1/disk").get("connect", source="good").chain == CHAIN
-    assert pool.image("vm1/disk").get("connect", source=f"file://{site.root}/first").chain == ("connect",)
+    assert pool.image("vm1/disk").get("connect", mirror="first").chain == ("connect",)
+    assert pool.image("vm1/disk").get("connect", mirror="good").chain == CHAIN
+    assert pool.image("vm1/disk").get("connect", mirror=f"file://{site.root}/first").chain == ("connect",)
 
 
 def test_sources_that_disagree_about_what_is_below(site: Site) -> None:
@@ -169,7 +169,7 @@ def test_a_scope_without_pools(site: Site, operation: str, arguments: dict[str, 
 def test_a_source_that_does_not_exist(site: Site) -> None:
     before = photograph(site.root)
     with pytest.raises(UsageError, match="there is no source 'moon'") as caught:
-        site.open("good").image("vm1/disk").get("install", source="moon")
+        site.open("good").image("vm1/disk").get("install", mirror="moon")
     assert caught.value.hint == "sources are good"
     assert photograph(site.root) == before
 
@@ -179,12 +179,12 @@ def test_a_source_is_named_as_it_is_called_or_where_it_is(site: Site, monkeypatc
     disk = site.open("good").image("vm1/disk")
     places = ["good", "./good", str(site.root / "good"), site.root / "good", f"file://{site.root}/good", statepool.Location.parse("good")]
     for place in places:
-        assert disk.get("install", source=place, dry_run=True).source == f"file://{site.root}/good"
+        assert disk.get("install", mirror=place, dry_run=True).source == f"file://{site.root}/good"
 
 
 def test_two_sources_with_one_name(site: Site) -> None:
     site.pool("first")
-    other = Source(Pool(open_transport(Location("file", str(site.root / "first")))), "good")
+    other = PoolSource(Pool(open_transport(Location("file", str(site.root / "first")))), "good")
     with pytest.raises(UsageError, match=r"two sources are named 'good': file://.*/good and file://.*/first"):
         site.open("good", other)
 
@@ -192,7 +192,7 @@ def test_two_sources_with_one_name(site: Site) -> None:
 # -- setting and unsetting -------------------------------------------------------------------------------------------------------------------------
 
 
-def outcome(stored: statepool.Stored) -> list[str]:
+def outcome(stored: statepool.SetResult) -> list[str]:
     return [str(at.result) for at in stored.pools]
 
 
@@ -237,9 +237,9 @@ def test_unsetting_again_completes_the_rest(site: Site) -> None:
     site.pool("first")
     failing = site.source("first", Stop(matches=on("create", path="*/log/*")))
     site.open("good").image("vm1/disk").get("connect")
-    removed = site.open(failing, "good").image("vm1/disk").unset("connect", scope=None)
+    removed = site.open(failing, "good").image("vm1/disk").unset("connect", scope="all")
     assert list(removed.states) == [f"file://{site.root}/good"]
     assert list(removed.errors) == [f"file://{site.root}/first"]
-    again = site.open("first", "good").image("vm1/disk").unset("connect", scope=None)
+    again = site.open("first", "good").image("vm1/disk").unset("connect", scope="all")
     assert set(again.states) == {f"file://{site.root}/first", f"file://{site.root}/cache"}
     assert again.errors == {}

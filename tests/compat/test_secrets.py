@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from statepool.errors import StatePoolError
 from statepool.machine.description import MachineConfig
 from statepool.machine.running import RunningMachine
 from statepool.model.secrets import VARIABLES
 from statepool.model.settings import Settings
-from statepool.transports.ssh.hosts import Endpoint, resolve
+from statepool.transports.ssh.carrier import Endpoint
+from statepool.transports.ssh.connection import Connection
 
 WORD = secrets.token_hex(16)
 
@@ -56,6 +58,7 @@ def test_a_machine_inherits_none() -> None:
 @pytest.mark.usefixtures("environ")
 def test_a_command_in_the_configuration_of_ssh_inherits_none(tmp_path: Path) -> None:
     (tmp_path / "config").write_text(f'Match exec "env >{tmp_path}/environ"\n  Port 99\n')
-    assert resolve(Endpoint("store", None, None), Settings(ssh_config=str(tmp_path / "config"))).port == 99
+    with pytest.raises(StatePoolError, match="port 99"):
+        _ = Connection(Endpoint("127.0.0.1", None, None), Settings(ssh_config=str(tmp_path / "config"))).carrier
     assert WORD not in (tmp_path / "environ").read_text()
     assert f"PATH={os.environ['PATH']}" in (tmp_path / "environ").read_text()

@@ -80,7 +80,7 @@ def test_nothing_is_left_of_the_old_content(lab: Lab) -> None:
 
 
 def test_a_state_that_stands_on_nothing(lab: Lab) -> None:
-    lab.disk.unset("customize", scope=None)
+    lab.disk.unset("customize", scope="all")
     lab.disk.get("install", to=lab.work, overwrite=True)
     lab.write(lab.work, [(BLOCK, BLOCK, 9)])
     assert lab.disk.set("install", source=lab.work, squash=True).complete

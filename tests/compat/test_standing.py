@@ -14,7 +14,7 @@ import pytest
 
 import statepool
 from statepool.qcow2.header import read_header_file
-from statepool.testing.privileges import permissions_count
+from tests.support.privileges import permissions_count
 
 SIZE = 4 << 20
 

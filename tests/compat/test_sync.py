@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import statepool
+from statepool.copying.sync import Sync
 from statepool.errors import TransportError
 from statepool.model.location import Location
 from statepool.pools.pool import Pool
 from statepool.testing.faults import FaultyTransport, Flip, Stop, on
 from statepool.testing.memory import MemoryStore, MemoryTransport
 from statepool.testing.trees import photograph
-from statepool.transfer.sync import Sync
 from statepool.transports.local import LocalTransport
 
 Make = Callable[..., Path]
@@ -70,7 +70,7 @@ def test_a_dry_run_says_it_all_and_changes_nothing(root: Path) -> None:
 
 def test_what_the_origin_does_not_have_goes_if_asked(root: Path) -> None:
     statepool.sync("a", "b")
-    statepool.StatePool("cache", ["a"]).image("vm1/disk").unset("customize", cascade=True, scope=None)
+    statepool.StatePool("cache", ["a"]).image("vm1/disk").unset("customize", cascade=True, scope="all")
     assert "removed" not in actions(statepool.sync("a", "b")).values()
     synced = statepool.sync("a", "b", "vm1", delete=True)
     assert actions(synced) == {("vm1/disk", "install"): "present", ("vm1/disk", "connect"): "removed", ("vm1/disk", "customize"): "removed"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import statepool
-from statepool.transfer.chains import GRACE
+from statepool.cache.chains import GRACE
 
 Make = Callable[..., Path]
 

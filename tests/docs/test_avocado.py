@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from statepool.testing.machines import Lab
+from tests.support.machines import Lab
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted(path for path in (ROOT / "examples/avocado").iterdir() if path.is_file())

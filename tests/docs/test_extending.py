@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import statepool
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/extending.rst").read_text(encoding="utf-8")
@@ -49,6 +52,7 @@ def run_tests(package: Path, name: str) -> int:
 
 def test_the_transport_passes_its_contract(package: Path) -> None:
     assert run_tests(package, "test_lab_transport.py") > 30
+    assert run_tests(package, "test_archive_transport.py") > 15
 
 
 @pytest.mark.slow
@@ -56,5 +60,18 @@ def test_the_backend_passes_its_contract(package: Path, qemu_img: Callable[..., 
     assert run_tests(package, "test_latest_backend.py") > 20
 
 
+def test_only_public_names_are_used(reader: Any) -> None:
+    """Those of ``statepool``, and the suites in ``statepool.testing``."""
+    for block in reader.blocks(PAGE):
+        if block.language != "python":
+            continue
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                assert [name for name in names if name.startswith("statepool.") and not name.startswith("statepool.testing.")] == []
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "statepool":
+                assert node.attr in statepool.__all__
+
+
 def test_the_commands(package: Path, open_page: Callable[..., Any]) -> None:
-    assert open_page("docs/extending.rst", PAGE).run(("console",)) == 5
+    assert open_page("docs/extending.rst", PAGE).run(("console",)) == 7

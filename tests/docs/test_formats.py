@@ -13,14 +13,21 @@ import attrs
 import pytest
 
 from statepool.beneath import Tree
+from statepool.cache import chains
+from statepool.cache.linked import users
+from statepool.cache.lookup_cache import LookupCache
+from statepool.cache.trust import FileStatus, Trust
+from statepool.capture.capture_journal import Journal
 from statepool.errors import BadRecord
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import MAX_EXTENTS, MAX_LABELS, Kind, Manifest, Parent, StateId
 from statepool.model.names import MAX_LENGTH, RESERVED_SUFFIXES, ROOT_STATES
+from statepool.model.pieces import PIECE
 from statepool.model.settings import DEEPEST
 from statepool.pools import claims, collect, layout, log
 from statepool.pools.fold import KEEP_NONCES, Fold
+from statepool.pools.json_files import Notes
 from statepool.pools.lineage import MOST_IN_CHAIN
 from statepool.pools.log import MachineLog
 from statepool.pools.pool import Pool
@@ -28,15 +35,9 @@ from statepool.pools.records import Record
 from statepool.pools.staging import Marker
 from statepool.pools.writer import Writer
 from statepool.qcow2.checks import LARGE
+from statepool.sources.pool_source import PoolSource
+from statepool.sources.source_stats import SourceStats
 from statepool.testing.memory import MemoryStore, MemoryTransport
-from statepool.transfer import chains
-from statepool.transfer.fresh import Freshness
-from statepool.transfer.known import Knowledge
-from statepool.transfer.linked import users
-from statepool.transfer.notes import Notes
-from statepool.transfer.offers import Source
-from statepool.transfer.takeover import Takeover
-from statepool.transfer.trust import Standing, Trust
 from statepool.transports.base import MOST_TOGETHER
 from statepool.transports.failures import MOST_HOLES
 from statepool.transports.registry import open_transport
@@ -104,15 +105,15 @@ def test_marker(reader: Any) -> None:
 def test_marker_of_a_set(reader: Any) -> None:
     ((_, data),) = examples(reader, "marker of a set")
     marker = Marker.from_bytes("4a9d183d65413568", json.dumps(data).encode(), "example")
-    takeover = Takeover.from_facts(marker.facts)
-    assert takeover.to_facts() == data["facts"]
-    assert {takeover.manifest.digest} == marker.digests
+    journal = Journal.from_facts(marker.facts)
+    assert journal.to_facts() == data["facts"]
+    assert {part.manifest.digest for part in journal.parts} == marker.digests
 
 
 def test_use_of_a_pool(reader: Any) -> None:
     ((_, data),) = examples(reader, "use of a pool")
     digest = Digest.parse(data["digest"])
-    short = Digest.of(f"{data['machine']}:{data['cache']}".encode()).hex[:16]
+    short = Digest.of_text(f"{data['machine']}:{data['cache']}").hex[:16]
     transport = put(f"{layout.USES}/{digest.file_name}.{short}.json", data)
     assert users(Pool(transport)) == {digest: ["/var/lib/states on worker1"]}
 
@@ -121,7 +122,7 @@ def test_use_of_a_chain(reader: Any, tmp_path: Path) -> None:
     ((_, data),) = examples(reader, "use of a chain")
     manifest = Manifest("vm1/disk", "install", digest=Digest("blake3", "1" * 64))
     key = chains.key_of([manifest])
-    assert key == Digest.of(f"install {manifest.digest}\n".encode()), "the key is another than the page says"
+    assert key == Digest.of_text(f"install {manifest.digest}\n"), "the key is another than the page says"
     directory = tmp_path / chains.CHAINS / key.file_name / ".uses"
     directory.mkdir(parents=True)
     (directory / "4a9d183d65413568.json").write_text(json.dumps({**data, "missing_since": NOW}))
@@ -138,14 +139,14 @@ def test_trust(reader: Any, tmp_path: Path) -> None:
     note.write_text(json.dumps(data))
     trust = Trust(Notes(Tree(tmp_path), ("trust",)))
     assert trust.source(digest) == data["source"]
-    assert trust.standing(digest, (ROOT / "README.rst").stat()) is Standing.DOUBTFUL
+    assert trust.file_status(digest, (ROOT / "README.rst").stat()) is FileStatus.DOUBTFUL
     # What is written has the fields of the example, and is believed again.
     file = tmp_path / "file"
     file.write_bytes(b"bytes")
     with open(file, "rb") as opened:
         trust.record(digest, opened.fileno(), os.fstat(opened.fileno()), flushed=True, source=None)
     assert set(json.loads(note.read_text())) == set(data)
-    assert trust.standing(digest, file.stat()) is Standing.TRUSTED
+    assert trust.file_status(digest, file.stat()) is FileStatus.TRUSTED
 
 
 def test_freshness(reader: Any, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_freshness(reader: Any, tmp_path: Path) -> None:
     path = tmp_path / ".statepool/fresh/vm1/disk/customize.image.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(data))
-    (answer,) = Freshness(Notes(Tree(tmp_path), ("fresh",)), 60, lambda: NOW).answers(StateId("vm1/disk", "customize")).values()
+    (answer,) = LookupCache(Notes(Tree(tmp_path), ("fresh",)), 60, lambda: NOW).answers(StateId("vm1/disk", "customize")).values()
     assert {"token": answer.token, "at": answer.at, "digest": str(answer.digest)} == data["answers"]["file:///srv/pool"]
 
 
@@ -176,11 +177,11 @@ def test_claim(reader: Any) -> None:
 
 def test_known(reader: Any, tmp_path: Path) -> None:
     ((_, data),) = examples(reader, "known")
-    source = Source(Pool(open_transport(Location.parse(data["source"]))), "pool")
-    note = tmp_path / f".statepool/known/{Digest.of(data['source'].encode()).hex[:32]}.json"
+    source = PoolSource(Pool(open_transport(Location.parse(data["source"]))), "pool")
+    note = tmp_path / f".statepool/known/{Digest.of_text(data['source']).hex[:32]}.json"
     note.parent.mkdir(parents=True)
     note.write_text(json.dumps(data))
-    knowledge = Knowledge(Notes(Tree(tmp_path), ("known",)))
+    knowledge = SourceStats(Notes(Tree(tmp_path), ("known",)))
     known = knowledge.of(source)
     assert attrs.asdict(known) == {name: value for name, value in data.items() if name not in ("format", "source")}
     # What is written has the fields of the example.
@@ -243,14 +244,30 @@ def test_the_view_is_where_the_table_says(state: StateId, place: str, target: st
 
 
 def test_names_of_files() -> None:
-    digest = Digest("blake3", "977d" + "0" * 60)
+    digest = Digest("blake3p", "977d" + "0" * 60)
     assert layout.record("vm1", 1) == ".statepool/log/vm1/00000000000000000001.json"
     assert f"POOL/{layout.record('vm1', 1)}" in PAGE
     assert f"POOL/{layout.checkpoint('vm1', 32)}" in PAGE
     assert f"POOL/{layout.marker('4a9d183d65413568')}" in PAGE
-    assert f"POOL/{layout.incoming('4a9d183d65413568', digest)}".startswith("POOL/.statepool/incoming/4a9d183d65413568-blake3-977d")
     assert f"POOL/{layout.gathered('4a9d183d65413568')}" in PAGE
-    assert layout.trash("05b1066973e496ba", digest).startswith(".statepool/trash/05b1066973e496ba-blake3-977d")
+    paths = [
+        layout.data(digest),
+        layout.incoming("4a9d183d65413568", digest),
+        layout.part("4a9d183d65413568", digest),
+        layout.trash("05b1066973e496ba", digest),
+    ]
+    for path in (*paths, layout.list_of(layout.data(digest))):
+        assert f"POOL/{path}".replace("0" * 60, "…") in PAGE.replace("977d9b0f…", "977d…")
+
+
+def test_what_makes_a_digest(reader: Any, tmp_path: Path) -> None:
+    (block,) = (block for block in reader.blocks(PAGE) if block.language in reader.LANGUAGES)  # or test_pages.py would have to run it
+    namespace: dict[str, Any] = {}
+    exec(block.text, namespace)  # noqa: S102 - what the page shows
+    for content in (b"", b"pool", bytes(PIECE), b"x" * (2 * PIECE + 1)):
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        assert namespace["digest_of"](path) == Digest.of(content)
 
 
 def test_every_check_that_is_named_exists() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from statepool.testing.machines import Lab
+from tests.support.machines import Lab
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples/pytest").iterdir())

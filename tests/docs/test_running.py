@@ -8,7 +8,7 @@ from typing import Any
 
 from statepool.api import StatePool, init
 from statepool.model.objects import Machine
-from statepool.testing.machines import IMAGES, Lab
+from tests.support.machines import IMAGES, Lab
 
 ROOT = Path(__file__).resolve().parents[2]
 

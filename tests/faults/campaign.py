@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import statepool
+from statepool.cache.cache import Cache
 from statepool.errors import StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.location import Location
@@ -33,7 +34,6 @@ from statepool.model.manifest import Kind, StateId
 from statepool.pools import layout
 from statepool.pools.pool import Pool
 from statepool.testing import faults  # noqa: F401  so that nothing is imported late: a fork begins with all of it
-from statepool.transfer.cache import Cache
 from statepool.transports.copying import hash_file
 from statepool.transports.registry import open_transport
 
@@ -50,6 +50,8 @@ QUIET = (statepool.NotFound, statepool.RefusedError, statepool.LockTimeout, stat
 
 def qemu(*command: str | Path, good: Sequence[int] = (0,)) -> None:
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode == -signal.SIGKILL:
+        os.kill(os.getpid(), signal.SIGKILL)  # what strace was to do to this process, it has done to a child of it
     if done.returncode not in good:
         raise AssertionError(f"{' '.join(map(str, command))} ended with {done.returncode}: {done.stderr}")
 
@@ -163,7 +165,7 @@ class Worker:
         subject, state = self._subject(), self._chance.choice(NAMES)
         cascade = subject == ROUGH
         done = self._changing("unset", (subject, "*" if cascade else state))
-        self._pool().image(subject).unset(state, cascade=cascade, scope=self._chance.choice((None, "own")))
+        self._pool().image(subject).unset(state, cascade=cascade, scope=self._chance.choice(("all", "own")))
         done()
 
     def _item(self, subject: str, state: str, image: Path) -> Any:
@@ -238,7 +240,7 @@ class Worker:
     def _machine_unset(self) -> None:
         state = self._chance.choice(NAMES)
         done = self._changing("unset", *self._members(state))
-        self._machine().unset(state, scope=self._chance.choice((None, "own")))
+        self._machine().unset(state, scope=self._chance.choice(("all", "own")))
         done()
 
     def _adopt(self) -> None:
@@ -334,7 +336,7 @@ def check(*, clean: bool) -> Iterator[str]:
 
 
 def torn(root: Path) -> Iterator[str]:
-    for path in (root / layout.DATA).iterdir():
+    for path in (root / layout.DATA).glob("*[0-9a-f]"):
         if digest_of(path) != Digest.from_file_name(path.name):
             yield f"{path} is torn"
 
@@ -345,7 +347,7 @@ def digest_of(path: Path) -> Digest:
 
 
 def dangling(root: Path, pool: Pool) -> Iterator[str]:
-    there = {Digest.from_file_name(path.name) for path in (root / layout.DATA).iterdir()}
+    there = {Digest.from_file_name(path.name) for path in (root / layout.DATA).glob("*[0-9a-f]")}
     there |= {layout.trashed(path.name) for path in (root / layout.TRASH).iterdir()}
     for machine in pool.machines():
         fold = pool.fold(machine)
@@ -359,8 +361,8 @@ def left_over(root: Path, pool: Pool, name: str) -> Iterator[str]:
     left = [path for directory in (layout.INCOMING, layout.TRASH) for path in (root / directory).iterdir()]
     left += [path for pattern in ("chains/.gone-*", "**/*tmp*") for path in root.glob(f"{layout.OURS}/{pattern}")]
     yield from (f"{path} is left over: {path.read_text(errors='replace')[:300]}" for path in left)
-    held = Cache.open(pool, statepool.Settings()).chains.held() if name != "pool" else frozenset[Digest]()
-    there = {Digest.from_file_name(path.name) for path in (root / layout.DATA).iterdir()}
+    held = Cache.open(pool, statepool.Settings()).chains.gc_roots() if name != "pool" else frozenset[Digest]()
+    there = {Digest.from_file_name(path.name) for path in (root / layout.DATA).glob("*[0-9a-f]")}
     needed = pool.needed() | held
     if there != needed:
         yield f"{root}: needless are {sorted(map(str, there - needed))}, missing are {sorted(map(str, needed - there))}"

@@ -15,16 +15,16 @@ import pytest
 from attrs import frozen
 
 import statepool
+from statepool.cache.cache import Cache
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import StateId
 from statepool.pools import layout
 from statepool.pools.pool import Pool
-from statepool.qcow2 import opened
-from statepool.testing.crash import missing_tool
-from statepool.transfer.cache import Cache
+from statepool.qcow2 import files, opened
 from statepool.transports.copying import hash_file
 from statepool.transports.registry import open_transport
+from tests.support.crash import missing_tool
 
 OBJECT = "vm1/disk"
 KIB = 1 << 10
@@ -92,7 +92,7 @@ class Lab:
             self._require_view(name)
 
     def _require_bytes(self, root: Path) -> None:
-        for path in (root / layout.DATA).iterdir():
+        for path in (root / layout.DATA).glob("*[0-9a-f]"):
             digest = Digest.from_file_name(path.name)
             assert digest is not None, f"{path} is no name of bytes"
             assert digest_of(path) == digest, f"{path} is torn"
@@ -154,8 +154,8 @@ class Lab:
 
     def _require_needed(self, name: str) -> None:
         pool = self.pool(name)
-        held = Cache.open(pool, statepool.Settings()).chains.held() if name != "pool" else frozenset[Digest]()
-        there = {Digest.from_file_name(path.name) for path in (self.root / name / layout.DATA).iterdir()}
+        held = Cache.open(pool, statepool.Settings()).chains.gc_roots() if name != "pool" else frozenset[Digest]()
+        there = {Digest.from_file_name(path.name) for path in (self.root / name / layout.DATA).glob("*[0-9a-f]")}
         assert there == pool.needed() | held, f"not all bytes of {name} are needed, or some are missing"
         shown = {path.relative_to(self.root / name).as_posix() for path in (self.root / name / "vm1").rglob("*.qcow2")}
         assert shown == {layout.view(state) for state in pool.fold("vm1").states}, f"the view of {name} is not what its log says"
@@ -199,6 +199,16 @@ def build(root: Path, expected: Path) -> None:
     # With another name it must not be changed in place, so it is copied.
     os.link(root / "linked.qcow2", root / "linked-too.qcow2")
     disk.get("install", to=root / "spare.qcow2")
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other process is there: a file that one waits to be closed can only be our own, and the kernel would end that after 45 seconds."""
+
+    def refuse(path: object, flags: int) -> None:
+        raise AssertionError(f"{path} is opened while this process holds a lease on it")
+
+    monkeypatch.setattr(files, "_open_patiently", refuse)
 
 
 @pytest.fixture(scope="session")

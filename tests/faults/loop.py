@@ -39,7 +39,7 @@ def one(chance: random.Random) -> None:
     elif what < 6:
         near.get(state, to="near.qcow2", overwrite=True)
     elif what < 7:
-        near.unset(state, cascade=True, scope=None)
+        near.unset(state, cascade=True, scope="all")
     else:
         far.unset(state, cascade=True)
 

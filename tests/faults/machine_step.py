@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import statepool
-from statepool.testing.crash import mark
-from statepool.transfer.cache import Cache
-from statepool.transfer.machine_intake import MachineIntake
+from statepool.cache.cache import Cache
+from statepool.capture.capture import Capture, files_of
+from statepool.model.manifest import Kind, StateId
+from tests.support.crash import mark
 
 IMAGES = ("disk", "data")
+
+LOGGED_IN = StateId("vm1", "loggedin", Kind.MACHINE)
 
 
 def machine(cache: str) -> statepool.MachineHandle:
@@ -19,15 +22,20 @@ def machine(cache: str) -> statepool.MachineHandle:
 
 def set_with_ram() -> object:
     """What a backend of running machines does, once the machine is stopped."""
+    from statepool.capture.capture_journal import recover
     from statepool.pools.pool import Pool
-    from statepool.transfer.takeover import recover
     from statepool.transports.registry import open_transport
 
     cache = Cache.open(Pool(open_transport(statepool.Location.parse("cache"))), statepool.Settings())
     recover(cache)
     working = {name: Path("vm", f"{name}.qcow2").absolute() for name in IMAGES}
     ram = Path("ram.bin").absolute()
-    return MachineIntake(cache, "vm1", "loggedin", working, ram=ram if ram.exists() else None, fingerprint={"machine": "q35"}).run()
+    return Capture(
+        cache,
+        LOGGED_IN,
+        files_of(LOGGED_IN, working, ram if ram.exists() else None),
+        fingerprint={"machine": "q35"},
+    ).run()
 
 
 STEPS: dict[str, Callable[[], object]] = {
@@ -36,7 +44,7 @@ STEPS: dict[str, Callable[[], object]] = {
     "set": lambda: machine("cache").set("customize", source="vm"),
     "set-copied": lambda: machine("cache").set("customize", source="linked"),
     "set-ram": set_with_ram,
-    "unset": lambda: machine("cache").unset("leaf", scope=None),
+    "unset": lambda: machine("cache").unset("leaf", scope="all"),
 }
 
 

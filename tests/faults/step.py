@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 import statepool
-from statepool.testing.crash import mark
+from tests.support.crash import mark
 
 OBJECT = "vm1/disk"
 
@@ -20,7 +20,7 @@ STEPS: dict[str, Callable[[], object]] = {
     "set": lambda: handle("cache").set("connect", source="work.qcow2"),
     "set-copied": lambda: handle("cache").set("connect", source="linked.qcow2"),
     "set-replace": lambda: handle("cache").set("leaf", source="work.qcow2", replace=True),
-    "unset": lambda: handle("cache").unset("install", cascade=True, scope=None),
+    "unset": lambda: handle("cache").unset("install", cascade=True, scope="all"),
     "recover": lambda: handle("cache").get("install"),
 }
 

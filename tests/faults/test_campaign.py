@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import statepool
-from statepool.testing.crash import missing_tool
+from tests.support.crash import missing_tool
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems")]
 
@@ -204,19 +204,19 @@ def test_anything_at_all(lab: Path) -> None:
 
 
 def tear(lab: Path) -> None:
-    for path in (lab / "pool/.statepool/data").iterdir():
+    for path in (lab / "pool/.statepool/data").glob("*[0-9a-f]"):
         path.chmod(0o644)
         with open(path, "ab") as file:
             file.write(b"x")
 
 
 def lose_bytes(lab: Path) -> None:
-    for path in (lab / "pool/.statepool/data").iterdir():
+    for path in (lab / "pool/.statepool/data").glob("*[0-9a-f]"):
         path.unlink()
 
 
 def lose_a_promise(lab: Path) -> None:
-    statepool.StatePool(lab / "here", [lab / "pool"]).image("vm1/disk").unset("one", scope=None)
+    statepool.StatePool(lab / "here", [lab / "pool"]).image("vm1/disk").unset("one", scope="all")
 
 
 def leave_something(lab: Path) -> None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import statepool
-from statepool.testing.crash import changing_calls, fail_at
+from tests.support.crash import changing_calls, fail_at
 
 if TYPE_CHECKING:
     from conftest import Lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("strace")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("strace", "alone")]
 
 NAMES = (
     "write",

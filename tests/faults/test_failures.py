@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import statepool
+from statepool.cache import working
 from statepool.errors import NoSpace, TransportError
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.pools import layout
 from statepool.pools.pool import Pool
 from statepool.pools.view import View
+from statepool.sources.pool_source import PoolSource
 from statepool.testing.faults import FaultyTransport, Flip, Full, Slow, Stop, Truncate, on
-from statepool.transfer import working
-from statepool.transfer.offers import Source
 from statepool.transports.registry import open_transport
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def test_other_source_is_whole(lab: Lab, spoilt: Path) -> None:
 
 def through(lab: Lab, *faults: Any) -> statepool.ImageHandle:
     transport = FaultyTransport(open_transport(Location("file", str(lab.root / "pool"))), *faults)
-    source = Source(Pool(transport), "far away")
+    source = PoolSource(Pool(transport), "far away")
     return statepool.StatePool(cache=lab.root / "other", sources=[source]).image("vm1/disk")
 
 
@@ -137,7 +137,7 @@ def test_slow_fetch(lab: Lab) -> None:
 def test_source_that_fails_in_a_set(lab: Lab, operation: str) -> None:
     """The state is in the cache, the outcome says what it is at the source, and the same again ends it."""
     transport = FaultyTransport(open_transport(Location("file", str(lab.root / "pool"))), Stop(matches=on(operation), times=1))
-    disk = statepool.StatePool(cache=lab.root / "cache", sources=[Source(Pool(transport), "pool")]).image("vm1/disk")
+    disk = statepool.StatePool(cache=lab.root / "cache", sources=[PoolSource(Pool(transport), "pool")]).image("vm1/disk")
     stored = disk.set("connect", source=lab.root / "work.qcow2")
     assert [at.result for at in stored.pools] == [statepool.Presence.STORED, statepool.Presence.FAILED]
     assert not stored.complete

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import statepool
-from statepool.testing.crash import SystemCall, changing_calls, kill_at
+from tests.support.crash import SystemCall, changing_calls, kill_at
 
 if TYPE_CHECKING:
     from conftest import Lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("strace")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("strace", "alone")]
 
 PARTS = 4
 """Each step's system calls are shared by so many tests, which can run side by side."""
@@ -95,7 +95,7 @@ def set_again(lab: Lab, state: str, name: str, *, replace: bool = False) -> None
 
 def unset_again(lab: Lab) -> None:
     try:
-        lab.handle("cache").unset("install", cascade=True, scope=None)
+        lab.handle("cache").unset("install", cascade=True, scope="all")
     except statepool.NotFound:
         pass  # it was done before the end came
     assert lab.digests("cache") == lab.digests("pool") == {}

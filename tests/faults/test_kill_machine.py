@@ -18,11 +18,11 @@ from statepool.model.location import Location
 from statepool.pools import layout
 from statepool.pools.fold import member_ids
 from statepool.pools.pool import Pool
-from statepool.testing.crash import changing_calls, kill_at
 from statepool.transports.copying import hash_file
 from statepool.transports.registry import open_transport
+from tests.support.crash import changing_calls, kill_at
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("strace")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("strace", "alone")]
 
 IMAGES = ("disk", "data")
 MIB = 1 << 20
@@ -235,7 +235,7 @@ def set_ram_again(lab: MachineLab) -> None:
 
 def unset_again(lab: MachineLab) -> None:
     try:
-        lab.machine().unset("leaf", scope=None)
+        lab.machine().unset("leaf", scope="all")
     except statepool.NotFound:
         pass  # it was done before the end came
     for pool in lab.pools():

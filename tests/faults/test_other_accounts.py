@@ -210,13 +210,13 @@ UNDER_WAY = """
 import os, sys
 from pathlib import Path
 import statepool
-from statepool.transfer import overlays
+from statepool.cache import get_journal
 place = Path(sys.argv[1])
-overlays.Place.put = lambda _: os._exit(0)
+get_journal.Place.put = lambda _: os._exit(0)
 pool = statepool.StatePool(place / "cache", [place / "pool"])
 cache = pool._cache
 chain = cache.pool.chain(statepool.StateId("vm1/disk", "install"))
-overlays.make_together(cache, {place / "run/disk.qcow2": chain}, overwrite=False)
+get_journal.make_together(cache, {place / "run/disk.qcow2": chain}, overwrite=False)
 """
 
 

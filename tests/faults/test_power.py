@@ -22,7 +22,7 @@ from attrs import evolve, frozen
 
 import statepool
 from statepool.pools import writer
-from statepool.testing.crash import SystemCall, changing_calls, kill_at
+from tests.support.crash import SystemCall, changing_calls, kill_at
 
 if TYPE_CHECKING:
     from conftest import Lab
@@ -143,7 +143,7 @@ def test_what_a_get_brought(disk: Disk, rebooted: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("step", ["set", "set-copied", "get", "unset"])
-@pytest.mark.usefixtures("strace")
+@pytest.mark.usefixtures("strace", "alone")
 def test_cut_in_the_middle(disk: Disk, step: str, rebooted: Callable[[], None]) -> None:
     disk.renew()
     lab = disk.lab
@@ -181,7 +181,7 @@ def check_after(lab: Lab, step: str) -> None:
         lab.require_usable("far.qcow2", "customize")
     elif step == "unset":
         try:
-            lab.handle("cache").unset("install", cascade=True, scope=None)
+            lab.handle("cache").unset("install", cascade=True, scope="all")
         except statepool.NotFound:
             pass  # it was done before the cut
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,7 +116,7 @@ def test_full_source_does_not_hide_what_was_stored(lab: Lab, small: Callable[[in
 @pytest.mark.usefixtures("small")
 def test_set_with_any_number_of_pages(lab: Lab, small: Callable[[int], None], image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nobody knew before that it would not fit."""
-    monkeypatch.setattr("statepool.transfer.intake.require_space", lambda *arguments, **rest: None)
+    monkeypatch.setattr("statepool.capture.capture.require_space", lambda *arguments, **rest: None)
     path, before, used = lab.root / f"{image}.qcow2", lab.digests("cache"), chains(lab.root / "cache")
     disk = statepool.StatePool(cache=lab.root / "cache").image("vm1/disk")
     pages = [*range(24)] if image == "work" else [*range(0, 300, 9)]
@@ -146,7 +147,7 @@ def test_set_with_any_number_of_pages(lab: Lab, small: Callable[[int], None], im
 
 @pytest.mark.usefixtures("small")
 def test_get_with_any_number_of_pages(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("statepool.transfer.fetch.make_room", lambda *arguments, **rest: None)
+    monkeypatch.setattr("statepool.copying.fetch.make_room", lambda *arguments, **rest: None)
     statepool.init(lab.root / "other")
     failed = 0
     for count in range(0, 500, 11):
@@ -166,4 +167,68 @@ def test_get_with_any_number_of_pages(lab: Lab, monkeypatch: pytest.MonkeyPatch)
     assert failed >= 3
     (lab.root / "ballast").unlink()
     lab.require_usable("far.qcow2", "customize")
+    lab.require_clean()
+
+
+KILLED = """
+import os, sys, statepool
+from statepool.pools.pool import Pool
+from statepool.cache.working import Fresh
+where, name, cache, source = sys.argv[1:]
+setattr(Pool if where == "publish" else Fresh, where, lambda *arguments, **rest: os._exit(9))
+pool = statepool.StatePool(cache=cache)
+(pool.machine("vm2", ("a", "b")) if name == "vm2" else pool.image(name)).set("install", source=source)
+"""
+
+
+def killed(lab: Lab, name: str, where: str) -> dict[Path, tuple[bytes, int]]:
+    """A set of a new image or machine is killed. :returns: what its files held, and who could do what with them"""
+    (lab.root / "vm").mkdir()
+    images = {lab.root / f"vm/{image}.qcow2": size for image, size in (("a", "1M"), ("b", "2M"))}
+    for path, size in images.items():
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, size], check=True)
+    before = {path: (path.read_bytes(), path.stat().st_mode) for path in images}
+    source = lab.root / "vm" if name == "vm2" else next(iter(images))
+    done = subprocess.run([sys.executable, "-c", KILLED, where, name, lab.root / "cache", source], check=False)
+    assert done.returncode == 9
+    assert source.stat().st_mode != before.get(source)
+    return before
+
+
+@pytest.mark.parametrize("pages", [0, 1, 2])
+@pytest.mark.parametrize("name", ["vm2", "vm2/a"])
+@pytest.mark.usefixtures("small")
+def test_a_set_that_no_more_fits_is_given_back(lab: Lab, name: str, pages: int) -> None:
+    """It was killed before its record, and now there is no room for what it would need: the next command gives all images back, and works."""
+    before = killed(lab, name, "publish")
+    pool = statepool.StatePool(cache=lab.root / "cache")
+    fill(lab.root, pages)
+    pool.image("vm1/disk").get("install")
+    assert not leftovers(lab.root / "cache")
+    if not pool.image("vm2/a").check("install"):  # all of it, or nothing
+        assert {path: (path.read_bytes(), path.stat().st_mode) for path in before} == before
+    else:
+        assert pages == 2
+        assert {path: path.stat().st_mode for path in before} == {path: mode for path, (_, mode) in before.items()}
+    (lab.root / "ballast").unlink()
+    source = lab.root / "vm" if name == "vm2" else lab.root / "vm/a.qcow2"
+    assert (pool.machine("vm2", ("a", "b")) if name == "vm2" else pool.image(name)).set("install", source=source).complete
+    assert {path: path.stat().st_mode for path in before} == {path: mode for path, (_, mode) in before.items()}
+    lab.require_clean()
+
+
+@pytest.mark.parametrize("name", ["vm2", "vm2/a"])
+@pytest.mark.usefixtures("small")
+def test_a_state_without_room_for_its_overlay_is_no_hindrance(lab: Lab, name: str) -> None:
+    """The set was killed after its record: the image waits for room, and other commands, such as those that make room, do not."""
+    killed(lab, name, "settle")
+    pool = statepool.StatePool(cache=lab.root / "cache")
+    fill(lab.root, 0)
+    pool.image("vm1/disk").unset("leaf", scope="own")
+    assert not [path for path in (lab.root / "cache" / layout.DATA).glob("*[0-9a-f]") if path.stat().st_mode & 0o222]
+    assert pool.image("vm2/a").check("install")
+    (lab.root / "ballast").unlink()
+    pool.image("vm1/disk").get("install")
+    assert all(os.access(path, os.W_OK) and path.stat().st_mode & 0o200 for path in (lab.root / "vm").iterdir())
+    assert not leftovers(lab.root / "cache")
     lab.require_clean()

@@ -1,7 +1,7 @@
 """
 Every interleaving of up to three actors on one pool, each of which may pause or die at each step, with locks and without.
 
-The actors are the real code, down to the primitives of a transport; what they do and what must hold is in :mod:`statepool.testing.pool_worlds`.
+The actors are the real code, down to the primitives of a transport; what they do and what must hold is in :mod:`tests.support.pool_worlds`.
 A scenario has up to half a million states; where the view would make millions of them, it is left to scenarios of fewer actors, and where records
 must come faster than an actor can take its steps, they come in one step each.
 
@@ -23,29 +23,9 @@ from statepool.pools.fold import Fold
 from statepool.pools.lastlook import LastLook
 from statepool.pools.log import MachineLog
 from statepool.pools.staging import Staging
-from statepool.testing.interleave import Explored, Replay
-from statepool.testing.pool_worlds import (
-    C2,
-    D_AS_C,
-    P2,
-    C,
-    D,
-    Doing,
-    E,
-    P,
-    append,
-    collect,
-    compact,
-    explore,
-    misjudge,
-    oversleep,
-    pool_with,
-    publish,
-    read,
-    remove,
-    rush,
-    sweep,
-)
+from tests.support.interleave import Explored, Replay
+from tests.support.pool_states import C2, D_AS_C, P2, C, D, E, P, pool_with
+from tests.support.pool_worlds import Doing, append, collect, compact, explore, misjudge, oversleep, publish, read, remove, rush, sweep
 
 # -- the scenarios -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -140,6 +120,29 @@ def test_a_sweep_meets_a_writer_and_what_a_dead_one_left(locks: bool) -> None:
     doings = {"a": publish(C), "s": sweep()}
     explored = explore(doings, pool_with(P, leftover=["C", "D"], symlinks=True), locks=locks, symlinks=True)
     assert_sound(explored, {"published", "swept"})
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes have lists of their pieces, however few they are."""
+    monkeypatch.setattr(layout, "has_pieces", lambda digest, size: True)
+
+
+@LOCKS
+def test_bytes_with_a_list_are_used_again_while_they_are_collected(locks: bool, listed: None) -> None:
+    doings = {"a": publish(C, upload=False), "g": collect("C")}
+    assert_sound(explore(doings, pool_with(P, leftover=["C"]), locks=locks), {"published", "collected"})
+
+
+def test_a_sweep_meets_a_writer_of_bytes_with_a_list(listed: None) -> None:
+    doings = {"a": publish(C), "s": sweep()}
+    assert_sound(explore(doings, pool_with(P, leftover=["C"])), {"published", "swept"})
+
+
+@LOCKS
+def test_a_state_with_a_list_goes_and_its_bytes_are_collected_twice(locks: bool, listed: None) -> None:
+    doings = {"r": remove("C"), "g": collect("C"), "h": collect("C")}
+    assert_sound(explore(doings, pool_with(P, C), locks=locks), {"removed", "collected"})
 
 
 @LOCKS

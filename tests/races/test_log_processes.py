@@ -18,6 +18,7 @@ from statepool.pools.collect import Collector
 from statepool.pools.locks import NoLocks
 from statepool.pools.log import KEEP_RECORDS
 from statepool.pools.pool import Pool
+from statepool.transports.base import Transfer
 from statepool.transports.local import LocalTransport
 
 APPENDERS = 16
@@ -172,7 +173,7 @@ def assert_whole(pool: Pool) -> None:
     assert dict(pool.fold("vm1").states) == dict(fold.states)
     for manifest in fold.manifests:
         assert manifest.digest is not None
-        assert pool.transport.digest(layout.data(manifest.digest), manifest.size) == manifest.digest
+        assert pool.transport.digest(layout.data(manifest.digest), Transfer(manifest.size)) == manifest.digest
         assert fold.chain(manifest)[-1].parent is None
     names = {entry.name for entry in pool.transport.scan(layout.DATA)}
     assert names == {digest.file_name for digest in fold.digests}

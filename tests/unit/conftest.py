@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 
 import statepool
+from statepool.cache.cache import Cache
+from statepool.model.manifest import Manifest
+from statepool.pools.pool import Pool
+from tests.support.lab import Lab
 
 SIZE = 1 << 20
 BLOCK = 64 << 10
@@ -29,3 +33,24 @@ def filled(tmp_path: Path, make_image: Make, write_to_image: Write) -> Path:
     work.unlink()
     shutil.rmtree(tmp_path / "seed")
     return tmp_path
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+@pytest.fixture
+def cache(lab: Lab) -> Cache:
+    return lab.cache()
+
+
+@pytest.fixture
+def pool(lab: Lab) -> Pool:
+    return lab.pool()
+
+
+@pytest.fixture
+def chain(lab: Lab, cache: Cache) -> tuple[Manifest, ...]:
+    """A chain of two in the cache."""
+    return lab.chain(cache.pool, "install", "customize")

@@ -29,9 +29,9 @@ from statepool.model.outcomes import Presence, Verified
 from statepool.model.scope import Scope
 from statepool.model.settings import Settings
 from statepool.pools.pool import Pool
+from statepool.sources.pool_source import PoolSource
 from statepool.testing.faults import Call, Fault, FaultyTransport
 from statepool.testing.trees import photograph
-from statepool.transfer.offers import Source
 from statepool.transports.registry import open_transport
 
 MIB = 1 << 20
@@ -59,7 +59,7 @@ def test_nothing_is_contacted_or_made_before_it_is_asked_for(tmp_path: Path) -> 
 
 def test_a_pool_can_be_named_in_several_ways(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(filled)
-    source = Source(Pool(open_transport(Location.parse("pool"))), "mine", Scope.SWARM)
+    source = PoolSource(Pool(open_transport(Location.parse("pool"))), "mine", Scope.SWARM)
     for place in ("pool", filled / "pool", f"file://{filled}/pool", f":{filled}/pool", Location.parse("pool"), source):
         assert statepool.StatePool("cache", [place]).image("vm1/disk").check("customize")
 
@@ -100,7 +100,7 @@ def test_closed_at_the_end_of_a_block(filled: Path) -> None:
         def close(self) -> None:
             closed.append("closed")
 
-    source = Source(Pool(Closing(open_transport(Location.parse(str(filled / "pool"))))), "mine")
+    source = PoolSource(Pool(Closing(open_transport(Location.parse(str(filled / "pool"))))), "mine")
     with pytest.raises(NotFound), statepool.StatePool(filled / "cache", [source]) as pool:
         assert pool.image("vm1/disk").check("customize")
         assert closed == []
@@ -109,16 +109,17 @@ def test_closed_at_the_end_of_a_block(filled: Path) -> None:
 
 
 def test_sources_are_a_list(tmp_path: Path) -> None:
-    source = Source(Pool(open_transport(Location.parse(str(tmp_path)))), "mine")
+    source = PoolSource(Pool(open_transport(Location.parse(str(tmp_path)))), "mine")
     alone: list[Any] = ["ab", b"ab", tmp_path, Location.parse(str(tmp_path)), source]
     for sources in alone:
         with pytest.raises(UsageError, match="not a list"):
             statepool.StatePool(tmp_path / "cache", sources)
 
 
-def test_a_scope_is_a_text(filled: Path) -> None:
+def test_a_scope_is_a_text_or_several(filled: Path) -> None:
     pool = open_pool(filled)
-    scopes: list[Any] = [["own"], {Scope.OWN}]
+    assert pool.show(scope=["own"]) == pool.show(scope={Scope.OWN}) == pool.show(scope="own")
+    scopes: list[Any] = [1, b"own", [None]]
     for scope in scopes:
         for ask in (pool.show, pool.sources_status, pool.image("vm1/disk").show, pool.machine("vm1").show):
             with pytest.raises(UsageError, match="not how scopes are written"):
@@ -160,7 +161,7 @@ def test_from_the_configuration(filled: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def watched(filled: Path) -> tuple[list[str], Source]:
+def watched(filled: Path) -> tuple[list[str], PoolSource]:
     """The pool as a source, and what has been asked of it."""
     asked: list[str] = []
 
@@ -169,10 +170,10 @@ def watched(filled: Path) -> tuple[list[str], Source]:
         return False
 
     inner = open_transport(Location("file", str(filled / "pool")))
-    return asked, Source(Pool(FaultyTransport(inner, Fault(matches=note))), "watched")
+    return asked, PoolSource(Pool(FaultyTransport(inner, Fault(matches=note))), "watched")
 
 
-def test_a_trusted_get_within_the_period_asks_nobody(filled: Path, watched: tuple[list[str], Source]) -> None:
+def test_a_trusted_get_within_the_period_asks_nobody(filled: Path, watched: tuple[list[str], PoolSource]) -> None:
     asked, source = watched
     disk = statepool.StatePool(filled / "cache", [source]).image("vm1/disk")
     disk.get("customize")
@@ -186,7 +187,7 @@ def test_a_trusted_get_within_the_period_asks_nobody(filled: Path, watched: tupl
     assert asked == []
 
 
-def test_after_the_period_the_source_is_asked_a_small_question(filled: Path, watched: tuple[list[str], Source]) -> None:
+def test_after_the_period_the_source_is_asked_a_small_question(filled: Path, watched: tuple[list[str], PoolSource]) -> None:
     asked, source = watched
     statepool.StatePool(filled / "cache", [source]).image("vm1/disk").get("customize")
     disk = statepool.StatePool(filled / "cache", [source], settings=Settings(fresh=0)).image("vm1/disk")
@@ -198,7 +199,7 @@ def test_after_the_period_the_source_is_asked_a_small_question(filled: Path, wat
     assert not any("data/" in question for question in asked)
 
 
-def test_offline_no_source_is_asked(filled: Path, watched: tuple[list[str], Source]) -> None:
+def test_offline_no_source_is_asked(filled: Path, watched: tuple[list[str], PoolSource]) -> None:
     asked, source = watched
     pool = statepool.StatePool(filled / "cache", [source], settings=Settings(offline=True))
     with pytest.raises(NotFound, match="offline"):
@@ -215,7 +216,7 @@ def test_offline_no_source_is_asked(filled: Path, watched: tuple[list[str], Sour
     assert asked == []
 
 
-def test_what_is_done_offline_says_so(filled: Path, watched: tuple[list[str], Source], make_image: Callable[..., Path]) -> None:
+def test_what_is_done_offline_says_so(filled: Path, watched: tuple[list[str], PoolSource], make_image: Callable[..., Path]) -> None:
     _, source = watched
     statepool.StatePool(filled / "cache", [source]).image("vm1/disk").get("install")
     pool = statepool.StatePool(filled / "cache", [source], settings=Settings(offline=True))
@@ -381,7 +382,7 @@ def test_labels_are_kept(filled: Path, make_image: Make) -> None:
 def test_removed_everywhere(filled: Path) -> None:
     disk = open_pool(filled).image("vm1/disk")
     disk.get("customize")
-    removed = disk.unset("install", cascade=True, scope=None)
+    removed = disk.unset("install", cascade=True, scope="all")
     assert set(removed.states) == {f"file://{filled}/cache", f"file://{filled}/pool"}
     assert not disk.check("customize")
 

@@ -31,7 +31,7 @@ def test_eight_threads_get(filled: Path) -> None:
     disk = open_pool(filled).image("vm1/disk")
     together = threading.Barrier(8)
 
-    def get(number: int) -> statepool.Got:
+    def get(number: int) -> statepool.GetResult:
         together.wait()
         return disk.get("customize", to=filled / f"work-{number}.qcow2")
 
@@ -55,7 +55,7 @@ def test_threads_that_do_different_things(filled: Path, make_image: Make) -> Non
         disk.set(f"new-{number}", source=images[number])
         disk.get("customize")
         assert pool.show("vm1/disk")
-        disk.unset(f"new-{number}", scope=None)
+        disk.unset(f"new-{number}", scope="all")
 
     with ThreadPoolExecutor(4) as executor:
         list(executor.map(work, range(4)))
@@ -91,7 +91,7 @@ def _outcomes(filled: Path, work: Path) -> Iterator[object]:
     yield pool.verify()
     yield pool.log()
     yield pool.doctor()
-    yield disk.unset("new", scope=None)
+    yield disk.unset("new", scope="all")
     yield pool.gc(everywhere=True)
 
 

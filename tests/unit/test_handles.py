@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 import statepool
 from statepool.pools import layout
-from statepool.testing.privileges import permissions_count
+from tests.support.privileges import permissions_count
 
 MIB = 1 << 20
 Make = Callable[..., Path]
@@ -80,8 +81,8 @@ def test_set_get_and_unset(world: World, qemu_img: Callable[..., str]) -> None:
     assert other.check("customize")
     assert not other.check("nothing")
     got = other.get("customize", to=world.root / "run")
-    assert got.images == {name: str(world.root / "run" / f"{name}.qcow2") for name in ("disk", "data")}
-    assert got.working == str(world.root / "run")
+    assert got.images == {name: world.root / "run" / f"{name}.qcow2" for name in ("disk", "data")}
+    assert got.working == world.root / "run"
     assert got.source is not None
     assert got.bytes > 0
     for name, path in world.working.items():
@@ -90,7 +91,7 @@ def test_set_get_and_unset(world: World, qemu_img: Callable[..., str]) -> None:
     both = ["vm1/data customize", "vm1/data install", "vm1/disk customize", "vm1/disk install"]
     assert world.names("other") == ["vm1 customize", *both]  # what backs its images, and not the machine state that these belong to as well
 
-    assert set(world.machine().unset("customize", scope=None).states.values()) == {("customize",)}
+    assert set(world.machine().unset("customize", scope="all").states.values()) == {("customize",)}
     assert world.names() == world.names("pool") == ["vm1 install", "vm1/data install", "vm1/disk install"]
     assert not world.leftovers()
 
@@ -199,7 +200,7 @@ def test_working_images_inside_of_a_pool(world: World, place: str, dry_run: bool
         with pytest.raises(statepool.RefusedError, match=r"inside the (cache|pool)"):
             machine.get("install", to=to, dry_run=dry_run)
     with pytest.raises(statepool.RefusedError, match=r"inside the (cache|pool)"):
-        machine.get_root(to=world.root / place, dry_run=dry_run)
+        machine.get("root", to=world.root / place, dry_run=dry_run)
     assert world.photograph() == before
     assert not (world.root / "other").exists()
     assert not (world.root / "pool" / "run").exists()
@@ -216,7 +217,7 @@ def test_dry_runs_change_nothing(world: World) -> None:
     would_get = other.get("install", to=world.root / "run", dry_run=True)
     assert would_get.bytes > 0
     assert set(would_get.images) == {"disk", "data"}
-    assert {*world.machine().unset("install", scope=None, dry_run=True).states.values()} == {("install",)}
+    assert {*world.machine().unset("install", scope="all", dry_run=True).states.values()} == {("install",)}
     assert world.photograph() == before
     assert not (world.root / "other").exists()
     assert not (world.root / "run").exists()
@@ -254,19 +255,53 @@ def test_replaced_as_a_whole(world: World, make_image: Make) -> None:
         world.pool().image("vm1/disk").set("install", source=make_image(world.root / "new.qcow2", MIB, writes=[(0, 65536, 99)]), replace=True)
 
 
+@pytest.mark.parametrize(("keep", "fails", "kept"), [("never", 0, 0), ("failed", 1, 2), ("always", 0, 2), ("never", 1, 0)])
+def test_working_images_for_as_long_as_they_are_needed(world: World, keep: str, fails: int, kept: int) -> None:
+    world.machine().set("install", source=world.working)
+    machine = world.machine("other", images=())
+    with contextlib.suppress(ZeroDivisionError), machine.working("install", keep=keep) as images:
+        assert sorted(images) == ["data", "disk"]
+        assert all(path.is_file() and world.root / "other" in path.parents for path in images.values())
+        assert 1 // (1 - fails)
+    assert [path.exists() for path in images.values()].count(True) == kept
+    assert len(list((world.root / "other").rglob(".uses/*.json"))) == kept
+    with pytest.raises(statepool.NotFound), machine.working("nothing", keep="always"):
+        pytest.fail("the block was entered")
+    assert len(list((world.root / "other").rglob("passing-*"))) == bool(kept)
+
+
+def test_removed_from_where_the_caller_says(world: World) -> None:
+    machine = world.machine()
+    machine.set("install", source=world.working)
+    with pytest.raises(statepool.UsageError):
+        machine.unset("install", scope=None)  # type: ignore[arg-type]  # what it means must be said
+    assert list(machine.unset("install").states) == [f"file://{world.root}/cache"]
+    assert list(machine.unset("install", scope=[statepool.Scope.SHARED]).states) == [f"file://{world.root}/pool"]
+
+
+def test_a_part_of_a_listing_has_its_warnings(world: World) -> None:
+    world.machine().set("install", source=world.working)
+    (world.root / "gone").mkdir()
+    listed = statepool.StatePool(world.root / "cache", [world.root / "pool", world.root / "gone"]).show()
+    assert len(listed) > 1
+    assert listed.warnings
+    assert listed[:1].warnings == listed.warnings
+    assert list(listed[:1]) == [listed[0]]
+
+
 def test_root_images(world: World) -> None:
     machine = world.machine()
-    assert not machine.check_root()
-    machine.set_root(source=world.working)
-    assert machine.check_root()
-    assert world.machine("other").check_root()
-    got = world.machine("other").get_root(to=world.root / "run")
+    assert not machine.check("root")
+    machine.set("root", source=world.working)
+    assert machine.check("root")
+    assert world.machine("other").check("root")
+    got = world.machine("other").get("root", to=world.root / "run")
     assert all(Path(path).is_file() for path in got.images.values())
     assert len(got.images) == 2
-    assert machine.unset_root(scope=None).states
-    assert not machine.check_root()
+    assert machine.unset("root", scope="all").states
+    assert not machine.check("root")
     with pytest.raises(statepool.NotFound):
-        world.machine(images=()).get_root()
+        world.machine(images=()).get("root")
 
 
 def test_many_at_once_and_one_wins(world: World, make_image: Make) -> None:

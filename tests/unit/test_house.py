@@ -8,11 +8,12 @@ become one that always passes.
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -23,11 +24,16 @@ FLOORS: list[set[str]] = [
     {"errors", "version", "leases", "beneath"},
     {"model"},
     {"qcow2", "transports"},
-    {"pools"},
-    {"transfer", "machine"},
+    {"pools", "machine"},
+    {"cache", "sources"},
+    {"copying"},
+    {"capture"},
+    {"care"},
     {"backends"},
+    {"bundles"},
     {"policy", "ensure", "config", "handles"},
     {"api"},
+    {"carts"},
     {"cli", "testing"},
 ]
 """From the cellar up. A room may import those on lower floors, never one on its own floor."""
@@ -41,15 +47,21 @@ ONLY_IN: dict[str, str] = {
     "asyncio": r"statepool/machine/",
     "qemu": r"statepool/machine/",
     "paramiko": r"statepool/transports/ssh",
-    "zstandard": r"statepool/(transports/ssh|machine/)",
+    "zstandard": r"statepool/(transports/ssh|machine/|bundles/)",
+    "msgspec": r"statepool/model/",
     "click": r"statepool/cli/",
     "rich": r"statepool/cli/",
-    "subprocess": r"statepool/(qcow2|machine|testing)/|statepool/cli/ensure\.py$|statepool/transports/ssh/config\.py$",
-    "pty": r"statepool/testing/",
+    "celery": r"statepool/carts/",
+    "cheroot": r"statepool/carts/|statepool/cli/serve\.py$",
+    "flask": r"statepool/carts/|statepool/cli/serve\.py$",
+    "peewee": r"statepool/carts/|statepool/cli/serve\.py$",
+    "playhouse": r"statepool/carts/",
+    "prometheus_client": r"statepool/carts/|statepool/cli/serve\.py$",
+    "subprocess": r"statepool/(qcow2|machine)/|statepool/cli/ensure\.py$|statepool/transports/ssh/program\.py$",
 }
 """Where a library may be imported: its exceptions are translated there, and nobody else waits for it to load."""
 
-ENVIRONMENT_IN = r"statepool/(config\.py$|config/|cli/|transports/ssh/(agent|config)\.py$)|plugins/"
+ENVIRONMENT_IN = r"statepool/(config\.py$|config/|cli/|transports/ssh/(program|login)\.py$)|plugins/"
 
 LONGEST = 500
 """Lines. A longer file is two rooms not yet told apart."""
@@ -95,10 +107,27 @@ def imports_point_down(path: str, source: str) -> Iterator[str]:
         if first != "statepool" or not room or target == room:
             continue
         if target not in FLOOR:
-            if room not in ("cli", "testing"):
+            if room not in ("carts", "cli", "testing"):
                 yield f"{path}:{line}: {room} comes in by the front door: it must import {name} from where it is"
         elif FLOOR[target] >= FLOOR[room]:
             yield f"{path}:{line}: {room} imports {target}, which is not below it"
+
+
+def services_come_in_by_the_front_door(path: str, source: str) -> Iterator[str]:
+    if not path.startswith("statepool/carts/"):
+        return
+    for line, name in imports(ast.parse(source)):
+        if name.startswith("statepool.") and name.split(".")[1] in FLOOR and not name.startswith("statepool.carts"):
+            yield f"{path}:{line}: a service imports {name}, which is not a public name of statepool"
+
+
+def descriptors_are_kept(path: str, source: str) -> Iterator[str]:
+    """A descriptor to which nothing refers is closed, and its number may be another file's by the time it is used."""
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Attribute) and node.attr == "number" and isinstance(node.value, ast.Call)):
+            continue
+        if ast.unparse(node.value.func).rpartition(".")[2] in ("top", "open", "open_at", "lent", "open_regular", "Descriptor"):
+            yield f"{path}:{node.lineno}: keep the descriptor in a variable while its number is used"
 
 
 def backends_stand_on_each_other(path: str, source: str) -> Iterator[str]:
@@ -130,9 +159,18 @@ def programs_have_their_place(path: str, source: str) -> Iterator[str]:
             yield f"{path}:{node.lineno}: {ast.unparse(node)} runs a program, which only qcow2 does"
 
 
+def ssh_is_run_by_its_room(path: str, source: str) -> Iterator[str]:
+    if re.match(r"statepool/transports/ssh/", path):
+        return
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.List | ast.Tuple) and node.elts and ast.unparse(node.elts[0]) in ("'ssh'", "'scp'", "'sftp'"):
+            yield f"{path}:{node.lineno}: runs {ast.unparse(node.elts[0])}, which only transports/ssh/ does"
+
+
 PATHS_IN = (
     r"statepool/(pools/(?!writer)|transports/(local|link)\.py$"
-    r"|transfer/(cache|chains|fresh|held|known|notes|passing|ready|resume|sync|tidy|trust|verify)\.py$)"
+    r"|cache/(cache|chains|check_cached|gc_roots|lookup_cache|trust)\.py$|sources/source_stats\.py$|copying/(resume|sync)\.py$"
+    r"|capture/scratch\.py$|care/(gc|verify)\.py$)"
 )
 """Rooms that have to do with what is in pools and caches only. Others also have to do with files of the user, which have paths."""
 
@@ -152,7 +190,7 @@ BY_NAME_ALL_THE_SAME = {
     "os.path.lexists(use.temporary)": "likewise",
     "os.path.lexists(os.path.join(os.path.dirname(use.working), _temporary(use.record)))": "likewise",
     "_ROUTES.read_text()": "of the kernel",
-    "self._notes.touch(self._file(digest))": "a note, by its own room",
+    "self._notes.touch(DIRECTORY, [f'{digest.file_name}.json' for digest in digests])": "notes, by their own room",
     "entry.is_file(follow_symlinks=False)": "an entry of a directory that is open",
     "entry.is_dir(follow_symlinks=False)": "likewise",
     "entry.is_symlink()": "likewise",
@@ -250,6 +288,9 @@ EXAMPLES: list[tuple[Rule, list[str], str, str]] = [
     (imports_point_down, PACKAGE, "statepool/model/x.py", "from statepool.pools.log import Log"),
     (imports_point_down, PACKAGE, "statepool/model/x.py", "def f():\n    from statepool import api"),
     (imports_point_down, PACKAGE, "statepool/qcow2/x.py", "import statepool.transports.base"),
+    (imports_point_down, PACKAGE, "statepool/cache/x.py", "from statepool.sources.ranking import rank"),
+    (imports_point_down, PACKAGE, "statepool/sources/x.py", "from statepool.cache.cache import Cache"),
+    (imports_point_down, PACKAGE, "statepool/copying/x.py", "from statepool.care.verify import verify"),
     (imports_point_down, PACKAGE, "statepool/config/places.py", "from statepool import policy"),
     (imports_point_down, PACKAGE, "statepool/pools/x.py", "import statepool"),
     (imports_point_down, PACKAGE, "statepool/pools/x.py", "from statepool import StatePool"),
@@ -257,6 +298,9 @@ EXAMPLES: list[tuple[Rule, list[str], str, str]] = [
     (imports_point_down, PACKAGE, "statepool/pools/x.py", "importlib.import_module('statepool.backends.base')"),
     (imports_point_down, PACKAGE, "statepool/errors.py", "from statepool.model.names import is_name"),
     (imports_point_down, PACKAGE, "statepool/cupboard/x.py", ""),
+    (services_come_in_by_the_front_door, PACKAGE, "statepool/carts/x.py", "from statepool.errors import NotFound"),
+    (services_come_in_by_the_front_door, PACKAGE, "statepool/carts/x.py", "import statepool.api"),
+    (imports_point_down, PACKAGE, "statepool/api.py", "from statepool.carts import settings"),
     (backends_stand_on_each_other, PACKAGE, "statepool/backends/base.py", "from statepool.backends import transfer"),
     (backends_stand_on_each_other, PACKAGE, "statepool/backends/sourced.py", "from statepool.backends.transfer import QCOW2ImageTransfer"),
     (backends_stand_on_each_other, PACKAGE, "statepool/backends/external.py", "import statepool.backends.internal"),
@@ -264,14 +308,17 @@ EXAMPLES: list[tuple[Rule, list[str], str, str]] = [
     (libraries_have_their_place, OURS, "statepool/pools/x.py", "import asyncio"),
     (libraries_have_their_place, OURS, "statepool/backends/live.py", "from qemu.qmp import QMPClient"),
     (libraries_have_their_place, OURS, "statepool/transports/local.py", "def f():\n    import paramiko"),
+    (libraries_have_their_place, OURS, "statepool/pools/records.py", "from msgspec import Meta"),
     (libraries_have_their_place, OURS, "statepool/api.py", "import click"),
-    (libraries_have_their_place, OURS, "statepool/transfer/x.py", "from rich.progress import Progress"),
+    (libraries_have_their_place, OURS, "statepool/copying/x.py", "from rich.progress import Progress"),
     (libraries_have_their_place, OURS, "statepool/backends/external.py", "import subprocess"),
     (programs_have_their_place, OURS, "statepool/backends/external.py", "os.system('qemu-img check x')"),
     (programs_have_their_place, OURS, "statepool/cli/x.py", "os.execvp('qemu-img', [])"),
+    (ssh_is_run_by_its_room, OURS, "statepool/machine/x.py", "subprocess.run(['ssh', 'store', 'true'])"),
     (pools_are_opened_beneath, OURS, "statepool/pools/x.py", "os.unlink(root + path)"),
-    (pools_are_opened_beneath, OURS, "statepool/transfer/cache.py", "path.exists()"),
+    (pools_are_opened_beneath, OURS, "statepool/cache/cache.py", "path.exists()"),
     (pools_are_opened_beneath, OURS, "statepool/transports/local.py", "open(path, 'rb')"),
+    (descriptors_are_kept, OURS, "statepool/pools/x.py", "os.fstat(tree.top().number)"),
     (environment_has_its_place, OURS, "statepool/pools/x.py", "os.environ.get('STATEPOOL_CACHE')"),
     (environment_has_its_place, OURS, "statepool/qcow2/x.py", "os.getenv('PATH')"),
     (environment_has_its_place, OURS, "statepool/api.py", "from os import environ"),
@@ -291,6 +338,8 @@ ALLOWED: list[tuple[Rule, str, str]] = [
     (imports_point_down, "statepool/cli/x.py", "import statepool"),
     (backends_stand_on_each_other, "statepool/backends/external.py", "from statepool.backends.transfer import QCOW2ImageTransfer"),
     (libraries_have_their_place, "statepool/transports/ssh_files.py", "import paramiko"),
+    (ssh_is_run_by_its_room, "statepool/transports/ssh/x.py", "words = ['ssh', 'store']"),
+    (descriptors_are_kept, "statepool/pools/x.py", "top = tree.top()\nos.fstat(top.number)\nfold().number"),
     (environment_has_its_place, "statepool/config/places.py", "os.environ"),
     (errors_are_not_swallowed, "statepool/pools/x.py", "try:\n    f()\nexcept BaseException:\n    g()\n    raise"),
     (errors_are_not_swallowed, "statepool/pools/x.py", "try:\n    f()\nexcept BaseException as error:\n    future.set_exception(error)"),
@@ -315,6 +364,39 @@ def test_rule_lets_pass(rule: Rule, path: str, source: str) -> None:
 def test_house_keeps(rule: Rule, subjects: list[str]) -> None:
     broken = [complaint for path in subjects for complaint in rule(path, (ROOT / path).read_text(encoding="utf-8"))]
     assert not broken, "\n".join(broken)
+
+
+def circles(sources: Mapping[str, str]) -> list[str]:
+    """
+    :param sources: modules by their paths
+    :returns: those that import each other, if any do: also later, or only for their types
+    """
+    known = {module_name(path) for path in sources}
+    wanted = {
+        module_name(path): {next((one for one in (name, name.rpartition(".")[0]) if one in known), "") for _, name in imports(ast.parse(source))}
+        for path, source in sources.items()
+    }
+    try:
+        graphlib.TopologicalSorter({name: needed - {"", name} for name, needed in wanted.items()}).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_circle_of_files() -> None:
+    there = {"statepool/x.py": "from statepool.y import y", "statepool/y.py": "def f():\n    import statepool.z", "statepool/z.py": ""}
+    assert circles(there) == []
+    assert circles({**there, "statepool/z.py": "from statepool import x"})
+    assert circles({path: (ROOT / path).read_text(encoding="utf-8") for path in OURS}) == []
+
+
+def test_the_picture_shows_these_floors() -> None:
+    text = (ROOT / "CONTRIBUTING.rst").read_text(encoding="utf-8")
+    picture = re.sub(r"inside:.*", "", text.partition("The house in one picture")[2].partition("FILES.rst")[0])
+    lines = [set(re.findall(r"[a-z_0-9]+", line)) & FLOOR.keys() for line in picture.partition("::")[2].splitlines() if line.startswith(" ")]
+    *floors, lowest = [rooms for rooms in lines if rooms]
+    assert floors == FLOORS[:1:-1]
+    assert lowest | {"version"} == FLOORS[0] | FLOORS[1]
 
 
 def test_rules_look_at_all_files() -> None:
@@ -343,13 +425,13 @@ def loaded_by(code: str) -> set[str]:
     return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.split())
 
 
-@pytest.mark.parametrize("library", ["paramiko", "qemu.qmp", "click", "rich", "asyncio"])
+@pytest.mark.parametrize("library", ["paramiko", "qemu.qmp", "click", "rich", "asyncio", "msgspec", "flask", "peewee"])
 def test_importing_the_library_is_light(library: str) -> None:
     assert library in loaded_by(f"import {library}")
     assert library not in loaded_by("import statepool")
 
 
-@pytest.mark.parametrize("library", ["paramiko", "qemu.qmp", "rich", "asyncio"])
+@pytest.mark.parametrize("library", ["paramiko", "qemu.qmp", "rich", "asyncio", "msgspec", "flask", "peewee"])
 def test_the_command_line_loads_what_it_needs(library: str) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "statepool", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)

@@ -59,7 +59,7 @@ def test_the_command_begins_where_interruptions_are_looked_after() -> None:
 
 def test_all_groups_are_there() -> None:
     others = {group for group, _, _ in entry_points() if not group.startswith("avocado.plugins.")}
-    assert others == {"console_scripts", "statepool.transports", "statepool.backends", "pytest11"}
+    assert others == {"console_scripts", "statepool.transports", "statepool.backends", "statepool.archives", "pytest11"}
 
 
 def test_every_room_is_packaged() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from avocado_statepool.states import params as p
 
 if TYPE_CHECKING:
-    from statepool import Image, ImageHandle, Machine, StatePool, Stored
+    from statepool import Image, ImageHandle, Machine, SetResult, StatePool
 
 ROOT = "root"
 
@@ -68,7 +68,7 @@ def _join(parts: tuple[str, ...]) -> str:
     return os.path.join(*parts)
 
 
-def failures(stored: Stored) -> None:
+def failures(stored: SetResult) -> None:
     """
     :raises TransportError: a pool does not have it
     """
@@ -77,25 +77,6 @@ def failures(stored: Stored) -> None:
     wrong = [f"{at.pool}: {at.error}" for at in stored.pools if at.error]
     if wrong:
         raise TransportError(f"{stored.object} {stored.state} could not be stored: {'; '.join(wrong)}", object=stored.object, state=stored.state)
-
-
-def push(params: Any, source: p.Source, subject: Image | Machine, state: str, *, replace: bool) -> None:
-    """
-    Store what the cache has of a state in a pool, with all that it consists of.
-
-    :raises NotFound: the cache does not have it
-    :raises TransportError: it could not be stored
-    """
-    from statepool import Image, NotFound, Options, Stored, Target
-
-    backend: Any = p.open_pool(params, [source]).backend("qcow2ext" if isinstance(subject, Image) else "qcow2machine")
-    cache, (there,) = backend.context.cache.pool, backend.context.sources
-    manifest = cache.find(backend.own_state(Target(subject), state))
-    if manifest is None:
-        raise NotFound(
-            f"there is no state {state} of {subject} in {cache}", object=str(subject), state=state, hint="set it with own in the pool_scope"
-        )
-    failures(Stored(str(subject), state, "", (backend.own_push(manifest, there.pool, Options(replace=replace)),)))
 
 
 class TransferOps:
@@ -142,7 +123,7 @@ class TransferOps:
         handle = place.handle(p.open_pool(params, [source]))
         if place.state == ROOT:
             Path(cache_path).parent.mkdir(parents=True, exist_ok=True)
-            handle.get_root(to=cache_path, overwrite=True)
+            handle.get(ROOT, to=cache_path, overwrite=True)
         else:
             handle.get(place.state, scope=source.scope)
 
@@ -152,9 +133,9 @@ class TransferOps:
         place, source = _there(pool_path, params)
         if place.state == ROOT:
             handle = place.handle(p.open_pool(params, [source]))
-            failures(handle.set_root(source=cache_path, scope=source.scope, replace=True))
+            failures(handle.set(ROOT, source=cache_path, scope=source.scope, replace=True))
         else:
-            push(params, source, place.subject, place.state, replace=True)
+            failures(place.handle(p.open_pool(params, [source])).store(place.state, to=source.location, replace=True))
 
     @classmethod
     def delete(cls, pool_path: str, params: Any) -> None:
@@ -164,11 +145,7 @@ class TransferOps:
         :raises HasDependants: something stands on it
         """
         place, source = _there(pool_path, params)
-        handle = place.handle(p.open_pool(params, [source]))
-        if place.state == ROOT:
-            handle.unset_root(scope=source.scope)
-        else:
-            handle.unset(place.state, scope=source.scope)
+        place.handle(p.open_pool(params, [source])).unset(place.state, scope=source.scope)
 
 
 def _there(pool_path: str, params: Any) -> tuple[_Place, p.Source]:
@@ -248,8 +225,8 @@ class QCOW2ImageTransfer:
     def set(cls, params: Any, object: Any = None) -> None:
         """Store a state of the cache with its chain."""
         source = p.source_of(params["set_location"], params)
-        subject = p.machine_of(params) if p.is_machine(params) else p.image_of(params)
-        push(params, source, subject, p.state_of("set", params), replace=replaces(params))
+        stored = subject_of(params, p.open_pool(params, [source])).store(p.state_of("set", params), to=source.location, replace=replaces(params))
+        failures(stored)
 
     @classmethod
     def unset(cls, params: Any, object: Any = None) -> None:
@@ -282,17 +259,17 @@ class QCOW2ImageTransfer:
         """Make the machine's disk from the root image of the shared pool."""
         path = p.working_image(params)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _root(params).get_root(to=path, overwrite=True)
+        _root(params).get(ROOT, to=path, overwrite=True)
 
     @classmethod
     def set_root(cls, params: Any, object: Any = None) -> None:
         """Make the machine's disk the root image of the shared pool."""
-        failures(_root(params).set_root(source=p.working_image(params), replace=True))
+        failures(_root(params).set(ROOT, source=p.working_image(params), replace=True))
 
     @classmethod
     def unset_root(cls, params: Any, object: Any = None) -> None:
         """Remove the root image from the shared pool."""
-        _root(params).unset_root(scope="swarm cluster shared")
+        _root(params).unset(ROOT, scope="swarm cluster shared")
 
 
 def _root(params: Any) -> ImageHandle:

@@ -98,7 +98,7 @@ class Channels:
             self._end(sftp)
 
     def _take(self) -> tuple[Sftp, int]:
-        _ = self._connection.transport  # made again, if it has died
+        _ = self._connection.carrier  # made again, if it has died
         with self._changed:
             self._look_at_epoch()
             while True:
@@ -133,6 +133,8 @@ class Channels:
         """After a new connection was made, nothing of the old one is of use."""
         if self._epoch != self._connection.epoch:
             self._epoch = self._connection.epoch
+            for sftp in self._idle:
+                self._end(sftp)
             self._idle.clear()
             self._count, self._most = 0, MOST
             self._changed.notify_all()
@@ -155,17 +157,18 @@ class Channels:
 
     def _open(self) -> Sftp:
         connection = self._connection
-        channel = connection.session()
-        channel.settimeout(connection.settings.timeout + GRACE)
+        carrier = connection.carrier
         with connection.answering("start SFTP on"):
-            from paramiko.ssh_exception import SSHException
-
+            stream, reason = None, ""
             try:
-                channel.invoke_subsystem("sftp")
-                return Sftp(channel, connection.expecting, connection.settings.timeout)
-            except (SSHException, EOFError, Garbled) as error:
-                channel.close()
-                if not connection.is_open:
+                stream = carrier.open()
+                stream.settimeout(connection.settings.timeout + GRACE)
+                return Sftp(stream, connection.expecting, connection.settings.timeout)
+            except BaseException as error:
+                if stream is not None:
+                    reason = carrier.said(stream) if isinstance(error, EOFError) else ""
+                    stream.close()
+                if not isinstance(error, EOFError | Garbled) or not connection.is_open:
                     raise
                 if isinstance(error, Garbled) and error.text is not None:
                     raise TransportError(
@@ -175,7 +178,7 @@ class Channels:
                         pool=str(connection),
                     ) from error
                 hint = "a line in sshd_config(5) there makes it: Subsystem sftp internal-sftp"
-                raise TransportError(f"{connection} has no SFTP ({said(error)})", hint=hint, pool=str(connection)) from error
+                raise TransportError(f"{connection} has no SFTP ({reason or said(error)})", hint=hint, pool=str(connection)) from error
 
 
 def channels_of(connection: Connection) -> Channels:

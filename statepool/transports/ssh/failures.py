@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,11 +47,9 @@ def is_failure(error: BaseException) -> bool:
 
 def is_lost(error: BaseException) -> bool:
     """:returns: whether it says that the connection, or a channel of it, has ended"""
-    from paramiko.ssh_exception import ChannelException, SSHException
-
-    if isinstance(error, ChannelException):
+    if is_refused_channel(error):
         return False
-    if isinstance(error, EOFError | SSHException | ConnectionError):
+    if isinstance(error, (EOFError, ConnectionError, *_of_paramiko("ssh_exception", "SSHException"))):
         return True
     return isinstance(error, OSError) and (error.errno in _LOST or (error.errno is None and str(error) == _CLOSED_CHANNEL))
 
@@ -73,10 +72,18 @@ def translating(doing: str, subject: Subject, timeout: float) -> Iterator[None]:
 
 def _known() -> tuple[type[Exception], ...]:
     """:returns: the kinds of errors that paramiko and sockets mean to raise"""
-    from paramiko.sftp import SFTPError
-    from paramiko.ssh_exception import SSHException
+    return OSError, EOFError, *_of_paramiko("ssh_exception", "SSHException"), *_of_paramiko("sftp", "SFTPError")
 
-    return OSError, EOFError, SSHException, SFTPError
+
+def _of_paramiko(module: str, name: str) -> tuple[type[Exception], ...]:
+    """:returns: a kind of its errors; none where it has not been loaded, and nothing of it can have been raised"""
+    found = sys.modules.get(f"paramiko.{module}")
+    return (getattr(found, name),) if found is not None else ()
+
+
+def is_refused_channel(error: BaseException) -> bool:
+    """:returns: whether it says that the server opens no further channel"""
+    return isinstance(error, _of_paramiko("ssh_exception", "ChannelException"))
 
 
 @contextmanager
@@ -93,7 +100,7 @@ def understanding(transport: Any, doing: str, subject: Subject) -> Iterator[None
     except Exception as error:
         if (transport is not None and transport.is_active()) or isinstance(error, (StatePoolError, *_known())):
             raise
-        raise _garbled(error, f"cannot {doing} {subject.text}", subject) from error
+        raise garbled(error, f"cannot {doing} {subject.text}", subject) from error
 
 
 def translated(error: BaseException, doing: str, subject: Subject, timeout: float) -> StatePoolError:
@@ -103,8 +110,6 @@ def translated(error: BaseException, doing: str, subject: Subject, timeout: floa
     :param timeout: how long an answer is waited for, in seconds
     :returns: the error of ours to raise from it
     """
-    from paramiko.ssh_exception import ChannelException
-
     if isinstance(error, StatePoolError):
         return error
     what = f"cannot {doing} {subject.text}"
@@ -116,8 +121,9 @@ def translated(error: BaseException, doing: str, subject: Subject, timeout: floa
         return TransportError(
             f"{what}: the connection was lost ({said(error)})", hint="try again", transient=True, pool=subject.pool, path=subject.path
         )
-    if isinstance(error, ChannelException):
-        return _refused_channel(error.code, f"{what}: the server opens no further channel ({error.text})", subject)
+    if is_refused_channel(error):
+        refused: Any = error
+        return refused_channel(refused.code, f"{what}: the server opens no further channel ({refused.text})", subject)
     if isinstance(error, OSError) and error.errno == errno.ENOENT:
         return MissingFile(f"{what}: {os.strerror(errno.ENOENT)}", pool=subject.pool, path=subject.path)
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
@@ -125,10 +131,11 @@ def translated(error: BaseException, doing: str, subject: Subject, timeout: floa
         return AccessDenied(f"{what}: {os.strerror(errno.EACCES)}", hint=hint, pool=subject.pool, path=subject.path)
     if isinstance(error, OSError):
         return TransportError(f"{what}: {said(error)}", pool=subject.pool, path=subject.path)
-    return _garbled(error, what, subject)
+    return garbled(error, what, subject)
 
 
-def _garbled(error: BaseException, what: str, subject: Subject) -> TransportError:
+def garbled(error: BaseException, what: str, subject: Subject) -> TransportError:
+    """:returns: the error where an answer is none"""
     hint = "look at what answers there: it may be no SSH server, or a faulty one"
     return TransportError(f"{what}: the server does not keep to the protocol ({said(error)})", hint=hint, pool=subject.pool, path=subject.path)
 
@@ -160,6 +167,40 @@ def unreached(error: OSError, host: str, seconds: float, subject: Subject) -> Tr
     )
 
 
+def no_common_way(host: str, why: str, pool: str | None) -> TransportError:
+    """:returns: the error where both sides know no cipher, key exchange or kind of key in common"""
+    hint = "its SSH is too old, or configured to take nothing that we have"
+    return TransportError(f"{host} and we have no way in common to encrypt: {why}", hint=hint, pool=pool)
+
+
+def no_greeting(host: str, why: str, pool: str | None) -> TransportError:
+    """:returns: the error where something else than SSH answers, or nothing that goes on"""
+    hint = "check the port; if it is right, a firewall may be in between, or too many log in there at once (MaxStartups in sshd_config(5))"
+    return TransportError(f"{host} did not greet us as SSH does: {why}", hint=hint, transient=True, pool=pool)
+
+
+def denied(host: str, takes: str, tried: list[str], pool: str | None) -> AccessDenied:
+    """
+    :param takes: the ways to log in that the server has left
+    :param tried: what was offered or could not be
+    :returns: the error where nothing of that would do
+    """
+    return AccessDenied(
+        f"{host} does not let us in. It takes {takes}. Tried: {'; '.join(tried) or 'there was nothing to offer'}",
+        hint="add a key to the agent (ssh-add), or name one in ~/.ssh/config; STATEPOOL_SSH_PASSPHRASE and STATEPOOL_SSH_PASSWORD are used, too",
+        pool=pool,
+    )
+
+
+def cut_off(host: str, tried: list[str], pool: str | None) -> TransportError:
+    """:returns: the error where a server has heard enough of keys"""
+    return TransportError(
+        f"{host} ended the connection while we logged in. Tried: {'; '.join(tried)}",
+        hint="MaxAuthTries there may be exceeded: name the right key in ~/.ssh/config, with IdentitiesOnly yes",
+        pool=pool,
+    )
+
+
 def said(error: BaseException) -> str:
     """:returns: what an error says, in one line; its kind where it says nothing"""
     if isinstance(error, OSError) and error.errno is not None:
@@ -173,7 +214,7 @@ def in_short(text: str) -> str:
     return line if len(line) <= LONGEST_SAID else f"{line[:LONGEST_SAID]}…"
 
 
-def _refused_channel(code: int, message: str, subject: Subject) -> TransportError:
+def refused_channel(code: int, message: str, subject: Subject) -> TransportError:
     """RFC 4254, section 5.1: 1 is "prohibited"; 2 and 4 are what servers say that have too many sessions already."""
     hint = "the account may not do this there" if code == 1 else "MaxSessions in sshd_config(5) says how many there can be on one connection"
     return TransportError(message, hint=hint, transient=code != 1, pool=subject.pool, path=subject.path)

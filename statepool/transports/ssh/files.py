@@ -350,9 +350,6 @@ class SSHFiles(Transport):
         """:returns: the absolute path there, for a shell"""
         return f"{self.location.path.rstrip('/')}/{path}"
 
-    def _subject(self, path: str) -> Subject:
-        return Subject(f"{path!r} in {self.location}" if path else str(self.location), str(self.location), path)
-
     def _missing(self, doing: str, path: str) -> MissingFile:
         return MissingFile(f"cannot {doing} {self._subject(path).text}: it is not there", pool=str(self.location), path=path)
 

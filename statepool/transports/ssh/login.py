@@ -6,19 +6,26 @@ Nothing asks a terminal. A passphrase or a password comes from :class:`~statepoo
 
 from __future__ import annotations
 
+import binascii
+import os
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from attrs import define, field
 
-from statepool.errors import AccessDenied, TransportError
+from statepool.errors import AccessDenied
 from statepool.model.secrets import SecretKind, Secrets
 from statepool.transports.failures import Subject
-from statepool.transports.ssh.agent import Agent, AgentFailure, agent_key
-from statepool.transports.ssh.failures import in_short, said
+from statepool.transports.ssh.failures import cut_off, denied, in_short, said
 from statepool.transports.ssh.hosts import HostSettings
-from statepool.transports.ssh.keys import UnusableKey, add_certificate, load_key, public_blob
+from statepool.transports.ssh.library_messages import open_agent
+from statepool.transports.ssh.wire import within
+
+_UNSIGNED = "key cannot be used for signing"
+"""What paramiko says of an agent that does not sign, and ends the connection."""
 
 _PATIENCE = 2
 """So many keys were offered: what ends the connection then is probably MaxAuthTries of sshd_config(5)."""
@@ -42,7 +49,7 @@ class Login:
     tried: list[str] = field(factory=list)
     """What was offered or could not be, for the message of the error."""
 
-    agent: Agent | None = None
+    agent: Any = None
 
     def run(self, transport: Any) -> None:
         """
@@ -86,11 +93,13 @@ class Login:
         except AuthenticationException as error:
             if not transport.is_active():
                 self._cut_off(error)
-            self.tried.append(f"{name}: {getattr(key, 'failure', None) or 'not accepted'}")
+            self.tried.append(f"{name}: not accepted")
             return False
         except SSHException as error:
-            if not transport.is_active():
+            if not transport.is_active() and str(error) != _UNSIGNED:
                 raise
+            if not transport.is_active():
+                raise denied(str(self.host), "publickey", [*self.tried, f"{name}: the agent did not sign with it"], self.subject.pool) from error
             self.tried.append(f"{name}: {said(error)}")  # the server has no such algorithm
             return False
         if further:
@@ -124,61 +133,66 @@ class Login:
             the agent; without any configured, the agent's go before the default files
         """
         agent = self._agent_keys()
-        if not self.host.keys_are_chosen:
-            yield from self._while_it_answers(agent)
-            yield from self._file_keys(set())
-            return
-        public = {blob for path in self.host.keys if (blob := public_blob(path)) is not None}
+        public = {blob for path in self.host.keys if (blob := _public_blob(path)) is not None} if self.host.keys_are_chosen else set()
         chosen = [(key, name) for key, name in agent if key.asbytes() in public]
-        yield from self._while_it_answers(chosen)
-        yield from self._file_keys({key.asbytes() for key, _ in chosen if key.failure is None})
-        if not self.host.only_these_keys:
-            yield from self._while_it_answers([(key, name) for key, name in agent if key.asbytes() not in public])
-
-    def _while_it_answers(self, keys: list[tuple[Any, str]]) -> Iterator[tuple[Any, str]]:
-        for key, name in keys:
-            if self.agent is not None and not self.agent.failed:
-                yield key, name
-
-    def _agent_keys(self) -> list[tuple[Any, str]]:
-        found: list[tuple[Any, str]] = []
-        try:
-            agent = self.agent = Agent.reached(self.deadline)
-            if agent is None:
-                return []
-            for blob, comment in agent.public_keys():
-                try:
-                    key = agent_key(agent, blob, comment)
-                except UnusableKey as error:
-                    self.tried.append(f"the agent's key {comment}: cannot be read ({error})")
-                else:
-                    found.append((key, f"the agent's key {comment or key.fingerprint}"))
-        except AgentFailure as error:
-            self.tried.append(f"the agent: {error}")
-        return found
-
-    def _file_keys(self, known: set[bytes]) -> Iterator[tuple[Any, str]]:
+        others = [(key, name) for key, name in agent if key.asbytes() not in public]
+        if not self.host.keys_are_chosen:
+            yield from others
+        yield from chosen
         for path in self.host.keys:
-            key = None if public_blob(path) in known else self._load(path)
+            key = None if _public_blob(path) in {key.asbytes() for key, _ in chosen} else self._load(path)
             if key is not None:
                 yield key, str(path)
+        if self.host.keys_are_chosen and not self.host.only_these_keys:
+            yield from others
+
+    def _agent_keys(self) -> list[tuple[Any, str]]:
+        """Paramiko waits for an agent without end."""
+        if not os.environ.get("SSH_AUTH_SOCK"):
+            return []
+        seconds = max(0.1, (self.deadline - time.monotonic()) / 2)
+        try:
+            with _parsing():
+                self.agent = within(seconds, open_agent, "agent")
+                found = within(seconds, self.agent.get_keys, "agent")
+        except TimeoutError:
+            self.tried.append(f"the agent: no answer for {seconds:.1g} seconds")
+        except _Unusable as error:
+            self.tried.append(f"the agent: {error}")
+        else:
+            return [(key, f"the agent's key {key.comment or key.fingerprint}") for key in found]
+        return []
 
     def _load(self, path: Path) -> Any:
         """A certificate beside the key is loaded with it."""
         try:
-            key = load_key(path, lambda: self._secret(SecretKind.PASSPHRASE, str(path)))
+            with _parsing():
+                return _pkey().from_path(path)
+        except TypeError:  # this is how it is said that a passphrase is needed
+            return self._unlocked(path)
         except FileNotFoundError:
             if self.host.keys_are_chosen:
                 self.tried.append(f"{path}: there is no such file")
-            return None
-        except UnusableKey as error:
-            self.tried.append(f"{path}: {error}")
+        except OSError as error:
+            self.tried.append(f"{path}: cannot be read: {error.strerror}")
+        except _Unusable as error:
+            certificate = f"{path}-cert.pub"
+            what = f"{certificate}: cannot be read" if os.path.lexists(certificate) else f"{path}: is not a private key that paramiko knows"
+            self.tried.append(f"{what} ({error})")
+        return None
+
+    def _unlocked(self, path: Path) -> Any:
+        passphrase = self._secret(SecretKind.PASSPHRASE, str(path))
+        if not passphrase:
+            self.tried.append(f"{path}: needs a passphrase, and there is none")
             return None
         try:
-            add_certificate(key, path)
-        except UnusableKey as error:
-            self.tried.append(f"{path}-cert.pub: {error}")
-        return key
+            with _parsing():
+                return _pkey().from_path(path, passphrase.encode(errors="surrogateescape"))
+        except _Unusable as error:
+            known = isinstance(error.__cause__, ValueError) or type(error.__cause__).__name__ == "InvalidTag"
+            self.tried.append(f"{path}: {'the passphrase is not the right one' if known else f'is not a private key that paramiko knows ({error})'}")
+            return None
 
     def _secret(self, kind: SecretKind, subject: str) -> str | None:
         return self.secrets(kind, subject) if self.secrets is not None else None
@@ -186,19 +200,39 @@ class Login:
     # -- errors -------------------------------------------------------------------------------------------------------------------------------------
 
     def _denied(self, allowed: set[str]) -> AccessDenied:
-        tried = "; ".join(self.tried) or "there was nothing to offer"
-        return AccessDenied(
-            f"{self.host} does not let us in. It takes {in_short(', '.join(sorted(allowed)))}. Tried: {tried}",
-            hint="add a key to the agent (ssh-add), or name one in ~/.ssh/config; STATEPOOL_SSH_PASSPHRASE and STATEPOOL_SSH_PASSWORD are used, too",
-            pool=self.subject.pool,
-        )
+        return denied(str(self.host), in_short(", ".join(sorted(allowed))), self.tried, self.subject.pool)
 
     def _cut_off(self, error: Exception) -> NoReturn:
         """The connection ended meanwhile: by an accident, or because the server has heard enough. paramiko does not tell which."""
         if len(self.tried) < _PATIENCE:
             raise error
-        raise TransportError(
-            f"{self.host} ended the connection while we logged in. Tried: {'; '.join(self.tried)}",
-            hint="MaxAuthTries there may be exceeded: name the right key in ~/.ssh/config, with IdentitiesOnly yes",
-            pool=self.subject.pool,
-        ) from error
+        raise cut_off(str(self.host), self.tried, self.subject.pool) from error
+
+
+class _Unusable(Exception):
+    """A key, or an agent, that cannot be used; the text says why."""
+
+
+@contextmanager
+def _parsing() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, TypeError):
+        raise
+    except Exception as error:  # a parser raises whatever it stumbles over
+        raise _Unusable(said(error)) from error
+
+
+def _pkey() -> Any:
+    from paramiko import PKey
+
+    return PKey
+
+
+def _public_blob(path: Path) -> bytes | None:
+    """:returns: the public half of a key, where its file lies beside that of the private one"""
+    try:
+        fields = path.with_name(path.name + ".pub").read_text(encoding="utf-8", errors="replace").split()
+        return binascii.a2b_base64(fields[1]) if len(fields) > 1 else None
+    except (OSError, ValueError):
+        return None

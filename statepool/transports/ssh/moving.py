@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from attrs import define, field, frozen
 
-from statepool.model.digest import Digest, Hasher
+from statepool.model.digest import Hasher
 from statepool.model.progress import Progress
 from statepool.transports.copying import data_extents
 from statepool.transports.failures import Subject, translating, wrong_length
@@ -38,8 +38,6 @@ SLICE = 2 << 20
 
 MOST_PARTS = 1024
 """Pieces that one call writes at most: ``IOV_MAX`` of Linux."""
-
-_ZEROS = memoryview(bytes(SLICE))
 
 Extent = tuple[int, int]
 
@@ -79,13 +77,15 @@ class Job:
     def hash_zeros(self, count: int) -> None:
         """A hole is passed."""
         while count:
-            some = _ZEROS[: min(count, SLICE)]
-            self.hasher.update(some)
-            self.progress.advance(len(some))
-            count -= len(some)
+            some = min(count, SLICE)
+            self.hasher.zeros(some)
+            self.progress.advance(some)
+            count -= some
 
-    def hash_here(self, offset: int, end: int) -> None:
-        """Bytes that are here already."""
+    def hash_done(self) -> None:
+        """Hash the bytes that need not be moved, but for those that an earlier attempt hashed."""
+        offset, end = self.hasher.hashed, self.done
+        self.progress.advance(offset)
         while offset < end:
             with translating("read", self.near):
                 data = os.pread(self.local, min(SLICE, end - offset), offset)
@@ -94,11 +94,6 @@ class Job:
             self.hasher.update(data)
             self.progress.advance(len(data))
             offset += len(data)
-
-
-def digest_of(job: Job, algorithm: str) -> Digest:
-    """:returns: that of all bytes, once they have been moved"""
-    return Digest(algorithm, job.hasher.hexdigest())
 
 
 def cut(extents: tuple[Extent, ...], begin: int, end: int, length: int) -> Iterator[Extent]:
@@ -113,16 +108,6 @@ def cut(extents: tuple[Extent, ...], begin: int, end: int, length: int) -> Itera
             piece = min(length, last - first)
             yield first, piece
             first += piece
-
-
-def are_in_order(extents: tuple[Extent, ...]) -> bool:
-    """Whether they can be believed so far as to be asked for: a manifest can say anything."""
-    end = 0
-    for offset, length in extents:
-        if offset < end or length <= 0:
-            return False
-        end = offset + length
-    return True
 
 
 # -- from there --------------------------------------------------------------------------------------------------------------------------------------
@@ -174,7 +159,7 @@ class Download:
         return self.received
 
     def _begin(self) -> None:
-        self._job.hash_here(0, self._job.done)
+        self._job.hash_done()
         self._hashed = self._job.done
 
     def _move(self, end: int) -> None:
@@ -300,7 +285,7 @@ class Upload:
 
     def _begin(self) -> None:
         self._extents = data_extents(self._job.local, self._job.size, limit=MOST_EXTENTS)
-        self._job.hash_here(0, self._job.done)
+        self._job.hash_done()
         self._hashed = self._job.done
 
     def _move(self, end: int) -> None:

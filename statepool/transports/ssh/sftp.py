@@ -1,8 +1,8 @@
 """
 SFTP on one channel: requests go out ahead, and every answer is looked at.
 
-The channel is paramiko's, the protocol on it is ours: paramiko's own client drops the list of extensions, does not collect all the answers to writes,
-and cannot ask a second question before the first is answered.
+A carrier brings the channel; the protocol on it is ours: paramiko's own client drops the list of extensions, does not collect all the answers to
+writes, and cannot ask a second question before the first is answered.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MOST_KEPT = 256 << 20
 
 
 class Channel(Protocol):
-    """What is used of a channel of paramiko."""
+    """What is used of a stream that a carrier has opened."""
 
     def send(self, data: bytes, /) -> int: ...
 
@@ -44,7 +44,7 @@ class Channel(Protocol):
 
     def recv_ready(self) -> bool: ...
 
-    def close(self) -> None: ...
+    def close(self) -> object: ...
 
 
 Expecting = Callable[[], AbstractContextManager[None]]

@@ -20,12 +20,14 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Self
 
 from attrs import define
 
 from statepool.errors import AccessDenied, BadRecord, LockTimeout, TransportError
 from statepool.model.digest import Digest
+from statepool.model.pieces import LENGTH, PIECE, PIECES, Pieces, count
+from statepool.transports.ssh.carrier import Stream
 from statepool.transports.ssh.connection import Connection
 
 ANSWERS_WITHIN = 10.0
@@ -58,6 +60,10 @@ _SPECIAL = re.compile(r"[\x00-\x1f\x7f\\!\ud800-\udfff]")
 _B3_IN_PYTHON = (
     "import sys, blake3; h = blake3.blake3(max_threads=blake3.blake3.AUTO); f = open(sys.argv[1], 'rb', buffering=0); "
     "any(h.update(b) is None for b in iter(lambda: f.read(1 << 21), b'')); print(h.hexdigest())"
+)
+
+_PIECES_IN_PYTHON = (
+    f"import sys, blake3; f = sys.stdin.buffer; any(print(blake3.blake3(b).hexdigest(), flush=True) for b in iter(lambda: f.read({PIECE}), b''))"
 )
 
 
@@ -139,7 +145,7 @@ class Shell:
         nonce = secrets.token_hex(8)
         # The first line ends what others may have printed without an end.
         text = f"echo; say() {{ echo {nonce} $*; }}; {script}"
-        return Command(self._connection, self._connection.execute(f"exec /bin/sh -c {shlex.quote(text)}", window=window), nonce)
+        return Command(self._connection, self._connection.open(f"exec /bin/sh -c {shlex.quote(text)}", window=window), nonce)
 
     def try_start(self, script: str) -> Command | None:
         """:returns: as :meth:`start`, or None if the server runs no further command now: it allows so many at a time, and no more"""
@@ -204,31 +210,68 @@ class Shell:
 
     # -- digests -----------------------------------------------------------------------------------------------------------------------------------
 
-    def digest(self, path: str, size: int, algorithm: str) -> Digest | None:
+    def digest(self, path: str, size: int, algorithm: str, pieces: Pieces | None = None) -> Digest | None:
         """
         Have a file read there.
 
         :param path: absolute
         :param size: how long it must be, in bytes
         :param algorithm: of the digest
+        :param pieces: gets the digests of its pieces, where the algorithm has some
         :returns: that of its bytes, or None where it could not be made, for whatever reason: then it has to be read from here
         """
-        word, program = quoted(path), self._hashing(algorithm)
-        if word is None or program is None:
+        word = quoted(path)
+        if word is None:
             return None
-        check = f"test -L {word} && exit; test -f {word} || exit; test $(wc -c <{word}) -eq {size:d} || exit"
+        if algorithm == PIECES:
+            raw = self._hash_pieces(word, size)
+            (pieces := pieces if pieces is not None else Pieces()).become(raw or b"")
+            return Digest.of_pieces(pieces, size) if raw is not None else None
+        program = self._hashing(algorithm)
         # The ticker must not hold our output open when it is killed.
         tick = f"(while sleep {TICK} >/dev/null 2>&1; do say wait; done) & t=$!"
-        script = f"{check}; {tick}; d=$({program} {word}); kill $t; say digest $d"
-        command = self.try_start(script)
-        if command is None:
+        found = self._hashed(f"{tick}; d=$({program} {word}); kill $t; say digest $d", word, size) if program is not None else []
+        return _digest(algorithm, found[0]) if found else None
+
+    def _hash_pieces(self, word: str, size: int) -> bytes | None:
+        """
+        Have the pieces of a file hashed by the programs that make BLAKE3 digests, which need not know of pieces.
+
+        :returns: the digests
+        """
+        if "b3sum" in self.programs:
+            # The loop has the file open: each dd goes on where the one before it ended. What was read before an error must not pass for a piece.
+            read = f"{{ dd bs={PIECE} count=1 iflag=fullblock 2>/dev/null || say bad >&3; }}"
+            able = "dd if=/dev/null of=/dev/null iflag=fullblock 2>/dev/null || exit; exec 3>&1"
+            hashing = f"{able}; n={count(size)}; while test $n -gt 0; do say digest $({read} | b3sum --no-names); n=$((n-1)); done <{word}"
+        elif "blake3" in self.modules:
+            hashing = f"python3 -c {shlex.quote(_PIECES_IN_PYTHON)} <{word} | while read d; do say digest $d; done"
+        else:
             return None
+        found = self._hashed(hashing, word, size)
+        try:
+            raw = b"".join(map(bytes.fromhex, found))
+        except ValueError:
+            return None  # something else printed that
+        return raw if raw and len(raw) == count(size) * LENGTH else None
+
+    def _hashed(self, hashing: str, word: str, size: int) -> list[str]:
+        """
+        :param hashing: a script that says digests of the file that ``word`` names
+        :returns: them, or nothing if anything else came
+        """
+        check = f"test -L {word} && exit; test -f {word} || exit; test $(wc -c <{word}) -eq {size:d} || exit"
+        command, found = self.try_start(f"{check}; {hashing}"), list[str]()
+        if command is None:
+            return found
         with command:
             command.end_of_input()
             for line in command.lines(self.patience, within=4 * self.patience + size / LEAST_HASHED):
+                if line[0] == "bad" or len(found) > max(count(size), 1):
+                    return []
                 if line[0] == "digest" and len(line) > 1:
-                    return _digest(algorithm, line[1])
-        return None
+                    found.append(line[1])
+        return found
 
     def _hashing(self, algorithm: str) -> str | None:
         """:returns: what prints the digest of the file that is named after it"""
@@ -247,12 +290,12 @@ class Command:
     A script that runs on the far side.
 
     :param connection: to there
-    :param channel: its input and output
+    :param stream: its input and output
     :param nonce: what begins the lines that count
     """
 
     connection: Connection
-    channel: Any
+    stream: Stream
     nonce: str
 
     def __enter__(self) -> Self:
@@ -260,12 +303,12 @@ class Command:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(TransportError), self.connection.translating("close a channel to"):  # closing tells the other side, if there is one
-            self.channel.close()
+            self.stream.close()
 
     def end_of_input(self) -> None:
         """Nothing more comes from here: whatever else may run there instead of our script ends now."""
         with self.connection.translating("run a command on"):
-            self.channel.shutdown_write()
+            self.stream.shutdown_write()
 
     def lines(self, patience: float, within: float = math.inf) -> Iterator[list[str]]:
         """
@@ -275,7 +318,7 @@ class Command:
         :raises TransportError: nothing came, or the connection was lost
         """
         rest, noise = b"", 0
-        self.channel.settimeout(patience)
+        self.stream.settimeout(patience)
         begun = last = time.monotonic()
         while True:
             data = self.receive(64 << 10)
@@ -292,7 +335,8 @@ class Command:
                         return
                     yield words[1:]
                     last = time.monotonic()
-            noise += len(data)
+                else:
+                    noise += len(line) + 1
             if noise > MOST_NOISE or len(rest) > MOST_NOISE:
                 raise TransportError(f"the shell of {self.connection} says too much", pool=str(self.connection))
 
@@ -323,21 +367,18 @@ class Command:
     def receive(self, size: int) -> bytes:
         """:returns: some of what it prints, at most ``size`` bytes; nothing when it has ended"""
         with self.connection.translating("run a command on"):
-            data: bytes = self.channel.recv(size)
+            data: bytes = self.stream.recv(size)
         return data
 
     def exit_status(self) -> int:
         """:returns: that of the script, once it has ended; -1 if it was killed"""
         with self.connection.translating("run a command on"):
-            if not self.channel.status_event.wait(self.connection.settings.timeout):
-                raise TimeoutError
-        status: int = self.channel.exit_status
-        return status
+            return self.connection.carrier.exit_status(self.stream, self.connection.settings.timeout)
 
     def send(self, data: bytes) -> None:
         """Give it input."""
         with self.connection.translating("run a command on"):
-            self.channel.sendall(data)
+            self.stream.sendall(data)
 
     def finish(self) -> None:
         """End its input, and wait until it has ended, as long as that can be known."""

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from statepool.model.outcomes import Finding, Level
-from statepool.transports.ssh.connection import CIPHERS, Connection
+from statepool.transports.ssh.carrier import CIPHERS
+from statepool.transports.ssh.carriers import choose
+from statepool.transports.ssh.connection import Connection
 from statepool.transports.ssh.packets import FSYNC, HARDLINK, LIMITS, POSIX_RENAME, STATVFS
 from statepool.transports.ssh.server import Server
 from statepool.transports.ssh.shell import Shell
@@ -42,12 +44,13 @@ def survey(where: str, connection: Connection, server: Server, shell: Shell, ask
 
 
 def _link(where: str, connection: Connection, ask: Callable[[], object]) -> Iterator[Finding]:
-    transport = connection.transport
-    version = transport.remote_version.removeprefix("SSH-2.0-")
-    yield Finding(Level.OK, where, f"{version}, with {transport.remote_cipher}")
-    if transport.remote_cipher not in CIPHERS[:2]:
+    facts = connection.carrier.facts
+    yield Finding(Level.OK, where, f"{facts.server}, with {facts.cipher}")
+    name, why = choose(connection.settings)
+    yield Finding(Level.OK, where, f"{name} carries SSH: {why}")
+    if facts.cipher not in CIPHERS[:2]:
         cure = f"add {CIPHERS[0]} to Ciphers in its sshd_config(5)"
-        yield Finding(Level.NOTE, where, f"{transport.remote_cipher} is a slow cipher here", cure)
+        yield Finding(Level.NOTE, where, f"{facts.cipher} is a slow cipher here", cure)
     seconds = _round_trip(ask)
     if seconds > SLOW:
         what = f"one question takes {seconds * 1000:.0f} ms there and back"

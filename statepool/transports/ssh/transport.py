@@ -16,23 +16,23 @@ from functools import partial
 from attrs import evolve
 
 from statepool.errors import StatePoolError, TransportError
-from statepool.model.digest import DEFAULT_ALGORITHM, Digest, new_hasher
+from statepool.model.digest import Digest, new_hasher
 from statepool.model.location import Location
 from statepool.model.outcomes import Finding
-from statepool.model.progress import SILENT, Progress
 from statepool.model.settings import Settings
-from statepool.transports.base import Capabilities, Moved, Transport
+from statepool.transports.base import Capabilities, Moved, Transfer, Transport
 from statepool.transports.copying import data_extents
 from statepool.transports.failures import Subject, require_few_holes, wrong_length
 from statepool.transports.flushing import STEP, FlushBehind
+from statepool.transports.reading import are_in_order
 from statepool.transports.retry import Retrying
 from statepool.transports.ssh import batches
+from statepool.transports.ssh.carrier import Endpoint
 from statepool.transports.ssh.compressed import PackedDownload, PackedUpload, Packer, packer
 from statepool.transports.ssh.connection import release
 from statepool.transports.ssh.failures import is_lost
 from statepool.transports.ssh.files import NEW, SSHFiles, granted
-from statepool.transports.ssh.hosts import Endpoint
-from statepool.transports.ssh.moving import MOST_EXTENTS, Download, Job, Upload, are_in_order, cut
+from statepool.transports.ssh.moving import MOST_EXTENTS, Download, Job, Upload, cut
 from statepool.transports.ssh.packets import (
     FSYNC,
     Flag,
@@ -78,35 +78,29 @@ class SSHTransport(SSHFiles):
 
     # -- bytes -----------------------------------------------------------------------------------------------------------------------------------
 
-    def fetch(
-        self,
-        path: str,
-        target: int,
-        size: int,
-        *,
-        algorithm: str = DEFAULT_ALGORITHM,
-        extents: tuple[tuple[int, int], ...] = (),
-        progress: Progress = SILENT,
-        done: int = 0,
-    ) -> Moved:
+    def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """As the transport's face says. Only the ``extents`` are asked for: if there is anything else, the digest is not that of the file there."""
-        job = Job(target, size, new_hasher(algorithm), progress, self._subject(path), done)
+        job = self._job(target, path, transfer)
         with self._at("read", path) as sftp:
-            received = self._download(sftp, path, job, extents, keep=True)
-        return Moved(Digest(algorithm, job.hasher.hexdigest()), "stream", received)
+            received = self._download(sftp, path, job, transfer.extents, keep=True)
+        return Moved(Digest(transfer.algorithm, job.hasher.hexdigest()), "stream", received)
 
-    def digest(self, path: str, size: int, *, algorithm: str = DEFAULT_ALGORITHM, progress: Progress = SILENT) -> Digest:
+    def digest(self, path: str, transfer: Transfer) -> Digest:
         """As the transport's face says: there, if the account has a shell and the programs for it; otherwise all of it is read from here."""
         with self._at("read", path) as sftp:
-            self._require_file(sftp, path, size)
-        found = shell_of(self._connection).digest(self._seen(path), size, algorithm)
+            self._require_file(sftp, path, transfer.size)
+        found = shell_of(self._connection).digest(self._seen(path), transfer.size, transfer.algorithm, transfer.pieces)
         if found is not None:
-            progress.advance(size)
+            transfer.progress.advance(transfer.size)
             return found
-        job = Job(-1, size, new_hasher(algorithm), progress, self._subject(path))
+        job = self._job(-1, path, evolve(transfer, done=0))
         with self._at("read", path) as sftp:
             self._download(sftp, path, job, (), keep=False)
-        return Digest(algorithm, job.hasher.hexdigest())
+        return Digest(transfer.algorithm, job.hasher.hexdigest())
+
+    def _job(self, local: int, path: str, transfer: Transfer) -> Job:
+        hasher = new_hasher(transfer.algorithm, pieces=transfer.pieces, done=transfer.done)
+        return Job(local, transfer.size, hasher, transfer.progress, self._subject(path), transfer.done)
 
     def _download(self, sftp: Sftp, path: str, job: Job, extents: tuple[tuple[int, int], ...], *, keep: bool) -> int:
         full = self._full(path)
@@ -124,24 +118,14 @@ class SSHTransport(SSHFiles):
                 raise wrong_length(self._subject(path), job.size, found.size)
         return received
 
-    def store(
-        self,
-        source: int,
-        path: str,
-        size: int,
-        *,
-        algorithm: str = DEFAULT_ALGORITHM,
-        extents: tuple[tuple[int, int], ...] = (),
-        progress: Progress = SILENT,
-        done: int = 0,
-    ) -> Moved:
+    def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
         As the transport's face says. Where the data is, the file system here knows better than ``extents``.
 
         If the connection breaks, or the user interrupts it, what has arrived stays there, and its length tells how much: no byte of it is behind one
         that is missing.
         """
-        subject = self._subject(path)
+        subject, size, done = self._subject(path), transfer.size, transfer.done
         found = os.fstat(source)
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:
             raise wrong_length(Subject(f"the local file for {subject.text}", subject.pool, path), size, found.st_size)
@@ -149,7 +133,7 @@ class SSHTransport(SSHFiles):
         try:
             with self._at("write", path, needed=size) as sftp:
                 begun = done if done and self._can_go_on(sftp, path) else 0
-                job = Job(source, size, new_hasher(algorithm), progress, subject, begun)
+                job = self._job(source, path, evolve(transfer, done=begun))
                 sent = self._upload(sftp, path, job)
         except BaseException as error:
             # When the channel has been given back, and after a look at what is free: the room of the file may be what the disk there lacks.
@@ -160,7 +144,7 @@ class SSHTransport(SSHFiles):
             self._discard(path)
             raise wrong_length(Subject(f"the local file for {subject.text}", subject.pool, path), size, os.fstat(source).st_size)
         again = sum(length for _, length in cut(data_extents(source, size, limit=MOST_EXTENTS), begun, done, size))
-        return Moved(Digest(algorithm, job.hasher.hexdigest()), "stream", sent, again)
+        return Moved(Digest(transfer.algorithm, job.hasher.hexdigest()), "stream", sent, again)
 
     def _can_go_on(self, sftp: Sftp, path: str) -> bool:
         """
@@ -176,6 +160,8 @@ class SSHTransport(SSHFiles):
             sftp.ask_all([(Kind.REMOVE, string(full))])
             _unheard.forget(self._file(path))
         with self._opened(sftp, full, Flag.WRITE if job.done else NEW, mode=0o600) as handle:
+            if job.done:  # there may be more, and wrong; what is a hole here would leave it
+                sftp.ask(Kind.FSETSTAT, string(handle) + attributes(size=job.done))
             packer = self._packer(path, job)
             with self._flushing(path, job) as job:
                 sent = (PackedUpload(packer, sftp, handle, job, server.limits) if packer else Upload(sftp, handle, job, server.limits)).run()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import statepool
-from statepool.testing.machines import Lab
-from statepool.testing.sshd import Sshd
+from tests.support.machines import Lab
+from tests.support.sshd import Sshd
 
 ROOT = Path(__file__).resolve().parents[3]
 

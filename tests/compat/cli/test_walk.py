@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import statepool
+
 MIB = 1 << 20
 
 Run = Callable[..., Any]
@@ -27,13 +29,14 @@ def here(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def filled(here: Path, run_statepool: Run, make_image: Make, write_to_image: Write) -> Path:
-    """The same with a chain of two in cache and pool, and ``work.qcow2`` on its tip."""
-    run_statepool("init", "pool")
-    make_image(here / "work.qcow2", 8 * MIB, writes=[(0, MIB, 1)])
-    run_statepool("set", "vm1/disk", "install", "--from", "work.qcow2")
-    write_to_image(here / "work.qcow2", [(MIB, MIB, 2)])
-    run_statepool("set", "vm1/disk", "customize", "--from", "work.qcow2", "--label", "os=debian")
+def filled(here: Path, make_image: Make, write_to_image: Write) -> Path:
+    """The same with a chain of two in cache and pool, and ``work.qcow2`` on its tip; made in this process, as the first of these walks makes it."""
+    statepool.init(here / "pool")
+    disk = statepool.StatePool(here / "cache", [here / "pool"]).image("vm1/disk")
+    work = make_image(here / "work.qcow2", 8 * MIB, writes=[(0, MIB, 1)])
+    disk.set("install", source=work)
+    write_to_image(work, [(MIB, MIB, 2)])
+    disk.set("customize", source=work, labels={"os": "debian"})
     return here
 
 
@@ -229,7 +232,7 @@ def test_a_dry_run_changes_nothing(filled: Path, run_statepool: Run, words: list
         (["get", "vm1/disk/x", "install"], 2, "InvalidName"),
         (["get", "vm1", "install"], 3, "NotFound"),
         (["get", "vm1/disk", "install.qcow2"], 2, "InvalidName"),
-        (["set", "vm1/disk", "root", "--from", "work.qcow2"], 2, "InvalidName"),
+        (["set", "vm1/disk", "boot", "--from", "work.qcow2"], 2, "InvalidName"),
         (["set", "vm1/disk", "x" * 200, "--from", "work.qcow2"], 2, "InvalidName"),
         (["show", "vm1/\x1b[2J"], 2, "InvalidName"),
         (["check", "vm1/disk", ""], 2, "InvalidName"),

@@ -9,9 +9,9 @@ from attrs import frozen
 
 from statepool.api import StatePool, init
 from statepool.backends.base import Context, Target
+from statepool.cache.cache import Cache
 from statepool.model.objects import Image, Machine
-from statepool.testing.machines import IMAGES, Lab
-from statepool.transfer.cache import Cache
+from tests.support.machines import IMAGES, Lab
 
 MACHINE = Machine("vm1", tuple(IMAGES))
 

@@ -16,8 +16,8 @@ import pytest
 
 from statepool.machine.running import RunningMachine, wait_until
 from statepool.qcow2.tool import QemuImg
-from statepool.testing.guest import Console
-from statepool.testing.machines import Lab
+from statepool.testing.guest import talking_to
+from tests.support.machines import Lab
 
 if TYPE_CHECKING:
     from conftest import World
@@ -159,19 +159,16 @@ def test_a_state_with_ram_goes_on_for_a_person(world: World, guests: Lab) -> Non
         command = [sys.executable, "-m", "statepool", *POOLS, "run", "vm1", "loggedin", "--memory", "128", "--vnc", f"unix:{directory / 'vnc'}", "--"]
         with subprocess.Popen([*command, *extra, *guests.guest.arguments], cwd=world.place, stderr=subprocess.PIPE, text=True) as process:
             try:
-                console = connected(directory / "serial", process)
-                try:
+                wait_for_socket(directory / "serial", process)
+                with talking_to(directory / "serial") as console:
                     assert console.tick() <= then + 100
                     console.ask("off", ".*")
-                finally:
-                    console.close()
                 assert process.wait(timeout=60) == 0
             finally:
                 process.kill()
     assert os.listdir(world.cache.root / ".statepool/working") == []
 
 
-def connected(path: Path, process: subprocess.Popen[str]) -> Console:
+def wait_for_socket(path: Path, process: subprocess.Popen[str]) -> None:
     assert wait_until(lambda: path.exists() or process.poll() is not None, timeout=60)
     assert process.poll() is None, process.stderr.read() if process.stderr else ""
-    return Console.connect(path)

@@ -15,7 +15,7 @@ from statepool.backends.live import LiveImageBackend, QCOW2VTBackend
 from statepool.errors import Conflict, InUse, MachineError, NotFound, RefusedError, UsageError
 from statepool.model.manifest import StateId
 from statepool.qcow2.tool import QemuImg
-from statepool.testing.machines import Lab
+from tests.support.machines import Lab
 
 if TYPE_CHECKING:
     from conftest import World
@@ -68,7 +68,7 @@ def test_a_set_that_fails_leaves_the_machine_where_it_was(world: World, guests: 
             raise Conflict("somebody was faster")
 
         with monkeypatch.context() as patched:
-            patched.setattr("statepool.transfer.intake.Intake.run", full)
+            patched.setattr("statepool.capture.capture.Capture.run", full)
             with pytest.raises(Conflict, match="somebody was faster"):
                 backend.set(world.disk(images), "one")
         assert guest.machine.status() == "running"
@@ -189,10 +189,10 @@ def test_snapshots_by_their_backend(world: World, guests: Lab) -> None:
         with pytest.raises(NotFound):
             backend.unset(target, "inside")
         assert backend.show(target) == []
-        assert backend.check_root(target)
+        assert backend.check(target, "root")
         assert guest.machine.status() == "running"
         with pytest.raises(UsageError):
-            backend.set_root(target)
+            backend.set(target, "root")
         with pytest.raises(UsageError, match="keeps states of machines"):
             backend.set(world.disk(images), "x")
 

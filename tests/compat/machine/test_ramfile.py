@@ -18,8 +18,8 @@ from statepool.machine.running import RunningMachine
 from statepool.model.manifest import Kind, StateId
 from statepool.model.objects import Machine
 from statepool.testing.guest import talking_to
-from statepool.testing.machines import IMAGES, Lab, Talking
-from statepool.testing.sshd import Sshd
+from tests.support.machines import IMAGES, Lab, Talking
+from tests.support.sshd import Sshd
 
 if TYPE_CHECKING:
     from conftest import World
@@ -252,7 +252,7 @@ def test_a_state_with_ram_is_like_others(world: World, guests: Lab, saved: int) 
     kinds = sorted(str(one.manifest.kind) for one in machine.show() if one.manifest.state == "loggedin")
     assert kinds == ["image", "image", "machine", "ram"]
     assert all(one.problem is None for one in world.states.verify("vm1"))
-    machine.unset("loggedin", scope=None)
+    machine.unset("loggedin", scope="all")
     assert not machine.check("loggedin")
     assert world.cache.pool.find(RAM) is None
     assert not Path(world.place / "pool/vm1/loggedin.state").exists()

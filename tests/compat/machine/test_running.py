@@ -21,7 +21,7 @@ from statepool.machine.monitor import Monitor
 from statepool.machine.ram import load_ram, save_ram
 from statepool.machine.running import RunningMachine, wait_until
 from statepool.machine.snapshots import delete_snapshot, load_snapshot, save_snapshot, snapshots
-from statepool.testing.machines import Lab
+from tests.support.machines import Lab
 
 EMPTY = MachineConfig(memory=64 << 20, machine="none")
 """A machine without anything in it, which starts at once."""

@@ -235,7 +235,7 @@ def test_builder(vm_state): pass
         ('"vm1/disk", "x", "y"', "takes an object and a state"),
         ('"vm1/../disk", "x"', "cannot be used"),
         ('"vm1/disk", "in stall"', "cannot be used: 'in stall' is not a valid name for a state"),
-        ('"vm1/disk", "root"', "cannot be used: 'root' is reserved"),
+        ('"vm1/disk", "boot"', "cannot be used: 'boot' is reserved"),
     ],
 )
 def test_a_marker_that_cannot_be_understood(suite: Any, marker: str, message: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import statepool
-from statepool.testing.sshd import Sshd
+from tests.support.sshd import Sshd
 
 STATES = ("install", "customize", "connect")
 SIZE = 8 << 20

@@ -14,19 +14,78 @@ import pytest
 
 from statepool.model.location import Location
 from statepool.model.settings import Settings
-from statepool.testing.proxy import Proxy
-from statepool.testing.sshd import NAME, Sshd, make_key
+from statepool.transports.ssh import batches
+from statepool.transports.ssh.carrier import Endpoint, Stream
+from statepool.transports.ssh.channels import Channels
 from statepool.transports.ssh.connection import Connection
-from statepool.transports.ssh.hosts import Endpoint
+from statepool.transports.ssh.packets import Kind, names_in, string
+from tests.support.proxy import Proxy
+from tests.support.sshd import NAME, Sshd, make_key
+
+
+@pytest.fixture(params=["openssh", "paramiko"])
+def carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What carries SSH where a server's settings are used: both, one after the other."""
+    monkeypatch.setattr(Sshd, "carrier", request.param)
+    return str(request.param)
+
+
+class Files:
+    """SFTP on a channel of its own."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.sftp = Channels(connection)._open()
+
+    def listdir(self, path: str) -> list[str]:
+        return [name for name, _ in batches.scan(self.sftp, [path.encode()], follow=[True])[0]]
+
+    def mkdir(self, path: str) -> None:
+        self.sftp.ask(Kind.MKDIR, string(path.encode()) + bytes(4))
+
+    def stat(self, path: str) -> Any:
+        return batches.look(self.sftp, [path.encode()])[0]
+
+    def normalize(self, path: str) -> str:
+        return names_in(self.sftp.ask(Kind.REALPATH, string(path.encode())))[0][0].decode()
+
+    def close(self) -> None:
+        self.sftp.close()
+
+
+class Reached(Connection):
+    """A connection with what tests need of it. What is opened on it is closed with it."""
+
+    def open(self, command: str | None = None, *, window: int = 4 << 20) -> Stream:
+        stream = super().open(command, window=window)
+        self.opened = [*getattr(self, "opened", []), stream]
+        return stream
+
+    def close(self) -> None:
+        super().close()
+        for stream in getattr(self, "opened", []):
+            stream.close()
+
+    def sftp(self) -> Files:
+        """:returns: SFTP on it; raises why there is none"""
+        found = Files(self)
+        self.opened = [*getattr(self, "opened", []), found]
+        return found
+
+
+@pytest.fixture
+def files() -> Callable[[Connection], Files]:
+    """``files(connection)``: SFTP on it, or the error why there is none."""
+    return Files
 
 
 @pytest.fixture
 def connect() -> Iterator[Callable[..., Connection]]:
     """``connect(location, settings)``: a connection of this test alone, closed at its end."""
-    made: list[Connection] = []
+    made: list[Reached] = []
 
-    def make(location: Location, settings: Settings) -> Connection:
-        made.append(Connection(Endpoint.of(location), settings))
+    def make(location: Location, settings: Settings) -> Reached:
+        made.append(Reached(Endpoint.of(location), settings))
         return made[-1]
 
     yield make
@@ -111,7 +170,7 @@ class Served:
     def settings(self, **knobs: Any) -> Settings:
         config = self.directory / "fake_ssh_config"
         config.write_text(f"Host *\n  HostKeyAlias {NAME}\n  IdentityFile none\n")
-        return Settings(**{"ssh_config": str(config), "known_hosts": str(self.known_hosts), "timeout": 10, **knobs})
+        return Settings(**{"ssh_config": str(config), "known_hosts": str(self.known_hosts), "timeout": 10, "carrier": Sshd.carrier, **knobs})
 
     def close(self) -> None:
         self.listener.close()

@@ -19,15 +19,21 @@ import pytest
 import statepool
 from statepool.errors import ConfigError, TransportError
 from statepool.model.location import Location
-from statepool.model.settings import Settings
-from statepool.testing.proxy import Proxy
-from statepool.testing.sshd import Sshd, free_port, run_sshd
+from statepool.model.settings import CarrierName, Settings
 from statepool.transports.ssh import SSHTransport
 from statepool.transports.ssh.connection import Connection
 from statepool.transports.ssh.packets import string
+from tests.support.proxy import Proxy
+from tests.support.sshd import Sshd, free_port, run_sshd
 
-Connect = Callable[..., Connection]
-SETTINGS = Settings(connect_timeout=1, timeout=1, retries=0, ssh_config=os.devnull)
+Connect = Callable[..., Any]
+pytestmark = pytest.mark.usefixtures("carrier")
+only_openssh = pytest.mark.parametrize("carrier", ["openssh"], indirect=True)
+only_paramiko = pytest.mark.parametrize("carrier", ["paramiko"], indirect=True)
+
+
+def quick() -> Settings:
+    return Settings(connect_timeout=1, timeout=1, retries=0, ssh_config=os.devnull, carrier=CarrierName(Sshd.carrier))
 
 
 def at(port: int, host: str = "127.0.0.1") -> Location:
@@ -78,13 +84,13 @@ def answering() -> Iterator[Callable[[bytes, bool], int]]:
 
 def test_nothing_listens(connect: Connect) -> None:
     port = free_port()
-    error = failure(connect(at(port), SETTINGS))
+    error = failure(connect(at(port), quick()))
     assert f"cannot connect to 127.0.0.1, port {port}: Connection refused" in error.message
     assert error.transient
 
 
 def test_a_name_that_does_not_exist(connect: Connect) -> None:
-    error = failure(connect(at(22, "no-such-host.invalid"), SETTINGS))
+    error = failure(connect(at(22, "no-such-host.invalid"), quick()))
     assert "there is no address for no-such-host.invalid" in error.message
 
 
@@ -101,9 +107,10 @@ def test_no_route(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"SSH-2.0-x\r\n", b"\0" * 100], ids=["nothing", "greeting", "noise"])
-def test_a_server_that_falls_silent(connect: Connect, answering: Callable[[bytes, bool], int], data: bytes) -> None:
-    error = failure(connect(at(answering(data, True)), SETTINGS))
-    assert "no answer for 1 seconds" in error.message
+def test_a_server_that_falls_silent(carrier: str, connect: Connect, answering: Callable[[bytes, bool], int], data: bytes) -> None:
+    error = failure(connect(at(answering(data, True)), quick()))
+    noticed = carrier == "openssh" and data.startswith(b"\0")
+    assert ("did not greet us as SSH does" if noticed else "no answer for 1 seconds") in error.message
     assert error.transient
 
 
@@ -111,7 +118,7 @@ def test_a_server_that_falls_silent(connect: Connect, answering: Callable[[bytes
     "data", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"hello\r\n" * 200, b"\xff\xfe\n"], ids=["http", "nothing", "chat", "noise"]
 )
 def test_a_server_that_does_not_speak_ssh(connect: Connect, answering: Callable[[bytes, bool], int], data: bytes) -> None:
-    assert "did not greet us as SSH does" in failure(connect(at(answering(data, False)), SETTINGS)).message
+    assert "did not greet us as SSH does" in failure(connect(at(answering(data, False)), quick())).message
 
 
 def handshake(*packets: bytes) -> bytes:
@@ -128,17 +135,49 @@ JUNK = {
     "a farewell that is no text": b"\x01" + struct.pack(">I", 2) + string(b"\xff\xfe") + string(b""),
     "nothing in a packet": b"",
 }
+ENDLESS = struct.pack(">I", 0xFFFFFFFF)
+"""A number of things that are not there."""
 
 
 @pytest.mark.parametrize("packet", JUNK.values(), ids=JUNK)
 def test_a_server_that_talks_junk(connect: Connect, answering: Callable[[bytes, bool], int], packet: bytes) -> None:
-    error = failure(connect(at(answering(handshake(packet), True)), SETTINGS))
+    error = failure(connect(at(answering(handshake(packet), True)), quick()))
     assert "does not keep to the protocol" in error.message
     assert not error.transient
 
 
+def test_a_packet_without_an_end(connect: Connect, answering: Callable[[bytes, bool], int]) -> None:
+    length = struct.pack(">IB", 0xFFFFFFFF - 3, 8)
+    assert "does not keep to the protocol" in failure(connect(at(answering(b"SSH-2.0-x\r\n" + length + bytes(100), True)), quick())).message
+
+
+@pytest.mark.parametrize("message", [b"\x07" + ENDLESS, b"\x3c" + string(b"") * 3 + ENDLESS], ids=["extensions", "questions"])
+def test_a_server_that_announces_what_does_not_come(serve: Callable[..., Any], connect: Connect, message: bytes) -> None:
+    """It is told from an answer that is late: nothing goes on counting in our process."""
+
+    class Announcing(Anybody):
+        def get_allowed_auths(self, username: str) -> str:
+            return "keyboard-interactive"
+
+        def check_auth_none(self, username: str) -> int:
+            if message[0] == 7:
+                self.announce()
+            return paramiko.AUTH_FAILED
+
+        def check_auth_interactive(self, username: str, submethods: str) -> int:
+            self.announce()
+            return paramiko.AUTH_FAILED
+
+        def announce(self) -> None:
+            server.transports[-1]._send_message(paramiko.Message(message))
+
+    server = serve(Announcing)
+    error = failure(connect(at(server.port), server.settings(timeout=20, connect_timeout=20, retries=0, secrets=lambda kind, subject: "x")))
+    assert "does not keep to the protocol" in error.message
+
+
 def test_a_mirror_that_talks_junk_is_one_that_fails(
-    run_statepool: Callable[..., Any], answering: Callable[[bytes, bool], int], make_image: Callable[..., Path], tmp_path: Path
+    carrier: str, run_statepool: Callable[..., Any], answering: Callable[[bytes, bool], int], make_image: Callable[..., Path], tmp_path: Path
 ) -> None:
     statepool.init(tmp_path / "pool")
     statepool.StatePool(cache=tmp_path / "first", sources=[tmp_path / "pool"]).image("vm1/disk").set(
@@ -146,7 +185,7 @@ def test_a_mirror_that_talks_junk_is_one_that_fails(
     )
     port = answering(handshake(*JUNK.values()), True)
     sources = "--source", f"ssh://kim@127.0.0.1:{port}/pool", "--source", tmp_path / "pool"
-    environ = {"STATEPOOL_SSH_CONFIG": os.devnull, "STATEPOOL_KNOWN_HOSTS": os.devnull, "STATEPOOL_RETRIES": "0"}
+    environ = {"STATEPOOL_CARRIER": carrier, "STATEPOOL_SSH_CONFIG": os.devnull, "STATEPOOL_KNOWN_HOSTS": os.devnull, "STATEPOOL_RETRIES": "0"}
     for command in (("get", "vm1/disk", "install"), ("show",)):
         ran = run_statepool("--cache", tmp_path / "cache", *sources, *command, env=environ)
         assert "does not keep to the protocol" in ran.err
@@ -210,13 +249,13 @@ def test_silence_on_a_new_connection_is_called_silence(serve: Callable[..., Any]
 
 
 def test_an_old_protocol(connect: Connect, answering: Callable[[bytes, bool], int]) -> None:
-    error = failure(connect(at(answering(b"SSH-1.5-old\r\n", True)), SETTINGS))
+    error = failure(connect(at(answering(b"SSH-1.5-old\r\n", True)), quick()))
     assert "no way in common" in error.message
     assert not error.transient
 
 
 def test_nothing_in_common(connect: Connect) -> None:
-    with run_sshd(options={"Ciphers": "chacha20-poly1305@openssh.com"}) as server:
+    with run_sshd(options={"Ciphers": "aes128-cbc"}) as server:
         error = failure(connect(server.location("/"), server.settings()))
     assert "no way in common" in error.message
     assert not error.transient
@@ -277,38 +316,71 @@ def test_a_proxy_that_refuses(sshd: Sshd, proxy: Proxy, connect: Connect) -> Non
 # -- configurations of ssh
 
 
-def test_a_proxy_command_is_not_run(connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
-    text = f"Host away\n  ProxyCommand touch {tmp_path}/run\n"
-    with pytest.raises(ConfigError, match="ProxyCommand") as caught:
-        connect(Location("ssh", "/", host="away"), Settings(ssh_config=ssh_config(text))).sftp()
-    assert "ProxyJump" in (caught.value.hint or "")
+@only_paramiko
+@pytest.mark.parametrize(
+    "line", ["ProxyCommand touch @/run", "ProxyJump other", "IdentityAgent @/agent", "Include @/more", "Match exec 'touch @/run'"]
+)
+def test_what_paramiko_does_not_honour_names_the_other_carrier(connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path, line: str) -> None:
+    (tmp_path / "more").touch()
+    text = "Host away\n  " + line.replace("@/", f"{tmp_path}/") + "\n"
+    with pytest.raises(ConfigError, match=line.partition(" ")[0]) as caught:
+        connect(Location("ssh", "/", host="away"), Settings(carrier=CarrierName(Sshd.carrier), ssh_config=ssh_config(text))).sftp()
+    assert "install ssh" in (caught.value.hint or "")
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
+@only_openssh
+def test_a_proxy_command_is_run(sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str]) -> None:
+    text = sshd.ssh_config.read_text() + f"Host away\n  User {sshd.user}\n  ProxyCommand python3 -c '{RELAY}' {sshd.port}\n"
+    assert connect(Location("ssh", "/", host="away"), sshd.settings(ssh_config=ssh_config(text))).sftp().listdir("/")
+
+
+RELAY = (
+    'import os,socket,sys,threading as t;s=socket.create_connection(("127.0.0.1",int(sys.argv[1])));'
+    't.Thread(target=lambda:[os.write(1,d) for d in iter(lambda:s.recv(65536),b"")],daemon=True).start();'
+    '[s.sendall(d) for d in iter(lambda:os.read(0,65536),b"")]'
+)
+"""What nc(1) does."""
+
+
+@only_openssh
+def test_a_proxy_command_that_fails_is_quoted(connect: Connect, ssh_config: Callable[[str], str]) -> None:
+    text = "Host away\n  ProxyCommand sh -c 'echo the gate is shut >&2; exit 3'\n"
+    error = failure(connect(Location("ssh", "/", host="away"), Settings(carrier=CarrierName(Sshd.carrier), ssh_config=ssh_config(text))))
+    assert "the gate is shut" in error.message
+
+
+def unusable(connect: Connect, path: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        connect(Location("ssh", "/", host="store"), Settings(carrier=CarrierName(Sshd.carrier), ssh_config=path)).sftp()
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+UNUSABLE = {
+    "openssh": [("Host *\n  Port no-port\n", "line 2"), ("Host *\n  ProxyJump a:b:c\n", "ProxyJump"), ("Nonsense yes\n", "Nonsense")],
+    "paramiko": [
         ("Host *\n  Port ssh\n", "Port"),
-        ("Host *\n  ProxyJump a:b:c\n", "ProxyJump"),
-        ("Host *\n  =\n", "cannot be read"),
+        ("Host *\n  =\n", "ssh_config"),
         ("Match\n", "ssh_config"),
-        ("Include ssh_config\n", "include each other"),
-        ('Host "x\n', "quote"),
-        ('Host *\n  Include "x\n', "quot"),
+        ('Host "x\n', "ssh_config"),
+        ('Host *\n  Include "x\n', "Include"),
     ],
+}
+
+
+@pytest.mark.parametrize(
+    ("carrier", "text", "words"), [(carrier, *case) for carrier, cases in UNUSABLE.items() for case in cases], indirect=["carrier"]
 )
 def test_a_configuration_of_ssh_that_cannot_be_used(connect: Connect, ssh_config: Callable[[str], str], text: str, words: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        connect(Location("ssh", "/", host="store"), Settings(ssh_config=ssh_config(text))).sftp()
-    assert words in str(caught.value)
-    assert caught.value.exit_code == 2
+    assert words.lower() in str(unusable(connect, ssh_config(text))).lower()
 
 
 def test_a_configuration_of_ssh_that_is_not_there(connect: Connect, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        connect(Location("ssh", "/", host="store"), Settings(ssh_config=str(tmp_path / "none"))).sftp()
+        connect(Location("ssh", "/", host="store"), Settings(carrier=CarrierName(Sshd.carrier), ssh_config=str(tmp_path / "none"))).sftp()
     with pytest.raises(ConfigError, match="cannot be read"):
-        connect(Location("ssh", "/", host="store"), Settings(ssh_config=str(tmp_path))).sftp()
+        connect(Location("ssh", "/", host="store"), Settings(carrier=CarrierName(Sshd.carrier), ssh_config=str(tmp_path))).sftp()
 
 
 def test_known_hosts_that_cannot_be_read(sshd: Sshd, connect: Connect, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import statepool
 from statepool.model.location import Location
 from statepool.model.outcomes import Level
 from statepool.model.settings import Settings
-from statepool.testing.sshd import Sshd, make_key, run_sshd
 from statepool.testing.trees import photograph
+from tests.support.sshd import Sshd, make_key, run_sshd
 
 KIB = 1 << 10
 USAGE, REFUSED, INTEGRITY, TRANSPORT = 2, 4, 5, 7

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from statepool.testing.sshd import Sshd
+from tests.support.sshd import Sshd
 
 MIB = 1 << 20
 

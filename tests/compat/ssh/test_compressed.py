@@ -9,15 +9,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import frozen
 
 from statepool.errors import NoSpace, TransportError
 from statepool.model.digest import Digest
-from statepool.testing.sshd import SFTP_SERVER, Sshd, run_sshd, sshd_program
 from statepool.testing.transports import Counter, Stopping
+from statepool.transports.base import Transfer
 from statepool.transports.ssh import SSHTransport, compressed
+from tests.support.sshd import SFTP_SERVER, Sshd, run_sshd, sshd_program
 
 pytestmark = pytest.mark.skipif(
     sshd_program() is None or shutil.which("zstd") is None, reason="sshd or zstd is not installed (Debian: openssh-server)"
@@ -99,20 +101,20 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
         yield start
 
 
-def fetched(place: Place, target: int, data: bytes = DATA, **how: object) -> int:
+def fetched(place: Place, target: int, data: bytes = DATA, **how: Any) -> int:
     """Fetch, and look at everything. :returns: how many bytes were sent"""
     progress = Counter()
-    moved = place.transport.fetch("a", target, len(data), progress=progress, **how)  # type: ignore[arg-type]
+    moved = place.transport.fetch("a", target, Transfer(len(data), progress=progress, **how))
     assert os.pread(target, len(data) + 1, 0) == data
     assert moved.digest == Digest.of(data)
     assert progress.done == len(data)
     return moved.sent
 
 
-def stored(place: Place, source: int, data: bytes = DATA, **how: object) -> int:
+def stored(place: Place, source: int, data: bytes = DATA, **how: Any) -> int:
     """Store, and look at everything. :returns: how many bytes were sent"""
     progress = Counter()
-    moved = place.transport.store(source, "a", len(data), progress=progress, **how)  # type: ignore[arg-type]
+    moved = place.transport.store(source, "a", Transfer(len(data), progress=progress, **how))
     assert (place.directory / "a").read_bytes() == data
     assert (place.directory / "a").stat().st_mode & 0o777 == 0o444
     assert moved.digest == Digest.of(data)
@@ -236,7 +238,7 @@ def test_a_dd_that_lies_is_found_out_by_the_digest(programs: Callable[..., Place
     """Nothing that fails: bytes that are wrong. Whoever fetches has the digest to hold against it."""
     place = programs(dd="head -c 6291456 /dev/zero")
     place.put()
-    moved = place.transport.fetch("a", opened(), len(DATA))
+    moved = place.transport.fetch("a", opened(), Transfer(len(DATA)))
     assert moved.digest == Digest.of(bytes(len(DATA)))
     assert moved.digest != Digest.of(DATA)
 
@@ -245,7 +247,7 @@ def test_a_program_that_falls_silent_ends_by_the_timeout(programs: Callable[...,
     place = programs(zstd="sleep 100", timeout=1.0)
     place.put()
     with pytest.raises(TransportError) as caught:
-        place.transport.fetch("a", opened(), len(DATA))
+        place.transport.fetch("a", opened(), Transfer(len(DATA)))
     assert caught.value.transient
 
 
@@ -272,7 +274,7 @@ def test_a_connection_that_breaks_is_told_and_the_rest_can_be_had(sshd: Sshd, th
     there.put(data)
     target = opened()
     with pytest.raises(TransportError) as caught:
-        there.transport.fetch("a", target, len(data), progress=Then(MIB, sshd.kill_sessions))
+        there.transport.fetch("a", target, Transfer(len(data), progress=Then(MIB, sshd.kill_sessions)))
     assert caught.value.transient
     done = os.fstat(target).st_size
     assert os.pread(target, done, 0) == data[:done]
@@ -280,7 +282,7 @@ def test_a_connection_that_breaks_is_told_and_the_rest_can_be_had(sshd: Sshd, th
 
     source = opened(data)
     with pytest.raises(TransportError) as caught:
-        there.transport.store(source, "a", len(data), progress=Then(8 * MIB, sshd.kill_sessions))
+        there.transport.store(source, "a", Transfer(len(data), progress=Then(8 * MIB, sshd.kill_sessions)))
     assert caught.value.transient
     left = (there.directory / "a").read_bytes()
     assert left == data[: len(left)]
@@ -291,9 +293,9 @@ def test_a_progress_that_raises_ends_it(there: Place, opened: Opened) -> None:
     data = DATA * 4
     there.put(data)
     with pytest.raises(Stopping.Enough):
-        there.transport.fetch("a", opened(), len(data), progress=Stopping(4 * MIB))
+        there.transport.fetch("a", opened(), Transfer(len(data), progress=Stopping(4 * MIB)))
     with pytest.raises(Stopping.Enough):
-        there.transport.store(opened(data), "b", len(data), progress=Stopping(4 * MIB))
+        there.transport.store(opened(data), "b", Transfer(len(data), progress=Stopping(4 * MIB)))
     assert there.transport.stat("b") is None
     fetched(there, opened(), data)
 
@@ -305,7 +307,7 @@ def test_a_full_disk_is_one(sshd: Sshd, opened: Opened, how: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", there.directory], check=True)
     try:
         with pytest.raises(NoSpace):
-            there.transport.store(opened(DATA), "a", len(DATA))
+            there.transport.store(opened(DATA), "a", Transfer(len(DATA)))
         assert there.transport.scan("") == []
     finally:
         subprocess.run(["umount", "-l", there.directory], check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import statepool
-from statepool.testing.sshd import run_sshd, sshd_program
+from tests.support.sshd import run_sshd, sshd_program
 
 pytestmark = pytest.mark.skipif(sshd_program() is None, reason="sshd is not installed (Debian: openssh-server)")
 

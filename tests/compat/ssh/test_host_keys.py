@@ -13,11 +13,11 @@ import pytest
 
 from statepool.errors import AccessDenied
 from statepool.model.location import Location
-from statepool.testing.sshd import NAME, Sshd, make_key, run_sshd
 from statepool.transports.ssh.connection import Connection
-from statepool.transports.ssh.known_hosts import known_keys
+from tests.support.sshd import NAME, Sshd, make_key, run_sshd
 
 Connect = Callable[..., Connection]
+pytestmark = pytest.mark.usefixtures("carrier")
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ class Hosts:
 
     def try_it(self) -> None:
         settings = self.sshd.settings(known_hosts=str(self.file), ssh_config=self.config)
-        _ = self.connect(self.sshd.location("/"), settings).transport
+        _ = self.connect(self.sshd.location("/"), settings).carrier
 
     def refused(self) -> AccessDenied:
         with pytest.raises(AccessDenied) as caught:
@@ -93,10 +93,11 @@ def test_a_key_that_has_changed(hosts: Hosts, tmp_path: Path) -> None:
     hosts.try_it()
 
 
-def test_a_key_of_another_type_is_known(hosts: Hosts, tmp_path: Path) -> None:
+def test_a_key_of_another_type_is_known(carrier: str, hosts: Hosts, tmp_path: Path) -> None:
     other = make_key(tmp_path / "other", type="ecdsa").with_suffix(".pub")
     hosts.file.write_text(f"{hosts.name} {' '.join(other.read_text().split()[:2])}\n")
-    assert "is not known: ssh-ed25519" in hosts.refused().message
+    expected = "has changed" if carrier == "openssh" else "is not known: ssh-ed25519"
+    assert expected in hosts.refused().message
 
 
 def test_a_revoked_key_is_refused_though_it_is_known(hosts: Hosts) -> None:
@@ -111,16 +112,16 @@ def test_hashed_names(hosts: Hosts) -> None:
     hosts.try_it()
 
 
-@pytest.mark.parametrize(
-    "line", ["127.0.0.1 KEY", "[127.0.0.1]:1 KEY", "*,!NAME KEY", "NAME ssh-ed25519 AAAA", "NAME ssh-ed25519 !", "#NAME KEY", "NAME"]
-)
+@pytest.mark.parametrize("line", ["[127.0.0.1]:1 KEY", "*,!127.0.0.1,!NAME KEY", "NAME ssh-ed25519 AAAA", "NAME ssh-ed25519 !", "#NAME KEY", "NAME"])
 def test_lines_that_do_not_admit_it(hosts: Hosts, line: str) -> None:
     hosts.file.write_text(line.replace("NAME", hosts.name).replace("KEY", hosts.key) + "\n")
     hosts.refused()
 
 
 @pytest.mark.parametrize("line", ["other,NAME KEY comment", "[127.0.0.*]:* KEY", "* KEY", "\t NAME\tKEY"])
-def test_lines_that_admit_it(hosts: Hosts, line: str) -> None:
+def test_lines_that_admit_it(carrier: str, hosts: Hosts, line: str) -> None:
+    if carrier == "paramiko" and "*" in line:
+        pytest.skip("paramiko knows no patterns")
     hosts.file.write_text("nonsense\n\n" + line.replace("NAME", hosts.name).replace("KEY", hosts.key) + "\n")
     hosts.try_it()
 
@@ -129,7 +130,7 @@ def test_ssh_config_cannot_make_us_careless(sshd: Sshd, connect: Connect, ssh_co
     text = f"Host *\n  StrictHostKeyChecking no\n  UserKnownHostsFile {tmp_path}/none\n  IdentityFile {sshd.identity}\n"
     settings = sshd.settings(known_hosts=None, ssh_config=ssh_config(text))
     with pytest.raises(AccessDenied, match="is not known"):
-        _ = connect(sshd.location("/"), settings).transport
+        _ = connect(sshd.location("/"), settings).carrier
 
 
 def test_an_alias_that_has_a_key_of_its_own(sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
@@ -138,12 +139,12 @@ def test_an_alias_that_has_a_key_of_its_own(sshd: Sshd, connect: Connect, ssh_co
     for before, command in [("", r"(echo .*? >> '.*?')\. The line is"), (hosts_line(tmp_path, "lab"), r": (ssh-keygen .*), then (echo .*)")]:
         (tmp_path / "known hosts").write_text(before)
         with pytest.raises(AccessDenied) as caught:
-            _ = connect(Location("ssh", "/", host="store"), settings).transport
+            _ = connect(Location("ssh", "/", host="store"), settings).carrier
         found = re.search(command, caught.value.hint or "")
         assert found is not None
         for step in found.groups():
             shell(step)
-        assert connect(Location("ssh", "/", host="store"), settings).transport.is_authenticated()
+        assert connect(Location("ssh", "/", host="store"), settings).carrier.is_open
 
 
 def hosts_line(directory: Path, name: str) -> str:
@@ -151,18 +152,12 @@ def hosts_line(directory: Path, name: str) -> str:
     return f"{name} {' '.join(make_key(directory / 'nobodys').with_suffix('.pub').read_text().split()[:2])}\n"
 
 
-def test_hashed_names_are_of_small_letters(tmp_path: Path) -> None:
-    (tmp_path / "known").write_text(hosts_line(tmp_path, "store.example.org"))
-    shell(f"ssh-keygen -q -H -f {shlex.quote(str(tmp_path / 'known'))}")
-    assert len(known_keys((tmp_path / "known",), "Store.Example.org")) == 1
-
-
 def test_a_revoked_key_of_one_type_and_a_known_one_of_another(connect: Connect, tmp_path: Path) -> None:
     keys = [make_key(tmp_path / kind, type=kind) for kind in ("ed25519", "rsa")]
     with run_sshd(options={"HostKey": "\nHostKey ".join(map(str, keys))}) as server:
         rsa = " ".join(keys[1].with_suffix(".pub").read_text().split()[:2])
         server.known_hosts.write_text(f"@revoked {hosts_line(tmp_path, NAME)}{NAME} {rsa}\n")
-        assert connect(server.location("/"), server.settings()).transport.is_authenticated()
+        assert connect(server.location("/"), server.settings()).carrier.is_open
 
 
 def test_a_host_with_several_keys_of_which_one_is_known(connect: Connect, tmp_path: Path) -> None:
@@ -170,7 +165,7 @@ def test_a_host_with_several_keys_of_which_one_is_known(connect: Connect, tmp_pa
     with run_sshd(options={"HostKey": "\nHostKey ".join(map(str, keys))}) as server:
         for key in keys:
             server.known_hosts.write_text(f"{NAME} {' '.join(key.with_suffix('.pub').read_text().split()[:2])}\n")
-            assert connect(server.location("/"), server.settings()).transport.is_authenticated()
+            assert connect(server.location("/"), server.settings()).carrier.is_open
 
 
 def test_an_address_of_ipv6(connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
@@ -181,8 +176,8 @@ def test_an_address_of_ipv6(connect: Connect, ssh_config: Callable[[str], str], 
         settings = server.settings(ssh_config=config, known_hosts=str(tmp_path / "known_hosts"))
         location = Location.parse(f"ssh://{server.user}@[::1]:{server.port}/")
         with pytest.raises(AccessDenied) as caught:
-            _ = connect(location, settings).transport
+            _ = connect(location, settings).carrier
         found = re.search(r"(ssh-keyscan .*? >> \S+)\. The line is", caught.value.hint or "")
         assert found is not None
         shell(found[1])
-        assert connect(location, settings).transport.is_authenticated()
+        assert connect(location, settings).carrier.is_open

@@ -9,8 +9,8 @@ import pytest
 
 import statepool
 from statepool.model.settings import Settings
-from statepool.testing.proxy import Proxy
-from statepool.testing.sshd import Sshd
+from tests.support.proxy import Proxy
+from tests.support.sshd import Sshd
 
 KIB = 1 << 10
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import blake3
 import pytest
 
 from statepool.beneath import Tree
 from statepool.errors import AccessDenied, LockTimeout, TransportError
 from statepool.model.digest import Digest
+from statepool.model.pieces import LENGTH, PIECE, Pieces, count
 from statepool.pools.locks import FileLocks
-from statepool.testing.sshd import Sshd, run_sshd, sshd_program
 from statepool.transports.ssh import shell as module
 from statepool.transports.ssh.connection import connection_to
 from statepool.transports.ssh.shell import Shell
+from tests.support.sshd import Sshd, run_sshd, sshd_program
 
 pytestmark = pytest.mark.skipif(sshd_program() is None, reason="sshd is not installed (Debian: openssh-server)")
 
@@ -48,9 +51,9 @@ def server() -> Iterator[Callable[..., Shell]]:
     """``server(ForceCommand="...")``: the shell of an account of a server that is configured so."""
     with ExitStack() as stack:
 
-        def start(chrooted: bool = False, **options: str) -> Shell:
+        def start(chrooted: bool = False, timeout: float = 2.0, **options: str) -> Shell:
             started = stack.enter_context(run_sshd(chrooted=chrooted, options=options))
-            return Shell(connection_to(started.location("/"), started.settings(timeout=2.0)))
+            return Shell(connection_to(started.location("/"), started.settings(timeout=timeout)))
 
         yield start
 
@@ -222,23 +225,72 @@ def test_what_is_not_as_it_should_be_has_none(shell: Shell, place: Path) -> None
         assert shell.digest(f"{place}/{name}", size, "sha256") is None, name
 
 
-B3SUM = """#!/bin/sh
-test "$1 $2" = "--no-names --" && printf %s "$3" >{place}/asked && echo {answer}
-"""
+@pytest.fixture
+def with_tools(server: Callable[..., Shell], place: Path) -> Callable[..., Shell]:
+    """``with_tools(b3sum=script)``: the shell of an account that finds these programs first."""
+
+    def make(**scripts: str) -> Shell:
+        tools = Path(os.path.realpath(place)).parent.parent / f"tools-{os.urandom(4).hex()}"
+        tools.mkdir()
+        for name, script in {**scripts, "command": f'PATH={tools}:$PATH\neval "$SSH_ORIGINAL_COMMAND"'}.items():
+            (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tools / name).chmod(0o755)
+        return server(timeout=60.0, ForceCommand=str(tools / "command"))  # some of them have to start Python
+
+    return make
 
 
 @pytest.mark.parametrize("answer", ["", "not a digest", "ab" * 32])
-def test_blake3_is_made_there_by_whatever_makes_it(server: Callable[..., Shell], place: Path, answer: str) -> None:
+def test_blake3_is_made_there_by_whatever_makes_it(with_tools: Callable[..., Shell], place: Path, answer: str) -> None:
     """The program is believed as far as its answer can be a digest: bytes are checked again by whoever uses them."""
-    tools = Path(os.path.realpath(place)).parent.parent / f"tools-{os.urandom(4).hex()}"
-    tools.mkdir()
-    (tools / "b3sum").write_text(B3SUM.format(place=tools, answer=answer))
-    (tools / "b3sum").chmod(0o755)
-    (tools / "command").write_text(f'#!/bin/sh\nPATH={tools}:$PATH\neval "$SSH_ORIGINAL_COMMAND"\n')
-    (tools / "command").chmod(0o755)
-    shell = server(ForceCommand=str(tools / "command"))
+    asked = Path(os.path.realpath(place)).parent.parent / f"asked-{os.urandom(4).hex()}"
+    shell = with_tools(b3sum=f'test "$1 $2" = "--no-names --" && printf %s "$3" >{asked} && echo {answer}')
     assert "b3sum" in shell.programs
     (place / "file").write_bytes(b"12345")
     found = shell.digest(f"{place}/file", 5, "blake3")
     assert found == (Digest("blake3", answer) if len(answer) == 64 else None)
-    assert (tools / "asked").read_text() == f"{place}/file"
+    assert asked.read_text() == f"{place}/file"
+
+
+_HASH_INPUT = "import sys, blake3; print(blake3.blake3(sys.stdin.buffer.read()).hexdigest())"
+
+MAKES_BLAKE3 = {
+    "b3sum": f'test "$*" = --no-names || exit; exec {sys.executable} -c "{_HASH_INPUT}"',
+    "python3": f'exec {sys.executable} "$@"',
+}
+
+
+@pytest.mark.parametrize("tool", MAKES_BLAKE3)
+def test_digests_of_pieces_are_made_there_by_programs_that_know_none(with_tools: Callable[..., Shell], place: Path, tool: str) -> None:
+    shell = with_tools(**{tool: MAKES_BLAKE3[tool]})
+    for size in (1, PIECE, 2 * PIECE + 5):
+        data, pieces = os.urandom(size), Pieces(b"x" * LENGTH)
+        (place / "it's").write_bytes(data)
+        assert shell.digest(f"{place}/it's", size, "blake3p", pieces) == Digest.of(data)
+        assert len(pieces) == count(size)
+        assert shell.digest(f"{place}/it's", size + 1, "blake3p", pieces) is None
+        assert len(pieces) == 0
+    (place / "empty").touch()
+    assert shell.digest(f"{place}/empty", 0, "blake3p") is None  # not worth a program
+
+
+ANSWERS = {
+    "nothing": "cat >/dev/null",
+    "no digest": "cat >/dev/null; echo not a digest",
+    "a digest that is too short": "cat >/dev/null; echo abcd",
+    "nothing in the end": f'{sys.executable} -c "{_HASH_INPUT}" | grep -v ^0a',
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_pieces_that_nobody_could_make_there(with_tools: Callable[..., Shell], place: Path, answer: str) -> None:
+    shell = with_tools(b3sum=ANSWERS[answer])
+    data = next(data for number in range(10_000) if blake3.blake3(data := b"%d" % number).hexdigest().startswith("0a"))
+    (place / "file").write_bytes(bytes(PIECE) + data)
+    assert shell.digest(f"{place}/file", PIECE + len(data), "blake3p") is None
+
+
+def test_a_piece_that_cannot_be_read_there_is_not_hashed_as_far_as_it_was(with_tools: Callable[..., Shell], place: Path) -> None:
+    shell = with_tools(dd="case $* in if=/dev/null*) exit 0;; esac; head -c 100; exit 1", b3sum=MAKES_BLAKE3["b3sum"])
+    (place / "file").write_bytes(bytes(PIECE))
+    assert shell.digest(f"{place}/file", PIECE, "blake3p") is None

@@ -14,10 +14,10 @@ from statepool.model.location import Location
 from statepool.model.manifest import Manifest
 from statepool.pools.fold import Publish
 from statepool.pools.pool import Pool
-from statepool.testing.sshd import Sshd
 from statepool.transports.local import LocalTransport
 from statepool.transports.ssh import SSHTransport
 from statepool.transports.ssh.sftp import Sftp
+from tests.support.sshd import Sshd
 
 
 @pytest.fixture

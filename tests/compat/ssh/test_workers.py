@@ -20,9 +20,10 @@ from statepool.model.manifest import Manifest
 from statepool.pools import layout
 from statepool.pools.claims import is_claim
 from statepool.pools.pool import Pool
-from statepool.testing.sshd import Sshd, run_sshd, sshd_program
+from statepool.transports.base import Transfer
 from statepool.transports.local import LocalTransport
 from statepool.transports.ssh import SSHTransport
+from tests.support.sshd import Sshd, run_sshd, sshd_program
 
 pytestmark = pytest.mark.skipif(sshd_program() is None, reason="sshd is not installed (Debian: openssh-server)")
 
@@ -52,8 +53,8 @@ STORE = (
     + """
 from statepool.model.location import Location
 from statepool.pools.pool import Pool
-from statepool.transfer.cache import Cache
-from statepool.transfer.push import Push
+from statepool.cache.cache import Cache
+from statepool.copying.push import Push
 from statepool.transports.registry import open_transport
 
 class Progress:
@@ -180,7 +181,7 @@ def whole(pool: Pool, manifest: Manifest) -> bool:
     assert manifest.digest is not None
     assert pool.find(manifest.id) is not None
     assert pool.transport.scan(layout.INCOMING) == []
-    return pool.transport.digest(layout.data(manifest.digest), SIZE) == manifest.digest
+    return pool.transport.digest(layout.data(manifest.digest), Transfer(SIZE)) == manifest.digest
 
 
 def test_workers_that_store_the_same_send_it_once(sshd: Sshd, far: Pool, cache: tuple[Path, Manifest], start: Callable[..., Worker]) -> None:
@@ -206,4 +207,4 @@ def test_one_that_is_killed_while_it_sends_is_succeeded(sshd: Sshd, far: Pool, c
     assert answer(other) <= SIZE
     assert far.find(manifest.id) is not None
     assert manifest.digest is not None
-    assert far.transport.digest(layout.data(manifest.digest), SIZE) == manifest.digest
+    assert far.transport.digest(layout.data(manifest.digest), Transfer(SIZE)) == manifest.digest

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from statepool.backends.base import Context, StateBackend, Target
+from statepool.cache.cache import Cache
 from statepool.model.location import Location
 from statepool.model.objects import Image
 from statepool.model.settings import Settings
 from statepool.pools.pool import Pool
+from statepool.sources.pool_source import PoolSource
 from statepool.testing.backends import Bench
-from statepool.transfer.cache import Cache
-from statepool.transfer.offers import Source
 from statepool.transports.registry import open_transport
 
 SIZE = 256 << 10
@@ -60,7 +60,7 @@ def context(tmp_path: Path) -> Context:
     """An empty cache and an empty pool."""
     cache = Cache.open(open_pool(Location("file", str(tmp_path / "cache"))), Settings())
     pool = open_pool(Location("file", str(tmp_path / "pool")))
-    return Context(cache, (Source(pool, "pool"),), creator={"statepool": "of a test"})
+    return Context(cache, (PoolSource(pool, "pool"),), creator={"statepool": "of a test"})
 
 
 @pytest.fixture

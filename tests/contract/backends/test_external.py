@@ -14,8 +14,8 @@ from statepool.model.location import Location
 from statepool.model.objects import Image, Machine
 from statepool.model.scope import Scope
 from statepool.pools.pool import Pool
+from statepool.sources.pool_source import PoolSource
 from statepool.testing.backends import BackendContract, Bench, chain, put
-from statepool.transfer.offers import Source
 from statepool.transports.registry import open_transport
 
 OWN = frozenset({Scope.OWN})
@@ -66,7 +66,7 @@ class TestQCOW2ExtBackend(BackendContract):
         target = chain(bench)
         before = bench.photograph()
         with pytest.raises(UnsafeImage, match="backing") as caught:
-            bench.backend.set_root(target)
+            bench.backend.set(target, "root")
         assert caught.value.check == "backing"
         assert bench.photograph() == before
 
@@ -83,4 +83,4 @@ class TestWithALinkPool(BackendContract):
     @pytest.fixture
     def bench(self, context: Context, image_bench: Callable[..., Bench]) -> Bench:
         pool = Pool(open_transport(Location("link", context.sources[0].location.path)))
-        return image_bench(QCOW2ExtBackend(evolve(context, sources=(Source(pool, "linked"),))))
+        return image_bench(QCOW2ExtBackend(evolve(context, sources=(PoolSource(pool, "linked"),))))

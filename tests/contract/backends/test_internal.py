@@ -103,7 +103,7 @@ class TestQCOW2Backend(BackendContract):
                 lambda: bench.backend.get(target, "install", OVERWRITE),
                 lambda: bench.backend.set(target, "other"),
                 lambda: bench.backend.unset(target, "install"),
-                lambda: bench.backend.unset_root(target, Options(cascade=True)),
+                lambda: bench.backend.unset(target, "root", Options(cascade=True)),
             ):
                 with pytest.raises(InUse, match="qemu-io"):
                     do()
@@ -112,21 +112,21 @@ class TestQCOW2Backend(BackendContract):
 
     def test_the_image_itself(self, bench: InternalBench) -> None:
         target = bench.target()
-        assert bench.backend.check_root(target)
-        assert {at.result for at in bench.backend.set_root(target).pools} == {Presence.PRESENT}
-        assert bench.backend.get_root(target).working == str(bench.path)
+        assert bench.backend.check(target, "root")
+        assert {at.result for at in bench.backend.set(target, "root").pools} == {Presence.PRESENT}
+        assert bench.backend.get(target, "root").working == bench.path
         put(bench, target, "install", 7)
         with pytest.raises(HasDependants) as caught:
-            bench.backend.unset_root(target)
+            bench.backend.unset(target, "root")
         assert caught.value.dependants == ("vm1/disk install",)
-        assert bench.backend.unset_root(target, Options(cascade=True, dry_run=True)).states
+        assert bench.backend.unset(target, "root", Options(cascade=True, dry_run=True)).states
         assert bench.path.exists()
-        bench.backend.unset_root(target, Options(cascade=True))
+        bench.backend.unset(target, "root", Options(cascade=True))
         assert not bench.path.exists()
-        assert not bench.backend.check_root(target)
-        for do in (bench.backend.get_root, bench.backend.set_root, bench.backend.unset_root):
+        assert not bench.backend.check(target, "root")
+        for do in (bench.backend.get, bench.backend.set, bench.backend.unset):
             with pytest.raises(NotFound):
-                do(target)
+                do(target, "root")
 
     def test_states_of_a_running_machine_are_left_alone(self, bench: InternalBench, monkeypatch: pytest.MonkeyPatch) -> None:
         target = bench.target()

@@ -12,14 +12,14 @@ from attrs import evolve
 from statepool.backends.base import Context, Options, Target
 from statepool.backends.external import QCOW2ExtBackend
 from statepool.backends.transfer import QCOW2ImageTransfer
+from statepool.cache.cache import Cache
+from statepool.copying.push import Relation
 from statepool.errors import NotFound, UsageError
 from statepool.model.location import Location
 from statepool.model.objects import Image
 from statepool.model.settings import Settings
 from statepool.pools.pool import Pool
 from statepool.testing.backends import BackendContract, Bench, chain
-from statepool.transfer.cache import Cache
-from statepool.transfer.push import Relation
 from statepool.transports.registry import open_transport
 
 DISK = Target(Image("vm1", "disk"))
@@ -34,7 +34,7 @@ class Cached:
 
     def offer(self, target: Target, state: str) -> None:
         if state == "root":
-            self._own.set_root(target, Options(replace=True))
+            self._own.set(target, "root", Options(replace=True))
             return
         if self._own.check(target, state):
             self._own.unset(target, state, Options(cascade=True))
@@ -43,7 +43,7 @@ class Cached:
     def read(self, target: Target, state: str) -> int:
         path = target.working["disk"].with_suffix(".look.qcow2")
         looking = evolve(target, working={"disk": path})
-        self._own.get_root(looking) if state == "root" else self._own.get(looking, state)
+        self._own.get(looking, state)
         try:
             return int(self._inner.value(path))
         finally:

@@ -10,10 +10,12 @@ from statepool.model.location import Location
 from statepool.testing.transports import TransportContract
 from statepool.transports.base import Transport
 from statepool.transports.registry import open_transport
+from tests.support.privileges import permissions_count
 
 
 class TestLinkTransport(TransportContract):
     in_directory = True
+    without_privileges = staticmethod(permissions_count)
 
     @pytest.fixture
     def transport(self, tmp_path: Path) -> Transport:

@@ -10,10 +10,12 @@ from statepool.model.location import Location
 from statepool.testing.transports import TransportContract
 from statepool.transports.base import Transport
 from statepool.transports.local import LocalTransport
+from tests.support.privileges import permissions_count
 
 
 class TestLocalTransport(TransportContract):
     in_directory = True
+    without_privileges = staticmethod(permissions_count)
 
     @pytest.fixture
     def transport(self, tmp_path: Path) -> Transport:
@@ -25,6 +27,7 @@ class TestWithoutAnonymousFiles(TransportContract):
     """As on file systems that have no ``O_TMPFILE``."""
 
     in_directory = True
+    without_privileges = staticmethod(permissions_count)
 
     @pytest.fixture
     def transport(self, tmp_path: Path) -> Transport:

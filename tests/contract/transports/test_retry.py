@@ -9,12 +9,14 @@ import pytest
 
 from statepool.errors import MissingFile
 from statepool.model.location import Location
+from statepool.testing.contracts import only_if
 from statepool.testing.faults import Call, Fault, FaultyTransport, Lose, Stop
 from statepool.testing.memory import MemoryStore, MemoryTransport
 from statepool.testing.transports import TransportContract
 from statepool.transports.base import Transport
 from statepool.transports.local import LocalTransport
 from statepool.transports.retry import Retrying
+from tests.support.primitives import Store
 
 
 class FirstTime:
@@ -44,12 +46,15 @@ def fault(request: pytest.FixtureRequest) -> Fault:
 class RetryingContract(TransportContract):
     """Of two things nobody can tell who did them when the answer was lost: so they count as done."""
 
+    deaths = 2
+
     def test_remove_says_whether_it_did(self, transport: Transport) -> None:
         transport.create("a", b"1")
         assert transport.remove("a") is True
         assert transport.stat("a") is None
         assert transport.remove("a") is False
 
+    @only_if("writes", "renames")
     def test_rename_of_what_is_not_there(self, transport: Transport) -> None:
         with pytest.raises(MissingFile):
             transport.rename("nothing", "there")
@@ -60,6 +65,14 @@ class TestAroundMemory(RetryingContract):
     @pytest.fixture
     def transport(self, fault: Fault) -> Transport:
         return Retrying(FaultyTransport(MemoryTransport(MemoryStore()), fault), retries=4, pause=0)
+
+
+class TestAroundPrimitives(RetryingContract):
+    renames = symlinks = directories = False
+
+    @pytest.fixture
+    def transport(self, fault: Fault) -> Transport:
+        return Retrying(FaultyTransport(Store(), fault), retries=6, pause=0)
 
 
 class TestAroundLocal(RetryingContract):

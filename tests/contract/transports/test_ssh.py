@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from statepool.testing.sshd import Sshd, run_sshd, sshd_program
 from statepool.testing.transports import TransportContract
 from statepool.transports.base import Transport
 from statepool.transports.ssh import SSHTransport
+from tests.support.sshd import Sshd, run_sshd, sshd_program
 
 pytestmark = pytest.mark.skipif(sshd_program() is None, reason="sshd is not installed")
 
@@ -30,23 +30,33 @@ def chrooted() -> Iterator[Sshd]:
         yield server
 
 
-def reached(server: Sshd, tmp_path: Path) -> Iterator[Transport]:
+@pytest.fixture(params=["openssh", "paramiko"])
+def carrier(request: pytest.FixtureRequest) -> str:
+    """What carries SSH."""
+    return str(request.param)
+
+
+def reached(server: Sshd, tmp_path: Path, carrier: str) -> Iterator[Transport]:
     directory = server.directory_for(tmp_path.name)
-    transport = SSHTransport(server.location(directory), server.settings())
+    transport = SSHTransport(server.location(directory), server.settings(carrier=carrier))
     yield transport
     transport.close()
 
 
 class TestWithAShell(TransportContract):
+    deaths = 2
+
     @pytest.fixture
-    def transport(self, with_shell: Sshd, tmp_path: Path) -> Iterator[Transport]:
-        yield from reached(with_shell, tmp_path)
+    def transport(self, with_shell: Sshd, tmp_path: Path, carrier: str) -> Iterator[Transport]:
+        yield from reached(with_shell, tmp_path, carrier)
 
 
 class TestChrooted(TransportContract):
+    deaths = 2
+
     @pytest.fixture
-    def transport(self, chrooted: Sshd, tmp_path: Path) -> Iterator[Transport]:
-        yield from reached(chrooted, tmp_path)
+    def transport(self, chrooted: Sshd, tmp_path: Path, carrier: str) -> Iterator[Transport]:
+        yield from reached(chrooted, tmp_path, carrier)
 
 
 @pytest.mark.parametrize(("directory", "file"), [(0o755, 0o644), (0o2750, 0o640), (0o2770, 0o664), (0o700, 0o600)])

@@ -17,7 +17,7 @@ from statepool.errors import MachineError, StatePoolError
 from statepool.machine.running import RunningMachine, wait_until
 from statepool.model.objects import Machine
 from statepool.qcow2.tool import QemuImg
-from statepool.testing.machines import IMAGES, Lab, Talking
+from tests.support.machines import IMAGES, Lab, Talking
 
 ROUNDS = int(os.environ.get("KILLS", "5"))
 """Of each test; the seed is fixed, and the moments are not, since no two runs take the same time."""

@@ -11,17 +11,17 @@ import pytest
 from attrs import frozen
 
 import statepool
+from statepool.cache.cache import Cache
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import Manifest, StateId
 from statepool.model.settings import Settings
 from statepool.pools import layout
 from statepool.pools.pool import Pool
-from statepool.testing.proxy import Proxy
-from statepool.testing.sshd import Sshd
-from statepool.transfer.cache import Cache
 from statepool.transports.local import LocalTransport
 from statepool.transports.registry import open_transport
+from tests.support.proxy import Proxy
+from tests.support.sshd import Sshd
 
 MIB = 1 << 20
 OBJECT = "vm1/disk"
@@ -83,7 +83,7 @@ class Lab:
                     assert link.digest is not None
                     assert (place / layout.data(link.digest)).is_file(), f"{link.id} has no bytes"
                 found.add(manifest.state)
-        for path in (place / layout.DATA).iterdir():
+        for path in (place / layout.DATA).glob("*[0-9a-f]"):
             assert Digest.of(path.read_bytes()).file_name == path.name
         return found
 

@@ -13,18 +13,19 @@ import pytest
 from attrs import evolve
 
 import statepool
+from statepool.copying.push import Push
 from statepool.errors import NoSpace, TransportError
 from statepool.model.location import Location
 from statepool.model.outcomes import Presence
 from statepool.model.settings import Settings
-from statepool.testing.sshd import SFTP_SERVER, Sshd, run_sshd, sshd_program
 from statepool.testing.transports import Counter
-from statepool.transfer.push import Push
 from statepool.transports import flushing
+from statepool.transports.base import Transfer
 from statepool.transports.registry import open_transport
 from statepool.transports.ssh import SSHTransport
 from statepool.transports.ssh import transport as transport_module
 from statepool.transports.ssh.connection import connection_to
+from tests.support.sshd import SFTP_SERVER, Sshd, run_sshd, sshd_program
 
 if TYPE_CHECKING:
     from conftest import Lab
@@ -82,11 +83,11 @@ def test_a_failed_call_at_the_far_side_is_reported(failing: Callable[..., Sshd],
     server = failing(call)
     transport = reach(server)
     with pytest.raises((TransportError, NoSpace)):
-        transport.store(source, "target", SIZE)
+        transport.store(source, "target", Transfer(SIZE))
     assert not (server.directory / "pools/failing/target").exists()
     failing("")
     transport = reach(server)
-    assert transport.store(source, "target", SIZE).digest == transport.digest("target", SIZE)
+    assert transport.store(source, "target", Transfer(SIZE)).digest == transport.digest("target", Transfer(SIZE))
 
 
 @pytest.fixture
@@ -102,24 +103,24 @@ def test_a_flush_that_fails_on_the_way_is_reported(failing: Callable[..., Sshd],
     """The second one, which only the second channel comes to: what the first one asks for in the end would find nothing wrong."""
     server = failing("fsync:error=EIO:when=2")
     with pytest.raises(TransportError):
-        reach(server).store(source, "target", SIZE)
+        reach(server).store(source, "target", Transfer(SIZE))
     assert not (server.directory / "pools/failing/target").exists()
 
 
 def failing_too_late(failing: Callable[..., Sshd]) -> tuple[Location, Settings]:
     """:returns: a pool where the first flush fails when nobody listens any more; each one after that finds nothing wrong"""
-    server = failing("fsync:error=EIO:delay_enter=3000000:when=1", once=True)
+    server = failing("fsync:error=EIO:delay_enter=30000000:when=1", once=True)
     location = server.location(server.directory / "pools/failing")
-    return location, server.settings(timeout=1.0, retry_pause=0.01, compress="off")
+    return location, server.settings(timeout=8.0, retry_pause=0.01, compress="off")
 
 
 def test_a_flush_whose_failure_nobody_heard_is_made_up_for(failing: Callable[..., Sshd], source: int) -> None:
     """The bytes are written again: another flush of what is there would not tell that it is lost."""
     location, settings = failing_too_late(failing)
     transport = open_transport(location, evolve(settings, retries=2))
-    moved = transport.store(source, "target", SIZE)
+    moved = transport.store(source, "target", Transfer(SIZE))
     assert (moved.sent, moved.again) == (2 * SIZE, SIZE)
-    assert transport.digest("target", SIZE) == moved.digest
+    assert transport.digest("target", Transfer(SIZE)) == moved.digest
 
 
 @pytest.mark.usefixtures("often_flushed")
@@ -128,20 +129,20 @@ def test_a_flush_on_the_way_whose_failure_nobody_heard_is_made_up_for(failing: C
     location, settings = failing_too_late(failing)
     transport = SSHTransport(location, settings)
     with pytest.raises(TransportError, match="no answer"):
-        transport.store(source, "target", SIZE)
+        transport.store(source, "target", Transfer(SIZE))
     found = transport.stat("target")
     assert found is not None
     assert found.size
     transport.rename("target", "other")
-    moved = SSHTransport(location, settings).store(source, "other", SIZE, done=found.size)
+    moved = SSHTransport(location, settings).store(source, "other", Transfer(SIZE, done=found.size))
     assert (moved.sent, moved.again) == (SIZE, found.size)
-    assert transport.digest("other", SIZE) == moved.digest
+    assert transport.digest("other", Transfer(SIZE)) == moved.digest
 
 
 def test_a_file_that_another_process_had_begun_to_flush_is_written_again(source: int, sshd: Sshd, tmp_path: Path) -> None:
     shutil.copy(f"/proc/self/fd/{source}", tmp_path / "target")
     (tmp_path / "target").chmod(0o444)
-    moved = SSHTransport(sshd.location(tmp_path), sshd.settings()).store(source, "target", SIZE, done=SIZE)
+    moved = SSHTransport(sshd.location(tmp_path), sshd.settings()).store(source, "target", Transfer(SIZE, done=SIZE))
     assert (moved.sent, moved.again) == (SIZE, SIZE)
     assert (tmp_path / "target").read_bytes() == os.pread(source, SIZE, 0)
 
@@ -150,7 +151,7 @@ def test_a_file_that_another_process_had_begun_to_flush_is_written_again(source:
 def test_a_server_without_room_for_a_second_channel(source: int, tmp_path: Path) -> None:
     with run_sshd(options={"MaxSessions": "1"}) as server:
         transport = SSHTransport(server.location(tmp_path), server.settings(retries=0, compress="off"))
-        assert transport.store(source, "target", SIZE).digest == transport.digest("target", SIZE)
+        assert transport.store(source, "target", Transfer(SIZE)).digest == transport.digest("target", Transfer(SIZE))
 
 
 class Impatient(Counter):
@@ -165,13 +166,13 @@ def test_a_store_that_fails_on_the_only_channel(source: int, tmp_path: Path) -> 
     with run_sshd(options={"MaxSessions": "1"}) as server:
         transport = SSHTransport(server.location(tmp_path), server.settings(retries=0, compress="off"))
         with pytest.raises(ArithmeticError):
-            transport.store(source, "target", SIZE, progress=Impatient())
+            transport.store(source, "target", Transfer(SIZE, progress=Impatient()))
 
 
 def test_a_write_that_does_less_than_it_should_is_noticed(failing: Callable[..., Sshd], source: int) -> None:
     server = failing("write:retval=100:when=5")
     with pytest.raises(TransportError):
-        reach(server).store(source, "target", SIZE)
+        reach(server).store(source, "target", Transfer(SIZE))
 
 
 # -- it is full --------------------------------------------------------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ def test_a_full_disk_is_told_from_other_failures(filled: Lab, small: Path, sourc
     with open(small / "filler", "wb") as filler:
         filler.write(bytes(os.statvfs(small).f_bavail * 4096 - MIB))
     with pytest.raises(NoSpace) as caught:
-        filled.pool().transport.store(source, "target", SIZE)
+        filled.pool().transport.store(source, "target", Transfer(SIZE))
     assert caught.value.available < MIB
     assert not (small / "target").exists()
 
@@ -215,7 +216,7 @@ def test_a_full_disk_behind_the_only_channel(small: Path, source: int) -> None:
     with run_sshd(options={"MaxSessions": "1"}) as server:
         transport = SSHTransport(server.location(small), server.settings(retries=0, compress="off"))
         with pytest.raises(NoSpace):
-            transport.store(source, "target", SIZE)
+            transport.store(source, "target", Transfer(SIZE))
     assert not (small / "target").exists()
 
 

@@ -47,7 +47,7 @@ def work(name: str, cache: str, location: str, ssh_config: str, known_hosts: str
             else:
                 state = mine.pop(chance.randrange(len(mine)))
                 os.write(journal, f"unset {state}\n".encode())
-                disk.unset(state, scope=None)
+                disk.unset(state, scope="all")
         except (statepool.NotFound, statepool.Conflict):
             continue  # somebody unset it meanwhile
 

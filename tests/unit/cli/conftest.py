@@ -22,17 +22,14 @@ class Fake:
     Stands in for ``statepool.api``.
 
     :ivar answers: what each operation returns; an exception is raised, a function is called with the progress
-    :ivar calls: the operations that were called, each with its arguments
     :ivar made: the configuration and the progress of every state pool that was made
     """
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
-        self.calls: list[tuple[Any, ...]] = []
         self.made: list[tuple[Config, Progress]] = []
 
-    def answer(self, operation: str, *arguments: Any, progress: Any = None, **options: Any) -> Any:
-        self.calls.append((operation, *arguments, options))
+    def answer(self, operation: str, progress: Any = None) -> Any:
         answer = self.answers[operation]
         if isinstance(answer, BaseException):
             raise answer
@@ -46,20 +43,19 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """The operations of the real one, which must be called as the real ones can be."""
     fake = Fake()
 
-    def operation(real: Any, name: str, before: tuple[Any, ...], progress: Progress) -> Callable[..., Any]:
+    def operation(real: Any, name: str, progress: Progress) -> Callable[..., Any]:
         def called(*arguments: Any, **options: Any) -> Any:
             inspect.signature(getattr(real, name)).bind(None, *arguments, **options)
-            return fake.answer(name, *before, *arguments, progress=progress, **options)
+            return fake.answer(name, progress)
 
         return called
 
     class Handle:
-        def __init__(self, image: str, progress: Progress) -> None:
-            self._image = image
+        def __init__(self, progress: Progress) -> None:
             self._progress = progress
 
         def __getattr__(self, name: str) -> Callable[..., Any]:
-            return operation(statepool.api.ImageHandle, name, (self._image,), self._progress)
+            return operation(statepool.api.ImageHandle, name, self._progress)
 
     class StatePool:
         def __init__(self, config: Config, *, progress: Progress = SILENT) -> None:
@@ -67,14 +63,14 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Fake:
             self._progress = progress
 
         def image(self, name: str) -> Handle:
-            return Handle(name, self._progress)
+            return Handle(self._progress)
 
         def __getattr__(self, name: str) -> Callable[..., Any]:
-            return operation(statepool.api.StatePool, name, (), self._progress)
+            return operation(statepool.api.StatePool, name, self._progress)
 
     monkeypatch.setattr(statepool.api, "from_config", StatePool)
-    monkeypatch.setattr(statepool.api, "init", lambda *arguments, **options: fake.answer("init", *arguments, **options))
-    monkeypatch.setattr(statepool.api, "adopt", lambda *arguments, **options: fake.answer("adopt", *arguments, **options))
+    monkeypatch.setattr(statepool.api, "init", lambda *arguments, **options: fake.answer("init"))
+    monkeypatch.setattr(statepool.api, "adopt", lambda *arguments, **options: fake.answer("adopt"))
     return fake
 
 

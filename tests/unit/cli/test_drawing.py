@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from statepool.cli.drawing import Bars, draw_table
+from statepool.cli.bars import Bars
+from statepool.cli.drawing import draw_table
 
 TITLES = ["OBJECT", "STATE", "SIZE", "CREATED", "WHERE", "NOTE"]
 ROW = [

@@ -141,14 +141,14 @@ def test_interruption(run: Run, api: Any) -> None:
         ["show", "--config", ""],
     ],
 )
-def test_usage_errors(run: Run, api: Any, words: list[str]) -> None:
+def test_usage_errors(run: Run, words: list[str], tmp_path: Path) -> None:
     text = line(run(*words, code=2))
     assert text.startswith("statepool: ")
     assert text.endswith(")")
     error = json.loads(run("--json", *words, code=2).stderr)["error"]
     assert error["exit_code"] == 2
     assert error["hint"]
-    assert api.calls == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from statepool.cli.forms import form
 from statepool.errors import DigestMismatch, HasDependants, LockTimeout, NoSpace, TransportError, UnsafeImage
+from statepool.model.carried import Exported, Imported
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import (
     Adopted,
@@ -16,15 +17,15 @@ from statepool.model.outcomes import (
     Collected,
     Ensured,
     Finding,
-    Got,
+    GetResult,
     Kept,
     Level,
     Listed,
     Logged,
     Presence,
     Removed,
+    SetResult,
     SourceStatus,
-    Stored,
     StoredAt,
     SyncAction,
     Synced,
@@ -47,8 +48,10 @@ def documented(label: str) -> list[set[str]]:
     ("label", "value"),
     [
         ("state", Listed(Manifest("vm1/disk", "a"), ())),
-        ("got", Got("vm1/disk", "a", (), "")),
-        ("ensured", Ensured("a", "a--0123456789ab", True, Got("vm1/disk", "a", (), ""))),
+        ("got", GetResult("vm1/disk", "a", (), "")),
+        ("ensured", Ensured("a", "a--0123456789ab", True, GetResult("vm1/disk", "a", (), ""))),
+        ("exported", Exported("vm1/disk", "a", (), "")),
+        ("imported", Imported("vm1/disk", "a", (), "")),
         ("removed", Removed("vm1/disk")),
         ("source", SourceStatus("s", "file:///s", Scope.SHARED, "this host")),
         ("checked", Checked("p", "vm1/disk", "a")),
@@ -65,7 +68,7 @@ def test_outcomes(label: str, value: object) -> None:
 
 def test_stored() -> None:
     stored, at = documented("stored")
-    assert stored == set(form(Stored("vm1/disk", "a", "")))
+    assert stored == set(form(SetResult("vm1/disk", "a", "")))
     assert at == set(form(StoredAt("p", Presence.STORED)))
 
 

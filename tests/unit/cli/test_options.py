@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import Result
 
-from statepool.cli.main import COMMANDS
+from statepool.cli.main import COMMANDS, module_of
 from statepool.model.location import Location
 from statepool.model.progress import SILENT
 from statepool.model.settings import Settings
@@ -23,7 +23,7 @@ Run = Callable[..., Result]
 
 
 def load_command(name: str) -> click.Command:
-    command = importlib.import_module(f"statepool.cli.{name}").command
+    command = importlib.import_module(module_of(name)).command
     assert isinstance(command, click.Command)
     return command
 
@@ -48,7 +48,7 @@ def test_commands_are_what_the_table_says(run: Run, name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_changes_something_can_be_tried(name: str) -> None:
-    changing = name in {"init", "get", "set", "unset", "push", "pop", "sync", "adopt", "gc"}
+    changing = name in {"init", "get", "set", "unset", "push", "pop", "sync", "import", "adopt", "gc"}
     assert any("--dry-run" in parameter.opts for parameter in load_command(name).params) == changing
 
 

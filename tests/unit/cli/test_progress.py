@@ -24,7 +24,7 @@ LIMIT = 600.0
 CHILD = """
 import sys
 import statepool.api
-from statepool.model.outcomes import Got
+from statepool.model.outcomes import GetResult
 
 class Handle:
     def __init__(self, progress): self.progress = progress
@@ -34,7 +34,7 @@ class Handle:
         {wait}
         self.progress.advance(48 << 20)
         self.progress.end()
-        return Got("vm1/disk", "install", ("install",), "blake3:" + "1" * 64)
+        return GetResult("vm1/disk", "install", ("install",), "blake3:" + "1" * 64)
 
 class StatePool:
     def __init__(self, *arguments, progress, **options): self.progress = progress
@@ -158,7 +158,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         def stop(self) -> None:
             asked.append(("stop",))
 
-    monkeypatch.setattr("statepool.cli.drawing.Bars", Bars)
+    monkeypatch.setattr("statepool.cli.bars.Bars", Bars)
     return asked
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+import statepool
+
 Run = Callable[..., Any]
 
 
 @pytest.fixture
 def run(run_statepool: Run, make_image: Callable[..., Path], tmp_path: Path) -> Run:
     """The command, with a cache, a pool, ``one.qcow2``, and ``vm`` with two images."""
-    run_statepool("init", "pool")
+    statepool.init(tmp_path / "pool")
     for name in ("one.qcow2", "vm/disk.qcow2", "vm/data.qcow2"):
         make_image(tmp_path / name, 1 << 20, writes=[(0, 65536, len(name))])
 

@@ -1,4 +1,4 @@
-"""What the command line says of sources, and how they are restricted there."""
+"""What the command line says of sources."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from attrs import evolve
 from click.testing import Result
 
-from statepool.model.outcomes import Got, Listing, Presence, Removed, SourceStatus, Stored, StoredAt, WaitFor
+from statepool.model.outcomes import GetResult, Listing, Presence, SetResult, SourceStatus, StoredAt, WaitFor
 from statepool.model.scope import Scope
 
 Run = Callable[..., Result]
@@ -32,8 +32,7 @@ NEAR = SourceStatus(
 
 def test_sources(run: Run, api: Any) -> None:
     api.answers["sources_status"] = [STORE, NEAR]
-    titles, store, near = run("sources", "--scope", "shared swarm").stdout.splitlines()
-    assert api.calls == [("sources_status", {"scope": "shared swarm"})]
+    titles, store, near = run("sources").stdout.splitlines()
     assert titles.split() == ["NAME", "WHERE", "LATENCY", "RATE", "WHY", "NOTE"]
     assert store.split() == ["store", "ssh://lab@store/srv/pool", "21.3", "ms", "100", "MiB/s", *STORE.why.split()]
     assert near.split()[:2] == ["/near", "left"]
@@ -61,7 +60,7 @@ def test_without_sources(run: Run, api: Any) -> None:
 
 
 def test_warnings_are_told(run: Run, api: Any) -> None:
-    api.answers["get"] = Got("vm1/disk", "a", ("a",), "d", warnings=("the source x is corrupt",))
+    api.answers["get"] = GetResult("vm1/disk", "a", ("a",), "d", warnings=("the source x is corrupt",))
     result = run("get", "vm1/disk", "a")
     assert result.stderr == "statepool: warning: the source x is corrupt\n"
     assert json.loads(run("get", "vm1/disk", "a", "--json").stdout)["got"]["warnings"] == ["the source x is corrupt"]
@@ -73,27 +72,16 @@ def test_warnings_are_told(run: Run, api: Any) -> None:
         assert result.stderr == ""
 
 
-def test_restricted(run: Run, api: Any) -> None:
-    api.answers["get"] = Got("vm1/disk", "a", ("a",), "d")
-    run("get", "vm1/disk", "a", "--from", "store", "--scope", "shared")
-    assert api.calls[-1][-1] == {"to": None, "overwrite": False, "source": "store", "scope": "shared", "dry_run": False}
-    api.answers["check"] = True
-    run("check", "vm1/disk", "a", "--scope", "own swarm")
-    assert api.calls[-1][-1] == {"scope": "own swarm"}
-    api.answers["unset"] = Removed("vm1/disk", {"file:///near": ("a",)})
-    run("unset", "vm1/disk", "a", "--scope", "swarm")
-    assert api.calls[-1][-1]["scope"] == "swarm"
+def test_scope_and_everywhere_exclude_each_other(run: Run, api: Any) -> None:
     assert "exclude each other" in run("unset", "vm1/disk", "a", "--scope", "swarm", "--everywhere", code=2).stderr
 
 
 def test_what_a_set_waits_for(run: Run, api: Any, tmp_path: Path) -> None:
     pools = (StoredAt("file:///cache", Presence.STORED), StoredAt("file:///store", Presence.FAILED, error="it is off"))
     for wait_for, code in ((WaitFor.ALL, 7), (WaitFor.ANY, 7), (WaitFor.OWN, 0)):
-        api.answers["set"] = Stored("vm1/disk", "a", "d", pools, wait_for=wait_for)
-        result = run("set", "vm1/disk", "a", "--from", "w", "--wait-for", str(wait_for), "--squash", "--scope", "own shared", code=code)
+        api.answers["set"] = SetResult("vm1/disk", "a", "d", pools, wait_for=wait_for)
+        result = run("set", "vm1/disk", "a", "--from", "w", "--wait-for", str(wait_for), code=code)
         assert "is not in /store: it is off" in result.stderr  # told in any case
-        options = api.calls[-1][-1]
-        assert (options["wait_for"], options["squash"], options["scope"]) == (wait_for, True, "own shared")
         stored = json.loads(run("set", "vm1/disk", "a", "--from", "w", "--wait-for", str(wait_for), "--json", code=code).stdout)["stored"]
         assert (stored["wait_for"], stored["complete"]) == (wait_for, code == 0)
     assert "--wait-for" in run("set", "vm1/disk", "a", "--from", "w", "--wait-for", "some", code=2).stderr

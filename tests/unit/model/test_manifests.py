@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from typing import Any
 
@@ -11,9 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statepool.errors import BadRecord
+from statepool.model.decoding import Form
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest, Parent, StateId
-from statepool.model.manifests import FEW, read_manifests
+
+FORM = Form(list[Manifest])
+
+
+def read_manifests(data: list[Any]) -> list[Manifest]:
+    return [one.check() for one in FORM.convert(data, "a manifest")]
 
 
 def image(number: int, **facts: Any) -> Manifest:
@@ -25,7 +32,7 @@ def image(number: int, **facts: Any) -> Manifest:
     return Manifest("vm1/disk", f"s{number}", **{**known, **facts})
 
 
-IMAGES = [image(number) for number in range(FEW + 2)]
+IMAGES = [image(number) for number in range(6)]
 DATA = [manifest.to_json() for manifest in IMAGES]
 
 
@@ -36,23 +43,28 @@ def test_they_are_what_they_would_be_one_by_one() -> None:
     assert [manifest.to_json() for manifest in read_manifests(DATA)] == DATA
 
 
-def test_what_they_are_told_apart_by_is_known_before_they_are_read() -> None:
-    for unread, manifest in zip(read_manifests(DATA), IMAGES, strict=True):
-        assert (unread.id, unread.key, unread.parent_key) == (manifest.id, manifest.key, manifest.parent_key)
-        assert unread.id == StateId("vm1/disk", manifest.state)
-        assert "size" not in vars(unread)
-        assert (unread.size, unread.data_size) == (manifest.size, manifest.data_size)
-        assert "_unread" not in vars(unread)
+def test_they_know_what_they_are_told_apart_by() -> None:
+    for read, manifest in zip(read_manifests(DATA), IMAGES, strict=True):
+        assert (read.id, read.key, read.parent_key) == (manifest.id, manifest.key, manifest.parent_key)
+        assert read.id == StateId("vm1/disk", manifest.state)
+        assert (read.size, read.data_size) == (manifest.size, manifest.data_size)
 
 
-def test_an_unread_one_is_copied_and_pickled_as_any_other() -> None:
+def test_one_that_was_read_is_copied_and_pickled_as_any_other() -> None:
     for again in (copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
         assert again(read_manifests(DATA)[1]) == IMAGES[1]
 
 
+def test_one_that_was_read_cannot_be_changed() -> None:
+    (read, *_) = read_manifests(DATA)
+    for name in ("size", "id"):
+        with pytest.raises(AttributeError):
+            setattr(read, name, None)
+
+
 def test_there_is_nothing_in_it_that_a_manifest_does_not_have() -> None:
-    unread = read_manifests(DATA)[0]
-    assert not hasattr(unread, "else")
+    read = read_manifests(DATA)[0]
+    assert not hasattr(read, "else")
     assert not hasattr(IMAGES[0], "else")
 
 
@@ -102,6 +114,29 @@ def test_one_that_lies_among_good_ones(lie: dict[str, Any]) -> None:
     with pytest.raises(BadRecord) as among:
         read_manifests([*DATA, {**DATA[1], **lie}])
     assert among.value.message == alone.value.message
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_texts_are_decoded_as_values_are_converted(number: int) -> None:
+    decoded = FORM.decode(json.dumps(DATA).encode())
+    assert decoded is not None
+    assert decoded == FORM.convert(DATA, "a manifest") == IMAGES
+    for field in DATA[number]:
+        for value in (None, True, -1, 1.5, "x", "\ud800", [], {}, [[0, True]]):
+            data = [*DATA, {**DATA[number], field: value}]
+            decoded = FORM.decode(json.dumps(data).encode())
+            try:
+                converted = FORM.convert(data, "a manifest")
+            except BadRecord:
+                assert decoded is None
+            else:
+                assert decoded == converted
+
+
+def test_a_text_that_is_not_utf8_is_not_decoded_where_it_is_ignored_either() -> None:
+    content = json.dumps([{**DATA[0], "later": "X"}]).encode()
+    assert FORM.decode(content) == IMAGES[:1]
+    assert FORM.decode(content.replace(b"X", b"\xff")) is None
 
 
 def test_texts_in_any_script_are_good() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statepool.errors import InvalidName
-from statepool.model.names import MAX_LENGTH, RESERVED_SUFFIXES, ROOT_STATES, check_name, check_state_name, is_name
+from statepool.model.names import MAX_LENGTH, RESERVED_SUFFIXES, ROOT, ROOT_STATES, check_name, check_state_name, is_name
 
 GOOD = ["a", "0", "vm1", "install", "install.v2", "a+b-c_d.e", "A" * MAX_LENGTH, "qcow2", "lock", "x.qcow", "x.qcow2.bak", "a..b", "a."]
 
@@ -75,10 +75,18 @@ def test_reason_is_given(name: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ROOT_STATES))
-def test_root_states_cannot_name_a_state(name: str) -> None:
+def test_root_states_cannot_name_another_state(name: str) -> None:
     assert check_name(name, "a machine") == name
     with pytest.raises(InvalidName, match="reserved"):
-        check_state_name(name)
+        check_state_name(name, root=False)
+
+
+def test_the_root_state_has_one_name() -> None:
+    assert check_state_name(ROOT) == ROOT
+    for name in ROOT_STATES - {ROOT}:
+        with pytest.raises(InvalidName, match="reserved") as caught:
+            check_state_name(name)
+        assert caught.value.hint == "the root state is called root"
 
 
 @given(st.text(max_size=140))

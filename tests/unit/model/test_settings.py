@@ -25,6 +25,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "retries": 3,
         "retry_pause": 0.5,
         "compress": "auto",
+        "carrier": "auto",
         "ssh_config": None,
         "known_hosts": None,
         "secrets": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -91,7 +92,7 @@ def lied_about(good: dict[str, Any]) -> st.SearchStrategy[bytes]:
             for key in place[:-1]:
                 inner = inner[key] if _has(inner, key) else {}
             if _has(inner, place[-1]):
-                inner[place[-1]] = value
+                inner[place[-1]] = copy.deepcopy(value)  # what is drawn once may be put into itself
         return json.dumps(whole).encode()
 
     some = st.lists(st.tuples(st.sampled_from(places), ANY | st.sampled_from([10**400, -1, "9" * 5000, "\ud800", [[]] * 3])), max_size=3)

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from statepool.care.gc import thin_keys
 from statepool.cli.tree import arrange
+from statepool.copying.sync import in_order
 from statepool.model.digest import Digest
 from statepool.model.keys import LABEL_KEY, LABEL_STATE
 from statepool.model.manifest import Kind, Manifest, Parent, StateId
@@ -26,11 +28,9 @@ from statepool.pools.log import MachineLog
 from statepool.pools.pool import Pool
 from statepool.pools.records import Checkpoint, Record
 from statepool.pools.records import apply as apply_record
+from statepool.sources.merge import merged
+from statepool.sources.pool_source import listing
 from statepool.testing.memory import MemoryStore, MemoryTransport
-from statepool.transfer.merge import merged
-from statepool.transfer.offers import listing
-from statepool.transfer.sync import in_order
-from statepool.transfer.tidy import thin_keys
 
 SMALL = 120
 

@@ -68,7 +68,7 @@ def test_a_pool_of_another_tool_can_only_be_read() -> None:
         pool.require(write=True)
 
 
-@pytest.mark.parametrize("content", [b'{"format": 2}', b'{"format": 99, "else": {}}'])
+@pytest.mark.parametrize("content", [b'{"format": 3}', b'{"format": 99, "else": {}}'])
 def test_a_pool_of_a_newer_format(transport: MemoryTransport, content: bytes) -> None:
     transport.make_directory(layout.OURS)
     transport.create(layout.POOL_FILE, content)

@@ -12,7 +12,7 @@ from statepool.errors import MissingFile, NotFound, UnsafeImage
 from statepool.qcow2.chain import walk
 from statepool.qcow2.checks import Backing
 from statepool.qcow2.header import Read
-from statepool.testing.images import CHILD, GOOD
+from tests.support.images import CHILD, GOOD
 
 
 def made(depth: int) -> dict[str, bytes]:

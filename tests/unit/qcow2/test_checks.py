@@ -16,7 +16,7 @@ from statepool.model.names import MAX_LENGTH
 from statepool.qcow2.chain import walk
 from statepool.qcow2.checks import CHECKS, LARGE, Backing, check_file, check_header, check_image, check_parent_place, sibling_of, warnings
 from statepool.qcow2.header import EXTENSION_BITMAPS, Header, read_header
-from statepool.testing.images import CHILD, GOOD, HOSTILE, Forged, HostileImage, hostile_images
+from tests.support.images import CHILD, GOOD, HOSTILE, Forged, HostileImage, hostile_images
 
 
 def header_of(forged: Forged) -> Header:

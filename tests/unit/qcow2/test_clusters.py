@@ -13,7 +13,7 @@ from attrs import evolve
 from statepool.errors import UnsafeImage
 from statepool.qcow2.checks import check_image
 from statepool.qcow2.clusters import check_clusters
-from statepool.testing.images import GOOD, Forged
+from tests.support.images import GOOD, Forged
 
 COPIED = 1 << 63
 COMPRESSED = 1 << 62

@@ -29,8 +29,8 @@ from statepool.qcow2.header import (
     read_header_file,
 )
 from statepool.qcow2.overlay import overlay_bytes
-from statepool.testing.images import CHILD, GOOD, HOSTILE, Forged
-from statepool.testing.privileges import permissions_count
+from tests.support.images import CHILD, GOOD, HOSTILE, Forged
+from tests.support.privileges import permissions_count
 
 
 def in_memory(data: bytes) -> Read:

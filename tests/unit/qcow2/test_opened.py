@@ -21,8 +21,8 @@ from statepool.errors import AccessDenied, InUse, MissingFile, UnsafeImage
 from statepool.qcow2 import opened
 from statepool.qcow2.header import read_header_file
 from statepool.qcow2.opened import exclusive, is_open, shared
-from statepool.testing.images import GOOD
-from statepool.testing.privileges import permissions_count
+from tests.support.images import GOOD
+from tests.support.privileges import permissions_count
 
 Hold = Callable[..., Any]
 

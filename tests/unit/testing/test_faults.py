@@ -15,7 +15,7 @@ from statepool.testing.faults import ALWAYS, Call, Fault, FaultyTransport, Flip,
 from statepool.testing.memory import MemoryStore, MemoryTransport
 from statepool.testing.transport_names import pattern
 from statepool.testing.transports import Counter
-from statepool.transports.base import Transport
+from statepool.transports.base import Transfer, Transport
 from statepool.transports.local import LocalTransport
 
 MIB = 1 << 20
@@ -48,12 +48,12 @@ FLIPPED = DATA[:70_000] + bytes([DATA[70_000] ^ 0xFF]) + DATA[70_001:]
 
 @pytest.mark.parametrize(("fault", "arrives"), [(Flip(offset=70_000), FLIPPED), (Truncate(keep=MIB), DATA[:MIB])], ids=["flip", "truncate"])
 def test_spoilt_bytes_arrive_and_are_what_the_digest_names(inner: Transport, source: int, target: int, fault: Fault, arrives: bytes) -> None:
-    inner.store(source, "good", len(DATA))
+    inner.store(source, "good", Transfer(len(DATA)))
     faulty = FaultyTransport(inner, fault)
-    assert faulty.fetch("good", target, len(DATA)).digest == Digest.of(arrives)
+    assert faulty.fetch("good", target, Transfer(len(DATA))).digest == Digest.of(arrives)
     assert os.pread(target, len(DATA) + 1, 0) == arrives
     assert inner.read("good") == DATA, "the file at the other end is as it was"
-    assert faulty.store(source, "bad", len(DATA)).digest == Digest.of(arrives)
+    assert faulty.store(source, "bad", Transfer(len(DATA))).digest == Digest.of(arrives)
     assert inner.read("bad") == arrives
     assert faulty.read("good", 69_999, 3) == arrives[69_999:70_002]
     faulty.create("small", DATA[:80_000])
@@ -64,7 +64,7 @@ def test_spoilt_bytes_arrive_and_are_what_the_digest_names(inner: Transport, sou
 def test_stop_in_the_middle(inner: Transport, source: int, target: int, after: int) -> None:
     counter = Counter()
     with pytest.raises(TransportError, match="broke in call 1, store 'a'"):
-        FaultyTransport(inner, Stop(after=after)).store(source, "a", len(DATA), progress=counter)
+        FaultyTransport(inner, Stop(after=after)).store(source, "a", Transfer(len(DATA), progress=counter))
     assert after - 3 * MIB <= counter.done <= after
     assert inner.stat("a") is None
 
@@ -97,15 +97,15 @@ def test_another_error(inner: Transport) -> None:
 
 def test_slow_waits_for_every_byte(inner: Transport, source: int) -> None:
     waited: list[float] = []
-    FaultyTransport(inner, Slow(rate=MIB, sleep=waited.append)).store(source, "a", len(DATA))
+    FaultyTransport(inner, Slow(rate=MIB, sleep=waited.append)).store(source, "a", Transfer(len(DATA)))
     assert sum(waited) == pytest.approx(12)
 
 
 def test_full_counts_over_all_calls(inner: Transport, source: int) -> None:
     faulty = FaultyTransport(inner, Full(matches=on("store", "create"), after=20 * MIB))
-    faulty.store(source, "a", len(DATA))
+    faulty.store(source, "a", Transfer(len(DATA)))
     with pytest.raises(NoSpace):
-        faulty.store(source, "b", len(DATA))
+        faulty.store(source, "b", Transfer(len(DATA)))
     with pytest.raises(NoSpace):
         faulty.create("c", b"1")
     assert [entry.name for entry in inner.scan("")] == ["a"]

@@ -9,6 +9,7 @@ import pytest
 
 from statepool.errors import NoSpace, TransportError, UnsafeImage
 from statepool.testing.memory import MemoryStore, MemoryTransport
+from statepool.transports.base import Transfer
 
 
 def test_transports_with_one_store_see_the_same() -> None:
@@ -43,7 +44,7 @@ def test_a_store_can_be_full(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "source", os.O_RDONLY)
     try:
         with pytest.raises(NoSpace):
-            transport.store(fd, "c", 41)
+            transport.store(fd, "c", Transfer(41))
     finally:
         os.close(fd)
     transport.remove("a")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from statepool.testing.privileges import permissions_count
+from tests.support.privileges import permissions_count
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from statepool.testing.proxy import Proxy
+from tests.support.proxy import Proxy
 
 
 @pytest.fixture

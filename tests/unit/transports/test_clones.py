@@ -17,6 +17,7 @@ from statepool.model.digest import Digest
 from statepool.testing.transport_names import pattern
 from statepool.testing.transports import Counter
 from statepool.transports import reading
+from statepool.transports.base import Transfer
 from statepool.transports.copying import copy
 from statepool.transports.reading import SLICE, Unchanging
 
@@ -63,7 +64,7 @@ def clone(path: Path, progress: Counter | None = None) -> tuple[Digest, int]:
     """:returns: the digest of a clone, and the descriptor that its source had. What it says is what the clone has."""
     with pair(path) as (source, target):
         counter = progress or Counter()
-        moved = copy(source, target, SIZE, progress=counter)
+        moved = copy(source, target, Transfer(SIZE, progress=counter))
         assert moved.how == "reflink"
         assert counter.done == SIZE
         assert held_lease(source) == fcntl.F_UNLCK
@@ -133,7 +134,7 @@ def test_who_comes_to_write_need_not_wait_for_the_end(path: Path, reads: list[in
     thread = threading.Thread(target=act, args=(path,))
     with pair(path) as (source, target):
         seen.append(source)
-        digest = copy(source, target, SIZE, progress=Disturbed()).digest
+        digest = copy(source, target, Transfer(SIZE, progress=Disturbed())).digest
         assert digest == Digest.of(DATA) == Digest.of(os.pread(target, SIZE + 1, 0))
         assert source in reads
         assert source not in reads[2:]
@@ -166,7 +167,7 @@ def test_without_leases_only_the_clone_is_read(path: Path, reads: list[int], mon
 def test_a_lease_of_the_caller_is_as_good_and_stays(path: Path, reads: list[int], flags: int, kind: int) -> None:
     with pair(path, flags) as (source, target):
         assert try_lease(source, kind)
-        assert copy(source, target, SIZE).digest == Digest.of(DATA)
+        assert copy(source, target, Transfer(SIZE)).digest == Digest.of(DATA)
         assert held_lease(source) == kind
         assert set(reads) == {source}
 

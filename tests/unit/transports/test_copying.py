@@ -18,10 +18,12 @@ import hypothesis.strategies as st
 import pytest
 
 from statepool.errors import IntegrityError, NoSpace, TransportError, UnsafeImage
-from statepool.model.digest import Digest
+from statepool.model.digest import ALGORITHMS, Digest
+from statepool.model.pieces import ZEROS, Pieces
 from statepool.testing.transport_names import pattern
 from statepool.testing.transports import Counter, Stopping
 from statepool.transports import copying
+from statepool.transports.base import Transfer
 from statepool.transports.copying import copy, data_extents, hash_file
 
 MIB = 1 << 20
@@ -55,20 +57,78 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 2 * MIB - 1, 2 * MIB, 2 * MIB + 1, 23 * MIB + 77])
-@pytest.mark.parametrize("algorithm", ["blake3", "sha256"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_copy_is_the_same(opened: Callable[..., int], way: str, size: int, algorithm: str) -> None:
     data = pattern(size)
     source, target, counter = opened("a", data), opened("b"), Counter()
-    moved = copy(source, target, size, algorithm=algorithm, progress=counter, reflink=False)
+    moved = copy(source, target, Transfer(size, algorithm=algorithm, progress=counter), reflink=False)
     assert (moved.digest, moved.how, moved.sent) == (Digest.of(data, algorithm), "copy", size)
     assert content(target) == data
     assert counter.done == size
 
 
+@hypothesis.settings(max_examples=hypothesis.settings.default.max_examples // 10)  # each is long
+@hypothesis.given(
+    data=st.lists(
+        st.tuples(st.sampled_from([0, 1, 4, 8, 12]), st.sampled_from([-BLOCK, 0, BLOCK]), st.sampled_from([1, BLOCK, 5 * MIB])), max_size=3
+    ),
+    tail=st.sampled_from([0, 1, BLOCK]),
+    patch=st.lists(st.tuples(st.sampled_from([0, 4 * MIB - 1, 9 * MIB]), st.sampled_from([1, 4 * MIB])), max_size=2),
+)
+def test_pieces_with_holes_between_them(tmp_path: Path, data: list[tuple[int, int, int]], tail: int, patch: list[tuple[int, int]]) -> None:
+    size = 16 * MIB + tail
+    with (tmp_path / "a").open("wb+") as file, (tmp_path / "b").open("wb+") as other:
+        file.truncate(size)
+        for start, shift, length in data:
+            os.pwrite(file.fileno(), pattern(length), max(start * MIB + shift, 0))
+        whole, pieces, progress = bytearray(content(file.fileno())), Pieces(), Counter()
+        assert hash_file(file.fileno(), len(whole), pieces=pieces, progress=progress) == Digest.of(bytes(whole))
+        assert Digest.of_pieces(pieces, len(whole)) == Digest.of(bytes(whole))
+        transfer = Transfer(len(whole))
+        assert copy(file.fileno(), other.fileno(), transfer, reflink=False).digest == Digest.of(bytes(whole))
+        assert bytes(transfer.pieces) == bytes(pieces)
+        assert progress.done == len(whole)
+        for offset, length in patch:
+            whole[offset : offset + length] = b"\xee" * length
+        overlay = [(offset, b"\xee" * length) for offset, length in patch]
+        assert hash_file(file.fileno(), len(whole), overlay=overlay) == Digest.of(bytes(whole))
+
+
+def test_holes_are_not_read(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    source, read = opened("a"), list[int]()
+    os.ftruncate(source, 1 << 30)
+    os.pwrite(source, pattern(BLOCK), 512 * MIB)
+    size = sum(length for _, length in data_extents(source, 1 << 30, limit=10))
+    preadv = os.preadv
+
+    def counting(*arguments: Any) -> int:
+        read.append(preadv(*arguments))
+        return read[-1]
+
+    monkeypatch.setattr(os, "preadv", counting)
+    pieces = Pieces()
+    hash_file(source, 1 << 30, pieces=pieces)
+    assert sum(read) == size < MIB
+    assert bytes(pieces).count(ZEROS) == len(pieces) - 1
+
+
+def test_pieces_are_read_and_hashed_by_several_threads(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pattern(13 * MIB)
+    source, together, preadv, calls = opened("a", data), threading.Barrier(2), os.preadv, iter(range(100))
+
+    def waiting(*arguments: Any) -> int:
+        if next(calls) < 2:
+            together.wait(timeout=60)  # passes when two threads are here at a time
+        return preadv(*arguments)
+
+    monkeypatch.setattr(os, "preadv", waiting)
+    assert hash_file(source, len(data)) == Digest.of(data)
+
+
 def test_what_was_in_the_target_is_gone(opened: Callable[..., int]) -> None:
     source, target = opened("a", bytes(0)), opened("b", b"x" * MIB)
     os.ftruncate(source, 3 * BLOCK)
-    assert copy(source, target, 3 * BLOCK).digest == Digest.of(bytes(3 * BLOCK))
+    assert copy(source, target, Transfer(3 * BLOCK)).digest == Digest.of(bytes(3 * BLOCK))
     assert content(target) == bytes(3 * BLOCK)
 
 
@@ -76,7 +136,7 @@ def test_offsets_of_the_caller_do_not_matter(opened: Callable[..., int]) -> None
     source, target = opened("a", pattern(BLOCK)), opened("b")
     os.lseek(source, 100, os.SEEK_SET)
     os.lseek(target, 100, os.SEEK_SET)
-    assert copy(source, target, BLOCK).digest == Digest.of(pattern(BLOCK))
+    assert copy(source, target, Transfer(BLOCK)).digest == Digest.of(pattern(BLOCK))
 
 
 @hypothesis.settings(max_examples=hypothesis.settings.default.max_examples // 3)  # each is a hundred times as long as others
@@ -92,7 +152,7 @@ def test_holes_stay_holes(tmp_path: Path, blocks: list[tuple[int, int]], tail: i
         for start, count in blocks:
             os.pwrite(a.fileno(), pattern(count * BLOCK)[: max(size - start * BLOCK, 0)], start * BLOCK)
         data = content(a.fileno())
-        moved = copy(a.fileno(), b.fileno(), size, reflink=False)
+        moved = copy(a.fileno(), b.fileno(), Transfer(size), reflink=False)
         assert moved.digest == Digest.of(data)
         assert content(b.fileno()) == data
         # But for the blocks in which a file system remembers many extents, as it does when its free space is in pieces.
@@ -125,7 +185,7 @@ def test_a_disk_that_is_slower_than_hashing(opened: Callable[..., int], monkeypa
         return write(*arguments)
 
     monkeypatch.setattr(os, "pwrite", slow)
-    moved = copy(source, target, size, reflink=False)
+    moved = copy(source, target, Transfer(size), reflink=False)
     assert content(target) == content(source)
     assert moved.digest == Digest.of(content(target))
 
@@ -134,7 +194,7 @@ def test_a_file_of_another_length_is_refused(opened: Callable[..., int], way: st
     source, target = opened("a", pattern(5 * MIB)), opened("b")
     for size in (0, 5 * MIB - 1, 5 * MIB + 1):
         with pytest.raises(IntegrityError, match=f"should have {size} bytes, and has {5 * MIB}"):
-            copy(source, target, size)
+            copy(source, target, Transfer(size))
         with pytest.raises(IntegrityError):
             hash_file(source, size)
 
@@ -156,7 +216,7 @@ class Cutting(Counter):
 def test_a_source_that_changes_its_length_meanwhile(opened: Callable[..., int], way: str, length: int) -> None:
     source, target = opened("a", pattern(40 * MIB)), opened("b")
     with pytest.raises(IntegrityError, match="bytes"):
-        copy(source, target, 40 * MIB, progress=Cutting(source, length), reflink=False)
+        copy(source, target, Transfer(40 * MIB, progress=Cutting(source, length)), reflink=False)
 
 
 def test_what_is_hashed_is_what_is_in_the_copy(opened: Callable[..., int]) -> None:
@@ -169,7 +229,7 @@ def test_what_is_hashed_is_what_is_in_the_copy(opened: Callable[..., int]) -> No
             super().advance(count)
             os.pwrite(source, os.urandom(size), 0)
 
-    moved = copy(source, target, size, progress=Writing(), reflink=False)
+    moved = copy(source, target, Transfer(size, progress=Writing()), reflink=False)
     assert moved.digest == Digest.of(content(target))
     assert content(target) not in (pattern(size), content(source)), "the test shows nothing"
 
@@ -184,7 +244,7 @@ def test_a_file_that_is_cut_while_it_is_hashed(opened: Callable[..., int]) -> No
 def test_a_progress_that_raises_ends_it(opened: Callable[..., int], limit: int) -> None:
     source, target = opened("a", pattern(40 * MIB)), opened("b")
     for work in (
-        lambda progress: copy(source, target, 40 * MIB, progress=progress, reflink=False),
+        lambda progress: copy(source, target, Transfer(40 * MIB, progress=progress), reflink=False),
         lambda progress: hash_file(source, 40 * MIB, progress=progress),
     ):
         progress = Stopping(limit)
@@ -201,7 +261,7 @@ def test_an_error_of_the_progress_is_left_as_it_is(opened: Callable[..., int]) -
             raise BrokenPipeError(errno.EPIPE, "in a test")
 
     with pytest.raises(BrokenPipeError):
-        copy(opened("a", pattern(3 * MIB)), opened("b"), 3 * MIB, progress=Gone())
+        copy(opened("a", pattern(3 * MIB)), opened("b"), Transfer(3 * MIB, progress=Gone()))
 
 
 @pytest.mark.parametrize("call", ["preadv", "pwrite"])
@@ -217,7 +277,7 @@ def test_a_disk_that_fails(opened: Callable[..., int], monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, call, fail)
     with pytest.raises(TransportError, match="Input/output error") as caught:
-        copy(source, target, 40 * MIB, reflink=False)
+        copy(source, target, Transfer(40 * MIB), reflink=False)
     assert isinstance(caught.value.__cause__, OSError)
     assert len(calls) < 5 + (copying.BEHIND + 1) * copying.SLICE // copying.WRITE, "it went on after the failure"
 
@@ -225,7 +285,7 @@ def test_a_disk_that_fails(opened: Callable[..., int], monkeypatch: pytest.Monke
 def test_no_space(opened: Callable[..., int], small: Path, way: str) -> None:
     source, target = opened("a", pattern(20 * MIB)), opened("b", b"", small)
     with pytest.raises(NoSpace) as caught:
-        copy(source, target, 20 * MIB)
+        copy(source, target, Transfer(20 * MIB))
     assert caught.value.needed == 20 * MIB
     assert caught.value.available < 20 * MIB
     assert caught.value.hint
@@ -237,7 +297,7 @@ def test_between_file_systems(opened: Callable[..., int], small: Path) -> None:
     os.ftruncate(source, len(data))
     os.pwrite(source, data[: 3 * MIB], 0)
     os.pwrite(source, b"end", len(data) - 3)
-    assert copy(source, target, len(data)).digest == Digest.of(data)
+    assert copy(source, target, Transfer(len(data))).digest == Digest.of(data)
     assert os.fstat(target).st_blocks * 512 < 4 * MIB
 
 
@@ -245,7 +305,7 @@ def test_what_is_no_file(opened: Callable[..., int]) -> None:
     reading, writing = os.pipe()
     try:
         with pytest.raises(UnsafeImage) as caught:
-            copy(reading, opened("b"), 0)
+            copy(reading, opened("b"), Transfer(0))
         assert caught.value.check == "regular-file"
         with pytest.raises(UnsafeImage):
             hash_file(reading, 0)
@@ -261,11 +321,11 @@ def test_what_is_no_file(opened: Callable[..., int]) -> None:
 def test_blocks_are_shared_where_they_can_be(opened: Callable[..., int], reflinks: Path, size: int) -> None:
     data = pattern(size)
     source, target, counter = opened("a", data, reflinks), opened("b", b"x", reflinks), Counter()
-    moved = copy(source, target, size, progress=counter)
+    moved = copy(source, target, Transfer(size, progress=counter))
     assert (moved.digest, moved.how, moved.sent) == (Digest.of(data), "reflink", 0)
     assert content(target) == data
     assert counter.done == size
-    moved = copy(source, target, size, reflink=False)
+    moved = copy(source, target, Transfer(size), reflink=False)
     assert (moved.digest, moved.how, moved.sent) == (Digest.of(data), "copy", size)
 
 
@@ -273,7 +333,7 @@ def test_shared_blocks_take_no_room(opened: Callable[..., int], reflinks: Path) 
     """Nine files of 50 MiB where there is room for less than eight."""
     source = opened("a", os.urandom(MIB) * 50, reflinks)
     for name in "bcdefghi":
-        assert copy(source, opened(name, b"", reflinks), 50 * MIB).how == "reflink"
+        assert copy(source, opened(name, b"", reflinks), Transfer(50 * MIB)).how == "reflink"
 
 
 def test_holes_among_shared_blocks(opened: Callable[..., int], reflinks: Path) -> None:
@@ -282,7 +342,7 @@ def test_holes_among_shared_blocks(opened: Callable[..., int], reflinks: Path) -
     os.ftruncate(source, size)
     for offset in (0, 7 * MIB + BLOCK, 30 * MIB):
         os.pwrite(source, pattern(BLOCK), offset)
-    assert copy(source, target, size).digest == Digest.of(content(source)) == hash_file(target, size)
+    assert copy(source, target, Transfer(size)).digest == Digest.of(content(source)) == hash_file(target, size)
     assert os.fstat(target).st_blocks == os.fstat(source).st_blocks
 
 
@@ -299,7 +359,7 @@ def test_a_clone_is_hashed_even_where_the_page_cache_cannot_be_gone_round(
         return real_open(path, flags, *rest)
 
     monkeypatch.setattr(os, "open", refuse)
-    assert copy(source, opened("b", b"", reflinks), len(data)).digest == Digest.of(data)
+    assert copy(source, opened("b", b"", reflinks), Transfer(len(data))).digest == Digest.of(data)
 
 
 # -- extents -----------------------------------------------------------------------------------------------------------------------------------------
@@ -352,6 +412,7 @@ def test_many_extents_become_few_without_losing_data(opened: Callable[..., int])
 _MEASURE = """
 import os, resource, sys
 from statepool.transports.copying import copy, hash_file
+from statepool.transports.base import Transfer
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 size = 512 << 20
 source = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -359,7 +420,7 @@ os.ftruncate(source, size)
 for offset in range(0, size if sys.argv[3] == "full" else size // 16, 1 << 20):
     os.pwrite(source, offset.to_bytes(8, "big") * (1 << 17), offset)
 target = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT)
-assert copy(source, target, size).digest == hash_file(target, size)
+assert copy(source, target, Transfer(size)).digest == hash_file(target, size)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -12,6 +12,7 @@ import pytest
 
 from statepool.errors import TransportError
 from statepool.transports import flushing
+from statepool.transports.base import Transfer
 from statepool.transports.copying import copy
 from statepool.transports.flushing import FlushBehind, flushed_beside
 
@@ -119,13 +120,13 @@ def test_a_disk_that_fails_on_the_way(opened: Callable[..., int], monkeypatch: p
     source, target = opened("a", os.urandom(5 << 20)), opened("b")
     monkeypatch.setattr(os, "fdatasync", lambda fd: fail())
     with pytest.raises(TransportError, match="Input/output error"):
-        copy(source, target, 5 << 20, reflink=False, flush=True)
-    assert copy(source, target, 5 << 20, reflink=False).how == "copy"
+        copy(source, target, Transfer(5 << 20), reflink=False, flush=True)
+    assert copy(source, target, Transfer(5 << 20), reflink=False).how == "copy"
 
 
 def test_a_copy_is_flushed_on_the_way(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     flushed: list[os.stat_result] = []
     monkeypatch.setattr(os, "fdatasync", lambda fd: flushed.append(os.fstat(fd)))
     source, target = opened("a", os.urandom(5 << 20)), opened("b")
-    copy(source, target, 5 << 20, reflink=False, flush=True)
+    copy(source, target, Transfer(5 << 20), reflink=False, flush=True)
     assert {os.path.samestat(os.fstat(target), found) for found in flushed} == {True}

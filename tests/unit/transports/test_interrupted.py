@@ -14,6 +14,7 @@ import pytest
 from statepool.model.progress import NoProgress
 from statepool.testing.transport_names import pattern
 from statepool.transports import copying, flushing
+from statepool.transports.base import Transfer
 from statepool.transports.copying import copy
 from statepool.transports.flushing import flushed_beside
 
@@ -101,14 +102,14 @@ def target(tmp_path: Path) -> int:
 def test_a_write_that_is_under_way(source: int, target: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     disk = Disk(os.pwrite)
     monkeypatch.setattr(os, "pwrite", disk)
-    interrupted(lambda fd: copy(source, fd, SIZE, reflink=False, progress=Interrupted(disk)), target, disk, tmp_path / "other")
+    interrupted(lambda fd: copy(source, fd, Transfer(SIZE, progress=Interrupted(disk)), reflink=False), target, disk, tmp_path / "other")
     assert len(disk.seen) == 1
 
 
 def test_a_flush_that_is_under_way(source: int, target: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     disk = Disk(os.fdatasync)
     monkeypatch.setattr(os, "fdatasync", disk)
-    interrupted(lambda fd: copy(source, fd, SIZE, reflink=False, flush=True, progress=Interrupted(disk)), target, disk, tmp_path / "other")
+    interrupted(lambda fd: copy(source, fd, Transfer(SIZE, progress=Interrupted(disk)), reflink=False, flush=True), target, disk, tmp_path / "other")
     assert len(disk.seen) == 1
 
 

@@ -18,8 +18,8 @@ import pytest
 from statepool.beneath import Descriptor, Tree
 from statepool.errors import AccessDenied, FileExists, MissingFile, NoSpace, StatePoolError, TransportError
 from statepool.model.location import Location
-from statepool.transports.base import Entry, FileKind
-from statepool.transports.failures import A_FILE, Subject, in_our_words, translated
+from statepool.transports.base import Entry, FileKind, Transfer
+from statepool.transports.failures import A_FILE, Subject, translate_os_errors, translated
 from statepool.transports.link import LinkTransport
 from statepool.transports.local import INCOMING, LocalTransport
 
@@ -212,7 +212,7 @@ def test_no_space_for_a_record_or_for_bytes(small: Path, opened: Callable[..., i
         transport.create("a", b"x" * (9 << 20))
     assert caught.value.needed == 9 << 20
     with pytest.raises(NoSpace):
-        transport.store(opened("source", b"x" * (9 << 20)), "b", 9 << 20)
+        transport.store(opened("source", b"x" * (9 << 20)), "b", Transfer(9 << 20))
     assert transport.scan("") == []
     assert transport.free_space() == 8 << 20
 
@@ -290,12 +290,12 @@ def test_no_descriptor_is_left_open(transport: LocalTransport, opened: Callable[
         lambda: transport.create("b", b"1"),
         lambda: transport.flush("d"),
         lambda: transport.flush("a"),
-        lambda: transport.fetch("a", target, 5),
-        lambda: transport.fetch("a", target, 6),
-        lambda: transport.store(source, "s", 5),
-        lambda: transport.store(source, "s", 6),
-        lambda: transport.digest("a", 5),
-        lambda: transport.digest("a", 6),
+        lambda: transport.fetch("a", target, Transfer(5)),
+        lambda: transport.fetch("a", target, Transfer(6)),
+        lambda: transport.store(source, "s", Transfer(5)),
+        lambda: transport.store(source, "s", Transfer(6)),
+        lambda: transport.digest("a", Transfer(5)),
+        lambda: transport.digest("a", Transfer(6)),
     ):
         try:
             use()
@@ -315,7 +315,7 @@ def test_data_is_made_durable_before_it_is_named(transport: LocalTransport, open
     transport.create("b", b"1", flush=False)
     assert done == ["link"]
     done.clear()
-    transport.store(opened("source", b"1"), "c", 1)
+    transport.store(opened("source", b"1"), "c", Transfer(1))
     transport.flush("")
     assert done == ["fsync", "fsync"]
 
@@ -335,7 +335,7 @@ def test_what_was_done_and_to_which_file_are_told_apart() -> None:
     error = PermissionError(errno.EACCES, "text", "/closed/file")
     with (
         pytest.raises(AccessDenied, match=r"^cannot get vm1/disk install: /closed/file: Permission denied"),
-        in_our_words("get vm1/disk install", A_FILE),
+        translate_os_errors("get vm1/disk install", A_FILE),
     ):
         raise error
 

@@ -17,7 +17,7 @@ from statepool.testing.faults import Call, Fault, FaultyTransport, Lose, Stop, o
 from statepool.testing.memory import MemoryStore, MemoryTransport
 from statepool.testing.transport_names import pattern
 from statepool.testing.transports import Counter
-from statepool.transports.base import Transport
+from statepool.transports.base import Transfer, Transport
 from statepool.transports.retry import LONGEST_PAUSE, Retrying
 
 DATA = pattern(4 << 20)
@@ -184,9 +184,9 @@ def test_a_pool_works_though_every_answer_is_lost_once(store: MemoryStore) -> No
 @pytest.mark.parametrize("resumes", [True, False])
 def test_a_fetch_goes_on_where_it_stopped(store: MemoryStore, opened: Opened, resumes: bool) -> None:
     transport, faulty = retrying(store, Stop(matches=on("fetch"), after=1 << 20, times=2), resumes=resumes)
-    transport.store(opened("source", DATA), "a", len(DATA))
+    transport.store(opened("source", DATA), "a", Transfer(len(DATA)))
     progress, target = Counter(), opened("target")
-    moved = transport.fetch("a", target, len(DATA), progress=progress)
+    moved = transport.fetch("a", target, Transfer(len(DATA), progress=progress))
     assert os.pread(target, len(DATA) + 1, 0) == DATA
     assert moved.digest == Digest.of(DATA)
     assert progress.done == len(DATA), "each byte is told of once"
@@ -199,7 +199,7 @@ def test_a_fetch_goes_on_where_it_stopped(store: MemoryStore, opened: Opened, re
 def test_a_store_goes_on_where_it_stopped(store: MemoryStore, opened: Opened, resumes: bool) -> None:
     transport, faulty = retrying(store, Stop(matches=on("store"), after=1 << 20, times=2), resumes=resumes)
     progress = Counter()
-    moved = transport.store(opened("source", DATA), "a", len(DATA), progress=progress)
+    moved = transport.store(opened("source", DATA), "a", Transfer(len(DATA), progress=progress))
     assert transport.read("a") == DATA
     assert moved.digest == Digest.of(DATA)
     assert progress.done == len(DATA)
@@ -220,7 +220,7 @@ def test_a_store_does_not_go_on_from_bytes_that_are_not_there_any_more(store: Me
 
     faulty = FaultyTransport(MemoryTransport(store, resumes=True), Stop(matches=on("store"), after=1 << 20, times=1))
     progress = Counter()
-    moved = Retrying(faulty, retries=1, pause=0, sleep=lose_power).store(opened("source", DATA), "a", len(DATA), progress=progress)
+    moved = Retrying(faulty, retries=1, pause=0, sleep=lose_power).store(opened("source", DATA), "a", Transfer(len(DATA), progress=progress))
     assert MemoryTransport(store).read("a") == DATA
     assert moved.digest == Digest.of(DATA)
     assert moved.again == 1 << 20
@@ -231,7 +231,7 @@ def test_a_digest_is_told_of_once(store: MemoryStore) -> None:
     transport, _ = retrying(store, Lose(matches=on("digest"), times=2))
     transport.create("a", DATA)
     progress = Counter()
-    assert transport.digest("a", len(DATA), progress=progress) == Digest.of(DATA)
+    assert transport.digest("a", Transfer(len(DATA), progress=progress)) == Digest.of(DATA)
     assert progress.done == len(DATA)
 
 

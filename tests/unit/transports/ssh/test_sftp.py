@@ -11,13 +11,16 @@ from types import SimpleNamespace
 import pytest
 
 from statepool.errors import IntegrityError
-from statepool.model.digest import Digest, new_hasher
+from statepool.model.digest import DEFAULT_ALGORITHM, Digest, new_hasher
+from statepool.model.pieces import PIECE, Pieces
 from statepool.model.progress import SILENT
-from statepool.transfer.watch import TooSlow, Watch
+from statepool.sources.slow_source import TooSlow, Watch
+from statepool.testing.transports import Counter
 from statepool.transports.failures import Subject
+from statepool.transports.reading import are_in_order
 from statepool.transports.ssh import batches
 from statepool.transports.ssh import sftp as sftp_module
-from statepool.transports.ssh.moving import Download, Job, Upload, are_in_order
+from statepool.transports.ssh.moving import Download, Job, Upload
 from statepool.transports.ssh.packets import (
     Answer,
     Code,
@@ -112,7 +115,7 @@ def downloaded(serve: Callable[[list[Request]], list[bytes]], path: Path, *, pie
         received = Download(Sftp(FakeChannel(serve, piece=piece)), b"h", job, LIMITS, ((0, len(CONTENT)),)).run()
     finally:
         os.close(descriptor)
-    return path.read_bytes(), Digest("blake3", job.hasher.hexdigest()), received
+    return path.read_bytes(), Digest(DEFAULT_ALGORITHM, job.hasher.hexdigest()), received
 
 
 def whole(request: Request) -> bytes:
@@ -141,6 +144,23 @@ def test_answers_may_come_in_another_order_and_be_short(tmp_path: Path) -> None:
 def test_what_is_here_already_is_hashed_and_not_asked_for(tmp_path: Path) -> None:
     found = downloaded(lambda requests: [whole(request) for request in requests], tmp_path / "copy", done=60_001)
     assert found == (CONTENT, Digest.of(CONTENT), len(CONTENT) - 60_001)
+
+
+def test_what_an_earlier_attempt_hashed_is_not_read_again(tmp_path: Path) -> None:
+    content, pieces, progress = b"0123" * (PIECE // 2) + b"end", Pieces(), Counter()
+    expected, done = Digest.of(content), len(content) - 2
+    new_hasher(pieces=pieces).update(content[:done])
+    with (tmp_path / "copy").open("wb+") as copy:
+        copy.write(b"x" * 2 * PIECE + content[2 * PIECE : done])  # it is not looked at: only what has no digest yet
+        copy.flush()
+        job = Job(copy.fileno(), len(content), new_hasher(pieces=pieces, done=done), progress, Subject("it"), done)
+
+        def serve(requests: list[Request]) -> list[bytes]:
+            return [data(number, content[offset : offset + length]) for _, number, (offset, length) in ((*one[:2], span(one)) for one in requests)]
+
+        assert Download(Sftp(FakeChannel(serve)), b"h", job, LIMITS, ((0, len(content)),)).run() == 2
+    assert Digest(DEFAULT_ALGORITHM, job.hasher.hexdigest()) == expected
+    assert progress.done == len(content)
 
 
 def test_a_copy_that_was_interrupted_has_no_gaps(tmp_path: Path) -> None:

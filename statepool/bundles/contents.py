@@ -1,0 +1,300 @@
+"""
+What is in a bundle: one record, and all that follows from it.
+
+The record names the states with their digests, lengths and holes. Every other byte of the archive
+that is not data is a function of it: headers, maps of holes, padding, symbolic links. A writer
+writes these bytes, and a reader compares them. So a reader interprets nothing that an enemy could
+have put into a header of tar: of all headers it reads only one number, the length of the record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+
+from attrs import evolve, frozen
+
+from statepool.bundles.stream import HINT
+from statepool.errors import BadRecord, IntegrityError, UnsupportedFormat
+from statepool.model.digest import Digest
+from statepool.model.manifest import Kind, Manifest
+from statepool.pools import layout
+from statepool.pools.fold import Change, Fold, Publish
+from statepool.pools.parts import chains_of, parts_in
+from statepool.pools.records import Record, encode
+from statepool.transports.failures import Subject, require_few_holes
+
+BLOCK = 512
+"""What headers and contents are padded to (``man 5 tar``)."""
+
+MOST_RECORD = 8 << 20
+"""Bytes of the record at most: it is held in memory, and takes many times as much there."""
+
+_WRITER = "statepool export"
+_NO_NONCE = "0" * 16
+
+
+def padding(size: int) -> bytes:
+    """:returns: the zeros behind so many bytes"""
+    return bytes(-size % BLOCK)
+
+
+def _header(
+    name: str,
+    *,
+    size: int = 0,
+    mode: int = 0o444,
+    kind: bytes = tarfile.REGTYPE,
+    target: str = "",
+    facts: Mapping[str, str] | None = None,
+) -> bytes:
+    """:returns: the header of a member, the same on every host and every day"""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.type, info.linkname = size, mode, kind, target
+    info.pax_headers = dict(facts or {})
+    if not facts:
+        # What is too long or too large for the older form gets a header of its own before it.
+        with contextlib.suppress(ValueError):
+            return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    return info.tobuf(tarfile.PAX_FORMAT, "ascii", "strict")
+
+
+def _directory(name: str) -> bytes:
+    return _header(name, mode=0o755, kind=tarfile.DIRTYPE)
+
+
+def _file(name: str, content: bytes) -> bytes:
+    return _header(name, size=len(content), mode=0o644) + content + padding(len(content))
+
+
+POOL = encode({"format": layout.FORMAT, "creator": _WRITER})
+"""The content of ``pool.json``."""
+
+PRELUDE = b"".join(
+    [
+        *map(_directory, (layout.OURS, *layout.DIRECTORIES)),
+        _file(layout.POOL_FILE, POOL),
+    ]
+)
+"""What every bundle begins with: the directories of a pool, and the file that makes it one."""
+
+END = bytes(2 * BLOCK)
+"""What every archive ends with."""
+
+_SIZE = slice(124, 136)
+_OCTAL = re.compile(rb"[0-7]{11}\0")
+
+
+def record_size(header: bytes) -> int | None:
+    """
+    :param header: one block
+    :returns: the length of the record that this would be the header of; None if it is no header
+    """
+    size = header[_SIZE]
+    return int(size[:-1], 8) if _OCTAL.fullmatch(size) else None
+
+
+def data_header(manifest: Manifest) -> bytes:
+    """
+    :param manifest: of a state with bytes
+    :returns: what stands before its bytes: a header, and the map of a file with holes, which is
+        that of GNU tar (PAX, version 1.0)
+    """
+    assert manifest.digest is not None
+    name = layout.data(manifest.digest)
+    if not manifest.extents:
+        return _header(name, size=manifest.size)
+    extents = list(manifest.extents)
+    if sum(extents[-1]) < manifest.size:
+        extents.append((manifest.size, 0))  # so that whoever unpacks it makes it as long as it is
+    numbers = (len(extents), *(number for extent in extents for number in extent))
+    places = "".join(f"{number}\n" for number in numbers).encode()
+    places += padding(len(places))
+    facts = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": name,
+        "GNU.sparse.realsize": str(manifest.size),
+    }
+    size = len(places) + manifest.data_size
+    return _header(f"GNUSparseFile.0/{manifest.digest.file_name}", size=size, facts=facts) + places
+
+
+@frozen(slots=False)
+class Contents:
+    """
+    What is in a bundle.
+
+    :param manifests: of the states, each after what it stands on, and after what it lists; the last
+        one is the state that was exported
+    :param record: the content of the one record of its log
+    """
+
+    manifests: tuple[Manifest, ...]
+    record: bytes
+
+    @classmethod
+    def of(cls, parts: Sequence[Manifest]) -> Contents:
+        """
+        :param parts: of a state, see :mod:`~statepool.pools.parts`, with extents that depend on
+            nothing but the bytes
+        :returns: what its bundle has in it
+        :raises IntegrityError: so many and so long texts belong to it that nobody would read them
+        """
+        manifests = tuple(map(_bare, _in_order(parts)))
+        record = _written(manifests, _NO_NONCE)
+        nonce = _checksum(record)
+        record = _written(manifests, nonce)
+        if len(record) > MOST_RECORD:
+            told = f"what is known of {manifests[-1].id} and its chain takes {len(record)} bytes"
+            raise IntegrityError(
+                f"{told}, more than the {MOST_RECORD} that a bundle can have",
+                object=manifests[-1].object,
+                state=manifests[-1].state,
+                hint="set it anew with shorter labels, or copy it with: statepool sync FROM TO",
+            )
+        return cls(manifests, record)
+
+    @classmethod
+    def read(cls, record: bytes, where: str) -> Contents:
+        """
+        :param where: the bundle, for messages
+        :raises BadRecord: it is not the record of a bundle, or damaged
+        :raises IntegrityError: it is about more holes than anybody reads
+        :raises UnsupportedFormat: it is of a newer format
+        """
+        try:
+            found = Record.from_bytes(record, 1, "its record")
+            blank = record.replace(found.nonce.encode(), _NO_NONCE.encode(), 1)
+            if _checksum(blank) != found.nonce:
+                raise BadRecord("its record is damaged")
+            manifests = _published(found.changes)
+            fold = Fold(manifests[-1].id.machine)
+            fold.apply(1, found.nonce, found.changes)
+            if _in_order(parts_in(fold, manifests[-1])) != manifests:
+                raise BadRecord("its record has other states than one with its chain, in order")
+            _check_places(manifests)
+        except BadRecord as error:
+            told = f"the bundle {where} cannot be believed: {error.message}"
+            raise BadRecord(told, path=where, hint=HINT) from error
+        except UnsupportedFormat as error:
+            told = f"the bundle {where}: {error.message}"
+            raise UnsupportedFormat(told, path=where, hint=error.hint) from error
+        contents = cls(manifests, record)
+        holes = sum(manifest.size - manifest.data_size for manifest in contents.files)
+        require_few_holes(holes, Subject(where, path=where))
+        return contents
+
+    @property
+    def tip(self) -> Manifest:
+        """The state that was exported."""
+        return self.manifests[-1]
+
+    @cached_property
+    def files(self) -> tuple[Manifest, ...]:
+        """The states whose bytes are in the bundle, in the order of these: each digest once."""
+        found: dict[Digest, Manifest] = {}
+        for manifest in self.manifests:
+            if manifest.digest is not None:
+                found.setdefault(manifest.digest, manifest)
+        return tuple(found.values())
+
+    @property
+    def record_path(self) -> str:
+        """Where the record is."""
+        return layout.record(self.tip.id.machine, 1)
+
+    @cached_property
+    def record_file(self) -> bytes:
+        """The member that is the record."""
+        return _file(self.record_path, self.record)
+
+    @property
+    def beginning(self) -> bytes:
+        """What stands before the data."""
+        return PRELUDE + self.record_file
+
+    @cached_property
+    def closing(self) -> bytes:
+        """What stands behind the data: the view, and the end."""
+        links = (
+            _header(
+                layout.view(manifest.id),
+                mode=0o777,
+                kind=tarfile.SYMTYPE,
+                target=layout.view_target(manifest.id, manifest.digest),
+            )
+            for manifest in self.manifests
+            if manifest.digest is not None
+        )
+        return b"".join([*links, END])
+
+
+def _in_order(parts: Sequence[Manifest]) -> tuple[Manifest, ...]:
+    """:returns: the parts of a state in the order in which a fetch brings them"""
+    chains = chains_of(parts, lambda manifest: manifest)
+    machine = (part for part in parts if part.kind is Kind.MACHINE)
+    return (*(link for chain in chains for link in reversed(chain)), *machine)
+
+
+def _bare(manifest: Manifest) -> Manifest:
+    """:returns: what is the same in every cache that has the state"""
+    return evolve(
+        manifest,
+        origin=None,
+        extents=manifest.extents if manifest.extents != ((0, manifest.size),) else (),
+        creator=_sorted(manifest.creator),
+        labels=_sorted(manifest.labels),
+        fingerprint=_sorted(manifest.fingerprint),
+        members={name: manifest.members[name] for name in sorted(manifest.members)},
+    )
+
+
+def _sorted(texts: Mapping[str, str]) -> dict[str, str]:
+    return {name: texts[name] for name in sorted(texts)}
+
+
+def _written(manifests: Iterable[Manifest], nonce: str) -> bytes:
+    changes = tuple(map(Publish, manifests))
+    time = max(change.manifest.created for change in changes)
+    return Record(1, nonce, time, _WRITER, changes).to_bytes()
+
+
+def _checksum(record: bytes) -> str:
+    """
+    Return the nonce of a record, with which it is the same wherever it is written, and by which a
+    damaged one is known.
+
+    :param record: with no nonce yet
+    """
+    return hashlib.blake2b(record, digest_size=8).hexdigest()
+
+
+def _published(changes: Iterable[Change]) -> tuple[Manifest, ...]:
+    for change in changes:
+        if not isinstance(change, Publish) or change.supersedes is not None:
+            raise BadRecord(f"it does not only publish, but has {change}")
+    found = tuple(change.manifest for change in changes if isinstance(change, Publish))
+    if found[-1].kind is Kind.RAM:
+        raise BadRecord(f"it has {found[-1].id} without its machine")
+    return found
+
+
+def _check_places(manifests: Iterable[Manifest]) -> None:
+    """
+    Check where files have data: tar knows blocks only, and one file has its holes in one place.
+
+    :raises BadRecord: they are elsewhere
+    """
+    seen: dict[Digest | None, Manifest] = {}
+    for manifest in manifests:
+        first = seen.setdefault(manifest.digest, manifest)
+        if (first.size, first.extents) != (manifest.size, manifest.extents):
+            raise BadRecord(f"{first.id} and {manifest.id} are the same bytes of other lengths")
+        for offset, length in manifest.extents:
+            if offset % BLOCK or (length % BLOCK and offset + length != manifest.size):
+                raise BadRecord(f"{manifest.id} has data that is no blocks of tar, at {offset}")

@@ -1,0 +1,264 @@
+"""
+A state becomes a bundle, or an image that stands alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from attrs import evolve, frozen
+
+from statepool.backends.base import Options, Target
+from statepool.backends.sourced import SourcedStateBackend
+from statepool.bundles.contents import Contents, data_header, padding
+from statepool.bundles.holes import data_of
+from statepool.bundles.place import made
+from statepool.bundles.stream import Output, name_of
+from statepool.cache.cache import Cache
+from statepool.cache.check_cached import damaged, open_bytes
+from statepool.cache.working import check_place
+from statepool.errors import UsageError
+from statepool.model.carried import Exported
+from statepool.model.manifest import Kind, Manifest
+from statepool.model.names import ROOT
+from statepool.model.objects import Machine
+from statepool.model.progress import SILENT, Progress
+from statepool.pools.parts import parts_of
+from statepool.pools.refusals import mismatched
+from statepool.qcow2.tool import QemuImg
+from statepool.sources.pool_source import pools_of
+from statepool.transports.copying import hash_read
+from statepool.transports.failures import Subject, translate_os_errors
+from statepool.transports.reading import Extent, Reader, Slice, slices
+
+COMPRESSIONS = ("zstd", "none")
+"""What can be made of a bundle."""
+
+FLAT_COMPRESSIONS = ("none", "zstd", "zlib")
+"""What can be made of an image that stands alone."""
+
+
+@frozen
+class Form:
+    """
+    What a state is exported as.
+
+    :param flat: whether as one image that nothing backs, and not as a bundle
+    :param compress: how it is compressed; the first that there is for such a file if not given
+    :param overwrite: whether a file in its place gives way
+    :raises UsageError: such a file is not compressed so
+    """
+
+    flat: bool = False
+    compress: str | None = None
+    overwrite: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.compress is not None and self.compress not in self._known:
+            what = "an image" if self.flat else "a bundle"
+            hint = "choose one of " + ", ".join(self._known)
+            raise UsageError(f"{what} cannot be compressed with {self.compress!r}", hint=hint)
+
+    @property
+    def _known(self) -> tuple[str, ...]:
+        return FLAT_COMPRESSIONS if self.flat else COMPRESSIONS
+
+    @property
+    def compression(self) -> str:
+        """How it is compressed."""
+        return self.compress or self._known[0]
+
+
+def export(
+    backend: SourcedStateBackend,
+    target: Target,
+    state: str,
+    to: str | os.PathLike[str] | IO[bytes],
+    options: Options,
+    form: Form,
+) -> Exported:
+    """
+    Bring a state into the cache, if it is not there, and write it into a file.
+
+    :param to: a path, or a file that is open for writing
+    :returns: what was written
+    :raises FileInTheWay: a file is there
+    :raises NotFound: it cannot be had
+    :raises UsageError: it cannot be written so
+    """
+    if isinstance(target.object, Machine) and state == ROOT:
+        raise UsageError(
+            f"the root state of {target.object} is that of each of its images",
+            object=str(target.object),
+            state=state,
+            hint=f"export each: statepool export {target.object}/IMAGE {state} -o FILE",
+        )
+    cache, sources = backend.context.cache, backend.context.sources
+    place: Path | IO[bytes]
+    if isinstance(to, str | os.PathLike):
+        place = check_place(to, cache, pools_of(sources), overwrite=form.overwrite)
+    else:
+        _require_stream(place := to, form)
+    got = backend.get(target, state, options)
+    wanted = backend.own_state(target, state)
+    with translate_os_errors(f"export {wanted}", Subject(f"from the cache {cache.root}")):
+        manifest = cache.pool.find(wanted)
+        if manifest is None:
+            raise cache.pool.missing(wanted)
+        work = Export(cache, parts_of(cache.pool, manifest), backend.context.progress)
+        size = work.to_file(place, form) if isinstance(place, Path) else work.to_stream(place, form)
+    return Exported(
+        object=got.object,
+        state=got.state,
+        chain=got.chain,
+        digest=got.digest,
+        path=place if isinstance(place, Path) else None,
+        bytes=size,
+        flat=form.flat,
+        compress=form.compression,
+        warnings=got.warnings,
+    )
+
+
+def _require_stream(to: IO[bytes], form: Form) -> None:
+    if form.flat:
+        raise UsageError(
+            "an image cannot be written to a stream: qemu-img needs a file",
+            hint="name a file, or export a bundle",
+        )
+    if to.isatty():
+        raise UsageError(
+            "a bundle is not written to a terminal",
+            hint="name a file, or lead it to another command: … | ssh HOST statepool import -",
+        )
+
+
+@frozen
+class Export:
+    """
+    Writes a state, with all that it stands on.
+
+    :param cache: where from
+    :param parts: of the state, see :mod:`~statepool.pools.parts`
+    :param progress: told of the bytes
+    """
+
+    cache: Cache
+    parts: Sequence[Manifest]
+    progress: Progress = SILENT
+
+    def to_file(self, path: Path, form: Form) -> int:
+        """
+        :param path: absolute
+        :returns: the length of the file that was made
+        """
+        with made(path, overwrite=form.overwrite) as (descriptor, temporary):
+            if form.flat:
+                self._write_flat(temporary, form.compression)
+            else:
+                out = Output(descriptor, str(path), compress=form.compression != "none")
+                self._write_bundle(out)
+            return os.fstat(descriptor).st_size
+
+    def to_stream(self, to: IO[bytes], form: Form) -> int:
+        """:returns: how many bytes were written"""
+        to.flush()
+        out = Output(to.fileno(), name_of(to), compress=form.compression != "none")
+        self._write_bundle(out)
+        return out.written
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """No collector takes the bytes while a ``with`` block lasts."""
+        digests = {part.digest for part in self.parts if part.digest is not None}
+        staging = self.cache.pool.stage(digests)
+        try:
+            lacking = self.cache.pool.lacking(digests)
+            for part in self.parts:
+                if part.digest in lacking:
+                    raise damaged(self.cache, part)
+            yield
+        finally:
+            staging.end()
+
+    def _write_bundle(self, out: Output) -> None:
+        with self._kept():
+            contents = Contents.of([self._with_places(part) for part in self.parts])
+            out.write(contents.beginning)
+            total = sum(manifest.size for manifest in contents.files)
+            self.progress.begin(f"export {contents.tip.id}", total)
+            try:
+                for manifest in contents.files:
+                    self._write_data(manifest, out)
+            finally:
+                self.progress.end()
+            out.write(contents.closing)
+            out.finish()
+
+    def _with_places(self, part: Manifest) -> Manifest:
+        if part.digest is None:
+            return part
+        with open_bytes(self.cache, part) as descriptor:
+            return evolve(part, extents=data_of(descriptor, part.size, self._subject(part)))
+
+    def _write_data(self, manifest: Manifest, out: Output) -> None:
+        assert manifest.digest is not None
+        out.write(data_header(manifest))
+
+        def write(part: Slice, content: memoryview) -> None:
+            for offset, length in part.data:
+                out.write(content[offset - part.start :][:length])
+
+        with open_bytes(self.cache, manifest) as descriptor:
+            reader = _Placed(descriptor, manifest.extents, self._subject(manifest))
+            found = hash_read(
+                reader,
+                manifest.size,
+                algorithm=manifest.digest.algorithm,
+                progress=self.progress,
+                each=write,
+            )
+        if found != manifest.digest:
+            raise mismatched(
+                manifest,
+                found,
+                f"in the cache {self.cache.root}",
+                pool=str(self.cache.pool),
+                hint=f"mend the cache: statepool get {manifest.object} {manifest.state}",
+            )
+        out.write(padding(manifest.data_size))
+
+    def _subject(self, part: Manifest) -> Subject:
+        return Subject(f"{part.id} in the cache {self.cache.root}", str(self.cache.pool))
+
+    def _write_flat(self, target: Path, compress: str) -> None:
+        tip = self.parts[0]
+        if tip.kind is not Kind.IMAGE:
+            raise UsageError(
+                f"{tip.id} is a state of a machine, and one image cannot hold it",
+                object=tip.object,
+                state=tip.state,
+                hint=f"export one of its images, {tip.object}/IMAGE, or leave --flat out",
+            )
+        options = [f"cluster_size={tip.cluster_size}"]
+        options += [f"compression_type={compress}"] if compress != "none" else []
+        with self._kept():
+            chain = self.cache.chains.prepare(self.parts)
+            tool = QemuImg(self.cache.settings.tool_timeout)
+            tool.convert(chain, target, options=options, compress=compress != "none")
+
+
+class _Placed(Reader):
+    """Reads a file where it is said to have data."""
+
+    def __init__(self, descriptor: int, extents: Sequence[Extent], subject: Subject) -> None:
+        super().__init__(descriptor, subject)
+        self._extents = extents
+
+    def slices(self, size: int) -> Iterator[Slice]:
+        """Those with data where the extents are; without any, everywhere."""
+        return slices(self._extents or ((0, size),), size)

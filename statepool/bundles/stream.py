@@ -1,0 +1,284 @@
+"""
+The bytes of a bundle, in their order: compressed or not, to and from whatever has a descriptor.
+
+What is compressed is one frame of zstd, and behind it a frame that decompressors skip, with the
+CRC-32 of all bytes before it. The frame's own checksum is about what was compressed: different
+frames can have that same content, and a file that was damaged into one of these is damaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Protocol, cast
+
+from statepool.errors import IntegrityError, TransportError, about_file
+from statepool.transports.failures import Subject, translating
+
+if TYPE_CHECKING:
+    import zstandard
+
+ZSTD = b"\x28\xb5\x2f\xfd"
+"""What a frame of zstd begins with (RFC 8878)."""
+
+LEVEL = 3
+"""Of zstd: its default. It packs faster than most links carry, and files are kept for long."""
+
+LARGEST_WINDOW = 8 << 20
+"""Bytes that decompressing may hold in memory; what we write needs 2 MiB."""
+
+_TRAILER = struct.Struct("<III")
+_SKIPPED = 0x184D2A5B
+"""One of the sixteen numbers that begin a frame which is skipped."""
+
+_CHUNK = 256 << 10
+"""Bytes that are read of a compressed bundle at a time."""
+
+PIPE = 1 << 20
+"""Bytes that a pipe may hold, where the kernel permits: each turn moves more than by default."""
+
+
+HINT = "nothing was imported; copy the file once more, or export the state again"
+"""What to do about a bundle that cannot be used."""
+
+
+class Stream(Protocol):
+    """A source of bytes."""
+
+    def readinto(self, buffer: memoryview, /) -> int: ...
+
+
+def name_of(file: IO[bytes]) -> str:
+    """:returns: what an open file is called, as a path"""
+    number = file.fileno()
+    return {0: "/dev/stdin", 1: "/dev/stdout"}.get(number, f"/dev/fd/{number}")
+
+
+def widen(descriptor: int) -> None:
+    """Let a pipe hold more, if it is one."""
+    with contextlib.suppress(OSError):  # no pipe, or more than this account may have
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE)
+
+
+@contextlib.contextmanager
+def about(
+    doing: str,
+    subject: Subject,
+    *,
+    needed: int = 0,
+    descriptor: int | None = None,
+) -> Iterator[None]:
+    """As :func:`~statepool.transports.failures.translating`, for a file that the user has named."""
+    try:
+        with translating(doing, subject, needed=needed, descriptor=descriptor):
+            yield
+    except TransportError as error:
+        about_file(error)
+        raise
+
+
+class Output:
+    """
+    Writes a bundle.
+
+    :param descriptor: where to; it stays the caller's
+    :param name: of the place, for messages
+    :param compress: whether to compress it
+    """
+
+    def __init__(self, descriptor: int, name: str, *, compress: bool) -> None:
+        self.written = 0
+        self._descriptor = descriptor
+        self._subject = Subject(name, path=name)
+        self._crc = 0
+        self._packing: zstandard.ZstdCompressionObj | None = None
+        widen(descriptor)
+        if compress:
+            import zstandard  # when something is compressed: most of what we do goes without
+
+            packer = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
+            self._packing = packer.compressobj()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """
+        :raises NoSpace: it does not fit
+        :raises TransportError: it cannot be written
+        """
+        if self._packing is None:
+            self._put(data)
+        else:
+            self._put_packed(self._packing.compress(data))
+
+    def finish(self) -> None:
+        """Write what there is at the end."""
+        if self._packing is not None:
+            self._put_packed(self._packing.flush())
+            self._put(_TRAILER.pack(_SKIPPED, 4, self._crc))
+
+    def _put_packed(self, data: bytes) -> None:
+        self._crc = zlib.crc32(data, self._crc)
+        self._put(data)
+
+    def _put(self, data: bytes | memoryview) -> None:
+        rest = memoryview(data)
+        while rest:
+            with about("write", self._subject, needed=len(rest), descriptor=self._descriptor):
+                count = os.write(self._descriptor, rest)
+            self.written += count
+            rest = rest[count:]
+
+
+class Input:
+    """
+    Reads a bundle.
+
+    :param descriptor: where from; it stays the caller's
+    :param name: of the bundle, for messages
+    """
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self.name = name
+        self.position = 0
+        self._ahead = memoryview(b"")
+        self._packed: _Packed | None = None
+        widen(descriptor)
+        file = _File(descriptor, Subject(name, path=name))
+        beginning = bytearray(len(ZSTD))
+        count = _fill(file, memoryview(beginning))
+        if beginning == ZSTD:
+            self._packed = _Packed(file, bytes(beginning), name)
+            self._stream: Stream = self._packed.unpacked()
+        else:
+            self._ahead, self._stream = memoryview(beginning)[:count], file
+
+    def fill(self, into: memoryview) -> None:
+        """
+        Read as many bytes as there is room for.
+
+        :raises IntegrityError: there are no more
+        """
+        ahead = len(part := self._ahead[: len(into)])
+        into[:ahead], self._ahead = part, self._ahead[ahead:]
+        count = ahead + self._read(into[ahead:])
+        self.position += count
+        if count < len(into):
+            raise self.damaged("is cut short")
+
+    def read(self, size: int) -> bytes:
+        """
+        :returns: so many bytes
+        :raises IntegrityError: there are no more
+        """
+        content = bytearray(size)
+        self.fill(memoryview(content))
+        return bytes(content)
+
+    def peek(self, size: int) -> memoryview:
+        """:returns: so many bytes, which the next read gives once more; fewer at the end"""
+        if len(self._ahead) < size:
+            content = bytearray(size)
+            content[: len(self._ahead)] = self._ahead
+            count = len(self._ahead) + self._read(memoryview(content)[len(self._ahead) :])
+            self._ahead = memoryview(content)[:count]
+        return self._ahead[:size]
+
+    def finish(self) -> None:
+        """
+        Make sure that it ends here.
+
+        :raises IntegrityError: something follows, or it was damaged on the way
+        """
+        if len(self.peek(1)):
+            raise self.damaged("does not end where it should")
+        if self._packed is not None:
+            self._packed.check()
+
+    def damaged(self, how: str) -> IntegrityError:
+        """
+        :param how: the end of the sentence that says what is wrong
+        :returns: the error that says so
+        """
+        return damaged(self.name, f"{how}, {self.position} bytes after its beginning")
+
+    def _read(self, into: memoryview) -> int:
+        if self._packed is None:
+            return _fill(self._stream, into)
+        import zstandard
+
+        try:
+            return _fill(self._stream, into)
+        except zstandard.ZstdError as error:
+            raise damaged(self.name, f"is not what zstd wrote: {error}") from error
+
+
+def damaged(name: str, how: str) -> IntegrityError:
+    """
+    :param name: of a bundle
+    :param how: the end of the sentence that says what is wrong
+    :returns: the error that says so
+    """
+    return IntegrityError(f"the bundle {name} {how}", path=name, hint=HINT)
+
+
+def _fill(stream: Stream, into: memoryview) -> int:
+    """:returns: how many bytes were read: less than there is room for at the end only"""
+    done = 0
+    while done < len(into) and (count := stream.readinto(into[done:])):
+        done += count
+    return done
+
+
+class _File:
+    """What a descriptor leads to."""
+
+    def __init__(self, descriptor: int, subject: Subject) -> None:
+        self._descriptor = descriptor
+        self._subject = subject
+
+    def readinto(self, buffer: memoryview) -> int:
+        with about("read", self._subject):
+            return os.readv(self._descriptor, [buffer])
+
+
+class _Packed:
+    """
+    Reads what is compressed, all but the trailer, which is held back until nothing follows.
+
+    :param beginning: what was read of the file already
+    """
+
+    def __init__(self, file: _File, beginning: bytes, name: str) -> None:
+        self._file = file
+        self._held = beginning
+        self._crc = 0
+        self._name = name
+
+    def unpacked(self) -> Stream:
+        """:returns: what was compressed"""
+        import zstandard
+
+        unpacker = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
+        # What comes out of it is never more than it is asked for.
+        source = cast("IO[bytes]", self)  # of which it asks for nothing but read()
+        return unpacker.stream_reader(source, read_size=_CHUNK, read_across_frames=True)
+
+    def read(self, size: int = _CHUNK) -> bytes:
+        """:returns: at most so many bytes; none at the end"""
+        buffer = bytearray(size)
+        held = self._held
+        while len(held) <= _TRAILER.size and (count := self._file.readinto(memoryview(buffer))):
+            held += buffer[:count]
+        data, self._held = held[: -_TRAILER.size], held[-_TRAILER.size :]
+        self._crc = zlib.crc32(data, self._crc)
+        return data
+
+    def check(self) -> None:
+        """
+        :raises IntegrityError: the trailer is not that of the bytes before it
+        """
+        if self._held != _TRAILER.pack(_SKIPPED, 4, self._crc):
+            raise damaged(self._name, "was damaged on its way: its checksum is another one")

@@ -1,0 +1,171 @@
+"""Who asks, and what they may: open on loopback; elsewhere tokens, or a proxy that is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+import secrets
+from urllib.parse import urlsplit
+
+from attrs import frozen
+from flask import Request
+
+from statepool import Conflict, NotFound, UsageError
+from statepool.carts.database import CartToken, Database
+from statepool.carts.settings import ServeSettings
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")
+_BYTES = 32
+"""Of a token: so many random bytes need no slow hash."""
+
+_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
+"""Headers that a proxy adds: who it speaks for is not on this host."""
+
+
+@frozen
+class Identity:
+    """
+    Who asks.
+
+    :param name: whose carts these are; empty: of everybody on this host
+    :param read: whether carts and pools may be read
+    :param write: whether carts may be made and deleted
+    :param objects: a pattern of what may be asked for
+    :param everything: whether the carts of others are to be seen
+    """
+
+    name: str
+    read: bool = True
+    write: bool = True
+    objects: str = "*"
+    everything: bool = False
+
+
+class Denied(Exception):
+    """
+    Nobody may do this who is not known.
+
+    :param status: the HTTP status
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Authenticator:
+    """
+    Tells who asks.
+
+    :param open_here: whether those who ask without a token, from this host, may do everything
+    """
+
+    def __init__(self, settings: ServeSettings, database: Database, *, open_here: bool) -> None:
+        self._settings = settings
+        self._database = database
+        self._open = open_here
+        try:
+            self._proxies = [
+                ipaddress.ip_network(text, strict=False) for text in settings.trusted_proxies
+            ]
+        except ValueError as error:
+            raise UsageError(
+                f"trusted-proxies: {error}", hint="write addresses, or networks as 10.0.0.0/8"
+            ) from error
+
+    def identify(self, request: Request) -> Identity:
+        """
+        :returns: who asks
+        :raises Denied: that is not known
+        """
+        given = request.authorization
+        if given is not None:
+            token = given.token if given.type == "bearer" else given.password
+            return self._of_token(token or "")
+        header = self._settings.trust_header
+        if header is not None and self._is_proxy(request.remote_addr):
+            name = request.headers.get(header, "")
+            if not _NAME.match(name):
+                raise Denied(401, f"the proxy does not say who asks in {header}")
+            return Identity(name)
+        if not self._open:
+            raise Denied(401, "a token is needed: Authorization: Bearer TOKEN")
+        self._refuse_strangers(request)
+        return Identity("", everything=True)
+
+    def _of_token(self, token: str) -> Identity:
+        with self._database.session():
+            found = CartToken.get_or_none(CartToken.hash == _hash(token))
+        if found is None:
+            raise Denied(401, "the token is not known")
+        return Identity(found.name, write=found.write, objects=found.objects)
+
+    def _is_proxy(self, address: str | None) -> bool:
+        try:
+            known = ipaddress.ip_address(address or "")
+        except ValueError:
+            return False
+        return any(known in network for network in self._proxies)
+
+    def _refuse_strangers(self, request: Request) -> None:
+        """What comes from this host may be sent for somebody else: by a browser or a proxy."""
+        if any(name in request.headers for name in _FORWARDED):
+            raise Denied(403, "a proxy sends this, and none is trusted: see --trust-header")
+        if not is_loopback(urlsplit(f"//{request.host}").hostname or ""):
+            raise Denied(403, "this service is asked by another name than that of this host")
+        origin = request.headers.get("Origin", "")
+        same = origin == f"{request.scheme}://{request.host}"
+        if (origin and not same) or request.headers.get("Sec-Fetch-Site") == "cross-site":
+            raise Denied(403, "a page of another site sends this")
+
+
+def is_loopback(name: str) -> bool:
+    """:returns: whether a name or an address can only be that of this host"""
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+# -- tokens ----------------------------------------------------------------------------------------
+
+
+def add_token(database: Database, name: str, *, write: bool, objects: str) -> str:
+    """
+    :returns: a token, which is shown this once: only its hash is kept
+    :raises UsageError: the name cannot be used
+    :raises Conflict: the name has one already
+    """
+    if not _NAME.match(name):
+        hint = "use up to 64 letters, digits, ., _, @ and -"
+        raise UsageError(f"{name[:80]!r} cannot be the name of a token", hint=hint)
+    token = secrets.token_urlsafe(_BYTES)
+    with database.session(write=True):
+        if CartToken.get_or_none(CartToken.name == name) is not None:
+            hint = f"statepool carts token remove {name}"
+            raise Conflict(f"there is a token {name} already", hint=hint)
+        CartToken.insert(name=name, hash=_hash(token), write=write, objects=objects).execute()
+    return token
+
+
+def remove_token(database: Database, name: str) -> None:
+    """
+    :raises NotFound: there is no such token
+    """
+    with database.session(write=True):
+        if not CartToken.delete().where(CartToken.name == name).execute():
+            raise NotFound(f"there is no token {name}", hint="statepool carts token list")
+
+
+def tokens(database: Database) -> list[CartToken]:
+    """:returns: all tokens, by name"""
+    with database.session():
+        return list(CartToken.select().order_by(CartToken.name))
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()

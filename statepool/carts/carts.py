@@ -1,0 +1,255 @@
+"""What users do with carts: make, look at, download and delete them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from statepool import Conflict, NotFound, RefusedError, StatePoolError
+from statepool.carts.auth import Identity
+from statepool.carts.bundle import files_of, open_file, table_of
+from statepool.carts.database import Cart, CartTasks, File, now
+from statepool.carts.lists import Request
+from statepool.carts.room import mark_deleted
+from statepool.carts.sending import Content
+from statepool.carts.service import Service
+from statepool.carts.tasks import begin_again
+
+_ROWS = 500
+"""Files that one statement notes: databases limit how many values one may have."""
+
+
+def find_cart(service: Service, uid: str, identity: Identity) -> Cart:
+    """
+    :returns: the newest cart of this uid that is not deleted
+    :raises NotFound: there is none that this user may see
+    """
+    with service.database.session():
+        return _find(uid, identity) or _raise_missing(uid)
+
+
+def _find(uid: str, identity: Identity) -> Cart | None:
+    mine = (Cart.cart_uid == uid) & Cart.deleted_date.is_null()
+    if not identity.everything:
+        mine &= Cart.owner == identity.name
+    newest = Cart.select().where(mine).order_by(Cart.creation_date.desc(), Cart.id.desc())
+    return next(iter(newest.limit(1)), None)
+
+
+def _raise_missing(uid: str) -> Cart:
+    raise NotFound(f"No cart with uid {uid} found", hint="POST its list first")
+
+
+def make_cart(service: Service, uid: str, request: Request, identity: Identity) -> int:
+    """
+    Make a cart, or find the one that was made of the same list; one that failed is begun again.
+
+    :returns: its number
+    :raises Conflict: the uid has a cart of another list
+    :raises RefusedError: the user has too many carts
+    """
+    with (
+        service.volume.hold("making", wait=True),
+        service.database.session(write=True),
+    ):
+        cart = _find(uid, identity)
+        if cart is None:
+            return _make(service, uid, request, identity)
+        if cart.request != request.digest:
+            raise Conflict(
+                f"there is a cart {uid} of another list",
+                hint="delete it first, or choose another uid",
+            )
+        if cart.status == "error":
+            begin_again(cart)
+        return int(cart.id)
+
+
+def _make(service: Service, uid: str, request: Request, identity: Identity) -> int:
+    most = service.settings.max_carts
+    mine = (Cart.owner == identity.name) & Cart.deleted_date.is_null()
+    if Cart.select().where(mine).count() >= most:
+        raise RefusedError(f"there are {most} carts of yours", hint="delete some of them first")
+    cart = Cart.create(
+        cart_uid=uid, bundle=request.bundle, owner=identity.name, request=request.digest
+    )
+    rows = [
+        {
+            "cart": cart.id,
+            "archive": entry.archive,
+            "file_name": entry.wanted.id,
+            "bundle_path": entry.wanted.path,
+            "wanted_path": entry.wanted.path,
+            "chain": entry.wanted.chain,
+            "hash_type": entry.hash_type,
+            "hash_value": entry.hash_sum,
+        }
+        for entry in request.entries
+    ]
+    for start in range(0, len(rows), _ROWS):
+        File.insert_many(rows[start : start + _ROWS]).execute()
+    return int(cart.id)
+
+
+def delete_cart(service: Service, uid: str, identity: Identity) -> None:
+    """
+    Delete every cart of this uid; what runs for them ends, and downloads go on to their end.
+
+    :raises NotFound: there is none
+    """
+    with service.database.session(write=True):
+        gone = []
+        while (cart := _find(uid, identity)) is not None:
+            mark_deleted(cart)
+            CartTasks.delete().where(CartTasks.cart_id == cart.id).execute()
+            gone.append(cart)
+    if not gone:
+        _raise_missing(uid)
+    for cart in gone:
+        with service.volume.hold(cart.id) as held:
+            if held:  # else whoever holds it removes it, or a later sweep
+                service.volume.remove(cart)
+
+
+# -- looking ---------------------------------------------------------------------------------------
+
+
+def list_carts(service: Service, identity: Identity) -> list[dict[str, Any]]:
+    """:returns: the carts that a user may see, newest first"""
+    mine = Cart.deleted_date.is_null()
+    if not identity.everything:
+        mine &= Cart.owner == identity.name
+    with service.database.session():
+        found = list(Cart.select().where(mine).order_by(Cart.id.desc()))
+    return [_summary(cart) for cart in found]
+
+
+def describe_cart(service: Service, cart: Cart) -> dict[str, Any]:
+    """:returns: all that there is to know of a cart: how far it is, and what failed and why"""
+    with service.database.session():
+        files = list(File.select().where(File.cart == cart.id).order_by(File.bundle_path, File.id))
+    size = sum(max(file.size, 0) for file in files)
+    done = sum(file.done for file in files)
+    began = cart.started_date if cart.status in ("staging", "bundling") else None
+    seconds = (now() - began).total_seconds() if began is not None else 0.0
+    rate = done / seconds if seconds > 0 else None
+    return {
+        **_summary(cart),
+        "bytes": done,
+        "bytes_needed": size,
+        "rate": rate,
+        "seconds_left": (size - done) / rate if rate else None,
+        "files": [_file(file) for file in files],
+    }
+
+
+def _summary(cart: Cart) -> dict[str, Any]:
+    return {
+        "uid": cart.cart_uid,
+        "status": cart.status,
+        "error": cart.error,
+        "bundle": bool(cart.bundle),
+        "owner": cart.owner,
+        "size": cart.size if cart.size >= 0 else None,
+        "digest": cart.digest or None,
+        "created": _time(cart.creation_date),
+        "used": _time(cart.updated_date),
+    }
+
+
+def _file(file: File) -> dict[str, Any]:
+    return {
+        "id": file.file_name,
+        "archive": file.archive,
+        "path": file.bundle_path,
+        "status": file.status,
+        "error": file.error,
+        "bytes": file.done,
+        "size": file.size if file.size >= 0 else None,
+        "digest": file.digest or None,
+    }
+
+
+def _time(moment: datetime) -> str:
+    return moment.replace(tzinfo=UTC).isoformat(timespec="seconds")
+
+
+# -- downloading -----------------------------------------------------------------------------------
+
+
+class Download:
+    """
+    A cart that is being downloaded: it stays until this is closed.
+
+    :param cart: which is ready
+    :raises NotFound: it was removed at the last moment
+    """
+
+    def __init__(self, service: Service, cart: Cart) -> None:
+        self._service = service
+        self._lock = service.volume.take(cart.id, shared=True, wait=True)
+        try:
+            with service.database.session(write=True):
+                there = (Cart.id == cart.id) & (Cart.status == "ready")
+                if not Cart.update(updated_date=now()).where(there).execute():
+                    _raise_missing(cart.cart_uid)
+            self.content = self._made(cart) if cart.bundle else self._table(cart)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the cart; once is enough."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
+    def _made(self, cart: Cart) -> Content:
+        path, step = Path(cart.bundle_path), self._service.settings.transfer_size
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise _lost(cart, path) from error
+
+        def read(start: int, stop: int) -> Iterator[bytes]:
+            with open_file(path) as descriptor:
+                while start < stop and (
+                    data := os.pread(descriptor, min(step, stop - start), start)
+                ):
+                    start += len(data)
+                    yield data
+
+        if cart.size >= 0 and found.st_size != cart.size:
+            raise _lost(cart, path)
+        etag = cart.digest or f"{found.st_size}-{found.st_mtime_ns}"  # one that Cartd made
+        return Content(found.st_size, etag, _modified(cart), read)
+
+    def _table(self, cart: Cart) -> Content:
+        with self._service.database.session():
+            files = files_of(cart)
+        table, tree = table_of(files), self._service.volume.tree(cart)
+        if not cart.digest or table.length != cart.size:
+            raise _lost(cart, tree)
+
+        def open_member(number: int) -> AbstractContextManager[int]:
+            return open_file(tree / files[table.members[number].name].bundle_path)
+
+        def read(start: int, stop: int) -> Iterator[bytes]:
+            return table.read(start, stop, open_member, self._service.settings.transfer_size)
+
+        return Content(table.length, cart.digest, _modified(cart), read)
+
+
+def _modified(cart: Cart) -> float:
+    return cart.creation_date.replace(tzinfo=UTC).timestamp()
+
+
+def _lost(cart: Cart, path: Path) -> StatePoolError:
+    return NotFound(
+        f"{path} of the cart {cart.cart_uid} is not there, or not what it was",
+        hint="delete the cart, and post its list once more",
+    )

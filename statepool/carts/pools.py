@@ -1,0 +1,124 @@
+"""The archive of states: ``vm1/disk/customize`` is a file, ``vm1/loggedin`` a machine's files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePosixPath
+
+from statepool import (
+    ConfigError,
+    Image,
+    Kind,
+    Manifest,
+    NotFound,
+    UsageError,
+    check_state_name,
+    parse_object,
+)
+from statepool.carts.archives import Archive, Context, Part, Status, Wanted
+from statepool.carts.sinks import Sink
+
+
+class PoolsArchive(Archive):
+    """
+    States of the pools that statepool is configured with.
+
+    Staging brings a state into the cache of the service, once however many carts ask for it, and
+    every byte is checked on the way. Carts then share the bytes with the cache.
+
+    :param context: gives the state pool
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._pool = context.pool(_Watch(lambda count: None))
+
+    @classmethod
+    def open(cls, options: Mapping[str, object], context: Context) -> PoolsArchive:
+        """As the interface says; there are no options."""
+        if options:
+            raise ConfigError("pools have no options here", hint="configure sources of statepool")
+        return cls(context)
+
+    def check(self, wanted: Wanted) -> None:
+        """As the interface says."""
+        _parse(wanted.id)
+
+    def stage(self, wanted: Wanted, advance: Callable[[int], None]) -> None:
+        """Bring the state into the cache, with all that backs it."""
+        subject, state = _parse(wanted.id)
+        of_image = isinstance(parse_object(subject), Image)
+        with self._context.pool(_Watch(advance)) as pool:
+            (pool.image(subject) if of_image else pool.machine(subject)).get(state)
+
+    def status(self, wanted: Wanted) -> Status:
+        """As the interface says."""
+        return Status(near=True, parts=tuple(part for part, _ in self._staged(wanted)))
+
+    def pull(self, wanted: Wanted, part: Part, sink: Sink) -> None:
+        """As the interface says."""
+        for known, manifest in self._staged(wanted):
+            if (known.path, known.digest) == (part.path, part.digest):
+                with self._pool.open_bytes(manifest) as source:
+                    sink.take(source, digest=manifest.digest, immutable=True)
+                return
+        raise NotFound(f"{wanted.id} was replaced meanwhile", hint="ask for it once more")
+
+    def _staged(self, wanted: Wanted) -> list[tuple[Part, Manifest]]:
+        """:returns: its parts, which are brought into the cache again if they were evicted"""
+        try:
+            return list(self._parts(wanted))
+        except NotFound:
+            self.stage(wanted, lambda count: None)
+        return list(self._parts(wanted))
+
+    def _parts(self, wanted: Wanted) -> Iterator[tuple[Part, Manifest]]:
+        subject, state = _parse(wanted.id)
+        device = os.stat(self._pool.cache.path).st_dev
+        for manifest in self._pool.parts(subject, state):
+            is_tip = manifest.state == state
+            if manifest.kind is Kind.MACHINE or not (is_tip or wanted.chain):
+                continue
+            path = _path(wanted, subject, manifest, is_tip=is_tip)
+            part = Part(path, manifest.size, manifest.created, manifest.digest, device)
+            yield part, manifest
+
+
+class _Watch:
+    """Tells a function of the bytes of transfers, and nothing else."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self.advance = advance
+
+    def begin(self, what: str, total: int) -> None:
+        """Nothing is told."""
+
+    def end(self) -> None:
+        """Nothing is told."""
+
+
+def _path(wanted: Wanted, subject: str, manifest: Manifest, *, is_tip: bool) -> str:
+    """
+    :returns: where a part goes. The file of a state has the path that was asked for, and what backs
+        it lies beside it under the plain names that images refer to; a machine gets a directory.
+    """
+    if subject != manifest.object or manifest.kind is Kind.RAM:
+        inside = manifest.object.partition("/")[2]
+        return str(PurePosixPath(wanted.path, inside, manifest.file_name))
+    if is_tip:
+        return wanted.path
+    return str(PurePosixPath(wanted.path).with_name(manifest.file_name))
+
+
+def _parse(text: str) -> tuple[str, str]:
+    """:returns: the object and the name of the state that an id stands for"""
+    subject, slash, state = text.rpartition("/")
+    if not slash or text.count("/") > 2:
+        raise UsageError(
+            f"{text[:80]!r} is not the id of a state",
+            hint="write MACHINE/IMAGE/STATE, or MACHINE/STATE for a machine with all its images",
+        )
+    parse_object(subject)
+    check_state_name(state)
+    return subject, state

@@ -1,0 +1,115 @@
+"""Room for a cart, before a byte of it moves: the carts that were used least recently give way."""
+
+from __future__ import annotations
+
+from statepool import NoSpace
+from statepool.carts.database import Cart, File, ago, now
+from statepool.carts.service import Service, log
+
+_SLACK = 1 << 20
+"""Bytes that a cart needs beside its files: directories, headers, the database."""
+
+MESSAGE = "Not enough space to download file"
+"""What Cartd says."""
+
+
+def make_room(service: Service, cart: Cart) -> None:
+    """
+    Admit a cart whose files are known: from now on its bytes are spoken for.
+
+    Other carts are removed, oldest use first, until it fits: none that was used within
+    ``lru-buffer-time``, none that is downloaded, and none at all if it would not fit even then.
+
+    :raises NoSpace: it does not fit
+    """
+    volume = service.volume
+    with volume.hold("room", wait=True):
+        with service.database.session():
+            needed = _missing(service, cart.id) + _SLACK + _promised(service, cart)
+            victims = _victims(service, cart) if service.settings.lru_purge else []
+        available = volume.free()
+        if needed > available + sum(max(victim.size, 0) for victim in victims):
+            raise _does_not_fit(needed, available)
+        _remove(service, cart, victims, needed)
+        if needed > (available := volume.free()):
+            raise _does_not_fit(needed, available)
+        with service.database.session(write=True):
+            Cart.update(started_date=now()).where(Cart.id == cart.id).execute()
+
+
+def free_room(service: Service, cart: Cart, needed: int) -> bool:
+    """:returns: whether carts were removed for something else that a cart needs room for"""
+    if not service.settings.lru_purge:
+        return False
+    with service.volume.hold("room", wait=True):
+        with service.database.session():
+            victims = _victims(service, cart)
+        return _remove(service, cart, victims, needed)
+
+
+def _remove(service: Service, cart: Cart, victims: list[Cart], needed: int) -> bool:
+    removed = False
+    for victim in victims:
+        if needed <= service.volume.free():
+            break
+        if remove_cart(service, victim):
+            removed = True
+            log.info("removed cart %s to make room for %s", victim.cart_uid, cart.cart_uid)
+    return removed
+
+
+def remove_cart(service: Service, cart: Cart) -> bool:
+    """:returns: whether a cart was removed: not one that is being filled or downloaded"""
+    with service.volume.hold(cart.id) as held:
+        if held:
+            with service.database.session(write=True):
+                mark_deleted(cart)
+            service.volume.remove(cart)
+    return held
+
+
+def mark_deleted(cart: Cart) -> None:
+    """Note that a cart is deleted, in the caller's transaction; its files go with nobody's use."""
+    Cart.update(status="deleted", deleted_date=now()).where(Cart.id == cart.id).execute()
+
+
+def _does_not_fit(needed: int, available: int) -> NoSpace:
+    return NoSpace(
+        f"{MESSAGE}: {needed} bytes are needed, {available} are free",
+        needed=needed,
+        available=available,
+        hint="delete carts that nobody needs, or ask for less",
+    )
+
+
+def _missing(service: Service, cart_id: int) -> int:
+    """:returns: bytes that a cart still needs; second names of what is there need none"""
+    cart = Cart.get_by_id(cart_id)
+    shared = None if cart.bundle else service.volume.device
+    files = File.select(File.size, File.done, File.device).where(
+        (File.cart == cart_id) & (File.status != "staged")
+    )
+    return sum(file.size - file.done for file in files if shared is None or file.device != shared)
+
+
+def _promised(service: Service, cart: Cart) -> int:
+    """:returns: bytes that are still to come of other carts that were admitted"""
+    others = Cart.select().where(
+        (Cart.id != cart.id)
+        & (Cart.status << ("staging", "bundling"))
+        & Cart.started_date.is_null(False)
+    )
+    return sum(_missing(service, other.id) for other in others)
+
+
+def _victims(service: Service, cart: Cart) -> list[Cart]:
+    return list(
+        Cart.select()
+        .where(
+            (Cart.id != cart.id)
+            & (Cart.status << ("ready", "error"))
+            & Cart.deleted_date.is_null()
+            & (Cart.updated_date < ago(service.settings.lru_buffer_time))
+        )
+        .order_by(Cart.updated_date, Cart.id)
+    )

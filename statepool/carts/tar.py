@@ -1,0 +1,151 @@
+"""
+The tar of a cart, as a table: its bytes follow from the names, sizes and times of its files.
+
+So it can be sent in part and once more without being kept, its length is known before it is made,
+and every file can be put where it belongs as it arrives. The data of a larger file begins at a
+multiple of 4096 bytes, where file systems can let two files share blocks: its header has a comment
+as long as that takes (the keyword ``comment`` of POSIX.1-2001, "pax").
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from functools import cached_property
+
+import blake3
+from attrs import field, frozen
+
+from statepool import IntegrityError
+
+_BLOCK = tarfile.BLOCKSIZE
+_ALIGNED = 4096
+"""The block size of the file systems that can share blocks."""
+
+_ALIGNED_FROM = 1 << 16
+"""Bytes from which on it is worth a longer header."""
+
+Open = Callable[[int], AbstractContextManager[int]]
+"""Opens the file of a member, by its number, for reading."""
+
+
+@frozen(order=True)
+class Member:
+    """
+    A file in a tar.
+
+    :param name: with ``/`` between its parts
+    :param size: in bytes
+    :param mtime: seconds since the epoch
+    """
+
+    name: str
+    size: int
+    mtime: int
+
+
+def header(member: Member, offset: int) -> bytes:
+    """
+    :param offset: where it begins in the tar
+    :returns: all that comes before the data of a member
+    """
+    info = tarfile.TarInfo(member.name)
+    info.size, info.mtime, info.mode = member.size, member.mtime, 0o644
+    made = info.tobuf(tarfile.PAX_FORMAT)
+    if member.size < _ALIGNED_FROM:
+        return made
+    for comment in range(_BLOCK - 32, _ALIGNED + 2 * _BLOCK, _BLOCK):
+        if (offset + len(made)) % _ALIGNED == 0:
+            break
+        info.pax_headers = {"comment": " " * comment}
+        made = info.tobuf(tarfile.PAX_FORMAT)
+    return made
+
+
+def _in_order(members: Iterable[Member]) -> tuple[Member, ...]:
+    return tuple(sorted(members))
+
+
+@frozen(slots=False)  # what is derived is kept
+class Table:
+    """
+    What a tar consists of. The same members make the same bytes.
+
+    :param members: in their order in the tar
+    """
+
+    members: tuple[Member, ...] = field(converter=_in_order)
+
+    @cached_property
+    def _starts(self) -> list[tuple[int, int]]:
+        """For each member where its header begins, and where its data does."""
+        found, end = [], 0
+        for member in self.members:
+            data = end + len(header(member, end))
+            found.append((end, data))
+            end = data + -(-member.size // _BLOCK) * _BLOCK
+        found.append((end, end))
+        return found
+
+    @cached_property
+    def length(self) -> int:
+        """Bytes of the whole tar: two empty blocks are at its end, in a record of twenty blocks."""
+        return -(-(self._starts[-1][0] + 2 * _BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+    def place(self, number: int) -> int:
+        """:returns: where the data of a member begins"""
+        return self._starts[number][1]
+
+    def headers(self) -> Iterator[tuple[int, bytes]]:
+        """Yield all headers, each with where it belongs. All else that is no data is zeros."""
+        for member, (start, _) in zip(self.members, self._starts, strict=False):
+            yield start, header(member, start)
+
+    @property
+    def shape(self) -> str:
+        """The same where all members are in the same places."""
+        return self.digest("" for _ in self.members)
+
+    def digest(self, digests: Iterable[str]) -> str:
+        """
+        :param digests: of the members' bytes, in their order
+        :returns: a digest that the bytes of the tar follow from
+        """
+        hasher = blake3.blake3()
+        for member, digest in zip(self.members, digests, strict=True):
+            hasher.update(f"{member.name}\0{member.size}\0{member.mtime}\0{digest}\n".encode())
+        return f"blake3:{hasher.hexdigest()}"
+
+    def read(self, start: int, stop: int, open_member: Open, step: int) -> Iterator[bytes]:
+        """
+        Yield the bytes of the tar from ``start`` to ``stop``.
+
+        :param step: how many at most at once
+        :raises IntegrityError: a file is not as long any more as it was
+        """
+        number = max(bisect.bisect_right(self._starts, start, key=lambda pair: pair[0]) - 1, 0)
+        for index in range(number, len(self.members)):
+            begin, data = self._starts[index]
+            if begin >= stop:
+                return
+            member, after = self.members[index], self._starts[index + 1][0]
+            if start < data:
+                yield header(member, begin)[max(start - begin, 0) : stop - begin]
+            first, last = max(start, data) - data, min(stop, data + member.size) - data
+            if first < last:
+                with open_member(index) as descriptor:
+                    yield from _pieces(descriptor, first, last, step, member.name)
+            yield bytes(max(min(stop, after) - max(start, data + member.size), 0))
+        yield bytes(max(stop - max(start, self._starts[-1][0]), 0))
+
+
+def _pieces(descriptor: int, first: int, last: int, step: int, name: str) -> Iterator[bytes]:
+    while first < last:
+        data = os.pread(descriptor, min(step, last - first), first)
+        if not data:
+            raise IntegrityError(f"{name} became shorter", hint="delete the cart, and ask again")
+        first += len(data)
+        yield data

@@ -1,0 +1,148 @@
+"""
+The directory of the service.
+
+::
+
+    <directory>/carts.sqlite            the database, unless it is elsewhere
+    <directory>/<id>/<uid>/...          the files of a cart that is not bundled
+    <directory>/<id>/<uid>.tar          one that is bundled; before, <uid>.tar.<shape>.part
+    <directory>/cartuids/<uid>          a symbolic link to either, as Cartd has it
+    <directory>/locks/<id>              held by who fills or removes a cart, shared by downloads
+
+Everything in it belongs to the account of the service, and only that may look into it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from statepool import AccessDenied
+from statepool.carts.database import Cart
+
+
+@frozen
+class Volume:
+    """
+    Where carts lie.
+
+    :param root: the directory, absolute
+    """
+
+    root: Path
+
+    def prepare(self) -> None:
+        """
+        Make what is missing.
+
+        :raises AccessDenied: that is not permitted, or others may write there
+        """
+        try:
+            for path in (self.root, self.root / "locks", self.root / "cartuids"):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = self.root.stat()
+        except OSError as error:
+            raise AccessDenied(
+                f"the directory {self.root} cannot be made: {error.strerror}",
+                path=str(self.root),
+                hint="name another one: serve.directory",
+            ) from error
+        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise AccessDenied(
+                f"others may write to the directory {self.root}",
+                path=str(self.root),
+                hint="give it an own directory with mode 0700: serve.directory",
+            )
+
+    def tree(self, cart: Cart) -> Path:
+        """:returns: the directory of the files of a cart that is not bundled"""
+        return self.root / str(cart.id) / cart.cart_uid
+
+    def tar(self, cart: Cart) -> Path:
+        """:returns: the tar of a cart that is bundled"""
+        return self.root / str(cart.id) / f"{cart.cart_uid}.tar"
+
+    def unfinished(self, cart: Cart, shape: str) -> Path:
+        """:returns: the tar of a cart, while it is being made; of one shape: sizes can change"""
+        return self.root / str(cart.id) / f"{cart.cart_uid}.tar.{shape[-16:]}.part"
+
+    def arriving(self, cart: Cart, number: int) -> Path:
+        """:returns: a file of a cart, while its bytes come"""
+        return self.root / str(cart.id) / f"arriving.{number}"
+
+    def publish(self, cart: Cart, path: Path) -> None:
+        """Let the symbolic link of a cart lead to what it has become."""
+        link = self.root / "cartuids" / cart.cart_uid
+        fresh = link.with_name(f".{cart.id}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(os.path.relpath(path, link.parent))
+        fresh.replace(link)
+
+    def remove(self, cart: Cart) -> None:
+        """Remove the files of a cart, which the caller holds."""
+        shutil.rmtree(self.root / str(cart.id), ignore_errors=False, onerror=_unless_gone)
+        link = self.root / "cartuids" / cart.cart_uid
+        with contextlib.suppress(FileNotFoundError, OSError):
+            if os.readlink(link).startswith(f"../{cart.id}/"):
+                link.unlink()
+        (self.root / "locks" / str(cart.id)).unlink(missing_ok=True)
+
+    def ids(self) -> list[int]:
+        """:returns: the ids of the carts that have something here"""
+        return [int(entry.name) for entry in os.scandir(self.root) if entry.name.isdecimal()]
+
+    def free(self) -> int:
+        """:returns: bytes that this account can still write"""
+        found = os.statvfs(self.root)
+        return found.f_bavail * found.f_frsize
+
+    @property
+    def device(self) -> int:
+        """The number of the file system."""
+        return self.root.stat().st_dev
+
+    @contextlib.contextmanager
+    def hold(self, name: int | str, *, shared: bool = False, wait: bool = False) -> Iterator[bool]:
+        """
+        Hold a cart, which the kernel takes from a process that dies.
+
+        :param shared: together with others who share it
+        :param wait: until it can be had
+        :returns: whether it is held
+        """
+        descriptor = self.take(name, shared=shared, wait=wait)
+        try:
+            yield descriptor is not None
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def take(self, name: int | str, *, shared: bool, wait: bool) -> int | None:
+        """:returns: as :meth:`hold`, a descriptor that holds it until it is closed; or None"""
+        path = self.root / "locks" / str(name)
+        how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, how)
+                if os.fstat(descriptor).st_nlink:
+                    return descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # it was removed with its cart: the next one is another file
+
+
+def _unless_gone(_function: object, _path: str, error: tuple[type, BaseException, object]) -> None:
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]

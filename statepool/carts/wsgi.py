@@ -1,0 +1,36 @@
+"""
+The service for servers such as gunicorn: ``gunicorn statepool.carts.wsgi``.
+
+The settings are those of ``statepool serve`` without options; a file is named by
+``STATEPOOL_CONFIG``. Everybody needs a token, or comes through a trusted proxy, since what listens
+is not known here. The service begins with the first request, in the process that serves it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from statepool import Config
+from statepool.carts.runner import Runner
+from statepool.carts.server import make_application
+from statepool.carts.service import open_service
+from statepool.carts.settings import from_layers
+
+_lock = threading.Lock()
+_made: list[Callable[..., Any]] = []
+
+
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+    """Answer a request."""
+    with _lock:
+        if not _made:
+            config = Config.load()
+            service = open_service(from_layers(config.serve), config)
+            runner = Runner(service)
+            _made.append(make_application(service, runner, open_here=False))
+            runner.start()
+            atexit.register(runner.stop, 10.0)
+    return _made[0](environ, start_response)

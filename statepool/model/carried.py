@@ -1,0 +1,64 @@
+"""What export and import answer. Values only: they can be compared, printed and pickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attrs import frozen
+
+from statepool.model.outcomes import Presence, StoredAt
+
+
+@frozen
+class Exported:
+    """
+    A state was written into a file.
+
+    :param object: what it is a state of
+    :param state: its name
+    :param chain: the names of the states of its chain, tip first
+    :param digest: of the tip
+    :param path: the file; None for a stream
+    :param bytes: how many were written
+    :param flat: whether it is one image that nothing backs, and not a bundle
+    :param compress: how it is compressed: ``zstd``, ``zlib`` or ``none``
+    :param warnings: what the user should know: which sources failed, or had something wrong
+    """
+
+    object: str
+    state: str
+    chain: tuple[str, ...]
+    digest: str
+    path: Path | None = None
+    bytes: int = 0
+    flat: bool = False
+    compress: str = "none"
+    warnings: tuple[str, ...] = ()
+
+
+@frozen
+class Imported:
+    """
+    The state of a bundle is in the cache.
+
+    :param object: what it is a state of
+    :param state: its name
+    :param chain: the names of the states of its chain, tip first
+    :param digest: of the tip
+    :param bytes: how many bytes were moved into the cache: those that it did not have
+    :param stored: what became of it at another pool, if one was named
+    :param warnings: what the user should know: what was wrong in the cache, and is not any more
+    """
+
+    object: str
+    state: str
+    chain: tuple[str, ...]
+    digest: str
+    bytes: int = 0
+    stored: StoredAt | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the pool that was named has it, too."""
+        return self.stored is None or self.stored.result is not Presence.FAILED

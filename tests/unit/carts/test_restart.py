@@ -1,0 +1,192 @@
+"""The service is killed, stopped, or started while its database is away; and what comes of it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.carts import CartServer, FakeInterface, until
+from tests.unit.carts.conftest import FILES
+from tests.unit.carts.test_cartd import BAR, FOO, content, entry
+
+
+def far(interface: FakeInterface) -> str:
+    return f'archives.far = {{ type = "interface", url = "{interface.url}" }}\n'
+
+
+@pytest.mark.parametrize("bundle", [True, False])
+def test_killed_in_the_middle(
+    serve: Callable[..., CartServer], interface: FakeInterface, bundle: bool
+) -> None:
+    server = serve(settings=far(interface) + "workers = 1\n")
+    files = [entry(name, f"x/{name}", archive="far") for name in sorted(FILES)]
+    interface.gate.clear()
+    server.post("one", *files, bundle=bundle)
+    server.post("two", FOO)
+    until(lambda: [asked for asked in interface.asked if asked.startswith("GET ")])
+    server.stop(signal.SIGKILL)
+    interface.gate.set()
+    interface.asked.clear()
+    server.start()
+    for uid in ("one", "two"):
+        assert server.settled(uid)["status"] == "ready"
+    expected = {f"one/x/{name}": FILES[name] for name in FILES}
+    assert content(server.download("one")) == expected
+
+
+@pytest.mark.parametrize("bundle", [True, False])
+def test_what_is_here_is_not_fetched_once_more(
+    serve: Callable[..., CartServer], interface: FakeInterface, bundle: bool
+) -> None:
+    server = serve(settings=far(interface) + "tries = 1\n")
+    files = [entry("foo.txt", "a", archive="far"), entry("baz.ini", "b", archive="far")]
+    interface.broken.add("baz.ini")
+    server.post("one", *files, bundle=bundle)
+    assert "answered 503 for baz.ini" in server.settled("one")["error"]
+    server.stop()
+    interface.broken.clear()
+    interface.asked.clear()
+    server.start()
+    server.post("one", *files, bundle=bundle)
+    until(lambda: server.status("one")["status"] == "ready")
+    expected = {"one/a": FILES["foo.txt"], "one/b": FILES["baz.ini"]}
+    assert content(server.download("one")) == expected
+    assert interface.asked == ["POST baz.ini", "HEAD baz.ini", "GET baz.ini"]
+
+
+@pytest.mark.parametrize("bundle", [True, False])
+def test_a_size_that_was_wrong_moves_no_other_file(
+    serve: Callable[..., CartServer], interface: FakeInterface, bundle: bool
+) -> None:
+    server = serve(settings=far(interface))
+    names = ("baz.ini", "data/bar.csv", "foo.txt")
+    files = [entry(name, name, archive="far") for name in names]
+    interface.sizes["baz.ini"] = str(10**6)
+    server.post("one", *files, bundle=bundle)
+    assert "not 1000000 as its archive said" in server.settled("one")["error"]
+    interface.sizes.clear()
+    server.post("one", *files, bundle=bundle)
+    until(lambda: server.status("one")["status"] == "ready")
+    expected = {f"one/{name}": FILES[name] for name in names}
+    assert content(server.download("one")) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped(serve: Callable[..., CartServer], number: int) -> None:
+    server = serve()
+    server.post("one", FOO, BAR)
+    server.settled("one")
+    before = server.download("one")
+    assert server.stop(number) == 0
+    assert server.said().rstrip().endswith("statepool: stopping")
+    server.start()
+    assert server.download("one") == before
+
+
+def test_stopped_while_files_come(
+    serve: Callable[..., CartServer], interface: FakeInterface
+) -> None:
+    interface.far.add("foo.txt")
+    server = serve(settings=far(interface))
+    server.post("one", entry("foo.txt", "a", archive="far"))
+    until(lambda: "HEAD foo.txt" in interface.asked)
+    assert server.stop() == 0
+    interface.far.clear()
+    server.start()
+    assert server.settled("one")["status"] == "ready"
+
+
+# -- PostgreSQL ------------------------------------------------------------------------------------
+
+
+class Postgres:
+    """A real server, of an account without privileges, that listens on a socket."""
+
+    def __init__(self, program: Path, account: str | None) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # sockets: short paths
+        self._program, self._account = program, account
+        if account is not None:
+            shutil.chown(self.directory, account)
+        self._run("initdb", "-D", "data", "-A", "trust", "-U", "carts", "--no-sync")
+        self.url = f"postgresql://carts@/postgres?host={self.directory}"
+
+    def _run(self, name: str, *arguments: str) -> None:
+        command = [str(self._program / name), *arguments]
+        if self._account is not None:
+            command = ["setpriv", "--reuid", self._account, "--clear-groups", *command]
+        subprocess.run(command, cwd=self.directory, check=True, capture_output=True)
+
+    def start(self) -> None:
+        options = f"-k {self.directory} -h '' -c fsync=off"
+        self._run("pg_ctl", "-D", "data", "-o", options, "-l", "log", "-w", "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", "data", "-m", "immediate", "-w", "stop")
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    pytest.importorskip("psycopg", reason="psycopg is not installed: statepool[postgresql]")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    account = None
+    if os.geteuid() == 0:
+        try:
+            account = pwd.getpwnam("postgres").pw_name
+        except KeyError:
+            pytest.skip("PostgreSQL does not run as root, and there is no account postgres")
+    server = Postgres(found[-1].parent, account)
+    try:
+        yield server
+    finally:
+        shutil.rmtree(server.directory)
+
+
+def test_postgresql(serve: Callable[..., CartServer], postgres: Postgres) -> None:
+    """The service waits for it, goes on when it comes back, and says what is missing meanwhile."""
+    settings = f'database = "{postgres.url}"\nconnect-wait = 0.2\nconnect-attempts = 500\n'
+    postgres.start()
+    try:
+        server = serve(settings=settings)
+        server.post("one", FOO, BAR, bundle=True)
+        assert server.settled("one")["status"] == "ready"
+        before = server.download("one")
+        server.stop(signal.SIGKILL)
+    finally:
+        postgres.stop()
+    waiting = CartServer(server.directory, {}, ())
+    waiting.launch()
+    until(lambda: "waiting 0.2 s (attempt 1 of 500)" in waiting.said())
+    postgres.start()
+    try:
+        waiting.listen()
+        assert waiting.download("one") == before
+        postgres.stop()
+        away = waiting.curl(path="/one")
+        assert away.status == 503
+        assert "cannot be used" in away.json["message"]
+        assert waiting.curl(path="/readyz").status == 503
+        assert waiting.curl(path="/healthz").status == 200
+        postgres.start()
+        assert waiting.download("one") == before
+    finally:
+        waiting.stop()
+        postgres.stop()
+
+
+def test_a_database_that_never_comes(
+    serve: Callable[..., CartServer], run_statepool: Callable[..., object], tmp_path: Path
+) -> None:
+    settings = 'database = "postgresql://x@127.0.0.1:9/x"\nconnect-wait = 0\nconnect-attempts = 2\n'
+    (tmp_path / "statepool.toml").write_text(f'[serve]\ndirectory = "carts"\n{settings}')
+    ran = run_statepool("serve", "--port", "0", code=7)
+    assert "waiting 0 s (attempt 1 of 2)" in ran.err  # type: ignore[attr-defined]
+    assert "cannot be used" in ran.err.splitlines()[-1]  # type: ignore[attr-defined]

@@ -1,0 +1,168 @@
+"""States of pools in carts: fetched once into the cache, and shared with it."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import blake3
+import pytest
+from tests.support.carts import CartServer
+from tests.unit.carts.conftest import mounted, needs_root, start
+from tests.unit.carts.test_cartd import content, entry
+
+import statepool
+from statepool.cache.cache import Cache
+from statepool.capture.capture import Capture, files_of
+from statepool.model.manifest import Kind, StateId
+from statepool.sources.pool_source import open_pool
+
+RAM = b"a stream of pages" * 9999
+POOLS = 'cache = "cache"\nsources = ["{pool}"]\n[serve]\n'
+
+
+def qemu(*command: str | Path) -> None:
+    if shutil.which(str(command[0])) is None:
+        pytest.skip(f"{command[0]} is not installed (Debian: qemu-utils)")
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def customize(**more: object) -> dict[str, object]:
+    return entry("vm1/disk/customize", "vms/tip.qcow2", archive="pools", **more)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool with a chain of two, and a machine with RAM."""
+    lab = tmp_path_factory.mktemp("lab")
+    work, settings = lab / "work.qcow2", statepool.Settings()
+    statepool.init(lab / "pool")
+    disk = statepool.StatePool(lab / "made", [lab / "pool"]).image("vm1/disk")
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", work, "16M")
+    for number, state in enumerate(("install", "customize")):
+        qemu("qemu-io", "-c", f"write -P {number + 1} {number << 20} 1M", work)
+        disk.set(state, source=work)
+    (lab / "ram").write_bytes(RAM)
+    cache = Cache.open(open_pool(lab / "made", settings), settings)
+    on = StateId("vm1", "on", Kind.MACHINE)
+    Capture(cache, on, files_of(on, {"disk": work}, lab / "ram"), fingerprint={"cpu": "max"}).run()
+    machine = statepool.StatePool(lab / "made", [lab / "pool"]).machine("vm1")
+    assert machine.store("on", to=lab / "pool").complete
+    shutil.rmtree(lab / "made")
+    return lab / "pool"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, pool: Path) -> Iterator[CartServer]:
+    with ExitStack() as stack:
+        directory = tmp_path_factory.mktemp("server")
+        yield start(stack, directory, settings=POOLS.format(pool=pool))
+
+
+@pytest.fixture(params=[True, False], ids=["bundled", "streamed"])
+def bundle(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def test_a_state_is_a_file(server: CartServer, uid: str, pool: Path, bundle: bool) -> None:
+    server.post(uid, customize(), bundle=bundle)
+    assert server.settled(uid)["status"] == "ready"
+    there = (pool / "vm1/disk/customize.qcow2").read_bytes()
+    assert content(server.download(uid)) == {f"{uid}/vms/tip.qcow2": there}
+
+
+def test_a_chain_is_one_that_qemu_can_open(
+    server: CartServer, uid: str, tmp_path: Path, pool: Path, bundle: bool
+) -> None:
+    server.post(uid, customize(chain=True), bundle=bundle)
+    server.settled(uid)
+    with tarfile.open(fileobj=io.BytesIO(server.download(uid))) as tar:
+        tar.extractall(tmp_path, filter="data")
+    there = tmp_path / uid / "vms"
+    assert {path.name for path in there.iterdir()} == {"tip.qcow2", "install.qcow2"}
+    qemu("qemu-img", "compare", there / "tip.qcow2", pool / "vm1/disk/customize.qcow2")
+
+
+def test_a_machine_comes_with_its_ram(server: CartServer, uid: str, bundle: bool) -> None:
+    on = entry("vm1/on", "vm", archive="pools", chain=True)
+    server.post(uid, on, bundle=bundle)
+    server.settled(uid)
+    found = content(server.download(uid))
+    disks = {f"{uid}/vm/disk/{name}.qcow2" for name in ("on", "customize", "install")}
+    assert set(found) == {f"{uid}/vm/on.state", *disks}
+    assert found[f"{uid}/vm/on.state"] == RAM
+
+
+def test_twenty_carts_hold_a_state_once(server: CartServer, uid: str) -> None:
+    for number in range(20):
+        server.post(f"{uid}-{number}", customize())
+    for number in range(20):
+        assert server.settled(f"{uid}-{number}")["status"] == "ready"
+    files = list(server.directory.glob(f"carts/[0-9]*/{uid}-*/vms/tip.qcow2"))
+    assert len(files) == 20
+    assert len({(path.stat().st_dev, path.stat().st_ino) for path in files}) == 1
+    cached = (server.directory / "cache/.statepool/data").iterdir()
+    assert any(path.stat().st_ino == files[0].stat().st_ino for path in cached)
+
+
+def test_a_cart_keeps_its_states_when_the_cache_loses_them(server: CartServer, uid: str) -> None:
+    server.post(uid, customize())
+    server.settled(uid)
+    before = server.download(uid)
+    cache = statepool.StatePool(server.directory / "cache")
+    cache.image("vm1/disk").unset("customize", cascade=True)
+    assert server.download(uid) == before
+    server.post(f"{uid}-2", customize())
+    assert server.settled(f"{uid}-2")["status"] == "ready"
+
+
+def test_a_sum_of_a_state_is_compared(server: CartServer, uid: str, pool: Path) -> None:
+    digest = blake3.blake3((pool / "vm1/disk/customize.qcow2").read_bytes()).hexdigest()
+    for number, (value, status) in enumerate(((digest, "ready"), ("0" * 64, "error"))):
+        server.post(f"{uid}-{number}", customize(hashtype="blake3", hashsum=value))
+        assert server.settled(f"{uid}-{number}")["status"] == status
+    server.post(f"{uid}-md5", customize(hashtype="md5", hashsum="0" * 32))
+    assert "the md5 is " in server.settled(f"{uid}-md5")["error"]
+
+
+def test_two_chains_with_the_same_parent_have_it_once(server: CartServer, uid: str) -> None:
+    install = entry("vm1/disk/install", "vms/install.qcow2", archive="pools")
+    server.post(uid, customize(chain=True), install)
+    assert server.settled(uid)["status"] == "ready"
+    names = [file["path"] for file in server.status(uid)["files"]]
+    assert sorted(names) == ["vms/install.qcow2", "vms/tip.qcow2"]
+    server.post(f"{uid}-2", customize(chain=True), entry("foo.txt", "vms/install.qcow2"))
+    error = server.settled(f"{uid}-2")["error"]
+    assert "foo.txt and vm1/disk/customize would both be at vms/install.qcow2" in error
+
+
+def test_states_that_nobody_has(server: CartServer, uid: str) -> None:
+    server.post(uid, entry("vm1/disk/none", "x", archive="pools"))
+    assert "there is no state none of vm1/disk in" in server.settled(uid)["error"]
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_blocks_are_shared_where_the_file_system_can(
+    tmp_path: Path, stack: ExitStack, pool: Path, kind: str
+) -> None:
+    """Also those of a tar that was made in advance: the data of its members is aligned."""
+    needs_root()
+    if shutil.which(f"mkfs.{kind}") is None:
+        pytest.skip(f"mkfs.{kind} is not installed (Debian: xfsprogs, btrfs-progs)")
+    with (tmp_path / "image").open("wb") as file:
+        file.truncate(400 << 20)
+    qemu(f"mkfs.{kind}", "-q", tmp_path / "image")
+    place = stack.enter_context(mounted(tmp_path / "there", "-o", "loop", tmp_path / "image"))
+    server = start(stack, place, settings=POOLS.format(pool=pool))
+    for uid, bundle in (("one", True), ("two", False)):
+        server.post(uid, customize(), bundle=bundle)
+        assert server.settled(uid)["status"] == "ready"
+    assert server.download("one")[10_240:] == server.download("two")[10_240:]
+    for path in (place / "carts/1/one.tar", place / "carts/2/two/vms/tip.qcow2"):
+        said = subprocess.run(["filefrag", "-v", path], capture_output=True, text=True, check=True)
+        assert "shared" in said.stdout, said.stdout
