@@ -106,6 +106,10 @@ class Facts:
     cipher: str
 
 
+class LinkGone(ConnectionError):
+    """The connection had ended before anything was sent on it: the same can be done on another one."""
+
+
 class Carrier(ABC):
     """
     A connection to one account of a host. Several threads can use it, but only one at a time may connect or close it.
@@ -155,6 +159,7 @@ class Carrier(ABC):
         :returns: its input and output, with the timeout set
         :raises TransportError: the server opens no further channel
         :raises EOFError: it does not start that
+        :raises LinkGone: there is no connection any more
         """
 
     @abstractmethod

@@ -18,7 +18,7 @@ from statepool.errors import StatePoolError
 from statepool.model.location import Location
 from statepool.model.settings import Settings
 from statepool.transports.failures import Subject
-from statepool.transports.ssh.carrier import Carrier, Endpoint, Stream
+from statepool.transports.ssh.carrier import Carrier, Endpoint, LinkGone, Stream
 from statepool.transports.ssh.carriers import carrier_for
 from statepool.transports.ssh.failures import translating
 
@@ -83,8 +83,12 @@ class Connection:
 
     def open(self, command: str | None = None, *, window: int = 4 << 20) -> Stream:
         """As :meth:`~statepool.transports.ssh.carrier.Carrier.open`, on a connection that is made where there is none."""
+        doing = "start SFTP on" if command is None else "run a command on"
         carrier = self.carrier
-        with self.answering("start SFTP on" if command is None else "run a command on"):
+        with self.answering(doing), contextlib.suppress(LinkGone):  # it has ended since it was seen to be open
+            return carrier.open(command, window=window)
+        carrier = self.carrier
+        with self.answering(doing):
             return carrier.open(command, window=window)
 
     @contextlib.contextmanager

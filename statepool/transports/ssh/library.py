@@ -17,7 +17,7 @@ from typing import Any
 from attrs import define
 
 from statepool.model.settings import CarrierName, Settings
-from statepool.transports.ssh.carrier import CIPHERS, Carrier, Endpoint, Facts, Stream
+from statepool.transports.ssh.carrier import CIPHERS, Carrier, Endpoint, Facts, LinkGone, Stream
 from statepool.transports.ssh.failures import no_common_way, no_greeting, said, translating, understanding, unreached
 from statepool.transports.ssh.hosts import HostKey, HostSettings
 from statepool.transports.ssh.library_hosts import check_host_key, known_types, resolve
@@ -128,7 +128,7 @@ class Paramiko(Carrier):
     def _now(self) -> _Link:
         link = self._link
         if link is None:
-            raise EOFError("there is no connection any more")
+            raise LinkGone("there is no connection any more")
         return link
 
     # -- connecting ----------------------------------------------------------------------------------------------------------------------------------

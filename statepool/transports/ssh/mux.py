@@ -15,6 +15,7 @@ import socket
 import struct
 from typing import Any
 
+from statepool.transports.ssh.carrier import LinkGone
 from statepool.transports.ssh.packets import string
 
 _VERSION = 4
@@ -51,7 +52,8 @@ class Master:
 
     :param path: its control socket
     :param seconds: how long an answer of the master, or of the server through it, may take
-    :raises ConnectionError: there is none, or it does not speak this protocol
+    :raises LinkGone: there is none
+    :raises ConnectionError: it does not speak this protocol
     """
 
     def __init__(self, path: str, seconds: float) -> None:
@@ -82,7 +84,8 @@ class Master:
         :param command: for the shell there; None: the subsystem ``sftp``
         :returns: its input and output
         :raises SessionRefused: the server opens no further one
-        :raises ConnectionError: the master is gone
+        :raises LinkGone: the master is gone
+        :raises ConnectionError: it has ended in the meantime
         """
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
             link = undo.enter_context(_connected(self._path, self._seconds))
@@ -212,10 +215,10 @@ def _connected(path: str, seconds: float) -> socket.socket:
         link.settimeout(seconds)
         try:
             link.connect(path)
-        except OSError as error:
-            raise ConnectionAbortedError(f"ssh is gone: {error.strerror}") from error
-        _send(link, struct.pack(">II", _HELLO, _VERSION))
-        kind, rest = _received(link)
+            _send(link, struct.pack(">II", _HELLO, _VERSION))
+            kind, rest = _received(link)
+        except (ConnectionError, FileNotFoundError, EOFError) as error:
+            raise LinkGone(f"ssh is gone: {error}") from error
         if (kind, rest[:4]) != (_HELLO, struct.pack(">I", _VERSION)):
             raise ConnectionAbortedError("ssh speaks another protocol on its control socket")
     except BaseException:

@@ -27,7 +27,7 @@ from statepool.errors import ConfigError, TransportError
 from statepool.model.settings import CarrierName, Settings
 from statepool.transports.failures import Subject
 from statepool.transports.ssh.askpass import answering
-from statepool.transports.ssh.carrier import CIPHERS, Carrier, Endpoint, Facts, Stream
+from statepool.transports.ssh.carrier import CIPHERS, Carrier, Endpoint, Facts, LinkGone, Stream
 from statepool.transports.ssh.complaints import Complaint
 from statepool.transports.ssh.failures import refused_channel, translating
 from statepool.transports.ssh.mux import Master, MasterStream, SessionRefused
@@ -92,11 +92,12 @@ class OpenSSH(Carrier):
                     self._shared = self._start()
                     shared.let_go()
             return self.open(command, window=window)
-        except TimeoutError:
+        except (LinkGone, TimeoutError) as error:
             with self._replacing:
                 if self._shared is shared:  # no request shall wait for this one again; its streams may go on
                     self._shared = None
-                    shared.master.stop_listening()
+                    if isinstance(error, TimeoutError):
+                        shared.master.stop_listening()
                     shared.let_go()
             raise
         stream.settimeout(self.settings.timeout)
@@ -143,7 +144,7 @@ class OpenSSH(Carrier):
     def _now(self) -> _Shared:
         shared = self._shared
         if shared is None:
-            raise EOFError("there is no connection any more")
+            raise LinkGone("there is no connection any more")
         return shared
 
     # -- connecting ----------------------------------------------------------------------------------------------------------------------------------

@@ -198,6 +198,21 @@ def test_a_master_that_dies_in_the_middle_is_replaced(sshd: Sshd, proxy: Proxy, 
     assert proxy.connections == 2
 
 
+def test_a_master_is_replaced_that_is_there_but_takes_nothing_any_more(sshd: Sshd, proxy: Proxy, place: Path) -> None:
+    """As one is for a moment before it ends: its socket is gone first."""
+    connection = connection_to(sshd.location(place, proxy.port), sshd.settings())
+    with contextlib.closing(connection.open("echo first")) as stream:
+        assert stream.recv(100) == b"first\n"
+    before = connection.epoch
+    carrier: Any = connection.carrier
+    os.unlink(carrier._shared.master._path)
+    assert connection.is_open
+    with contextlib.closing(connection.open("echo second")) as stream:
+        assert stream.recv(100) == b"second\n"
+    assert connection.epoch == before + 1
+    assert proxy.connections == 2
+
+
 def test_the_users_own_masters_are_left_alone(sshd: Sshd, proxy: Proxy, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
     own = tmp_path / "own"
     text = f"Host *\n  ControlMaster auto\n  ControlPersist 30\n  ControlPath {own}\n" + sshd.ssh_config.read_text()
