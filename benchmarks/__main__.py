@@ -15,7 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import statepool
-from benchmarks import appends, bundles, cold, locks, machines, mirrors, peers, pytest_runs, sets, shaped, ssh, start, trusted
+from benchmarks import (
+    appends,
+    bundles,
+    cold,
+    locks,
+    machines,
+    mirrors,
+    peers,
+    pytest_runs,
+    sets,
+    shaped,
+    ssh,
+    start,
+    trusted,
+)
 from benchmarks.bench import FULL, TINY, Bench
 from benchmarks.measure import Table
 
@@ -47,7 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         print("\n".join(TABLES))
         return 0
-    missing = [program for program in ("qemu-img", "qemu-io", "rsync", "cp") if shutil.which(program) is None]
+    missing = [
+        program
+        for program in ("qemu-img", "qemu-io", "rsync", "cp")
+        if shutil.which(program) is None
+    ]
     if missing:
         print(f"benchmarks: install {', '.join(missing)}", file=sys.stderr)
         return 2
@@ -69,16 +87,33 @@ def main(arguments: list[str] | None = None) -> int:
 def _stop(number: int, _: object) -> None:
     """End as by an error, so that all that was made for the benchmarks goes."""
     for other in ENDING:
-        signal.signal(other, signal.SIG_IGN)  # more than one comes from a terminal that is closed, or from an impatient user
+        # more than one comes from a terminal that is closed, or from an impatient user
+        signal.signal(other, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="The same work done by us and by others.")
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"which tables, all if not given: {', '.join(TABLES)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="The same work done by us and by others."
+    )
+    parser.add_argument(
+        "tables",
+        nargs="*",
+        metavar="TABLE",
+        help=f"which tables, all if not given: {', '.join(TABLES)}",
+    )
     parser.add_argument("--list", action="store_true", help="only name the tables")
-    parser.add_argument("--place", type=Path, default=Path(), help="where to make a temporary directory: six GiB; the current directory if not given")
-    parser.add_argument("--tiny", action="store_true", help="images of a few MiB: to see that it runs; the figures mean nothing")
+    parser.add_argument(
+        "--place",
+        type=Path,
+        default=Path(),
+        help="where to make a temporary directory: six GiB; the current directory if not given",
+    )
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="images of a few MiB: to see that it runs; the figures mean nothing",
+    )
     parser.add_argument("--write", action="store_true", help=f"also write {RESULTS.name}")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.tables) - set(TABLES))
@@ -94,10 +129,19 @@ def heading() -> str:
         [
             "# Benchmarks",
             "",
-            f"statepool {statepool.__version__}, {today}, made again by `make bench ARGS=--write`. How the figures are made is said in",
-            "`benchmarks/__init__.py`: medians of alternating pairs with named peers, and the spread from the lowest to the highest.",
+            (
+                f"statepool {statepool.__version__}, {today}, made again by `make bench"
+                " ARGS=--write`. How the figures are made is said in"
+            ),
+            (
+                "`benchmarks/__init__.py`: medians of alternating pairs with named peers, and the"
+                " spread from the lowest to the highest."
+            ),
             "",
-            f"Machine: {_processor()}, {os.cpu_count()} processors, {_memory()} of memory; Linux {platform.release()},",
+            (
+                f"Machine: {_processor()}, {os.cpu_count()} processors, {_memory()} of memory;"
+                f" Linux {platform.release()},"
+            ),
             f"Python {platform.python_version()}; {_first_line('qemu-img', '--version')};",
             f"{_first_line('rsync', '--version')}; {_first_line('cp', '--version')}.",
         ]
@@ -116,7 +160,11 @@ def _memory() -> str:
 
 
 def _first_line(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.partition("\n")[0].strip()
+    return (
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        .stdout.partition("\n")[0]
+        .strip()
+    )
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ from statepool.pools.pool import Pool
 from statepool.transports.registry import open_transport
 path, name, count = sys.argv[1:]
 pool = Pool(open_transport(statepool.Location.parse(path)))
-publishes = [
-    Publish(Manifest("vm1/disk", f"{name}-{number}", size=1 << 30, digest=Digest.of(f"{name}{number}".encode()), creator={"host": "worker"}))
-    for number in range(int(count))
-]
+def manifest(number):
+    digest = Digest.of(f"{name}{number}".encode())
+    creator = {"host": "worker"}
+    return Manifest("vm1/disk", f"{name}-{number}", size=1 << 30, digest=digest, creator=creator)
+publishes = [Publish(manifest(number)) for number in range(int(count))]
 pool.fold("vm1")
 print("ready", flush=True)
 sys.stdin.readline()
@@ -47,7 +48,10 @@ def table(bench: Bench) -> Table:
         with bench.directory() as place:
             path = place / "pool"
             statepool.init(path)
-            workers = [bench.start_python("-c", _APPEND, str(path), f"w{one}", str(bench.scale.appends)) for one in range(bench.scale.processes)]
+            workers = [
+                bench.start_python("-c", _APPEND, str(path), f"w{one}", str(bench.scale.appends))
+                for one in range(bench.scale.processes)
+            ]
             took, _ = all_at_once(workers)
             fold = Pool(open_transport(statepool.Location.parse(str(path)))).fold("vm1")
             counts.append(len(fold.states) if fold.number == total else -1)
@@ -59,8 +63,15 @@ def table(bench: Bench) -> Table:
 
     mine, other = rounds([ours, theirs], bench.scale.pairs)
     what = f"a change, {bench.scale.processes} processes, {bench.scale.appends} each"
-    figure = Figure(what, f"one process: create, write {size} bytes, fsync, link, unlink", mine, other, LIMIT)
-    found = Fact("changes in the log, in one order", ", ".join(map(str, sorted(set(counts)))), str(total), set(counts) == {total})
+    figure = Figure(
+        what, f"one process: create, write {size} bytes, fsync, link, unlink", mine, other, LIMIT
+    )
+    found = Fact(
+        "changes in the log, in one order",
+        ", ".join(map(str, sorted(set(counts)))),
+        str(total),
+        set(counts) == {total},
+    )
     return Table("log: changes of one machine", [figure], [found])
 
 
@@ -74,7 +85,10 @@ def _record_size(bench: Bench) -> int:
 
 
 def create_files(place: Path, count: int, size: int) -> None:
-    """What has to be done for each change, and no more: a file that appears whole and flushed, under a name that nobody had."""
+    """
+    What has to be done for each change, and no more: a file that appears whole and flushed, under a
+    name that nobody had.
+    """
     content = bytes(size)
     for number in range(count):
         temporary = f"{place}/temporary"

@@ -1,4 +1,6 @@
-"""What all tables share: how large everything is, a directory to work in, and chains of real images."""
+"""
+What all tables share: how large everything is, a directory to work in, and chains of real images.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ class Scale:
 
 
 FULL = Scale()
-TINY = Scale(root=2 * MIB, overlay=MIB, pairs=1, quick_pairs=2, states=40, processes=2, appends=3, tests=6)
+TINY = Scale(
+    root=2 * MIB, overlay=MIB, pairs=1, quick_pairs=2, states=40, processes=2, appends=3, tests=6
+)
 """For the test that all of this runs."""
 
 
@@ -85,20 +89,40 @@ class Bench:
         """A pool with the chain of five."""
         return self.make_pool(self.place / "pool")
 
-    def make_pool(self, pool: Path, *, root: int | None = None, virtual: int | None = None, depth: int = len(STATES)) -> Path:
+    def make_pool(
+        self,
+        pool: Path,
+        *,
+        root: int | None = None,
+        virtual: int | None = None,
+        depth: int = len(STATES),
+    ) -> Path:
         """
         :param root: data in the root, in bytes, if not as the scale has it
         :param virtual: size of the disk, in bytes, if not as the scale has it
         :param depth: states of the chain
-        :returns: a new pool with a chain of images that qemu-img and qemu-io have written, under their names in the view's places
+        :returns: a new pool with a chain of images that qemu-img and qemu-io have written, under
+            their names in the view's places
         """
         directory = pool / IMAGE
         directory.mkdir(parents=True)
         size = self.scale.virtual if virtual is None else virtual
         for number, state in enumerate(STATES[:depth]):
             backing = ("-b", f"{STATES[number - 1]}.qcow2", "-F", "qcow2") if number else ()
-            run("qemu-img", "create", "-q", "-f", "qcow2", *backing, f"{state}.qcow2", str(size), cwd=directory)
-            data = (self.scale.root if root is None else root) if number == 0 else self.scale.overlay
+            run(
+                "qemu-img",
+                "create",
+                "-q",
+                "-f",
+                "qcow2",
+                *backing,
+                f"{state}.qcow2",
+                str(size),
+                cwd=directory,
+            )
+            data = (
+                (self.scale.root if root is None else root) if number == 0 else self.scale.overlay
+            )
             self.write(directory / f"{state}.qcow2", max(0, number - 1) * self.scale.overlay, data)
         return self.adopt(pool, depth)
 
@@ -114,8 +138,17 @@ class Bench:
     def write(self, image: Path, offset: int, length: int) -> None:
         """Write random data into an image, as a machine would."""
         step = self.pattern.stat().st_size
-        commands = [f"write -q -s {self.pattern} {offset + done} {min(step, length - done)}" for done in range(0, length, step)]
-        run("qemu-io", "-f", "qcow2", *(word for command in commands for word in ("-c", command)), str(image))
+        commands = [
+            f"write -q -s {self.pattern} {offset + done} {min(step, length - done)}"
+            for done in range(0, length, step)
+        ]
+        run(
+            "qemu-io",
+            "-f",
+            "qcow2",
+            *(word for command in commands for word in ("-c", command)),
+            str(image),
+        )
 
     def open(self, cache: Path, pool: Path | None = None) -> statepool.StatePool:
         """:returns: a cache of its own, and one source"""
@@ -123,7 +156,10 @@ class Bench:
 
     @contextlib.contextmanager
     def directory(self, below: Path | None = None) -> Iterator[Path]:
-        """Yield a new directory. At the end, programs that still run in it are ended, and it is removed before its writes reach the disk."""
+        """
+        Yield a new directory. At the end, programs that still run in it are ended, and it is
+        removed before its writes reach the disk.
+        """
         path = Path(tempfile.mkdtemp(dir=below or self.place))
         try:
             yield path
@@ -135,19 +171,41 @@ class Bench:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """For programs in Python: this package and statepool can be imported, and are compiled once, as an installation does it."""
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(self.place / "compiled")}
+        """
+        For programs in Python: this package and statepool can be imported, and are compiled once,
+        as an installation does it.
+        """
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONPYCACHEPREFIX": str(self.place / "compiled"),
+        }
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         return environment
 
     def python(self, *arguments: str) -> str:
         """:returns: what a program in Python prints"""
-        done = subprocess.run([sys.executable, *arguments], env=self.environment, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
         return done.stdout
 
     def start_python(self, *arguments: str) -> subprocess.Popen[str]:
-        """:returns: a program in Python, which runs no longer than the directory that was made last is there"""
-        program = subprocess.Popen([sys.executable, *arguments], env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        """
+        :returns: a program in Python, which runs no longer than the directory that was made last is
+            there
+        """
+        program = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self._running.append(program)
         return program
 
@@ -163,7 +221,10 @@ def chain_files(pool: Path, depth: int = len(STATES)) -> list[str]:
 
 
 def room(path: Path) -> int:
-    """:returns: what everything below a directory takes on disk, in bytes, each file once: what ``du`` says"""
+    """
+    :returns: what everything below a directory takes on disk, in bytes, each file once: what ``du``
+        says
+    """
     seen = {}
     for directory, _, names in os.walk(path):
         for name in names:

@@ -20,7 +20,11 @@ SURPLUS = 0.05
 
 def table(bench: Bench) -> Table:
     """:returns: what a first get costs"""
-    figures, facts, notes = [_plain(bench)], [_same_room(bench, "the chain", bench.pool, len(STATES))], []
+    figures, facts, notes = (
+        [_plain(bench)],
+        [_same_room(bench, "the chain", bench.pool, len(STATES))],
+        [],
+    )
     sparse_figure, sparse_fact = _sparse(bench)
     figures.append(sparse_figure)
     facts.append(sparse_fact)
@@ -29,7 +33,9 @@ def table(bench: Bench) -> Table:
             with reflinks(bench, kind) as place:
                 figures += _reflink(bench, kind, place)
         except (OSError, subprocess.CalledProcessError) as error:
-            notes.append(f"Without {kind}: a file system in a file could not be made here ({error}).")
+            notes.append(
+                f"Without {kind}: a file system in a file could not be made here ({error})."
+            )
     return Table("get: a chain of five into an empty cache", figures, facts, notes=notes)
 
 
@@ -55,7 +61,14 @@ def copy_of(bench: Bench, files: list[str], below: Path | None = None, *how: str
 
 def _plain(bench: Bench) -> Figure:
     files = chain_files(bench.pool)
-    return against("cold get", cold_get(bench, bench.pool), "cp --sparse=auto", copy_of(bench, files), bench.scale.pairs, Limit(Unit.RATIO, 1.1))
+    return against(
+        "cold get",
+        cold_get(bench, bench.pool),
+        "cp --sparse=auto",
+        copy_of(bench, files),
+        bench.scale.pairs,
+        Limit(Unit.RATIO, 1.1),
+    )
 
 
 def _same_room(bench: Bench, what: str, pool: Path, depth: int) -> Fact:
@@ -63,10 +76,15 @@ def _same_room(bench: Bench, what: str, pool: Path, depth: int) -> Fact:
     with bench.directory() as place:
         bench.open(place / "cache", pool).image(IMAGE).get(STATES[depth - 1])
         copy = room(place / "cache/.statepool/data")
-    return Fact(f"room of the copy of {what}, to that of the source", f"{copy / source:.4f}", "0.99 to 1.01", abs(copy / source - 1) <= 0.01)
+    return Fact(
+        f"room of the copy of {what}, to that of the source",
+        f"{copy / source:.4f}",
+        "0.99 to 1.01",
+        abs(copy / source - 1) <= 0.01,
+    )
 
 
-# -- holes -------------------------------------------------------------------------------------------------------------------------------------------
+# -- holes -----------------------------------------------------------------------------------------
 
 
 def _sparse(bench: Bench) -> tuple[Figure, Fact]:
@@ -89,7 +107,17 @@ def _sparse_pool(bench: Bench) -> Path:
     path = pool / IMAGE / f"{STATES[0]}.qcow2"
     path.parent.mkdir(parents=True)
     # The file gets its whole length at once, and data only where it is written to.
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(path), str(bench.scale.root))
+    run(
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "preallocation=metadata",
+        str(path),
+        str(bench.scale.root),
+    )
     piece = bench.scale.root // 100
     for number in range(10):
         bench.write(path, number * (bench.scale.root // 10), piece)
@@ -106,7 +134,7 @@ def _hash(path: str) -> Digest:
         return hash_file(file.fileno(), os.fstat(file.fileno()).st_size)
 
 
-# -- file systems that share blocks ------------------------------------------------------------------------------------------------------------------
+# -- file systems that share blocks ----------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -115,7 +143,9 @@ def reflinks(bench: Bench, kind: str) -> Iterator[Path]:
     :param kind: ``btrfs`` or ``xfs``
     :returns: where a file system that shares blocks is mounted, in a file
     """
-    program = shutil.which(f"mkfs.{kind}", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    program = shutil.which(
+        f"mkfs.{kind}", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    )
     if program is None:
         raise FileNotFoundError(f"there is no mkfs.{kind}")
     with bench.directory() as place:
@@ -123,8 +153,15 @@ def reflinks(bench: Bench, kind: str) -> Iterator[Path]:
         mounted.mkdir()
         with open(image, "wb") as file:
             file.truncate(max(512 << 20, 2 * bench.scale.virtual))
-        subprocess.run([program, "-q", str(image)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        subprocess.run(["mount", "-o", "loop", str(image), str(mounted)], check=True, stderr=subprocess.PIPE)
+        subprocess.run(
+            [program, "-q", str(image)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        subprocess.run(
+            ["mount", "-o", "loop", str(image), str(mounted)], check=True, stderr=subprocess.PIPE
+        )
         try:
             yield mounted
         finally:
@@ -144,7 +181,26 @@ def _reflink(bench: Bench, kind: str, place: Path) -> list[Figure]:
 
     ours = cold_get(bench, pool, place)
     return [
-        against(f"cold get on {kind}", ours, "hashing the same files in the page cache", lambda: hash_files(files), bench.scale.pairs, limit),
-        against(f"cold get on {kind}", ours, "cp --reflink=always, and hashing the copies", clone_and_hash, bench.scale.pairs),
-        against(f"cold get on {kind}", ours, "cp --reflink=always, nothing hashed", clones, bench.scale.pairs),
+        against(
+            f"cold get on {kind}",
+            ours,
+            "hashing the same files in the page cache",
+            lambda: hash_files(files),
+            bench.scale.pairs,
+            limit,
+        ),
+        against(
+            f"cold get on {kind}",
+            ours,
+            "cp --reflink=always, and hashing the copies",
+            clone_and_hash,
+            bench.scale.pairs,
+        ),
+        against(
+            f"cold get on {kind}",
+            ours,
+            "cp --reflink=always, nothing hashed",
+            clones,
+            bench.scale.pairs,
+        ),
     ]

@@ -1,4 +1,7 @@
-"""avocado-i2n, the peer that does what we do: installed in an environment of its own, and asked through a pipe."""
+"""
+avocado-i2n, the peer that does what we do: installed in an environment of its own, and asked
+through a pipe.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,11 @@ REQUIREMENTS = (
     f"avocado-framework-plugin-vt=={VERSION}",
     "setuptools<81",  # it uses pkg_resources
 )
-ENVIRONMENT = ROOT / ".venv-bench" / f"avocado-i2n-{VERSION}-python{sys.version_info.major}.{sys.version_info.minor}"
+ENVIRONMENT = (
+    ROOT
+    / ".venv-bench"
+    / f"avocado-i2n-{VERSION}-python{sys.version_info.major}.{sys.version_info.minor}"
+)
 TIMEOUT = 600
 """Seconds that installing may take."""
 
@@ -36,13 +43,26 @@ def install() -> Path:
         return python
     try:
         venv.create(ENVIRONMENT, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *REQUIREMENTS]
+        command = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-input",
+            *REQUIREMENTS,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"avocado-i2n {VERSION} cannot be installed: {error}") from error
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise Unavailable(f"avocado-i2n {VERSION} cannot be installed: {' '.join(errors[-1:]) or 'pip failed'}")
+        errors = [
+            line for line in done.stderr.splitlines() if line.startswith("ERROR")
+        ] or done.stderr.splitlines()
+        raise Unavailable(
+            f"avocado-i2n {VERSION} cannot be installed: {' '.join(errors[-1:]) or 'pip failed'}"
+        )
     (ENVIRONMENT / "complete").touch()
     return python
 
@@ -61,7 +81,14 @@ class I2N:
         self._log = log
         command = [str(install()), str(Path(__file__).with_name("i2n_worker.py"))]
         with open(log, "w") as errors:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=work)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=work,
+            )
         self._answer()
 
     def _answer(self) -> dict[str, float]:
@@ -80,7 +107,13 @@ class I2N:
         :returns: how long it took, in seconds
         """
         assert self._process.stdin is not None
-        request = {"do": operation, "state": state, "pool": str(pool), "cache": str(cache), "work": str(self._work)}
+        request = {
+            "do": operation,
+            "state": state,
+            "pool": str(pool),
+            "cache": str(cache),
+            "work": str(self._work),
+        }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._answer()["seconds"]

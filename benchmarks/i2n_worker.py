@@ -1,8 +1,10 @@
 """
-avocado-i2n as a peer: runs in an environment of its own, where that is installed and statepool is not.
+avocado-i2n as a peer: runs in an environment of its own, where that is installed and statepool is
+not.
 
-Reads one request per line, ``{"do": "get" or "set", "state": ..., "pool": ..., "cache": ..., "work": ...}``, and answers each with the seconds that
-it took. Everything is imported before the first request, so that only the work is measured.
+Reads one request per line, ``{"do": "get" or "set", "state": ..., "pool": ..., "cache": ...,
+"work": ...}``, and answers each with the seconds that it took. Everything is imported before the
+first request, so that only the work is measured.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ def parameters(request: dict[str, str]) -> Any:
     from virttest.utils_params import Params  # type: ignore[import-not-found]
 
     do, state = request["do"], request["state"]
-    locations = {f"{name}_location": ":" + request["pool"] for name in ("show", "get", "set", "unset")}
+    locations = {
+        f"{name}_location": ":" + request["pool"] for name in ("show", "get", "set", "unset")
+    }
     values = {
         "vms": "vm1",
         "images": "disk",

@@ -64,7 +64,10 @@ def _together(bench: Bench) -> tuple[Figure, list[Fact]]:
 
     def ours() -> float:
         with bench.directory() as place:
-            workers = [bench.start_python("-c", _GET, str(place / "cache"), str(bench.pool), IMAGE, TIP) for _ in range(bench.scale.processes)]
+            workers = [
+                bench.start_python("-c", _GET, str(place / "cache"), str(bench.pool), IMAGE, TIP)
+                for _ in range(bench.scale.processes)
+            ]
             took, answers = all_at_once(workers)
             copies.append(sum(moved for moved, _ in answers))
             if abs(room(place / "cache/.statepool/data") / size - 1) > 0.01:
@@ -78,13 +81,19 @@ def _together(bench: Bench) -> tuple[Figure, list[Fact]]:
     mine, other = rounds([ours, theirs], min(3, bench.scale.pairs))
     what = f"{bench.scale.processes} processes get the same chain into one cache"
     moved = statistics.median(copies) / size
-    note = Fact(f"copies of the chain that these {bench.scale.processes} made", f"{moved:.2f}", "1", 0.99 <= moved <= 1.01)
+    note = Fact(
+        f"copies of the chain that these {bench.scale.processes} made",
+        f"{moved:.2f}",
+        "1",
+        0.99 <= moved <= 1.01,
+    )
     return Figure(what, "one cp --sparse=auto", mine, other), [note]
 
 
 def all_at_once(workers: list[subprocess.Popen[str]]) -> tuple[float, list[Any]]:
     """
-    :param workers: programs that say that they are ready, wait for a line, and end with one line of JSON
+    :param workers: programs that say that they are ready, wait for a line, and end with one line of
+        JSON
     :returns: seconds from the start of all until the last one is done, and what they said
     """
     for worker in workers:
@@ -110,7 +119,9 @@ def all_at_once(workers: list[subprocess.Popen[str]]) -> tuple[float, list[Any]]
 def _handover(bench: Bench) -> Figure:
     with bench.directory() as place:
         locks = FileLocks(Tree(place), "")
-        waiting = {how: bench.start_python("-c", _TAKE, how, str(place)) for how in ("ours", "flock")}
+        waiting = {
+            how: bench.start_python("-c", _TAKE, how, str(place)) for how in ("ours", "flock")
+        }
         for worker in waiting.values():
             assert worker.stdout is not None
             worker.stdout.readline()
@@ -133,7 +144,13 @@ def _handover(bench: Bench) -> Figure:
         for worker in waiting.values():
             worker.communicate()
     worst = max(mine)
-    return Figure(f"a lock freed is taken (at worst after {worst * 1e3:.3g} ms)", "flock(2), blocking", mine, other, HANDOVER)
+    return Figure(
+        f"a lock freed is taken (at worst after {worst * 1e3:.3g} ms)",
+        "flock(2), blocking",
+        mine,
+        other,
+        HANDOVER,
+    )
 
 
 def ask(worker: subprocess.Popen[str]) -> None:

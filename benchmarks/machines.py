@@ -1,4 +1,7 @@
-"""Running machines: how long until a guest goes on from a state with RAM, and how long it stands still while one is set."""
+"""
+Running machines: how long until a guest goes on from a state with RAM, and how long it stands still
+while one is set.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def table(bench: Bench) -> Table:
     title = "machines: a guest with 128 MiB of RAM, without KVM"
     programs = [name for name in ("qemu-system-x86_64", "setpriv") if shutil.which(name) is None]
     if programs or subprocess.run([ROOT / "tools/guest"], check=False).returncode != 0:
-        return Table(title, notes=[f"Not measured: {', '.join(programs) or 'the guest'} is missing."])
+        return Table(
+            title, notes=[f"Not measured: {', '.join(programs) or 'the guest'} is missing."]
+        )
     place = bench.place / "machines"
     place.mkdir()
     lab = Lab(make_guest(ROOT / ".guest", place / "initramfs"), place)
@@ -54,9 +59,18 @@ def table(bench: Bench) -> Table:
         states.machine(MACHINE).set_running("small", guest.machine, compress=True)
     return Table(
         title,
-        [*_starts(bench, lab, states, place), *_pauses(bench, lab, states, place), _snapshots(bench, lab, states, place)],
+        [
+            *_starts(bench, lab, states, place),
+            *_pauses(bench, lab, states, place),
+            _snapshots(bench, lab, states, place),
+        ],
         _sizes(states),
-        notes=["A pause is the longest silence of the guest during a set, which says a number every 20 ms or so, less the usual silence."],
+        notes=[
+            (
+                "A pause is the longest silence of the guest during a set, which says a number"
+                " every 20 ms or so, less the usual silence."
+            )
+        ],
     )
 
 
@@ -70,18 +84,24 @@ def _working(states: statepool.StatePool, state: str, to: Path) -> dict[str, Pat
     return {name: to / f"{name}.qcow2" for name in IMAGES}
 
 
-# -- starting ----------------------------------------------------------------------------------------------------------------------------------------
+# -- starting --------------------------------------------------------------------------------------
 
 
 def _starts(bench: Bench, lab: Lab, states: statepool.StatePool, place: Path) -> list[Figure]:
     ram = _ram_file(states)
     ours, small, bare = rounds(
-        [lambda: _start(lab, states, place, "loggedin"), lambda: _start(lab, states, place, "small"), lambda: _bare_start(lab, states, place, ram)],
+        [
+            lambda: _start(lab, states, place, "loggedin"),
+            lambda: _start(lab, states, place, "small"),
+            lambda: _bare_start(lab, states, place, ram),
+        ],
         bench.scale.pairs,
     )
     what = "from a cached state with RAM to the next tick"
     return [
-        Figure(what, "qemu-img create, qemu -incoming exec:cat", ours, bare, Limit(Unit.RATIO, TIMES)),
+        Figure(
+            what, "qemu-img create, qemu -incoming exec:cat", ours, bare, Limit(Unit.RATIO, TIMES)
+        ),
         Figure(what + ", in seconds", "the same", ours, bare, Limit(Unit.TIME, START)),
         Figure(what + ", compressed", "the same, not compressed", small, bare),
     ]
@@ -108,16 +128,37 @@ def _start(lab: Lab, states: statepool.StatePool, place: Path, state: str) -> fl
 def _bare_start(lab: Lab, states: statepool.StatePool, place: Path, ram: Path) -> float:
     """What one would type, or have a script do."""
     tips = (
-        _working(states, "loggedin", place / "tips") if not (place / "tips").exists() else {name: place / "tips" / f"{name}.qcow2" for name in IMAGES}
+        _working(states, "loggedin", place / "tips")
+        if not (place / "tips").exists()
+        else {name: place / "tips" / f"{name}.qcow2" for name in IMAGES}
     )
     with bench_directory(place) as directory, lab.directory() as sockets:
         images = {name: directory / f"{name}.qcow2" for name in IMAGES}
         command = lab.config(images, sockets).command()
         begin = time.perf_counter()
         for name, path in images.items():
-            run("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(tips[name]), "-F", "qcow2", str(path))
+            run(
+                "qemu-img",
+                "create",
+                "-q",
+                "-f",
+                "qcow2",
+                "-b",
+                str(tips[name]),
+                "-F",
+                "qcow2",
+                str(path),
+            )
         # The state was saved by a machine that stood still, and is told to go on by its monitor.
-        qemu = subprocess.Popen([*command, "-incoming", f"exec:cat {ram}", "-qmp", f"unix:{sockets}/monitor,server=on,wait=off"])
+        qemu = subprocess.Popen(
+            [
+                *command,
+                "-incoming",
+                f"exec:cat {ram}",
+                "-qmp",
+                f"unix:{sockets}/monitor,server=on,wait=off",
+            ]
+        )
         try:
             wait_until((sockets / "monitor").exists, timeout=60)
             with socket.socket(socket.AF_UNIX) as monitor:
@@ -156,7 +197,7 @@ def bench_directory(place: Path) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-# -- standing still ----------------------------------------------------------------------------------------------------------------------------------
+# -- standing still --------------------------------------------------------------------------------
 
 
 @define
@@ -205,21 +246,41 @@ def _pauses(bench: Bench, lab: Lab, states: statepool.StatePool, place: Path) ->
     numbers = iter(range(10**6))
 
     def ours(image: bool) -> float:
-        images = _working(states, "install", place / "pause") if not image else _large(bench, states, place)
+        images = (
+            _working(states, "install", place / "pause")
+            if not image
+            else _large(bench, states, place)
+        )
         with lab.running(images) as guest:
             guest.console.close()
             name = f"p{next(numbers)}"
-            work = (lambda: vm.set_running_image("disk", name, guest.machine)) if image else (lambda: vm.set_running(name, guest.machine))
+            work = (
+                (lambda: vm.set_running_image("disk", name, guest.machine))
+                if image
+                else (lambda: vm.set_running(name, guest.machine))
+            )
             found = Silence(guest.directory / "serial").during(work)
-        vm.unset(name, scope="all") if not image else states.image("vm1/disk").unset(name, scope="all")
+        (
+            vm.unset(name, scope="all")
+            if not image
+            else states.image("vm1/disk").unset(name, scope="all")
+        )
         shutil.rmtree(place / ("large" if image else "pause"))
         return found
 
     def bare(image: bool) -> float:
-        images = _working(states, "install", place / "pause") if not image else _large(bench, states, place)
+        images = (
+            _working(states, "install", place / "pause")
+            if not image
+            else _large(bench, states, place)
+        )
         with lab.running(images) as guest:
             guest.console.close()
-            work = (lambda: _bare_freeze(guest.machine, images)) if image else (lambda: _bare_save(guest.machine, place / "bare"))
+            work = (
+                (lambda: _bare_freeze(guest.machine, images))
+                if image
+                else (lambda: _bare_save(guest.machine, place / "bare"))
+            )
             found = Silence(guest.directory / "serial").during(work)
         shutil.rmtree(place / ("large" if image else "pause"))
         return found
@@ -228,15 +289,28 @@ def _pauses(bench: Bench, lab: Lab, states: statepool.StatePool, place: Path) ->
         ("pause of the guest: set of a state with RAM", False, "stop, migrate to a file, cont"),
         ("pause of the guest: set of a disk with 1 GiB", True, "blockdev-snapshot-sync alone"),
     ):
-        mine, other = rounds([lambda image=image: ours(image), lambda image=image: bare(image)], bench.scale.pairs)
+        mine, other = rounds(
+            [lambda image=image: ours(image), lambda image=image: bare(image)], bench.scale.pairs
+        )
         yield Figure(what, peer, mine, other, Limit(Unit.TIME, PAUSE))
 
 
 def _large(bench: Bench, states: statepool.StatePool, place: Path) -> dict[str, Path]:
-    """:returns: working images, the first with much data that no state has; it is larger than the guest believes"""
+    """
+    :returns: working images, the first with much data that no state has; it is larger than the
+        guest believes
+    """
     images = _working(states, "install", place / "large")
     images["disk"].unlink()
-    run("qemu-img", "create", "-q", "-f", "qcow2", str(images["disk"]), str(64 * MIB + bench.scale.virtual))
+    run(
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        str(images["disk"]),
+        str(64 * MIB + bench.scale.virtual),
+    )
     bench.write(images["disk"], 64 * MIB, bench.scale.root)
     return images
 
@@ -251,10 +325,16 @@ def _bare_save(machine: RunningMachine, path: Path) -> None:
 
 def _bare_freeze(machine: RunningMachine, images: Mapping[str, Path]) -> None:
     path = images["disk"].with_suffix(".overlay")
-    machine.execute("blockdev-snapshot-sync", node_name="disk0", snapshot_file=str(path), snapshot_node_name="overlay", format="qcow2")
+    machine.execute(
+        "blockdev-snapshot-sync",
+        node_name="disk0",
+        snapshot_file=str(path),
+        snapshot_node_name="overlay",
+        format="qcow2",
+    )
 
 
-# -- snapshots, and what states take -----------------------------------------------------------------------------------------------------------------
+# -- snapshots, and what states take ---------------------------------------------------------------
 
 
 def _snapshots(bench: Bench, lab: Lab, states: statepool.StatePool, place: Path) -> Figure:
@@ -269,6 +349,10 @@ def _snapshots(bench: Bench, lab: Lab, states: statepool.StatePool, place: Path)
 
 
 def _sizes(states: statepool.StatePool) -> list[Fact]:
-    found = {one.manifest.state: one.manifest.size for one in states.machine(MACHINE).show() if one.manifest.kind is statepool.Kind.RAM}
+    found = {
+        one.manifest.state: one.manifest.size
+        for one in states.machine(MACHINE).show()
+        if one.manifest.kind is statepool.Kind.RAM
+    }
     told = f"{found['loggedin'] / MIB:.0f} MiB, {found['small'] / MIB:.0f} MiB compressed"
     return [Fact("RAM of a state", told, "less than the guest has", found["loggedin"] < 128 * MIB)]

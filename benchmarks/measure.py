@@ -63,7 +63,10 @@ class Figure:
 
     def __attrs_post_init__(self) -> None:
         if not self.ours or len(self.ours) != len(self.peers):
-            raise ValueError(f"{self.what}: a figure needs as many times of ours ({len(self.ours)}) as of the peer's ({len(self.peers)})")
+            raise ValueError(
+                f"{self.what}: a figure needs as many times of ours ({len(self.ours)}) as of the"
+                f" peer's ({len(self.peers)})"
+            )
 
     @property
     def ratios(self) -> list[float]:
@@ -80,7 +83,9 @@ class Figure:
         """What the limit speaks of, as it was measured."""
         unit = self.limit.unit if self.limit is not None else Unit.RATIO
         if unit is Unit.SURPLUS:
-            return statistics.median(ours - peer for ours, peer in zip(self.ours, self.peers, strict=True))
+            return statistics.median(
+                ours - peer for ours, peer in zip(self.ours, self.peers, strict=True)
+            )
         return self.ratio if unit is Unit.RATIO else statistics.median(self.ours)
 
     @property
@@ -106,7 +111,11 @@ class Figure:
 def _verdict(figure: Figure) -> str:
     if figure.limit is None:
         return ""
-    reached = f" ({seconds(figure.reached)} more)" if figure.limit.unit is Unit.SURPLUS and figure.reached > 0 else ""
+    reached = (
+        f" ({seconds(figure.reached)} more)"
+        if figure.limit.unit is Unit.SURPLUS and figure.reached > 0
+        else ""
+    )
     return ("met" if figure.is_met else "NOT MET") + reached
 
 
@@ -152,14 +161,31 @@ class Table:
     @property
     def is_met(self) -> bool:
         """Whether everything in it is as it should be."""
-        return all(figure.is_met for figure in self.figures) and all(fact.is_met for fact in self.facts)
+        return all(figure.is_met for figure in self.figures) and all(
+            fact.is_met for fact in self.facts
+        )
 
     def __str__(self) -> str:
         blocks = [f"## {self.title}"]
         if self.figures:
             blocks.append(aligned([FIGURES, *(figure.row() for figure in self.figures)]))
         if self.facts:
-            blocks.append(aligned([FACTS, *([fact.what, fact.value, fact.expected, "met" if fact.is_met else "NOT MET"] for fact in self.facts)]))
+            blocks.append(
+                aligned(
+                    [
+                        FACTS,
+                        *(
+                            [
+                                fact.what,
+                                fact.value,
+                                fact.expected,
+                                "met" if fact.is_met else "NOT MET",
+                            ]
+                            for fact in self.facts
+                        ),
+                    ]
+                )
+            )
         if self.grid:
             blocks.append(aligned(self.grid))
         blocks += self.notes
@@ -173,8 +199,14 @@ def aligned(lines: Iterable[Sequence[str]]) -> str:
     """
     head, *rest = ([cell.replace("|", "/") for cell in line] for line in lines)
     widths = [max(len(line[column]) for line in (head, *rest)) for column in range(len(head))]
-    drawn = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (head, *rest)]
-    return "\n".join(f"| {line} |" for line in (drawn[0], " | ".join("-" * width for width in widths), *drawn[1:]))
+    drawn = [
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in (head, *rest)
+    ]
+    return "\n".join(
+        f"| {line} |"
+        for line in (drawn[0], " | ".join("-" * width for width in widths), *drawn[1:])
+    )
 
 
 def seconds(value: float) -> str:
@@ -211,7 +243,9 @@ def rounds(works: Sequence[Work], count: int) -> list[tuple[float, ...]]:
     return [tuple(one) for one in times]
 
 
-def against(what: str, ours: Work, peer: str, theirs: Work, count: int, limit: Limit | None = None) -> Figure:
+def against(
+    what: str, ours: Work, peer: str, theirs: Work, count: int, limit: Limit | None = None
+) -> Figure:
     """:returns: the figure of ``count`` alternating pairs"""
     mine, other = rounds([ours, theirs], count)
     return Figure(what, peer, mine, other, limit)

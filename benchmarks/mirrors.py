@@ -1,4 +1,7 @@
-"""Several sources of one state: what it costs that the first one is not what it should be, and what it costs to have many."""
+"""
+Several sources of one state: what it costs that the first one is not what it should be, and what it
+costs to have many.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +44,16 @@ def table(bench: Bench) -> Table:
     """:returns: what it costs"""
     with bench.directory() as place:
         overlay = min(64 * MIB, bench.scale.root)
-        good = bench.make_pool(place / "good", root=overlay, virtual=16 * max(overlay, bench.scale.overlay))
+        good = bench.make_pool(
+            place / "good", root=overlay, virtual=16 * max(overlay, bench.scale.overlay)
+        )
         figures, facts = _failing(bench, place, good)
     with bench.directory() as place:
         more, counted = _many(bench, place)
     return Table("mirrors: several sources", [*figures, *more], [*facts, *counted])
 
 
-# -- the first one is not what it should be --------------------------------------------------------------------------------------------------------
+# -- the first one is not what it should be --------------------------------------------------------
 
 
 def _failing(bench: Bench, place: Path, good: Path) -> tuple[list[Figure], list[Fact]]:
@@ -68,12 +73,38 @@ def _failing(bench: Bench, place: Path, good: Path) -> tuple[list[Figure], list[
         def theirs() -> float:
             return cold(_source(good))
 
-        figures.append(against(f"cold get, first source {what}", ours, "get from the good source alone", theirs, bench.scale.pairs, EXTRA))
-        whole = sum(got.chain == tuple(reversed(STATES)) and got.source == f"file://{good}" for got in outcomes)
-        facts.append(Fact(f"whole from the good source, first one {what}", str(whole), str(len(outcomes)), whole == len(outcomes)))
+        figures.append(
+            against(
+                f"cold get, first source {what}",
+                ours,
+                "get from the good source alone",
+                theirs,
+                bench.scale.pairs,
+                EXTRA,
+            )
+        )
+        whole = sum(
+            got.chain == tuple(reversed(STATES)) and got.source == f"file://{good}"
+            for got in outcomes
+        )
+        facts.append(
+            Fact(
+                f"whole from the good source, first one {what}",
+                str(whole),
+                str(len(outcomes)),
+                whole == len(outcomes),
+            )
+        )
         told = sum(any(str(source) in text for text in got.warnings) for got in outcomes)
         expected = len(outcomes) // 2 if what in _TOLD else 0
-        facts.append(Fact(f"warnings that name the first one, {what}", str(told), str(expected), told == expected))
+        facts.append(
+            Fact(
+                f"warnings that name the first one, {what}",
+                str(told),
+                str(expected),
+                told == expected,
+            )
+        )
         if source.pool.transport.local_path("") is not None:
             shutil.rmtree(source.location.path)
     return figures, facts
@@ -81,7 +112,9 @@ def _failing(bench: Bench, place: Path, good: Path) -> tuple[list[Figure], list[
 
 def _source(path: Path, *faults: Fault, name: str | None = None) -> PoolSource:
     transport = open_transport(statepool.Location.parse(str(path)))
-    return PoolSource(Pool(FaultyTransport(transport, *faults) if faults else transport), name or path.name)
+    return PoolSource(
+        Pool(FaultyTransport(transport, *faults) if faults else transport), name or path.name
+    )
 
 
 def _copy(path: Path, good: Path) -> Path:
@@ -118,7 +151,9 @@ def _bytes(pool: Path, state: str) -> Path:
 
 _BAD: dict[str, Callable[[Path, Path], PoolSource]] = {
     "dead": lambda path, good: _source(_copy(path, good), Silent()),
-    "slow": lambda path, good: _source(_copy(path, good), Slow(matches=on("read", "fetch", path="*/data/*"), rate=MIB)),
+    "slow": lambda path, good: _source(
+        _copy(path, good), Slow(matches=on("read", "fetch", path="*/data/*"), rate=MIB)
+    ),
     "empty": _empty,
     "corrupt": _corrupt,
     "without its root": _rootless,
@@ -127,7 +162,7 @@ _BAD: dict[str, Callable[[Path, Path], PoolSource]] = {
 _TOLD = {"dead", "corrupt", "without its root"}
 
 
-# -- many of them ----------------------------------------------------------------------------------------------------------------------------------
+# -- many of them ----------------------------------------------------------------------------------
 
 
 def _many(bench: Bench, place: Path) -> tuple[list[Figure], list[Fact]]:
@@ -137,7 +172,9 @@ def _many(bench: Bench, place: Path) -> tuple[list[Figure], list[Fact]]:
         asked.append(call)
         return False
 
-    sources = [_source(place / f"source-{number}", Fault(matches=note)) for number in range(_SOURCES)]
+    sources = [
+        _source(place / f"source-{number}", Fault(matches=note)) for number in range(_SOURCES)
+    ]
     pool = statepool.StatePool(place / "cache", sources)
     pool._cache.prepare()
     for number, source in enumerate(sources):
@@ -155,10 +192,19 @@ def _many(bench: Bench, place: Path) -> tuple[list[Figure], list[Fact]]:
         return timed(lambda: [json.loads(path.read_bytes()) for path in known.glob("*.json")])
 
     figures = [
-        against(f"choice among {_SOURCES} sources", choice, "reading the same notes by pathlib and json", reading, bench.scale.quick_pairs, CHOICE),
+        against(
+            f"choice among {_SOURCES} sources",
+            choice,
+            "reading the same notes by pathlib and json",
+            reading,
+            bench.scale.quick_pairs,
+            CHOICE,
+        ),
         _show(bench, place),
     ]
-    return figures, [Fact(f"calls to {_SOURCES} sources while one is chosen", str(len(asked)), "0", not asked)]
+    return figures, [
+        Fact(f"calls to {_SOURCES} sources while one is chosen", str(len(asked)), "0", not asked)
+    ]
 
 
 def _show(bench: Bench, place: Path) -> Figure:
@@ -172,12 +218,25 @@ def _show(bench: Bench, place: Path) -> Figure:
         found: list[statepool.Listed] = []
         seconds = timed(lambda: found.extend(statepool.StatePool(place / "none", paths).show()))
         if len(found) != states or any(len(one.pools) != _SHOWN for one in found):
-            raise RuntimeError(f"{len(found)} states are listed, not {states} in {_SHOWN} pools each")
+            raise RuntimeError(
+                f"{len(found)} states are listed, not {states} in {_SHOWN} pools each"
+            )
         return seconds
 
     def theirs() -> float:
-        return timed(lambda: [json.loads(file.read_bytes()) for path in paths for file in (path / ".statepool/log").glob("*/*.json")])
+        return timed(
+            lambda: [
+                json.loads(file.read_bytes())
+                for path in paths
+                for file in (path / ".statepool/log").glob("*/*.json")
+            ]
+        )
 
     return against(
-        f"show over {_SHOWN} sources of {states:,} states", ours, "reading the same logs by pathlib and json", theirs, bench.scale.pairs, SHOW
+        f"show over {_SHOWN} sources of {states:,} states",
+        ours,
+        "reading the same logs by pathlib and json",
+        theirs,
+        bench.scale.pairs,
+        SHOW,
     )

@@ -1,4 +1,7 @@
-"""The same chain with the tools that people use: got for the first time, got once more, and a new state stored on top of it."""
+"""
+The same chain with the tools that people use: got for the first time, got once more, and a new
+state stored on top of it.
+"""
 
 from __future__ import annotations
 
@@ -85,11 +88,26 @@ class Peer(ABC):
     def make_working(self) -> None:
         """Make an empty working image on the cached tip."""
         backing = self.cache / IMAGE / f"{TIP}.qcow2"
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(backing), str(self.working))
+        run(
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            str(backing),
+            str(self.working),
+        )
 
     def forget(self) -> None:
         """Remove the new state everywhere."""
-        for path in (self.working, self.cache / IMAGE / f"{NEW}.qcow2", self.pool / IMAGE / f"{NEW}.qcow2"):
+        for path in (
+            self.working,
+            self.cache / IMAGE / f"{NEW}.qcow2",
+            self.pool / IMAGE / f"{NEW}.qcow2",
+        ):
             path.unlink(missing_ok=True)
 
     @abstractmethod
@@ -108,7 +126,10 @@ class Ours(Peer):
     """This library."""
 
     name = "statepool"
-    verified = "every byte of the copies, by BLAKE3; repeated: that no file has changed since; set: every byte, and flushed"
+    verified = (
+        "every byte of the copies, by BLAKE3; repeated: that no file has changed since; set: every"
+        " byte, and flushed"
+    )
 
     def prepare(self) -> None:
         """The pool is a pool of ours."""
@@ -163,14 +184,36 @@ class Convert(Peer):
     def get(self) -> None:
         """The whole chain as one image."""
         (self.cache / IMAGE).mkdir(parents=True, exist_ok=True)
-        run("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", self.files[-1], str(self.cache / IMAGE / f"{TIP}.qcow2"))
+        run(
+            "qemu-img",
+            "convert",
+            "-f",
+            "qcow2",
+            "-O",
+            "qcow2",
+            self.files[-1],
+            str(self.cache / IMAGE / f"{TIP}.qcow2"),
+        )
 
     def store(self) -> None:
         """What differs from the parent, to each place."""
         for target in (self.cache, self.pool):
             parent = str(target / IMAGE / f"{TIP}.qcow2")
             new = str(target / IMAGE / f"{NEW}.qcow2")
-            run("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", "-B", parent, "-F", "qcow2", str(self.working), new)
+            run(
+                "qemu-img",
+                "convert",
+                "-f",
+                "qcow2",
+                "-O",
+                "qcow2",
+                "-B",
+                parent,
+                "-F",
+                "qcow2",
+                str(self.working),
+                new,
+            )
 
 
 class Rsync(Peer):
@@ -231,7 +274,9 @@ class AvocadoI2N(Peer):
         self._process.close()
 
 
-def table(bench: Bench, kinds: Sequence[type[Peer]] = (Ours, Cp, Convert, Rsync, AvocadoI2N)) -> Table:
+def table(
+    bench: Bench, kinds: Sequence[type[Peer]] = (Ours, Cp, Convert, Rsync, AvocadoI2N)
+) -> Table:
     """:returns: everybody beside everybody"""
     notes: list[str] = []
     with ExitStack() as stack:
@@ -243,17 +288,26 @@ def table(bench: Bench, kinds: Sequence[type[Peer]] = (Ours, Cp, Convert, Rsync,
             except (Unavailable, OSError, subprocess.CalledProcessError) as error:
                 notes.append(f"Without {kind.name}: {error}")
         works = [work for peer in peers for work in (peer.cold, peer.repeated, peer.set)]
-        # All of a peer's come one after the other, each after a sync: first the cold one, which leaves the cache for the others.
+        # All of a peer's come one after the other, each after a sync: first the cold one, which
+        # leaves the cache for the others.
         times = rounds_of_three(works, bench.scale.pairs)
     ours = times[:3]
-    lines = [_line(peer, times[3 * index : 3 * index + 3], ours) for index, peer in enumerate(peers)]
+    lines = [
+        _line(peer, times[3 * index : 3 * index + 3], ours) for index, peer in enumerate(peers)
+    ]
     head = ["tool", *(f"{name} (ratio to ours, spread)" for name in OPERATIONS), "verified"]
-    notes.append("A ratio above 1 means that we are faster. All work on other names of the same cached files.")
+    notes.append(
+        "A ratio above 1 means that we are faster. All work on other names of the same cached"
+        " files."
+    )
     return Table("peers: one chain of five, many tools", grid=[head, *lines], notes=notes)
 
 
 def rounds_of_three(works: Sequence[object], count: int) -> list[tuple[float, ...]]:
-    """:returns: as :func:`~benchmarks.measure.rounds`, where three at a time stay together and in order"""
+    """
+    :returns: as :func:`~benchmarks.measure.rounds`, where three at a time stay together and in
+        order
+    """
     triples = [works[start : start + 3] for start in range(0, len(works), 3)]
     found: list[list[float]] = [[] for _ in works]
 
@@ -267,11 +321,21 @@ def rounds_of_three(works: Sequence[object], count: int) -> list[tuple[float, ..
     return [tuple(one) for one in found]
 
 
-def _line(peer: Peer, times: Sequence[tuple[float, ...]], ours: Sequence[tuple[float, ...]]) -> list[str]:
-    return [peer.name, *(_cell(theirs, mine) for theirs, mine in zip(times, ours, strict=True)), peer.verified]
+def _line(
+    peer: Peer, times: Sequence[tuple[float, ...]], ours: Sequence[tuple[float, ...]]
+) -> list[str]:
+    return [
+        peer.name,
+        *(_cell(theirs, mine) for theirs, mine in zip(times, ours, strict=True)),
+        peer.verified,
+    ]
 
 
 def _cell(theirs: tuple[float, ...], mine: tuple[float, ...]) -> str:
     ratios = [their / our for their, our in zip(theirs, mine, strict=True)]
     median = seconds(statistics.median(theirs))
-    return median if theirs is mine else f"{median} ({statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f})"
+    return (
+        median
+        if theirs is mine
+        else f"{median} ({statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f})"
+    )

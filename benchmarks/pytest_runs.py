@@ -37,7 +37,12 @@ def table(bench: Bench) -> Table:
     pool = bench.make_pool(bench.place / "pytest-pool", root=bench.scale.overlay, depth=len(CHAIN))
     figures = _overhead(bench, pool)
     facts = _cold(bench, pool) if sshd_program() is not None else []
-    notes = ["Tests that do nothing, in whole processes: what is imported, found and cleared once in a run is part of the first figure."]
+    notes = [
+        (
+            "Tests that do nothing, in whole processes: what is imported, found and cleared once"
+            " in a run is part of the first figure."
+        )
+    ]
     if not facts:
         notes.append("Nothing was counted: sshd is not installed.")
     return Table("pytest: tests that start from a state", figures, facts, notes=notes)
@@ -47,17 +52,30 @@ def _overhead(bench: Bench, pool: Path) -> list[Figure]:
     count, more = bench.scale.tests, (MANY - 1) * bench.scale.tests
     with bench.directory() as place:
         few, many = [
-            (_suite(place / f"with-{number}", [str(pool)], count=number), _plain(place / f"without-{number}", number))
+            (
+                _suite(place / f"with-{number}", [str(pool)], count=number),
+                _plain(place / f"without-{number}", number),
+            )
             for number in (count, count + more)
         ]
         for suite in (*few, *many):
             _run(bench, suite)  # caches are filled, and all modules are compiled
-        ours, theirs, ours_many, theirs_many = rounds([partial(_timed, bench, suite) for suite in (*few, *many)], bench.scale.pairs)
+        ours, theirs, ours_many, theirs_many = rounds(
+            [partial(_timed, bench, suite) for suite in (*few, *many)], bench.scale.pairs
+        )
     peer = "the same without states"
     each = [[time / count for time in some] for some in (ours, theirs)]
-    one_more = [[(long - short) / more for short, long in zip(*pair, strict=True)] for pair in ((ours, ours_many), (theirs, theirs_many))]
+    one_more = [
+        [(long - short) / more for short, long in zip(*pair, strict=True)]
+        for pair in ((ours, ours_many), (theirs, theirs_many))
+    ]
     return [
-        Figure(f"a run of {count} tests on three states in the cache, for each test", peer, *each, OVERHEAD),
+        Figure(
+            f"a run of {count} tests on three states in the cache, for each test",
+            peer,
+            *each,
+            OVERHEAD,
+        ),
         Figure(f"one test more, as a run of {count + more} shows it", peer, *one_more, OVERHEAD),
     ]
 
@@ -68,19 +86,36 @@ def _timed(bench: Bench, suite: Path) -> float:
 
 def _cold(bench: Bench, pool: Path) -> list[Fact]:
     """What four workers fetch from a pool on another host into an empty cache."""
-    sizes = {one.manifest.state: one.manifest.size for one in statepool.StatePool(pool).image(IMAGE).show(scope="own")}
+    sizes = {
+        one.manifest.state: one.manifest.size
+        for one in statepool.StatePool(pool).image(IMAGE).show(scope="own")
+    }
     with bench.directory() as place, run_sshd() as server:
-        lines = [f'ssh-config = "{server.ssh_config}"', f'known-hosts = "{server.known_hosts}"', 'compress = "off"']
+        lines = [
+            f'ssh-config = "{server.ssh_config}"',
+            f'known-hosts = "{server.known_hosts}"',
+            'compress = "off"',
+        ]
         suite = _suite(place / "cold", [str(server.location(pool))], lines, count=bench.scale.tests)
         _run(bench, suite, "-n", "4")
         rows = json.loads((suite / "tally.json").read_text()).values()
         log = statepool.StatePool(suite / "cache").log(IMAGE)
     moved, there = sum(row["bytes"] for row in rows), sum(sizes.values())
     stored = sum(len(one.changes) for one in log)
-    what = f"pytest -n 4, {bench.scale.tests} tests on three states, empty cache, pool on another host: "
+    what = (
+        f"pytest -n 4, {bench.scale.tests} tests on three states, empty cache, pool on another"
+        " host: "
+    )
     return [
-        Fact(what + "bytes fetched, to those in the pool", f"{moved / there:.2f}", "at most 1", moved <= there),
-        Fact(what + "states stored in the cache", str(stored), str(len(CHAIN)), stored == len(CHAIN)),
+        Fact(
+            what + "bytes fetched, to those in the pool",
+            f"{moved / there:.2f}",
+            "at most 1",
+            moved <= there,
+        ),
+        Fact(
+            what + "states stored in the cache", str(stored), str(len(CHAIN)), stored == len(CHAIN)
+        ),
     ]
 
 
@@ -89,16 +124,25 @@ def _plain(place: Path, count: int) -> Path:
 
 
 def _suite(place: Path, sources: Sequence[str], lines: Sequence[str] = (), *, count: int) -> Path:
-    tests = [f'@pytest.mark.vm_state("{IMAGE}", "{CHAIN[number % len(CHAIN)]}")\ndef test_{number}(vm_state): pass\n' for number in range(count)]
+    tests = [
+        f'@pytest.mark.vm_state("{IMAGE}", "{CHAIN[number % len(CHAIN)]}")\ndef'
+        f" test_{number}(vm_state): pass\n"
+        for number in range(count)
+    ]
     told = ", ".join(json.dumps(source) for source in sources)
     _written(place, "import pytest\n" + "".join(tests))
-    (place / "statepool.toml").write_text("\n".join(['cache = "cache"', f"sources = [{told}]", *lines, ""]))
+    (place / "statepool.toml").write_text(
+        "\n".join(['cache = "cache"', f"sources = [{told}]", *lines, ""])
+    )
     (place / "conftest.py").write_text(COUNTED)
     return place
 
 
 def _written(place: Path, tests: str) -> Path:
-    """:returns: a directory with a suite of tests, and a configuration of its own: pytest would look for one above, and find that of this project"""
+    """
+    :returns: a directory with a suite of tests, and a configuration of its own: pytest would look
+        for one above, and find that of this project
+    """
     place.mkdir()
     (place / "pytest.ini").write_text("[pytest]\n")
     (place / "test_all.py").write_text(tests)
@@ -108,5 +152,20 @@ def _written(place: Path, tests: str) -> Path:
 def _run(bench: Bench, suite: Path, *arguments: str) -> None:
     environment = {**bench.environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "plugins")])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "xdist", "-p", "pytest_statepool", "-p", "no:cacheprovider", "--rootdir=.", *arguments]
-    subprocess.run([*command, "."], cwd=suite, env=environment, stdout=subprocess.DEVNULL, check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "xdist",
+        "-p",
+        "pytest_statepool",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir=.",
+        *arguments,
+    ]
+    subprocess.run(
+        [*command, "."], cwd=suite, env=environment, stdout=subprocess.DEVNULL, check=True
+    )

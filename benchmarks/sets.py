@@ -1,4 +1,6 @@
-"""A working image becomes a state: linked where that is possible, hashed, and never twice on the disk."""
+"""
+A working image becomes a state: linked where that is possible, hashed, and never twice on the disk.
+"""
 
 from __future__ import annotations
 
@@ -73,12 +75,19 @@ def _growth(bench: Bench, master: Path) -> Fact:
         watcher = threading.Thread(target=look)
         watcher.start()
         try:
-            bench.open(place / "cache", bench.pool).image(IMAGE).set("new", source=working, scope="own")
+            bench.open(place / "cache", bench.pool).image(IMAGE).set(
+                "new", source=working, scope="own"
+            )
         finally:
             done.set()
             watcher.join()
         grown = max(most, room(place)) - before
-    return Fact("bytes on disk during the set, beyond those before", str(grown), "no second copy", grown < max(MIB_OF_RECORDS, before // 10))
+    return Fact(
+        "bytes on disk during the set, beyond those before",
+        str(grown),
+        "no second copy",
+        grown < max(MIB_OF_RECORDS, before // 10),
+    )
 
 
 MIB_OF_RECORDS = 1 << 20

@@ -86,14 +86,17 @@ def quietly(*command: str) -> None:
 def table(bench: Bench) -> Table:
     """:returns: what compression brings"""
     title = f"ssh: an image, half of which compresses well, over a link of {RATE}"
-    missing = [program for program in PROGRAMS if shutil.which(program) is None] + ([] if sshd_program() else ["sshd"])
+    missing = [program for program in PROGRAMS if shutil.which(program) is None] + (
+        [] if sshd_program() else ["sshd"]
+    )
     if missing:
         return Table(title, notes=[f"Not measured: install {', '.join(missing)}."])
     try:
         with shaped_link() as link, run_sshd(options={"ListenAddress": "0.0.0.0"}) as sshd:
             return _measured(title, bench, link, sshd)
     except subprocess.CalledProcessError as error:
-        return Table(title, notes=[f"Not measured: no link could be made here ({error}: {(error.stderr or b'').decode().strip()})."])
+        said = (error.stderr or b"").decode().strip()
+        return Table(title, notes=[f"Not measured: no link could be made here ({error}: {said})."])
 
 
 def _measured(title: str, bench: Bench, link: Link, sshd: Sshd) -> Table:
@@ -102,16 +105,38 @@ def _measured(title: str, bench: Bench, link: Link, sshd: Sshd) -> Table:
     size = os.stat(image).st_size
     moved: dict[str, list[int]] = {}
     limit = Limit(Unit.RATIO, round(1 / FASTER, 3))
-    figures = [_figure(bench, link, sshd, pool, image, how, moved, limit if how == "auto" else None) for how in ("auto", "on", "off")]
+    figures = [
+        _figure(bench, link, sshd, pool, image, how, moved, limit if how == "auto" else None)
+        for how in ("auto", "on", "off")
+    ]
     part = max(moved["on"]) / size
-    fact = Fact("share of the image that was sent, with compress=on", f"{part:.2f}", "less than 0.6", part < 0.6)
+    fact = Fact(
+        "share of the image that was sent, with compress=on",
+        f"{part:.2f}",
+        "less than 0.6",
+        part < 0.6,
+    )
     return Table(title, figures, [fact])
 
 
-def _figure(bench: Bench, link: Link, sshd: Sshd, pool: Path, image: str, how: str, moved: dict[str, list[int]], limit: Limit | None) -> Figure:
+def _figure(
+    bench: Bench,
+    link: Link,
+    sshd: Sshd,
+    pool: Path,
+    image: str,
+    how: str,
+    moved: dict[str, list[int]],
+    limit: Limit | None,
+) -> Figure:
     ours = get(bench, link, sshd, pool, how, moved.setdefault(how, []))
     return against(
-        f"cold get, compress={how}", ours, "scp", scp(bench, link, sshd, image), bench.scale.pairs if limit else min(3, bench.scale.pairs), limit
+        f"cold get, compress={how}",
+        ours,
+        "scp",
+        scp(bench, link, sshd, image),
+        bench.scale.pairs if limit else min(3, bench.scale.pairs),
+        limit,
     )
 
 
@@ -120,26 +145,59 @@ def half_compressible(bench: Bench, pool: Path) -> Path:
     path = pool / IMAGE / f"{STATES[0]}.qcow2"
     path.parent.mkdir(parents=True)
     cluster = 64 << 10
-    lines = b"".join(b"%08d kernel: [%6d.%06d] usb 1-%d: new device found\n" % (n, n // 9, n * 7919 % 10**6, n % 7) for n in range(20_000))
+    lines = b"".join(
+        b"%08d kernel: [%6d.%06d] usb 1-%d: new device found\n"
+        % (n, n // 9, n * 7919 % 10**6, n % 7)
+        for n in range(20_000)
+    )
     clusters = min(bench.scale.root, 32 * MIB) // cluster
     pattern = bench.place / "half"
-    pattern.write_bytes(b"".join(lines[n * 997 % 10**6 :][:cluster].ljust(cluster, b".") if n % 2 else os.urandom(cluster) for n in range(clusters)))
+    pattern.write_bytes(
+        b"".join(
+            (
+                lines[n * 997 % 10**6 :][:cluster].ljust(cluster, b".")
+                if n % 2
+                else os.urandom(cluster)
+            )
+            for n in range(clusters)
+        )
+    )
     length = clusters * cluster
-    commands = [f"write -q -s {pattern} {offset} {length}" for offset in range(0, bench.scale.root, length)]
+    commands = [
+        f"write -q -s {pattern} {offset} {length}" for offset in range(0, bench.scale.root, length)
+    ]
     run("qemu-img", "create", "-q", "-f", "qcow2", str(path), str(bench.scale.virtual))
-    run("qemu-io", "-f", "qcow2", *(word for command in commands for word in ("-c", command)), str(path))
+    run(
+        "qemu-io",
+        "-f",
+        "qcow2",
+        *(word for command in commands for word in ("-c", command)),
+        str(path),
+    )
     return bench.adopt(pool, 1)
 
 
 def get(bench: Bench, link: Link, sshd: Sshd, pool: Path, how: str, moved: list[int]) -> Work:
-    """:returns: a get into an empty cache, over the link, in a process of its own: connecting counts"""
+    """
+    :returns: a get into an empty cache, over the link, in a process of its own: connecting counts
+    """
 
     def work() -> float:
         with bench.directory() as place:
             where = f"ssh://{sshd.user}@{link.address}:{sshd.port}{pool}"
-            arguments = (str(place / "cache"), where, IMAGE, STATES[0], str(sshd.ssh_config), str(sshd.known_hosts), how)
+            arguments = (
+                str(place / "cache"),
+                where,
+                IMAGE,
+                STATES[0],
+                str(sshd.ssh_config),
+                str(sshd.known_hosts),
+                how,
+            )
             command = link.run(sys.executable, "-c", _GET, *arguments)
-            done = subprocess.run(command, env=bench.environment, stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                command, env=bench.environment, stdout=subprocess.PIPE, text=True, check=True
+            )
             seconds, count = json.loads(done.stdout)
             moved.append(count)
             return float(seconds)
@@ -153,6 +211,10 @@ def scp(bench: Bench, link: Link, sshd: Sshd, image: str) -> Work:
     def work() -> float:
         with bench.directory() as place:
             source = f"scp://{sshd.user}@{link.address}:{sshd.port}/{image}"
-            return timed(lambda: run(*link.run("scp", "-q", "-B", "-F", str(sshd.ssh_config), source, str(place))))
+            return timed(
+                lambda: run(
+                    *link.run("scp", "-q", "-B", "-F", str(sshd.ssh_config), source, str(place))
+                )
+            )
 
     return work

@@ -1,4 +1,7 @@
-"""A pool on another host, over SSH on loopback: both ends work on the same processors, for us as for the peers."""
+"""
+A pool on another host, over SSH on loopback: both ends work on the same processors, for us as for
+the peers.
+"""
 
 from __future__ import annotations
 
@@ -60,12 +63,22 @@ class Remote:
             self.forget()
             with self.bench.directory() as place:
                 sources = [str(self.server.location(pool))]
-                return timed(lambda: statepool.StatePool(cache=place / "cache", sources=sources, settings=self.settings).image(IMAGE).get(tip))
+                return timed(
+                    lambda: (
+                        statepool.StatePool(
+                            cache=place / "cache", sources=sources, settings=self.settings
+                        )
+                        .image(IMAGE)
+                        .get(tip)
+                    )
+                )
 
         return work
 
     def scp(self, files: str) -> Work:
-        """:returns: scp of the same files, as it is; on one connection, since they are one pattern"""
+        """
+        :returns: scp of the same files, as it is; on one connection, since they are one pattern
+        """
 
         def work() -> float:
             with self.bench.directory() as place:
@@ -85,7 +98,12 @@ class Remote:
                 def get() -> None:
                     transport = paramiko.Transport(("127.0.0.1", self.server.port))
                     try:
-                        transport.connect(username=self.server.user, pkey=paramiko.Ed25519Key.from_private_key_file(str(self.server.identity)))
+                        transport.connect(
+                            username=self.server.user,
+                            pkey=paramiko.Ed25519Key.from_private_key_file(
+                                str(self.server.identity)
+                            ),
+                        )
                         client = paramiko.SFTPClient.from_transport(transport)
                         assert client is not None
                         client.get(path, str(place / "copy"))
@@ -97,7 +115,10 @@ class Remote:
         return work
 
     def set(self, master: Path) -> Work:
-        """:returns: a set of a flushed image in the pool there; it is in the cache already, so that only that pool is measured"""
+        """
+        :returns: a set of a flushed image in the pool there; it is in the cache already, so that
+            only that pool is measured
+        """
 
         def work() -> float:
             with self.bench.directory() as place:
@@ -107,9 +128,13 @@ class Remote:
                 self.forget()
                 os.sync()
                 sources = [str(self.server.location(pool))]
-                state_pool = statepool.StatePool(cache=place / "cache", sources=sources, settings=self.settings)
+                state_pool = statepool.StatePool(
+                    cache=place / "cache", sources=sources, settings=self.settings
+                )
                 with _working(state_pool, place) as working:
-                    return timed(lambda: _complete(state_pool.image(IMAGE).set(STATE, source=working)))
+                    return timed(
+                        lambda: _complete(state_pool.image(IMAGE).set(STATE, source=working))
+                    )
 
         return work
 
@@ -131,7 +156,10 @@ class Remote:
 
 @contextlib.contextmanager
 def _working(pool: statepool.StatePool, place: Path) -> Iterator[Path]:
-    """:returns: a working image to which nothing was written: setting its state again completes what sources lack"""
+    """
+    :returns: a working image to which nothing was written: setting its state again completes what
+        sources lack
+    """
     pool.image(IMAGE).get(STATE, to=place / "working.qcow2")
     yield place / "working.qcow2"
 
@@ -144,11 +172,16 @@ def _complete(stored: statepool.SetResult) -> None:
 def table(bench: Bench) -> Table:
     """:returns: what a pool on another host costs"""
     if sshd_program() is None or shutil.which("scp") is None:
-        return Table("ssh: a pool on another host", notes=["Not measured: sshd or scp is not installed."])
+        return Table(
+            "ssh: a pool on another host", notes=["Not measured: sshd or scp is not installed."]
+        )
     with run_sshd() as server:
         figures = _figures(Remote(bench, server))
     notes = [
-        "All connect anew each time. `scp` and `SFTPClient.get` are as they come: they choose their ciphers, and check nothing but the link.",
+        (
+            "All connect anew each time. `scp` and `SFTPClient.get` are as they come: they choose"
+            " their ciphers, and check nothing but the link."
+        ),
         f"Server and scp: {_version()}.",
     ]
     return Table("ssh: a pool on another host, over SFTP on loopback", figures, notes=notes)
@@ -158,23 +191,44 @@ def _figures(remote: Remote) -> list[Figure]:
     bench = remote.bench
     single = bench.make_pool(bench.place / "ssh-single", depth=1)
     path = _file(single)
-    ours, scp, client = rounds([remote.get(single), remote.scp(path), remote.client(path)], bench.scale.pairs)
+    ours, scp, client = rounds(
+        [remote.get(single), remote.scp(path), remote.client(path)], bench.scale.pairs
+    )
     what = "cold get of one image"
-    figures = [Figure(what, "scp", ours, scp, AS_FAST), Figure(what, "SFTPClient.get", ours, client, TWICE)]
+    figures = [
+        Figure(what, "scp", ours, scp, AS_FAST),
+        Figure(what, "SFTPClient.get", ours, client, TWICE),
+    ]
 
     names = [f"m{number}" for number in range(MEMBERS)]
     chain = _chain(bench, bench.place / "ssh-chain", names)
-    ours, scp = rounds([remote.get(chain, names[-1]), remote.scp(f"{chain / IMAGE}/*.qcow2")], bench.scale.pairs)
-    figures.append(Figure(f"cold get of a chain of {MEMBERS}, together as long", "scp of the same files", ours, scp, MEMBERS_FASTER))
+    ours, scp = rounds(
+        [remote.get(chain, names[-1]), remote.scp(f"{chain / IMAGE}/*.qcow2")], bench.scale.pairs
+    )
+    figures.append(
+        Figure(
+            f"cold get of a chain of {MEMBERS}, together as long",
+            "scp of the same files",
+            ours,
+            scp,
+            MEMBERS_FASTER,
+        )
+    )
 
     master = bench.place / "ssh-master"
     statepool.StatePool(cache=master, sources=[single]).image(IMAGE).get(STATE)
     ours, scp = rounds([remote.set(master), remote.scp_and_sync(path)], bench.scale.pairs)
-    figures.append(Figure("storing one image there, durable", "scp there, and sync", ours, scp, NOT_SLOWER))
+    figures.append(
+        Figure("storing one image there, durable", "scp there, and sync", ours, scp, NOT_SLOWER)
+    )
 
     sparse = _sparse(bench, bench.place / "ssh-sparse")
     ours, scp = rounds([remote.get(sparse), remote.scp(_file(sparse))], bench.scale.pairs)
-    figures.append(Figure("cold get of an image of that length, nine tenths holes", "scp", ours, scp, FIVE_TIMES))
+    figures.append(
+        Figure(
+            "cold get of an image of that length, nine tenths holes", "scp", ours, scp, FIVE_TIMES
+        )
+    )
     return figures
 
 
@@ -188,7 +242,17 @@ def _chain(bench: Bench, pool: Path, names: list[str]) -> Path:
     part = bench.scale.root // len(names)
     for number, name in enumerate(names):
         backing = ("-b", f"{names[number - 1]}.qcow2", "-F", "qcow2") if number else ()
-        run("qemu-img", "create", "-q", "-f", "qcow2", *backing, f"{name}.qcow2", str(bench.scale.virtual), cwd=directory)
+        run(
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            *backing,
+            f"{name}.qcow2",
+            str(bench.scale.virtual),
+            cwd=directory,
+        )
         bench.write(directory / f"{name}.qcow2", number * part, part)
     return bench.adopt(pool, len(names))
 
@@ -196,7 +260,17 @@ def _chain(bench: Bench, pool: Path, names: list[str]) -> Path:
 def _sparse(bench: Bench, pool: Path) -> Path:
     path = pool / IMAGE / f"{STATE}.qcow2"
     path.parent.mkdir(parents=True)
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(path), str(bench.scale.root))
+    run(
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "preallocation=metadata",
+        str(path),
+        str(bench.scale.root),
+    )
     for number in range(10):
         bench.write(path, number * (bench.scale.root // 10), bench.scale.root // 100)
     return bench.adopt(pool, 1)

@@ -1,4 +1,7 @@
-"""What is asked again and again: a state that is here and trusted, a working image of it, and what there is."""
+"""
+What is asked again and again: a state that is here and trusted, a working image of it, and what
+there is.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,18 @@ def table(bench: Bench) -> Table:
     figures, facts = _gets(bench)
     figures += [
         _show(bench, "one machine with a checkpoint", machines=1, each=False),
-        _show(bench, "ten for each machine, a record for each chain", machines=bench.scale.states // 10, each=False),
-        _show(bench, "ten for each machine, a record for each state", machines=bench.scale.states // 10, each=True),
+        _show(
+            bench,
+            "ten for each machine, a record for each chain",
+            machines=bench.scale.states // 10,
+            each=False,
+        ),
+        _show(
+            bench,
+            "ten for each machine, a record for each state",
+            machines=bench.scale.states // 10,
+            each=True,
+        ),
     ]
     return Table("small: what is here already", figures, facts)
 
@@ -54,28 +67,53 @@ def _gets(bench: Bench) -> tuple[list[Figure], list[Fact]]:
 
         def created() -> float:
             path = str(place / f"theirs-{next(numbers)}.qcow2")
-            return timed(lambda: run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", tip, path))
+            return timed(
+                lambda: run(
+                    "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", tip, path
+                )
+            )
 
         count = bench.scale.quick_pairs
         peer = "qemu-img info --backing-chain"
         figures = [
             against("trusted get", lambda: timed(lambda: disk.get(TIP)), peer, info, count, GET),
-            against("trusted get, StatePool made anew", lambda: timed(opened_get), peer, info, count, GET),
-            against("working image, beyond the get", working, "qemu-img create", created, count, WORKING),
+            against(
+                "trusted get, StatePool made anew",
+                lambda: timed(opened_get),
+                peer,
+                info,
+                count,
+                GET,
+            ),
+            against(
+                "working image, beyond the get", working, "qemu-img create", created, count, WORKING
+            ),
         ]
         before = bytes_read()
         got = disk.get(TIP)
         read = bytes_read() - before - bytes_of_looking()
         smallest = bench.scale.overlay
         facts = [
-            Fact("bytes read by a trusted get of the chain", str(read), "no image data", read < min(64 << 10, smallest)),
-            Fact("states of the chain that are trusted", f"{len(got.chain)}, {got.verified}", f"{len(STATES)}, trusted", got.verified == "trusted"),
+            Fact(
+                "bytes read by a trusted get of the chain",
+                str(read),
+                "no image data",
+                read < min(64 << 10, smallest),
+            ),
+            Fact(
+                "states of the chain that are trusted",
+                f"{len(got.chain)}, {got.verified}",
+                f"{len(STATES)}, trusted",
+                got.verified == "trusted",
+            ),
         ]
     return figures, facts
 
 
 def bytes_read() -> int:
-    """:returns: what this process has read so far by system calls, in bytes (``rchar`` of proc(5))"""
+    """
+    :returns: what this process has read so far by system calls, in bytes (``rchar`` of proc(5))
+    """
     with open("/proc/self/io") as file:
         return int(file.readline().split()[1])
 
@@ -85,7 +123,7 @@ def bytes_of_looking() -> int:
     return -bytes_read() + bytes_read()
 
 
-# -- listings ----------------------------------------------------------------------------------------------------------------------------------------
+# -- listings --------------------------------------------------------------------------------------
 
 
 def _show(bench: Bench, what: str, *, machines: int, each: bool) -> Figure:
@@ -95,25 +133,43 @@ def _show(bench: Bench, what: str, *, machines: int, each: bool) -> Figure:
         fill(pool, machines, states // machines, each=each)
 
         def ours() -> float:
-            begun = timed(lambda: listed.extend(statepool.StatePool(cache=place / "cache", sources=[pool]).show()))
+            begun = timed(
+                lambda: listed.extend(
+                    statepool.StatePool(cache=place / "cache", sources=[pool]).show()
+                )
+            )
             if len(listed) != states:
                 raise RuntimeError(f"{len(listed)} states are listed, not {states}")
             listed.clear()
             return begun
 
         def theirs() -> float:
-            return timed(lambda: [json.loads(path.read_bytes()) for path in (pool / ".statepool/log").glob("*/*.json")])
+            return timed(
+                lambda: [
+                    json.loads(path.read_bytes())
+                    for path in (pool / ".statepool/log").glob("*/*.json")
+                ]
+            )
 
         listed: list[statepool.Listed] = []
-        return against(f"show of {states:,} states: {what}", ours, "reading the same log by pathlib and json", theirs, bench.scale.pairs, SHOW)
+        return against(
+            f"show of {states:,} states: {what}",
+            ours,
+            "reading the same log by pathlib and json",
+            theirs,
+            bench.scale.pairs,
+            SHOW,
+        )
 
 
 def fill(path: Path, machines: int, states: int, *, each: bool) -> None:
     """
-    Make a pool with logs as real use leaves them, and a view, without any bytes: for whoever only looks.
+    Make a pool with logs as real use leaves them, and a view, without any bytes: for whoever only
+    looks.
 
     :param states: of each machine, in chains of ten
-    :param each: one record for each state, as if they had been set one after the other; else one for all
+    :param each: one record for each state, as if they had been set one after the other; else one
+        for all
     """
     statepool.init(path)
     pool = Pool(open_transport(statepool.Location.parse(str(path))))
@@ -121,7 +177,9 @@ def fill(path: Path, machines: int, states: int, *, each: bool) -> None:
         machine = f"vm{number}"
         publishes = [Publish(_manifest(f"{machine}/disk", index)) for index in range(states)]
         log = pool.log(machine)
-        single = len(publishes) if each else min(_SINGLE_RECORDS, states // 2) if states > 100 else 0
+        single = (
+            len(publishes) if each else min(_SINGLE_RECORDS, states // 2) if states > 100 else 0
+        )
         parts = [publishes[: states - single], *([one] for one in publishes[states - single :])]
         for part in parts:
             if part:

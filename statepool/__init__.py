@@ -1,8 +1,10 @@
 """
-Named states of QCOW2 VM images, kept in pools and brought to any test worker: at once, whole, and once per host.
+Named states of QCOW2 VM images, kept in pools and brought to any test worker: at once, whole, and
+once per host.
 
-Begin with :class:`StatePool`; ``docs/howto.rst`` shows how. Authors of backends and transports derive from :class:`StateBackend` and
-:class:`Transport`, and find test suites for them in ``statepool.testing``.
+Begin with :class:`StatePool`; ``docs/howto.rst`` shows how. Authors of backends and transports
+derive from :class:`StateBackend` and :class:`Transport`, and find test suites for them in
+``statepool.testing``.
 """
 
 from __future__ import annotations
@@ -87,7 +89,15 @@ if TYPE_CHECKING:
     from statepool.model.secrets import GivenSecrets, SecretKind
     from statepool.model.settings import Compress, Settings
     from statepool.policy import Item, ItemOutcome, Outcome, Policy, items_of
-    from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transfer, Transport
+    from statepool.transports.base import (
+        Capabilities,
+        Entry,
+        FileKind,
+        Moved,
+        Stat,
+        Transfer,
+        Transport,
+    )
     from statepool.transports.local import LocalTransport
 
 # Most to least important.
@@ -273,10 +283,21 @@ _ROOMS = {
     "model.secrets": ("GivenSecrets", "SecretKind"),
     "model.settings": ("Compress", "Settings"),
     "policy": ("Item", "ItemOutcome", "Outcome", "Policy", "items_of"),
-    "transports.base": ("Capabilities", "Entry", "FileKind", "Moved", "Stat", "Transfer", "Transport"),
+    "transports.base": (
+        "Capabilities",
+        "Entry",
+        "FileKind",
+        "Moved",
+        "Stat",
+        "Transfer",
+        "Transport",
+    ),
     "transports.local": ("LocalTransport",),
 }
-"""Where each public name lives. It is imported when it is first asked for, so that ``import statepool`` costs next to nothing."""
+"""
+Where each public name lives. It is imported when it is first asked for, so that ``import
+statepool`` costs next to nothing.
+"""
 
 _HOMES = {name: f"{__name__}.{room}" for room, names in _ROOMS.items() for name in names}
 

@@ -1,7 +1,8 @@
 """
 The command ``statepool``, and ``python -m statepool``.
 
-What the command line needs takes a moment to import, and until then nobody looks after an interruption by the user. So this needs nothing itself.
+What the command line needs takes a moment to import, and until then nobody looks after an
+interruption by the user. So this needs nothing itself.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import sys
 INTERRUPTED = 130
 """Exit code after an interruption by the user: that of a shell (128 + SIGINT)."""
 
-_AS_JSON = '{"error": {"kind": "Interrupted", "message": "interrupted", "hint": null, "exit_code": 130}}'
+_AS_JSON = (
+    '{"error": {"kind": "Interrupted", "message": "interrupted", "hint": null, "exit_code": 130}}'
+)
 """As ``docs/json.rst`` has it."""
 
 

@@ -71,22 +71,31 @@ class StatePool:
     """
     A cache and its sources, as one thing to ask.
 
-    Nothing is contacted before something is asked for. A state pool can be used from several threads, and after a fork. At the end of a ``with``
-    block it is closed.
+    Nothing is contacted before something is asked for. A state pool can be used from several
+    threads, and after a fork. At the end of a ``with`` block it is closed.
 
     :param cache: the directory of the cache; it is made when something is put into it
     :param sources: the pools that it can be filled from, best first: paths, URLs or sources
     :param settings: the knobs
     :param progress: told of every transfer
     :raises InvalidLocation: an address cannot be read
-    :raises UsageError: the cache is not a directory of this host, a pool is named twice, or the sources are no list
+    :raises UsageError: the cache is not a directory of this host, a pool is named twice, or the
+        sources are no list
     """
 
     def __init__(
-        self, cache: Place, sources: Sequence[Place | Source] = (), *, settings: Settings | None = None, progress: Progress = SILENT
+        self,
+        cache: Place,
+        sources: Sequence[Place | Source] = (),
+        *,
+        settings: Settings | None = None,
+        progress: Progress = SILENT,
     ) -> None:
         if isinstance(sources, str | bytes | os.PathLike | Location | Source):
-            raise UsageError(f"the sources are not a list, but {str(sources)!r}", hint="write a list, also of one source")
+            raise UsageError(
+                f"the sources are not a list, but {str(sources)!r}",
+                hint="write a list, also of one source",
+            )
         self.settings = settings or Settings()
         self.progress = progress
         self._cache = Cache.open(open_pool(cache, self.settings), self.settings)
@@ -94,7 +103,10 @@ class StatePool:
         require_distinct(self._cache.pool, self._sources)
 
     def __repr__(self) -> str:
-        return f"StatePool(cache={str(self.cache)!r}, sources={[str(location) for location in self.sources]!r})"
+        return (
+            f"StatePool(cache={str(self.cache)!r},"
+            f" sources={[str(location) for location in self.sources]!r})"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -130,15 +142,21 @@ class StatePool:
         :param name: ``machine/image``
         :raises InvalidName: it is not of that form
         """
-        return ImageHandle(name if isinstance(name, Image) else parse_image(name), self._backend, self._cache)
+        return ImageHandle(
+            name if isinstance(name, Image) else parse_image(name), self._backend, self._cache
+        )
 
     def machine(self, name: str | Machine, images: Sequence[str] = ()) -> MachineHandle:
         """
         :param name: of the machine
-        :param images: the names of all its images, if they are known: then a state of some of them only is refused
+        :param images: the names of all its images, if they are known: then a state of some of them
+            only is refused
         :raises InvalidName: one of them cannot be used
         """
-        return MachineHandle(name if isinstance(name, Machine) else Machine(name, images), QCOW2MachineBackend(self._context))
+        return MachineHandle(
+            name if isinstance(name, Machine) else Machine(name, images),
+            QCOW2MachineBackend(self._context),
+        )
 
     def backend(self, name: str) -> StateBackend:
         """
@@ -151,25 +169,39 @@ class StatePool:
     def policy(self, *, skip: Sequence[str] = ()) -> Policy:
         """
         :param skip: kinds of objects that are left out: ``images``, ``machines``
-        :returns: the operations over many objects, with modes that say what to do where a state exists, and where it does not
+        :returns: the operations over many objects, with modes that say what to do where a state
+            exists, and where it does not
         """
         of_machines = QCOW2MachineBackend(self._context)
-        return Policy(lambda subject: of_machines if isinstance(subject, Machine) else self._backend, skip=skip)
+        return Policy(
+            lambda subject: of_machines if isinstance(subject, Machine) else self._backend,
+            skip=skip,
+        )
 
     def import_bundle(
-        self, bundle: str | os.PathLike[str] | IO[bytes], *, to: Place | None = None, replace: bool = False, dry_run: bool = False
+        self,
+        bundle: str | os.PathLike[str] | IO[bytes],
+        *,
+        to: Place | None = None,
+        replace: bool = False,
+        dry_run: bool = False,
     ) -> Imported:
         """
-        Bring the state of a bundle into the cache, with all that it stands on: all of it, or nothing.
+        Bring the state of a bundle into the cache, with all that it stands on: all of it, or
+        nothing.
 
-        :param bundle: what :meth:`ImageHandle.export` has written: a path, or a file that is open for reading
+        :param bundle: what :meth:`ImageHandle.export` has written: a path, or a file that is open
+            for reading
         :param to: also store it in this pool: the name of a source, or where a pool is
         :param replace: whether other content under the name gives way there
-        :raises Conflict: the cache has another state of this name, which was set here and is in no source
-        :raises IntegrityError: it is no bundle, or damaged, or not fit to be used; nothing was imported
+        :raises Conflict: the cache has another state of this name, which was set here and is in no
+            source
+        :raises IntegrityError: it is no bundle, or damaged, or not fit to be used; nothing was
+            imported
         :raises NoSpace: it does not fit; nothing was imported
         """
-        from statepool.bundles.importing import Import, opened  # few ask, and it brings much with it
+        # few ask, and it brings much with it
+        from statepool.bundles.importing import Import, opened
 
         with opened(bundle) as (descriptor, name):
             imported = Import(self._cache, self.progress).run(descriptor, name, dry_run=dry_run)
@@ -177,28 +209,37 @@ class StatePool:
             return imported
         subject = parse_object(imported.object)
         handle = self.machine(subject) if isinstance(subject, Machine) else self.image(subject)
-        return evolve(imported, stored=handle.store(imported.state, to=to, replace=replace).pools[0])
+        return evolve(
+            imported, stored=handle.store(imported.state, to=to, replace=replace).pools[0]
+        )
 
     def show(self, object: str | None = None, *, scope: Scopes | None = None) -> Listing:
         """
         :param object: only its states: ``machine`` or ``machine/image``
-        :param scope: in which pools: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not given
+        :param scope: in which pools: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not
+            given
         :returns: the states, each with where it is, and which sources could not be asked
         :raises NotAPool: no source could be asked, since it is none
         """
         options = Options(scope=Scope.permitted(scope))
         with making_many():
-            return self._backend.show(Target(parse_object(object)), options) if object is not None else self._backend.show_all(options)
+            return (
+                self._backend.show(Target(parse_object(object)), options)
+                if object is not None
+                else self._backend.show_all(options)
+            )
 
     def parts(self, object: str, state: str) -> tuple[Manifest, ...]:
         """
-        Return what a cached state consists of, without asking a source: of an image, its chain, tip first; of a machine, its own manifest, and the
-        chains of its images and of its RAM.
+        Return what a cached state consists of, without asking a source: of an image, its chain, tip
+        first; of a machine, its own manifest, and the chains of its images and of its RAM.
 
         :raises NotFound: the cache does not have it
         """
         subject = parse_object(object)
-        backend = QCOW2MachineBackend(self._context) if isinstance(subject, Machine) else self._backend
+        backend = (
+            QCOW2MachineBackend(self._context) if isinstance(subject, Machine) else self._backend
+        )
         wanted = backend.own_state(Target(subject), state)
         found = self._cache.pool.find(wanted)
         if found is None:
@@ -207,7 +248,8 @@ class StatePool:
 
     def open_bytes(self, part: Manifest) -> Descriptor:
         """
-        Open the bytes of a cached state for reading. They are those of its manifest if it was got before: that is when they are checked.
+        Open the bytes of a cached state for reading. They are those of its manifest if it was got
+        before: that is when they are checked.
 
         :param part: as :meth:`parts` returned it
         :returns: the open file, which closes at the latest with the last reference to it
@@ -234,34 +276,52 @@ class StatePool:
         """
         Read states once more, in the cache and in the sources.
 
-        :returns: what was read, and what is wrong with it; a source that cannot be read is a line of its own
+        :returns: what was read, and what is wrong with it; a source that cannot be read is a line
+            of its own
         :raises NotFound: there is nothing of this name
         """
         subject = str(parse_object(object)) if object is not None else None
         name = check_state_name(state) if state is not None else None
         found = verify_all(self._cache, pools_of(self._asked), subject, name, self.progress)
         if not found and subject is not None:
-            raise NotFound(f"there is no state {name or ''} of {subject}".replace("  ", " "), object=subject, state=name, hint="statepool show")
+            raise NotFound(
+                f"there is no state {name or ''} of {subject}".replace("  ", " "),
+                object=subject,
+                state=name,
+                hint="statepool show",
+            )
         return found
 
-    def gc(self, *, everywhere: bool = False, keep_keys: int | None = None, dry_run: bool = False) -> Collection:
+    def gc(
+        self, *, everywhere: bool = False, keep_keys: int | None = None, dry_run: bool = False
+    ) -> Collection:
         """
-        Take away what nobody needs: leftovers of crashes, bytes without a state, old records behind checkpoints.
+        Take away what nobody needs: leftovers of crashes, bytes without a state, old records behind
+        checkpoints.
 
-        :param everywhere: in the sources too; one that cannot be changed is left alone, and has a ``problem`` in the answer
-        :param keep_keys: also remove old versions of built states, all but so many of each, where nothing stands on them
+        :param everywhere: in the sources too; one that cannot be changed is left alone, and has a
+            ``problem`` in the answer
+        :param keep_keys: also remove old versions of built states, all but so many of each, where
+            nothing stands on them
         :param dry_run: only say what would go
         :returns: what went, and what stays in the cache although no state needs it
         :raises UsageError: not even one should be kept
         :raises NotAPool: a source is none; nothing was taken away anywhere
         """
         if keep_keys is not None and keep_keys < 1:
-            raise UsageError(f"{keep_keys} keys cannot be kept of a state", hint="keep at least one; statepool unset removes states")
+            raise UsageError(
+                f"{keep_keys} keys cannot be kept of a state",
+                hint="keep at least one; statepool unset removes states",
+            )
         pools = pools_of(self._asked) if everywhere else []
         for pool in pools:
             pool.require()
         with translate_os_errors("tidy up", Subject(f"the cache {self._cache.root}")):
-            gone = thin_keys(self._cache.pool, keep_keys, dry_run=dry_run) if keep_keys is not None else []
+            gone = (
+                thin_keys(self._cache.pool, keep_keys, dry_run=dry_run)
+                if keep_keys is not None
+                else []
+            )
             gone += gc_cache(self._cache, dry_run=dry_run)
         for pool in pools:
             gone += gc_source(pool, keep_keys, dry_run=dry_run)
@@ -270,26 +330,41 @@ class StatePool:
     def log(self, object: str | None = None) -> list[Logged]:
         """
         :param object: only what concerns it
-        :returns: what happened in the cache and in the sources, oldest first, as far back as records are kept
+        :returns: what happened in the cache and in the sources, oldest first, as far back as
+            records are kept
         :raises NotAPool: a source is none
         """
         subject = str(parse_object(object)) if object is not None else None
         pools = pools_of(self._asked)
         for pool in pools:
             pool.require()
-        return [logged for pool in (self._cache.pool, *pools) for machine in pool.machines_of(subject) for logged in _logged(pool, machine, subject)]
+        return [
+            logged
+            for pool in (self._cache.pool, *pools)
+            for machine in pool.machines_of(subject)
+            for logged in _logged(pool, machine, subject)
+        ]
 
     def throw_away(self, working: str | os.PathLike[str]) -> None:
-        """Delete a working image of a cached state, and nothing but an image, if it is there. What it stood on may then be evicted."""
+        """
+        Delete a working image of a cached state, and nothing but an image, if it is there. What it
+        stood on may then be evicted.
+        """
         throw_away(self._cache, require_image(working))
 
     def working_directory(self) -> Path:
-        """:returns: a directory in the cache, made if it is missing, for working images that nobody gave a place: there the cache can share blocks"""
+        """
+        :returns: a directory in the cache, made if it is missing, for working images that nobody
+            gave a place: there the cache can share blocks
+        """
         return self._cache.working_directory()
 
     def doctor(self) -> list[Finding]:
         """:returns: what this host and its pools have, lack, and what to do about it"""
-        found = [*survey_host(self._cache, QemuImg(self.settings.tool_timeout)), *survey_copies(self._cache, pools_of(self._asked))]
+        found = [
+            *survey_host(self._cache, QemuImg(self.settings.tool_timeout)),
+            *survey_copies(self._cache, pools_of(self._asked)),
+        ]
         for pool in pools_of(self._sources):
             found += survey_pool(pool)
         return found
@@ -302,7 +377,9 @@ class StatePool:
 
 def _logged(pool: Pool, machine: str, subject: str | None) -> Iterator[Logged]:
     for record in pool.log(machine).records():
-        changes = tuple(str(change) for change in record.changes if subject in (None, machine, change.id.object))
+        changes = tuple(
+            str(change) for change in record.changes if subject in (None, machine, change.id.object)
+        )
         if changes:
             yield Logged(str(pool), machine, record.number, record.time, record.by, changes)
 
@@ -341,18 +418,28 @@ class ImageHandle(Handle):
 
         :param to: where to make a working image
         :param overwrite: whether a file there gives way
-        :param mirror: have it as this source has it, given by its name or location; from the best one that has it if not given
-        :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``; from anywhere if not given
+        :param mirror: have it as this source has it, given by its name or location; from the best
+            one that has it if not given
+        :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``;
+            from anywhere if not given
         :raises NotFound: nobody has the state
         :raises Conflict: sources disagree about it
         :raises FileInTheWay: a file is there
         :raises RefusedError: the place is inside the cache or a source
         """
         named = frozenset(str(place) for place in (mirror,) if place is not None)
-        return self._backend.get(self._target(to), state, Options(overwrite=overwrite, scope=Scope.permitted(scope), sources=named, dry_run=dry_run))
+        return self._backend.get(
+            self._target(to),
+            state,
+            Options(
+                overwrite=overwrite, scope=Scope.permitted(scope), sources=named, dry_run=dry_run
+            ),
+        )
 
     @contextlib.contextmanager
-    def working(self, state: str, *, keep: str = "never", directory: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    def working(
+        self, state: str, *, keep: str = "never", directory: str | os.PathLike[str] | None = None
+    ) -> Iterator[Path]:
         """
         A working image for as long as a ``with`` block lasts.
 
@@ -361,7 +448,12 @@ class ImageHandle(Handle):
         :raises UsageError: ``keep`` is none of these
         """
         name = self.image.name
-        with lasting(self._cache, {name: f"{self.image}-{state}".replace("/", "-")}, keep=keep, directory=directory) as paths:
+        with lasting(
+            self._cache,
+            {name: f"{self.image}-{state}".replace("/", "-")},
+            keep=keep,
+            directory=directory,
+        ) as paths:
             self.get(state, to=paths[name])
             yield paths[name]
 
@@ -378,18 +470,27 @@ class ImageHandle(Handle):
         dry_run: bool = False,
     ) -> SetResult:
         """
-        Make a working image a state, in the cache and in the sources. A fresh overlay takes its place, so that the machine can go on.
+        Make a working image a state, in the cache and in the sources. A fresh overlay takes its
+        place, so that the machine can go on.
 
         :param source: the working image
         :param replace: whether other content under the name gives way
-        :param squash: whether an image that stands on the very state which is to be set becomes, together with it, its new content
-        :param scope: which sources: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not given
-        :param wait_for: which pools must have the state for the answer to be complete: ``all``; ``any``: the cache and one source; ``own``: the
-            cache. All are tried in any case, before this returns.
+        :param squash: whether an image that stands on the very state which is to be set becomes,
+            together with it, its new content
+        :param scope: which sources: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not
+            given
+        :param wait_for: which pools must have the state for the answer to be complete: ``all``;
+            ``any``: the cache and one source; ``own``: the cache. All are tried in any case, before
+            this returns.
         :raises Conflict: the name exists with other content
         """
         options = Options(
-            replace=replace, squash=squash, labels=labels or {}, scope=Scope.permitted(scope), wait_for=WaitFor.parse(wait_for), dry_run=dry_run
+            replace=replace,
+            squash=squash,
+            labels=labels or {},
+            scope=Scope.permitted(scope),
+            wait_for=WaitFor.parse(wait_for),
+            dry_run=dry_run,
         )
         return self._backend.set(self._target(source), state, options)
 
@@ -407,19 +508,25 @@ class ImageHandle(Handle):
         """
         Get a state, or build it: once for all workers and hosts that ask, while the others wait.
 
-        It is kept under its name and a key of what it was made from, as in ``connect--1f0c9d2a7b3e``.
+        It is kept under its name and a key of what it was made from, as in
+        ``connect--1f0c9d2a7b3e``.
 
-        :param build: gets the path of a working image of the parent, and changes it. Without a parent it makes the image there.
+        :param build: gets the path of a working image of the parent, and changes it. Without a
+            parent it makes the image there.
         :param parent: the state to start from
         :param key: what the builder is told apart by; its source if not given
         :param parameters: what else the state was made from: part of the key
-        :param timeout: how long the builder may take, in seconds; it then runs in a thread of its own
-        :param again: builds the state anew, once for each such text, under a key that is used from then on; the old one stays, and is in the answer
+        :param timeout: how long the builder may take, in seconds; it then runs in a thread of its
+            own
+        :param again: builds the state anew, once for each such text, under a key that is used from
+            then on; the old one stays, and is in the answer
         :raises UsageError: the timeout is no time, or what the key is made of is not known
         :raises BuildFailed: the builder failed; nothing was kept
         :raises NotFound: the parent cannot be had
         """
-        return self.ensure_recipe(state, Recipe(build, parent, key, parameters or {}, timeout, again=again))
+        return self.ensure_recipe(
+            state, Recipe(build, parent, key, parameters or {}, timeout, again=again)
+        )
 
     def ensure_recipe(self, state: str, recipe: Recipe) -> Ensured:
         """As :meth:`ensure`, with all that is known of how the state is made in one value."""
@@ -440,7 +547,12 @@ def init(location: Place, *, dry_run: bool = False, settings: Settings | None = 
 
 
 def adopt(
-    location: Place, *, relocate: bool = False, dry_run: bool = False, settings: Settings | None = None, progress: Progress = SILENT
+    location: Place,
+    *,
+    relocate: bool = False,
+    dry_run: bool = False,
+    settings: Settings | None = None,
+    progress: Progress = SILENT,
 ) -> list[Adopted]:
     """
     Make the states that another tool put into a pool managed.
@@ -449,7 +561,9 @@ def adopt(
     :param settings: the knobs, among them how other hosts are reached
     :raises NotAPool: it has not been made a pool yet
     """
-    return Adoption(open_pool(location, settings or Settings()), relocate=relocate, progress=progress).run(dry_run=dry_run)
+    return Adoption(
+        open_pool(location, settings or Settings()), relocate=relocate, progress=progress
+    ).run(dry_run=dry_run)
 
 
 def sync(
@@ -464,7 +578,8 @@ def sync(
     progress: Progress = SILENT,
 ) -> Synced:
     """
-    Copy chains from one pool to another. One that was interrupted is simply done again: it goes on with what is missing.
+    Copy chains from one pool to another. One that was interrupted is simply done again: it goes on
+    with what is missing.
 
     :param object: only its states: ``machine`` or ``machine/image``
     :param delete: also remove from the target what the origin does not have
@@ -478,14 +593,22 @@ def sync(
     source, sink = open_pool(origin, known), open_pool(target, known)
     if source.transport.identity == sink.transport.identity:
         raise UsageError(f"{source} and {sink} are the same pool", hint="name two pools")
-    return Sync(source, sink, delete=delete, replace=replace, progress=progress).run(subject, dry_run=dry_run)
+    return Sync(source, sink, delete=delete, replace=replace, progress=progress).run(
+        subject, dry_run=dry_run
+    )
 
 
 def from_config(config: Config | None = None, *, progress: Progress = SILENT) -> StatePool:
     """
-    :param config: the configuration; read from the system's, the user's and the project's files and the environment if not given
+    :param config: the configuration; read from the system's, the user's and the project's files and
+        the environment if not given
     :raises ConfigError: something in it cannot be used
     """
     found = config if config is not None else load()
-    sources = [PoolSource(open_pool(one.location, found.settings_for(one)), one.name, one.scope, one.authority) for one in found.sources]
+    sources = [
+        PoolSource(
+            open_pool(one.location, found.settings_for(one)), one.name, one.scope, one.authority
+        )
+        for one in found.sources
+    ]
     return StatePool(found.cache, sources, settings=found.settings, progress=progress)

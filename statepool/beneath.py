@@ -1,13 +1,17 @@
 """
-Files beneath a directory, reached through a descriptor of that directory and never through a symbolic link.
+Files beneath a directory, reached through a descriptor of that directory and never through a
+symbolic link.
 
-The one module that opens local paths in a pool or a cache. A path that is used by its name can lead elsewhere by the time it is used, if another
-account may write to any directory on the way: ``O_NOFOLLOW`` guards its last part only. Here the directory itself is opened once, and the kernel
-resolves everything else beneath that descriptor (``openat2(2)`` with ``RESOLVE_BENEATH`` and ``RESOLVE_NO_SYMLINKS``); what is done to a name, such
-as renaming it, is done relative to a descriptor of its own directory. Kernels and sandboxes without that call get one ``openat(2)`` with
+The one module that opens local paths in a pool or a cache. A path that is used by its name can lead
+elsewhere by the time it is used, if another account may write to any directory on the way:
+``O_NOFOLLOW`` guards its last part only. Here the directory itself is opened once, and the kernel
+resolves everything else beneath that descriptor (``openat2(2)`` with ``RESOLVE_BENEATH`` and
+``RESOLVE_NO_SYMLINKS``); what is done to a name, such as renaming it, is done relative to a
+descriptor of its own directory. Kernels and sandboxes without that call get one ``openat(2)`` with
 ``O_NOFOLLOW`` for each part of a path.
 
-Errors are those of the operating system (:class:`OSError`); ``ELOOP`` says that there is a symbolic link.
+Errors are those of the operating system (:class:`OSError`); ``ELOOP`` says that there is a symbolic
+link.
 """
 
 from __future__ import annotations
@@ -29,7 +33,10 @@ _OPENAT2 = 437
 """The number of the system call, the same on every architecture (``arch/*/kernel/syscalls``)."""
 
 _RESOLVE = 0x08 | 0x04
-"""``RESOLVE_BENEATH`` and ``RESOLVE_NO_SYMLINKS`` in ``linux/openat2.h``; the latter excludes the links of ``/proc`` as well."""
+"""
+``RESOLVE_BENEATH`` and ``RESOLVE_NO_SYMLINKS`` in ``linux/openat2.h``; the latter excludes the
+links of ``/proc`` as well.
+"""
 
 _HOW = struct.Struct("=QQQ")
 """``struct open_how``: flags, mode, resolve."""
@@ -38,8 +45,10 @@ DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 """Flags that open a directory as a place from which to go on, without reading it."""
 
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
-"""What the kernel says where a file cannot get a second name: the file system has none (exFAT, FAT, SMB, some of FUSE), the
-file has too many, or it is another account's (``fs.protected_hardlinks``)."""
+"""
+What the kernel says where a file cannot get a second name: the file system has none (exFAT, FAT,
+SMB, some of FUSE), the file has too many, or it is another account's (``fs.protected_hardlinks``).
+"""
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW
 """Flags that open whatever has a name, a symbolic link too, without waiting for it or waking it."""
@@ -51,13 +60,17 @@ _is_open = (0).__le__
 
 class Descriptor:
     """
-    An open file that closes itself at the latest with the last reference to it, whatever interrupts its user.
+    An open file that closes itself at the latest with the last reference to it, whatever interrupts
+    its user.
 
-    Python runs the handler of a signal between a call and the use of its result, which is lost if the handler raises: a number that ``os.open`` has
-    just returned would stay open. So the call is made here, by code in C that gives the number to an object in C before any handler can run. That is
-    an ``epoll``, the only one which takes any descriptor, never looks at it, and closes it when it goes; ``__del__`` would be code of Python again.
+    Python runs the handler of a signal between a call and the use of its result, which is lost if
+    the handler raises: a number that ``os.open`` has just returned would stay open. So the call is
+    made here, by code in C that gives the number to an object in C before any handler can run. That
+    is an ``epoll``, the only one which takes any descriptor, never looks at it, and closes it when
+    it goes; ``__del__`` would be code of Python again.
 
-    :param opening: a function in C that returns a descriptor, which belongs to this object from then on
+    :param opening: a function in C that returns a descriptor, which belongs to this object from
+        then on
     :param arguments: its arguments
     """
 
@@ -67,7 +80,10 @@ class Descriptor:
         self._held: list[select.epoll] = []
         self._held.extend(map(_own, filter(_is_open, itertools.starmap(opening, (arguments,)))))
         self.number = self._held[0].fileno() if self._held else -1
-        """The descriptor; negative if it is closed, or could not be opened by a call that says so with a negative number."""
+        """
+        The descriptor; negative if it is closed, or could not be opened by a call that says so with
+        a negative number.
+        """
         self.written = True
         """Whether closing may still tell of something written that is lost."""
 
@@ -85,7 +101,8 @@ class Descriptor:
         """
         Close it, once.
 
-        :raises OSError: something that was written is lost, which a server of files may tell only now
+        :raises OSError: something that was written is lost, which a server of files may tell only
+            now
         """
         if self._held:
             held, self.number = self._held.pop(), -1
@@ -93,7 +110,8 @@ class Descriptor:
                 held.close()
                 return
             try:
-                # The kernel tells it of each number that is closed, and an epoll would not pass it on. Again no code of Python is between the calls.
+                # The kernel tells it of each number that is closed, and an epoll would not pass it
+                # on. Again no code of Python is between the calls.
                 any(map(os.close, map(os.dup, (held.fileno(),))))
             except OSError as error:
                 if error.errno != errno.EMFILE:  # no number is left to ask with
@@ -111,8 +129,10 @@ class Tree:
     """
     A directory of this host with everything beneath it.
 
-    :param root: its path, which may lead through symbolic links: an account that may rename in the directories above a pool is trusted with all of it
-    :param held: a descriptor of it, if it is open already; otherwise it is opened when it is first needed
+    :param root: its path, which may lead through symbolic links: an account that may rename in the
+        directories above a pool is trusted with all of it
+    :param held: a descriptor of it, if it is open already; otherwise it is opened when it is first
+        needed
     """
 
     def __init__(self, root: str | os.PathLike[str], *, held: Descriptor | None = None) -> None:
@@ -130,8 +150,9 @@ class Tree:
 
     def top(self) -> Descriptor:
         """
-        :returns: the directory itself, opened when it is first needed. The caller keeps it in a variable while it uses the number: another thread may
-            open the directory anew, and a descriptor to which nothing refers is closed.
+        :returns: the directory itself, opened when it is first needed. The caller keeps it in a
+            variable while it uses the number: another thread may open the directory anew, and a
+            descriptor to which nothing refers is closed.
         :raises FileNotFoundError: there is none
         """
         if (held := self._root) is None:
@@ -141,7 +162,8 @@ class Tree:
     def open(self, path: str, flags: int, mode: int = 0o600) -> Descriptor:
         """
         :param path: relative; ``""`` is the directory itself
-        :param flags: as for :func:`os.open`; ``O_CLOEXEC`` is added, and a symbolic link is never followed
+        :param flags: as for :func:`os.open`; ``O_CLOEXEC`` is added, and a symbolic link is never
+            followed
         :returns: the open file
         """
         top = self._root or self.top()
@@ -155,14 +177,18 @@ class Tree:
         return open_at(top.number, path, flags, mode)
 
     def place(self, path: str) -> tuple[Descriptor, str]:
-        """:returns: the directory in which ``path`` is, and its name there, for the calls of :mod:`os` that take both"""
+        """
+        :returns: the directory in which ``path`` is, and its name there, for the calls of :mod:`os`
+            that take both
+        """
         above, _, name = path.rpartition("/")
         return self.open(above, DIRECTORY) if above else self.top().lent(), name
 
     def stat(self, path: str) -> os.stat_result:
         """:returns: the status of what has this name, which may be a symbolic link"""
         if path and "/" not in path and path != "..":
-            with suppress(FileNotFoundError):  # unless the directory was deleted, and has been made again
+            # unless the directory was deleted, and has been made again
+            with suppress(FileNotFoundError):
                 top = self.top()
                 return os.stat(path, dir_fd=top.number, follow_symlinks=False)
         found = self.open(path, _LOOK)
@@ -191,7 +217,10 @@ class Tree:
             os.link(one, other, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
 
     def rename(self, source: str, target: str) -> None:
-        """Give something another name; what is there gives way, also where both are names of one file, of which ``rename(2)`` would keep two."""
+        """
+        Give something another name; what is there gives way, also where both are names of one file,
+        of which ``rename(2)`` would keep two.
+        """
         (before, one), (after, other) = self.place(source), self.place(target)
         with before as old, after as new:
             if source != target and _same(old, one, new, other):
@@ -210,7 +239,10 @@ class Tree:
         return True
 
     def remove_all(self, path: str) -> None:
-        """Remove a directory with all that is in it, as far as this account may; nothing that a link leads to."""
+        """
+        Remove a directory with all that is in it, as far as this account may; nothing that a link
+        leads to.
+        """
         import shutil  # only here: it brings much with it
 
         place, name = self.place(path)
@@ -243,7 +275,8 @@ class Tree:
 
 class Beneath(os.PathLike[str]):
     """
-    A file beneath a :class:`Tree`. As a path it is for messages, and for programs such as QEMU that only know paths; we open it by :meth:`open`.
+    A file beneath a :class:`Tree`. As a path it is for messages, and for programs such as QEMU that
+    only know paths; we open it by :meth:`open`.
 
     :param tree: the directory
     :param path: relative to it
@@ -274,7 +307,10 @@ class Beneath(os.PathLike[str]):
         return self.tree.open(self.path, flags, mode)
 
     def stat(self) -> os.stat_result | None:
-        """:returns: the status of what has this name, which may be a symbolic link; None if there is nothing"""
+        """
+        :returns: the status of what has this name, which may be a symbolic link; None if there is
+            nothing
+        """
         with suppress(FileNotFoundError, NotADirectoryError):
             return self.tree.stat(self.path)
         return None
@@ -293,7 +329,8 @@ def link(source: Beneath, target: Beneath) -> None:
 
 def rename_new(source: Beneath, target: Beneath) -> None:
     """
-    Give a file another name that must be free, in one step (``renameat2(2)`` with ``RENAME_NOREPLACE``).
+    Give a file another name that must be free, in one step (``renameat2(2)`` with
+    ``RENAME_NOREPLACE``).
 
     :raises FileExistsError: it is not
     :raises OSError: ``EOPNOTSUPP``: the kernel, the C library or the file system has no such thing
@@ -312,7 +349,8 @@ def rename_new(source: Beneath, target: Beneath) -> None:
 
 def link_or_rename(source: Beneath, target: Beneath) -> None:
     """
-    Give a finished file a name that must be free, whole from the first moment on. Where the file system has no hard links it loses its old name.
+    Give a finished file a name that must be free, whole from the first moment on. Where the file
+    system has no hard links it loses its old name.
 
     :raises FileExistsError: the name is not free
     :raises OSError: ``EOPNOTSUPP``: the file system can do neither
@@ -327,8 +365,8 @@ def link_or_rename(source: Beneath, target: Beneath) -> None:
 
 def settle(source: Beneath, target: Beneath) -> None:
     """
-    Give a finished file a name that must be free, on any file system: at worst there is an empty file of that name for a moment, which holds its
-    place. It may lose its old name.
+    Give a finished file a name that must be free, on any file system: at worst there is an empty
+    file of that name for a moment, which holds its place. It may lose its old name.
 
     :raises FileExistsError: the name is not free
     """
@@ -340,7 +378,10 @@ def settle(source: Beneath, target: Beneath) -> None:
             raise
     target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL).close()
     try:
-        (before, one), (after, other) = source.tree.place(source.path), target.tree.place(target.path)
+        (before, one), (after, other) = (
+            source.tree.place(source.path),
+            target.tree.place(target.path),
+        )
         with before as old, after as new:
             os.rename(one, other, src_dir_fd=old, dst_dir_fd=new)
     except BaseException:
@@ -349,7 +390,10 @@ def settle(source: Beneath, target: Beneath) -> None:
 
 
 def beside(path: str | os.PathLike[str]) -> Beneath:
-    """:returns: a file of the user's, such as a working image, with its directory pinned: what is done to its name is done in that directory"""
+    """
+    :returns: a file of the user's, such as a working image, with its directory pinned: what is done
+        to its name is done in that directory
+    """
     above, name = os.path.split(os.path.abspath(path))
     return Beneath(Tree(above), name)
 
@@ -374,18 +418,27 @@ def open_at(directory: int, path: str, flags: int, mode: int = 0) -> Descriptor:
 
     :param directory: its descriptor
     :param path: relative to it; ``""`` is the directory itself
-    :param flags: as for :func:`os.open`; ``O_CLOEXEC`` is added, and a symbolic link is never followed
+    :param flags: as for :func:`os.open`; ``O_CLOEXEC`` is added, and a symbolic link is never
+        followed
     :returns: the open file
     """
     while _calls:
-        opened = Descriptor(_syscall(), _OPENAT2, directory, path.encode(_ENCODING, _ERRORS) or b".", _how(flags, mode), _HOW.size)
+        opened = Descriptor(
+            _syscall(),
+            _OPENAT2,
+            directory,
+            path.encode(_ENCODING, _ERRORS) or b".",
+            _how(flags, mode),
+            _HOW.size,
+        )
         if opened.number >= 0:
             opened.written = bool(flags & (os.O_WRONLY | os.O_RDWR))
             return opened
         code = _errno()
         if code == errno.ENOSYS:
             _calls.clear()
-        # A file that may not be opened is also EPERM, as an immutable one is for writing: the way without the call says the same of it.
+        # A file that may not be opened is also EPERM, as an immutable one is for writing: the way
+        # without the call says the same of it.
         elif code == errno.EPERM:
             break
         elif code != errno.EINTR:
@@ -394,7 +447,10 @@ def open_at(directory: int, path: str, flags: int, mode: int = 0) -> Descriptor:
 
 
 _calls = {"openat2"}
-"""Empty once the kernel has said that it does not know the call: kernels before 5.6, and sandboxes, some of which say EPERM."""
+"""
+Empty once the kernel has said that it does not know the call: kernels before 5.6, and sandboxes,
+some of which say EPERM.
+"""
 
 
 def _errno() -> int:
@@ -415,7 +471,8 @@ def _syscall() -> Callable[..., int]:
 
 @functools.cache
 def _how(flags: int, mode: int) -> bytes:
-    # The kernel refuses a mode where nothing is created. O_TMPFILE contains O_DIRECTORY. Without O_NOFOLLOW a link at the end is ELOOP, too.
+    # The kernel refuses a mode where nothing is created. O_TMPFILE contains O_DIRECTORY. Without
+    # O_NOFOLLOW a link at the end is ELOOP, too.
     creates = flags & os.O_CREAT or flags & os.O_TMPFILE == os.O_TMPFILE
     return _HOW.pack(flags | os.O_CLOEXEC, mode if creates else 0, _RESOLVE)
 
@@ -424,7 +481,8 @@ def _open_by_parts(directory: int, path: str, flags: int, mode: int) -> Descript
     *above, last = path.split("/")
     held = Descriptor(os.dup, directory)
     for part in above:
-        held = _open_part(held.number, part, DIRECTORY, 0)  # the one before closes when its last reference goes
+        # the one before closes when its last reference goes
+        held = _open_part(held.number, part, DIRECTORY, 0)
     with held as place:
         return _open_part(place, last, flags, mode)
 
@@ -433,13 +491,20 @@ def _open_part(directory: int, name: str, flags: int, mode: int) -> Descriptor:
     if name == "..":
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
     try:
-        opened = Descriptor(functools.partial(os.open, dir_fd=directory), name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        opened = Descriptor(
+            functools.partial(os.open, dir_fd=directory),
+            name,
+            flags | os.O_CLOEXEC | os.O_NOFOLLOW,
+            mode,
+        )
     except NotADirectoryError as error:
         # With O_DIRECTORY a symbolic link is only "no directory"; openat2 tells the two apart.
         if _is_link(directory, name):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name) from error
         raise
-    if flags & (os.O_PATH | os.O_NOFOLLOW) == os.O_PATH and stat.S_ISLNK(os.fstat(opened.number).st_mode):
+    if flags & (os.O_PATH | os.O_NOFOLLOW) == os.O_PATH and stat.S_ISLNK(
+        os.fstat(opened.number).st_mode
+    ):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
     opened.written = bool(flags & (os.O_WRONLY | os.O_RDWR))
     return opened

@@ -32,12 +32,13 @@ Every error that statepool raises, and the exit code each one has at the shell.
      │    └── MachineError             QEMU is missing, refused, ended or did not answer
      └── BuildFailed               1   what should have built a state failed
 
-An interruption by the user ends with exit code 130.
-An error of the transports that is about a file which the user has named, such as a working image, and not about a pool, has exit code 3 if it is
+An interruption by the user ends with exit code 130. An error of the transports that is about a file
+which the user has named, such as a working image, and not about a pool, has exit code 3 if it is
 missing, 4 if its permissions do not allow it, and 1 otherwise: see :func:`about_file`.
 
-Messages say what happened, and to which object in which pool; ``hint`` says what to do about it. The other attributes carry the facts, so that a
-caller never has to parse a message. All errors survive pickling; an error of a library below is kept as ``__cause__``.
+Messages say what happened, and to which object in which pool; ``hint`` says what to do about it.
+The other attributes carry the facts, so that a caller never has to parse a message. All errors
+survive pickling; an error of a library below is kept as ``__cause__``.
 """
 
 from __future__ import annotations
@@ -81,13 +82,17 @@ _Error = TypeVar("_Error", bound="StatePoolError")
 
 def about_file(error: _Error) -> _Error:
     """
-    Let an error have the exit code that says what it is about: a file which the user has named, and not a pool.
+    Let an error have the exit code that says what it is about: a file which the user has named, and
+    not a pool.
 
     :returns: the error itself
     """
     if isinstance(error, TransportError):
         kinds = ((MissingFile, NotFound), (AccessDenied, RefusedError))
-        error.exit_code = next((meaning.exit_code for kind, meaning in kinds if isinstance(error, kind)), StatePoolError.exit_code)
+        error.exit_code = next(
+            (meaning.exit_code for kind, meaning in kinds if isinstance(error, kind)),
+            StatePoolError.exit_code,
+        )
     return error
 
 
@@ -122,7 +127,8 @@ class StatePoolError(Exception):
         pool: str | None = None,
         path: str | None = None,
     ) -> None:
-        # Named explicitly: several classes below also derive from OSError, whose own constructor would give the arguments another meaning.
+        # Named explicitly: several classes below also derive from OSError, whose own constructor
+        # would give the arguments another meaning.
         Exception.__init__(self, message)
         self.message = message
         self.hint = hint
@@ -179,13 +185,17 @@ class HasDependants(RefusedError):
     :param dependants: the states that would be left without it
     """
 
-    def __init__(self, message: str, *, dependants: Sequence[str] = (), **facts: str | None) -> None:
+    def __init__(
+        self, message: str, *, dependants: Sequence[str] = (), **facts: str | None
+    ) -> None:
         super().__init__(message, **facts)
         self.dependants = tuple(dependants)
 
 
 class InUse(RefusedError):
-    """Somebody uses it: a process has it open, a working image stands on it, or a cache refers to it."""
+    """
+    Somebody uses it: a process has it open, a working image stands on it, or a cache refers to it.
+    """
 
 
 class Incompatible(RefusedError):
@@ -195,7 +205,9 @@ class Incompatible(RefusedError):
     :param differences: what differs, in words
     """
 
-    def __init__(self, message: str, *, differences: Sequence[str] = (), **facts: str | None) -> None:
+    def __init__(
+        self, message: str, *, differences: Sequence[str] = (), **facts: str | None
+    ) -> None:
         super().__init__(message, **facts)
         self.differences = tuple(differences)
 
@@ -222,7 +234,9 @@ class DigestMismatch(IntegrityError):
     :param actual: the digest of the bytes
     """
 
-    def __init__(self, message: str, *, expected: str = "", actual: str = "", **facts: str | None) -> None:
+    def __init__(
+        self, message: str, *, expected: str = "", actual: str = "", **facts: str | None
+    ) -> None:
         super().__init__(message, **facts)
         self.expected = expected
         self.actual = actual
@@ -241,7 +255,10 @@ class UnsafeImage(IntegrityError):
 
 
 class BadRecord(IntegrityError):
-    """A record, a checkpoint, a marker or a manifest that cannot be believed, or a gap between records."""
+    """
+    A record, a checkpoint, a marker or a manifest that cannot be believed, or a gap between
+    records.
+    """
 
 
 class UnsupportedFormat(IntegrityError):
@@ -266,7 +283,8 @@ class TransportError(StatePoolError, OSError):
     """
     A pool cannot be reached, or something failed on the way to it.
 
-    :param transient: whether the same may succeed if it is tried again: a lost connection, a server that did not answer in time
+    :param transient: whether the same may succeed if it is tried again: a lost connection, a server
+        that did not answer in time
     """
 
     exit_code = 7
@@ -302,7 +320,9 @@ class NoSpace(StatePoolError, OSError):
 
     exit_code = 8
 
-    def __init__(self, message: str, *, needed: int = 0, available: int = 0, **facts: str | None) -> None:
+    def __init__(
+        self, message: str, *, needed: int = 0, available: int = 0, **facts: str | None
+    ) -> None:
         super().__init__(message, **facts)
         self.needed = needed
         self.available = available
@@ -317,4 +337,7 @@ class MachineError(ToolError):
 
 
 class BuildFailed(StatePoolError):
-    """What should have built a state raised an error, took too long, or left something that is no state. Nothing of it was kept."""
+    """
+    What should have built a state raised an error, took too long, or left something that is no
+    state. Nothing of it was kept.
+    """

@@ -1,5 +1,6 @@
 """
-What a user asks for the states of an object; and a machine with all its images, as one thing to ask.
+What a user asks for the states of an object; and a machine with all its images, as one thing to
+ask.
 """
 
 from __future__ import annotations
@@ -48,16 +49,21 @@ class Handle(ABC):
         """:returns: whether a state can be had from the cache or a source in this scope"""
         return self._backend.check(self._target(), state, Options(scope=Scope.permitted(scope)))
 
-    def store(self, state: str, *, to: Place, replace: bool = False, dry_run: bool = False) -> SetResult:
+    def store(
+        self, state: str, *, to: Place, replace: bool = False, dry_run: bool = False
+    ) -> SetResult:
         """
-        Store a state that is in the cache in a pool, with all that it stands on: a source, or any other pool.
+        Store a state that is in the cache in a pool, with all that it stands on: a source, or any
+        other pool.
 
         :param to: the name of a source, or where a pool is
         :param replace: whether other content under the name gives way
         :raises NotFound: the cache does not have it
         :raises UsageError: the pool is the cache itself
         """
-        return self._backend.store(self._target(), state, to, Options(replace=replace, dry_run=dry_run))
+        return self._backend.store(
+            self._target(), state, to, Options(replace=replace, dry_run=dry_run)
+        )
 
     def export(
         self,
@@ -70,13 +76,16 @@ class Handle(ABC):
         scope: Scopes | None = None,
     ) -> Exported:
         """
-        Write a state into one file, with all that it stands on: a bundle, which :meth:`~statepool.StatePool.import_bundle` reads.
+        Write a state into one file, with all that it stands on: a bundle, which
+        :meth:`~statepool.StatePool.import_bundle` reads.
 
         :param to: where; a path, or a file that is open for writing
         :param flat: write one image that nothing backs instead, which only an image has
-        :param compress: ``zstd`` or ``none``; of a flat image also ``zlib``. A bundle is compressed and a flat image is not, if not given
+        :param compress: ``zstd`` or ``none``; of a flat image also ``zlib``. A bundle is compressed
+            and a flat image is not, if not given
         :param overwrite: whether a file there gives way
-        :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``; from anywhere if not given
+        :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``;
+            from anywhere if not given
         :raises NotFound: nobody has the state
         :raises FileInTheWay: a file is there
         :raises UsageError: it cannot be written so
@@ -84,9 +93,13 @@ class Handle(ABC):
         from statepool.bundles.export import Form, export  # few ask, and it brings much with it
 
         form = Form(flat=flat, compress=compress, overwrite=overwrite)
-        return export(self._backend, self._target(), state, to, Options(scope=Scope.permitted(scope)), form)
+        return export(
+            self._backend, self._target(), state, to, Options(scope=Scope.permitted(scope)), form
+        )
 
-    def unset(self, state: str, *, cascade: bool = False, scope: Scopes = Scope.OWN, dry_run: bool = False) -> Removed:
+    def unset(
+        self, state: str, *, cascade: bool = False, scope: Scopes = Scope.OWN, dry_run: bool = False
+    ) -> Removed:
         """
         Remove a state; of a machine, with it those of its images.
 
@@ -95,7 +108,11 @@ class Handle(ABC):
         :raises NotFound: it is not there
         :raises HasDependants: something stands on it
         """
-        return self._backend.unset(self._target(), state, Options(cascade=cascade, scope=Scope.parse(scope), dry_run=dry_run))
+        return self._backend.unset(
+            self._target(),
+            state,
+            Options(cascade=cascade, scope=Scope.parse(scope), dry_run=dry_run),
+        )
 
 
 class MachineHandle(RunningStates, Handle):
@@ -144,32 +161,43 @@ class MachineHandle(RunningStates, Handle):
         dry_run: bool = False,
     ) -> GetResult:
         """
-        Bring a state of all images into the cache, and make working images if they are asked for: all, or none.
+        Bring a state of all images into the cache, and make working images if they are asked for:
+        all, or none.
 
-        :param to: a directory, for ``IMAGE.qcow2`` of each image, which is made if it is missing; or the place of each image
+        :param to: a directory, for ``IMAGE.qcow2`` of each image, which is made if it is missing;
+            or the place of each image
         :param overwrite: whether files there give way
-        :param mirror: have it as this source has it, given by its name or location; from the best one that has it if not given
-        :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``; from anywhere if not given
+        :param mirror: have it as this source has it, given by its name or location; from the best
+            one that has it if not given
+        :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``;
+            from anywhere if not given
         :raises NotFound: neither the cache nor a source has the state
         :raises FileInTheWay: a file is there
         :raises RefusedError: a place is inside the cache or a source
         :raises UsageError: the places are not those of the images which the state has
         """
         named = frozenset({mirror}) if mirror is not None else frozenset()
-        options = Options(overwrite=overwrite, scope=Scope.permitted(scope), sources=named, dry_run=dry_run)
+        options = Options(
+            overwrite=overwrite, scope=Scope.permitted(scope), sources=named, dry_run=dry_run
+        )
         if to is None or isinstance(to, Mapping):
             return self._backend.get(self._target(to), state, options)
         refuse_inside(to, self.context.cache, pools_of(self.context.sources))
         images = self.machine.images or self._backend.images(self._target(), state, options)
         if dry_run and not os.path.lexists(to) and os.path.isdir(Path(to).parent):
             planned = self._backend.get(self._target(), state, options)
-            places = {image: Path(os.path.abspath(path)) for image, path in _in_directory(to, images).items()}
+            places = {
+                image: Path(os.path.abspath(path))
+                for image, path in _in_directory(to, images).items()
+            }
             return evolve(planned, working=Path(os.path.abspath(to)), images=places)
         with _directory(Path(to), make=not dry_run):
             return self._backend.get(self._target(_in_directory(to, images)), state, options)
 
     @contextlib.contextmanager
-    def working(self, state: str, *, keep: str = "never", directory: str | os.PathLike[str] | None = None) -> Iterator[dict[str, Path]]:
+    def working(
+        self, state: str, *, keep: str = "never", directory: str | os.PathLike[str] | None = None
+    ) -> Iterator[dict[str, Path]]:
         """
         Yield a working image of each image, by its name, for as long as a ``with`` block lasts.
 
@@ -178,7 +206,10 @@ class MachineHandle(RunningStates, Handle):
         :raises NotFound: neither the cache nor a source has the state
         :raises UsageError: ``keep`` is none of these
         """
-        names = {image: f"{self.machine}-{image}-{state}" for image in self.machine.images or self.images(state)}
+        names = {
+            image: f"{self.machine}-{image}-{state}"
+            for image in self.machine.images or self.images(state)
+        }
         with lasting(self.context.cache, names, keep=keep, directory=directory) as paths:
             self.get(state, to=paths)
             yield paths
@@ -196,18 +227,27 @@ class MachineHandle(RunningStates, Handle):
         dry_run: bool = False,
     ) -> SetResult:
         """
-        Make the working images of all images one state, in the cache and in the sources. Fresh overlays take their places.
+        Make the working images of all images one state, in the cache and in the sources. Fresh
+        overlays take their places.
 
-        :param source: the working image of each image; or the directory with ``IMAGE.qcow2`` of each, if it is known which images there are
+        :param source: the working image of each image; or the directory with ``IMAGE.qcow2`` of
+            each, if it is known which images there are
         :param replace: whether other content under the name gives way
         :param squash: for images only: a machine refuses it
-        :param scope: which sources: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not given
-        :param wait_for: which pools must have the state for the answer to be complete: ``all``, ``any`` or ``own``
+        :param scope: which sources: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not
+            given
+        :param wait_for: which pools must have the state for the answer to be complete: ``all``,
+            ``any`` or ``own``
         :raises Conflict: the name exists with other content
         :raises UsageError: the working image of one of its images is not named
         """
         options = Options(
-            replace=replace, squash=squash, labels=labels or {}, scope=Scope.permitted(scope), wait_for=WaitFor.parse(wait_for), dry_run=dry_run
+            replace=replace,
+            squash=squash,
+            labels=labels or {},
+            scope=Scope.permitted(scope),
+            wait_for=WaitFor.parse(wait_for),
+            dry_run=dry_run,
         )
         return self._backend.set(self._target(self._named(source)), state, options)
 
@@ -215,7 +255,10 @@ class MachineHandle(RunningStates, Handle):
         if isinstance(source, Mapping):
             return source
         if not self.machine.images:
-            raise UsageError(f"nobody knows which images {self.machine} has", hint="name the working image of each, as in disk=FILE")
+            raise UsageError(
+                f"nobody knows which images {self.machine} has",
+                hint="name the working image of each, as in disk=FILE",
+            )
         return _in_directory(source, self.machine.images)
 
 
@@ -231,7 +274,9 @@ def _directory(path: Path, *, make: bool) -> Iterator[None]:
         try:
             path.mkdir(exist_ok=True)
         except OSError as error:
-            raise about_file(translated(error, "make the directory", Subject(str(path), path=str(path)))) from error
+            raise about_file(
+                translated(error, "make the directory", Subject(str(path), path=str(path)))
+            ) from error
     try:
         yield
     except BaseException:

@@ -1,11 +1,14 @@
 """
-Operations over many objects, each with a mode that says what is to be done where a state exists, and where it does not.
+Operations over many objects, each with a mode that says what is to be done where a state exists,
+and where it does not.
 
-A mode has two letters, for *exists* and *does not exist*: ``a`` abort, ``r`` reuse, ``i`` ignore, ``f`` force. Test frameworks call this: a test says
-which states it starts from and leaves behind, and the modes say what is meant by that. Modes are looked at before anything else, and all objects
+A mode has two letters, for *exists* and *does not exist*: ``a`` abort, ``r`` reuse, ``i`` ignore,
+``f`` force. Test frameworks call this: a test says which states it starts from and leaves behind,
+and the modes say what is meant by that. Modes are looked at before anything else, and all objects
 before anything is changed: an abort of one leaves all as they are.
 
-The modes and their defaults are those that users of avocado-i2n know (``avocado_i2n/states/setup.py``, version 103).
+The modes and their defaults are those that users of avocado-i2n know
+(``avocado_i2n/states/setup.py``, version 103).
 """
 
 from __future__ import annotations
@@ -34,7 +37,10 @@ class Letter(enum.StrEnum):
     IGNORE = "i"
     """Nothing is done to this object."""
     FORCE = "f"
-    """It is done: what is there gives way, and what is not there is made. Never against what stands on it."""
+    """
+    It is done: what is there gives way, and what is not there is made. Never against what stands on
+    it.
+    """
 
 
 LETTERS: dict[str, tuple[str, str]] = {
@@ -45,7 +51,10 @@ LETTERS: dict[str, tuple[str, str]] = {
     "push": ("arf", "af"),
     "pop": ("ari", "ai"),
 }
-"""The letters that an operation knows, where a state exists and where it does not. Those of a check are about the object itself, its root state."""
+"""
+The letters that an operation knows, where a state exists and where it does not. Those of a check
+are about the object itself, its root state.
+"""
 
 MODES = {"check": "rf", "get": "ra", "set": "ff", "unset": "fi", "push": "af", "pop": "ra"}
 """The modes if none is given."""
@@ -76,7 +85,8 @@ class Item:
 
     :param object: an image, or a machine
     :param state: the name of the state; None: nothing is asked of it
-    :param working: the working images, by the names of the machine's images; where the operation needs or makes them
+    :param working: the working images, by the names of the machine's images; where the operation
+        needs or makes them
     :param read_only: the names of images that cannot have states
     :param monitor: the socket of the running machine's QMP monitor, or None if it is off
     :raises UsageError: a working image is not named as a file
@@ -131,7 +141,10 @@ class Outcome:
     @property
     def complete(self) -> bool:
         """Whether nothing failed or was aborted; for a check, whether every state is there."""
-        return not any(item.done in (Done.FAILED, Done.ABORTED, Done.UNTOUCHED, Done.ABSENT) for item in self.items)
+        return not any(
+            item.done in (Done.FAILED, Done.ABORTED, Done.UNTOUCHED, Done.ABSENT)
+            for item in self.items
+        )
 
     @property
     def exit_code(self) -> int:
@@ -167,7 +180,10 @@ def check_mode(operation: str, mode: str | None) -> tuple[Letter, Letter]:
     if len(text) != 2 or text[0] not in exists or text[1] not in missing:
         raise UsageError(
             f"{operation} has no mode {text!r}",
-            hint=f"two letters: {_or(exists)} where the state exists, then {_or(missing)} where it does not",
+            hint=(
+                f"two letters: {_or(exists)} where the state exists, then {_or(missing)} where it"
+                " does not"
+            ),
         )
     return Letter(text[0]), Letter(text[1])
 
@@ -185,92 +201,155 @@ class Policy:
     :raises UsageError: there is no such kind
     """
 
-    def __init__(self, backend: Callable[[Object], StateBackend], *, skip: Collection[str] = ()) -> None:
+    def __init__(
+        self, backend: Callable[[Object], StateBackend], *, skip: Collection[str] = ()
+    ) -> None:
         for kind in skip:
             if kind not in ("images", "machines"):
                 raise UsageError(f"{kind!r} cannot be skipped", hint="images or machines")
         self._backend = backend
         self._skip = frozenset(skip)
 
-    # -- the operations ----------------------------------------------------------------------------------------------------------------------------
+    # -- the operations ----------------------------------------------------------------------------
 
-    def check(self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS) -> Outcome:
+    def check(
+        self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS
+    ) -> Outcome:
         """
-        Look whether states are there. First comes the object itself: a root state that is missing, or is to be made anew, is made of the working
-        image, where the item names one.
+        Look whether states are there. First comes the object itself: a root state that is missing,
+        or is to be made anew, is made of the working image, where the item names one.
 
-        :param mode: about the root state: reuse it or make it anew (``f``) where it exists; make it (``f``) or say that the state is not there
-            (``r``) where it does not
+        :param mode: about the root state: reuse it or make it anew (``f``) where it exists; make it
+            (``f``) or say that the state is not there (``r``) where it does not
         :raises UsageError: there is no such mode or name
         """
         letters = check_mode("check", mode)
         planned = [self._plan(item) for item in _checked(items)]
-        return Outcome("check", mode or MODES["check"], tuple(one.outcome or self._check(one, letters, options) for one in planned))
+        return Outcome(
+            "check",
+            mode or MODES["check"],
+            tuple(one.outcome or self._check(one, letters, options) for one in planned),
+        )
 
-    def get(self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS) -> Outcome:
+    def get(
+        self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS
+    ) -> Outcome:
         """
         Bring states here, and make the working images that the items name.
 
         :raises UsageError: there is no such mode or name; nothing was looked at
         """
-        return self._run("get", mode, items, options, lambda backend, one: (self._get(backend, one, options),))
+        return self._run(
+            "get", mode, items, options, lambda backend, one: (self._get(backend, one, options),)
+        )
 
-    def set(self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS) -> Outcome:
+    def set(
+        self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS
+    ) -> Outcome:
         """
-        Make states of working images. Forcing one that exists replaces it, unless something stands on it.
+        Make states of working images. Forcing one that exists replaces it, unless something stands
+        on it.
 
         :raises UsageError: there is no such mode or name; nothing was looked at
         """
-        return self._run("set", mode, items, options, lambda backend, one: (self._set(backend, one, options),))
+        return self._run(
+            "set", mode, items, options, lambda backend, one: (self._set(backend, one, options),)
+        )
 
-    def unset(self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS) -> Outcome:
+    def unset(
+        self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS
+    ) -> Outcome:
         """
         Remove states, from the pools that the options' scope permits.
 
         :raises UsageError: there is no such mode or name; nothing was looked at
         """
-        return self._run("unset", mode, items, options, lambda backend, one: (self._unset(backend, one, options),))
+        return self._run(
+            "unset",
+            mode,
+            items,
+            options,
+            lambda backend, one: (self._unset(backend, one, options),),
+        )
 
-    def push(self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS) -> Outcome:
-        """As :meth:`set`, for a state that is popped later: so it must not be there, unless the mode says otherwise. Root states are skipped."""
-        return self._run("push", mode, items, options, lambda backend, one: (self._set(backend, one, options),))
+    def push(
+        self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS
+    ) -> Outcome:
+        """
+        As :meth:`set`, for a state that is popped later: so it must not be there, unless the mode
+        says otherwise. Root states are skipped.
+        """
+        return self._run(
+            "push", mode, items, options, lambda backend, one: (self._set(backend, one, options),)
+        )
 
-    def pop(self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS) -> Outcome:
-        """Get states, and then remove them from the pools that the options' scope permits. Root states are skipped."""
+    def pop(
+        self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS
+    ) -> Outcome:
+        """
+        Get states, and then remove them from the pools that the options' scope permits. Root states
+        are skipped.
+        """
 
         def do(backend: StateBackend, one: _Planned) -> tuple[GetResult | SetResult | Removed, ...]:
-            would = self._unset(backend, one, evolve(options, dry_run=True))  # before anything: what stands on it keeps it
+            # before anything: what stands on it keeps it
+            would = self._unset(backend, one, evolve(options, dry_run=True))
             got = self._get(backend, one, options)
             return got, would if options.dry_run else self._unset(backend, one, options)
 
         return self._run("pop", mode, items, options, do)
 
-    # -- how they go -------------------------------------------------------------------------------------------------------------------------------
+    # -- how they go -------------------------------------------------------------------------------
 
-    def _run(self, operation: str, mode: str | None, items: Iterable[Item], options: Options, do: Do) -> Outcome:
+    def _run(
+        self, operation: str, mode: str | None, items: Iterable[Item], options: Options, do: Do
+    ) -> Outcome:
         letters = check_mode(operation, mode)
-        planned = [self._decide(operation, self._plan(item, operation), letters, options) for item in _checked(items)]
-        aborted = any(one.outcome is not None and one.outcome.done is Done.ABORTED for one in planned)
-        outcomes = [one.outcome or (_untouched(one) if aborted else self._do(one, do, options)) for one in planned]
+        planned = [
+            self._decide(operation, self._plan(item, operation), letters, options)
+            for item in _checked(items)
+        ]
+        aborted = any(
+            one.outcome is not None and one.outcome.done is Done.ABORTED for one in planned
+        )
+        outcomes = [
+            one.outcome or (_untouched(one) if aborted else self._do(one, do, options))
+            for one in planned
+        ]
         return Outcome(operation, mode or MODES[operation], tuple(outcomes))
 
     def _plan(self, item: Item, operation: str = "") -> _Planned:
         subject = item.object
-        images = tuple(name for name in (subject.images if isinstance(subject, Machine) else (subject.name,)) if name not in item.read_only)
+        images = tuple(
+            name
+            for name in (subject.images if isinstance(subject, Machine) else (subject.name,))
+            if name not in item.read_only
+        )
         working = {name: path for name, path in item.working.items() if name not in item.read_only}
-        target = Target(evolve(subject, images=images) if isinstance(subject, Machine) else subject, working, item.monitor)
+        target = Target(
+            evolve(subject, images=images) if isinstance(subject, Machine) else subject,
+            working,
+            item.monitor,
+        )
         planned = _Planned(item, target)
         if item.state is None:
             return _left_out(planned, "no state is asked for")
         if ("machines" if isinstance(subject, Machine) else "images") in self._skip:
-            return _left_out(planned, f"{'machines' if isinstance(subject, Machine) else 'images'} are skipped")
+            return _left_out(
+                planned, f"{'machines' if isinstance(subject, Machine) else 'images'} are skipped"
+            )
         if item.read_only and not images and (isinstance(subject, Image) or subject.images):
-            return _left_out(planned, "it is read-only" if isinstance(subject, Image) else "all its images are read-only")
+            return _left_out(
+                planned,
+                "it is read-only" if isinstance(subject, Image) else "all its images are read-only",
+            )
         if item.state == ROOT and operation in ("push", "pop"):
             return _left_out(planned, "root states are neither pushed nor popped")
         return planned
 
-    def _decide(self, operation: str, planned: _Planned, letters: tuple[Letter, Letter], options: Options) -> _Planned:
+    def _decide(
+        self, operation: str, planned: _Planned, letters: tuple[Letter, Letter], options: Options
+    ) -> _Planned:
         if planned.outcome is not None:
             return planned
         try:
@@ -281,18 +360,36 @@ class Policy:
         there = "the state is there" if exists else "the state is not there"
         if planned.letter is Letter.ABORT:
             code = (RefusedError if exists else NotFound).exit_code
-            return evolve(planned, outcome=_outcome(planned, Done.ABORTED, f"{there}, and the mode says abort", code=code))
+            return evolve(
+                planned,
+                outcome=_outcome(
+                    planned, Done.ABORTED, f"{there}, and the mode says abort", code=code
+                ),
+            )
         if planned.letter is Letter.IGNORE:
-            return evolve(planned, outcome=_outcome(planned, Done.IGNORED, f"{there}, and the mode says ignore"))
+            return evolve(
+                planned,
+                outcome=_outcome(planned, Done.IGNORED, f"{there}, and the mode says ignore"),
+            )
         if planned.letter is Letter.REUSE and operation in ("set", "push", "unset"):
-            return evolve(planned, outcome=_outcome(planned, Done.KEPT, f"{there}, and the mode says reuse"))
+            return evolve(
+                planned, outcome=_outcome(planned, Done.KEPT, f"{there}, and the mode says reuse")
+            )
         return planned
 
     def _exists(self, operation: str, planned: _Planned, options: Options) -> bool:
-        backend, target, state = self._backend(planned.target.object), evolve(planned.target, working={}), _state(planned)
+        backend, target, state = (
+            self._backend(planned.target.object),
+            evolve(planned.target, working={}),
+            _state(planned),
+        )
         try:
             if operation == "unset":
-                self._unset(backend, evolve(planned, target=target), evolve(options, dry_run=True, cascade=True))
+                self._unset(
+                    backend,
+                    evolve(planned, target=target),
+                    evolve(options, dry_run=True, cascade=True),
+                )
             elif options.scope != frozenset(Scope) or options.sources:
                 self._get(backend, evolve(planned, target=target), evolve(options, dry_run=True))
             else:
@@ -308,10 +405,20 @@ class Policy:
             return _failed(planned, error)
         there = "the state was there" if planned.exists else "the state was not there"
         why = f"{there}, and the mode says {planned.letter.name.lower() if planned.letter else ''}"
-        return _judged(_outcome(planned, Done.DONE, f"{'it would be: ' if options.dry_run else ''}{why}", answers))
+        return _judged(
+            _outcome(
+                planned, Done.DONE, f"{'it would be: ' if options.dry_run else ''}{why}", answers
+            )
+        )
 
-    def _check(self, planned: _Planned, letters: tuple[Letter, Letter], options: Options) -> ItemOutcome:
-        backend, target, state = self._backend(planned.target.object), planned.target, _state(planned)
+    def _check(
+        self, planned: _Planned, letters: tuple[Letter, Letter], options: Options
+    ) -> ItemOutcome:
+        backend, target, state = (
+            self._backend(planned.target.object),
+            planned.target,
+            _state(planned),
+        )
         answers: tuple[SetResult, ...] = ()
         try:
             exists = backend.check(evolve(target, working={}), ROOT)
@@ -320,7 +427,9 @@ class Policy:
                 answers = (backend.set(target, ROOT, evolve(options, replace=exists)),)
                 exists = True
             elif letter is Letter.REUSE and not exists:
-                return _outcome(planned, Done.ABSENT, "the object itself is not there, and the mode says reuse")
+                return _outcome(
+                    planned, Done.ABSENT, "the object itself is not there, and the mode says reuse"
+                )
             there = exists if state == ROOT else backend.check(evolve(target, working={}), state)
         except StatePoolError as error:
             return _failed(planned, error, answers)
@@ -330,7 +439,7 @@ class Policy:
             return _judged(_outcome(planned, Done.KEPT, f"the state is there{made}", answers))
         return _judged(_outcome(planned, Done.ABSENT, f"the state is not there{made}", answers))
 
-    # -- what backends do --------------------------------------------------------------------------------------------------------------------------
+    # -- what backends do --------------------------------------------------------------------------
 
     @staticmethod
     def _get(backend: StateBackend, one: _Planned, options: Options) -> GetResult:
@@ -339,7 +448,11 @@ class Policy:
     @staticmethod
     def _set(backend: StateBackend, one: _Planned, options: Options) -> SetResult:
         force = one.exists is True and one.letter is Letter.FORCE
-        how = evolve(options, replace=force or options.replace, squash=options.squash or (force and isinstance(one.target.object, Image)))
+        how = evolve(
+            options,
+            replace=force or options.replace,
+            squash=options.squash or (force and isinstance(one.target.object, Image)),
+        )
         return backend.set(one.target, _state(one), how)
 
     @staticmethod
@@ -359,7 +472,8 @@ def items_of(
     The objects of some machines.
 
     :param state: asked of each
-    :param kinds: ``machines``: each machine, with its images as one; ``images``: each image by itself. With both, images come first
+    :param kinds: ``machines``: each machine, with its images as one; ``images``: each image by
+        itself. With both, images come first
     :param working: the working images, by machine and image
     :param read_only: ``machine/image`` of those that cannot have states
     :raises UsageError: there is no such kind
@@ -373,7 +487,15 @@ def items_of(
         fixed = frozenset(name for name in machine.images if f"{machine}/{name}" in read_only)
         if "images" in kinds:
             images = (Image(machine.machine, name) for name in machine.images)
-            found += [Item(image, state, {image.name: paths[image.name]} if image.name in paths else {}, fixed & {image.name}) for image in images]
+            found += [
+                Item(
+                    image,
+                    state,
+                    {image.name: paths[image.name]} if image.name in paths else {},
+                    fixed & {image.name},
+                )
+                for image in images
+            ]
         if "machines" in kinds:
             found.append(Item(machine, state, paths, fixed))
     return found
@@ -393,12 +515,26 @@ def _state(planned: _Planned) -> str:
     return planned.item.state
 
 
-def _outcome(planned: _Planned, done: Done, why: str, answers: tuple[GetResult | SetResult | Removed, ...] = (), *, code: int = 0) -> ItemOutcome:
-    return ItemOutcome(str(planned.item.object), planned.item.state, planned.exists, done, why, answers, code)
+def _outcome(
+    planned: _Planned,
+    done: Done,
+    why: str,
+    answers: tuple[GetResult | SetResult | Removed, ...] = (),
+    *,
+    code: int = 0,
+) -> ItemOutcome:
+    return ItemOutcome(
+        str(planned.item.object), planned.item.state, planned.exists, done, why, answers, code
+    )
 
 
-def _failed(planned: _Planned, error: StatePoolError, answers: tuple[SetResult, ...] = ()) -> ItemOutcome:
-    return evolve(_outcome(planned, Done.FAILED, error.message, answers, code=error.exit_code), hint=error.hint)
+def _failed(
+    planned: _Planned, error: StatePoolError, answers: tuple[SetResult, ...] = ()
+) -> ItemOutcome:
+    return evolve(
+        _outcome(planned, Done.FAILED, error.message, answers, code=error.exit_code),
+        hint=error.hint,
+    )
 
 
 def _left_out(planned: _Planned, why: str) -> _Planned:
@@ -411,9 +547,16 @@ def _untouched(planned: _Planned) -> ItemOutcome:
 
 def _judged(outcome: ItemOutcome) -> ItemOutcome:
     """:returns: the same, as failed if a pool could not do its part"""
-    incomplete = [each for each in outcome.answers if isinstance(each, SetResult) and not each.complete]
+    incomplete = [
+        each for each in outcome.answers if isinstance(each, SetResult) and not each.complete
+    ]
     told = [f"{at.pool}: {at.error}" for each in incomplete for at in each.pools if at.error]
-    told += [f"{pool}: {text}" for each in outcome.answers if isinstance(each, Removed) for pool, text in each.errors.items()]
+    told += [
+        f"{pool}: {text}"
+        for each in outcome.answers
+        if isinstance(each, Removed)
+        for pool, text in each.errors.items()
+    ]
     if not told:
         return outcome
     return evolve(outcome, done=Done.FAILED, why="; ".join(told), exit_code=7)

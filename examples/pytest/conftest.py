@@ -17,7 +17,11 @@ def describe(directory, images=()):
     """The machine, with its serial line at a socket in a directory."""
     guest = make_guest(GUEST, directory / "initramfs")
     serial = f"socket,id=serial,path={directory / 'serial'},server=on,wait=off"
-    return MachineConfig(dict(images), memory=MEMORY, arguments=["-chardev", serial, "-serial", "chardev:serial", *guest.arguments])
+    return MachineConfig(
+        dict(images),
+        memory=MEMORY,
+        arguments=["-chardev", serial, "-serial", "chardev:serial", *guest.arguments],
+    )
 
 
 @contextmanager

@@ -32,8 +32,9 @@ class StatepoolCache(Cache):
 
     def clear(self) -> None:
         """
-        Remove the states that a source has too: they can be brought again. Those that only this cache has stay, and it is said which these are. What
-        a working image stands on stays until that is gone.
+        Remove the states that a source has too: they can be brought again. Those that only this
+        cache has stay, and it is said which these are. What a working image stands on stays until
+        that is gone.
         """
         from statepool import StatePoolError
 
@@ -50,8 +51,19 @@ def _clear(pool: StatePool) -> list[Listed]:
     from statepool import HasDependants, NotFound
 
     own = list(pool.show(scope="own"))
-    elsewhere = {(one.manifest.id, str(one.manifest.digest)) for one in pool.show(scope="swarm cluster shared")} if pool.sources else set()
-    left = [one for one in own if one.managed and (one.manifest.id, str(one.manifest.digest)) in elsewhere]
+    elsewhere = (
+        {
+            (one.manifest.id, str(one.manifest.digest))
+            for one in pool.show(scope="swarm cluster shared")
+        }
+        if pool.sources
+        else set()
+    )
+    left = [
+        one
+        for one in own
+        if one.managed and (one.manifest.id, str(one.manifest.digest)) in elsewhere
+    ]
     stays = [one for one in own if one not in left]
     while left:
         again: list[Any] = []

@@ -21,11 +21,21 @@ class StatepoolCommand(CLICmd):
     def configure(self, parser: Any) -> None:
         """Take what comes, as it is."""
         command = super().configure(parser)
-        command.add_argument("statepool_arguments", nargs=argparse.REMAINDER, metavar="...", help="as for the command statepool, such as: show vm1")
+        command.add_argument(
+            "statepool_arguments",
+            nargs=argparse.REMAINDER,
+            metavar="...",
+            help="as for the command statepool, such as: show vm1",
+        )
 
     def run(self, config: Any) -> int:
         """:returns: the exit code of the command"""
-        arguments = [word for key, option in _OPTIONS if config.get(key) for word in (option, str(config[key]))]
+        arguments = [
+            word
+            for key, option in _OPTIONS
+            if config.get(key)
+            for word in (option, str(config[key]))
+        ]
         for source in config.get("statepool.sources") or ():
             arguments += ["--source", str(source)]
         (entry,) = importlib.metadata.entry_points(group="console_scripts", name="statepool")

@@ -1,8 +1,10 @@
 """
-Working images of a job: made when a test asks, taken away after it, and after a job that was killed by the next one.
+Working images of a job: made when a test asks, taken away after it, and after a job that was killed
+by the next one.
 
-They lie in a directory of the job in the cache, with one for each test. The job holds a lock, which the kernel takes away with its process: so the
-next one can tell what was left by one that was killed. To take away what is gone already does nothing.
+They lie in a directory of the job in the cache, with one for each test. The job holds a lock, which
+the kernel takes away with its process: so the next one can tell what was left by one that was
+killed. To take away what is gone already does nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
     from statepool import StatePool
 
 _LOCK = ".lock"
-"""The ending of the file beside a job's directory that the job has locked. It is there, and locked, before the directory."""
+"""
+The ending of the file beside a job's directory that the job has locked. It is there, and locked,
+before the directory.
+"""
 
 _PREFIX = "avocado-"
 
@@ -53,10 +58,12 @@ class JobImages:
         self.root = self._base / f"{_PREFIX}{job}"
         self._lock: int | None = None
 
-    # -- of the job --------------------------------------------------------------------------------------------------------------------------------
+    # -- of the job --------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Clear what jobs left that are gone, and hold the directory of this one until :meth:`end`."""
+        """
+        Clear what jobs left that are gone, and hold the directory of this one until :meth:`end`.
+        """
         for path in self._base.glob(f"{_PREFIX}*"):
             if path.is_dir():
                 self._clear(path)
@@ -85,15 +92,18 @@ class JobImages:
             os.close(lock)
 
     def _remove(self, directory: Path) -> None:
-        for image in (path for path in directory.rglob("*.qcow2") if _is_own(path) and _is_own(path.parent)):
+        for image in (
+            path for path in directory.rglob("*.qcow2") if _is_own(path) and _is_own(path.parent)
+        ):
             self._pool.throw_away(os.readlink(image) if image.is_symlink() else image)
         shutil.rmtree(directory, ignore_errors=True)
 
-    # -- of a test ---------------------------------------------------------------------------------------------------------------------------------
+    # -- of a test ---------------------------------------------------------------------------------
 
     def provision(self, wishes: Sequence[Wish], logdir: Path, test: str) -> Record:
         """
-        Make the working images that a test asks for, after taking away those that it may have from before.
+        Make the working images that a test asks for, after taking away those that it may have from
+        before.
 
         :param logdir: of the test; its name is that of the test's directory here
         :param test: its name, for people
@@ -125,12 +135,24 @@ class JobImages:
         else:
             if not wish.to:
                 place.mkdir()
-            to = Path(os.path.abspath(os.path.expanduser(wish.to))) if wish.to else place / f"{subject.machine}-{subject.name}.qcow2"
+            to = (
+                Path(os.path.abspath(os.path.expanduser(wish.to)))
+                if wish.to
+                else place / f"{subject.machine}-{subject.name}.qcow2"
+            )
             got = self._pool.image(subject).get(wish.state, to=to)
             images = {str(subject): str(to)}
         if wish.to:
             self._remember(directory, images.values())
-        return Given(wish.object, wish.state, images, got.source is not None, got.bytes, time.perf_counter() - begun, got.source)
+        return Given(
+            wish.object,
+            wish.state,
+            images,
+            got.source is not None,
+            got.bytes,
+            time.perf_counter() - begun,
+            got.source,
+        )
 
     @staticmethod
     def _remember(directory: Path, paths: Any) -> None:
@@ -147,7 +169,10 @@ class JobImages:
 
 
 def _is_own(path: Path) -> bool:
-    """:returns: whether this account made a file: in a cache that a group shares, its members can exchange the directories above it"""
+    """
+    :returns: whether this account made a file: in a cache that a group shares, its members can
+        exchange the directories above it
+    """
     try:
         return os.lstat(path).st_uid == os.geteuid()
     except FileNotFoundError:
@@ -159,5 +184,7 @@ def _lock_of(directory: Path) -> Path:
 
 
 def job_of(logdir: Path) -> str:
-    """:returns: the name of the job that a test's log directory, ``JOB/test-results/TEST``, is in"""
+    """
+    :returns: the name of the job that a test's log directory, ``JOB/test-results/TEST``, is in
+    """
     return logdir.parent.parent.name

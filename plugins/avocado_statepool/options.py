@@ -1,4 +1,7 @@
-"""The section ``[statepool]`` of avocado's settings, and the options of ``avocado run``: one table for both."""
+"""
+The section ``[statepool]`` of avocado's settings, and the options of ``avocado run``: one table for
+both.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,30 @@ FAIL_ON_MISSING = "statepool.fail_on_missing"
 
 _OPTIONS: list[tuple[str, Any, Any, str | None, dict[str, Any], str]] = [
     ("cache", str, "", "--vm-state-cache", {"metavar": "DIR"}, "the cache of this host"),
-    ("sources", list, [], "--vm-state-pool", {"metavar": "LOCATION", "nargs": "+"}, "the pools that states come from"),
-    ("config", str, "", "--vm-state-config", {"metavar": "FILE"}, "a file of statepool to read instead of the usual ones"),
-    ("offline", bool, False, "--vm-state-offline", {"action": "store_true"}, "ask no pool: use what the cache has"),
+    (
+        "sources",
+        list,
+        [],
+        "--vm-state-pool",
+        {"metavar": "LOCATION", "nargs": "+"},
+        "the pools that states come from",
+    ),
+    (
+        "config",
+        str,
+        "",
+        "--vm-state-config",
+        {"metavar": "FILE"},
+        "a file of statepool to read instead of the usual ones",
+    ),
+    (
+        "offline",
+        bool,
+        False,
+        "--vm-state-offline",
+        {"action": "store_true"},
+        "ask no pool: use what the cache has",
+    ),
     (
         "fail_on_missing",
         bool,
@@ -44,7 +68,9 @@ class StatepoolInit(Init):
     def initialize(self) -> None:
         """Register them."""
         for name, kind, default, _, _, text in _OPTIONS:
-            settings.register_option(section=SECTION, key=name, key_type=kind, default=default, help_msg=text)
+            settings.register_option(
+                section=SECTION, key=name, key_type=kind, default=default, help_msg=text
+            )
 
 
 class StatepoolCLI(CLI):
@@ -60,7 +86,9 @@ class StatepoolCLI(CLI):
             return
         group = run.add_argument_group("states of virtual machines")
         for name, _, _, option, extra, _ in _OPTIONS:
-            settings.add_argparser_to_option(namespace=f"{SECTION}.{name}", parser=group, long_arg=option, **extra)
+            settings.add_argparser_to_option(
+                namespace=f"{SECTION}.{name}", parser=group, long_arg=option, **extra
+            )
 
     def run(self, config: Any) -> None:
         """Nothing: the settings are read where they are needed."""
@@ -69,14 +97,22 @@ class StatepoolCLI(CLI):
 def config_of(known: Mapping[str, Any]) -> Config:
     """
     :param known: settings of avocado
-    :returns: the configuration of the state pool: that of this user and project, with what avocado's settings say
+    :returns: the configuration of the state pool: that of this user and project, with what
+        avocado's settings say
     :raises StatePoolError: something in it cannot be used
     """
     from statepool import Config
 
-    given: dict[str, Any] = {"cache": known.get("statepool.cache") or None, "sources": list(known.get("statepool.sources") or ()) or None}
+    given: dict[str, Any] = {
+        "cache": known.get("statepool.cache") or None,
+        "sources": list(known.get("statepool.sources") or ()) or None,
+    }
     if known.get("statepool.offline"):
         given["offline"] = True
     file = known.get("statepool.config") or None
-    spelled = {key: f"avocado's settings: statepool.{key}" for key in ("cache", "sources", "offline")}
-    return Config.load(given, config_file=os.path.expanduser(file) if file else None, spelled=spelled)
+    spelled = {
+        key: f"avocado's settings: statepool.{key}" for key in ("cache", "sources", "offline")
+    }
+    return Config.load(
+        given, config_file=os.path.expanduser(file) if file else None, spelled=spelled
+    )

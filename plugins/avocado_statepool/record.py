@@ -21,7 +21,10 @@ FOLDER = "vm-state"
 
 _FILE = "record.json"
 _LOGDIR = "AVOCADO_TEST_LOGDIR"
-"""Where avocado tells a test its log directory: those of its own kind, and programs that are run as tests."""
+"""
+Where avocado tells a test its log directory: those of its own kind, and programs that are run as
+tests.
+"""
 
 
 @dataclass
@@ -105,18 +108,27 @@ def working(object: str | None = None, test: Any = None) -> Path:
     """
     record = Record.read(_logdir(test))
     if record is None:
-        raise LookupError('no state is asked for; write :avocado: dependency={"type": "vm-state", "uri": "vm1/disk/customize"} in its docstring')
+        raise LookupError(
+            'no state is asked for; write :avocado: dependency={"type": "vm-state", "uri":'
+            ' "vm1/disk/customize"} in its docstring'
+        )
     images = {name: path for given in record.given for name, path in given.images.items()}
     if object is None and len(images) == 1:
         return Path(next(iter(images.values())))
     if object not in images:
         asked = "one of several" if object is None else object
-        raise LookupError(f"{record.test} was given no working image of {asked}: it has {', '.join(images) or 'none'}; name one of these")
+        raise LookupError(
+            f"{record.test} was given no working image of {asked}: it has"
+            f" {', '.join(images) or 'none'}; name one of these"
+        )
     return Path(images[object])
 
 
 def _logdir(test: Any) -> Path:
     place = getattr(test, "logdir", test) or os.environ.get(_LOGDIR)
     if not place:
-        raise LookupError(f"nobody knows which test this is: {_LOGDIR} is not set; run it by avocado, as one of its own tests or as a program")
+        raise LookupError(
+            f"nobody knows which test this is: {_LOGDIR} is not set; run it by avocado, as one of"
+            " its own tests or as a program"
+        )
     return Path(place)

@@ -1,4 +1,7 @@
-"""What a job says of the states that its tests were given, and what it does before and after all of them."""
+"""
+What a job says of the states that its tests were given, and what it does before and after all of
+them.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,8 @@ class StatepoolResults(ResultEvents):
             images = JobImages(pool, Path(self._job.logdir).name)
             images.begin()
         except StatePoolError as error:
-            LOG_JOB.error("statepool: %s", error)  # the tests that ask for a state say so themselves
+            # the tests that ask for a state say so themselves
+            LOG_JOB.error("statepool: %s", error)
         else:
             self._held.append(images)
 
@@ -63,7 +67,10 @@ class StatepoolResults(ResultEvents):
         """Nothing."""
 
     def end_test(self, result: Any, state: Any) -> None:
-        """Say what a test was given; or why it was not, and make that an error where this is asked for."""
+        """
+        Say what a test was given; or why it was not, and make that an error where this is asked
+        for.
+        """
         logdir = state.get("task_path") or state.get("logdir")
         record = Record.read(Path(logdir)) if logdir else None
         if record is None:
@@ -87,11 +94,15 @@ class StatepoolResults(ResultEvents):
         self._held.clear()
         if not self._records:
             return
-        text = json.dumps({name: asdict(record) for name, record in self._records.items()}, indent=2)
+        text = json.dumps(
+            {name: asdict(record) for name, record in self._records.items()}, indent=2
+        )
         (Path(job.logdir) / _SUMMARY).write_text(text, encoding="utf-8")
         given = [one for record in self._records.values() for one in record.given]
         missing = sum(record.error is not None for record in self._records.values())
-        told = _how(given) + (f"; {missing} {'test' if missing == 1 else 'tests'} without" if missing else "")
+        told = _how(given) + (
+            f"; {missing} {'test' if missing == 1 else 'tests'} without" if missing else ""
+        )
         LOG_JOB.info("states of virtual machines: %s", told)
         if not self._quiet:
             LOG_UI.info("VM STATES  : %s", told)
@@ -99,7 +110,9 @@ class StatepoolResults(ResultEvents):
 
 def _how(given: list[Given]) -> str:
     fetched = [one for one in given if one.fetched]
-    parts = [f"{len(fetched)} fetched ({_size(sum(one.bytes for one in fetched))})"] if fetched else []
+    parts = (
+        [f"{len(fetched)} fetched ({_size(sum(one.bytes for one in fetched))})"] if fetched else []
+    )
     parts += [f"{len(given) - len(fetched)} from the cache"] if len(given) > len(fetched) else []
     return f"{', '.join(parts) or 'none'} in {sum(one.seconds for one in given):.2f} s"
 

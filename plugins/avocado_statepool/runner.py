@@ -1,4 +1,7 @@
-"""The runner of dependencies of the kind ``vm-state``, and its console script ``avocado-runner-vm-state``."""
+"""
+The runner of dependencies of the kind ``vm-state``, and its console script
+``avocado-runner-vm-state``.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,18 @@ from avocado_statepool.record import Record
 from avocado_statepool.wishes import KIND, Wish, WrongDependency
 
 WISHES = "wishes"
-"""The argument with the dependencies of a test, as JSON: a list of mappings. None of them: its working images are released."""
+"""
+The argument with the dependencies of a test, as JSON: a list of mappings. None of them: its working
+images are released.
+"""
 
 
 class VMStateRunner(BaseRunner):
     """
     Makes the working images that a test asks for, or takes them away after it.
 
-    Both are tasks that avocado gives us through ``avocado_statepool.tasks``: the arguments are ``wishes``, ``logdir`` (of the test) and ``test``.
+    Both are tasks that avocado gives us through ``avocado_statepool.tasks``: the arguments are
+    ``wishes``, ``logdir`` (of the test) and ``test``.
     """
 
     name = KIND
@@ -53,7 +60,13 @@ def _work(config: dict[str, Any], arguments: dict[str, Any]) -> tuple[list[str],
     from statepool import StatePoolError
 
     if "logdir" not in arguments:
-        return [], "nobody says for which test: the plugin test.pre.statepool is disabled; enable it in avocado's settings"
+        return (
+            [],
+            (
+                "nobody says for which test: the plugin test.pre.statepool is disabled; enable it"
+                " in avocado's settings"
+            ),
+        )
     logdir, test = Path(arguments["logdir"]), arguments["test"]
     try:
         wishes = [Wish.parse(given) for given in _wishes(arguments)]
@@ -68,10 +81,15 @@ def _work(config: dict[str, Any], arguments: dict[str, Any]) -> tuple[list[str],
             pool.close()
     except (StatePoolError, WrongDependency) as error:
         hint = getattr(error, "hint", None)
-        wrong = f"{test} cannot have its state: {getattr(error, 'message', error)}{f' ({hint})' if hint else ''}"
+        wrong = (
+            f"{test} cannot have its state:"
+            f" {getattr(error, 'message', error)}{f' ({hint})' if hint else ''}"
+        )
         Record(test, error=wrong).write(logdir)
         return [], wrong
-    return [f"{given}: {_how(given)}; {', '.join(given.images.values())}" for given in record.given], None
+    return [
+        f"{given}: {_how(given)}; {', '.join(given.images.values())}" for given in record.given
+    ], None
 
 
 def _wishes(arguments: dict[str, Any]) -> list[dict[str, Any]]:
@@ -80,7 +98,11 @@ def _wishes(arguments: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _how(given: Any) -> str:
-    return f"{given.bytes} bytes from {given.source} in {given.seconds:.2f} s" if given.fetched else f"from the cache in {given.seconds:.2f} s"
+    return (
+        f"{given.bytes} bytes from {given.source} in {given.seconds:.2f} s"
+        if given.fetched
+        else f"from the cache in {given.seconds:.2f} s"
+    )
 
 
 class RunnerApp(BaseRunnerApp):

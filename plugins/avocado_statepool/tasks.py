@@ -1,4 +1,7 @@
-"""What is done before a test, and after it: our dependencies become one task before the test, and one after it."""
+"""
+What is done before a test, and after it: our dependencies become one task before the test, and one
+after it.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,9 @@ class StatepoolBefore(PreTest):
     """
     Makes one task of the dependencies of a test of our kind, however many there are.
 
-    They are taken from avocado's own resolver, which would give them one name, so that all but the first are never run and the test waits for ever;
-    or, if they have names, remember them as done for all later jobs.
+    They are taken from avocado's own resolver, which would give them one name, so that all but the
+    first are never run and the test waits for ever; or, if they have names, remember them as done
+    for all later jobs.
     """
 
     name = "statepool"
@@ -61,5 +65,10 @@ class StatepoolAfter(PostTest):
 
 def _task(test_runnable: Any, suite_config: Any, name: str, wishes: list[dict[str, Any]]) -> Any:
     config = Runnable.filter_runnable_config(KIND, suite_config or {})
-    arguments = {"name": name, "logdir": test_runnable.output_dir, "test": test_runnable.identifier, WISHES: json.dumps(wishes)}
+    arguments = {
+        "name": name,
+        "logdir": test_runnable.output_dir,
+        "test": test_runnable.identifier,
+        WISHES: json.dumps(wishes),
+    }
     return Runnable(KIND, wishes[0].get("uri") if wishes else None, config=config, **arguments)

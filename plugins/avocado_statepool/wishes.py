@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 KIND = "vm-state"
-"""The kind of our dependencies: ``:avocado: dependency={"type": "vm-state", "uri": "vm1/disk/customize"}``."""
+"""
+The kind of our dependencies: ``:avocado: dependency={"type": "vm-state", "uri":
+"vm1/disk/customize"}``.
+"""
 
 _EXAMPLE = '{"type": "vm-state", "uri": "vm1/disk/customize"}'
 
@@ -23,7 +26,8 @@ class Wish:
 
     :param object: ``machine/image``, or a machine
     :param state: its name
-    :param to: where the working image is wanted; of a machine, the directory. Empty: in a directory of the job in the cache
+    :param to: where the working image is wanted; of a machine, the directory. Empty: in a directory
+        of the job in the cache
     """
 
     object: str
@@ -41,13 +45,20 @@ class Wish:
         """
         for key in given:
             if key not in ("uri", "to", "name", "args"):
-                raise WrongDependency(f'a dependency {KIND} has no {key!r}; write {_EXAMPLE}, and "to" for the place of the working image')
+                raise WrongDependency(
+                    f'a dependency {KIND} has no {key!r}; write {_EXAMPLE}, and "to" for the place'
+                    " of the working image"
+                )
         uri, to = given.get("uri"), given.get("to", "")
         if not isinstance(uri, str) or not isinstance(to, str) or given.get("args"):
-            raise WrongDependency(f"a dependency {KIND} takes texts for uri and to; write {_EXAMPLE}")
+            raise WrongDependency(
+                f"a dependency {KIND} takes texts for uri and to; write {_EXAMPLE}"
+            )
         subject, slash, state = uri.rpartition("/")
         if not slash or subject.count("/") > 1:
-            raise WrongDependency(f"{uri!r} is neither machine/image/state nor machine/state; write {_EXAMPLE}")
+            raise WrongDependency(
+                f"{uri!r} is neither machine/image/state nor machine/state; write {_EXAMPLE}"
+            )
         return cls(subject, state, to)
 
 
@@ -60,9 +71,15 @@ def split(dependencies: Iterable[Any] | None) -> tuple[list[dict[str, Any]], lis
     others: list[Any] = []
     for dependency in dependencies or ():
         if isinstance(dependency, Mapping):
-            kind, given = dependency.get("type"), {key: value for key, value in dependency.items() if key != "type"}
+            kind, given = (
+                dependency.get("type"),
+                {key: value for key, value in dependency.items() if key != "type"},
+            )
         else:
-            kind, given = dependency.kind, {"uri": dependency.uri, "args": dependency.args, **dependency.kwargs}
+            kind, given = (
+                dependency.kind,
+                {"uri": dependency.uri, "args": dependency.args, **dependency.kwargs},
+            )
         if kind == KIND:
             ours.append({key: value for key, value in given.items() if key != "args" or value})
         else:

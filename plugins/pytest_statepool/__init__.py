@@ -1,5 +1,6 @@
 """
-States of virtual machines for tests: a marker says which one a test starts from, and everything else happens.
+States of virtual machines for tests: a marker says which one a test starts from, and everything
+else happens.
 
 ::
 
@@ -11,7 +12,8 @@ States of virtual machines for tests: a marker says which one a test starts from
     def test_browser(vm):
         assert vm.is_running
 
-pytest loads this in every run on the machine, so nothing of statepool is imported before a state is asked for.
+pytest loads this in every run on the machine, so nothing of statepool is imported before a state is
+asked for.
 """
 
 from pytest_statepool.builders import vm_state_builder

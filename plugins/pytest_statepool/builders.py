@@ -77,18 +77,27 @@ class Builders:
         """
         Look whether a state can be built, as far as can be told without building.
 
-        :raises pytest.UsageError: two builders build it or what it stands on, they go in a circle, or one is for a whole machine
+        :raises pytest.UsageError: two builders build it or what it stands on, they go in a circle,
+            or one is for a whole machine
         """
         seen: list[str] = []
         for builder in self._chain(object, state):
             if "/" not in builder.object:
-                raise pytest.UsageError(f"{builder.place}: {builder.object} is a machine, and builders build images; name one, as in vm1/disk")
+                raise pytest.UsageError(
+                    f"{builder.place}: {builder.object} is a machine, and builders build images;"
+                    " name one, as in vm1/disk"
+                )
             others = self._declared[builder.object, builder.state]
             if len(others) > 1:
                 places = " and ".join(other.place for other in others)
-                raise pytest.UsageError(f"two builders build {builder}: {places}; remove one of them")
+                raise pytest.UsageError(
+                    f"two builders build {builder}: {places}; remove one of them"
+                )
             if str(builder) in seen:
-                raise pytest.UsageError(f"the builders of {object} go in a circle: {' -> '.join([*seen, str(builder)])}; one needs another parent")
+                raise pytest.UsageError(
+                    f"the builders of {object} go in a circle:"
+                    f" {' -> '.join([*seen, str(builder)])}; one needs another parent"
+                )
             seen.append(str(builder))
 
     def _chain(self, object: str, state: str | None) -> Iterator[Builder]:
@@ -108,17 +117,25 @@ BUILDERS = Builders()
 def where_it_failed(error: BaseException) -> str:
     """
     :param error: what ended a builder
-    :returns: the lines that led to it, but for ours, as pytest shows them; nothing if there are no others
+    :returns: the lines that led to it, but for ours, as pytest shows them; nothing if there are no
+        others
     """
     import concurrent.futures
 
     import statepool
 
-    # A builder with a timeout runs in a thread, and what it raises comes through this module of Python.
-    ours = [Path(file).parent for file in (statepool.__file__, __file__, concurrent.futures.__file__)]
+    # A builder with a timeout runs in a thread, and what it raises comes through this module of
+    # Python.
+    ours = [
+        Path(file).parent for file in (statepool.__file__, __file__, concurrent.futures.__file__)
+    ]
     info = pytest.ExceptionInfo.from_exception(error)
-    theirs = info.traceback.filter(lambda entry: not any(Path(entry.path).is_relative_to(place) for place in ours))
-    return str(info.getrepr(style="short", tbfilter=lambda _: theirs, chain=False)) if theirs else ""
+    theirs = info.traceback.filter(
+        lambda entry: not any(Path(entry.path).is_relative_to(place) for place in ours)
+    )
+    return (
+        str(info.getrepr(style="short", tbfilter=lambda _: theirs, chain=False)) if theirs else ""
+    )
 
 
 def vm_state_builder(
@@ -135,9 +152,12 @@ def vm_state_builder(
 
     :param object: ``machine/image``
     :param state: the name that tests ask for
-    :param parent: the state that it starts from. Without one the function makes the image at the path that it gets.
-    :param key: what the builder is told apart by, such as a version. If not given, its source: then a changed function builds anew.
-    :param parameters: what else the state is made from: strings, numbers, and lists and mappings of them
+    :param parent: the state that it starts from. Without one the function makes the image at the
+        path that it gets.
+    :param key: what the builder is told apart by, such as a version. If not given, its source: then
+        a changed function builds anew.
+    :param parameters: what else the state is made from: strings, numbers, and lists and mappings of
+        them
     :param timeout: how long it may take, in seconds
     """
 

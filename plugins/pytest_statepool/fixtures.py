@@ -20,20 +20,29 @@ if TYPE_CHECKING:
     from statepool import Config, MachineConfig, RunningMachine, StatePool, StatePoolError
 
 _POOLS = pytest.StashKey[dict[int, "tuple[Config, StatePool]"]]()
-"""The state pools that were made here, by the identity of the configuration that they were made from."""
+"""
+The state pools that were made here, by the identity of the configuration that they were made from.
+"""
 
 
 @pytest.fixture(scope="session")
 def vm_state_config(pytestconfig: pytest.Config) -> Config:
     """
-    The configuration of the state pool: that of this user and project, with what this run's options say. Override it to say something else.
+    The configuration of the state pool: that of this user and project, with what this run's options
+    say. Override it to say something else.
     """
     from statepool import Config
 
-    given: dict[str, Any] = {"cache": options.cache(pytestconfig), "sources": options.locations(pytestconfig) or None}
+    given: dict[str, Any] = {
+        "cache": options.cache(pytestconfig),
+        "sources": options.locations(pytestconfig) or None,
+    }
     if options.value(pytestconfig, "vm_state_offline"):
         given["offline"] = True
-    spelled = {key: options.spelled(pytestconfig, name) for key, name in {"cache": "vm_state_cache", "sources": "vm_state_pool"}.items()}
+    spelled = {
+        key: options.spelled(pytestconfig, name)
+        for key, name in {"cache": "vm_state_cache", "sources": "vm_state_pool"}.items()
+    }
     with _told():
         return Config.load(given, project=pytestconfig.rootpath, spelled=spelled)
 
@@ -65,7 +74,8 @@ def _told() -> Iterator[None]:
     try:
         yield
     except StatePoolError as error:
-        # What is raised to here is still being handled behind this block: pytest would show it, too.
+        # What is raised to here is still being handled behind this block: pytest would show it,
+        # too.
         raise pytest.fail.Exception(f"there is no state pool: {error}", pytrace=False) from None
 
 
@@ -78,10 +88,12 @@ def _vm_state_provisioners(pytestconfig: pytest.Config) -> Iterator[Provisioners
 
 
 @pytest.fixture(scope="module")
-def vm_state_provisioner(vm_state_pool: StatePool, _vm_state_provisioners: Provisioners, request: pytest.FixtureRequest) -> Provisioner:
+def vm_state_provisioner(
+    vm_state_pool: StatePool, _vm_state_provisioners: Provisioners, request: pytest.FixtureRequest
+) -> Provisioner:
     """
-    Makes working images, and takes them away. A fixture of a class or a module can have one that its tests share:
-    ``with vm_state_provisioner.working("vm1/disk", "customize") as image``.
+    Makes working images, and takes them away. A fixture of a class or a module can have one that
+    its tests share: ``with vm_state_provisioner.working("vm1/disk", "customize") as image``.
     """
     made = [pool for _, pool in request.config.stash.get(_POOLS, {}).values()]
     if vm_state_pool in made:
@@ -91,10 +103,13 @@ def vm_state_provisioner(vm_state_pool: StatePool, _vm_state_provisioners: Provi
 
 
 @pytest.fixture
-def make_vm_state(request: pytest.FixtureRequest, vm_state_provisioner: Provisioner) -> Iterator[Callable[[str, str], Working]]:
+def make_vm_state(
+    request: pytest.FixtureRequest, vm_state_provisioner: Provisioner
+) -> Iterator[Callable[[str, str], Working]]:
     """
-    ``make_vm_state("vm1/disk", "customize")``: a fresh working image of a state, thrown away after the test, or kept as ``--vm-state-keep`` says.
-    Of a machine, ``make_vm_state("vm1", "customize")``, those of all its images.
+    ``make_vm_state("vm1/disk", "customize")``: a fresh working image of a state, thrown away after
+    the test, or kept as ``--vm-state-keep`` says. Of a machine, ``make_vm_state("vm1",
+    "customize")``, those of all its images.
     """
     made: list[Working] = []
 
@@ -104,7 +119,9 @@ def make_vm_state(request: pytest.FixtureRequest, vm_state_provisioner: Provisio
 
     def settle(keep: bool) -> None:
         if keep:
-            request.config.stash[TALLY].kept += [str(vm_state_provisioner.keep(working)) for working in made]
+            request.config.stash[TALLY].kept += [
+                str(vm_state_provisioner.keep(working)) for working in made
+            ]
             return
         for working in made:
             vm_state_provisioner.throw_away(working)
@@ -113,20 +130,27 @@ def make_vm_state(request: pytest.FixtureRequest, vm_state_provisioner: Provisio
     keep = options.value(request.config, "vm_state_keep")
     after = request.node.stash.get(AFTER, None)
     if keep == "failed" and not _has_failed(request.node) and after is not None:
-        after.append(vm_state_provisioner.postpone(settle))  # the teardown of another fixture may have failed, or still fail
+        # the teardown of another fixture may have failed, or still fail
+        after.append(vm_state_provisioner.postpone(settle))
     else:
         settle(keep == "always" or (keep == "failed" and _has_failed(request.node)))
 
 
 @pytest.fixture
-def vm_state(request: pytest.FixtureRequest, make_vm_state: Callable[[str, str], Working]) -> Working:
+def vm_state(
+    request: pytest.FixtureRequest, make_vm_state: Callable[[str, str], Working]
+) -> Working:
     """
-    The working image of the state that the test's marker names. Where markers name several, ``vm_state["vm2/disk"]`` is one of them; where one names
-    a machine, so is ``vm_state["vm1/disk"]``.
+    The working image of the state that the test's marker names. Where markers name several,
+    ``vm_state["vm2/disk"]`` is one of them; where one names a machine, so is
+    ``vm_state["vm1/disk"]``.
     """
     wishes = wishes_of(request.node)
     if not wishes:
-        reason = f'{request.node.nodeid} uses vm_state without saying which: add @pytest.mark.{MARKER}("vm1/disk", "customize")'
+        reason = (
+            f"{request.node.nodeid} uses vm_state without saying which: add"
+            f' @pytest.mark.{MARKER}("vm1/disk", "customize")'
+        )
         pytest.fail(reason, pytrace=False)
     request.node.stash[GIVEN] = True
     made = [make_vm_state(wish.object, wish.state) for wish in wishes]
@@ -136,8 +160,8 @@ def vm_state(request: pytest.FixtureRequest, make_vm_state: Callable[[str, str],
 @pytest.fixture
 def vm_config() -> MachineConfig:
     """
-    What machines are made of, but for their images. Override it, with any scope, to give them RAM, network cards and a serial line; the images that
-    it names are plugged in first, in its order.
+    What machines are made of, but for their images. Override it, with any scope, to give them RAM,
+    network cards and a serial line; the images that it names are plugged in first, in its order.
     """
     from statepool import MachineConfig
 
@@ -148,11 +172,13 @@ def vm_config() -> MachineConfig:
 def make_vm(
     request: pytest.FixtureRequest,
     vm_state_provisioner: Provisioner,
-    make_vm_state: object,  # noqa: ARG001 - it is made before this, so that machines end before their images go
+    # it is made before this, so that machines end before their images go
+    make_vm_state: object,  # noqa: ARG001
 ) -> Iterator[Callable[..., RunningMachine]]:
     """
-    ``make_vm(vm_state["vm1/disk"], vm_state["vm1/data"])``: a machine that runs from working images of its images, stopped after the test. From
-    ``vm_state["vm1"]``, with its RAM if the state has it. ``config=`` takes the place of ``vm_config``.
+    ``make_vm(vm_state["vm1/disk"], vm_state["vm1/data"])``: a machine that runs from working images
+    of its images, stopped after the test. From ``vm_state["vm1"]``, with its RAM if the state has
+    it. ``config=`` takes the place of ``vm_config``.
     """
     from statepool import StatePoolError
 
@@ -172,23 +198,33 @@ def make_vm(
 
 
 @pytest.fixture
-def vm(request: pytest.FixtureRequest, vm_state: Working, make_vm: Callable[..., RunningMachine]) -> RunningMachine:
+def vm(
+    request: pytest.FixtureRequest, vm_state: Working, make_vm: Callable[..., RunningMachine]
+) -> RunningMachine:
     """
-    The machine that the test's markers name, running from their states: booted, or going on with its RAM from a state that has it.
+    The machine that the test's markers name, running from their states: booted, or going on with
+    its RAM from a state that has it.
     """
     wishes = wishes_of(request.node)
     machines_named = sorted({wish.machine for wish in wishes})
     if len(machines_named) > 1:
-        reason = f"{request.node.nodeid} uses vm, and its markers name {' and '.join(machines_named)}: start each of them by make_vm, as in "
+        reason = (
+            f"{request.node.nodeid} uses vm, and its markers name {' and '.join(machines_named)}:"
+            " start each of them by make_vm, as in "
+        )
         pytest.fail(f'{reason}make_vm(vm_state["{wishes[0].object}"])', pytrace=False)
     return make_vm(*(vm_state[wish.object] for wish in wishes))
 
 
-def _provision(request: pytest.FixtureRequest, provisioner: Provisioner, object: str, state: str) -> Working:
+def _provision(
+    request: pytest.FixtureRequest, provisioner: Provisioner, object: str, state: str
+) -> Working:
     from statepool import BuildFailed, StatePoolError, parse_object
 
     try:
-        return provisioner.provision(Wish(str(parse_object(object)), state), _file_name(request.node.name))
+        return provisioner.provision(
+            Wish(str(parse_object(object)), state), _file_name(request.node.name)
+        )
     except StatePoolError as error:
         reason = f"{request.node.nodeid} cannot have {object} {state}: {error}"
         if isinstance(error, BuildFailed) and error.__cause__ is not None:
@@ -200,7 +236,10 @@ def _provision(request: pytest.FixtureRequest, provisioner: Provisioner, object:
 
 
 def _is_missing(error: StatePoolError, pool: StatePool) -> bool:
-    """Whether nobody has a state, or those who may have it cannot be asked: not if something is wrong with what was asked, with the cache or here."""
+    """
+    Whether nobody has a state, or those who may have it cannot be asked: not if something is wrong
+    with what was asked, with the cache or here.
+    """
     from statepool import NotFound, TransportError
 
     is_here = error.pool == str(pool.cache) or (error.pool is None and error.path is not None)
@@ -209,7 +248,9 @@ def _is_missing(error: StatePoolError, pool: StatePool) -> bool:
 
 def _file_name(name: str) -> str:
     """:returns: the name of a test, as far as it can be that of a file"""
-    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[-60:].strip("-")
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[
+        -60:
+    ].strip("-")
 
 
 def _has_failed(item: pytest.Item) -> bool:

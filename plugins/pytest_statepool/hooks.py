@@ -40,7 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
     :raises pytest.UsageError: the ini file says something that does not exist
     """
     options.check(config)
-    config.addinivalue_line("markers", f"{MARKER}(object, state): start from this state of an image or a machine; may be repeated")
+    config.addinivalue_line(
+        "markers",
+        f"{MARKER}(object, state): start from this state of an image or a machine; may be repeated",
+    )
     config.stash[TALLY] = Tally()
     workerinput = getattr(config, "workerinput", None)
     if workerinput is not None:
@@ -85,16 +88,20 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None]:
     """
-    Look at the markers of all tests, and bring those of one state together, so that workers do not fetch in turns.
+    Look at the markers of all tests, and bring those of one state together, so that workers do not
+    fetch in turns.
 
     :raises pytest.UsageError: a marker or a builder cannot be understood
     """
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             _group(item)
-    # pytest-xdist looks at the groups, and others choose and shuffle tests, before we sort what they left.
+    # pytest-xdist looks at the groups, and others choose and shuffle tests, before we sort what
+    # they left.
     yield
     asking: dict[pytest.Item, list[Wish]] = {}
     for item in items:
@@ -105,7 +112,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         except pytest.UsageError as error:
             if not hasattr(config, "workerinput"):
                 raise
-            # The controller only sees that a worker has gone which raises this; what cannot be collected it tells, and once for all workers.
+            # The controller only sees that a worker has gone which raises this; what cannot be
+            # collected it tells, and once for all workers.
             report = pytest.CollectReport(item.nodeid, "failed", str(error), None)
             config.hook.pytest_collectreport(report=report)
             items.clear()
@@ -124,7 +132,10 @@ def _checked(item: pytest.Item) -> list[Wish]:
 
 
 def _group(item: pytest.Item) -> None:
-    if item.get_closest_marker(MARKER) is None or item.get_closest_marker("xdist_group") is not None:
+    if (
+        item.get_closest_marker(MARKER) is None
+        or item.get_closest_marker("xdist_group") is not None
+    ):
         return
     try:
         wishes = wishes_of(item)
@@ -134,7 +145,10 @@ def _group(item: pytest.Item) -> None:
 
 
 def _sort(items: list[pytest.Item], asking: dict[pytest.Item, list[Wish]]) -> None:
-    """Within the places that tests which ask for states have among the others, which stay where they are."""
+    """
+    Within the places that tests which ask for states have among the others, which stay where they
+    are.
+    """
     places = [index for index, item in enumerate(items) if item in asking]
     first: dict[str, int] = {}
     for index in places:
@@ -150,11 +164,16 @@ def _key(wishes: list[Wish]) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
-    """A test that says which state it starts from, and does not ask for it, would pass without it."""
+    """
+    A test that says which state it starts from, and does not ask for it, would pass without it.
+    """
     yield
     # What is around a test speaks for those in it that ask.
     if any(marker.name == MARKER for marker in item.own_markers) and not _asks(item):
-        reason = f"{item.nodeid} has the marker {MARKER}, but does not use the state: add the fixture {MARKER}, or vm, to its arguments"
+        reason = (
+            f"{item.nodeid} has the marker {MARKER}, but does not use the state: add the fixture"
+            f" {MARKER}, or vm, to its arguments"
+        )
         pytest.fail(reason, pytrace=False)
 
 
@@ -162,7 +181,10 @@ def _asks(item: pytest.Item) -> bool:
     if MARKER in getattr(item, "fixturenames", ()) or item.stash.get(GIVEN, False):
         return True
     # A test may also ask while it runs, by request.getfixturevalue.
-    return isinstance(item, pytest.Function) and "request" in inspect.signature(item.function).parameters
+    return (
+        isinstance(item, pytest.Function)
+        and "request" in inspect.signature(item.function).parameters
+    )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -173,7 +195,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     try:
         yield
     except BaseException as error:
-        failed = not isinstance(error, (KeyboardInterrupt, pytest.skip.Exception, pytest.exit.Exception))
+        failed = not isinstance(
+            error, (KeyboardInterrupt, pytest.skip.Exception, pytest.exit.Exception)
+        )
         raise
     finally:
         del item.stash[AFTER]
@@ -182,7 +206,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep the reports of a test where its fixtures find them."""
     report = yield
     if report.when == "setup":
@@ -198,8 +224,13 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
-    """Say which pools and which cache, where the configuration of this user and project names them, and a test asks for a state."""
-    if pytest_report_header(config) is not None or not any(item.get_closest_marker(MARKER) for item in items):
+    """
+    Say which pools and which cache, where the configuration of this user and project names them,
+    and a test asks for a state.
+    """
+    if pytest_report_header(config) is not None or not any(
+        item.get_closest_marker(MARKER) for item in items
+    ):
         return None
     from statepool import Config, StatePoolError
 

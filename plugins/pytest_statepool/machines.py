@@ -20,8 +20,10 @@ def start(pool: StatePool, workings: Sequence[Working], config: MachineConfig) -
     Start a machine. It ends when it is closed, and with this process, however that ends.
 
     :param pool: where its state came from
-    :param workings: of images of one machine, or of the whole of it: then it goes on from its RAM if the state has any
-    :param config: what it is made of, but for its images; those that it names come first, in its order, then the others by their names
+    :param workings: of images of one machine, or of the whole of it: then it goes on from its RAM
+        if the state has any
+    :param config: what it is made of, but for its images; those that it names come first, in its
+        order, then the others by their names
     :returns: the machine, running
     :raises UsageError: there is no working image, or not all are of one machine
     :raises Incompatible: the state's RAM is that of another machine
@@ -51,12 +53,18 @@ def _images(workings: Sequence[Working]) -> dict[str, Path]:
     machines = sorted({working.machine for working in workings})
     if len(machines) != 1:
         what = f"working images of {' and '.join(machines)}" if machines else "no working image"
-        raise UsageError(f"one machine cannot be started on {what}", hint='name those of one, as in make_vm(vm_state["vm1/disk"])')
+        raise UsageError(
+            f"one machine cannot be started on {what}",
+            hint='name those of one, as in make_vm(vm_state["vm1/disk"])',
+        )
     images: dict[str, Path] = {}
     for working in workings:
         for name, path in working.images.items():
             if name in images:
-                raise UsageError(f"two working images of {working.machine}/{name} are named for one machine", hint="name one")
+                raise UsageError(
+                    f"two working images of {working.machine}/{name} are named for one machine",
+                    hint="name one",
+                )
             images[name] = path
     return images
 
@@ -67,4 +75,6 @@ def _has_ram(pool: StatePool, working: Working) -> bool:
     if not working.is_machine:
         return False
     listed = pool.machine(working.object).show(scope="own")
-    return any(one.manifest.kind is Kind.RAM and one.manifest.state == working.name for one in listed)
+    return any(
+        one.manifest.kind is Kind.RAM and one.manifest.state == working.name for one in listed
+    )

@@ -14,15 +14,39 @@ def add(parser: pytest.Parser) -> None:
     """Tell pytest of the options."""
     group = parser.getgroup("vm_state", GROUP)
     for name, kind, ini, extra, text in _OPTIONS:
-        group.addoption(f"--{name.replace('_', '-')}", dest=name, default=None, help=f"{text} (ini: {name})", **extra)
+        group.addoption(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=None,
+            help=f"{text} (ini: {name})",
+            **extra,
+        )
         parser.addini(name, text, type=ini, default=kind)
 
 
 _OPTIONS: list[tuple[str, Any, Any, dict[str, Any], str]] = [
-    ("vm_state_pool", [], "linelist", {"action": "append", "metavar": "LOCATION"}, "a pool that states come from; may be repeated"),
+    (
+        "vm_state_pool",
+        [],
+        "linelist",
+        {"action": "append", "metavar": "LOCATION"},
+        "a pool that states come from; may be repeated",
+    ),
     ("vm_state_cache", "", "string", {"metavar": "DIR"}, "the cache of this host"),
-    ("vm_state_offline", False, "bool", {"action": "store_true"}, "ask no pool: use what the cache has"),
-    ("vm_state_rebuild", False, "bool", {"action": "store_true"}, "build the states that have a builder anew, once in this run"),
+    (
+        "vm_state_offline",
+        False,
+        "bool",
+        {"action": "store_true"},
+        "ask no pool: use what the cache has",
+    ),
+    (
+        "vm_state_rebuild",
+        False,
+        "bool",
+        {"action": "store_true"},
+        "build the states that have a builder anew, once in this run",
+    ),
     (
         "vm_state_keep",
         "never",
@@ -35,7 +59,10 @@ _OPTIONS: list[tuple[str, Any, Any, dict[str, Any], str]] = [
         "fail",
         "string",
         {"choices": ["fail", "skip"]},
-        "what becomes of a test whose state nobody has, or whose pools cannot be reached: fail or skip",
+        (
+            "what becomes of a test whose state nobody has, or whose pools cannot be reached: fail"
+            " or skip"
+        ),
     ),
 ]
 """Name, default, type in the ini file, what argparse wants, and what it is for."""
@@ -43,7 +70,9 @@ _OPTIONS: list[tuple[str, Any, Any, dict[str, Any], str]] = [
 NAMES = tuple(name for name, *_ in _OPTIONS)
 """Of all options, as in the ini file."""
 
-_ALLOWED = {name: tuple(extra["choices"]) for name, _, _, extra, _ in _OPTIONS if "choices" in extra}
+_ALLOWED = {
+    name: tuple(extra["choices"]) for name, _, _, extra, _ in _OPTIONS if "choices" in extra
+}
 
 
 def check(config: pytest.Config) -> None:
@@ -57,19 +86,32 @@ def check(config: pytest.Config) -> None:
             found = config.getini(name)
         except (ValueError, TypeError, pytest.UsageError) as error:  # versions of pytest differ
             # Of a truth value pytest tells neither the option nor the file, of all else both.
-            told = str(error) if name in str(error) else f"{_ini(config, name)}: {error}; it is true or false"
+            told = (
+                str(error)
+                if name in str(error)
+                else f"{_ini(config, name)}: {error}; it is true or false"
+            )
             raise pytest.UsageError(told) from error
         if name in _ALLOWED and found not in _ALLOWED[name]:
-            raise pytest.UsageError(f"{_ini(config, name)} cannot be {found!r}; it is one of {', '.join(_ALLOWED[name])}")
+            raise pytest.UsageError(
+                f"{_ini(config, name)} cannot be {found!r}; it is one of"
+                f" {', '.join(_ALLOWED[name])}"
+            )
 
 
 def spelled(config: pytest.Config, name: str) -> str:
     """:returns: where an option has its value from, and how it is written there"""
-    return _ini(config, name) if config.getoption(name) is None else f"the command line: --{name.replace('_', '-')}"
+    return (
+        _ini(config, name)
+        if config.getoption(name) is None
+        else f"the command line: --{name.replace('_', '-')}"
+    )
 
 
 def _ini(config: pytest.Config, name: str) -> str:
-    is_above = any(text.partition("=")[0].strip() == name for text in config.getoption("override_ini") or ())
+    is_above = any(
+        text.partition("=")[0].strip() == name for text in config.getoption("override_ini") or ()
+    )
     return f"{'--override-ini' if is_above else config.inipath}: {name}"
 
 
@@ -95,7 +137,8 @@ def cache(config: pytest.Config) -> str | None:
 
 
 def _from_ini(config: pytest.Config, place: str) -> str:
-    # What has a colon before its first slash is the address of another kind, as in ssh://host/path or host:/path.
+    # What has a colon before its first slash is the address of another kind, as in ssh://host/path
+    # or host:/path.
     if ":" in place.partition("/")[0] or config.inipath is None:
         return place
     return str(config.inipath.parent / Path(place).expanduser())

@@ -1,4 +1,7 @@
-"""Working images of a run: made when a test asks, taken away after it, and after a run that was killed by the next one."""
+"""
+Working images of a run: made when a test asks, taken away after it, and after a run that was killed
+by the next one.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
 
 _LOCK = "run.lock"
 _STALE = 7 * 24 * 3600
-"""Seconds after which nobody can still be making a directory: one who is killed does not take it away."""
+"""
+Seconds after which nobody can still be making a directory: one who is killed does not take it away.
+"""
 
 _KEPT = ".kept"
 """The mark beside a working image that stays."""
@@ -34,8 +39,8 @@ class Provisioner:
     """
     Makes working images of states.
 
-    They lie in a directory of this process in the cache, with a lock that the kernel takes away with the process: so the next one can tell what was
-    left by one that was killed.
+    They lie in a directory of this process in the cache, with a lock that the kernel takes away
+    with the process: so the next one can tell what was left by one that was killed.
 
     :param pool: where states come from
     :param tally: counts what was done
@@ -53,7 +58,7 @@ class Provisioner:
         self._postponed = 0
         self._is_over = False
 
-    # -- states ------------------------------------------------------------------------------------------------------------------------------------
+    # -- states ------------------------------------------------------------------------------------
 
     def provision(self, wish: Wish, label: str) -> Working:
         """
@@ -88,7 +93,9 @@ class Provisioner:
         if wish.is_machine:
             got = self.pool.machine(wish.object).get(name, to=place)
             self._count(row, got)
-            return Working.of_machine(wish, place, {image: Path(path) for image, path in got.images.items()})
+            return Working.of_machine(
+                wish, place, {image: Path(path) for image, path in got.images.items()}
+            )
         path = place / f"{wish.object.partition('/')[2]}.qcow2"
         self._count(row, self.pool.image(wish.object).get(name, to=path))
         return Working.of_image(wish, name, path)
@@ -96,7 +103,8 @@ class Provisioner:
     @contextmanager
     def working(self, object: str, state: str) -> Iterator[Working]:
         """
-        A working image for as long as a ``with`` block lasts: for fixtures of a class or a module, which several tests share.
+        A working image for as long as a ``with`` block lasts: for fixtures of a class or a module,
+        which several tests share.
 
         :param object: ``machine/image``, or a machine
         :param state: the name that tests ask for
@@ -116,7 +124,10 @@ class Provisioner:
         row.bytes += got.bytes
 
     def _resolve(self, object: str, state: str, row: Row) -> str:
-        """:returns: the name that a state is kept under, after having it built if it has a builder and nobody has it"""
+        """
+        :returns: the name that a state is kept under, after having it built if it has a builder and
+            nobody has it
+        """
         builder = BUILDERS.find(object, state)
         if builder is None:
             return state
@@ -125,18 +136,28 @@ class Provisioner:
             ensured = self._ensure(builder)
             known = self._resolved[object, state] = ensured.name
             row.built += int(ensured.built)
-            self._tally.superseded += [f"{object} {old}: {self._removal(object, old)}" for old in ensured.superseded]
+            self._tally.superseded += [
+                f"{object} {old}: {self._removal(object, old)}" for old in ensured.superseded
+            ]
             self._count(row, ensured.got)
         return known
 
     def _removal(self, object: str, state: str) -> str:
-        places = ["--cache", self.pool.cache.path, *(word for source in self.pool.sources for word in ("--source", str(source)))]
+        places = [
+            "--cache",
+            self.pool.cache.path,
+            *(word for source in self.pool.sources for word in ("--source", str(source))),
+        ]
         return shlex.join(["statepool", *places, "unset", object, state, "--everywhere"])
 
     def _ensure(self, builder: Builder) -> Ensured:
         from statepool import NotFound
 
-        parent = self._resolve(builder.object, builder.parent, Row()) if builder.parent is not None else None
+        parent = (
+            self._resolve(builder.object, builder.parent, Row())
+            if builder.parent is not None
+            else None
+        )
         try:
             with _secrets_hidden():
                 return self.pool.image(builder.object).ensure(
@@ -152,13 +173,17 @@ class Provisioner:
             if parent is None or error.state != builder.parent:
                 raise
             raise NotFound(
-                f"the builder at {builder.place} starts from {builder.object} {parent}, which no pool has and no builder makes",
+                f"the builder at {builder.place} starts from {builder.object} {parent}, which no"
+                " pool has and no builder makes",
                 object=builder.object,
                 state=parent,
-                hint=f'declare @vm_state_builder("{builder.object}", "{parent}") in a conftest.py, or set that state',
+                hint=(
+                    f'declare @vm_state_builder("{builder.object}", "{parent}") in a conftest.py,'
+                    " or set that state"
+                ),
             ) from error
 
-    # -- working images ----------------------------------------------------------------------------------------------------------------------------
+    # -- working images ----------------------------------------------------------------------------
 
     @cached_property
     def _base(self) -> Path:
@@ -169,7 +194,8 @@ class Provisioner:
         """A directory of this process, after those of processes that are gone have been cleared."""
         self._clear(self._base)
         name = f"pytest-{os.getpid()}-{time.time_ns()}"
-        # It gets its name when it is locked: before that it looks like that of a process that is gone.
+        # It gets its name when it is locked: before that it looks like that of a process that is
+        # gone.
         new = self._base / f"new-{name}"
         new.mkdir()
         self._lock = os.open(new / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -180,7 +206,8 @@ class Provisioner:
         for path in base.glob("pytest-*"):
             _if_alone(path, lambda path=path: self._remove(path))  # type: ignore[misc]
         for path in base.glob("new-*"):
-            with suppress(FileNotFoundError):  # whoever made it has just given it its name, or somebody else has cleared it
+            # whoever made it has just given it its name, or somebody else has cleared it
+            with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > _STALE:
                     shutil.rmtree(path)
 
@@ -199,7 +226,8 @@ class Provisioner:
     def _remove_place(self, place: Path) -> None:
         for image in place.glob("*.qcow2"):
             self.pool.throw_away(image)
-        shutil.rmtree(place, ignore_errors=True)  # a process that is about to end may still make files there
+        # a process that is about to end may still make files there
+        shutil.rmtree(place, ignore_errors=True)
 
     def keep(self, working: Working) -> Path:
         """:returns: the working image, which from now on nobody throws away"""
@@ -246,7 +274,9 @@ class Provisioner:
 
 @contextmanager
 def _secrets_hidden() -> Iterator[None]:
-    """Programs that a builder starts do not inherit passwords: the state pool has read them already."""
+    """
+    Programs that a builder starts do not inherit passwords: the state pool has read them already.
+    """
     from statepool import Config
 
     taken = {name: os.environ.pop(name) for name in Config.SECRET_VARIABLES if name in os.environ}
@@ -257,7 +287,10 @@ def _secrets_hidden() -> Iterator[None]:
 
 
 def _is_own(directory: Path) -> bool:
-    """:returns: whether this account made a directory: in a cache that a group shares, its members can exchange those above it, for links too"""
+    """
+    :returns: whether this account made a directory: in a cache that a group shares, its members can
+        exchange those above it, for links too
+    """
     try:
         found = os.lstat(directory)
     except FileNotFoundError:

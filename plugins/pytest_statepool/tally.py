@@ -1,4 +1,6 @@
-"""What a run did: states fetched, built and used again. Workers of pytest-xdist tell their controller."""
+"""
+What a run did: states fetched, built and used again. Workers of pytest-xdist tell their controller.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ class Tally:
     Counts, by state; and files.
 
     :param kept: the working images that were kept
-    :param superseded: the states that were built anew, as they were before, each with the command that removes it
+    :param superseded: the states that were built anew, as they were before, each with the command
+        that removes it
     """
 
     rows: dict[str, Row] = field(default_factory=dict)
@@ -55,7 +58,11 @@ class Tally:
 
     def to_worker_output(self) -> dict[str, Any]:
         """:returns: what a worker tells its controller: plain values"""
-        return {"rows": {state: asdict(row) for state, row in self.rows.items()}, "kept": self.kept, "superseded": self.superseded}
+        return {
+            "rows": {state: asdict(row) for state, row in self.rows.items()},
+            "kept": self.kept,
+            "superseded": self.superseded,
+        }
 
     def add_worker_output(self, output: dict[str, Any]) -> None:
         """Count what a worker has told."""
@@ -67,7 +74,15 @@ class Tally:
     def lines(self) -> Iterator[str]:
         """:returns: what the summary says"""
         for state, row in sorted(self.rows.items()):
-            parts = [f"{count} x {what}" for what, count in (("fetched", row.fetched), ("built", row.built), ("reused", row.reused)) if count]
+            parts = [
+                f"{count} x {what}"
+                for what, count in (
+                    ("fetched", row.fetched),
+                    ("built", row.built),
+                    ("reused", row.reused),
+                )
+                if count
+            ]
             moved = f", {_size(row.bytes)}" if row.bytes else ""
             yield f"{state}: {', '.join(parts)}{moved}, {row.seconds:.2f} s"
         yield from (f"kept: {path}" for path in self.kept)

@@ -44,25 +44,36 @@ def wishes_of(item: pytest.Item) -> list[Wish]:
     wishes: dict[str, Wish] = {}
     for marker in reversed(list(item.iter_markers(MARKER))):
         wish = _wish(item, marker)
-        # The nearest marker counts: a class can say something for all, and a test something else for itself.
+        # The nearest marker counts: a class can say something for all, and a test something else
+        # for itself.
         wishes[wish.object] = wish
     for image in wishes.values():
         if not image.is_machine and image.machine in wishes:
             raise pytest.UsageError(
-                f"{item.nodeid}: its markers name the machine {image.machine} and also {image.object}; name the machine, or images of it"
+                f"{item.nodeid}: its markers name the machine {image.machine} and also"
+                f" {image.object}; name the machine, or images of it"
             )
     return list(wishes.values())
 
 
 def _wish(item: pytest.Item, marker: pytest.Mark) -> Wish:
     def wrong(reason: str) -> pytest.UsageError:
-        return pytest.UsageError(f'{item.nodeid}: the marker {MARKER} {reason}; write @pytest.mark.{MARKER}("vm1/disk", "customize")')
+        return pytest.UsageError(
+            f'{item.nodeid}: the marker {MARKER} {reason}; write @pytest.mark.{MARKER}("vm1/disk",'
+            ' "customize")'
+        )
 
     words = dict(zip(("object", "state"), marker.args, strict=False))
     is_clear = len(marker.args) <= 2 and not words.keys() & marker.kwargs.keys()
     words |= marker.kwargs
-    if not is_clear or words.keys() != {"object", "state"} or not all(isinstance(word, str) for word in words.values()):
-        said = ", ".join([*map(repr, marker.args), *(f"{name}={word!r}" for name, word in marker.kwargs.items())])
+    if (
+        not is_clear
+        or words.keys() != {"object", "state"}
+        or not all(isinstance(word, str) for word in words.values())
+    ):
+        said = ", ".join(
+            [*map(repr, marker.args), *(f"{name}={word!r}" for name, word in marker.kwargs.items())]
+        )
         raise wrong(f"takes an object and a state, not {said or 'nothing'}")
     from statepool import InvalidName, check_state_name, parse_object
 

@@ -13,9 +13,11 @@ from pytest_statepool.wishes import Wish
 @dataclass(frozen=True)
 class Working:
     """
-    A fresh working image of a state; of a machine, those of all its images. It can be used wherever a path can.
+    A fresh working image of a state; of a machine, those of all its images. It can be used wherever
+    a path can.
 
-    ``working["vm1/disk"]`` is the one of that object among all that the test has, and iterating gives those of images.
+    ``working["vm1/disk"]`` is the one of that object among all that the test has, and iterating
+    gives those of images.
 
     :param object: what it is of
     :param state: the state that the test asked for
@@ -58,14 +60,20 @@ class Working:
         return os.fspath(self.path)
 
     def __str__(self) -> str:
-        """As that of a path: programs are given it within other words, as in ``f"file={vm_state},format=qcow2"``."""
+        """
+        As that of a path: programs are given it within other words, as in
+        ``f"file={vm_state},format=qcow2"``.
+        """
         return str(self.path)
 
     def __getitem__(self, object: str) -> Working:
         try:
             return self.others[object]
         except KeyError:
-            raise KeyError(f"this test has no working image of {object}; it has those of {', '.join(self.others)}") from None
+            raise KeyError(
+                f"this test has no working image of {object}; it has those of"
+                f" {', '.join(self.others)}"
+            ) from None
 
     def __iter__(self) -> Iterator[Working]:
         return (working for working in self.others.values() if not working.is_machine)
@@ -76,7 +84,10 @@ class Working:
         for working in workings:
             if working.is_machine:
                 parts = [
-                    Working.of_image(Wish(f"{working.object}/{name}", working.state), working.name, path) for name, path in working.images.items()
+                    Working.of_image(
+                        Wish(f"{working.object}/{name}", working.state), working.name, path
+                    )
+                    for name, path in working.images.items()
                 ]
                 others |= {part.object: part for part in parts}
         return replace(self, others=others)

@@ -1,5 +1,6 @@
 """
-What backends of images have in common: what a target and a name stand for in a pool, and the answers that become of what was done there.
+What backends of images have in common: what a target and a name stand for in a pool, and the
+answers that become of what was done there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ def image_state(target: Target, state: str) -> StateId:
     :raises UsageError: the target is a machine
     """
     if not isinstance(target.object, Image):
-        raise UsageError(f"{target.object} is a machine, and this backend keeps states of images", hint=f"name an image: {target.object}/disk")
+        raise UsageError(
+            f"{target.object} is a machine, and this backend keeps states of images",
+            hint=f"name an image: {target.object}/disk",
+        )
     return StateId(str(target.object), check_state_name(state))
 
 
@@ -37,7 +41,13 @@ def digests_of(manifests: Iterable[Manifest]) -> set[Digest]:
 def cached(chain: tuple[Manifest, ...], verified: Verified) -> GetResult:
     """:returns: the outcome where all of a chain was in the cache"""
     tip = chain[0]
-    return GetResult(object=tip.object, state=tip.state, chain=tuple(link.state for link in chain), digest=str(tip.digest), verified=verified)
+    return GetResult(
+        object=tip.object,
+        state=tip.state,
+        chain=tuple(link.state for link in chain),
+        digest=str(tip.digest),
+        verified=verified,
+    )
 
 
 def got(offer: RemoteChain, fetched: Fetched, working: Path | None = None) -> GetResult:

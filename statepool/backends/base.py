@@ -58,7 +58,11 @@ def working_images(paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, Pat
         if not os.fspath(path):
             raise UsageError(f"no working image is named for {image}", hint="name a file")
         if os.path.basename(path) in ("", os.curdir, os.pardir):
-            raise UsageError(f"{os.fspath(path)} is a directory, not a working image", path=os.fspath(path), hint="name a file")
+            raise UsageError(
+                f"{os.fspath(path)} is a directory, not a working image",
+                path=os.fspath(path),
+                hint="name a file",
+            )
     return {image: Path(path) for image, path in paths.items()}
 
 
@@ -68,7 +72,8 @@ class Target:
     What an operation is about.
 
     :param object: an image, or a machine
-    :param working: the working images, by the names of the machine's images; where an operation needs or makes them
+    :param working: the working images, by the names of the machine's images; where an operation
+        needs or makes them
     :param monitor: the socket of the running machine's QMP monitor, or None if it is off
     :raises UsageError: a working image is not named as a file
     """
@@ -86,10 +91,14 @@ class Options:
     :param overwrite: of get: a file in the place of the working image gives way
     :param replace: of set: other content under the name gives way, if nothing stands on it
     :param cascade: of unset: what stands on the state goes too
-    :param scope: which pools count: ``own`` is the cache. A set goes through the cache whether it is among them or not
-    :param sources: of get: only these sources, by their names or locations; empty: all that the scope permits
-    :param labels: of set: what the owner of the state wants to remember: at most 64 texts of at most 4096 characters
-    :param squash: of set: a working image that stands on the very state which is to be set becomes, together with it, its new content
+    :param scope: which pools count: ``own`` is the cache. A set goes through the cache whether it
+        is among them or not
+    :param sources: of get: only these sources, by their names or locations; empty: all that the
+        scope permits
+    :param labels: of set: what the owner of the state wants to remember: at most 64 texts of at
+        most 4096 characters
+    :param squash: of set: a working image that stands on the very state which is to be set becomes,
+        together with it, its new content
     :param wait_for: of set: which pools must have the state for the outcome to be complete
     :param dry_run: say what would be done, and change nothing
     """
@@ -111,7 +120,8 @@ DEFAULTS = Options()
 
 class StateBackend(ABC):
     """
-    What can be done with the states of one kind of object. One state is special: ``root`` is that the object itself exists.
+    What can be done with the states of one kind of object. One state is special: ``root`` is that
+    the object itself exists.
 
     :param context: what it works with
     """
@@ -163,8 +173,13 @@ def load_backend(name: str) -> Callable[[Context], StateBackend]:
 
     found = {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if name not in found:
-        raise UsageError(f"there is no backend {name!r}", hint="installed are: " + ", ".join(sorted(found)))
+        raise UsageError(
+            f"there is no backend {name!r}", hint="installed are: " + ", ".join(sorted(found))
+        )
     loaded = found[name].load()
     if not (isinstance(loaded, type) and issubclass(loaded, StateBackend)):
-        raise UsageError(f"{found[name].value} is registered as the backend {name!r}, but is none", hint="derive it from statepool.StateBackend")
+        raise UsageError(
+            f"{found[name].value} is registered as the backend {name!r}, but is none",
+            hint="derive it from statepool.StateBackend",
+        )
     return loaded

@@ -1,7 +1,8 @@
 """
 External overlays: the default backend for images that are off.
 
-Each state is a file of its own, backed by the one below it; a working image is an empty overlay on top.
+Each state is a file of its own, backed by the one below it; a working image is an empty overlay on
+top.
 """
 
 from __future__ import annotations
@@ -39,11 +40,23 @@ class QCOW2ExtBackend(SourcedStateBackend):
         :raises RefusedError: it is inside the cache or a source
         """
         sources = pools_of(self.context.sources)
-        return {image: check_place(path, self._cache, sources, overwrite=options.overwrite) for image, path in target.working.items()}
+        return {
+            image: check_place(path, self._cache, sources, overwrite=options.overwrite)
+            for image, path in target.working.items()
+        }
 
-    def own_get(self, target: Target, chain: tuple[Manifest, ...], places: Mapping[str, Path], options: Options) -> Path | None:
+    def own_get(
+        self,
+        target: Target,
+        chain: tuple[Manifest, ...],
+        places: Mapping[str, Path],
+        options: Options,
+    ) -> Path | None:
         """Make the target's working image, if it has one."""
-        made = [make_working(self._cache, chain, path, overwrite=options.overwrite) for path in places.values()]
+        made = [
+            make_working(self._cache, chain, path, overwrite=options.overwrite)
+            for path in places.values()
+        ]
         return made[-1] if made else None
 
     def own_set(self, target: Target, wanted: StateId, options: Options) -> CaptureResult:
@@ -53,7 +66,10 @@ class QCOW2ExtBackend(SourcedStateBackend):
         :raises UnsafeImage: something backs what is to be the root state
         """
         if len(target.working) != 1:
-            raise UsageError(f"one working image of {wanted.object} must be named to set a state from", hint="--from FILE")
+            raise UsageError(
+                f"one working image of {wanted.object} must be named to set a state from",
+                hint="--from FILE",
+            )
         (working,) = target.working.values()
         capture = self._capture(wanted, {wanted: absolute(working)}, options)
         squash = Squash(capture)

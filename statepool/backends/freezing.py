@@ -1,5 +1,6 @@
 """
-States of the disks of a machine that goes on running: what was written so far is frozen, and the machine goes on in fresh overlays.
+States of the disks of a machine that goes on running: what was written so far is frozen, and the
+machine goes on in fresh overlays.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from statepool.model.manifest import Manifest, Parent
 from statepool.model.objects import Image
 from statepool.qcow2 import opened
 from statepool.qcow2.files import open_regular
-from statepool.qcow2.header import apply_patches, backing_patch, is_empty_overlay, read_header_fd, read_header_file, reader
+from statepool.qcow2.header import (
+    apply_patches,
+    backing_patch,
+    is_empty_overlay,
+    read_header_fd,
+    read_header_file,
+    reader,
+)
 
 
 @contextlib.contextmanager
@@ -41,7 +49,10 @@ def machine_of(target: Target, given: RunningMachine | None) -> Iterator[Running
         with RunningMachine.connect(target.monitor) as machine:
             yield machine
     else:
-        raise UsageError(f"no running machine is named for {target.object}", hint="name the socket of its monitor")
+        raise UsageError(
+            f"no running machine is named for {target.object}",
+            hint="name the socket of its monitor",
+        )
 
 
 @frozen
@@ -78,7 +89,8 @@ class Freezing:
     @contextlib.contextmanager
     def prepared(self) -> Iterator[None]:
         """
-        Everything is ready to be frozen, for as long as a ``with`` block lasts. If it fails, the machine goes back to the images that it was on.
+        Everything is ready to be frozen, for as long as a ``with`` block lasts. If it fails, the
+        machine goes back to the images that it was on.
 
         :raises NotFound: the machine does not run on an image
         :raises RefusedError: it cannot write to one
@@ -119,7 +131,8 @@ class Freezing:
 
     def _mend(self, image: Image, disk: Disk, path: Path) -> None:
         """
-        Somebody was killed who had frozen this image: let it stand again on what the frozen one below it stands on, if that has become a state.
+        Somebody was killed who had frozen this image: let it stand again on what the frozen one
+        below it stands on, if that has become a state.
 
         :raises RefusedError: it has not
         """
@@ -131,14 +144,17 @@ class Freezing:
             is_state = is_empty_overlay(reader(descriptor), header)
         if not is_state:
             raise RefusedError(
-                f"{path} stands on {names.below}, which was frozen to become a state when that was cut off",
+                f"{path} stands on {names.below}, which was frozen to become a state when that was"
+                " cut off",
                 path=str(path),
                 hint="end the machine; the next command on this image puts it right",
             )
         chain = self._chain(image, Path(names.below))
         record = self.cache.chains.use(chain, path)
         backing = str(self.cache.chains.path(chain))
-        self.machine.execute("change-backing-file", device=disk.node, image_node_name=disk.node, backing_file=backing)
+        self.machine.execute(
+            "change-backing-file", device=disk.node, image_node_name=disk.node, backing_file=backing
+        )
         self.cache.chains.release(path, besides=record)
         names.below.remove()
         self.cache.chains.release(Path(names.below))
@@ -150,10 +166,13 @@ class Freezing:
             return ()
         found = self.cache.chains.parse(os.path.join(path.parent, os.fsdecode(header.backing_name)))
         fold = self.cache.pool.fold(image.machine)
-        parent = fold.find(str(image), Parent(found.state, found.digest)) if found is not None else None
+        parent = (
+            fold.find(str(image), Parent(found.state, found.digest)) if found is not None else None
+        )
         if parent is None:
             raise UnsafeImage(
-                f"{path} is backed by {os.fsdecode(header.backing_name)}, which is no state of {image} in the cache {self.cache.root}",
+                f"{path} is backed by {os.fsdecode(header.backing_name)}, which is no state of"
+                f" {image} in the cache {self.cache.root}",
                 check="backing-outside-cache",
                 path=str(path),
                 hint=f"run the machine on a working image: statepool get {image} STATE --to FILE",
@@ -169,7 +188,8 @@ class Freezing:
         """
         All at one moment. The guest goes on, or stands still, as it did.
 
-        :param agent: the socket of the channel to a guest agent, which makes the guest's file systems consistent
+        :param agent: the socket of the channel to a guest agent, which makes the guest's file
+            systems consistent
         :raises MachineError: QEMU or the agent failed; nothing is frozen
         """
         actions = [
@@ -216,7 +236,12 @@ class Freezing:
 
     def _rebase(self, layer: _Layer, backing: str) -> None:
         try:
-            self.machine.execute("change-backing-file", device=layer.node, image_node_name=layer.node, backing_file=backing)
+            self.machine.execute(
+                "change-backing-file",
+                device=layer.node,
+                image_node_name=layer.node,
+                backing_file=backing,
+            )
         except MachineError:
             # It has ended meanwhile. If it has not, the lease is refused.
             with opened.exclusive(layer.names.working) as descriptor:
@@ -231,7 +256,10 @@ class Freezing:
             self.cache.chains.release(Path(layer.names.below))
 
     def _melt(self) -> None:
-        """Write what came after the moment of freezing into what was frozen, and go on there. A machine that has ended stays on its overlay."""
+        """
+        Write what came after the moment of freezing into what was frozen, and go on there. A
+        machine that has ended stays on its overlay.
+        """
         for layer in self._layers.values():
             names = layer.names
             names.take_back()
@@ -259,7 +287,8 @@ def _require_unwritten(layer: _Layer) -> None:
             pass
     except InUse as error:
         raise RefusedError(
-            f"QEMU keeps {layer.names.working} open for writing below an overlay, so that it cannot become a state",
+            f"QEMU keeps {layer.names.working} open for writing below an overlay, so that it cannot"
+            " become a state",
             path=str(layer.names.working),
             hint="give the file's block node auto-read-only=on, or let -drive make it",
         ) from error

@@ -1,7 +1,8 @@
 """
 Internal snapshots: states of an image that is off, kept in the image file itself.
 
-They need no pool and no second file, and are where the image is: nothing brings them anywhere else. For an image that stays on one host.
+They need no pool and no second file, and are where the image is: nothing brings them anywhere else.
+For an image that stays on one host.
 """
 
 from __future__ import annotations
@@ -13,11 +14,27 @@ from pathlib import Path
 from attrs import frozen
 
 from statepool.backends.base import DEFAULTS, Context, Options, StateBackend, Target
-from statepool.errors import Conflict, FileInTheWay, HasDependants, MissingFile, NotFound, UnsafeImage, UsageError
+from statepool.errors import (
+    Conflict,
+    FileInTheWay,
+    HasDependants,
+    MissingFile,
+    NotFound,
+    UnsafeImage,
+    UsageError,
+)
 from statepool.model.manifest import Manifest
 from statepool.model.names import ROOT, check_state_name, is_name
 from statepool.model.objects import Image
-from statepool.model.outcomes import GetResult, Listed, Presence, Removed, SetResult, StoredAt, Verified
+from statepool.model.outcomes import (
+    GetResult,
+    Listed,
+    Presence,
+    Removed,
+    SetResult,
+    StoredAt,
+    Verified,
+)
 from statepool.qcow2 import opened
 from statepool.qcow2.checks import Backing, check_file
 from statepool.qcow2.header import Header
@@ -45,7 +62,8 @@ class QCOW2Backend(StateBackend):
     """
     States of an image as internal snapshots. The target names the image as its working image.
 
-    A get gives the image the content that it had, and loses what was written since; so it must be allowed to overwrite.
+    A get gives the image the content that it had, and loses what was written since; so it must be
+    allowed to overwrite.
 
     :param context: what it works with; neither its cache nor its sources are changed
     """
@@ -54,7 +72,7 @@ class QCOW2Backend(StateBackend):
         super().__init__(context)
         self._tool = QemuImg(context.cache.settings.tool_timeout)
 
-    # -- looking -----------------------------------------------------------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------------
 
     def show(self, target: Target) -> list[Listed]:
         """:returns: the states in an image; none if there is no image"""
@@ -67,7 +85,14 @@ class QCOW2Backend(StateBackend):
         found = [one for one in named.values() if one.ram == 0 and is_name(one.name)]
         return [
             Listed(
-                Manifest(str(target.object), one.name, virtual_size=header.virtual_size, cluster_size=header.cluster_size, created=one.created), where
+                Manifest(
+                    str(target.object),
+                    one.name,
+                    virtual_size=header.virtual_size,
+                    cluster_size=header.cluster_size,
+                    created=one.created,
+                ),
+                where,
             )
             for one in sorted(found, key=lambda one: one.name)
         ]
@@ -83,7 +108,10 @@ class QCOW2Backend(StateBackend):
         """Look at an image before anything else does. Raises if it is not fit to be opened."""
         header = check_file(path, str(path), backing=Backing.WORKING)
         name = os.fsdecode(header.backing_name) if header.backing_name is not None else None
-        if name is not None and self.context.cache.chains.parse(os.path.join(path.parent, name)) is None:
+        if (
+            name is not None
+            and self.context.cache.chains.parse(os.path.join(path.parent, name)) is None
+        ):
             raise UnsafeImage(
                 f"{path} is backed by {name}, which is not in the cache {self.context.cache.root}",
                 check="backing-outside-cache",
@@ -94,9 +122,16 @@ class QCOW2Backend(StateBackend):
         return header
 
     def _snapshots(self, path: Path) -> list[Snapshot]:
-        """:returns: all snapshots, those of running machines included, in the order of their table"""
+        """
+        :returns: all snapshots, those of running machines included, in the order of their table
+        """
         return [
-            Snapshot(str(one["id"]), str(one["name"]), float(one["date-sec"]) + float(one["date-nsec"]) / 1e9, int(one["vm-state-size"]))
+            Snapshot(
+                str(one["id"]),
+                str(one["name"]),
+                float(one["date-sec"]) + float(one["date-nsec"]) / 1e9,
+                int(one["vm-state-size"]),
+            )
             for one in self._tool.snapshots(path)
         ]
 
@@ -111,7 +146,8 @@ class QCOW2Backend(StateBackend):
         found = [snapshot for snapshot in self._snapshots(path) if snapshot.name == state]
         if any(snapshot.ram for snapshot in found):
             raise Conflict(
-                f"{state} of {target.object} in {path} is a state of a running machine, with its RAM",
+                f"{state} of {target.object} in {path} is a state of a running machine, with"
+                " its RAM",
                 object=str(target.object),
                 state=state,
                 path=str(path),
@@ -130,12 +166,13 @@ class QCOW2Backend(StateBackend):
                 hint=f"make it with: qemu-img create -f qcow2 {shlex.quote(str(path))} SIZE",
             )
         self._checked(target, path)
-        # A lease would keep qemu-img out as well: so this is only a look. QEMU locks its images by itself, and finds out whoever comes now.
+        # A lease would keep qemu-img out as well: so this is only a look. QEMU locks its images by
+        # itself, and finds out whoever comes now.
         with opened.exclusive(path):
             pass
         return path
 
-    # -- the operations ----------------------------------------------------------------------------------------------------------------------------
+    # -- the operations ----------------------------------------------------------------------------
 
     def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """
@@ -159,11 +196,14 @@ class QCOW2Backend(StateBackend):
             )
         if not options.dry_run:
             self._tool.apply_snapshot(path, found[0].identifier)
-        return GetResult(str(target.object), state, (state,), "", verified=Verified.UNMANAGED, working=path)
+        return GetResult(
+            str(target.object), state, (state,), "", verified=Verified.UNMANAGED, working=path
+        )
 
     def set(self, target: Target, state: str, options: Options = DEFAULTS) -> SetResult:
         """
-        Keep the content of an image. The root state: look whether the image is there, since that is its own root state.
+        Keep the content of an image. The root state: look whether the image is there, since that is
+        its own root state.
 
         :raises Conflict: there is a state of this name
         :raises InUse: another process has the image open
@@ -180,7 +220,8 @@ class QCOW2Backend(StateBackend):
                 hint="choose another name, or have it replaced",
             )
         if not options.dry_run:
-            # The new one first: there is no moment without a state of this name, and the old one is found until it is gone.
+            # The new one first: there is no moment without a state of this name, and the old one is
+            # found until it is gone.
             self._tool.create_snapshot(path, state)
             for _ in found:
                 self._tool.delete_snapshot(path, state)
@@ -203,9 +244,14 @@ class QCOW2Backend(StateBackend):
         return Removed(str(target.object), {str(path): (state,)})
 
     def _missing(self, target: Target, state: str, path: Path) -> NotFound:
-        return NotFound(f"there is no state {state} of {target.object} in {path}", object=str(target.object), state=state, path=str(path))
+        return NotFound(
+            f"there is no state {state} of {target.object} in {path}",
+            object=str(target.object),
+            state=state,
+            path=str(path),
+        )
 
-    # -- the image itself --------------------------------------------------------------------------------------------------------------------------
+    # -- the image itself --------------------------------------------------------------------------
 
     def _is_there(self, target: Target) -> bool:
         path = _path(target, needed=False)
@@ -219,7 +265,9 @@ class QCOW2Backend(StateBackend):
 
     def _get_image(self, target: Target) -> GetResult:
         path = self._free(target)
-        return GetResult(str(target.object), ROOT, (ROOT,), "", verified=Verified.UNMANAGED, working=path)
+        return GetResult(
+            str(target.object), ROOT, (ROOT,), "", verified=Verified.UNMANAGED, working=path
+        )
 
     def _set_image(self, target: Target) -> SetResult:
         path = self._free(target)
@@ -244,7 +292,10 @@ class QCOW2Backend(StateBackend):
 
 def _path(target: Target, *, needed: bool = True) -> Path | None:
     if not isinstance(target.object, Image):
-        raise UsageError(f"{target.object} is a machine, and this backend keeps states of images", hint=f"name an image: {target.object}/disk")
+        raise UsageError(
+            f"{target.object} is a machine, and this backend keeps states of images",
+            hint=f"name an image: {target.object}/disk",
+        )
     path = target.working.get(target.object.name)
     if path is None and needed:
         raise UsageError(f"the image file of {target.object} must be named: its states are in it")

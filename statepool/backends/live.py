@@ -1,5 +1,6 @@
 """
-States of machines that run: internal snapshots with their RAM, and states of single disks while the machine goes on.
+States of machines that run: internal snapshots with their RAM, and states of single disks while the
+machine goes on.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from statepool.model.outcomes import GetResult, Listed, Presence, Removed, SetRe
 
 class QCOW2VTBackend(StateBackend):
     """
-    States of a running machine as internal snapshots of all images that it can write to. They lie in the working images themselves, and go with them.
+    States of a running machine as internal snapshots of all images that it can write to. They lie
+    in the working images themselves, and go with them.
 
     :param context: what it works with
-    :param machine: the running machine, if it is connected to already; else each target names the socket of its monitor
+    :param machine: the running machine, if it is connected to already; else each target names the
+        socket of its monitor
     """
 
     def __init__(self, context: Context, machine: RunningMachine | None = None) -> None:
@@ -39,7 +42,10 @@ class QCOW2VTBackend(StateBackend):
         """:returns: the snapshots that all of the machine's writable disks have"""
         with machine_of(target, self._machine) as machine:
             return [
-                Listed(Manifest(object=_machine_id(target), state=tag, kind=Kind.MACHINE, size=size), (str(machine),))
+                Listed(
+                    Manifest(object=_machine_id(target), state=tag, kind=Kind.MACHINE, size=size),
+                    (str(machine),),
+                )
                 for tag, size in snapshots(machine).items()
             ]
 
@@ -53,19 +59,30 @@ class QCOW2VTBackend(StateBackend):
 
     def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """
-        Let the machine be again as it was; it runs if it ran before this, and stands still if it did not.
+        Let the machine be again as it was; it runs if it ran before this, and stands still if it
+        did not.
 
-        :raises NotFound: there is no such snapshot on all disks; the root state: the machine does not run
+        :raises NotFound: there is no such snapshot on all disks; the root state: the machine does
+            not run
         """
         if state == ROOT:
             if not self._runs(target):
-                raise NotFound(f"{target.object} does not run", object=str(target.object), state=state, hint="start it")
+                raise NotFound(
+                    f"{target.object} does not run",
+                    object=str(target.object),
+                    state=state,
+                    hint="start it",
+                )
             return GetResult(str(target.object), state, (state,), "")
         check_state_name(state)
         with machine_of(target, self._machine) as machine:
             if options.dry_run:
                 if state not in snapshots(machine):
-                    raise NotFound(f"{machine} has no snapshot {state}", object=_machine_id(target), state=state)
+                    raise NotFound(
+                        f"{machine} has no snapshot {state}",
+                        object=_machine_id(target),
+                        state=state,
+                    )
             else:
                 load_snapshot(machine, state, progress=self.context.progress)
             return GetResult(_machine_id(target), state, (state,), "", source=str(machine))
@@ -93,10 +110,14 @@ class QCOW2VTBackend(StateBackend):
                     self._replace(machine, state)
                 else:
                     save_snapshot(machine, state, progress=self.context.progress)
-            return SetResult(_machine_id(target), state, "", (StoredAt(str(machine), Presence.STORED),))
+            return SetResult(
+                _machine_id(target), state, "", (StoredAt(str(machine), Presence.STORED),)
+            )
 
     def _replace(self, machine: RunningMachine, state: str) -> None:
-        """A snapshot cannot be renamed: the old one goes when there certainly is room for the new one."""
+        """
+        A snapshot cannot be renamed: the old one goes when there certainly is room for the new one.
+        """
         passing = f"{state}.new"
         if any(passing in disk.tags for disk in writable(machine)):
             delete_snapshot(machine, passing)
@@ -105,7 +126,9 @@ class QCOW2VTBackend(StateBackend):
         try:
             save_snapshot(machine, state, progress=self.context.progress)
         except MachineError as error:
-            raise MachineError(f"{error.message}; what should become {state} is kept as {passing}", state=state) from error
+            raise MachineError(
+                f"{error.message}; what should become {state} is kept as {passing}", state=state
+            ) from error
         delete_snapshot(machine, passing)
 
     def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
@@ -119,7 +142,11 @@ class QCOW2VTBackend(StateBackend):
         with machine_of(target, self._machine) as machine:
             if options.dry_run:
                 if not any(state in disk.tags for disk in writable(machine)):
-                    raise NotFound(f"{machine} has no snapshot {state}", object=_machine_id(target), state=state)
+                    raise NotFound(
+                        f"{machine} has no snapshot {state}",
+                        object=_machine_id(target),
+                        state=state,
+                    )
             else:
                 delete_snapshot(machine, state, progress=self.context.progress)
             return Removed(_machine_id(target), {str(machine): (state,)})
@@ -134,27 +161,37 @@ class QCOW2VTBackend(StateBackend):
 
 def _machine_id(target: Target) -> str:
     if not isinstance(target.object, Machine):
-        raise UsageError(f"{target.object} is an image, and this backend keeps states of machines", hint=f"name the machine: {target.object.machine}")
+        raise UsageError(
+            f"{target.object} is an image, and this backend keeps states of machines",
+            hint=f"name the machine: {target.object.machine}",
+        )
     return target.object.machine
 
 
 def _require_snapshot(target: Target, state: str) -> None:
     if check_state_name(state) == ROOT:
-        raise UsageError(f"the root state of a running machine is that it runs: {target.object}", hint="start it, or stop it")
+        raise UsageError(
+            f"the root state of a running machine is that it runs: {target.object}",
+            hint="start it, or stop it",
+        )
 
 
 class LiveImageBackend(QCOW2ExtBackend):
     """
-    States of an image as the default backend keeps them, taken while a machine runs on it: what was written so far is frozen, and becomes the state
-    without being copied, and the machine goes on in a fresh overlay, which has the name of the working image.
+    States of an image as the default backend keeps them, taken while a machine runs on it: what was
+    written so far is frozen, and becomes the state without being copied, and the machine goes on in
+    a fresh overlay, which has the name of the working image.
 
     :param context: what it works with
-    :param machine: the running machine, if it is connected to already; else each target names the socket of its monitor
-    :param agent: the socket of the channel to the guest's agent, which makes its file systems consistent. Without it, a state is what a power cut
-        would have left
+    :param machine: the running machine, if it is connected to already; else each target names the
+        socket of its monitor
+    :param agent: the socket of the channel to the guest's agent, which makes its file systems
+        consistent. Without it, a state is what a power cut would have left
     """
 
-    def __init__(self, context: Context, machine: RunningMachine | None = None, *, agent: Path | None = None) -> None:
+    def __init__(
+        self, context: Context, machine: RunningMachine | None = None, *, agent: Path | None = None
+    ) -> None:
         super().__init__(context)
         self._machine = machine
         self._agent = agent
@@ -165,7 +202,8 @@ class LiveImageBackend(QCOW2ExtBackend):
         """
         for path in target.working.values():
             raise RefusedError(
-                f"{target.object} is in use by a machine that runs: its disk cannot become another one under the guest's file systems",
+                f"{target.object} is in use by a machine that runs: its disk cannot become another"
+                " one under the guest's file systems",
                 path=str(path),
                 hint="stop the machine first; or get a state with its RAM",
             )
@@ -174,7 +212,10 @@ class LiveImageBackend(QCOW2ExtBackend):
     def own_set(self, target: Target, wanted: StateId, options: Options) -> CaptureResult:
         """As the default backend does it, while the machine runs."""
         if len(target.working) != 1 or not isinstance(target.object, Image):
-            raise UsageError(f"one working image of {wanted.object} must be named to set a state from", hint="--from FILE")
+            raise UsageError(
+                f"one working image of {wanted.object} must be named to set a state from",
+                hint="--from FILE",
+            )
         (working,) = target.working.values()
         path = absolute(working)
         refuse_taken(self.context, wanted, options)

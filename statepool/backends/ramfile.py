@@ -1,7 +1,9 @@
 """
-States of running machines: RAM in a file, disks as external overlays, all of one moment and published together.
+States of running machines: RAM in a file, disks as external overlays, all of one moment and
+published together.
 
-They are states as all others are: they come from sources, are stored there, and every byte is checked.
+They are states as all others are: they come from sources, are stored there, and every byte is
+checked.
 """
 
 from __future__ import annotations
@@ -50,30 +52,41 @@ class RamfileBackend(QCOW2MachineBackend):
     States of running machines, with their RAM.
 
     :param context: what it works with
-    :param machine: the running machine, if it is connected to already; else a target names the socket of its monitor
+    :param machine: the running machine, if it is connected to already; else a target names the
+        socket of its monitor
     :param compress: of set: whether the RAM is compressed with zstd, after the machine goes on
     :param force: of get: load the RAM into another machine than it is of, all the same
     """
 
-    def __init__(self, context: Context, machine: RunningMachine | None = None, *, compress: bool = False, force: bool = False) -> None:
+    def __init__(
+        self,
+        context: Context,
+        machine: RunningMachine | None = None,
+        *,
+        compress: bool = False,
+        force: bool = False,
+    ) -> None:
         super().__init__(context)
         self._machine = machine
         self._compress = compress
         self._force = force
 
-    # -- setting -----------------------------------------------------------------------------------------------------------------------------------
+    # -- setting -----------------------------------------------------------------------------------
 
     def own_set(self, target: Target, wanted: StateId, options: Options) -> CaptureResult:
         """
-        Make what the machine is like at this moment a state of the cache. It stands still meanwhile, and goes on in fresh overlays, which have the
-        names of its working images.
+        Make what the machine is like at this moment a state of the cache. It stands still
+        meanwhile, and goes on in fresh overlays, which have the names of its working images.
 
         :raises Conflict: the name exists
-        :raises RefusedError: the machine writes to an image that is not named, or that cannot have states
+        :raises RefusedError: the machine writes to an image that is not named, or that cannot have
+            states
         """
         self._require_named(target)
         refuse_taken(self.context, wanted, options)
-        images = {Image(wanted.machine, name): absolute(path) for name, path in target.working.items()}
+        images = {
+            Image(wanted.machine, name): absolute(path) for name, path in target.working.items()
+        }
         for image in images:
             refuse_taken(self.context, StateId(str(image), wanted.state), options)
         with machine_of(target, self._machine) as machine:
@@ -98,7 +111,14 @@ class RamfileBackend(QCOW2MachineBackend):
             path.unlink(missing_ok=True)
             staging.end()
 
-    def _take(self, machine: RunningMachine, freezing: Freezing, ram: Path, wanted: StateId, options: Options) -> CaptureResult:
+    def _take(
+        self,
+        machine: RunningMachine,
+        freezing: Freezing,
+        ram: Path,
+        wanted: StateId,
+        options: Options,
+    ) -> CaptureResult:
         with freezing.prepared(), contextlib.ExitStack() as stack:
             marks = fingerprint(machine)
             with open(ram, "xb") as file:
@@ -114,13 +134,19 @@ class RamfileBackend(QCOW2MachineBackend):
                 stream.compress(ram, compressed, progress=self.context.progress)
                 ram.unlink()
                 ram, marks[COMPRESSION] = compressed, stream.ZSTD
-            files = files_of(wanted, {image.name: below for image, below in freezing.frozen_images.items()}, ram)
-            taken = evolve(self._capture(wanted, files, options), fingerprint=marks, running=True).run()
+            files = files_of(
+                wanted, {image.name: below for image, below in freezing.frozen_images.items()}, ram
+            )
+            taken = evolve(
+                self._capture(wanted, files, options), fingerprint=marks, running=True
+            ).run()
         pool = self._cache.pool
-        freezing.settle({image: pool.chain(StateId(str(image), wanted.state)) for image in freezing.images})
+        freezing.settle(
+            {image: pool.chain(StateId(str(image), wanted.state)) for image in freezing.images}
+        )
         return taken
 
-    # -- getting -----------------------------------------------------------------------------------------------------------------------------------
+    # -- getting -----------------------------------------------------------------------------------
 
     def own_places(self, target: Target, options: Options) -> Mapping[str, Path]:
         """
@@ -131,12 +157,24 @@ class RamfileBackend(QCOW2MachineBackend):
         if (target.monitor is not None or self._machine is not None) and target.working:
             raise RefusedError(
                 f"{target.object} runs already: its disks cannot become others under its guest",
-                hint="make the working images first, start QEMU on them with -incoming defer, and then get the state into it",
+                hint=(
+                    "make the working images first, start QEMU on them with -incoming defer, and"
+                    " then get the state into it"
+                ),
             )
         return super().own_places(target, options)
 
-    def own_get(self, target: Target, chain: tuple[Manifest, ...], places: Mapping[str, Path], options: Options) -> Path | None:
-        """Make the target's working images; or let a machine that waits on them (``-incoming defer``) go on from the state."""
+    def own_get(
+        self,
+        target: Target,
+        chain: tuple[Manifest, ...],
+        places: Mapping[str, Path],
+        options: Options,
+    ) -> Path | None:
+        """
+        Make the target's working images; or let a machine that waits on them (``-incoming defer``)
+        go on from the state.
+        """
         if target.monitor is None and self._machine is None:
             return super().own_get(target, chain, places, options)
         with machine_of(target, self._machine) as machine:
@@ -144,9 +182,12 @@ class RamfileBackend(QCOW2MachineBackend):
             self.load(machine, target, chain[0].state)
         return None
 
-    def load(self, machine: RunningMachine, target: Target, state: str, *, paused: bool = False) -> None:
+    def load(
+        self, machine: RunningMachine, target: Target, state: str, *, paused: bool = False
+    ) -> None:
         """
-        Give the RAM of a state that is in the cache to a machine that waits for it, and let it go on.
+        Give the RAM of a state that is in the cache to a machine that waits for it, and let it go
+        on.
 
         :param paused: let it stand still
         :raises NotFound: the state has no RAM
@@ -157,7 +198,9 @@ class RamfileBackend(QCOW2MachineBackend):
         if not self._force:
             require_same(machine, ram.fingerprint, f"{target.object} {state}")
         assert ram.digest is not None
-        with stream.readable(self._cache.data(ram.digest), ram.fingerprint.get(COMPRESSION, "")) as descriptor:
+        with stream.readable(
+            self._cache.data(ram.digest), ram.fingerprint.get(COMPRESSION, "")
+        ) as descriptor:
             load_ram(machine, descriptor)
         if not paused:
             machine.resume()
@@ -174,10 +217,17 @@ class RamfileBackend(QCOW2MachineBackend):
         return found
 
     def start(
-        self, target: Target, state: str, config: MachineConfig, options: Options = DEFAULTS, *, paused: bool = False
+        self,
+        target: Target,
+        state: str,
+        config: MachineConfig,
+        options: Options = DEFAULTS,
+        *,
+        paused: bool = False,
     ) -> tuple[GetResult, RunningMachine]:
         """
-        Bring a state here, make working images, and start a machine on them that goes on from it. It is ours, and ends with us.
+        Bring a state here, make working images, and start a machine on them that goes on from it.
+        It is ours, and ends with us.
 
         :param target: with a working image for each image of the state
         :param config: of the machine, but for its images
@@ -187,7 +237,13 @@ class RamfileBackend(QCOW2MachineBackend):
         """
         got = self.get(target, state, options)
         images = {name: absolute(path) for name, path in target.working.items()}
-        ordered = {name: images[name] for name in [*(name for name in config.images if name in images), *sorted(set(images) - set(config.images))]}
+        ordered = {
+            name: images[name]
+            for name in [
+                *(name for name in config.images if name in images),
+                *sorted(set(images) - set(config.images)),
+            ]
+        }
         self._ram(target, state)
         machine = RunningMachine.start(config.with_images(ordered), arguments=INCOMING)
         try:
@@ -197,21 +253,36 @@ class RamfileBackend(QCOW2MachineBackend):
             raise
         return got, machine
 
-    def reload(self, machine: RunningMachine, target: Target, state: str, options: Options = DEFAULTS, *, paused: bool = False) -> GetResult:
+    def reload(
+        self,
+        machine: RunningMachine,
+        target: Target,
+        state: str,
+        options: Options = DEFAULTS,
+        *,
+        paused: bool = False,
+    ) -> GetResult:
         """
-        End a machine of ours, and start it again from a state, on new working images in the places of the old ones.
+        End a machine of ours, and start it again from a state, on new working images in the places
+        of the old ones.
 
         :raises RefusedError: it is not ours, or runs inside the cache or a source
         """
         if machine.config is None:
-            raise RefusedError(f"{machine} is not ours to be started again", hint="end it, and start it with -incoming defer")
+            raise RefusedError(
+                f"{machine} is not ours to be started again",
+                hint="end it, and start it with -incoming defer",
+            )
         bare = evolve(target, working={}, monitor=None)
         for path in machine.config.images.values():
             refuse_inside(absolute(path).parent, self._cache, pools_of(self.context.sources))
-        self.get(bare, state, options)  # whatever can go wrong with that does so before the machine is ended
+        # whatever can go wrong with that does so before the machine is ended
+        self.get(bare, state, options)
         self._ram(bare, state)
         machine.close()
-        got = self.get(evolve(bare, working=machine.config.images), state, evolve(options, overwrite=True))
+        got = self.get(
+            evolve(bare, working=machine.config.images), state, evolve(options, overwrite=True)
+        )
         machine.restart(arguments=INCOMING)
         try:
             self.load(machine, target, state, paused=paused)
@@ -224,12 +295,20 @@ class RamfileBackend(QCOW2MachineBackend):
 def _require_all(machine: RunningMachine, images: Mapping[Image, Path]) -> None:
     """What the guest can write to must be part of the state: its RAM speaks of all of that."""
     for disk in disks(machine):
-        if not disk.read_only and not any(is_same_file(disk.path, path) for path in images.values()):
-            raise RefusedError(f"{machine} also writes to {disk}, which would be no part of the state", hint="name it as one of its images")
+        if not disk.read_only and not any(
+            is_same_file(disk.path, path) for path in images.values()
+        ):
+            raise RefusedError(
+                f"{machine} also writes to {disk}, which would be no part of the state",
+                hint="name it as one of its images",
+            )
 
 
 def _require_fresh(machine: RunningMachine, chains: Chains, parts: Sequence[Manifest]) -> None:
-    """RAM and disks must be of one moment: each disk that the guest can write to has to be an empty overlay over the state."""
+    """
+    RAM and disks must be of one moment: each disk that the guest can write to has to be an empty
+    overlay over the state.
+    """
     keys = set(map(key_of, chains_of(parts, lambda manifest: manifest)))
     for disk in disks(machine):
         if not disk.read_only and not _stands_fresh(disk.path, chains, keys):

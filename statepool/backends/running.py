@@ -1,5 +1,6 @@
 """
-What can be asked of a machine while it runs: the part of its handle that needs QEMU, which is imported when it is asked for.
+What can be asked of a machine while it runs: the part of its handle that needs QEMU, which is
+imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -48,10 +49,11 @@ class RunningStates:
         scope: Scopes | None = None,
     ) -> RunningMachine:
         """
-        Bring a state with RAM here, make working images, and start a QEMU on them that goes on from it. It ends with this process, and when it is
-        closed, as a ``with`` block does.
+        Bring a state with RAM here, make working images, and start a QEMU on them that goes on from
+        it. It ends with this process, and when it is closed, as a ``with`` block does.
 
-        :param config: what the machine is made of, but for its images; they are plugged in in its order
+        :param config: what the machine is made of, but for its images; they are plugged in in its
+            order
         :param to: the working image of each image
         :param overwrite: whether files there give way
         :param force: load the RAM into another machine than it is of, all the same
@@ -67,9 +69,18 @@ class RunningStates:
         options = Options(overwrite=overwrite, scope=Scope.permitted(scope))
         return backend.start(self._running_target(to), state, config, options, paused=paused)[1]
 
-    def reload(self, state: str, machine: RunningMachine, *, force: bool = False, paused: bool = False, scope: Scopes | None = None) -> GetResult:
+    def reload(
+        self,
+        state: str,
+        machine: RunningMachine,
+        *,
+        force: bool = False,
+        paused: bool = False,
+        scope: Scopes | None = None,
+    ) -> GetResult:
         """
-        End a QEMU that was started here, and start it again from a state, on fresh working images in the places of the old ones.
+        End a QEMU that was started here, and start it again from a state, on fresh working images
+        in the places of the old ones.
 
         :param machine: which goes on to be usable
         :param force: load the RAM into another machine than it is of, all the same
@@ -80,23 +91,35 @@ class RunningStates:
         from statepool.backends.ramfile import RamfileBackend
 
         backend = RamfileBackend(self.context, force=force)
-        return backend.reload(machine, self._running_target({}), state, Options(scope=Scope.permitted(scope)), paused=paused)
+        return backend.reload(
+            machine,
+            self._running_target({}),
+            state,
+            Options(scope=Scope.permitted(scope)),
+            paused=paused,
+        )
 
-    def load(self, state: str, monitor: Running, *, force: bool = False, scope: Scopes | None = None) -> GetResult:
+    def load(
+        self, state: str, monitor: Running, *, force: bool = False, scope: Scopes | None = None
+    ) -> GetResult:
         """
-        Let a QEMU go on from a state that somebody has started with ``-incoming defer`` on its fresh working images.
+        Let a QEMU go on from a state that somebody has started with ``-incoming defer`` on its
+        fresh working images.
 
         :param monitor: the socket of its monitor
         :param force: load the RAM into another machine than it is of, all the same
         :raises NotFound: nobody has the state, or it has no RAM
-        :raises RefusedError: it does not wait, or does not stand on fresh working images of the state
+        :raises RefusedError: it does not wait, or does not stand on fresh working images of the
+            state
         :raises Incompatible: it is another machine than the state is of
         """
         from statepool.backends.ramfile import RamfileBackend
 
         machine, socket = _either(monitor)
         backend = RamfileBackend(self.context, machine, force=force)
-        return backend.get(self._running_target({}, socket), state, Options(scope=Scope.permitted(scope)))
+        return backend.get(
+            self._running_target({}, socket), state, Options(scope=Scope.permitted(scope))
+        )
 
     def set_running(
         self,
@@ -112,8 +135,8 @@ class RunningStates:
         dry_run: bool = False,
     ) -> SetResult:
         """
-        Make what a machine is like at this moment a state, with its RAM. It stands still for a moment, and goes on in fresh overlays, which have the
-        names of its working images.
+        Make what a machine is like at this moment a state, with its RAM. It stands still for a
+        moment, and goes on in fresh overlays, which have the names of its working images.
 
         :param machine: a machine that was started here, or the socket of its monitor
         :param images: its working images; not needed for one that was started here
@@ -121,7 +144,8 @@ class RunningStates:
         :param replace: whether other content under the name gives way
         :param labels: what its owner wants to remember
         :param scope: which sources; all if not given
-        :param wait_for: which pools must have the state for the answer to be complete: ``all``, ``any`` or ``own``
+        :param wait_for: which pools must have the state for the answer to be complete: ``all``,
+            ``any`` or ``own``
         :raises Conflict: the name exists
         :raises RefusedError: it writes to an image that is not named, or that is no QCOW2 image
         :raises InUse: another program is using its monitor
@@ -130,8 +154,16 @@ class RunningStates:
 
         connected, socket = _either(machine)
         backend = RamfileBackend(self.context, connected, compress=compress)
-        options = Options(replace=replace, labels=labels or {}, scope=Scope.permitted(scope), wait_for=WaitFor.parse(wait_for), dry_run=dry_run)
-        return backend.set(self._running_target(_images_of(connected, images), socket), state, options)
+        options = Options(
+            replace=replace,
+            labels=labels or {},
+            scope=Scope.permitted(scope),
+            wait_for=WaitFor.parse(wait_for),
+            dry_run=dry_run,
+        )
+        return backend.set(
+            self._running_target(_images_of(connected, images), socket), state, options
+        )
 
     def set_running_image(
         self,
@@ -148,14 +180,15 @@ class RunningStates:
         dry_run: bool = False,
     ) -> SetResult:
         """
-        Make what a machine has written to one of its disks until this moment a state of that image, without its RAM and without copying it. The
-        machine goes on in a fresh overlay, which has the name of the working image.
+        Make what a machine has written to one of its disks until this moment a state of that image,
+        without its RAM and without copying it. The machine goes on in a fresh overlay, which has
+        the name of the working image.
 
         :param image: the name of the image
         :param machine: a machine that was started here, or the socket of its monitor
         :param source: the working image; not needed for a machine that was started here
-        :param agent: the socket of the channel to the guest's agent, which makes its file systems consistent; else the state is what a power cut
-            would have left
+        :param agent: the socket of the channel to the guest's agent, which makes its file systems
+            consistent; else the state is what a power cut would have left
         :raises Conflict: the name exists
         :raises MachineError: the agent does not answer
         """
@@ -164,9 +197,19 @@ class RunningStates:
         connected, socket = _either(machine)
         known = _images_of(connected, {image: source} if source is not None else None)
         if image not in known:
-            raise UsageError(f"the machine has no image {image}", hint="its images are " + ", ".join(known))
-        backend = LiveImageBackend(self.context, connected, agent=Path(agent) if agent is not None else None)
-        options = Options(replace=replace, labels=labels or {}, scope=Scope.permitted(scope), wait_for=WaitFor.parse(wait_for), dry_run=dry_run)
+            raise UsageError(
+                f"the machine has no image {image}", hint="its images are " + ", ".join(known)
+            )
+        backend = LiveImageBackend(
+            self.context, connected, agent=Path(agent) if agent is not None else None
+        )
+        options = Options(
+            replace=replace,
+            labels=labels or {},
+            scope=Scope.permitted(scope),
+            wait_for=WaitFor.parse(wait_for),
+            dry_run=dry_run,
+        )
         target = Target(Image(self.machine.machine, image), {image: known[image]}, socket)
         return backend.set(target, state, options)
 

@@ -1,13 +1,15 @@
 """
 Backends whose own operations are combined with the sources of the cache.
 
-The author of such a backend writes what is its own: what an object's states are called in a pool, how a working image is made of a cached state, and
-how one is taken into the cache. Where states come from and where they go to is settled here:
+The author of such a backend writes what is its own: what an object's states are called in a pool,
+how a working image is made of a cached state, and how one is taken into the cache. Where states
+come from and where they go to is settled here:
 
 - *show*: what can be had, and from where;
-- *get*: a cached state that is trusted and fresh is used as it is; else the best source that has it whole; when that fails, or delivers something
-  wrong, the next;
-- *set* and *unset*: all pools that the scope permits. One that fails does not hide what the others did, and doing it again completes the rest.
+- *get*: a cached state that is trusted and fresh is used as it is; else the best source that has it
+  whole; when that fails, or delivers something wrong, the next;
+- *set* and *unset*: all pools that the scope permits. One that fails does not hide what the others
+  did, and doing it again completes the rest.
 """
 
 from __future__ import annotations
@@ -36,7 +38,17 @@ from statepool.errors import HasDependants, NotFound, ReadOnlyPool, StatePoolErr
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import Manifest, StateId
-from statepool.model.outcomes import GetResult, Listing, Presence, Removed, SetResult, SourceStatus, StoredAt, Verified, WaitFor
+from statepool.model.outcomes import (
+    GetResult,
+    Listing,
+    Presence,
+    Removed,
+    SetResult,
+    SourceStatus,
+    StoredAt,
+    Verified,
+    WaitFor,
+)
 from statepool.model.scope import Scope
 from statepool.pools.collect import Collector
 from statepool.pools.fold import member_ids
@@ -54,7 +66,8 @@ from statepool.transports.failures import Subject, translate_os_errors
 
 class SourcedStateBackend(StateBackend):
     """
-    States of the cache and its sources. A derived class says what is its own, in the methods whose names begin with ``own_``.
+    States of the cache and its sources. A derived class says what is its own, in the methods whose
+    names begin with ``own_``.
 
     :param context: what it works with
     """
@@ -63,7 +76,7 @@ class SourcedStateBackend(StateBackend):
         super().__init__(context)
         self._cache = context.cache
 
-    # -- listings ------------------------------------------------------------------------------------------------------------------------------------
+    # -- listings ----------------------------------------------------------------------------------
 
     def show(self, target: Target, options: Options = DEFAULTS) -> Listing:
         """
@@ -75,7 +88,9 @@ class SourcedStateBackend(StateBackend):
         own = [listing(self._cache.pool, machine)] if supply.own else []
         found, warnings = supply.mirrors.listings(lambda source: source.states(machine))
         shown = self._shown([*own, *found], warnings)
-        return Listing((one for one in shown if wanted in (machine, one.manifest.object)), shown.warnings)
+        return Listing(
+            (one for one in shown if wanted in (machine, one.manifest.object)), shown.warnings
+        )
 
     def show_all(self, options: Options = DEFAULTS) -> Listing:
         """As :meth:`show`, of all objects."""
@@ -85,9 +100,12 @@ class SourcedStateBackend(StateBackend):
         return self._shown([*own, *found], warnings)
 
     def _shown(self, found: Sequence[Listing], warnings: Iterable[str]) -> Listing:
-        return Listing(merged(found, str(self._cache.pool)), (*self._unasked, *warnings, *(warning for one in found for warning in one.warnings)))
+        return Listing(
+            merged(found, str(self._cache.pool)),
+            (*self._unasked, *warnings, *(warning for one in found for warning in one.warnings)),
+        )
 
-    # -- what a backend writes ---------------------------------------------------------------------------------------------------------------------
+    # -- what a backend writes ---------------------------------------------------------------------
 
     @abstractmethod
     def own_state(self, target: Target, state: str) -> StateId:
@@ -106,7 +124,13 @@ class SourcedStateBackend(StateBackend):
         """
 
     @abstractmethod
-    def own_get(self, target: Target, chain: tuple[Manifest, ...], places: Mapping[str, Path], options: Options) -> Path | None:
+    def own_get(
+        self,
+        target: Target,
+        chain: tuple[Manifest, ...],
+        places: Mapping[str, Path],
+        options: Options,
+    ) -> Path | None:
         """
         Do what the target says with a state that is in the cache now.
 
@@ -143,30 +167,41 @@ class SourcedStateBackend(StateBackend):
         pool = self._cache.pool
         if options.dry_run:
             return tuple(gone.state for gone in pool.plan_removal(wanted, cascade=options.cascade))
-        removed = pool.remove(wanted, cascade=options.cascade, allowed=lambda digests: refuse_linked(pool, digests))
+        removed = pool.remove(
+            wanted, cascade=options.cascade, allowed=lambda digests: refuse_linked(pool, digests)
+        )
         self._cache.drop(digests_of(removed))
         for manifest in removed:
             self._cache.lookups.forget(manifest.id)
         return tuple(manifest.state for manifest in removed)
 
-    # -- the sources -------------------------------------------------------------------------------------------------------------------------------
+    # -- the sources -------------------------------------------------------------------------------
 
     def permitted(self, options: Options = DEFAULTS) -> tuple[Source, ...]:
         """
         :returns: the sources that may be used, in the order in which they are configured
-        :raises UsageError: there is none, and the cache is not permitted either; or a source that is named does not exist
+        :raises UsageError: there is none, and the cache is not permitted either; or a source that
+            is named does not exist
         """
         for name in options.sources:
             if not any(source.is_called(name) for source in self.context.sources):
                 known = ", ".join(source.name for source in self.context.sources)
-                raise UsageError(f"there is no source {name!r}", hint=f"sources are {known}" if known else "no source is configured")
-        named = [source for source in self.context.sources if not options.sources or any(source.is_called(name) for name in options.sources)]
+                raise UsageError(
+                    f"there is no source {name!r}",
+                    hint=f"sources are {known}" if known else "no source is configured",
+                )
+        named = [
+            source
+            for source in self.context.sources
+            if not options.sources or any(source.is_called(name) for name in options.sources)
+        ]
         found = tuple(source for source in named if source.scope in options.scope)
         if not found and (Scope.OWN not in options.scope or options.sources):
             scopes = ", ".join(f"{source.name} is {source.scope}" for source in named)
             asked = " ".join(scope for scope in Scope if scope in options.scope)
             raise UsageError(
-                f"no pool is in this scope: {asked or 'none'}" + (f" ({scopes})" if scopes else ""), hint="scopes are " + ", ".join(Scope)
+                f"no pool is in this scope: {asked or 'none'}" + (f" ({scopes})" if scopes else ""),
+                hint="scopes are " + ", ".join(Scope),
             )
         return () if self._cache.settings.offline else found
 
@@ -178,7 +213,10 @@ class SourcedStateBackend(StateBackend):
         return ()
 
     def status(self, options: Options = DEFAULTS) -> list[SourceStatus]:
-        """:returns: the sources that may be used, in the order in which they would be asked, and why; nobody is contacted"""
+        """
+        :returns: the sources that may be used, in the order in which they would be asked, and why;
+            nobody is contacted
+        """
         sources = tuple(source for source in self.context.sources if source.scope in options.scope)
         return self._mirrors(sources).status()
 
@@ -189,26 +227,32 @@ class SourcedStateBackend(StateBackend):
         # Who names a source wants it from there, whatever the cache has of this name.
         own = Scope.OWN in options.scope and not options.sources
         mirrors = self._mirrors(self.permitted(options))
-        return Supply(self._cache, mirrors, own or self._cache.settings.offline, self.context.progress)
+        return Supply(
+            self._cache, mirrors, own or self._cache.settings.offline, self.context.progress
+        )
 
     def _translate_os_errors(self, doing: str) -> AbstractContextManager[None]:
         return translate_os_errors(doing, Subject(f"from or into the cache {self._cache.root}"))
 
-    # -- looking -----------------------------------------------------------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------------
 
     def check(self, target: Target, state: str, options: Options = DEFAULTS) -> bool:
-        """:returns: whether the cache or a source that the scope permits has a state, with its whole chain"""
+        """
+        :returns: whether the cache or a source that the scope permits has a state, with its whole
+            chain
+        """
         wanted = self.own_state(target, state)
         supply = self._supply(options)
         if supply.own and self._cache.pool.find(wanted) is not None:
             return True
         return supply.mirrors.has(wanted)
 
-    # -- getting -----------------------------------------------------------------------------------------------------------------------------------
+    # -- getting -----------------------------------------------------------------------------------
 
     def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """
-        Bring a state into the cache, if it is not there or has been replaced in its source; and do with it what the target says.
+        Bring a state into the cache, if it is not there or has been replaced in its source; and do
+        with it what the target says.
 
         :raises NotFound: neither the cache nor a source has it
         :raises Conflict: the sources disagree about it
@@ -225,7 +269,14 @@ class SourcedStateBackend(StateBackend):
                 if not options.dry_run:
                     self.context.stats.save()
 
-    def _get_from(self, supply: Supply, target: Target, wanted: StateId, places: Mapping[str, Path], options: Options) -> GetResult:
+    def _get_from(
+        self,
+        supply: Supply,
+        target: Target,
+        wanted: StateId,
+        places: Mapping[str, Path],
+        options: Options,
+    ) -> GetResult:
         found = supply.look(wanted)
         if options.dry_run:
             plan = (
@@ -233,7 +284,11 @@ class SourcedStateBackend(StateBackend):
                 if found.offers
                 else in_cache(self._parts(found.cached), Verified.TRUSTED)
             )
-            return evolve(plan, working=next(iter(places.values()), None), warnings=(*self._unasked, *found.warnings))
+            return evolve(
+                plan,
+                working=next(iter(places.values()), None),
+                warnings=(*self._unasked, *found.warnings),
+            )
         result, chain = self._bring(supply, wanted, found)
         digests = [manifest.digest for manifest in chain if manifest.digest is not None]
         self._cache.trust.touch(digests)
@@ -241,11 +296,17 @@ class SourcedStateBackend(StateBackend):
         working = self.own_get(target, chain, places, options)
         return evolve(result, working=working, warnings=(*self._unasked, *result.warnings))
 
-    def _bring(self, supply: Supply, wanted: StateId, found: Found) -> tuple[GetResult, tuple[Manifest, ...]]:
+    def _bring(
+        self, supply: Supply, wanted: StateId, found: Found
+    ) -> tuple[GetResult, tuple[Manifest, ...]]:
         warnings, mended = found.warnings, []
         if not found.offers:
             chain = self._parts(found.cached)
-            checked = check_cached(self._cache, [link for link in chain if link.digest is not None], self.context.progress)
+            checked = check_cached(
+                self._cache,
+                [link for link in chain if link.digest is not None],
+                self.context.progress,
+            )
             if not checked.bad:
                 return evolve(in_cache(chain, checked.verified), warnings=warnings), chain
             found = supply.mend(wanted)
@@ -255,20 +316,30 @@ class SourcedStateBackend(StateBackend):
             for manifest in checked.bad:
                 mended.append(discard(self._cache, manifest))
         brought = supply.bring(wanted, found.offers, found.failed)
-        self._cache.lookups.note(wanted, str(brought.offer.source), brought.offer.token, content_of(brought.fetched.chain[0]))
+        self._cache.lookups.note(
+            wanted,
+            str(brought.offer.source),
+            brought.offer.token,
+            content_of(brought.fetched.chain[0]),
+        )
         answer = got(brought.offer, brought.fetched)
         return evolve(
-            answer, warnings=tuple(dict.fromkeys((*warnings, *brought.warnings, *mended, *brought.fetched.warnings)))
+            answer,
+            warnings=tuple(
+                dict.fromkeys((*warnings, *brought.warnings, *mended, *brought.fetched.warnings))
+            ),
         ), brought.fetched.chain
 
     def _parts(self, cached: Manifest | None) -> tuple[Manifest, ...]:
         assert cached is not None
         return parts_of(self._cache.pool, cached)
 
-    # -- setting -----------------------------------------------------------------------------------------------------------------------------------
+    # -- setting -----------------------------------------------------------------------------------
 
     def set(self, target: Target, state: str, options: Options = DEFAULTS) -> SetResult:
-        """Make what the target names a state, in the cache and in the sources that the scope permits."""
+        """
+        Make what the target names a state, in the cache and in the sources that the scope permits.
+        """
         wanted = self.own_state(target, state)
         sources = self.permitted(options)
         with self._translate_os_errors(f"set {wanted}"):
@@ -277,38 +348,67 @@ class SourcedStateBackend(StateBackend):
             self._refuse_taken_there(sources, target, wanted, options)
             old = self._bytes_of(wanted)
             taken = self.own_set(target, wanted, options)
-            if not options.dry_run and (gone := old - digests_of(taken.members or (taken.manifest,))):
+            if not options.dry_run and (
+                gone := old - digests_of(taken.members or (taken.manifest,))
+            ):
                 self._cache.drop({*gone})
             presence = Presence.STORED if taken.written else Presence.PRESENT
-            own = StoredAt(str(self._cache.pool), presence, bytes=taken.bytes if taken.written else 0)
+            own = StoredAt(
+                str(self._cache.pool), presence, bytes=taken.bytes if taken.written else 0
+            )
             others = [self._store(taken, source, options) for source in sources]
             if not options.dry_run:
                 self.context.stats.save()
-        return SetResult(wanted.object, wanted.state, str(taken.manifest.digest), (own, *others), (*self._unasked, *taken.warnings), options.wait_for)
+        return SetResult(
+            wanted.object,
+            wanted.state,
+            str(taken.manifest.digest),
+            (own, *others),
+            (*self._unasked, *taken.warnings),
+            options.wait_for,
+        )
 
     def _bytes_of(self, wanted: StateId) -> AbstractSet[Digest]:
-        """:returns: the bytes that the name of a cached state leads to, or those of all that a machine state lists"""
+        """
+        :returns: the bytes that the name of a cached state leads to, or those of all that a machine
+            state lists
+        """
         fold = self._cache.pool.fold(wanted.machine)
         manifest = fold.states.get(wanted)
-        return digests_of([manifest, *(fold.states[member] for member in member_ids(manifest))]) if manifest is not None else set()
+        return (
+            digests_of([manifest, *(fold.states[member] for member in member_ids(manifest))])
+            if manifest is not None
+            else set()
+        )
 
-    def _refuse_taken_there(self, sources: tuple[Source, ...], target: Target, wanted: StateId, options: Options) -> None:
+    def _refuse_taken_there(
+        self, sources: tuple[Source, ...], target: Target, wanted: StateId, options: Options
+    ) -> None:
         """
-        Before an image is taken: whoever has it as a state of the cache that no source can take is stuck with it. A source that does not answer is
-        left for later.
+        Before an image is taken: whoever has it as a state of the cache that no source can take is
+        stuck with it. A source that does not answer is left for later.
 
         :raises Conflict: the name exists in a source with other content, which is not to give way
         """
         if options.replace or options.squash or options.wait_for is not WaitFor.ALL:
             return
         cached = self._cache.pool.find(wanted)
-        asked = ask_all(sources, lambda source: source.to_change().find(wanted), patient=lambda source: self._cache.settings.probe_timeout)
-        there = [(one.source, one.value) for one in asked if one.value is not None and (cached is None or not _is_same(one.value, cached))]
+        asked = ask_all(
+            sources,
+            lambda source: source.to_change().find(wanted),
+            patient=lambda source: self._cache.settings.probe_timeout,
+        )
+        there = [
+            (one.source, one.value)
+            for one in asked
+            if one.value is not None and (cached is None or not _is_same(one.value, cached))
+        ]
         if not there:
             return
         planned = self.own_set(target, wanted, evolve(options, dry_run=True)).manifest
         for source, manifest in there:
-            if not (planned.digest or planned.members) or not _is_same(manifest, planned):  # what a running machine will be nobody knows yet
+            # what a running machine will be nobody knows yet
+            if not (planned.digest or planned.members) or not _is_same(manifest, planned):
                 raise taken(wanted, source)
 
     def _store(self, captured: CaptureResult, source: Source, options: Options) -> StoredAt:
@@ -320,7 +420,9 @@ class SourcedStateBackend(StateBackend):
             self.context.stats.did_well(source)
             offer = source.resolve(manifest.id)
             if offer is not None:
-                self._cache.lookups.note(manifest.id, str(source), offer.token, content_of(manifest))
+                self._cache.lookups.note(
+                    manifest.id, str(source), offer.token, content_of(manifest)
+                )
         return at
 
     def _push(self, manifest: Manifest, source: Source, options: Options) -> StoredAt:
@@ -329,10 +431,15 @@ class SourcedStateBackend(StateBackend):
             pool, chain = source.to_change(), parts_of(self._cache.pool, manifest)
         except (NotFound, ReadOnlyPool) as error:
             return StoredAt(str(source), Presence.FAILED, durable=False, error=str(error))
-        return Push(self._cache, pool, self.context.progress).attempt(chain, replace=options.replace or options.squash)
+        return Push(self._cache, pool, self.context.progress).attempt(
+            chain, replace=options.replace or options.squash
+        )
 
     def _would_store(self, captured: CaptureResult, source: Source, options: Options) -> StoredAt:
-        manifest, size = captured.manifest, sum(one.data_size for one in captured.members or (captured.manifest,))
+        manifest, size = (
+            captured.manifest,
+            sum(one.data_size for one in captured.members or (captured.manifest,)),
+        )
         try:
             pool = source.to_change()
             pool.require(write=True)
@@ -341,10 +448,16 @@ class SourcedStateBackend(StateBackend):
             return StoredAt(str(source), Presence.FAILED, durable=False, error=str(error))
         same = there is not None and _is_same(there, manifest)
         if there is not None and not same and not options.replace and not options.squash:
-            return StoredAt(str(source), Presence.FAILED, durable=False, error=str(taken(manifest.id, source)))
-        return StoredAt(str(source), Presence.PRESENT if same else Presence.STORED, bytes=0 if same else size)
+            return StoredAt(
+                str(source), Presence.FAILED, durable=False, error=str(taken(manifest.id, source))
+            )
+        return StoredAt(
+            str(source), Presence.PRESENT if same else Presence.STORED, bytes=0 if same else size
+        )
 
-    def store(self, target: Target, state: str, to: Place, options: Options = DEFAULTS) -> SetResult:
+    def store(
+        self, target: Target, state: str, to: Place, options: Options = DEFAULTS
+    ) -> SetResult:
         """
         Store a state that is in the cache in a pool, with all that it stands on.
 
@@ -373,10 +486,13 @@ class SourcedStateBackend(StateBackend):
             raise UsageError(f"{pool} is the cache itself", hint="name another pool")
         return PoolSource(pool, str(pool))
 
-    # -- unsetting ---------------------------------------------------------------------------------------------------------------------------------
+    # -- unsetting ---------------------------------------------------------------------------------
 
     def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
-        """Remove a state from the pools that the scope permits: ``own`` is the cache. What a working image stands on stays until it is gone."""
+        """
+        Remove a state from the pools that the scope permits: ``own`` is the cache. What a working
+        image stands on stays until it is gone.
+        """
         wanted = self.own_state(target, state)
         sources = self.permitted(options)
         with self._translate_os_errors(f"unset {wanted}"):
@@ -384,7 +500,9 @@ class SourcedStateBackend(StateBackend):
                 recover(self._cache)
             return self._unset_from(sources, wanted, options)
 
-    def _unset_from(self, sources: tuple[Source, ...], wanted: StateId, options: Options) -> Removed:
+    def _unset_from(
+        self, sources: tuple[Source, ...], wanted: StateId, options: Options
+    ) -> Removed:
         if not options.dry_run:
             self._refuse_half(sources, wanted, evolve(options, dry_run=True))
         states: dict[str, tuple[str, ...]] = {}
@@ -407,7 +525,8 @@ class SourcedStateBackend(StateBackend):
             except StatePoolError as error:
                 if not states:
                     raise
-                errors[str(self._cache.pool)] = str(error)  # somebody made something stand on it meanwhile; the sources have lost it already
+                # somebody made something stand on it meanwhile; the sources have lost it already
+                errors[str(self._cache.pool)] = str(error)
         if not states and not errors:
             raise absent[0]
         return Removed(wanted.object, states, errors)
@@ -425,15 +544,23 @@ class SourcedStateBackend(StateBackend):
             except HasDependants:
                 raise
             except StatePoolError:
-                continue  # the removal itself meets that again, and reports it beside what became of the others
+                # the removal itself meets that again, and reports it beside what became of the
+                # others
+                continue
         if Scope.OWN in plan.scope:
             with suppress(NotFound):
                 self.own_unset(wanted, plan)
 
 
 def _is_same(there: Manifest, manifest: Manifest) -> bool:
-    """Whether a pool has the same as the cache has, or will have; a machine state is what it lists."""
-    return manifest.is_content(there.digest) if there.digest is not None else dict(there.members) == dict(manifest.members)
+    """
+    Whether a pool has the same as the cache has, or will have; a machine state is what it lists.
+    """
+    return (
+        manifest.is_content(there.digest)
+        if there.digest is not None
+        else dict(there.members) == dict(manifest.members)
+    )
 
 
 def _remove(pool: Pool, wanted: StateId, options: Options) -> tuple[str, ...]:
@@ -441,6 +568,8 @@ def _remove(pool: Pool, wanted: StateId, options: Options) -> tuple[str, ...]:
     pool.require(write=True)
     if options.dry_run:
         return tuple(gone.state for gone in pool.plan_removal(wanted, cascade=options.cascade))
-    removed = pool.remove(wanted, cascade=options.cascade, allowed=lambda digests: refuse_linked(pool, digests))
+    removed = pool.remove(
+        wanted, cascade=options.cascade, allowed=lambda digests: refuse_linked(pool, digests)
+    )
     Collector(pool, lambda: gc_roots(pool)).collect(digests_of(removed))
     return tuple(manifest.state for manifest in removed)

@@ -21,8 +21,9 @@ from statepool.sources.source import RemoteChain, Source
 
 class QCOW2ImageTransfer(StateBackend):
     """
-    Moves chains of QCOW2 images between the cache and one pool. Its states are those of that pool: ``get`` brings one into the cache, ``set`` stores
-    a cached one, and neither makes or takes a working image.
+    Moves chains of QCOW2 images between the cache and one pool. Its states are those of that pool:
+    ``get`` brings one into the cache, ``set`` stores a cached one, and neither makes or takes a
+    working image.
 
     :param context: what it works with
     :param source: the pool; the first source if not given
@@ -35,27 +36,33 @@ class QCOW2ImageTransfer(StateBackend):
             raise UsageError("there is no pool to transfer from or to", hint="name a source")
         self.source = source or context.sources[0]
 
-    # -- chains ------------------------------------------------------------------------------------------------------------------------------------
+    # -- chains ------------------------------------------------------------------------------------
 
     def compare_chain(self, target: Target, state: str) -> list[tuple[Manifest, Relation]]:
         """
-        :returns: how each state of a cached chain relates to what the pool has, tip first; no image data is read
+        :returns: how each state of a cached chain relates to what the pool has, tip first; no image
+            data is read
         :raises NotFound: the cache does not have the state
         """
         return relations(self._cached_chain(image_state(target, state)), self.source.to_change())
 
-    def transfer_chain(self, target: Target, state: str, *, up: bool, replace: bool = False) -> Fetched | StoredAt:
+    def transfer_chain(
+        self, target: Target, state: str, *, up: bool, replace: bool = False
+    ) -> Fetched | StoredAt:
         """
         Move what is missing of a chain, root first.
 
         :param up: from the cache to the pool, or the other way
-        :param replace: up: other content under the name of the tip gives way, if nothing stands on it
+        :param replace: up: other content under the name of the tip gives way, if nothing stands on
+            it
         :raises NotFound: it is not there to be moved
         """
         wanted = image_state(target, state)
         if up:
             chain = self._cached_chain(wanted)
-            return Push(self.context.cache, self.source.to_change(), self.context.progress).run(chain, replace=replace)
+            return Push(self.context.cache, self.source.to_change(), self.context.progress).run(
+                chain, replace=replace
+            )
         return Fetch(self.context.cache, self.require_offer(wanted), self.context.progress).run()
 
     def _cached_chain(self, wanted: StateId) -> tuple[Manifest, ...]:
@@ -71,14 +78,18 @@ class QCOW2ImageTransfer(StateBackend):
             raise absent(wanted, self.source)
         return offer
 
-    # -- the operations on this pool ---------------------------------------------------------------------------------------------------------------
+    # -- the operations on this pool ---------------------------------------------------------------
 
     def show(self, target: Target) -> list[Listed]:
         """:returns: what this pool has of an object"""
         self.source.require()
         wanted = str(target.object)
         machine = target.object.machine
-        return [listed for listed in self.source.states(machine) if not isinstance(target.object, Image) or listed.manifest.object == wanted]
+        return [
+            listed
+            for listed in self.source.states(machine)
+            if not isinstance(target.object, Image) or listed.manifest.object == wanted
+        ]
 
     def check(self, target: Target, state: str) -> bool:
         """:returns: whether this pool has the whole chain of a state"""
@@ -96,11 +107,19 @@ class QCOW2ImageTransfer(StateBackend):
         """Store a cached chain in this pool."""
         chain = self._cached_chain(image_state(target, state))
         if options.dry_run:
-            missing = [manifest for manifest, relation in relations(chain, self.source.to_change()) if relation is not Relation.SAME]
+            missing = [
+                manifest
+                for manifest, relation in relations(chain, self.source.to_change())
+                if relation is not Relation.SAME
+            ]
             presence = Presence.STORED if missing else Presence.PRESENT
-            at = StoredAt(str(self.source), presence, bytes=sum(manifest.data_size for manifest in missing))
+            at = StoredAt(
+                str(self.source), presence, bytes=sum(manifest.data_size for manifest in missing)
+            )
         else:
-            at = Push(self.context.cache, self.source.to_change(), self.context.progress).run(chain, replace=options.replace)
+            at = Push(self.context.cache, self.source.to_change(), self.context.progress).run(
+                chain, replace=options.replace
+            )
         return SetResult(str(target.object), state, str(chain[0].digest), (at,))
 
     def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
@@ -110,7 +129,11 @@ class QCOW2ImageTransfer(StateBackend):
         if options.dry_run:
             names = tuple(gone.state for gone in pool.plan_removal(wanted, cascade=options.cascade))
         else:
-            removed = pool.remove(wanted, cascade=options.cascade, allowed=lambda digests: refuse_linked(pool, digests))
+            removed = pool.remove(
+                wanted,
+                cascade=options.cascade,
+                allowed=lambda digests: refuse_linked(pool, digests),
+            )
             Collector(pool, lambda: gc_roots(pool)).collect(digests_of(removed))
             names = tuple(manifest.state for manifest in removed)
         return Removed(str(target.object), {str(pool): names})

@@ -184,7 +184,13 @@ class BundleTransport(Transport):
 
     def _end(self, manifest: Manifest, found: Digest) -> None:
         if found != manifest.digest:
-            raise mismatched(manifest, found, f"in the bundle {self._stream.name}", path=self._stream.name, hint=HINT)
+            raise mismatched(
+                manifest,
+                found,
+                f"in the bundle {self._stream.name}",
+                path=self._stream.name,
+                hint=HINT,
+            )
         self._expect(padding(manifest.data_size))
         self._coming.popleft()
         self._is_begun = False

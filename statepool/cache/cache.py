@@ -1,5 +1,6 @@
 """
-The pool of this host from which machines run, with what it knows beyond a pool: which files are trusted, what stands on which chain, how fresh it is.
+The pool of this host from which machines run, with what it knows beyond a pool: which files are
+trusted, what stands on which chain, how fresh it is.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Cache:
     :param pool: the pool that it is
     :param root: its directory, for messages and for programs that only know paths
     :param tree: what opens the files in it
-    :param notes: what this account has noted: ``trust`` and ``lookups`` are kept there, and what is known of the sources
+    :param notes: what this account has noted: ``trust`` and ``lookups`` are kept there, and what is
+        known of the sources
     :param trust: which of its files need not be read again
     :param chains: what working images stand on, and who they are
     :param lookups: when which source was asked
@@ -73,7 +75,9 @@ class Cache:
         """
         root, here = pool.transport.local_path(""), pool.transport.beneath("")
         if root is None or here is None or pool.transport.capabilities.refers:
-            raise UsageError(f"a cache must be a directory of this host, not {pool.location}", hint="name a path")
+            raise UsageError(
+                f"a cache must be a directory of this host, not {pool.location}", hint="name a path"
+            )
         tree = here.tree
         notes = Notes(tree, KINDS)
         hashed = Trust(notes)
@@ -100,7 +104,9 @@ class Cache:
             self.notes.prepare()
         except AccessDenied as error:
             raise AccessDenied(
-                f"the cache {self.root} cannot be written", path=str(self.root), hint="choose another with --cache, or change its permissions"
+                f"the cache {self.root} cannot be written",
+                path=str(self.root),
+                hint="choose another with --cache, or change its permissions",
             ) from error
 
     def data(self, digest: Digest) -> Path:
@@ -108,7 +114,10 @@ class Cache:
         return self.root / layout.data(digest)
 
     def file(self, path: str) -> Beneath:
-        """:returns: a file of the cache; ``path`` is relative, as :mod:`~statepool.pools.layout` gives it"""
+        """
+        :returns: a file of the cache; ``path`` is relative, as :mod:`~statepool.pools.layout` gives
+            it
+        """
         return Beneath(self.tree, path)
 
     def bytes(self, digest: Digest) -> Beneath | None:
@@ -128,7 +137,9 @@ class Cache:
         found = self.file(layout.data(digest)).stat()
         return found is not None and stat.S_ISLNK(found.st_mode)
 
-    def sign(self, digest: Digest, hashed: os.stat_result | None, *, flushed: bool, source: str | None) -> None:
+    def sign(
+        self, digest: Digest, hashed: os.stat_result | None, *, flushed: bool, source: str | None
+    ) -> None:
         """
         Trust the file of some bytes, if it is the one that was hashed.
 
@@ -137,15 +148,25 @@ class Cache:
         :param source: the location that has them too, or None
         """
         if (found := file_of(self.tree, digest, lambda _: source)) is not None:
-            # Not opened for reading: this process may hold a lease on it, as of a file that is being set.
+            # Not opened for reading: this process may hold a lease on it, as of a file that is
+            # being set.
             with found.open(os.O_PATH) as descriptor:
-                self.trust.record(digest, descriptor, hashed, flushed=flushed, source=source, ours=found.tree is self.tree)
+                self.trust.record(
+                    digest,
+                    descriptor,
+                    hashed,
+                    flushed=flushed,
+                    source=source,
+                    ours=found.tree is self.tree,
+                )
 
     def stage(self, digests: Iterable[Digest], **facts: str) -> Staging:
         """
-        As :meth:`Pool.stage`, of what the next command of this account must be able to end, and to believe.
+        As :meth:`Pool.stage`, of what the next command of this account must be able to end, and to
+        believe.
 
-        :raises AccessDenied: others can put files where the markers are, and this account has no place for a copy
+        :raises AccessDenied: others can put files where the markers are, and this account has no
+            place for a copy
         """
         marker = Marker(self.pool.nonce(), frozenset(digests), Writer.current(), facts)
         copy = None
@@ -153,34 +174,49 @@ class Cache:
             # First, and flushed: a marker without it is nobody's.
             place = self.notes.directory(MARKERS)
             copy = Beneath(place.tree, _copy_of(marker.nonce))
-            write_json(copy.tree, copy.path, {**json.loads(marker.to_bytes()), "locked": True}, flush=True)
+            write_json(
+                copy.tree, copy.path, {**json.loads(marker.to_bytes()), "locked": True}, flush=True
+            )
         return Staging.begin(self.pool.transport, marker, copy=copy)
 
     def staging(self, marker: Marker) -> Staging:
         """:returns: what a writer that is gone had under way, to be ended"""
         place = self.notes.found(MARKERS)
-        return Staging(self.pool.transport, marker, copy=Beneath(place.tree, _copy_of(marker.nonce)) if place is not None else None)
+        return Staging(
+            self.pool.transport,
+            marker,
+            copy=Beneath(place.tree, _copy_of(marker.nonce)) if place is not None else None,
+        )
 
     def marker(self, nonce: str) -> Marker | None:
         """
-        :returns: what this account has said that it has under way; None if it has not, or it is over. What another account could have written to, or
-            put in its place, does not count.
+        :returns: what this account has said that it has under way; None if it has not, or it is
+            over. What another account could have written to, or put in its place, does not count.
         """
         if self.file(layout.marker(nonce)).stat() is None:
             return None
         if not self.notes.keeps_apart(layout.INCOMING):
             return _own_marker(self.file(layout.marker(nonce)), nonce)
         place = self.notes.found(MARKERS)
-        return _own_marker(Beneath(place.tree, _copy_of(nonce)), nonce) if place is not None else None
+        return (
+            _own_marker(Beneath(place.tree, _copy_of(nonce)), nonce) if place is not None else None
+        )
 
     def clear_markers(self) -> None:
-        """Remove the copies of markers that are gone, or were never written, by processes that are no more."""
+        """
+        Remove the copies of markers that are gone, or were never written, by processes that are no
+        more.
+        """
         place = self.notes.found(MARKERS)
         for name in names_in(place.tree, MARKERS) if place is not None else []:
             assert place is not None
             nonce = name.removesuffix(".json")
             marker = _own_marker(Beneath(place.tree, _copy_of(nonce)), nonce)
-            if marker is not None and marker.writer.has_ended_here and self.file(layout.marker(nonce)).stat() is None:
+            if (
+                marker is not None
+                and marker.writer.has_ended_here
+                and self.file(layout.marker(nonce)).stat() is None
+            ):
                 Beneath(place.tree, _copy_of(nonce)).remove()
 
     def working_directory(self) -> Path:
@@ -198,7 +234,10 @@ class Cache:
         return Collector(self.pool, self.gc_roots)
 
     def gc_roots(self) -> frozenset[Digest]:
-        """:returns: the bytes under working images, those that some process has open, and those that caches of neighbours refer to"""
+        """
+        :returns: the bytes under working images, those that some process has open, and those that
+            caches of neighbours refer to
+        """
         return self.chains.gc_roots() | linked_roots(self.pool)
 
     def drop(self, digests: set[Digest]) -> list[Collected]:
@@ -215,7 +254,10 @@ class Cache:
         return gone
 
     def forget(self, digest: Digest) -> None:
-        """Bytes are gone, or the link to them: so is what was known of them here, and what their pool was told of that link."""
+        """
+        Bytes are gone, or the link to them: so is what was known of them here, and what their pool
+        was told of that link.
+        """
         if (pool := referred(self.trust.source(digest))) is not None:
             forget_use(pool, digest, self.root)
         self.trust.forget(digest)
@@ -223,8 +265,16 @@ class Cache:
     def renew_uses(self, digests: Iterable[Digest]) -> None:
         """Tell the pools of these bytes that they are referred to, wherever that was lost."""
         wanted = list(digests)
-        for digest, found in zip(wanted, self.pool.transport.stat_many([layout.data(digest) for digest in wanted]), strict=True):
-            if found is not None and found.kind is FileKind.LINK and (pool := referred(self.trust.source(digest))) is not None:
+        for digest, found in zip(
+            wanted,
+            self.pool.transport.stat_many([layout.data(digest) for digest in wanted]),
+            strict=True,
+        ):
+            if (
+                found is not None
+                and found.kind is FileKind.LINK
+                and (pool := referred(self.trust.source(digest))) is not None
+            ):
                 note_use(pool.transport, digest, self.root)
 
 
@@ -233,7 +283,10 @@ def _copy_of(nonce: str) -> str:
 
 
 def _own_marker(file: Beneath, nonce: str) -> Marker | None:
-    """:returns: a marker that this account has written, if it is in a directory that is its own; None if it is another one's, or gone"""
+    """
+    :returns: a marker that this account has written, if it is in a directory that is its own; None
+        if it is another one's, or gone
+    """
     try:
         with open_regular(file) as descriptor:
             if os.fstat(descriptor).st_uid != os.geteuid():
@@ -246,7 +299,8 @@ def _own_marker(file: Beneath, nonce: str) -> Marker | None:
 
 def file_of(tree: Tree, digest: Digest, source: Callable[[Digest], str | None]) -> Beneath | None:
     """
-    Find the file that holds some bytes. A cache that refers to a pool has a symbolic link in its place, which is followed only into that pool.
+    Find the file that holds some bytes. A cache that refers to a pool has a symbolic link in its
+    place, which is followed only into that pool.
 
     :param tree: of the cache
     :param source: tells the location of the pool that bytes come from, if this account knows one
@@ -266,6 +320,13 @@ def file_of(tree: Tree, digest: Digest, source: Callable[[Digest], str | None]) 
 
 
 def file_in(pool: Pool, digest: Digest) -> Beneath | None:
-    """:returns: as :func:`file_of`, in any pool, which may be a cache of this account; None also if the pool is not on this host"""
+    """
+    :returns: as :func:`file_of`, in any pool, which may be a cache of this account; None also if
+        the pool is not on this host
+    """
     here = pool.transport.beneath("")
-    return file_of(here.tree, digest, Trust(Notes(here.tree, KINDS)).source) if here is not None else None
+    return (
+        file_of(here.tree, digest, Trust(Notes(here.tree, KINDS)).source)
+        if here is not None
+        else None
+    )

@@ -41,7 +41,9 @@ class CacheCheck:
     bad: tuple[Manifest, ...] = ()
 
 
-def check_cached(cache: Cache, chain: Sequence[Manifest], progress: Progress = SILENT) -> CacheCheck:
+def check_cached(
+    cache: Cache, chain: Sequence[Manifest], progress: Progress = SILENT
+) -> CacheCheck:
     """
     Look at the files of a chain, and hash those that are not trusted.
 
@@ -52,7 +54,11 @@ def check_cached(cache: Cache, chain: Sequence[Manifest], progress: Progress = S
     for manifest in chain:
         assert manifest.digest is not None
         status = cache.trust.file_status(manifest.digest, cache.status(manifest.digest))
-        if status is FileStatus.MISSING and not cache.is_link(manifest.digest) and cache.pool.has_bytes(manifest.digest):
+        if (
+            status is FileStatus.MISSING
+            and not cache.is_link(manifest.digest)
+            and cache.pool.has_bytes(manifest.digest)
+        ):
             status = FileStatus.DOUBTFUL
         if status is FileStatus.DOUBTFUL:
             verified = Verified.REHASHED
@@ -69,7 +75,8 @@ class Hashed:
     What an open file held.
 
     :param digest: of its bytes
-    :param status: by which the file is known again, the same before and after it was hashed; None if somebody changed it meanwhile
+    :param status: by which the file is known again, the same before and after it was hashed; None
+        if somebody changed it meanwhile
     :param pieces: the digests of its pieces, where the algorithm has some
     """
 
@@ -78,7 +85,9 @@ class Hashed:
     pieces: Pieces = field(factory=Pieces, eq=False)
 
 
-def hash_open(descriptor: int, *, algorithm: str = DEFAULT_ALGORITHM, title: str, progress: Progress = SILENT) -> Hashed:
+def hash_open(
+    descriptor: int, *, algorithm: str = DEFAULT_ALGORITHM, title: str, progress: Progress = SILENT
+) -> Hashed:
     """
     Hash a file that others may change.
 
@@ -88,7 +97,9 @@ def hash_open(descriptor: int, *, algorithm: str = DEFAULT_ALGORITHM, title: str
     before, pieces = os.fstat(descriptor), Pieces()
     progress.begin(title, before.st_size)
     try:
-        digest = hash_file(descriptor, before.st_size, algorithm=algorithm, progress=progress, pieces=pieces)
+        digest = hash_file(
+            descriptor, before.st_size, algorithm=algorithm, progress=progress, pieces=pieces
+        )
     finally:
         progress.end()
     after = os.fstat(descriptor)
@@ -97,7 +108,8 @@ def hash_open(descriptor: int, *, algorithm: str = DEFAULT_ALGORITHM, title: str
 
 def open_bytes(cache: Cache, manifest: Manifest) -> Descriptor:
     """
-    :returns: the file of a cached state, open for reading; whatever its length, which its digest tells
+    :returns: the file of a cached state, open for reading; whatever its length, which its digest
+        tells
     :raises IntegrityError: it is no regular file
     :raises MissingFile: it is not there
     """
@@ -109,7 +121,8 @@ def open_bytes(cache: Cache, manifest: Manifest) -> Descriptor:
 def open_whole(file: Beneath, manifest: Manifest, where: object) -> Descriptor:
     """
     :param where: the pool, for messages
-    :returns: a file, open for reading. Its name can lead to another one at any moment: what is said of the file is said of this descriptor.
+    :returns: a file, open for reading. Its name can lead to another one at any moment: what is said
+        of the file is said of this descriptor.
     :raises IntegrityError: it is no regular file, or not as long as it should be
     :raises MissingFile: it is not there
     """
@@ -126,21 +139,40 @@ def open_whole(file: Beneath, manifest: Manifest, where: object) -> Descriptor:
     return descriptor
 
 
-def sign_again(cache: Cache, manifest: Manifest, descriptor: int, progress: Progress = SILENT) -> Hashed:
+def sign_again(
+    cache: Cache, manifest: Manifest, descriptor: int, progress: Progress = SILENT
+) -> Hashed:
     """
-    Hash a cached file once more, and trust it again if it is what it should be, and was not changed meanwhile. Then the list of its pieces is made
-    anew if it is missing or wrong.
+    Hash a cached file once more, and trust it again if it is what it should be, and was not changed
+    meanwhile. Then the list of its pieces is made anew if it is missing or wrong.
 
     :param descriptor: of the file
     """
     assert manifest.digest is not None
-    hashed = hash_open(descriptor, algorithm=manifest.digest.algorithm, title=f"check {manifest.id}", progress=progress)
+    hashed = hash_open(
+        descriptor,
+        algorithm=manifest.digest.algorithm,
+        title=f"check {manifest.id}",
+        progress=progress,
+    )
     if hashed.digest == manifest.digest:
-        # The cache of another account, or a full disk: what is right is right, and is hashed again by the next command that asks.
+        # The cache of another account, or a full disk: what is right is right, and is hashed again
+        # by the next command that asks.
         try:
-            cache.sign(manifest.digest, hashed.status, flushed=False, source=cache.trust.source(manifest.digest))
+            cache.sign(
+                manifest.digest,
+                hashed.status,
+                flushed=False,
+                source=cache.trust.source(manifest.digest),
+            )
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (
+                errno.EACCES,
+                errno.EPERM,
+                errno.EROFS,
+                errno.ENOSPC,
+                errno.EDQUOT,
+            ):
                 raise
         with suppress(AccessDenied, NoSpace):
             mend_list(cache.pool.transport, manifest.digest, manifest.size, hashed.pieces)
@@ -173,7 +205,8 @@ def rehash(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> boo
 
 def discard(cache: Cache, manifest: Manifest) -> str:
     """
-    Take away a file that does not hold what its name says, or a link that leads nowhere, so that the right bytes can take its place.
+    Take away a file that does not hold what its name says, or a link that leads nowhere, so that
+    the right bytes can take its place.
 
     :returns: what the user should know of it
     """
@@ -182,13 +215,17 @@ def discard(cache: Cache, manifest: Manifest) -> str:
     cache.pool.transport.remove(layout.data(manifest.digest))
     cache.trust.forget(manifest.digest)
     what = f"the bytes of {manifest.id} in the cache {cache.root} had been changed or were gone"
-    return f"{what}; what stands on them may have been written above other bytes: {above}" if above else what
+    return (
+        f"{what}; what stands on them may have been written above other bytes: {above}"
+        if above
+        else what
+    )
 
 
 def clear_place(cache: Cache, manifest: Manifest) -> bool:
     """
-    Before bytes get their name: what lies under it already can be torn, if it came without a flush before a power cut. It is hashed unless it is
-    trusted, and taken away if it is wrong.
+    Before bytes get their name: what lies under it already can be torn, if it came without a flush
+    before a power cut. It is hashed unless it is trusted, and taken away if it is wrong.
 
     :returns: whether the right bytes are there
     """
@@ -202,7 +239,10 @@ def clear_place(cache: Cache, manifest: Manifest) -> bool:
 
 
 def make_durable(cache: Cache, chain: Sequence[Manifest]) -> None:
-    """Bring the bytes of a chain to stable storage, those of its members that a fetch left to the kernel."""
+    """
+    Bring the bytes of a chain to stable storage, those of its members that a fetch left to the
+    kernel.
+    """
     for manifest in chain:
         assert manifest.digest is not None
         if cache.trust.is_flushed(manifest.digest) or cache.is_link(manifest.digest):
@@ -211,28 +251,39 @@ def make_durable(cache: Cache, chain: Sequence[Manifest]) -> None:
             os.fsync(descriptor)
             found = os.fstat(descriptor)
             if cache.trust.file_status(manifest.digest, found) is FileStatus.TRUSTED:
-                cache.trust.record(manifest.digest, descriptor, found, flushed=True, source=cache.trust.source(manifest.digest))
+                cache.trust.record(
+                    manifest.digest,
+                    descriptor,
+                    found,
+                    flushed=True,
+                    source=cache.trust.source(manifest.digest),
+                )
 
 
-def require_good(cache: Cache, chain: Sequence[Manifest], working: Path, progress: Progress = SILENT) -> None:
+def require_good(
+    cache: Cache, chain: Sequence[Manifest], working: Path, progress: Progress = SILENT
+) -> None:
     """
     Look at what a working image stands on, before that becomes what a state stands on for good.
 
     :param chain: that the image stands on, of the cache, tip first
-    :raises DigestMismatch: a file of it is not what the guest should have seen below the image: somebody has written to it
+    :raises DigestMismatch: a file of it is not what the guest should have seen below the image:
+        somebody has written to it
     """
     bad = check_cached(cache, chain, progress).bad
     if bad:
         raise DigestMismatch(
-            f"{working} stands on {bad[0].id}, whose bytes in the cache {cache.root} have been changed or are gone:"
-            " elsewhere its guest would see another disk",
+            f"{working} stands on {bad[0].id}, whose bytes in the cache {cache.root} have been"
+            " changed or are gone: elsewhere its guest would see another disk",
             expected=str(bad[0].digest),
             object=bad[0].object,
             state=bad[0].state,
             path=str(cache.data(bad[0].digest)) if bad[0].digest is not None else None,
-            hint="what the guest sees here can be kept as an image that stands alone:"
-            f" qemu-img convert -f qcow2 -O qcow2 {shlex.quote(str(working))} NEW.qcow2;"
-            f" then mend the cache: statepool get {bad[0].object} {bad[0].state}",
+            hint=(
+                "what the guest sees here can be kept as an image that stands alone:"
+                f" qemu-img convert -f qcow2 -O qcow2 {shlex.quote(str(working))} NEW.qcow2;"
+                f" then mend the cache: statepool get {bad[0].object} {bad[0].state}"
+            ),
         )
 
 
@@ -240,12 +291,19 @@ def damaged(cache: Cache, manifest: Manifest) -> DigestMismatch:
     """:returns: the error for a cached file that no source can mend, or was asked to"""
     offline = cache.settings.offline
     return DigestMismatch(
-        f"the bytes of {manifest.id} in the cache {cache.root} are damaged or gone, and {'no source was asked' if offline else 'no source has them'}",
+        f"the bytes of {manifest.id} in the cache {cache.root} are damaged or gone, and"
+        f" {'no source was asked' if offline else 'no source has them'}",
         expected=str(manifest.digest),
         object=manifest.object,
         state=manifest.state,
         pool=str(cache.pool),
-        hint=f"a source may have them; without offline: statepool get {manifest.object} {manifest.state}"
-        if offline
-        else f"remove it, with all that stands on it: statepool unset {manifest.object} {manifest.state} --cascade",
+        hint=(
+            f"a source may have them; without offline: statepool get {manifest.object}"
+            f" {manifest.state}"
+            if offline
+            else (
+                f"remove it, with all that stands on it: statepool unset {manifest.object}"
+                f" {manifest.state} --cascade"
+            )
+        ),
     )

@@ -18,7 +18,10 @@ from statepool.transports.base import FileKind
 
 
 def gc_roots(pool: Pool) -> frozenset[Digest]:
-    """:returns: the bytes under working images, if the pool is a cache, and those that other caches refer to"""
+    """
+    :returns: the bytes under working images, if the pool is a cache, and those that other caches
+        refer to
+    """
     return linked_roots(pool) | _under_working_images(pool)
 
 
@@ -26,8 +29,13 @@ def _under_working_images(pool: Pool) -> frozenset[Digest]:
     here = pool.transport.beneath("")
     if here is not None:
         return Chains(here.tree, partial(file_in, pool), changes=False).gc_roots()
-    # Nobody here can tell which working images of another host are still there: each chain that was made for one counts.
-    chains = [f"{CHAINS}/{entry.name}" for entry in pool.transport.scan(CHAINS) if entry.kind is FileKind.DIRECTORY]
+    # Nobody here can tell which working images of another host are still there: each chain that was
+    # made for one counts.
+    chains = [
+        f"{CHAINS}/{entry.name}"
+        for entry in pool.transport.scan(CHAINS)
+        if entry.kind is FileKind.DIRECTORY
+    ]
     links = [
         f"{chain}/{entry.name}"
         for chain, entries in zip(chains, pool.transport.scan_many(chains), strict=True)

@@ -1,8 +1,9 @@
 """
 Working images of one machine, made together: all of them, or none.
 
-Each is written whole under a passing name beside its place, and only then they are put there, one after the other. A marker says how to go on if that
-is cut off: what was put in one place is put in the others, too.
+Each is written whole under a passing name beside its place, and only then they are put there, one
+after the other. A marker says how to go on if that is cut off: what was put in one place is put in
+the others, too.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Place:
     to: Path
     temporary: Path
     before: str
-    _tree: Tree = field(default=Factory(lambda place: Tree(place.to.parent), takes_self=True), eq=False)
+    _tree: Tree = field(
+        default=Factory(lambda place: Tree(place.to.parent), takes_self=True), eq=False
+    )
 
     @property
     def file(self) -> Beneath:
@@ -66,7 +69,10 @@ class Place:
         return same_file(self.file, self._passing)
 
     def take(self, fresh: Fresh) -> None:
-        """Give an image that is written its passing name. By its first name, which its record gives, others see that it is under way."""
+        """
+        Give an image that is written its passing name. By its first name, which its record gives,
+        others see that it is under way.
+        """
         if not _has_second(fresh.temporary, self._passing):
             self._tree.rename(fresh.temporary.path, self._passing.path)
 
@@ -80,15 +86,25 @@ class Place:
             if not self.before:
                 settle(self._passing, self.file)
                 return
-            self._tree.rename((self._second if _has_second(self._passing, self._second) else self._passing).path, self.file.path)
+            self._tree.rename(
+                (self._second if _has_second(self._passing, self._second) else self._passing).path,
+                self.file.path,
+            )
         except FileExistsError as error:
-            raise FileInTheWay(f"{self.to} exists", path=str(self.to), hint="choose another name") from error
+            raise FileInTheWay(
+                f"{self.to} exists", path=str(self.to), hint="choose another name"
+            ) from error
         except OSError as error:
-            raise about_file(translated(error, "make", Subject(str(self.to), path=str(self.to)))) from error
+            raise about_file(
+                translated(error, "make", Subject(str(self.to), path=str(self.to)))
+            ) from error
 
     @property
     def is_gone(self) -> bool:
-        """Whether the new image has lost the name that it had until it was put in its place, as it does where there are no hard links."""
+        """
+        Whether the new image has lost the name that it had until it was put in its place, as it
+        does where there are no hard links.
+        """
         return self._passing.stat() is None
 
     @property
@@ -104,27 +120,41 @@ class Place:
 
 def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool) -> None:
     """
-    :param wanted: chains of the cache, tip first, by the absolute names of the images to make, which have been looked at
+    :param wanted: chains of the cache, tip first, by the absolute names of the images to make,
+        which have been looked at
     :param overwrite: whether a file there gives way
     :raises FileInTheWay: there is one, and it does not
     """
     nonce = cache.pool.nonce()
-    names = [(to, to.with_name(f".statepool-{nonce}-{number}.tmp")) for number, to in enumerate(sorted(wanted))]
-    places = [Place(to, temporary, stamp(beside(to)) if overwrite else "") for to, temporary in names]
+    names = [
+        (to, to.with_name(f".statepool-{nonce}-{number}.tmp"))
+        for number, to in enumerate(sorted(wanted))
+    ]
+    places = [
+        Place(to, temporary, stamp(beside(to)) if overwrite else "") for to, temporary in names
+    ]
     staging = cache.stage([], intent=INTENT, places=_to_text(places))
     made: dict[Path, Fresh] = {}
     ready = False
     try:
         for place in places:
             chain = wanted[place.to]
-            fresh = prepare_working(cache, chain, place.file, standing_on=chain, access=Access.at(place.to) if overwrite else None)
+            fresh = prepare_working(
+                cache,
+                chain,
+                place.file,
+                standing_on=chain,
+                access=Access.at(place.to) if overwrite else None,
+            )
             made[place.to] = fresh
             place.take(fresh)
         ready = True
         for place in places:
             place.put()
     except BaseException:
-        for place in reversed(places):  # the first one goes last: without it, the next command would take the others as put in their places
+        # the first one goes last: without it, the next command would take the others as put in
+        # their places
+        for place in reversed(places):
             _take_back(place, made.get(place.to), taken=place.is_taken or (ready and place.is_gone))
         staging.end()
         raise
@@ -154,7 +184,8 @@ def recover_together(cache: Cache, marker: Marker) -> None:
     :param marker: of a writer that is gone
     """
     places = _from_text(marker.facts)
-    # They are written and then put in their places in one order. Without hard links an image that was put there has no other name.
+    # They are written and then put in their places in one order. Without hard links an image that
+    # was put there has no other name.
     gone = [place.is_gone for place in places]
     begun = any(place.is_taken for place in places) or (gone[:1] == [True] and not all(gone))
     for place in places:
@@ -170,7 +201,9 @@ def recover_together(cache: Cache, marker: Marker) -> None:
 
 
 def _has_second(temporary: Beneath, second: Beneath) -> bool:
-    """Give an image a second name. :returns: whether it has it: some file systems have no hard links"""
+    """
+    Give an image a second name. :returns: whether it has it: some file systems have no hard links
+    """
     try:
         link(temporary, second)
     except OSError as error:
@@ -181,17 +214,30 @@ def _has_second(temporary: Beneath, second: Beneath) -> bool:
 
 
 def _to_text(places: Sequence[Place]) -> str:
-    return json.dumps([{"to": str(place.to), "temporary": str(place.temporary), "before": place.before} for place in places])
+    return json.dumps(
+        [
+            {"to": str(place.to), "temporary": str(place.temporary), "before": place.before}
+            for place in places
+        ]
+    )
 
 
 def _from_text(facts: Mapping[str, str]) -> list[Place]:
     try:
-        places = [Place(Path(entry["to"]), Path(entry["temporary"]), str(entry["before"])) for entry in json.loads(facts["places"])]
+        places = [
+            Place(Path(entry["to"]), Path(entry["temporary"]), str(entry["before"]))
+            for entry in json.loads(facts["places"])
+        ]
     except (KeyError, ValueError, TypeError) as error:
         raise BadRecord(f"a marker of a get lacks or garbles {error}") from error
     for place in places:
-        if _PASSING_NAME.fullmatch(place.temporary.name) is None or place.temporary.parent != place.to.parent:
-            raise BadRecord(f"a marker of a get names {place.temporary}, which is no passing name of {place.to}")
+        if (
+            _PASSING_NAME.fullmatch(place.temporary.name) is None
+            or place.temporary.parent != place.to.parent
+        ):
+            raise BadRecord(
+                f"a marker of a get names {place.temporary}, which is no passing name of {place.to}"
+            )
     return places
 
 

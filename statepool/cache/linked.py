@@ -1,5 +1,6 @@
 """
-Caches that refer to the files of a pool (``link://``) instead of copying them: the records in which they say so, and what these forbid.
+Caches that refer to the files of a pool (``link://``) instead of copying them: the records in which
+they say so, and what these forbid.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ UNSETTLED = 3600
 
 
 def _name(digest: Digest, cache: str, machine: str) -> str:
-    return f"{layout.USES}/{digest.file_name}.{Digest.of_text(os.fsencode(f'{machine}:{cache}')).hex[:16]}.json"
+    user = Digest.of_text(os.fsencode(f"{machine}:{cache}")).hex[:16]
+    return f"{layout.USES}/{digest.file_name}.{user}.json"
 
 
 def note_use(there: Transport, digest: Digest, cache: os.PathLike[str] | str) -> None:
@@ -36,7 +38,13 @@ def note_use(there: Transport, digest: Digest, cache: os.PathLike[str] | str) ->
     """
     here = Writer.current()
     path = _name(digest, os.fspath(cache), here.machine)
-    data = {"format": layout.FORMAT, "digest": str(digest), "cache": os.fspath(cache), "host": here.host, "machine": here.machine}
+    data = {
+        "format": layout.FORMAT,
+        "digest": str(digest),
+        "cache": os.fspath(cache),
+        "host": here.host,
+        "machine": here.machine,
+    }
     with suppress(TransportError, NoSpace):
         if there.stat(path) is None:  # else it said so before
             there.create(path, json.dumps(data).encode() + b"\n")
@@ -45,17 +53,26 @@ def note_use(there: Transport, digest: Digest, cache: os.PathLike[str] | str) ->
 def forget_use(pool: Pool, digest: Digest, cache: os.PathLike[str]) -> None:
     """A cache refers to bytes of a pool no more."""
     with suppress(TransportError):
-        _forget(pool, _name(digest, os.fspath(cache), Writer.current().machine), digest, os.fspath(cache))
+        _forget(
+            pool,
+            _name(digest, os.fspath(cache), Writer.current().machine),
+            digest,
+            os.fspath(cache),
+        )
 
 
 def _forget(pool: Pool, path: str, digest: Digest, cache: str) -> None:
     pool.transport.remove(path)
     if _refers(cache, digest):
-        note_use(pool.transport, digest, cache)  # another process made the link meanwhile, and found that the use was there
+        # another process made the link meanwhile, and found that the use was there
+        note_use(pool.transport, digest, cache)
 
 
 def _refers(cache: str, digest: Digest) -> bool:
-    """Whether a cache of this host has a link to these bytes, as far as we may look: who is not let into a cache takes nothing from it."""
+    """
+    Whether a cache of this host has a link to these bytes, as far as we may look: who is not let
+    into a cache takes nothing from it.
+    """
     try:
         return stat.S_ISLNK(os.lstat(os.path.join(cache, layout.data(digest))).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -78,7 +95,8 @@ def referred(source: str | None) -> Pool | None:
 
 def users(pool: Pool) -> dict[Digest, list[str]]:
     """
-    Which bytes of a pool caches refer to. Records of caches of this host that do so no more are removed.
+    Which bytes of a pool caches refer to. Records of caches of this host that do so no more are
+    removed.
 
     :returns: the caches, by the bytes
     """
@@ -91,7 +109,11 @@ def users(pool: Pool) -> dict[Digest, list[str]]:
             data = decode(pool.transport.read(path, 0, 1 << 16), f"{pool.location}/{path}")
         except MissingFile:
             continue
-        digest, cache, host = Digest.parse(str(data.get("digest"))), str(data.get("cache")), str(data.get("host"))
+        digest, cache, host = (
+            Digest.parse(str(data.get("digest"))),
+            str(data.get("cache")),
+            str(data.get("host")),
+        )
         if _is_of_this_host(data) and _is_over(pool, path, digest, cache):
             _forget(pool, path, digest, cache)
             continue
@@ -102,7 +124,9 @@ def users(pool: Pool) -> dict[Digest, list[str]]:
 def _is_of_this_host(use: dict[str, Any]) -> bool:
     """Whether the cache of a use is one of this host; older versions wrote only the host's name."""
     here = Writer.current()
-    return bool(use["machine"] == here.machine if "machine" in use else use.get("host") == here.host)
+    return bool(
+        use["machine"] == here.machine if "machine" in use else use.get("host") == here.host
+    )
 
 
 def _is_over(pool: Pool, path: str, digest: Digest, cache: str) -> bool:
@@ -124,7 +148,11 @@ def refuse_linked(pool: Pool, digests: set[Digest]) -> None:
     """
     :raises InUse: a cache refers to some of these bytes
     """
-    found = {digest: caches for digest, caches in users(pool).items() if digest in digests} if digests else {}
+    found = (
+        {digest: caches for digest, caches in users(pool).items() if digest in digests}
+        if digests
+        else {}
+    )
     for caches in found.values():
         raise InUse(
             f"the cache {caches[0]} refers to these bytes of {pool.location}",

@@ -1,5 +1,6 @@
 """
-When which source was asked for a state, and what it had: so that a get within a minute asks nobody, and one after it asks a small question.
+When which source was asked for a state, and what it had: so that a get within a minute asks nobody,
+and one after it asks a small question.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Answer:
     :param source: its location
     :param token: changes when what the source has of this machine changes
     :param at: when it was asked, in seconds since the epoch by this host's clock
-    :param digest: of the state's bytes as they are in the cache, or None if the source did not have the state
+    :param digest: of the state's bytes as they are in the cache, or None if the source did not have
+        the state
     """
 
     source: str
@@ -58,7 +60,12 @@ class LookupCache:
         answers: Any = self._notes.read(self._file(state)).get("answers", {})
         try:
             return {
-                source: Answer(source, str(entry["token"]), float(entry["at"]), Digest.parse(entry["digest"]) if entry["digest"] else None)
+                source: Answer(
+                    source,
+                    str(entry["token"]),
+                    float(entry["at"]),
+                    Digest.parse(entry["digest"]) if entry["digest"] else None,
+                )
                 for source, entry in answers.items()
             }
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -75,7 +82,11 @@ class LookupCache:
         data = {
             "format": 1,
             "answers": {
-                name: {"token": answer.token, "at": answer.at, "digest": str(answer.digest) if answer.digest else None}
+                name: {
+                    "token": answer.token,
+                    "at": answer.at,
+                    "digest": str(answer.digest) if answer.digest else None,
+                }
                 for name, answer in answers.items()
             },
         }

@@ -40,7 +40,8 @@ def require_space(pool: Pool, needed: int, *, keep_free: int = 0) -> None:
 
 def _does_not_fit(pool: Pool, needed: int, free: int, keep_free: int) -> NoSpace:
     return NoSpace(
-        f"{needed} bytes do not fit into {pool.location}: {free} are free" + (f", and {keep_free} must stay so" if keep_free else ""),
+        f"{needed} bytes do not fit into {pool.location}: {free} are free"
+        + (f", and {keep_free} must stay so" if keep_free else ""),
         needed=needed + SLACK,
         available=max(0, free - keep_free),
         pool=str(pool.location),
@@ -48,7 +49,9 @@ def _does_not_fit(pool: Pool, needed: int, free: int, keep_free: int) -> NoSpace
     )
 
 
-def make_room(cache: Cache, manifests: Sequence[Manifest], source: Transport, *, keep: set[Digest]) -> None:
+def make_room(
+    cache: Cache, manifests: Sequence[Manifest], source: Transport, *, keep: set[Digest]
+) -> None:
     """
     Evict states until a fetch fits and ``min-free`` bytes stay free.
 
@@ -64,7 +67,8 @@ def make_room(cache: Cache, manifests: Sequence[Manifest], source: Transport, *,
         return
     keep_free = cache.settings.min_free
     if keep_free and not _fits(cache, needed + keep_free):
-        require_space(cache.pool, needed - _evictable_size(cache, keep))  # what no room can be made for, and is only claimed perhaps, costs nothing
+        # what no room can be made for, and is only claimed perhaps, costs nothing
+        require_space(cache.pool, needed - _evictable_size(cache, keep))
         for victim in _victims(cache, keep):
             _evict(cache, victim)
             if _fits(cache, needed + keep_free):
@@ -74,7 +78,8 @@ def make_room(cache: Cache, manifests: Sequence[Manifest], source: Transport, *,
 
 def require_place(cache: Cache, manifests: Sequence[Manifest], source: Transport) -> None:
     """
-    As :func:`make_room`, for a cache that is not there yet: it is not even made for what does not fit.
+    As :func:`make_room`, for a cache that is not there yet: it is not even made for what does not
+    fit.
 
     :raises NoSpace: it does not fit where the cache would be
     """
@@ -84,15 +89,24 @@ def require_place(cache: Cache, manifests: Sequence[Manifest], source: Transport
     free = left.f_bavail * left.f_frsize
     if not left.f_blocks:
         return  # the file system does not know
-    if source.capabilities.refers or needed + SLACK + cache.settings.min_free <= free or _shares_blocks(place, source):
+    if (
+        source.capabilities.refers
+        or needed + SLACK + cache.settings.min_free <= free
+        or _shares_blocks(place, source)
+    ):
         return
     raise _does_not_fit(cache.pool, needed, free, cache.settings.min_free)
 
 
 def _shares_blocks(place: Path, source: Transport) -> bool:
-    """Whether what comes from a source takes no room, since the file system lets both have the same blocks."""
+    """
+    Whether what comes from a source takes no room, since the file system lets both have the same
+    blocks.
+    """
     root = source.local_path("")
-    return root is not None and root.stat().st_dev == place.stat().st_dev and can_share_blocks(place)
+    return (
+        root is not None and root.stat().st_dev == place.stat().st_dev and can_share_blocks(place)
+    )
 
 
 def _fits(cache: Cache, size: int) -> bool:
@@ -101,7 +115,10 @@ def _fits(cache: Cache, size: int) -> bool:
 
 
 def _victims(cache: Cache, keep: set[Digest]) -> Iterator[StateId]:
-    """States that can be fetched again and that nobody uses, the least recently used first; each when nothing stands on it any more."""
+    """
+    States that can be fetched again and that nobody uses, the least recently used first; each when
+    nothing stands on it any more.
+    """
     roots = cache.gc_roots()
     for state, _ in sorted(_evictable(cache, keep | roots), key=lambda found: found[1]):
         if not _is_open(cache, state):
@@ -109,7 +126,9 @@ def _victims(cache: Cache, keep: set[Digest]) -> Iterator[StateId]:
 
 
 def _is_open(cache: Cache, state: StateId) -> bool:
-    """Whether some process has the bytes of a state open, without a working image that we know of."""
+    """
+    Whether some process has the bytes of a state open, without a working image that we know of.
+    """
     manifest = cache.pool.find(state)
     if manifest is None or manifest.digest is None or cache.is_link(manifest.digest):
         return False
@@ -124,13 +143,25 @@ def _evictable(cache: Cache, keep: Iterable[Digest]) -> Iterator[tuple[StateId, 
         last = _last_used(cache, fold, kept)
         for state, manifest in fold.states.items():
             # A machine state goes with all that it lists, and each of them with what stands on it.
-            used = [last[fold.states[member].key] for member in member_ids(manifest)] if manifest.key is None else [last[manifest.key]]
-            if max(used) < math.inf and (manifest.key is not None or _is_elsewhere(cache, manifest)):
-                yield state, (max(used), -fold.depth(manifest) if manifest.key is not None else -_WHOLE)
+            used = (
+                [last[fold.states[member].key] for member in member_ids(manifest)]
+                if manifest.key is None
+                else [last[manifest.key]]
+            )
+            if max(used) < math.inf and (
+                manifest.key is not None or _is_elsewhere(cache, manifest)
+            ):
+                yield (
+                    state,
+                    (max(used), -fold.depth(manifest) if manifest.key is not None else -_WHOLE),
+                )
 
 
 def _last_used(cache: Cache, fold: Fold, kept: set[Digest]) -> dict[Key | None, float]:
-    """:returns: when each state was last used, or what stands on it or lists it; never to be evicted: infinity"""
+    """
+    :returns: when each state was last used, or what stands on it or lists it; never to be evicted:
+        infinity
+    """
     last: dict[Key | None, float] = {}
     for manifest in fold.tips_first():
         used = last.get(manifest.key, 0.0)
@@ -138,7 +169,11 @@ def _last_used(cache: Cache, fold: Fold, kept: set[Digest]) -> dict[Key | None, 
             listing = fold.machine_listing(manifest.id)
             free = manifest.digest not in kept and _is_elsewhere(cache, manifest)
             free = free and (listing is None or _is_elsewhere(cache, fold.states[listing]))
-            used = max(used, cache.trust.last_used(manifest.digest)) if free and manifest.digest is not None else math.inf
+            used = (
+                max(used, cache.trust.last_used(manifest.digest))
+                if free and manifest.digest is not None
+                else math.inf
+            )
         last[manifest.key] = used
         if manifest.parent_key is not None:
             last[manifest.parent_key] = max(used, last.get(manifest.parent_key, 0.0))
@@ -158,7 +193,10 @@ def _evictable_size(cache: Cache, keep: set[Digest]) -> int:
 
 def _is_elsewhere(cache: Cache, manifest: Manifest) -> bool:
     if manifest.digest is None:
-        return any(answer.token.startswith("log:") for answer in cache.lookups.answers(manifest.id).values())
+        return any(
+            answer.token.startswith("log:")
+            for answer in cache.lookups.answers(manifest.id).values()
+        )
     return cache.trust.source(manifest.digest) is not None
 
 

@@ -1,8 +1,9 @@
 """
 Which cached files need not be read again.
 
-A file is trusted if it was hashed, or written and hashed, by us and its stat signature has not changed since. Any write changes the modification
-time, and the resolution of that time does not matter here: we set it back before we take the signature, so that every later write shows.
+A file is trusted if it was hashed, or written and hashed, by us and its stat signature has not
+changed since. Any write changes the modification time, and the resolution of that time does not
+matter here: we set it back before we take the signature, so that every later write shows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ DIRECTORY = "trust"
 """Where these notes are."""
 
 SETTLED_NS = 2_000_000_000
-"""A modification time must lie this many nanoseconds back for a signature to mean anything: file systems round times, FAT to two seconds."""
+"""
+A modification time must lie this many nanoseconds back for a signature to mean anything: file
+systems round times, FAT to two seconds.
+"""
 
 _BACK_NS = 10_000_000_000
 
@@ -57,7 +61,8 @@ class Trust:
     """
     Keeps the signatures of a cache's files.
 
-    :param notes: where: one small file for each digest, whose own modification time says when the bytes were last used
+    :param notes: where: one small file for each digest, whose own modification time says when the
+        bytes were last used
     """
 
     def __init__(self, notes: Notes) -> None:
@@ -67,15 +72,29 @@ class Trust:
     def _file(digest: Digest) -> str:
         return f"{DIRECTORY}/{digest.file_name}.json"
 
-    def record(self, digest: Digest, descriptor: int, hashed: os.stat_result | None, *, flushed: bool, source: str | None, ours: bool = True) -> None:
+    def record(
+        self,
+        digest: Digest,
+        descriptor: int,
+        hashed: os.stat_result | None,
+        *,
+        flushed: bool,
+        source: str | None,
+        ours: bool = True,
+    ) -> None:
         """
-        Trust a file that was hashed, if it is the one that has the name now. No name of it will change any more.
+        Trust a file that was hashed, if it is the one that has the name now. No name of it will
+        change any more.
 
-        :param descriptor: of the file that has the name; one that was opened as a place only (``O_PATH``) will do
-        :param hashed: the status of the descriptor that was hashed, by which the file is known again; None if it changed while it was hashed
-        :param ours: whether only this account changes it: then a change of its names, and not of its bytes, does not matter, and its times may be set
+        :param descriptor: of the file that has the name; one that was opened as a place only
+            (``O_PATH``) will do
+        :param hashed: the status of the descriptor that was hashed, by which the file is known
+            again; None if it changed while it was hashed
+        :param ours: whether only this account changes it: then a change of its names, and not of
+            its bytes, does not matter, and its times may be set
         :param flushed: whether they are on stable storage; if not, they count for this boot only
-        :param source: the location that has them too, or None: what nobody else has is never evicted
+        :param source: the location that has them too, or None: what nobody else has is never
+            evicted
         """
         stat = os.fstat(descriptor)
         if hashed is None or not _is_still(hashed, stat, ours=ours):
@@ -83,20 +102,36 @@ class Trust:
                 self._write(digest, None, flushed=flushed, source=source)
             return  # what another process has signed meanwhile counts for what it hashed
         settled = time.time_ns() - stat.st_mtime_ns >= SETTLED_NS
-        # A file of another pool or account is not ours to change: without a signature it is hashed each time until it is old enough.
+        # A file of another pool or account is not ours to change: without a signature it is hashed
+        # each time until it is old enough.
         if not settled and ours:
             with suppress(PermissionError):
-                os.utime(f"/proc/self/fd/{descriptor}", ns=(stat.st_atime_ns, time.time_ns() - _BACK_NS))
+                os.utime(
+                    f"/proc/self/fd/{descriptor}", ns=(stat.st_atime_ns, time.time_ns() - _BACK_NS)
+                )
                 stat, settled = os.fstat(descriptor), True
         self._write(digest, Signature.of(stat) if settled else None, flushed=flushed, source=source)
 
-    def _write(self, digest: Digest, signature: Signature | None, *, flushed: bool, source: str | None) -> None:
-        numbers = [signature.size, signature.mtime_ns, signature.ctime_ns, signature.inode] if signature is not None else None
-        note = {"format": 1, "signature": numbers, "boot": Writer.current().boot, "flushed": flushed, "source": source}
+    def _write(
+        self, digest: Digest, signature: Signature | None, *, flushed: bool, source: str | None
+    ) -> None:
+        numbers = (
+            [signature.size, signature.mtime_ns, signature.ctime_ns, signature.inode]
+            if signature is not None
+            else None
+        )
+        note = {
+            "format": 1,
+            "signature": numbers,
+            "boot": Writer.current().boot,
+            "flushed": flushed,
+            "source": source,
+        }
         self._notes.write(self._file(digest), note)
 
     def _read(self, digest: Digest) -> dict[str, object]:
-        return self._notes.read(self._file(digest))  # nothing if never hashed, or torn by a power cut: hashing once more settles it
+        # nothing if never hashed, or torn by a power cut: hashing once more settles it
+        return self._notes.read(self._file(digest))
 
     def file_status(self, digest: Digest, stat: os.stat_result | None) -> FileStatus:
         """
@@ -107,7 +142,12 @@ class Trust:
             return FileStatus.MISSING
         data = self._read(digest)
         signature = Signature.of(stat)
-        known = data.get("signature") == [signature.size, signature.mtime_ns, signature.ctime_ns, signature.inode]
+        known = data.get("signature") == [
+            signature.size,
+            signature.mtime_ns,
+            signature.ctime_ns,
+            signature.inode,
+        ]
         safe = data.get("flushed") is True or data.get("boot") == Writer.current().boot
         return FileStatus.TRUSTED if known and safe else FileStatus.DOUBTFUL
 
@@ -116,7 +156,9 @@ class Trust:
         return self._read(digest).get("flushed") is True
 
     def source(self, digest: Digest) -> str | None:
-        """:returns: a location that had these bytes too, or None if nobody else is known to have them"""
+        """
+        :returns: a location that had these bytes too, or None if nobody else is known to have them
+        """
         source = self._read(digest).get("source")
         return source if isinstance(source, str) else None
 
@@ -131,7 +173,9 @@ class Trust:
         self._notes.touch(DIRECTORY, [f"{digest.file_name}.json" for digest in digests])
 
     def last_used(self, digest: Digest) -> float:
-        """:returns: when the bytes were last used, in seconds since the epoch; 0 if that is not known"""
+        """
+        :returns: when the bytes were last used, in seconds since the epoch; 0 if that is not known
+        """
         found = self._notes.status(self._file(digest))
         return found.st_mtime if found is not None else 0.0
 
@@ -141,6 +185,12 @@ class Trust:
 
 
 def _is_still(hashed: os.stat_result, stat: os.stat_result, *, ours: bool) -> bool:
-    """Whether a file is the one that was hashed, with the same bytes. Names and modes change the ctime alone, which nobody can set."""
-    same = os.path.samestat(hashed, stat) and (hashed.st_size, hashed.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    """
+    Whether a file is the one that was hashed, with the same bytes. Names and modes change the ctime
+    alone, which nobody can set.
+    """
+    same = os.path.samestat(hashed, stat) and (hashed.st_size, hashed.st_mtime_ns) == (
+        stat.st_size,
+        stat.st_mtime_ns,
+    )
     return same and (ours or hashed.st_ctime_ns == stat.st_ctime_ns)

@@ -29,7 +29,9 @@ from statepool.qcow2.tool import QemuImg
 from statepool.transports.failures import Subject, translated
 
 
-def check_place(to: os.PathLike[str] | str, cache: Cache, sources: Iterable[Pool], *, overwrite: bool) -> Path:
+def check_place(
+    to: os.PathLike[str] | str, cache: Cache, sources: Iterable[Pool], *, overwrite: bool
+) -> Path:
     """
     Look whether a working image can be made somewhere, and change nothing.
 
@@ -45,18 +47,32 @@ def check_place(to: os.PathLike[str] | str, cache: Cache, sources: Iterable[Pool
     path = Path(os.path.abspath(os.fsdecode(to)))
     refuse_inside(path.parent, cache, sources)
     if not path.parent.is_dir():
-        raise NotFound(f"there is no directory {path.parent}", path=str(path.parent), hint="make it first")
+        raise NotFound(
+            f"there is no directory {path.parent}", path=str(path.parent), hint="make it first"
+        )
     if not os.path.lexists(path):
         return path
     if path.is_dir():
         raise FileInTheWay(f"{path} is a directory", path=str(path), hint="name a file")
     if not path.is_symlink() and not path.is_file():
         # A file would take its name: /dev/null would be none any more.
-        raise FileInTheWay(f"{path} is a device, a socket or a FIFO", path=str(path), hint="name a file; a working image is always one")
+        raise FileInTheWay(
+            f"{path} is a device, a socket or a FIFO",
+            path=str(path),
+            hint="name a file; a working image is always one",
+        )
     if not overwrite:
-        raise FileInTheWay(f"{path} exists", path=str(path), hint="choose another name, or allow it to be overwritten with --overwrite")
+        raise FileInTheWay(
+            f"{path} exists",
+            path=str(path),
+            hint="choose another name, or allow it to be overwritten with --overwrite",
+        )
     if path.is_file() and not path.is_symlink() and is_open(path):
-        raise InUse(f"{path} is open in another process", path=str(path), hint="stop the machine that runs on it")
+        raise InUse(
+            f"{path} is open in another process",
+            path=str(path),
+            hint="stop the machine that runs on it",
+        )
     if (access := Access.at(path)) is not None:
         access.require_givable(path)
     return path
@@ -70,12 +86,16 @@ def refuse_inside(directory: os.PathLike[str] | str, cache: Cache, sources: Iter
 
     :param directory: which need not be there yet
     :param sources: the pools that the cache can be filled from
-    :raises RefusedError: it is inside the cache, but not where working images go, or inside a source on this host that has a log
+    :raises RefusedError: it is inside the cache, but not where working images go, or inside a
+        source on this host that has a log
     """
     # As the file system has it: a symbolic link on the way leads to the same place.
     real = Path(os.path.realpath(directory))
     if _is_inside(real, cache.root):
-        if any(_is_inside(real, cache.root / place) for place in (layout.WORKING, f"{ACCOUNTS}/{os.geteuid()}/{WORKING}")):
+        if any(
+            _is_inside(real, cache.root / place)
+            for place in (layout.WORKING, f"{ACCOUNTS}/{os.geteuid()}/{WORKING}")
+        ):
             return
         raise _inside(directory, f"the cache {cache.root}", str(cache.pool))
     for pool in sources:
@@ -90,7 +110,12 @@ def _is_inside(real: Path, root: Path) -> bool:
 
 def _inside(directory: os.PathLike[str] | str, what: str, pool: str) -> RefusedError:
     place = os.path.abspath(directory)
-    return RefusedError(f"no working image can be made in {place}: it is inside {what}", pool=pool, path=place, hint="choose a place outside of it")
+    return RefusedError(
+        f"no working image can be made in {place}: it is inside {what}",
+        pool=pool,
+        path=place,
+        hint="choose a place outside of it",
+    )
 
 
 @frozen
@@ -100,7 +125,8 @@ class Fresh:
 
     :param record: of its use of the chain
     :param temporary: what it is called meanwhile
-    :param to: where it is to be, in the same directory, which may be one that other accounts can exchange
+    :param to: where it is to be, in the same directory, which may be one that other accounts can
+        exchange
     :param made: the status of its file
     :param flush: whether a power cut must not take it
     :param is_first: whether nothing had stood on its chain before
@@ -134,7 +160,9 @@ class Fresh:
             self.cache.chains.release(Path(self.to), besides=self.record)
 
     def finish(self, access: Access | None) -> None:
-        """Flush it, if it is to be flushed, when it has the access of the file whose place it takes."""
+        """
+        Flush it, if it is to be flushed, when it has the access of the file whose place it takes.
+        """
         if access is None and not self.flush:
             return
         with open_same(self.temporary, self.made) as descriptor:
@@ -149,7 +177,9 @@ class Fresh:
         self.cache.chains.forget(self.record, with_chain=self.is_first)
 
 
-def make_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, overwrite: bool = False) -> Path:
+def make_working(
+    cache: Cache, chain: Sequence[Manifest], to: Path, *, overwrite: bool = False
+) -> Path:
     """
     :param chain: of the cache, tip first
     :param to: where, absolute, as :func:`check_place` gave it
@@ -163,7 +193,13 @@ def make_working(cache: Cache, chain: Sequence[Manifest], to: Path, *, overwrite
 
 
 def prepare_working(
-    cache: Cache, chain: Sequence[Manifest], to: Path | Beneath, *, standing_on: Sequence[Manifest], flush: bool = False, access: Access | None = None
+    cache: Cache,
+    chain: Sequence[Manifest],
+    to: Path | Beneath,
+    *,
+    standing_on: Sequence[Manifest],
+    flush: bool = False,
+    access: Access | None = None,
 ) -> Fresh:
     """
     Do all that takes room for a working image, so that it only has to be given its name.
@@ -185,7 +221,14 @@ def prepare_working(
         _require_bytes(cache, standing_on)
         backing = str(cache.chains.path(chain))
         mode = OURS_ALONE if access is not None else 0o666
-        made = create_overlay(temporary, chain[0].virtual_size, backing, tool=QemuImg(cache.settings.tool_timeout), known_as=path, mode=mode)
+        made = create_overlay(
+            temporary,
+            chain[0].virtual_size,
+            backing,
+            tool=QemuImg(cache.settings.tool_timeout),
+            known_as=path,
+            mode=mode,
+        )
     except BaseException:
         # In a directory that is closed to us there is no image, and not even that can be asked.
         with contextlib.suppress(PermissionError):
@@ -195,7 +238,8 @@ def prepare_working(
     fresh = Fresh(cache, record, temporary, place, made, flush, is_first)
     try:
         if record.stat() is None:
-            # Whoever made another image in this place took it for the record of what was there before, since ours was not to be seen yet.
+            # Whoever made another image in this place took it for the record of what was there
+            # before, since ours was not to be seen yet.
             cache.chains.use(chain, path, flush=flush, record=record)
             _require_bytes(cache, standing_on)
         fresh.finish(access)
@@ -207,7 +251,9 @@ def prepare_working(
 
 def _require_bytes(cache: Cache, chain: Sequence[Manifest]) -> None:
     """A collector may have moved bytes aside before it could see the record of our use."""
-    lacking = cache.pool.lacking(manifest.digest for manifest in chain if manifest.digest is not None)
+    lacking = cache.pool.lacking(
+        manifest.digest for manifest in chain if manifest.digest is not None
+    )
     for manifest in chain:
         if manifest.digest in lacking:
             raise damaged(cache, manifest)

@@ -1,11 +1,15 @@
 """
-Making files that a machine wrote states of the cache: one working image, or all images of a machine with its RAM if it has some; all, or nothing.
+Making files that a machine wrote states of the cache: one working image, or all images of a machine
+with its RAM if it has some; all, or nothing.
 
-Where a file and the cache are on one file system, it is linked, not copied: the file that a machine ran on *becomes* the state, and a fresh overlay
-takes its place under the name that the machine knows. In between the file has two names and the backing name of a state, so that a machine could not
-run from it: a journal says how to go on, and the next command after a crash does so (:mod:`statepool.capture.capture_journal`).
+Where a file and the cache are on one file system, it is linked, not copied: the file that a machine
+ran on *becomes* the state, and a fresh overlay takes its place under the name that the machine
+knows. In between the file has two names and the backing name of a state, so that a machine could
+not run from it: a journal says how to go on, and the next command after a crash does so
+(:mod:`statepool.capture.capture_journal`).
 
-Every file is looked at before anything changes. One record then publishes all states, and the machine state that lists them.
+Every file is looked at before anything changes. One record then publishes all states, and the
+machine state that lists them.
 """
 
 from __future__ import annotations
@@ -44,14 +48,24 @@ from statepool.qcow2.checks import Backing, check_image, warnings
 from statepool.qcow2.clusters import check_clusters
 from statepool.qcow2.files import may_become_ours
 from statepool.qcow2.formats import recognising
-from statepool.qcow2.header import Header, Patch, apply_patches, backing_patch, is_empty_overlay, reader
+from statepool.qcow2.header import (
+    Header,
+    Patch,
+    apply_patches,
+    backing_patch,
+    is_empty_overlay,
+    reader,
+)
 from statepool.qcow2.tool import QemuImg
 from statepool.transports.base import Transfer
 from statepool.transports.copying import copy, data_extents, hash_file
 from statepool.transports.flushing import flushed_beside
 
 CANNOT_LINK = NO_LINKS | {errno.EXDEV}
-"""What the kernel says where a file cannot get a second name in the cache, which may also be on another file system."""
+"""
+What the kernel says where a file cannot get a second name in the cache, which may also be on
+another file system.
+"""
 
 
 @frozen
@@ -109,7 +123,10 @@ class Looked:
 
 @frozen
 class _Prepared:
-    """What one file is to become, with its pieces; and if it was copied, the staging in which its copy lies, how that was made, and its status."""
+    """
+    What one file is to become, with its pieces; and if it was copied, the staging in which its copy
+    lies, how that was made, and its status.
+    """
 
     part: Part
     looked: Looked
@@ -119,15 +136,23 @@ class _Prepared:
     status: os.stat_result | None = None
 
 
-def files_of(machine: StateId, images: Mapping[str, Path], ram: Path | None = None) -> dict[StateId, Path]:
+def files_of(
+    machine: StateId, images: Mapping[str, Path], ram: Path | None = None
+) -> dict[StateId, Path]:
     """
     :param machine: a machine state
     :param images: the working images, absolute, by the names of the machine's images
     :param ram: the file with its RAM
     :returns: all of them, by the states that they are to become
     """
-    files = {StateId(str(Image(machine.object, name)), machine.state): path for name, path in images.items()}
-    return {**files, **({StateId(machine.object, machine.state, Kind.RAM): ram} if ram is not None else {})}
+    files = {
+        StateId(str(Image(machine.object, name)), machine.state): path
+        for name, path in images.items()
+    }
+    return {
+        **files,
+        **({StateId(machine.object, machine.state, Kind.RAM): ram} if ram is not None else {}),
+    }
 
 
 @frozen
@@ -137,13 +162,15 @@ class Capture:
 
     :param cache: where to
     :param state: of an image, or of a machine: the name it gets
-    :param files: the files, absolute, by the states that they are to become: one image, or what :func:`files_of` gives. The file with the RAM, which
-        must be complete, is gone when it is a state
+    :param files: the files, absolute, by the states that they are to become: one image, or what
+        :func:`files_of` gives. The file with the RAM, which must be complete, is gone when it is a
+        state
     :param replace: other content under the name gives way, if nothing stands on it
     :param labels: what its owner wants to remember
     :param creator: what made it
     :param fingerprint: what can load the RAM, and how it is compressed
-    :param running: the images are frozen: a running machine reads them, below those that it writes to, and no other process has them open
+    :param running: the images are frozen: a running machine reads them, below those that it writes
+        to, and no other process has them open
     :param clock: tells the time, in seconds since the epoch
     """
 
@@ -163,7 +190,8 @@ class Capture:
         :param dry_run: look at everything, and change nothing
         :raises UsageError: no image is named, or one file twice
         :raises NotFound: there is no such file
-        :raises Conflict: a name exists with other content, or an image was written to on top of the very state it should become
+        :raises Conflict: a name exists with other content, or an image was written to on top of the
+            very state it should become
         :raises AccessDenied: an image may not be written to, or not be replaced where it is
         :raises InUse: another process has an image open
         :raises UnsafeImage: an image is not fit to be a state
@@ -191,31 +219,54 @@ class Capture:
     def _images(self) -> dict[StateId, Path]:
         return {state: path for state, path in self.files.items() if state.kind is Kind.IMAGE}
 
-    # -- looking -----------------------------------------------------------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------------
 
     def _require_files(self) -> None:
         images = "images" if self._is_machine else "image"
         if not self._images:
-            raise UsageError(f"no working image of {self.state.object} is named", hint="name one for each image of the machine")
+            raise UsageError(
+                f"no working image of {self.state.object} is named",
+                hint="name one for each image of the machine",
+            )
         for path in self.files.values():
             if not os.path.lexists(path):
-                raise NotFound(f"there is no file {path}", path=str(path), hint=f"name the working {images} that should become the state")
+                raise NotFound(
+                    f"there is no file {path}",
+                    path=str(path),
+                    hint=f"name the working {images} that should become the state",
+                )
         for one, other in combinations(self.files.values(), 2):
             if os.path.samestat(os.lstat(one), os.lstat(other)):
-                raise UsageError(f"{one} and {other} are one file", hint="name another file for each image of the machine")
+                raise UsageError(
+                    f"{one} and {other} are one file",
+                    hint="name another file for each image of the machine",
+                )
 
     def _require_all(self, looked: Sequence[Looked]) -> None:
         """What stands on a machine state has all the images which that has."""
         fold = self.cache.pool.fold(self.state.machine)
         for one in looked:
-            below = fold.states.get(StateId(self.state.object, one.parent.state, Kind.MACHINE)) if one.parent is not None else None
-            if one.parent is None or below is None or below.members.get(one.parent.object) != one.parent.digest:
+            below = (
+                fold.states.get(StateId(self.state.object, one.parent.state, Kind.MACHINE))
+                if one.parent is not None
+                else None
+            )
+            if (
+                one.parent is None
+                or below is None
+                or below.members.get(one.parent.object) != one.parent.digest
+            ):
                 continue
             named = {state.object for state in self.files}
-            lacking = sorted(name.partition("/")[2] for name in below.members if "/" in name and name not in named)
+            lacking = sorted(
+                name.partition("/")[2]
+                for name in below.members
+                if "/" in name and name not in named
+            )
             if lacking:
                 raise UsageError(
-                    f"{one.path} stands on {below.id}, which has the images {', '.join(lacking)} too, and no working image of them is named",
+                    f"{one.path} stands on {below.id}, which has the images {', '.join(lacking)}"
+                    " too, and no working image of them is named",
                     object=self.state.object,
                     state=self.state.state,
                     hint="name one for each image of the machine",
@@ -223,8 +274,11 @@ class Capture:
 
     def _look(self, state: StateId, path: Path, stack: ExitStack) -> Looked:
         """:param stack: keeps the file open, if it is fit"""
-        with recognising(path), ExitStack() as own:  # of the two, the file is closed first: it may have to be opened to be recognised
-            mode = opened.unwritten if self.running and state.kind is Kind.IMAGE else opened.exclusive
+        # of the two, the file is closed first: it may have to be opened to be recognised
+        with recognising(path), ExitStack() as own:
+            mode = (
+                opened.unwritten if self.running and state.kind is Kind.IMAGE else opened.exclusive
+            )
             descriptor = own.enter_context(mode(path))
             if state.kind is Kind.IMAGE:
                 require_replaceable(path, descriptor)
@@ -246,7 +300,11 @@ class Capture:
         read = reader(descriptor)
         header = check_image(read, size, str(path), backing=Backing.WORKING)
         check_clusters(read, header, str(path), descriptor=descriptor)
-        parent = parent_of(self.cache, state, path, header.backing_name) if header.backing_name is not None else None
+        parent = (
+            parent_of(self.cache, state, path, header.backing_name)
+            if header.backing_name is not None
+            else None
+        )
         if parent is not None:
             require_good(self.cache, self.cache.pool.chain_of(parent), path, self.progress)
         patches = backing_patch(read, header, parent.file_name) if parent is not None else ()
@@ -254,7 +312,8 @@ class Capture:
 
     def _unchanged(self, looked: Looked) -> Manifest | None:
         """
-        :returns: the state that an image is already, if it stands on that and nothing was written to it since
+        :returns: the state that an image is already, if it stands on that and nothing was written
+            to it since
         :raises Conflict: it stands on that, and was written to since
         """
         if not looked.is_itself:
@@ -271,7 +330,11 @@ class Capture:
 
     def _planned(self, looked: Sequence[Looked]) -> CaptureResult:
         parts = [self._linked(one).part for one in looked]
-        copied = [part.manifest.data_size for part, one in zip(parts, looked, strict=True) if not self._can_link(one)]
+        copied = [
+            part.manifest.data_size
+            for part, one in zip(parts, looked, strict=True)
+            if not self._can_link(one)
+        ]
         journal = self._journal(parts)
         written = self.cache.pool.check_publishable(journal.manifests, replace=self.replace)
         return self._result(journal, looked, written, "copy" if copied else "hardlink", sum(copied))
@@ -279,7 +342,7 @@ class Capture:
     def _can_link(self, looked: Looked) -> bool:
         return looked.patches is not None and can_link(self.cache, looked.descriptor)
 
-    # -- what each file is to become ---------------------------------------------------------------------------------------------------------------
+    # -- what each file is to become ---------------------------------------------------------------
 
     def _linked(self, looked: Looked) -> _Prepared:
         """:returns: what becomes of a file whose bytes are linked"""
@@ -290,34 +353,64 @@ class Capture:
         try:
             with flushed_beside(looked.descriptor, looked.size):
                 algorithm, progress = self._algorithm(looked), self.progress
-                digest = hash_file(looked.descriptor, looked.size, algorithm=algorithm, progress=progress, overlay=overlay, pieces=pieces)
+                digest = hash_file(
+                    looked.descriptor,
+                    looked.size,
+                    algorithm=algorithm,
+                    progress=progress,
+                    overlay=overlay,
+                    pieces=pieces,
+                )
         finally:
             self.progress.end()
-        return _Prepared(self._part(looked, self._manifest(looked, looked.descriptor, digest, looked.size), linked=True), looked, pieces)
+        return _Prepared(
+            self._part(
+                looked, self._manifest(looked, looked.descriptor, digest, looked.size), linked=True
+            ),
+            looked,
+            pieces,
+        )
 
     def _algorithm(self, looked: Looked) -> str:
-        """:returns: how to name the bytes; as those are named that the cache has under this name, which may be the same and were set long ago"""
+        """
+        :returns: how to name the bytes; as those are named that the cache has under this name,
+            which may be the same and were set long ago
+        """
         known = self.cache.pool.find(looked.state) if not self.replace else None
-        return known.digest.algorithm if known is not None and known.digest is not None else DEFAULT_ALGORITHM
+        return (
+            known.digest.algorithm
+            if known is not None and known.digest is not None
+            else DEFAULT_ALGORITHM
+        )
 
     def _part(self, looked: Looked, manifest: Manifest, *, linked: bool) -> Part:
         return Part(
             source=looked.path,
             manifest=manifest,
             linked=linked,
-            backing=os.fsdecode(looked.header.backing_name or b"") if looked.header is not None else "",
+            backing=(
+                os.fsdecode(looked.header.backing_name or b"") if looked.header is not None else ""
+            ),
             access=Access.of(looked.descriptor),
             stamp=stamp(beside(looked.path)),
         )
 
     def _manifest(self, looked: Looked, descriptor: int, digest: Digest, size: int) -> Manifest:
         """:returns: what will be known of a state"""
-        header, parent, extents = looked.header, looked.parent, data_extents(descriptor, size, limit=MAX_EXTENTS)
+        header, parent, extents = (
+            looked.header,
+            looked.parent,
+            data_extents(descriptor, size, limit=MAX_EXTENTS),
+        )
         return Manifest(
             *looked.state,
             size=size,
             digest=digest,
-            parent=Parent(parent.state, parent.digest) if parent is not None and parent.digest is not None else None,
+            parent=(
+                Parent(parent.state, parent.digest)
+                if parent is not None and parent.digest is not None
+                else None
+            ),
             virtual_size=header.virtual_size if header is not None else 0,
             cluster_size=header.cluster_size if header is not None else 0,
             extents=extents if extents != ((0, size),) else (),
@@ -333,8 +426,8 @@ class Capture:
 
     def _copied(self, looked: Looked) -> _Prepared:
         """
-        Copy a file into the cache, where it has no name yet: for a cache on another file system, a file with other names, or a header that only
-        qemu-img can change.
+        Copy a file into the cache, where it has no name yet: for a cache on another file system, a
+        file with other names, or a header that only qemu-img can change.
         """
         if (known := self._unchanged(looked)) is not None:
             return _Prepared(Part(None, known), looked)
@@ -346,18 +439,29 @@ class Capture:
             path.remove()
             gathering.end()
             raise
-        return _Prepared(self._part(looked, manifest, linked=False), looked, pieces, gathering, how, status)
+        return _Prepared(
+            self._part(looked, manifest, linked=False), looked, pieces, gathering, how, status
+        )
 
-    def _copy(self, looked: Looked, path: Beneath, pieces: Pieces) -> tuple[Manifest, str, os.stat_result]:
-        """Copy and flush a file. :returns: what will be known of the copy, how it was made, and its status"""
+    def _copy(
+        self, looked: Looked, path: Beneath, pieces: Pieces
+    ) -> tuple[Manifest, str, os.stat_result]:
+        """
+        Copy and flush a file. :returns: what will be known of the copy, how it was made, and its
+        status
+        """
         self.progress.begin(f"set {self.state}", looked.size)
         try:
             with path.open(os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
-                transfer = Transfer(looked.size, self._algorithm(looked), progress=self.progress, pieces=pieces)
+                transfer = Transfer(
+                    looked.size, self._algorithm(looked), progress=self.progress, pieces=pieces
+                )
                 moved = copy(looked.descriptor, file, transfer, flush=True)
                 digest, parent = moved.digest, looked.parent
                 if parent is not None and looked.patches is None:
-                    QemuImg(self.cache.settings.tool_timeout).rebase_unsafe(Path(path), parent.file_name)
+                    QemuImg(self.cache.settings.tool_timeout).rebase_unsafe(
+                        Path(path), parent.file_name
+                    )
                 elif looked.patches:
                     apply_patches(file, looked.patches)
                 size = os.fstat(file).st_size
@@ -370,11 +474,15 @@ class Capture:
         finally:
             self.progress.end()
 
-    # -- doing it ----------------------------------------------------------------------------------------------------------------------------------
+    # -- doing it ----------------------------------------------------------------------------------
 
     def _take(self, looked: Sequence[Looked], *, may_link: bool) -> CaptureResult:
         copied = [one for one in looked if not (may_link and self._can_link(one))]
-        extents = [extent for one in copied for extent in data_extents(one.descriptor, one.size, limit=MAX_EXTENTS)]
+        extents = [
+            extent
+            for one in copied
+            for extent in data_extents(one.descriptor, one.size, limit=MAX_EXTENTS)
+        ]
         require_space(self.cache.pool, sum(length for _, length in extents))
         made: list[_Prepared] = []
         try:
@@ -390,25 +498,39 @@ class Capture:
             self._forget(made)
         self._finish(prepared, journal, staging)
         how = next((each.how for each in made if each.copied is not None), "hardlink")
-        return self._result(journal, looked, written, how, sum(each.part.manifest.data_size for each in made if each.copied is not None))
+        return self._result(
+            journal,
+            looked,
+            written,
+            how,
+            sum(each.part.manifest.data_size for each in made if each.copied is not None),
+        )
 
     def _forget(self, made: Sequence[_Prepared]) -> None:
-        """End what the copies were gathered under; those that are needed have another name by now."""
+        """
+        End what the copies were gathered under; those that are needed have another name by now.
+        """
         for each in made:
             if each.copied is not None:
                 self.cache.file(layout.gathered(each.copied.marker.nonce)).remove()
                 each.copied.end()
 
     def _gather(self, prepared: Sequence[_Prepared], staging: Staging) -> bool:
-        """:returns: whether all bytes are gathered; if one of the files cannot be linked, the staging has ended"""
+        """
+        :returns: whether all bytes are gathered; if one of the files cannot be linked, the staging
+            has ended
+        """
         try:
             for each in prepared:
                 if each.part.source is not None:
                     require_same(each.looked.path, each.looked.descriptor)
                 if each.part.linked:
-                    self.cache.tree.name(each.looked.descriptor, staging.path(each.part.digest))  # this very file, whatever has its name by now
+                    # this very file, whatever has its name by now
+                    self.cache.tree.name(each.looked.descriptor, staging.path(each.part.digest))
                 elif each.copied is not None:
-                    self.cache.pool.transport.rename(layout.gathered(each.copied.marker.nonce), staging.path(each.part.digest))
+                    self.cache.pool.transport.rename(
+                        layout.gathered(each.copied.marker.nonce), staging.path(each.part.digest)
+                    )
                 staging.list_pieces(each.part.digest, each.part.manifest.size, each.pieces)
             # What says how to go on after a power cut must be there before an image is changed.
             self.cache.pool.transport.flush(layout.INCOMING)
@@ -431,8 +553,8 @@ class Capture:
                 hashed[digest] = os.fstat(looked.descriptor)
             finish(self.cache, staging, journal, hashed, descriptors.values())
         except BaseException:
-            # Another writer was faster, the disk is full, or the user does not want to wait: the images become again what they were, unless they are
-            # states by now.
+            # Another writer was faster, the disk is full, or the user does not want to wait: the
+            # images become again what they were, unless they are states by now.
             give_back(self.cache, staging.marker, journal, descriptors)
             raise
 
@@ -441,12 +563,31 @@ class Capture:
             return Journal(tuple(parts), replace=self.replace)
         members = {member_name(part.manifest.id): part.digest for part in parts}
         labels = dict(self.labels)
-        return Journal(tuple(parts), Manifest(*self.state, created=self.clock(), creator=self._creator, labels=labels, members=members), self.replace)
+        return Journal(
+            tuple(parts),
+            Manifest(
+                *self.state,
+                created=self.clock(),
+                creator=self._creator,
+                labels=labels,
+                members=members,
+            ),
+            self.replace,
+        )
 
-    def _result(self, journal: Journal, looked: Sequence[Looked], written: bool, how: str, size: int) -> CaptureResult:
+    def _result(
+        self, journal: Journal, looked: Sequence[Looked], written: bool, how: str, size: int
+    ) -> CaptureResult:
         manifests = tuple(part.manifest for part in journal.parts)
         told = tuple(dict.fromkeys(text for one in looked for text in one.warnings))
-        return CaptureResult(journal.machine or manifests[0], manifests if self._is_machine else (), written, how, size, told)
+        return CaptureResult(
+            journal.machine or manifests[0],
+            manifests if self._is_machine else (),
+            written,
+            how,
+            size,
+            told,
+        )
 
 
 def _without_doubles(made: Sequence[_Prepared]) -> Iterator[_Prepared]:
@@ -455,19 +596,30 @@ def _without_doubles(made: Sequence[_Prepared]) -> Iterator[_Prepared]:
     for each in made:
         double = each.part.digest in seen
         seen.add(each.part.digest)
-        yield evolve(each, part=evolve(each.part, linked=False), copied=None, status=None) if double else each
+        yield (
+            evolve(each, part=evolve(each.part, linked=False), copied=None, status=None)
+            if double
+            else each
+        )
 
 
 def can_link(cache: Cache, descriptor: int) -> bool:
     """
     :param descriptor: of a file, open for writing
-    :returns: whether it can become a state itself: it gets a name in the cache, and is made read-only there
+    :returns: whether it can become a state itself: it gets a name in the cache, and is made
+        read-only there
     """
-    root = cache.root if cache.root.exists() else next(path for path in cache.root.parents if path.exists())
+    root = (
+        cache.root
+        if cache.root.exists()
+        else next(path for path in cache.root.parents if path.exists())
+    )
     found = os.fstat(descriptor)
-    # An account that may read and write a file of another one may link it (protected_hardlinks), but not change its mode: the owner could go on
-    # writing to the state.
-    return found.st_dev == os.stat(root).st_dev and found.st_nlink == 1 and may_become_ours(descriptor)
+    # An account that may read and write a file of another one may link it (protected_hardlinks),
+    # but not change its mode: the owner could go on writing to the state.
+    return (
+        found.st_dev == os.stat(root).st_dev and found.st_nlink == 1 and may_become_ours(descriptor)
+    )
 
 
 def absolute(source: os.PathLike[str] | str) -> Path:

@@ -1,8 +1,10 @@
 """
-The part of a capture that a crash must not interrupt for good: while working images have two names, and the backing names of states.
+The part of a capture that a crash must not interrupt for good: while working images have two names,
+and the backing names of states.
 
-Its marker is the journal: it says what was under way, of one image or of all parts of a machine. Everything is published in one record. Before it,
-the next command after a crash goes forward if all bytes are those that were hashed, and back otherwise; after it, only forward.
+Its marker is the journal: it says what was under way, of one image or of all parts of a machine.
+Everything is published in one record. Before it, the next command after a crash goes forward if all
+bytes are those that were hashed, and back otherwise; after it, only forward.
 """
 
 from __future__ import annotations
@@ -18,12 +20,27 @@ from attrs import evolve, frozen
 
 from statepool.beneath import Beneath, beside, same_file
 from statepool.cache import get_journal
-from statepool.cache.access import OURS_ALONE, Access, close_to_others, give_back_to, open_to_readers, restored
+from statepool.cache.access import (
+    OURS_ALONE,
+    Access,
+    close_to_others,
+    give_back_to,
+    open_to_readers,
+    restored,
+)
 from statepool.cache.cache import Cache
 from statepool.cache.check_cached import check_cached, clear_place, make_durable, require_good
 from statepool.cache.working import Fresh, prepare_working
 from statepool.capture.frozen import is_below
-from statepool.errors import AccessDenied, BadRecord, Conflict, InUse, MissingFile, NoSpace, StatePoolError
+from statepool.errors import (
+    AccessDenied,
+    BadRecord,
+    Conflict,
+    InUse,
+    MissingFile,
+    NoSpace,
+    StatePoolError,
+)
 from statepool.model.digest import Digest
 from statepool.model.manifest import Kind, Manifest
 from statepool.model.outcomes import Collected
@@ -45,7 +62,10 @@ OLD_INTENTS = ("set", "set-machine")
 _UNKNOWN = Access(-1, -1, OURS_ALONE)
 
 _unended: set[str] = set()
-"""The markers of captures of this process that failed, and could not be ended: the next command tries again, as it does after a crash."""
+"""
+The markers of captures of this process that failed, and could not be ended: the next command tries
+again, as it does after a crash.
+"""
 
 
 @frozen
@@ -55,9 +75,11 @@ class Part:
 
     :param source: its file, absolute; None if nothing is to be done with that
     :param manifest: what it is to become
-    :param linked: whether its bytes are linked into the cache, and it gets the backing name of a state; or they are copied, and it is left alone
+    :param linked: whether its bytes are linked into the cache, and it gets the backing name of a
+        state; or they are copied, and it is left alone
     :param backing: the backing name it had, empty for none
-    :param access: who may do what with the file. A journal says only whose it was, -1 if that is not known, and its mode
+    :param access: who may do what with the file. A journal says only whose it was, -1 if that is
+        not known, and its mode
     :param stamp: of the file, if it is left alone: what was written to since is not replaced
     """
 
@@ -84,15 +106,23 @@ class Part:
         :param names: those of its bytes in the cache
         :returns: whether a file is the one that the state is made of, and was not written to since
         """
-        return any(same_file(file, name) for name in names) if self.linked else get_journal.stamp(file) == self.stamp
+        return (
+            any(same_file(file, name) for name in names)
+            if self.linked
+            else get_journal.stamp(file) == self.stamp
+        )
 
     def opened(self, file: int) -> Part:
         """
-        :param file: a descriptor of its file, which this account has closed to others if it is linked
+        :param file: a descriptor of its file, which this account has closed to others if it is
+            linked
         :returns: the same, with all that can be known of its access
         """
         access = Access.of(file)
-        return evolve(self, access=restored(access, self.access.uid, self.access.mode) if self.linked else access)
+        return evolve(
+            self,
+            access=restored(access, self.access.uid, self.access.mode) if self.linked else access,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """:returns: the form in a marker"""
@@ -136,7 +166,10 @@ class Journal:
     @property
     def manifests(self) -> list[Manifest]:
         """All that is published, members first."""
-        return [*(part.manifest for part in self.parts), *([self.machine] if self.machine is not None else [])]
+        return [
+            *(part.manifest for part in self.parts),
+            *([self.machine] if self.machine is not None else []),
+        ]
 
     @property
     def digests(self) -> list[Digest]:
@@ -145,9 +178,16 @@ class Journal:
 
     def to_facts(self) -> dict[str, str]:
         """:returns: the form in a marker"""
-        machine = {"machine": json.dumps(self.machine.to_json())} if self.machine is not None else {}
+        machine = (
+            {"machine": json.dumps(self.machine.to_json())} if self.machine is not None else {}
+        )
         parts = json.dumps([part.to_json() for part in self.parts])
-        return {"intent": INTENT, "replace": "yes" if self.replace else "no", **machine, "parts": parts}
+        return {
+            "intent": INTENT,
+            "replace": "yes" if self.replace else "no",
+            **machine,
+            "parts": parts,
+        }
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, str]) -> Journal:
@@ -159,20 +199,38 @@ class Journal:
             if "parts" in facts:
                 parts = json.loads(facts["parts"])
             else:
-                parts = [{**facts, "source": facts["working"], "manifest": json.loads(facts["manifest"]), "linked": True, "stamp": ""}]
-            machine = Manifest.from_json(json.loads(facts["machine"])) if "machine" in facts else None
+                parts = [
+                    {
+                        **facts,
+                        "source": facts["working"],
+                        "manifest": json.loads(facts["manifest"]),
+                        "linked": True,
+                        "stamp": "",
+                    }
+                ]
+            machine = (
+                Manifest.from_json(json.loads(facts["machine"])) if "machine" in facts else None
+            )
             return cls(tuple(map(Part.from_json, parts)), machine, facts["replace"] == "yes")
         except (KeyError, ValueError, TypeError) as error:
             raise BadRecord(f"a marker of a set lacks or garbles {error}") from error
 
     def left(self, cache: Cache, staging: Staging) -> Journal:
-        """:returns: the same, without the files that are not what the states were made of any more, or were written to since"""
+        """
+        :returns: the same, without the files that are not what the states were made of any more, or
+            were written to since
+        """
 
         def is_left(part: Part) -> bool:
             names = cache.file(staging.path(part.digest)), cache.file(layout.data(part.digest))
             return part.source is None or part.is_at(beside(part.source), *names)
 
-        return evolve(self, parts=tuple(part if is_left(part) else evolve(part, source=None) for part in self.parts))
+        return evolve(
+            self,
+            parts=tuple(
+                part if is_left(part) else evolve(part, source=None) for part in self.parts
+            ),
+        )
 
     def is_published(self, cache: Cache) -> bool:
         """:returns: whether the cache has all the states"""
@@ -181,28 +239,45 @@ class Journal:
 
 
 def _is_same(there: Manifest | None, manifest: Manifest) -> bool:
-    return there is not None and (there.digest, there.parent, dict(there.members)) == (manifest.digest, manifest.parent, dict(manifest.members))
+    return there is not None and (there.digest, there.parent, dict(there.members)) == (
+        manifest.digest,
+        manifest.parent,
+        dict(manifest.members),
+    )
 
 
-def finish(cache: Cache, staging: Staging, journal: Journal, hashed: Mapping[Digest, os.stat_result], linked: Iterable[int]) -> None:
+def finish(
+    cache: Cache,
+    staging: Staging,
+    journal: Journal,
+    hashed: Mapping[Digest, os.stat_result],
+    linked: Iterable[int],
+) -> None:
     """
-    Publish bytes that are gathered and flushed, and put fresh overlays in the places of the images they came from. Ends the staging, unless it fails
-    with images half changed: then the next command ends it.
+    Publish bytes that are gathered and flushed, and put fresh overlays in the places of the images
+    they came from. Ends the staging, unless it fails with images half changed: then the next
+    command ends it.
 
-    All that takes room comes before the publication. After it the fresh overlays only have to be renamed, so that a full disk cannot leave the name
-    of a working image to what is a state by then.
+    All that takes room comes before the publication. After it the fresh overlays only have to be
+    renamed, so that a full disk cannot leave the name of a working image to what is a state by
+    then.
 
-    :param hashed: the status of each file that is gathered, by its descriptor, after it was hashed and changed for the last time
+    :param hashed: the status of each file that is gathered, by its descriptor, after it was hashed
+        and changed for the last time
     :param linked: descriptors of bytes that are the files themselves, closed to others
     :raises Conflict: a name exists with other content
     :raises NoSpace: there is no room for the record, or for the overlays
     """
-    # What has its name already can have been torn by a power cut, unless it is the very file that was gathered: after a crash, that is hashed
-    # already, and leased to this process, so that nobody can open it.
+    # What has its name already can have been torn by a power cut, unless it is the very file that
+    # was gathered: after a crash, that is hashed already, and leased to this process, so that
+    # nobody can open it.
     reused = {
         part.digest
         for part in journal.parts
-        if not same_file(cache.file(layout.data(part.digest)), cache.file(staging.path(part.digest))) and clear_place(cache, part.manifest)
+        if not same_file(
+            cache.file(layout.data(part.digest)), cache.file(staging.path(part.digest))
+        )
+        and clear_place(cache, part.manifest)
     }
     if not journal.is_published(cache):  # what a crash has left half done is ended in any case
         for part in journal.parts:
@@ -225,10 +300,14 @@ def finish(cache: Cache, staging: Staging, journal: Journal, hashed: Mapping[Dig
             check_cached(cache, [part.manifest])
         elif part.digest in hashed:
             cache.sign(part.digest, hashed[part.digest], flushed=True, source=None)
-        if fold.holding(part.manifest) == part.manifest:  # else another process has removed it meanwhile
+        # else another process has removed it meanwhile
+        if fold.holding(part.manifest) == part.manifest:
             chain = fold.chain(part.manifest)
-            # Bytes that are not what they should be stay leased to this process until it returns: the next get looks at them.
-            make_durable(cache, chain if part.digest in reused or part.digest in hashed else chain[1:])
+            # Bytes that are not what they should be stay leased to this process until it returns:
+            # the next get looks at them.
+            make_durable(
+                cache, chain if part.digest in reused or part.digest in hashed else chain[1:]
+            )
 
 
 def _prepare(cache: Cache, journal: Journal) -> list[Fresh]:
@@ -238,7 +317,16 @@ def _prepare(cache: Cache, journal: Journal) -> list[Fresh]:
         for part in journal.parts:
             if part.source is not None and part.manifest.kind is Kind.IMAGE:
                 below = _below(cache, part.manifest)
-                made.append(prepare_working(cache, (part.manifest, *below), part.source, standing_on=below, flush=True, access=part.access))
+                made.append(
+                    prepare_working(
+                        cache,
+                        (part.manifest, *below),
+                        part.source,
+                        standing_on=below,
+                        flush=True,
+                        access=part.access,
+                    )
+                )
     except BaseException:
         _drop(made)
         raise
@@ -253,7 +341,8 @@ def _below(cache: Cache, manifest: Manifest) -> tuple[Manifest, ...]:
     parent = fold.find(manifest.object, manifest.parent)
     if parent is None:
         raise Conflict(
-            f"{manifest.parent.state}, which {manifest.id} stands on, is no state of {manifest.object} in the cache any more",
+            f"{manifest.parent.state}, which {manifest.id} stands on, is no state of"
+            f" {manifest.object} in the cache any more",
             object=manifest.object,
             state=manifest.state,
             pool=str(cache.pool),
@@ -267,7 +356,9 @@ def _drop(made: Iterable[Fresh]) -> None:
         fresh.drop()
 
 
-def _settle(cache: Cache, staging: Staging, journal: Journal, made: list[Fresh], linked: Iterable[int]) -> None:
+def _settle(
+    cache: Cache, staging: Staging, journal: Journal, made: list[Fresh], linked: Iterable[int]
+) -> None:
     while made:
         fresh = made.pop(0)
         try:
@@ -278,22 +369,26 @@ def _settle(cache: Cache, staging: Staging, journal: Journal, made: list[Fresh],
     for part in journal.parts:
         if part.source is not None and part.manifest.kind is Kind.RAM:
             file = beside(part.source)  # it is the state's now, if its directory is still the same
-            if part.is_at(file, cache.file(staging.path(part.digest)), cache.file(layout.data(part.digest))):
+            if part.is_at(
+                file, cache.file(staging.path(part.digest)), cache.file(layout.data(part.digest))
+            ):
                 file.remove()
     for descriptor in linked:
         open_to_readers(descriptor)
     staging.end()
 
 
-# -- giving back -------------------------------------------------------------------------------------------------------------------------------------
+# -- giving back -----------------------------------------------------------------------------------
 
 
 def give_back(cache: Cache, marker: Marker, journal: Journal, linked: Mapping[Digest, int]) -> None:
     """
-    Make half taken images again what they were, and forget that they were to become states. Nothing happens if they are states by now: then only
-    their overlays are missing, and the next command makes those.
+    Make half taken images again what they were, and forget that they were to become states. Nothing
+    happens if they are states by now: then only their overlays are missing, and the next command
+    makes those.
 
-    :param linked: descriptors of the gathered bytes, open for reading and writing; nobody else has them open, nor can open them
+    :param linked: descriptors of the gathered bytes, open for reading and writing; nobody else has
+        them open, nor can open them
     """
     keep_for_later(marker)
     if journal.is_published(cache):
@@ -306,7 +401,10 @@ def give_back(cache: Cache, marker: Marker, journal: Journal, linked: Mapping[Di
 
 
 def keep_for_later(marker: Marker, *, no_more: bool = False) -> None:
-    """From now on the next command ends what a marker speaks of, as it does after a crash; or, at last, it need not."""
+    """
+    From now on the next command ends what a marker speaks of, as it does after a crash; or, at
+    last, it need not.
+    """
     if no_more:
         _unended.discard(marker.nonce)
     else:
@@ -318,7 +416,8 @@ def _restore(cache: Cache, marker: Marker, part: Part, source: Path, descriptor:
     if not same_file(beside(source), gathered):
         return
     if _is_named(cache, part, gathered) and not _unnamed(cache, marker, part, source, gathered):
-        # These bytes have their name already, and another state needs them under it: they must stay as they are.
+        # These bytes have their name already, and another state needs them under it: they must stay
+        # as they are.
         _separate(cache, part, source, descriptor)
         return
     # First what a machine needs to run from it, and by the descriptor, whatever its mode is by now.
@@ -332,7 +431,10 @@ def _is_named(cache: Cache, part: Part, gathered: Beneath) -> bool:
 
 
 def _unnamed(cache: Cache, marker: Marker, part: Part, source: Path, gathered: Beneath) -> bool:
-    """Take the name of the bytes away, if only this capture needed it. :returns: whether they do not have it any more"""
+    """
+    Take the name of the bytes away, if only this capture needed it. :returns: whether they do not
+    have it any more
+    """
     cache.chains.abandon(source, part.digest)
     cache.collector.collect([part.digest], besides=marker)
     return not _is_named(cache, part, gathered)
@@ -343,7 +445,8 @@ def _separate(cache: Cache, part: Part, source: Path, descriptor: int) -> None:
     temporary = Beneath(working.tree, f".statepool-{cache.pool.nonce()}.tmp")
     try:
         with temporary.open(os.O_RDWR | os.O_CREAT | os.O_EXCL, OURS_ALONE) as target:
-            copy(descriptor, target, Transfer(os.fstat(descriptor).st_size))  # root may have written to it since it was to become a state
+            # root may have written to it since it was to become a state
+            copy(descriptor, target, Transfer(os.fstat(descriptor).st_size))
             put_on_backing(target, Path(temporary), part.backing, part.sibling)
             part.opened(descriptor).access.give(target, source)
             os.fsync(target)
@@ -354,26 +457,35 @@ def _separate(cache: Cache, part: Part, source: Path, descriptor: int) -> None:
 
 
 def put_on_backing(descriptor: int, path: Path, name: str, other: str) -> None:
-    """Give an image one of the two backing names it can have, whatever mixture of them it has. Not by qemu-img, which could not open it now."""
+    """
+    Give an image one of the two backing names it can have, whatever mixture of them it has. Not by
+    qemu-img, which could not open it now.
+    """
     if name and other:
         apply_patches(descriptor, backing_again(read_header_fd(descriptor, str(path)), name, other))
 
 
-# -- after a crash -----------------------------------------------------------------------------------------------------------------------------------
+# -- after a crash ---------------------------------------------------------------------------------
 
 
 def recover(cache: Cache) -> list[Collected]:
     """
-    End what crashed processes of this host left half done: captures, unfinished transfers, working images half written.
+    End what crashed processes of this host left half done: captures, unfinished transfers, working
+    images half written.
 
     :returns: what was removed
     """
     if not cache.pool.is_managed:
         return []
-    # First, while the records of use are there that say how half written working images are called: ending a capture replaces them.
+    # First, while the records of use are there that say how half written working images are called:
+    # ending a capture replaces them.
     cache.chains.recover()
     cache.clear_markers()
-    dead = [marker for marker in read_markers(cache.pool.transport) if _has_ended(cache, marker) or marker.nonce in _unended]
+    dead = [
+        marker
+        for marker in read_markers(cache.pool.transport)
+        if _has_ended(cache, marker) or marker.nonce in _unended
+    ]
     if not dead:
         return []
     with cache.pool.locks.hold("recover", cache.settings.lock_timeout):
@@ -383,14 +495,24 @@ def recover(cache: Cache) -> list[Collected]:
 
 
 def _has_ended(cache: Cache, marker: Marker) -> bool:
-    """Whether the writer of a marker is no more. Others than processes of this host send bytes to a cache, but only these change working images."""
+    """
+    Whether the writer of a marker is no more. Others than processes of this host send bytes to a
+    cache, but only these change working images.
+    """
     if not marker.facts:
         return marker.writer.is_dead
-    return marker.writer.has_ended_here or (marker.locked and not marker.writer.is_here and is_let_go(cache.pool.transport, marker, cache.pool.now()))
+    return marker.writer.has_ended_here or (
+        marker.locked
+        and not marker.writer.is_here
+        and is_let_go(cache.pool.transport, marker, cache.pool.now())
+    )
 
 
 def _end(cache: Cache, nonce: str) -> None:
-    """What a marker names is changed only if this account has written it: in a cache that a group shares, anybody can leave one."""
+    """
+    What a marker names is changed only if this account has written it: in a cache that a group
+    shares, anybody can leave one.
+    """
     marker = cache.marker(nonce)
     if marker is None or not (_has_ended(cache, marker) or nonce in _unended):
         return
@@ -403,7 +525,9 @@ def _end(cache: Cache, nonce: str) -> None:
 
 def _recover(cache: Cache, marker: Marker) -> None:
     journal = Journal.from_facts(marker.facts)
-    gathered = {digest: cache.file(layout.incoming(marker.nonce, digest)) for digest in journal.digests}
+    gathered = {
+        digest: cache.file(layout.incoming(marker.nonce, digest)) for digest in journal.digests
+    }
     here = {digest: file for digest, file in gathered.items() if file.stat() is not None}
     if not here:
         cache.staging(marker).end()  # it was not begun, or was over but for this
@@ -412,33 +536,51 @@ def _recover(cache: Cache, marker: Marker) -> None:
         with translate_os_errors("end a set", Subject(f"in the cache {cache.root}")):
             _go_on(cache, marker, journal, here)
     except (InUse, AccessDenied, NoSpace, MissingFile):
-        # An image is open although it is half a state, or it is not this account's to change, or there is no room for the overlay of what is a state
-        # already: the marker waits for a command that can end it. Or another thread, whose capture has failed, ends it at this moment.
+        # An image is open although it is half a state, or it is not this account's to change, or
+        # there is no room for the overlay of what is a state already: the marker waits for a
+        # command that can end it. Or another thread, whose capture has failed, ends it at this
+        # moment.
         return
 
 
 def _go_on(cache: Cache, marker: Marker, journal: Journal, here: Mapping[Digest, Beneath]) -> None:
     staging, published = cache.staging(marker), journal.is_published(cache)
     left = journal.left(cache, staging)
-    if published and any(part.source is not None and not is_below(part.source) and opened.is_open(part.source) for part in left.parts):
+    if published and any(
+        part.source is not None and not is_below(part.source) and opened.is_open(part.source)
+        for part in left.parts
+    ):
         return  # a machine runs on half a state: it is left alone
     with ExitStack() as stack:
         descriptors: dict[Digest, int] = {}
         for digest, file in here.items():
             _open_again(file)
-            sources = [part.source for part in journal.parts if part.digest == digest and part.source is not None]
+            sources = [
+                part.source
+                for part in journal.parts
+                if part.digest == digest and part.source is not None
+            ]
             descriptors[digest] = stack.enter_context(_alone(file, sources))
 
         def opened_again(part: Part) -> Part:
             if part.source is None:
                 return part
             file = descriptors.get(part.digest) if part.linked else None
-            return part.opened(stack.enter_context(_alone(part.source, [part.source])) if file is None else file)
+            return part.opened(
+                stack.enter_context(_alone(part.source, [part.source])) if file is None else file
+            )
 
         left = evolve(left, parts=tuple(map(opened_again, left.parts)))
         closed = [close_to_others(each) for each in descriptors.values()]
-        if published or (all(closed) and all(_make_good(cache, part, descriptors.get(part.digest)) for part in journal.parts)):
-            hashed = {digest: os.fstat(each) for digest, each in descriptors.items() if not published or _is_whole(digest, each)}
+        if published or (
+            all(closed)
+            and all(_make_good(cache, part, descriptors.get(part.digest)) for part in journal.parts)
+        ):
+            hashed = {
+                digest: os.fstat(each)
+                for digest, each in descriptors.items()
+                if not published or _is_whole(digest, each)
+            }
             try:
                 finish(cache, staging, left, hashed, descriptors.values())
                 return
@@ -449,12 +591,18 @@ def _go_on(cache: Cache, marker: Marker, journal: Journal, here: Mapping[Digest,
 
 
 def _alone(file: Path | Beneath, sources: Iterable[Path]) -> AbstractContextManager[int]:
-    """:returns: what keeps others from opening a file, or from writing to it if a running machine may read it"""
+    """
+    :returns: what keeps others from opening a file, or from writing to it if a running machine may
+        read it
+    """
     return (opened.unwritten if any(map(is_below, sources)) else opened.exclusive)(file)
 
 
 def _open_again(gathered: Beneath) -> None:
-    """Let a file that was made read-only be opened for writing, as far as its mode is ours: who may write to it all the same needs no more."""
+    """
+    Let a file that was made read-only be opened for writing, as far as its mode is ours: who may
+    write to it all the same needs no more.
+    """
     with suppress(PermissionError), open_regular(gathered) as descriptor:
         os.fchmod(descriptor, 0o600)
 

@@ -1,17 +1,21 @@
 """
 The names of an image while a running machine goes from it to an overlay of it.
 
-QEMU opens a file by its name again when it makes it read-only, so that name must not lead to another file at that moment: the overlay begins under a
-passing name, which QEMU goes on to know it by, and only then gets the name that the image has for everybody else. In order:
+QEMU opens a file by its name again when it makes it read-only, so that name must not lead to
+another file at that moment: the overlay begins under a passing name, which QEMU goes on to know it
+by, and only then gets the name that the image has for everybody else. In order:
 
-1. ``.NAME.NONCE.below`` is a second name of the image; ``.NAME.NONCE.live`` is an empty overlay over that.
+1. ``.NAME.NONCE.below`` is a second name of the image; ``.NAME.NONCE.live`` is an empty overlay
+   over that.
 2. QEMU goes on in the overlay.
 3. ``NAME`` becomes a second name of the overlay.
 
-At every moment ``NAME`` can be run from. Between 2 and 3 it would lack what was written since: whoever comes after a crash there does step 3.
+At every moment ``NAME`` can be run from. Between 2 and 3 it would lack what was written since:
+whoever comes after a crash there does step 3.
 
-Other accounts may be able to put files of such names beside the image. They count only if they belong to the account that the image belongs to, and
-qemu-img, which opens everything by name, is asked only where no other account can exchange them.
+Other accounts may be able to put files of such names beside the image. They count only if they
+belong to the account that the image belongs to, and qemu-img, which opens everything by name, is
+asked only where no other account can exchange them.
 """
 
 from __future__ import annotations
@@ -30,7 +34,15 @@ from statepool.errors import AccessDenied
 from statepool.pools.log import random_nonce
 from statepool.qcow2.checks import Backing, check_image
 from statepool.qcow2.files import open_regular, open_same
-from statepool.qcow2.header import Header, apply_patches, backing_patch, is_empty_overlay, read_header_fd, read_header_file, reader
+from statepool.qcow2.header import (
+    Header,
+    apply_patches,
+    backing_patch,
+    is_empty_overlay,
+    read_header_fd,
+    read_header_file,
+    reader,
+)
 from statepool.qcow2.opened import exclusive, is_open
 from statepool.qcow2.overlay import create_overlay
 from statepool.qcow2.tool import QemuImg
@@ -53,7 +65,9 @@ class Names:
 
     working: Path
     nonce: str
-    _tree: Tree = field(default=Factory(lambda names: Tree(names.working.parent), takes_self=True), eq=False)
+    _tree: Tree = field(
+        default=Factory(lambda names: Tree(names.working.parent), takes_self=True), eq=False
+    )
 
     @classmethod
     def new(cls, working: Path) -> Names:
@@ -82,7 +96,12 @@ class Names:
         try:
             link(self._image, self.below)
         except OSError as error:
-            raise translated(error, "give a second name to", Subject(str(self.working), path=str(self.working)), lacks=LINKS) from error
+            raise translated(
+                error,
+                "give a second name to",
+                Subject(str(self.working), path=str(self.working)),
+                lacks=LINKS,
+            ) from error
         try:
             made = create_overlay(self.live, virtual_size, str(self.below), mode=OURS_ALONE)
             with open_same(self.live, made) as live, open_regular(self.below) as below:
@@ -93,13 +112,20 @@ class Names:
 
     def switch(self) -> None:
         """Step 3."""
-        before = [names.live for names in _all_names(self.working, tree=self._tree) if names.nonce != self.nonce]
+        before = [
+            names.live
+            for names in _all_names(self.working, tree=self._tree)
+            if names.nonce != self.nonce
+        ]
         self._name(self.live)
         for file in before:  # QEMU knew the image below by it, and has opened that for good now
             file.remove()
 
     def take_back(self) -> None:
-        """The machine goes back to the image below: that is what the name is to mean, under which QEMU will open it."""
+        """
+        The machine goes back to the image below: that is what the name is to mean, under which QEMU
+        will open it.
+        """
         self._name(self.below)
 
     def _name(self, file: Beneath) -> None:
@@ -114,10 +140,15 @@ class Names:
 
     @property
     def are_ours(self) -> bool:
-        """Whether what has the passing names belongs to the account that the image belongs to: in many places any other can put something there."""
+        """
+        Whether what has the passing names belongs to the account that the image belongs to: in many
+        places any other can put something there.
+        """
         image = self._image.stat()
         found = [status for file in (self.live, self.below) if (status := file.stat()) is not None]
-        return image is not None and all(stat.S_ISREG(status.st_mode) and status.st_uid == image.st_uid for status in found)
+        return image is not None and all(
+            stat.S_ISREG(status.st_mode) and status.st_uid == image.st_uid for status in found
+        )
 
     @property
     def are_out_of_reach(self) -> bool:
@@ -125,7 +156,9 @@ class Names:
         above, image = self._tree.stat(""), self._image.stat()
         is_ours = image is not None and image.st_uid == os.geteuid()
         others = above.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        return above.st_uid in (0, os.geteuid()) and (not others or bool(is_ours and above.st_mode & stat.S_ISVTX))
+        return above.st_uid in (0, os.geteuid()) and (
+            not others or bool(is_ours and above.st_mode & stat.S_ISVTX)
+        )
 
 
 def _all_names(working: Path, suffix: str = _LIVE, tree: Tree | None = None) -> Iterator[Names]:
@@ -140,21 +173,32 @@ def _all_names(working: Path, suffix: str = _LIVE, tree: Tree | None = None) -> 
 
 
 def names_below(working: Path) -> Names | None:
-    """:returns: the names of an image that a crash has left standing on one that was frozen, or None if it does not stand on such a one"""
+    """
+    :returns: the names of an image that a crash has left standing on one that was frozen, or None
+        if it does not stand on such a one
+    """
     header = read_header_file(working)
     found = _BELOW_NAME.fullmatch(os.path.basename(os.fsdecode(header.backing_name or b"")))
-    names = Names(working, found["nonce"]) if found is not None and found["name"] == working.name else None
+    names = (
+        Names(working, found["nonce"])
+        if found is not None and found["name"] == working.name
+        else None
+    )
     return names if names is not None and names.are_ours else None
 
 
 def is_below(path: Path) -> bool:
-    """:returns: whether an image is one that was frozen: a running machine may read it, but nobody writes to it"""
+    """
+    :returns: whether an image is one that was frozen: a running machine may read it, but nobody
+        writes to it
+    """
     return _BELOW_NAME.fullmatch(path.name) is not None
 
 
 def settle_names(working: Path, stands: Callable[[str], bool]) -> None:
     """
-    End what a crash interrupted, and forget the passing names of an image that no machine runs on any more.
+    End what a crash interrupted, and forget the passing names of an image that no machine runs on
+    any more.
 
     :param working: absolute
     :param stands: whether a backing name, absolute, leads into a cache
@@ -170,7 +214,9 @@ def settle_names(working: Path, stands: Callable[[str], bool]) -> None:
 
 
 def _clear_needless(working: Path) -> None:
-    """Remove what nothing stands on any more: second names of the image itself, and empty overlays."""
+    """
+    Remove what nothing stands on any more: second names of the image itself, and empty overlays.
+    """
     standing = names_below(working)
     image = beside(working)
     alive = {names.nonce for names in _all_names(working)}
@@ -181,7 +227,10 @@ def _clear_needless(working: Path) -> None:
 
 
 def _mend(working: Path, stands: Callable[[str], bool]) -> None:
-    """Let an image stand again on what the frozen one below it stands on: with all that is in that, unless it is empty by now, being a state."""
+    """
+    Let an image stand again on what the frozen one below it stands on: with all that is in that,
+    unless it is empty by now, being a state.
+    """
     names = names_below(working)
     if names is None or names.below.stat() is None:
         return
@@ -189,19 +238,27 @@ def _mend(working: Path, stands: Callable[[str], bool]) -> None:
     name = os.fsdecode(below.backing_name or b"")
     if name and not stands(os.path.join(working.parent, name)):
         return  # no machine of ours ran on it
-    if not (empty and name):  # a root of a chain has no name below it: what it holds is written into the image, which then stands alone
+    # a root of a chain has no name below it: what it holds is written into the image, which then
+    # stands alone
+    if not (empty and name):
         if not names.are_out_of_reach:
             raise AccessDenied(
-                f"{working} stands on {names.below}, which was frozen to become a state when that was cut off; it cannot be put right where another "
-                "account could exchange the two meanwhile",
+                f"{working} stands on {names.below}, which was frozen to become a state when that"
+                " was cut off; it cannot be put right where another account could exchange the two"
+                " meanwhile",
                 path=str(working),
-                hint="do it as the account that the image and its directory belong to, or move both files to a directory of your own",
+                hint=(
+                    "do it as the account that the image and its directory belong to, or move both"
+                    " files to a directory of your own"
+                ),
             )
         _examined(beside(working))
         QemuImg().rebase(working, name)
     else:
         with exclusive(working) as descriptor:
-            patches = backing_patch(reader(descriptor), read_header_fd(descriptor, str(working)), name)
+            patches = backing_patch(
+                reader(descriptor), read_header_fd(descriptor, str(working)), name
+            )
             apply_patches(descriptor, patches or ())
             os.fsync(descriptor)
     names.clear()
@@ -232,5 +289,7 @@ def _examined(file: Beneath) -> tuple[Header, bool]:
     :raises UnsafeImage: it is not fit to be opened
     """
     with open_regular(file) as descriptor:
-        header = check_image(reader(descriptor), os.fstat(descriptor).st_size, str(file), backing=Backing.WORKING)
+        header = check_image(
+            reader(descriptor), os.fstat(descriptor).st_size, str(file), backing=Backing.WORKING
+        )
         return header, is_empty_overlay(reader(descriptor), header)

@@ -1,6 +1,7 @@
 """
-Directories for working images that live no longer than the process which made them. Each says whose it is; the next command of the same account takes
-away those of processes that are gone. Those of other accounts are left to them.
+Directories for working images that live no longer than the process which made them. Each says whose
+it is; the next command of the same account takes away those of processes that are gone. Those of
+other accounts are left to them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Scratch:
     _note: Beneath
 
     def keep(self) -> None:
-        """It stays, with all that is in it: from now on it is nobody's to take away but the user's."""
+        """
+        It stays, with all that is in it: from now on it is nobody's to take away but the user's.
+        """
         self._note.remove()
 
     @property
@@ -50,7 +53,10 @@ class Scratch:
 
 @contextmanager
 def scratch(cache: Cache) -> Iterator[Scratch]:
-    """:returns: a new directory in the cache, which is taken away at the end of the block, unless it is to be kept"""
+    """
+    :returns: a new directory in the cache, which is taken away at the end of the block, unless it
+        is to be kept
+    """
     base = cache.working_place()
     clear_scratch(cache)
     path = f"{base.path}/{_PREFIX}{cache.pool.nonce()}"
@@ -67,11 +73,14 @@ def scratch(cache: Cache) -> Iterator[Scratch]:
 
 
 @contextmanager
-def lasting(cache: Cache, names: Mapping[str, str], *, keep: str, directory: str | os.PathLike[str] | None) -> Iterator[dict[str, Path]]:
+def lasting(
+    cache: Cache, names: Mapping[str, str], *, keep: str, directory: str | os.PathLike[str] | None
+) -> Iterator[dict[str, Path]]:
     """
     Yield a place for each of some working images, which are thrown away at the end of the block.
 
-    :param names: what the files are called, by the names of the images; what makes them unique is added
+    :param names: what the files are called, by the names of the images; what makes them unique is
+        added
     :param keep: ``never``, ``failed`` (if the block raises) or ``always``
     :param directory: where they are; a new directory in the cache if None
     :raises UsageError: ``keep`` is none of these
@@ -83,7 +92,9 @@ def lasting(cache: Cache, names: Mapping[str, str], *, keep: str, directory: str
         # Absolute: the block may go to another directory.
         above = place.path if place is not None else Path(os.path.abspath(directory or ""))
         # Names can be long, and a file name of all of them too long.
-        paths = {name: above / f"{file[:180]}-{cache.pool.nonce()}.qcow2" for name, file in names.items()}
+        paths = {
+            name: above / f"{file[:180]}-{cache.pool.nonce()}.qcow2" for name, file in names.items()
+        }
         kept = keep == "always"
         try:
             yield paths
@@ -100,7 +111,8 @@ def lasting(cache: Cache, names: Mapping[str, str], *, keep: str, directory: str
 
 def clear_scratch(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
     """
-    Take away what processes of this account left that were killed. What is open in a process stays: a program that they started may still be at work.
+    Take away what processes of this account left that were killed. What is open in a process stays:
+    a program that they started may still be at work.
 
     :param dry_run: only say what would go
     :returns: what went
@@ -112,7 +124,11 @@ def clear_scratch(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
         place = Beneath(base.tree, f"{base.path}/{name}")
         if name.startswith(_PREFIX) and _is_left_behind(place):
             size = sum(status.st_size for _, status in _images(place))
-            gone.append(Collected(str(cache.pool), "working images of a process that is gone", str(place), size))
+            gone.append(
+                Collected(
+                    str(cache.pool), "working images of a process that is gone", str(place), size
+                )
+            )
             if not dry_run:
                 recover(cache)  # it may have been killed while one of them became a state
                 _remove(cache, place)
@@ -135,7 +151,11 @@ def _may_be_open(image: Beneath) -> bool:
 
 
 def _images(place: Beneath) -> list[tuple[Beneath, os.stat_result]]:
-    files = [Beneath(place.tree, f"{place.path}/{name}") for name in names_in(place.tree, place.path) if name != _WRITER]
+    files = [
+        Beneath(place.tree, f"{place.path}/{name}")
+        for name in names_in(place.tree, place.path)
+        if name != _WRITER
+    ]
     found = [(file, status) for file in files if (status := file.stat()) is not None]
     return [(file, status) for file, status in found if stat.S_ISREG(status.st_mode)]
 
@@ -147,6 +167,8 @@ def _remove(cache: Cache, place: Beneath) -> None:
     for name in names_in(place.tree, place.path):
         if name != _WRITER:
             other = f"{place.path}/{name}"
-            place.tree.remove_all(other) if stat.S_ISDIR(place.tree.stat(other).st_mode) else place.tree.remove(other)
+            place.tree.remove_all(other) if stat.S_ISDIR(
+                place.tree.stat(other).st_mode
+            ) else place.tree.remove(other)
     place.tree.remove(f"{place.path}/{_WRITER}")
     place.tree.remove_all(place.path)

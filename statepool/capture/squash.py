@@ -1,8 +1,10 @@
 """
-Setting a state from a working image that stands on this very state: what was written since, and the state as it was, become its new content.
+Setting a state from a working image that stands on this very state: what was written since, and the
+state as it was, become its new content.
 
-The new content is a new file on the old parent: the bytes of a state never change. Made by a *safe rebase* of a copy: ``qemu-img convert`` with a
-backing file would copy what the last of the two holds, and drop the rest without a word.
+The new content is a new file on the old parent: the bytes of a state never change. Made by a *safe
+rebase* of a copy: ``qemu-img convert`` with a backing file would copy what the last of the two
+holds, and drop the rest without a word.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ class Squash:
 
     @property
     def is_due(self) -> bool:
-        """Whether the working image stands on the very state that it should become, and was written to."""
+        """
+        Whether the working image stands on the very state that it should become, and was written
+        to.
+        """
         if not self._working.is_file():
             return False
         with opened.exclusive(self._working) as descriptor:
@@ -52,7 +57,8 @@ class Squash:
     def run(self, *, dry_run: bool = False) -> CaptureResult:
         """
         :param dry_run: look at everything, and change nothing
-        :returns: the state, with its new content; a fresh overlay is in the place of the working image
+        :returns: the state, with its new content; a fresh overlay is in the place of the working
+            image
         :raises HasDependants: something stands on the state
         :raises NotFound: the state has been removed meanwhile
         :raises InUse: another process has the image open
@@ -60,12 +66,20 @@ class Squash:
         with opened.exclusive(self._working) as descriptor:
             looked = self.capture.look(self.capture.state, self._working, descriptor)
             if looked.parent is None or not looked.is_itself:
-                raise Conflict(f"{self._working} does not stand on {self.capture.state} any more", path=str(self._working))
+                raise Conflict(
+                    f"{self._working} does not stand on {self.capture.state} any more",
+                    path=str(self._working),
+                )
             chain = self.capture.cache.pool.chain_of(looked.parent)
             self._refuse_dependants()
             Access.of(descriptor).require_givable(self._working)
             if dry_run:
-                return CaptureResult(looked.parent, how="copy", bytes=looked.parent.data_size, warnings=looked.warnings)
+                return CaptureResult(
+                    looked.parent,
+                    how="copy",
+                    bytes=looked.parent.data_size,
+                    warnings=looked.warnings,
+                )
             return self._run(looked, chain)
 
     def _refuse_dependants(self) -> None:
@@ -73,7 +87,8 @@ class Squash:
         dependants = pool.fold(state.machine).dependants([state])
         if dependants:
             raise HasDependants(
-                f"{state} in {pool} cannot get new content: {', '.join(map(str, dependants))} depend on it",
+                f"{state} in {pool} cannot get new content: {', '.join(map(str, dependants))}"
+                " depend on it",
                 dependants=[str(one) for one in dependants],
                 object=state.object,
                 state=state.state,
@@ -92,7 +107,9 @@ class Squash:
             taken = evolve(self.capture, files={state: temporary}, replace=True).run()
             made = cache.pool.chain(state)
             access = Access.of(looked.descriptor)
-            prepare_working(cache, made, self._working, standing_on=made, flush=True, access=access).settle(overwrite=True)
+            prepare_working(
+                cache, made, self._working, standing_on=made, flush=True, access=access
+            ).settle(overwrite=True)
         return evolve(taken, how="copy", bytes=taken.manifest.data_size)
 
     def _merge(self, temporary: Path, looked: Looked, chain: Sequence[Manifest]) -> None:
@@ -100,7 +117,8 @@ class Squash:
         cache, tool = self.capture.cache, QemuImg(self.capture.cache.settings.tool_timeout)
         assert looked.header is not None
         here = str(cache.chains.prepare(chain))
-        if looked.header.backing_name != os.fsencode(here):  # that of a cache which was moved, for example
+        # that of a cache which was moved, for example
+        if looked.header.backing_name != os.fsencode(here):
             tool.rebase_unsafe(temporary, here)
         if len(chain) > 1:
             cache.chains.use(chain[1:], temporary)

@@ -1,9 +1,10 @@
 """
 Which state of the cache a working image stands on.
 
-That is certain where the image names a chain of this cache; where it names one of a cache that was moved, or of another one that has the same states,
-since the directory of a chain is called by the digest of all its names and bytes; and where it names a state in the view of this cache. In all other
-cases a hint says what to do.
+That is certain where the image names a chain of this cache; where it names one of a cache that was
+moved, or of another one that has the same states, since the directory of a chain is called by the
+digest of all its names and bytes; and where it names a state in the view of this cache. In all
+other cases a hint says what to do.
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ class Backing:
             path,
             last.removesuffix(".qcow2"),
             Digest.from_file_name(chain) if above.endswith(f"/{CHAINS}") else None,
-            Digest.from_file_name(file) if real == os.path.realpath(cache.root / layout.DATA) else None,
+            (
+                Digest.from_file_name(file)
+                if real == os.path.realpath(cache.root / layout.DATA)
+                else None
+            ),
         )
 
     @property
@@ -71,10 +76,18 @@ class Backing:
             if self.key is not None:
                 found = manifest.state == self.state and key_of(fold.chain(manifest)) == self.key
             else:
-                # QEMU looks for what backs the bytes beside the name that it was given: in the data there is nothing of that name.
+                # QEMU looks for what backs the bytes beside the name that it was given: in the data
+                # there is nothing of that name.
                 view = os.path.realpath(os.path.dirname(cache.root / layout.view(manifest.id)))
-                is_view = manifest.state == self.state and os.path.realpath(os.path.dirname(self.path)) == view
-                found = manifest.digest is not None and manifest.digest == self.digest and (is_view or manifest.parent is None)
+                is_view = (
+                    manifest.state == self.state
+                    and os.path.realpath(os.path.dirname(self.path)) == view
+                )
+                found = (
+                    manifest.digest is not None
+                    and manifest.digest == self.digest
+                    and (is_view or manifest.parent is None)
+                )
             if found:
                 yield manifest
 
@@ -85,50 +98,90 @@ def parent_of(cache: Cache, state: StateId, working: Path, name: bytes) -> Manif
     :param working: the image, absolute
     :param name: its backing name
     :returns: the state of the same object that it stands on
-    :raises UnsafeImage: it stands on a file that is no state of the cache; or it is to become the root state, and stands on another one
+    :raises UnsafeImage: it stands on a file that is no state of the cache; or it is to become the
+        root state, and stands on another one
     :raises Conflict: it stands on a state of another object, or on what is no state any more
     """
     backing = Backing.of(cache, working, name)
-    found = next((one for one in backing.states(cache, cache.pool.fold(state.machine)) if one.object == state.object), None)
+    found = next(
+        (
+            one
+            for one in backing.states(cache, cache.pool.fold(state.machine))
+            if one.object == state.object
+        ),
+        None,
+    )
     if found is None:
         raise _why(cache, state, working, backing)
     if state.state == ROOT and found.id != state:
         problem = f"it stands on {found.id}, and a root state stands on nothing"
-        raise refusal("backing", str(working), problem, hint=f"set it under another name; or {_alone(working)}", path=str(working))
+        raise refusal(
+            "backing",
+            str(working),
+            problem,
+            hint=f"set it under another name; or {_alone(working)}",
+            path=str(working),
+        )
     return found
 
 
 def _alone(working: Path) -> str:
-    return f"make it stand alone, and set what that makes: qemu-img convert -f qcow2 -O qcow2 {shlex.quote(str(working))} NEW.qcow2"
+    return (
+        "make it stand alone, and set what that makes: qemu-img convert -f qcow2 -O qcow2"
+        f" {shlex.quote(str(working))} NEW.qcow2"
+    )
 
 
 def _why(cache: Cache, state: StateId, working: Path, backing: Backing) -> StatePoolError:
-    conflict: Callable[..., Conflict] = partial(Conflict, object=state.object, state=state.state, path=str(working))
-    outside = partial(UnsafeImage, check="backing-outside-cache", object=state.object, state=state.state, path=str(working))
+    conflict: Callable[..., Conflict] = partial(
+        Conflict, object=state.object, state=state.state, path=str(working)
+    )
+    outside = partial(
+        UnsafeImage,
+        check="backing-outside-cache",
+        object=state.object,
+        state=state.state,
+        path=str(working),
+    )
     file = shlex.quote(str(working))
     alone = _alone(working)
     other = _other(cache, backing)
     if other is not None:
         return conflict(
-            f"{working} stands on {other.state} of {other.object}, not on a state of {state.object}",
-            hint=f"set it as a state of that: statepool set {other.object} {state.state} --from {file}; or {alone}",
+            f"{working} stands on {other.state} of {other.object}, not on a state of"
+            f" {state.object}",
+            hint=(
+                f"set it as a state of that: statepool set {other.object} {state.state} --from"
+                f" {file}; or {alone}"
+            ),
         )
     if not os.path.exists(backing.path):
         return outside(
-            f"{working} is backed by {backing.path}, which is not there, and which is no state of {state.object} in the cache {cache.root}",
-            hint=f"bring it back, or say where it is now: qemu-img rebase -u -f qcow2 -F qcow2 -b PLACE {file}",
+            f"{working} is backed by {backing.path}, which is not there, and which is no state of"
+            f" {state.object} in the cache {cache.root}",
+            hint=(
+                "bring it back, or say where it is now: qemu-img rebase -u -f qcow2 -F qcow2 -b"
+                f" PLACE {file}"
+            ),
         )
     if backing.key is not None and os.path.realpath(backing.cache) == os.path.realpath(cache.root):
         return conflict(
-            f"{working} stands on {backing.state}, which is no state of {state.object} in the cache any more", hint=f"nothing of it is lost: {alone}"
+            f"{working} stands on {backing.state}, which is no state of {state.object} in the cache"
+            " any more",
+            hint=f"nothing of it is lost: {alone}",
         )
     if backing.key is not None:
         return outside(
-            f"{working} stands on {backing.state} of another cache, {backing.cache}, which this one, {cache.root}, does not have",
-            hint=f"name that cache: statepool --cache {shlex.quote(backing.cache)} set {state.object} {state.state} --from {file}; or {alone}",
+            f"{working} stands on {backing.state} of another cache, {backing.cache}, which this"
+            f" one, {cache.root}, does not have",
+            hint=(
+                f"name that cache: statepool --cache {shlex.quote(backing.cache)} set"
+                f" {state.object} {state.state} --from {file}; or {alone}"
+            ),
         )
     return outside(
-        f"{working} is backed by {backing.path}, which is no state of {state.object} in the cache {cache.root}",
+        f"{working} is backed by {backing.path}, which is no state of {state.object} in the cache"
+        f" {cache.root}",
         hint=f"{alone}; or begin with: statepool get OBJECT STATE --to FILE",
     )
 
@@ -136,4 +189,6 @@ def _why(cache: Cache, state: StateId, working: Path, backing: Backing) -> State
 def _other(cache: Cache, backing: Backing) -> Manifest | None:
     """:returns: a state of another object that an image stands on"""
     folds, _ = cache.pool.usable_folds(cache.pool.logged_machines())
-    return next((manifest for fold in folds.values() for manifest in backing.states(cache, fold)), None)
+    return next(
+        (manifest for fold in folds.values() for manifest in backing.states(cache, fold)), None
+    )

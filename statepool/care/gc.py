@@ -35,12 +35,15 @@ def gc_cache(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
     try:
         return _gc_cache(cache, dry_run)
     except NoSpace:
-        # To end what a crash has interrupted takes some room, which there may be once the rest is gone.
+        # To end what a crash has interrupted takes some room, which there may be once the rest is
+        # gone.
         gone = cache.collector.sweep(dry_run=dry_run)
     try:
         return gone + _gc_cache(cache, dry_run)
     except NoSpace as error:
-        error.hint = "what no state needs is gone already: unset states, or remove something else there"
+        error.hint = (
+            "what no state needs is gone already: unset states, or remove something else there"
+        )
         raise
 
 
@@ -48,7 +51,14 @@ def _gc_cache(cache: Cache, dry_run: bool) -> list[Collected]:
     gone = [] if dry_run else recover(cache)
     gone += clear_scratch(cache, dry_run=dry_run)
     idle = cache.chains.idle(cache.pool.needed())
-    gone += [Collected(str(cache.pool), "a chain that no working image stands on", str(cache.chains.directory_of(key))) for key in idle]
+    gone += [
+        Collected(
+            str(cache.pool),
+            "a chain that no working image stands on",
+            str(cache.chains.directory_of(key)),
+        )
+        for key in idle
+    ]
     if not dry_run:
         cache.chains.prune_all(cache.pool.needed())
     gone += cache.collector.sweep(dry_run=dry_run)
@@ -61,12 +71,19 @@ def _gc_cache(cache: Cache, dry_run: bool) -> list[Collected]:
 
 
 def kept_in(cache: Cache) -> list[Kept]:
-    """:returns: what no state of the cache needs, and stays for working images and for caches that refer to it"""
+    """
+    :returns: what no state of the cache needs, and stays for working images and for caches that
+        refer to it
+    """
     if not cache.pool.is_managed:
         return []
     where, needed, found = str(cache.pool), cache.pool.needed(), []
     for links, use in cache.chains.uses():
-        sizes = {name.removesuffix(".qcow2"): _size(cache, digest) for name, digest in links.items() if digest not in needed}
+        sizes = {
+            name.removesuffix(".qcow2"): _size(cache, digest)
+            for name, digest in links.items()
+            if digest not in needed
+        }
         until = use.missing_since + GRACE if use.missing_since is not None else None
         if any(sizes.values()):
             found.append(Kept(where, tuple(sizes), sum(sizes.values()), use.working, until))
@@ -92,7 +109,14 @@ def _stray_notes(cache: Cache, dry_run: bool) -> list[Collected]:
         if not name.endswith(".json") or status is None:  # another process forgets it, too
             continue
         if digest is None or cache.file(layout.data(digest)).stat() is None:
-            found.append(Collected(str(cache.pool), "a note on bytes that are gone", cache.notes.where(path), status.st_size))
+            found.append(
+                Collected(
+                    str(cache.pool),
+                    "a note on bytes that are gone",
+                    cache.notes.where(path),
+                    status.st_size,
+                )
+            )
             if not dry_run:
                 if digest is not None:
                     cache.forget(digest)
@@ -101,12 +125,19 @@ def _stray_notes(cache: Cache, dry_run: bool) -> list[Collected]:
 
 
 def _half_written_notes(cache: Cache, dry_run: bool) -> list[Collected]:
-    """What a crash left of notes that were being written. They do not say by whom, and each lives for a moment: so their age tells."""
+    """
+    What a crash left of notes that were being written. They do not say by whom, and each lives for
+    a moment: so their age tells.
+    """
     found = []
     for file in [*cache.notes.unfinished(), *cache.chains.unfinished()]:
         status = file.stat()  # None if it has its name by now
         if status is not None and time.time() - status.st_mtime > PASSING:
-            found.append(Collected(str(cache.pool), "a note that was being written", str(file), status.st_size))
+            found.append(
+                Collected(
+                    str(cache.pool), "a note that was being written", str(file), status.st_size
+                )
+            )
             if not dry_run:
                 file.remove()
     return found
@@ -114,7 +145,8 @@ def _half_written_notes(cache: Cache, dry_run: bool) -> list[Collected]:
 
 def gc_source(pool: Pool, keep: int | None, *, dry_run: bool = False) -> list[Collected]:
     """
-    As :func:`thin_keys` and :func:`gc_pool`, for a pool that may be anybody's: one that cannot be changed is left alone, and says why.
+    As :func:`thin_keys` and :func:`gc_pool`, for a pool that may be anybody's: one that cannot be
+    changed is left alone, and says why.
 
     :param keep: how many old versions of each built state stay; None: all
     :param dry_run: only say what would go
@@ -143,7 +175,8 @@ def gc_pool(pool: Pool, *, dry_run: bool = False) -> list[Collected]:
 
 def thin_keys(pool: Pool, keep: int, *, dry_run: bool = False) -> list[Collected]:
     """
-    Remove old versions of built states: all but the newest few of each, if nothing stands on them and nobody uses them.
+    Remove old versions of built states: all but the newest few of each, if nothing stands on them
+    and nobody uses them.
 
     :param keep: how many of each state stay
     :param dry_run: only say what would go
@@ -152,27 +185,45 @@ def thin_keys(pool: Pool, keep: int, *, dry_run: bool = False) -> list[Collected
     if not pool.is_managed:
         return []
     roots = gc_roots(pool)
-    return [gone for machine in pool.logged_machines() for gone in _thin_machine(pool, machine, keep, roots, dry_run)]
+    return [
+        gone
+        for machine in pool.logged_machines()
+        for gone in _thin_machine(pool, machine, keep, roots, dry_run)
+    ]
 
 
-def _thin_machine(pool: Pool, machine: str, keep: int, roots: frozenset[Digest], dry_run: bool) -> Iterator[Collected]:
+def _thin_machine(
+    pool: Pool, machine: str, keep: int, roots: frozenset[Digest], dry_run: bool
+) -> Iterator[Collected]:
     fold = pool.fold(machine)
-    old = {manifest.id: manifest for manifest in _old_keys(fold, keep) if manifest.digest not in roots}
+    old = {
+        manifest.id: manifest for manifest in _old_keys(fold, keep) if manifest.digest not in roots
+    }
     for manifest in _needless(fold, old):
         if not dry_run:
             try:
                 pool.remove(manifest.id)
             except (NotFound, HasDependants):
                 continue  # somebody else removed it, or made something stand on it
-        yield Collected(str(pool), f"an old key of {manifest.labels[LABEL_STATE]}", layout.view(manifest.id), manifest.data_size)
+        yield Collected(
+            str(pool),
+            f"an old key of {manifest.labels[LABEL_STATE]}",
+            layout.view(manifest.id),
+            manifest.data_size,
+        )
 
 
 def _needless(fold: Fold, old: Mapping[StateId, Manifest]) -> Iterator[Manifest]:
-    """:returns: those of some states on which nothing stands but others of them, tips first; at the end machine states, which take their members"""
+    """
+    :returns: those of some states on which nothing stands but others of them, tips first; at the
+        end machine states, which take their members
+    """
     needed: set[Key] = set()
     for manifest in fold.tips_first():
         assert manifest.key is not None
-        stays = fold.is_named(manifest) and (manifest.id not in old or fold.machine_listing(manifest.id) is not None)
+        stays = fold.is_named(manifest) and (
+            manifest.id not in old or fold.machine_listing(manifest.id) is not None
+        )
         if manifest.key in needed or stays:
             needed |= {manifest.parent_key} if manifest.parent_key is not None else set()
         elif fold.is_named(manifest):

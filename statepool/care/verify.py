@@ -30,9 +30,16 @@ MOST_TOLD = 5
 """Places of damage that a message names; the outcome has all of them."""
 
 
-def verify_all(cache: Cache, sources: Sequence[Pool], object: str | None, state: str | None, progress: Progress = SILENT) -> list[Checked]:
+def verify_all(
+    cache: Cache,
+    sources: Sequence[Pool],
+    object: str | None,
+    state: str | None,
+    progress: Progress = SILENT,
+) -> list[Checked]:
     """
-    As :func:`verify`, in the cache and in all sources; one that is no pool, or cannot be read, does not keep the others from being looked at.
+    As :func:`verify`, in the cache and in all sources; one that is no pool, or cannot be read, does
+    not keep the others from being looked at.
 
     :raises StatePoolError: no source is a pool
     """
@@ -66,7 +73,13 @@ def _split(sources: Sequence[Pool]) -> tuple[list[Pool], list[Checked]]:
 
 
 def verify(
-    pool: Pool, object: str | None, state: str | None, *, cache: Cache | None = None, beside: Pool | None = None, progress: Progress = SILENT
+    pool: Pool,
+    object: str | None,
+    state: str | None,
+    *,
+    cache: Cache | None = None,
+    beside: Pool | None = None,
+    progress: Progress = SILENT,
 ) -> Iterator[Checked]:
     """
     :param object: only its states; all if None
@@ -96,7 +109,10 @@ def verify(
 
 
 def _is_there(pool: Pool, manifest: Manifest) -> bool:
-    """Whether a state with which something is wrong is still one: reading takes long, and what was removed meanwhile may lack its bytes."""
+    """
+    Whether a state with which something is wrong is still one: reading takes long, and what was
+    removed meanwhile may lack its bytes.
+    """
     try:
         return manifest.digest in pool.fold(manifest.id.machine).digests
     except StatePoolError:
@@ -107,38 +123,60 @@ def _matches(found: StateId, object: str | None, state: str | None) -> bool:
     return object in (None, found.object, found.machine) and state in (None, found.state)
 
 
-def _verify(pool: Pool, manifest: Manifest, fold: Fold, cache: Cache | None, beside: Pool | None, progress: Progress) -> Checked:
+def _verify(
+    pool: Pool,
+    manifest: Manifest,
+    fold: Fold,
+    cache: Cache | None,
+    beside: Pool | None,
+    progress: Progress,
+) -> Checked:
     digest = manifest.digest
     assert digest is not None
     checked = Checked(str(pool), manifest.object, manifest.state, str(digest), manifest.size)
     try:
-        is_wrong = layout.has_pieces(digest, manifest.size) and is_list_wrong(pool.transport, digest, manifest.size)
+        is_wrong = layout.has_pieces(digest, manifest.size) and is_list_wrong(
+            pool.transport, digest, manifest.size
+        )
         with _opened(pool, manifest, cache) as descriptor:
             checked = _held_against(checked, pool, manifest, cache, beside, descriptor, progress)
             if checked.problem is None and manifest.kind is Kind.IMAGE:
                 parent = fold.parent_of(manifest)
                 check_image(
-                    reader(descriptor) if descriptor is not None else partial(pool.transport.read, layout.data(digest)),
+                    reader(descriptor)
+                    if descriptor is not None
+                    else partial(pool.transport.read, layout.data(digest)),
                     manifest.size,
                     f"{manifest.id} in {pool}",
                     parent=parent.state if parent is not None else None,
                     backing=Backing.UNMANAGED,
                 )
-        return evolve(checked, note=_said_of_list(pool, digest, manifest.size)) if is_wrong else checked
+        return (
+            evolve(checked, note=_said_of_list(pool, digest, manifest.size))
+            if is_wrong
+            else checked
+        )
     except StatePoolError as error:
         return evolve(checked, problem=str(error))
 
 
 def _said_of_list(pool: Pool, digest: Digest, size: int) -> str:
-    """:returns: what to say of a list of pieces that was wrong when its bytes were about to be read"""
+    """
+    :returns: what to say of a list of pieces that was wrong when its bytes were about to be read
+    """
     path = layout.list_of(layout.data(digest))
     if is_list_wrong(pool.transport, digest, size):
         return f"{path} is not the list of its pieces, and is ignored: remove it"
     return f"{path} was not the list of its pieces, and has been made anew"
 
 
-def _opened(pool: Pool, manifest: Manifest, cache: Cache | None) -> AbstractContextManager[int | None]:
-    """:returns: the file of a state, which is hashed and looked into by one descriptor; None if it is not there, or not on this host"""
+def _opened(
+    pool: Pool, manifest: Manifest, cache: Cache | None
+) -> AbstractContextManager[int | None]:
+    """
+    :returns: the file of a state, which is hashed and looked into by one descriptor; None if it is
+        not there, or not on this host
+    """
     digest = manifest.digest
     if digest is None or not pool.has_bytes(digest):
         return nullcontext()
@@ -147,7 +185,13 @@ def _opened(pool: Pool, manifest: Manifest, cache: Cache | None) -> AbstractCont
 
 
 def _held_against(
-    checked: Checked, pool: Pool, manifest: Manifest, cache: Cache | None, beside: Pool | None, descriptor: int | None, progress: Progress
+    checked: Checked,
+    pool: Pool,
+    manifest: Manifest,
+    cache: Cache | None,
+    beside: Pool | None,
+    descriptor: int | None,
+    progress: Progress,
 ) -> Checked:
     """:returns: the same, with what is wrong with the bytes"""
     digest = manifest.digest
@@ -159,11 +203,21 @@ def _held_against(
     actual, pieces = _hashed(pool, manifest, digest, cache, descriptor, progress)
     if actual == digest:
         return checked
-    problem, damaged = f"its bytes are {actual}, not {digest}", _damaged(pool, beside, digest, manifest.size, pieces)
+    problem, damaged = (
+        f"its bytes are {actual}, not {digest}",
+        _damaged(pool, beside, digest, manifest.size, pieces),
+    )
     return evolve(checked, problem=problem + _told(damaged, manifest.size), damaged=damaged)
 
 
-def _hashed(pool: Pool, manifest: Manifest, digest: Digest, cache: Cache | None, descriptor: int | None, progress: Progress) -> tuple[Digest, Pieces]:
+def _hashed(
+    pool: Pool,
+    manifest: Manifest,
+    digest: Digest,
+    cache: Cache | None,
+    descriptor: int | None,
+    progress: Progress,
+) -> tuple[Digest, Pieces]:
     if cache is not None and descriptor is not None:
         hashed = sign_again(cache, manifest, descriptor, progress)
         return hashed.digest, hashed.pieces
@@ -180,7 +234,9 @@ def _hashed(pool: Pool, manifest: Manifest, digest: Digest, cache: Cache | None,
         progress.end()
 
 
-def _damaged(pool: Pool, beside: Pool | None, digest: Digest, size: int, found: Pieces) -> tuple[Extent, ...]:
+def _damaged(
+    pool: Pool, beside: Pool | None, digest: Digest, size: int, found: Pieces
+) -> tuple[Extent, ...]:
     """
     :param found: digests of the pieces as they are
     :returns: which are not what they should be; nothing where no list tells
@@ -189,7 +245,9 @@ def _damaged(pool: Pool, beside: Pool | None, digest: Digest, size: int, found: 
         return ()
     if not layout.has_pieces(digest, size):
         return ((0, size),)
-    lists = (read_list(place.transport, digest, size) for place in (pool, beside) if place is not None)
+    lists = (
+        read_list(place.transport, digest, size) for place in (pool, beside) if place is not None
+    )
     wanted = next((one for one in lists if one is not None), None)
     return wanted.differing(found, size) if wanted is not None else ()
 

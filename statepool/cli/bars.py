@@ -1,9 +1,21 @@
-"""Bars on a terminal for what is under way. It imports rich: only who really draws one imports this module."""
+"""
+Bars on a terminal for what is under way. It imports rich: only who really draws one imports this
+module.
+"""
 
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 from rich.text import Text
 
@@ -20,7 +32,9 @@ _LEAST_DESCRIPTION = 16
 
 
 def _whole() -> Column:
-    """:returns: a column of bars that stays on one line: it is the description that becomes shorter"""
+    """
+    :returns: a column of bars that stays on one line: it is the description that becomes shorter
+    """
     return Column(no_wrap=True)
 
 
@@ -40,11 +54,17 @@ class _Rate(ProgressColumn):
 
 
 class Bars:
-    """One bar below the other on standard error, for what is under way now. They vanish at the end."""
+    """
+    One bar below the other on standard error, for what is under way now. They vanish at the end.
+    """
 
     def __init__(self) -> None:
         console = Console(stderr=True, highlight=False)
-        described = Column(no_wrap=True, overflow="ellipsis", max_width=max(_LEAST_DESCRIPTION, console.width - _NUMBERS))
+        described = Column(
+            no_wrap=True,
+            overflow="ellipsis",
+            max_width=max(_LEAST_DESCRIPTION, console.width - _NUMBERS),
+        )
         self._progress = Progress(
             TextColumn("{task.description}", markup=False, table_column=described),
             BarColumn(bar_width=_BAR),
@@ -54,7 +74,8 @@ class Bars:
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
-            redirect_stdout=False,  # standard output may be a pipe, and is none of our business here
+            # standard output may be a pipe, and is none of our business here
+            redirect_stdout=False,
             redirect_stderr=False,
         )
         self._progress.start()

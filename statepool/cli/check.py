@@ -18,7 +18,8 @@ def command(session: Session, object: str, state: str, scope: str | None) -> int
     """
     Tell by the exit code whether a state is there.
 
-    The exit code is 0 if the cache or a source has it, and 3 if none has. Nothing is printed but with -v or --json.
+    The exit code is 0 if the cache or a source has it, and 3 if none has. Nothing is printed but
+    with -v or --json.
     """
     present = session.handle(object).check(state, scope=scope)
     if session.json:

@@ -1,4 +1,7 @@
-"""Words that a shell can complete: objects and states in the cache, sources by name. Sources are not asked, since a person is waiting."""
+"""
+Words that a shell can complete: objects and states in the cache, sources by name. Sources are not
+asked, since a person is waiting.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,25 @@ def objects(ctx: click.Context, _parameter: click.Parameter, incomplete: str) ->
 
 def states(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """:returns: the states, in the cache, of the object that stands before, that begin so"""
-    return sorted({state for name, state in _known(ctx) if name == ctx.params.get("object") and state.startswith(incomplete)})
+    return sorted(
+        {
+            state
+            for name, state in _known(ctx)
+            if name == ctx.params.get("object") and state.startswith(incomplete)
+        }
+    )
 
 
 def sources(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """:returns: the configured sources that begin so: their names, or the locations of those without"""
+    """
+    :returns: the configured sources that begin so: their names, or the locations of those without
+    """
     try:
-        return [source.name for source in ctx.ensure_object(Session).config.sources if source.name.startswith(incomplete)]
+        return [
+            source.name
+            for source in ctx.ensure_object(Session).config.sources
+            if source.name.startswith(incomplete)
+        ]
     except StatePoolError:
         return []  # there is no place to say it: the command itself will
 

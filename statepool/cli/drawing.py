@@ -19,19 +19,28 @@ _LONGEST_WORD = 80
 """Columns of the terminal beyond which a word is broken all the same: some path."""
 
 
-def draw_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str], heading: bool) -> None:
+def draw_table(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str], heading: bool
+) -> None:
     """
-    Draw a table on standard output. No word is broken, since names are there to be copied: where a terminal is too narrow for them, its lines are.
+    Draw a table on standard output. No word is broken, since names are there to be copied: where a
+    terminal is too narrow for them, its lines are.
 
     :param right: titles of the columns that are aligned to the right
     :param heading: whether to show the titles
     """
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_header=heading)
+    table = Table(
+        box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_header=heading
+    )
     console = Console(highlight=False)
-    columns = [(title, *cells) for title, cells in zip(titles, zip(*rows, strict=True), strict=True)]
+    columns = [
+        (title, *cells) for title, cells in zip(titles, zip(*rows, strict=True), strict=True)
+    ]
     widths = _widths(columns, console.width - _GAP * len(columns))
     for title, width in zip(titles, widths, strict=True):
-        table.add_column(Text(title), justify="right" if title in right else "left", overflow="fold", width=width)
+        table.add_column(
+            Text(title), justify="right" if title in right else "left", overflow="fold", width=width
+        )
     for row in rows:
         table.add_row(*map(Text, row))  # as Text, since a path may look like markup
     console.width = max(console.width, sum(widths) + _GAP * len(widths))
@@ -44,9 +53,17 @@ def _pieces(cell: str) -> Sequence[str]:
 
 
 def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """:returns: as much for each column as its longest word needs, and what is left of the room for whole lines of those that lack least of them"""
-    widths = [min(max(cell_len(piece) for cell in cells for piece in _pieces(cell)), _LONGEST_WORD) for cells in columns]
-    lacking = [max(map(cell_len, cells)) - width for cells, width in zip(columns, widths, strict=True)]
+    """
+    :returns: as much for each column as its longest word needs, and what is left of the room for
+        whole lines of those that lack least of them
+    """
+    widths = [
+        min(max(cell_len(piece) for cell in cells for piece in _pieces(cell)), _LONGEST_WORD)
+        for cells in columns
+    ]
+    lacking = [
+        max(map(cell_len, cells)) - width for cells, width in zip(columns, widths, strict=True)
+    ]
     left = max(0, room - sum(widths))
     for index in sorted(range(len(columns)), key=lambda index: lacking[index]):
         more = min(lacking[index], left)

@@ -31,35 +31,72 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float) -
     from statepool.ensure import can_wait
 
     if not can_wait(value):  # no range of click's: nothing is above or below what is not a number
-        raise click.BadParameter(f"{value:g} is not a time that one can wait for", context, parameter)
+        raise click.BadParameter(
+            f"{value:g} is not a time that one can wait for", context, parameter
+        )
     return value
 
 
 @click.command("ensure", cls=Command)
 @click.argument("object", shell_complete=complete.objects)
 @click.argument("state")
-@click.option("--parent", metavar="STATE", help="The state to start from; without one, COMMAND makes the image itself.")
-@click.option("--key", help="What tells this builder from others; COMMAND, and the files that it names, if not given.")
-@click.option("--rebuild", is_flag=True, help="Build it anew, whatever is there; the old one stays, and is not used any more.")
-@click.option("--timeout", type=float, callback=_seconds, metavar="SECONDS", default=14400.0, help="How long COMMAND may take: 4 hours if not given.")
+@click.option(
+    "--parent",
+    metavar="STATE",
+    help="The state to start from; without one, COMMAND makes the image itself.",
+)
+@click.option(
+    "--key",
+    help="What tells this builder from others; COMMAND, and the files that it names, if not given.",
+)
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="Build it anew, whatever is there; the old one stays, and is not used any more.",
+)
+@click.option(
+    "--timeout",
+    type=float,
+    callback=_seconds,
+    metavar="SECONDS",
+    default=14400.0,
+    help="How long COMMAND may take: 4 hours if not given.",
+)
 @click.argument("words", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def command(
-    session: Session, object: str, state: str, parent: str | None, key: str | None, rebuild: bool, timeout: float, words: tuple[str, ...]
+    session: Session,
+    object: str,
+    state: str,
+    parent: str | None,
+    key: str | None,
+    rebuild: bool,
+    timeout: float,
+    words: tuple[str, ...],
 ) -> None:
     """
     Get a state, or have it built once.
 
-    If nobody has the state, COMMAND is run with {image} replaced by the path of a working image of the parent, which becomes the state if the exit
-    code is 0. Others who ask meanwhile wait, for as long as the setting lock-timeout and --timeout together. The name under which it is kept is
+    If nobody has the state, COMMAND is run with {image} replaced by the path of a working image of
+    the parent, which becomes the state if the exit code is 0. Others who ask meanwhile wait, for as
+    long as the setting lock-timeout and --timeout together. The name under which it is kept is
     printed: STATE--KEY.
     """
     from statepool.ensure import Recipe
     from statepool.pools.log import random_nonce
 
     if not any(PLACE in word for word in words):
-        raise click.UsageError(f"COMMAND does not say where it wants the image: one of its words must have {PLACE} in it")
-    recipe = Recipe(Run(words, timeout), parent, key or fingerprint(words), patience=timeout, again=random_nonce() if rebuild else None)
+        raise click.UsageError(
+            f"COMMAND does not say where it wants the image: one of its words must have {PLACE}"
+            " in it"
+        )
+    recipe = Recipe(
+        Run(words, timeout),
+        parent,
+        key or fingerprint(words),
+        patience=timeout,
+        again=random_nonce() if rebuild else None,
+    )
     with orderly():
         ensured = session.pool().image(object).ensure_recipe(state, recipe)
     if session.json:
@@ -71,13 +108,17 @@ def command(
         if at.result is Presence.FAILED:
             warn(f"{object} {ensured.name} is not in {session.place(at.pool)}: {at.error}")
     for old in ensured.superseded:
-        warn(f"{object} {old} is still there; to remove it: {session.spelled('unset', object, old, '--everywhere')}")
+        warn(
+            f"{object} {old} is still there; to remove it:"
+            f" {session.spelled('unset', object, old, '--everywhere')}"
+        )
     session.answer(ensured.name)
 
 
 def fingerprint(words: Sequence[str]) -> str:
     """
-    :returns: what tells a command from others: its words, and the content of the files that they name
+    :returns: what tells a command from others: its words, and the content of the files that they
+        name
     :raises UsageError: a word names a pipe
     """
     return " ".join(_meaning(word) for word in words)
@@ -87,12 +128,18 @@ def _meaning(word: str) -> str:
     try:
         found = os.stat(word)
         if stat.S_ISREG(found.st_mode):
-            with open(word, "rb", buffering=0) as file:  # it may be an installation medium, and larger than our memory
+            # it may be an installation medium, and larger than our memory
+            with open(word, "rb", buffering=0) as file:
                 return str(hash_part(file.fileno(), 0, found.st_size, "blake3"))
     except OSError:
-        return repr(word)  # a whole script is too long for a name; and of what cannot be read there is only the name
-    if stat.S_ISFIFO(found.st_mode):  # such as <(...) of a shell, whose name says nothing of what comes out of it, and that only once
-        raise UsageError(f"{word} is a pipe, and what comes out of it cannot be part of the key", hint="put it into a file, and name that")
+        # a whole script is too long for a name; and of what cannot be read there is only the name
+        return repr(word)
+    # such as <(...) of a shell, whose name says nothing of what comes out of it, and that only once
+    if stat.S_ISFIFO(found.st_mode):
+        raise UsageError(
+            f"{word} is a pipe, and what comes out of it cannot be part of the key",
+            hint="put it into a file, and name that",
+        )
     return repr(word)
 
 
@@ -116,28 +163,41 @@ class Run:
         words = [word.replace(PLACE, os.fspath(image)) for word in self.words]
         code = self._code(words)
         if code is None:
-            raise BuildFailed(f"{words[0]} did not end within {self.timeout:g} s, and was stopped", hint="allow it more time with --timeout")
+            raise BuildFailed(
+                f"{words[0]} did not end within {self.timeout:g} s, and was stopped",
+                hint="allow it more time with --timeout",
+            )
         if code:
             told = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise BuildFailed(f"{words[0]} {told}", hint="what it printed may say why")
 
     def _code(self, words: list[str]) -> int | None:
-        """:returns: the exit code; None if it did not end in time. Nothing that it has started is left."""
+        """
+        :returns: the exit code; None if it did not end in time. Nothing that it has started is
+            left.
+        """
         from statepool.machine.guard import guarded, watched
 
         if shutil.which(words[0]) is None:
-            raise ToolError(f"cannot run {words[0]}: there is no such program, or it may not be run")
+            raise ToolError(
+                f"cannot run {words[0]}: there is no such program, or it may not be run"
+            )
         try:
-            # A session of its own: what it has started can be ended with it. What it prints is not our answer.
-            process = subprocess.Popen(guarded(words), stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
+            # A session of its own: what it has started can be ended with it. What it prints is not
+            # our answer.
+            process = subprocess.Popen(
+                guarded(words), stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+            )
         except OSError as error:
             raise ToolError(f"cannot run {words[0]}: {error.strerror}") from error
         try:
             with watched(process.pid):
                 ended = _has_ended(process.pid, self.timeout)
         finally:
-            # Its id is that of the group, and nobody else can get it before the process has been asked how it ended.
-            with contextlib.suppress(PermissionError):  # what runs as somebody else, as by sudo, is waited for
+            # Its id is that of the group, and nobody else can get it before the process has been
+            # asked how it ended.
+            # what runs as somebody else, as by sudo, is waited for
+            with contextlib.suppress(PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
         return code if ended else None

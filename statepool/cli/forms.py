@@ -1,8 +1,9 @@
 """
 What commands answer, as JSON.
 
-``docs/json.rst`` describes the forms field by field. A field is always there, with null, ``[]`` or ``{}`` where it has no value: so a form is made
-of the fields of a value, whatever they are, and only what differs from that is written down here.
+``docs/json.rst`` describes the forms field by field. A field is always there, with null, ``[]`` or
+``{}`` where it has no value: so a form is made of the fields of a value, whatever they are, and
+only what differs from that is written down here.
 """
 
 from __future__ import annotations
@@ -38,10 +39,19 @@ def form(value: object) -> Any:
 
 def _fields(value: Any) -> dict[str, Any]:
     if isinstance(value, Listed):
-        return {**form(value.manifest), "pools": list(value.pools), "managed": value.managed, "problem": value.problem}
+        return {
+            **form(value.manifest),
+            "pools": list(value.pools),
+            "managed": value.managed,
+            "problem": value.problem,
+        }
     # up to a thousand extents would drown all else; their sum is given instead
     left_out = {"extents"} if isinstance(value, Manifest) else set()
-    return {field.name: form(getattr(value, field.name)) for field in attrs.fields(type(value)) if field.name not in left_out}
+    return {
+        field.name: form(getattr(value, field.name))
+        for field in attrs.fields(type(value))
+        if field.name not in left_out
+    }
 
 
 def _more(value: object) -> dict[str, Any]:

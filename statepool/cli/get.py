@@ -25,25 +25,44 @@ VERIFIED = {
     "--to",
     type=click.Path(readable=False),
     metavar="FILE",
-    help="Make this working image, backed by the state; for a machine, IMAGE.qcow2 of each image in this directory.",
+    help=(
+        "Make this working image, backed by the state; for a machine, IMAGE.qcow2 of each image in"
+        " this directory."
+    ),
 )
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @click.option(
-    "--from", "source", metavar="SOURCE", shell_complete=complete.sources, help="Have it as this source has it, given by its name or location."
+    "--from",
+    "source",
+    metavar="SOURCE",
+    shell_complete=complete.sources,
+    help="Have it as this source has it, given by its name or location.",
 )
 @scope_option
 @dry_run_option
 @click.pass_obj
-def command(session: Session, object: str, state: str, to: str | None, overwrite: bool, source: str | None, scope: str | None, dry_run: bool) -> None:
+def command(
+    session: Session,
+    object: str,
+    state: str,
+    to: str | None,
+    overwrite: bool,
+    source: str | None,
+    scope: str | None,
+    dry_run: bool,
+) -> None:
     """
     Bring a state here; make a working image of it.
 
-    The state and all that backs it come into the cache from the best source, unless they are there. With --to, a working image is made, on which a
-    machine can run. Of a machine, such as vm1, all images come, and all working images are made, or none.
+    The state and all that backs it come into the cache from the best source, unless they are there.
+    With --to, a working image is made, on which a machine can run. Of a machine, such as vm1, all
+    images come, and all working images are made, or none.
     """
     if overwrite and to is None:
         raise click.UsageError("--overwrite needs --to")
-    got = session.handle(object).get(state, to=to, overwrite=overwrite, mirror=source, scope=scope, dry_run=dry_run)
+    got = session.handle(object).get(
+        state, to=to, overwrite=overwrite, mirror=source, scope=scope, dry_run=dry_run
+    )
     if session.json:
         from statepool.cli.forms import form
 
@@ -67,4 +86,8 @@ def _told(session: Session, got: GetResult, dry_run: bool) -> str:
     if got.source is None:
         return f"{name}: in the cache" + ("" if dry_run else f"; {VERIFIED[got.verified]}")
     way = f"{output.size(got.bytes)} from {session.place(got.source)}"
-    return f"{name}: would fetch {way}" if dry_run else f"{name}: {way} ({got.how}); {VERIFIED[got.verified]}"
+    return (
+        f"{name}: would fetch {way}"
+        if dry_run
+        else f"{name}: {way} ({got.how}); {VERIFIED[got.verified]}"
+    )

@@ -16,12 +16,21 @@ def command(session: Session, pool: str | None, dry_run: bool) -> None:
     """
     Make a pool.
 
-    POOL is a directory or another location; without it, the cache is made. A pool that is there already stays as it is.
+    POOL is a directory or another location; without it, the cache is made. A pool that is there
+    already stays as it is.
     """
     from statepool import api
 
-    location = str(api.init(pool if pool is not None else session.config.cache, dry_run=dry_run, settings=session.config.settings))
+    location = str(
+        api.init(
+            pool if pool is not None else session.config.cache,
+            dry_run=dry_run,
+            settings=session.config.settings,
+        )
+    )
     if session.json:
         session.answer_json({"pool": location, "dry_run": dry_run})
     else:
-        session.say(f"{'would make a pool' if dry_run else 'there is a pool'} at {written(location)}")
+        session.say(
+            f"{'would make a pool' if dry_run else 'there is a pool'} at {written(location)}"
+        )

@@ -52,7 +52,10 @@ COMMANDS = {
 
 
 def module_of(command: str) -> str:
-    """:returns: the name of the module that holds a command: its own, or with an underscore where that is a word of Python"""
+    """
+    :returns: the name of the module that holds a command: its own, or with an underscore where that
+        is a word of Python
+    """
     return f"statepool.cli.{command}" + ("_" if keyword.iskeyword(command) else "")
 
 
@@ -83,14 +86,20 @@ class Root(Helpful, click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """
         :raises click.UsageError: there is no such command
         """
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             likely = difflib.get_close_matches(name, COMMANDS, n=1)
-            raise click.UsageError(f"there is no command {name!r}" + (f"; did you mean {likely[0]}?" if likely else ""), ctx)
+            raise click.UsageError(
+                f"there is no command {name!r}"
+                + (f"; did you mean {likely[0]}?" if likely else ""),
+                ctx,
+            )
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -107,7 +116,8 @@ class Root(Helpful, click.Group):
         try:
             return super().invoke(ctx)
         except (EOFError, KeyboardInterrupt) as error:
-            # click would first say an empty line, on whatever standard error is, and then raise just this.
+            # click would first say an empty line, on whatever standard error is, and then raise
+            # just this.
             raise click.Abort from error
 
     def main(
@@ -126,10 +136,17 @@ class Root(Helpful, click.Group):
         """
         words = list(sys.argv[1:] if args is None else args)
         session = extra.setdefault("obj", Session())
-        # The name is fixed: after "python -m statepool", too, completion and help speak of the command.
+        # The name is fixed: after "python -m statepool", too, completion and help speak of the
+        # command.
         run = super().main
-        options = {"complete_var": complete_var, "windows_expand_args": windows_expand_args, **extra}
-        code = self._run(words, session, lambda: run(words, "statepool", standalone_mode=False, **options))
+        options = {
+            "complete_var": complete_var,
+            "windows_expand_args": windows_expand_args,
+            **extra,
+        }
+        code = self._run(
+            words, session, lambda: run(words, "statepool", standalone_mode=False, **options)
+        )
         if standalone_mode:
             sys.exit(code)
         return code
@@ -146,33 +163,49 @@ class Root(Helpful, click.Group):
             error = caught
         except click.exceptions.Abort as caught:
             error = caught.__cause__ or caught  # click wraps an interruption
-        except Exception as caught:  # noqa: BLE001 - the last one to see a fault of ours, which it shows in one line
+        # the last one to see a fault of ours, which it shows in one line
+        except Exception as caught:  # noqa: BLE001
             error = caught
         finally:
             session.close()
-        # Where the options themselves are wrong, they may not have been read that far. What comes after "--" is another program's.
+        # Where the options themselves are wrong, they may not have been read that far. What comes
+        # after "--" is another program's.
         ours = words[: words.index("--")] if "--" in words else words
-        return report(error, as_json=session.json or "--json" in ours, verbose=session.verbose or "-v" in ours or "--verbose" in ours)
+        return report(
+            error,
+            as_json=session.json or "--json" in ours,
+            verbose=session.verbose or "-v" in ours or "--verbose" in ours,
+        )
 
 
 cli = Root(
     "statepool",
     params=[
         *global_options(below_command=False),
-        click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version and exit."),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_show_version,
+            help="Show the version and exit.",
+        ),
     ],
     help="""
     Keep named states of QCOW2 virtual machine images in pools, and bring them here.
 
-    OBJECT is an image, such as vm1/disk; STATE is the name of a state. Exit codes: 0 done, 1 a fault of ours, 2 usage, 3 no such state, 4 refused,
-    5 not what it should be, 6 waited too long for another process, 7 a pool cannot be used, 8 no space, 130 interrupted.
+    OBJECT is an image, such as vm1/disk; STATE is the name of a state. Exit codes: 0 done, 1 a
+    fault of ours, 2 usage, 3 no such state, 4 refused, 5 not what it should be, 6 waited too long
+    for another process, 7 a pool cannot be used, 8 no space, 130 interrupted.
     """,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def main() -> None:
-    """Run the command line, and end the process with its exit code, or by the signal that ended it."""
+    """
+    Run the command line, and end the process with its exit code, or by the signal that ended it.
+    """
     try:
         cli.main()
     except Ended as ended:

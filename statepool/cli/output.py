@@ -1,7 +1,8 @@
 """
 Text for people on standard output.
 
-Names are validated, but paths and messages of other programs may hold anything: whatever is not printable is escaped before it reaches a terminal.
+Names are validated, but paths and messages of other programs may hold anything: whatever is not
+printable is escaped before it reaches a terminal.
 """
 
 from __future__ import annotations
@@ -18,16 +19,25 @@ import click
 from statepool.errors import StatePoolError
 
 BROKEN_PIPE = 141
-"""Exit code when the reader of our output is gone: that of a shell for a program that SIGPIPE ended (128 + 13)."""
+"""
+Exit code when the reader of our output is gone: that of a shell for a program that SIGPIPE ended
+(128 + 13).
+"""
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def safe(text: str) -> str:
-    """:returns: ``text`` on one line, with everything that is not printable escaped as in a Python literal"""
+    """
+    :returns: ``text`` on one line, with everything that is not printable escaped as in a Python
+        literal
+    """
     if text.isprintable():
         return text
-    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def size(count: float) -> str:
@@ -64,7 +74,8 @@ def emit(text: str) -> None:
     with _writing():
         sys.stdout.flush()
         stream = sys.stdout.buffer
-        # In a loop, since with PYTHONUNBUFFERED this is the file itself, which may take a part and say no more than that.
+        # In a loop, since with PYTHONUNBUFFERED this is the file itself, which may take a part and
+        # say no more than that.
         while rest:
             taken = stream.write(rest)
             if taken is None:
@@ -73,7 +84,13 @@ def emit(text: str) -> None:
         stream.flush()
 
 
-def emit_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), heading: bool = True) -> None:
+def emit_table(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    heading: bool = True,
+) -> None:
     """
     Write a table: drawn on a terminal, plain aligned text elsewhere.
 
@@ -85,19 +102,29 @@ def emit_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: S
     if not cells:
         return
     if sys.stdout is not None and sys.stdout.isatty():
-        from statepool.cli.drawing import draw_table  # rich takes longer to import than most commands to run
+        # rich takes longer to import than most commands to run
+        from statepool.cli.drawing import draw_table
 
         with _writing():
             draw_table(titles, cells, right=right, heading=heading)
         return
-    emit("\n".join(aligned([list(titles), *cells] if heading else cells, [title in right for title in titles])))
+    emit(
+        "\n".join(
+            aligned(
+                [list(titles), *cells] if heading else cells, [title in right for title in titles]
+            )
+        )
+    )
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
     """:returns: one line for each row, columns two blanks apart"""
     widths = [max(len(row[column]) for row in rows) for column in range(len(right))]
     return [
-        "  ".join(cell.rjust(width) if flush else cell.ljust(width) for cell, width, flush in zip(row, widths, right, strict=True)).rstrip()
+        "  ".join(
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        ).rstrip()
         for row in rows
     ]
 
@@ -111,11 +138,16 @@ def _writing() -> Iterator[None]:
         raise click.exceptions.Exit(BROKEN_PIPE) from error
     except OSError as error:
         _abandon_output()
-        raise StatePoolError(f"standard output cannot be written: {error.strerror}", hint="see where it leads") from error
+        raise StatePoolError(
+            f"standard output cannot be written: {error.strerror}", hint="see where it leads"
+        ) from error
 
 
 def _abandon_output() -> None:
-    """What is still buffered would otherwise fail once more, with a message from the interpreter, when it ends."""
+    """
+    What is still buffered would otherwise fail once more, with a message from the interpreter, when
+    it ends.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -10,12 +10,16 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 
-def files(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def files(
+    _ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
     """:returns: what tells the shell to look for files by itself"""
     return _by_shell(incomplete, "file")
 
 
-def directories(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def directories(
+    _ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
     """:returns: what tells the shell to look for directories by itself"""
     return _by_shell(incomplete, "dir")
 

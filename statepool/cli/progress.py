@@ -18,7 +18,9 @@ DELAY = 1.0
 
 
 def choose_progress(*, quiet: bool) -> Progress:
-    """:returns: one that draws on standard error if that is a terminal and nobody asked for silence"""
+    """
+    :returns: one that draws on standard error if that is a terminal and nobody asked for silence
+    """
     if quiet or sys.stderr is None or not sys.stderr.isatty():
         return SILENT
     return TerminalProgress()
@@ -38,7 +40,8 @@ class TerminalProgress:
     """
     Draws bars, from :data:`DELAY` after the first transfer began until :meth:`close`.
 
-    Transfers may be nested: bytes count for the one that began last. Calls may come from any thread.
+    Transfers may be nested: bytes count for the one that began last. Calls may come from any
+    thread.
     """
 
     def __init__(self, delay: float = DELAY) -> None:
@@ -55,7 +58,8 @@ class TerminalProgress:
             transfer = _Transfer(what, total)
             self._transfers.append(transfer)
             if self._timer is None and not self._closed:
-                # A timer, since a transfer may stand still from its first byte on, and that is what people want to see.
+                # A timer, since a transfer may stand still from its first byte on, and that is what
+                # people want to see.
                 self._timer = threading.Timer(self._delay, self._show)
                 self._timer.daemon = True
                 self._timer.start()
@@ -91,7 +95,8 @@ class TerminalProgress:
             bars.stop()
 
     def _show(self) -> None:
-        from statepool.cli.bars import Bars  # outside the lock: the import takes a tenth of a second, for which no transfer should wait
+        # outside the lock: the import takes a tenth of a second, for which no transfer should wait
+        from statepool.cli.bars import Bars
 
         with self._lock:
             if self._closed:

@@ -28,20 +28,36 @@ from statepool.policy import Item
     shell_complete=paths.files,
     help="The working image; for a machine, IMAGE=FILE for each image, or a directory.",
 )
-@click.option("--mode", metavar="XY", default="af", show_default=True, help="What to do where the state exists, and where it does not: see below.")
+@click.option(
+    "--mode",
+    metavar="XY",
+    default="af",
+    show_default=True,
+    help="What to do where the state exists, and where it does not: see below.",
+)
 @scope_option
 @dry_run_option
 @click.pass_obj
-def command(session: Session, object: str, state: str, sources: tuple[str, ...], mode: str, scope: str | None, dry_run: bool) -> int:
+def command(
+    session: Session,
+    object: str,
+    state: str,
+    sources: tuple[str, ...],
+    mode: str,
+    scope: str | None,
+    dry_run: bool,
+) -> int:
     """
     Store a state that is popped later.
 
-    As set, with a mode of two letters. Where the state exists: a (abort), r (keep what is there) or f (replace it, unless something stands on it).
-    Where it does not: f (store it) or a (abort).
+    As set, with a mode of two letters. Where the state exists: a (abort), r (keep what is there) or
+    f (replace it, unless something stands on it). Where it does not: f (store it) or a (abort).
     """
     item = Item(parse_object(object), state, _working(object, sources))
     options = Options(scope=Scope.permitted(scope), dry_run=dry_run)
-    return report_outcome(session, session.pool().policy().push([item], mode=mode, options=options), dry_run)
+    return report_outcome(
+        session, session.pool().policy().push([item], mode=mode, options=options), dry_run
+    )
 
 
 def _working(object: str, sources: Sequence[str]) -> dict[str, str]:

@@ -31,12 +31,20 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
     internal = facts["kind"] == "InternalError"
     if as_json:
         if verbose:
-            facts["causes"] = [f"{type(cause).__name__}: {_message(cause)}" for cause in _causes(error)]
+            facts["causes"] = [
+                f"{type(cause).__name__}: {_message(cause)}" for cause in _causes(error)
+            ]
             facts["traceback"] = "".join(traceback.format_exception(error)) if internal else None
         _say(json.dumps({"error": facts}))
         return code
     if verbose and internal:
-        _say("".join(safe(line) + "\n" for line in "".join(traceback.format_exception(error)).splitlines()), end="")
+        _say(
+            "".join(
+                safe(line) + "\n"
+                for line in "".join(traceback.format_exception(error)).splitlines()
+            ),
+            end="",
+        )
     if isinstance(error, KeyboardInterrupt) and sys.stderr is not None and sys.stderr.isatty():
         _say("")  # the terminal shows ^C where it was
     hint = f" ({facts['hint']})" if facts["hint"] else ""
@@ -76,16 +84,37 @@ def _say(text: str, *, end: str = "\n") -> None:
 
 def _facts(error: BaseException) -> dict[str, Any]:
     if isinstance(error, StatePoolError):
-        facts = {key: _plain(value) for key, value in vars(error).items() if value is not None and not key.startswith("_")}
-        known = {"kind": type(error).__name__, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        facts = {
+            key: _plain(value)
+            for key, value in vars(error).items()
+            if value is not None and not key.startswith("_")
+        }
+        known = {
+            "kind": type(error).__name__,
+            "message": error.message,
+            "hint": error.hint,
+            "exit_code": error.exit_code,
+        }
         return known | {key: value for key, value in facts.items() if key not in known}
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
-        hint = f"see {context.command_path} --help" if context is not None else "see statepool --help"
+        hint = (
+            f"see {context.command_path} --help" if context is not None else "see statepool --help"
+        )
         message = " ".join(error.format_message().split()).rstrip(".")
-        return {"kind": "UsageError", "message": message, "hint": hint, "exit_code": error.exit_code}
+        return {
+            "kind": "UsageError",
+            "message": message,
+            "hint": hint,
+            "exit_code": error.exit_code,
+        }
     if isinstance(error, KeyboardInterrupt):
-        return {"kind": "Interrupted", "message": "interrupted", "hint": None, "exit_code": INTERRUPTED}
+        return {
+            "kind": "Interrupted",
+            "message": "interrupted",
+            "hint": None,
+            "exit_code": INTERRUPTED,
+        }
     return {
         "kind": "InternalError",
         "message": f"internal error: {type(error).__name__}: {_message(error)}",

@@ -33,15 +33,49 @@ Images = dict[str, Path]
 @click.argument("object", shell_complete=complete.objects)
 @click.argument("state", shell_complete=complete.states)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENTS OF QEMU]")
-@click.option("--set", "new", metavar="NEW", help="Keep what was changed as this state, when the machine has ended.")
-@click.option("--memory", type=click.IntRange(min=1), default=512, metavar="MIB", help="RAM of the machine, in MiB; 512 if not given.")
-@click.option("--processors", type=click.IntRange(min=1), default=1, metavar="N", help="How many processors it has; 1 if not given.")
-@click.option("--machine", "kind", default="q35", metavar="TYPE", help="Type of the machine, as QEMU's -machine; q35 if not given.")
+@click.option(
+    "--set",
+    "new",
+    metavar="NEW",
+    help="Keep what was changed as this state, when the machine has ended.",
+)
+@click.option(
+    "--memory",
+    type=click.IntRange(min=1),
+    default=512,
+    metavar="MIB",
+    help="RAM of the machine, in MiB; 512 if not given.",
+)
+@click.option(
+    "--processors",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="How many processors it has; 1 if not given.",
+)
+@click.option(
+    "--machine",
+    "kind",
+    default="q35",
+    metavar="TYPE",
+    help="Type of the machine, as QEMU's -machine; q35 if not given.",
+)
 @click.option("--cpu", metavar="MODEL", help="As QEMU's -cpu.")
 @click.option("--kvm", is_flag=True, help="Use KVM.")
-@click.option("--vnc", metavar="DISPLAY", help="Show the screen there, as in 127.0.0.1:1. Without it, the serial line is here.")
-@click.option("--monitor", type=click.Path(path_type=Path), metavar="SOCKET", help="Make a monitor there, for states to be set meanwhile.")
-@click.option("--force", is_flag=True, help="Load the RAM of the state although the machine is another one.")
+@click.option(
+    "--vnc",
+    metavar="DISPLAY",
+    help="Show the screen there, as in 127.0.0.1:1. Without it, the serial line is here.",
+)
+@click.option(
+    "--monitor",
+    type=click.Path(path_type=Path),
+    metavar="SOCKET",
+    help="Make a monitor there, for states to be set meanwhile.",
+)
+@click.option(
+    "--force", is_flag=True, help="Load the RAM of the state although the machine is another one."
+)
 @click.pass_obj
 def command(
     session: Session,
@@ -61,9 +95,10 @@ def command(
     """
     Boot a state, and look around in it.
 
-    The machine runs until it is switched off, or ended with Ctrl-A X on its serial line. What is changed is thrown away, or kept with --set. A state
-    with RAM goes on from where it was, if the machine is the same one: say what it is made of. Whatever comes after -- is handed to QEMU. The exit
-    code is 7 if a pool could not take the new state.
+    The machine runs until it is switched off, or ended with Ctrl-A X on its serial line. What is
+    changed is thrown away, or kept with --set. A state with RAM goes on from where it was, if the
+    machine is the same one: say what it is made of. Whatever comes after -- is handed to QEMU. The
+    exit code is 7 if a pool could not take the new state.
     """
     from statepool.machine.description import MIB, MachineConfig
 
@@ -102,7 +137,12 @@ class _Run:
         :returns: the exit code
         """
         if new is not None and self._is_taken(new):
-            raise Conflict(f"{self._object} {new} exists", object=self._object, state=new, hint="choose another name")
+            raise Conflict(
+                f"{self._object} {new} exists",
+                object=self._object,
+                state=new,
+                hint="choose another name",
+            )
         with orderly(), scratch(self._machine.context.cache) as place:
             images = self._images(place.path)
             self._session.close()
@@ -112,7 +152,10 @@ class _Run:
         return 0 if stored is None else setting.answer(self._session, stored)
 
     def _is_taken(self, new: str) -> bool:
-        """Whether a name is taken in a pool that can be asked: better told now than when the machine has stopped."""
+        """
+        Whether a name is taken in a pool that can be asked: better told now than when the machine
+        has stopped.
+        """
         try:
             return self._handle.check(new)
         except TransportError:
@@ -130,11 +173,16 @@ class _Run:
         from statepool.machine.running import RunningMachine
 
         if isinstance(self._handle, MachineHandle) and self._has_ram():
-            return self._handle.start(self._state, config, to=images, overwrite=True, force=self._force)
+            return self._handle.start(
+                self._state, config, to=images, overwrite=True, force=self._force
+            )
         return RunningMachine.start(config.with_images(images))
 
     def _has_ram(self) -> bool:
-        return any(one.manifest.kind is Kind.RAM and one.manifest.state == self._state for one in self._machine.show(scope="own"))
+        return any(
+            one.manifest.kind is Kind.RAM and one.manifest.state == self._state
+            for one in self._machine.show(scope="own")
+        )
 
     def _keep(self, new: str, images: Images, place: Scratch) -> SetResult:
         try:
@@ -167,7 +215,10 @@ def _terminal_as_it_was() -> Iterator[None]:
 
 
 def _is_in_the_background() -> bool:
-    """:returns: whether our terminal is another program's just now, so that we would be stopped if we set it up"""
+    """
+    :returns: whether our terminal is another program's just now, so that we would be stopped if we
+        set it up
+    """
     try:
         return os.tcgetpgrp(0) != os.getpgrp()
     except OSError:

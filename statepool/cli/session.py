@@ -27,7 +27,10 @@ _COMMANDS = re.compile(
     r"\bstatepool ((?:--[a-z]+ (?:'[^']*'|\S+) )*)"
     r"((?:adopt|check|doctor|ensure|export|gc|get|import|log|run|set|show|sources|sync|tree|unset|verify)\b)"
 )
-"""A command of ours in a text, with its own options, and of those the ones to which the global options matter."""
+"""
+A command of ours in a text, with its own options, and of those the ones to which the global options
+matter.
+"""
 
 
 class Session:
@@ -65,7 +68,11 @@ class Session:
         """
         from statepool.model.objects import Machine, parse_object
 
-        return self.pool().machine(object) if isinstance(parse_object(object), Machine) else self.pool().image(object)
+        return (
+            self.pool().machine(object)
+            if isinstance(parse_object(object), Machine)
+            else self.pool().image(object)
+        )
 
     def pool(self) -> StatePool:
         """
@@ -81,10 +88,15 @@ class Session:
         return from_config(self.config, progress=self.progress())
 
     def located(self, text: str) -> Location:
-        """:returns: the location of a configured source of this name, or else the one that the text itself is"""
+        """
+        :returns: the location of a configured source of this name, or else the one that the text
+            itself is
+        """
         from statepool.model.location import Location
 
-        return next((source.location for source in self.config.sources if source.name == text), None) or Location.parse(text)
+        return next(
+            (source.location for source in self.config.sources if source.name == text), None
+        ) or Location.parse(text)
 
     def progress(self) -> Progress:
         """:returns: what draws how far a command is, until it says something"""
@@ -99,7 +111,7 @@ class Session:
         if close is not None:
             close()
 
-    # -- what commands say ------------------------------------------------------------------------------------------------------------------------
+    # -- what commands say -------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
         """Say one line to a person, who may be told less with ``-q``."""
@@ -117,13 +129,17 @@ class Session:
         self.close()
         output.emit(json.dumps(form, indent=2))
 
-    def answer_table(self, titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    def answer_table(
+        self, titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
+    ) -> None:
         """Say it as a table, without titles with ``-q``."""
         self.close()
         output.emit_table(titles, rows, right=right, heading=not self.quiet)
 
     def spelled(self, *words: str) -> str:
-        """:returns: a command of ours that does something with the same pools, to be typed as it is"""
+        """
+        :returns: a command of ours that does something with the same pools, to be typed as it is
+        """
         return self.completed(shlex.join(["statepool", *words]))
 
     def completed(self, text: str) -> str:
@@ -131,16 +147,27 @@ class Session:
         :param text: what to do; the library knows no options of a command line
         :returns: the same, where each command of ours does something with the same pools
         """
-        given = [("--config", self.config_file), ("--cache", self.cache), *(("--source", source) for source in self.sources)]
+        given = [
+            ("--config", self.config_file),
+            ("--cache", self.cache),
+            *(("--source", source) for source in self.sources),
+        ]
 
         def complete(found: re.Match[str]) -> str:
-            options = [shlex.join((name, value)) for name, value in given if value is not None and f"{name} " not in found[1]]
+            options = [
+                shlex.join((name, value))
+                for name, value in given
+                if value is not None and f"{name} " not in found[1]
+            ]
             return " ".join(["statepool", *options, found[1] + found[2]])
 
         return _COMMANDS.sub(complete, text)
 
     def place(self, location: str) -> str:
-        """:returns: how people call the pool at this location: ``cache``, the name of a source, or a path"""
+        """
+        :returns: how people call the pool at this location: ``cache``, the name of a source, or a
+            path
+        """
         from statepool.config import CACHE_NAME
         from statepool.model.location import Location
 
@@ -153,17 +180,27 @@ class Session:
 
 
 def written(location: str) -> str:
-    """:returns: how people write the location: a pool of this host by its path, as the file system has it; whatever is no location stays as it is"""
+    """
+    :returns: how people write the location: a pool of this host by its path, as the file system has
+        it; whatever is no location stays as it is
+    """
     from statepool.model.location import Location
 
     return Location.parse(location).path if location.startswith("file://") else location
 
 
-def _keep(change: Callable[[Session, Any], None]) -> Callable[[click.Context, click.Parameter, Any], None]:
-    """An option's callback that notes a value in the session; nothing is noted where the option is not given."""
+def _keep(
+    change: Callable[[Session, Any], None],
+) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """
+    An option's callback that notes a value in the session; nothing is noted where the option is not
+    given.
+    """
 
     def callback(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-        if value == "":  # as a variable of a shell that is not set leaves it: what would be used instead is not what was meant
+        # as a variable of a shell that is not set leaves it: what would be used instead is not what
+        # was meant
+        if value == "":
             raise click.BadParameter("it is empty", context, parameter)
         if value:
             session = context.ensure_object(Session)
@@ -185,13 +222,32 @@ def global_options(*, below_command: bool) -> list[click.Parameter]:
     :param below_command: for a command's own list, which shows only ``--json``
     """
 
-    def option(*names: str, change: Callable[[Session, Any], None], hidden: bool = below_command, **rest: Any) -> click.Option:
+    def option(
+        *names: str,
+        change: Callable[[Session, Any], None],
+        hidden: bool = below_command,
+        **rest: Any,
+    ) -> click.Option:
         name = "global_" + names[-1].removeprefix("--")  # not to be mistaken for one of a command
-        return click.Option([*names, name], callback=_keep(change), expose_value=False, hidden=hidden, **rest)
+        return click.Option(
+            [*names, name], callback=_keep(change), expose_value=False, hidden=hidden, **rest
+        )
 
     return [
-        option("--config", change=_set("config_file"), metavar="FILE", shell_complete=paths.files, help="Read this file instead of the usual ones."),
-        option("--cache", change=_set("cache"), metavar="DIR", shell_complete=paths.directories, help="The cache."),
+        option(
+            "--config",
+            change=_set("config_file"),
+            metavar="FILE",
+            shell_complete=paths.files,
+            help="Read this file instead of the usual ones.",
+        ),
+        option(
+            "--cache",
+            change=_set("cache"),
+            metavar="DIR",
+            shell_complete=paths.directories,
+            help="The cache.",
+        ),
         option(
             "--source",
             change=lambda session, value: session.sources.extend(value),
@@ -201,13 +257,28 @@ def global_options(*, below_command: bool) -> list[click.Parameter]:
             help="A source; may be repeated. Those of the configuration are left out then.",
         ),
         option("--json", change=_set("json"), is_flag=True, hidden=False, help="Print JSON."),
-        option("-q", "--quiet", change=_set("quiet"), is_flag=True, help="Say less: no progress, no titles, nothing after success."),
-        option("-v", "--verbose", change=_set("verbose"), is_flag=True, help="Say more: what caused an error."),
+        option(
+            "-q",
+            "--quiet",
+            change=_set("quiet"),
+            is_flag=True,
+            help="Say less: no progress, no titles, nothing after success.",
+        ),
+        option(
+            "-v",
+            "--verbose",
+            change=_set("verbose"),
+            is_flag=True,
+            help="Say more: what caused an error.",
+        ),
     ]
 
 
 class Helpful(click.Command):
-    """What writes its help as all else is written: click would take any failure for a fault of ours, or for one without a name."""
+    """
+    What writes its help as all else is written: click would take any failure for a fault of ours,
+    or for one without a name.
+    """
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """:returns: the option ``--help``"""
@@ -223,7 +294,8 @@ class Helpful(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            # click leaves it out where an option lacks its value, and whoever is told would be sent to another help.
+            # click leaves it out where an option lacks its value, and whoever is told would be sent
+            # to another help.
             error.ctx = error.ctx or ctx
             raise
 
@@ -238,12 +310,23 @@ class Command(Helpful):
     """A command that takes the global options, too."""
 
     def __init__(self, *arguments: Any, **rest: Any) -> None:
-        rest.setdefault("epilog", "Global options such as -q, -v and --cache may also be given here: see statepool --help.")
+        rest.setdefault(
+            "epilog",
+            "Global options such as -q, -v and --cache may also be given here: see statepool"
+            " --help.",
+        )
         super().__init__(*arguments, **rest)
         self.params += global_options(below_command=True)
 
 
 scope_option = click.option(
-    "--scope", metavar="SCOPES", help="Only these pools: own (the cache), swarm, cluster, shared; several in one word with blanks between."
+    "--scope",
+    metavar="SCOPES",
+    help=(
+        "Only these pools: own (the cache), swarm, cluster, shared; several in one word with blanks"
+        " between."
+    ),
 )
-dry_run_option = click.option("--dry-run", is_flag=True, help="Change nothing; say what would be done.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Change nothing; say what would be done."
+)

@@ -18,7 +18,9 @@ from statepool.model.objects import Machine, parse_object
 from statepool.model.outcomes import Presence, SetResult, StoredAt, WaitFor
 
 
-def _labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def _labels(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
     labels: dict[str, str] = {}
     for text in values:
         key, equals, value = text.partition("=")
@@ -42,25 +44,47 @@ def _labels(context: click.Context, parameter: click.Parameter, values: tuple[st
     shell_complete=paths.files,
     help="The working image; for a machine, IMAGE=FILE for each image, or a directory.",
 )
-@click.option("--replace", is_flag=True, help="Replace a state of this name that has other content.")
-@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, callback=_labels, help="Remember this with the state; may be repeated.")
-@click.option("--squash", is_flag=True, help="FILE stands on this very state: both together become its new content.")
+@click.option(
+    "--replace", is_flag=True, help="Replace a state of this name that has other content."
+)
+@click.option(
+    "--label",
+    "labels",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=_labels,
+    help="Remember this with the state; may be repeated.",
+)
+@click.option(
+    "--squash",
+    is_flag=True,
+    help="FILE stands on this very state: both together become its new content.",
+)
 @click.option(
     "--monitor",
     metavar="SOCKET",
     shell_complete=paths.files,
     help="A machine runs on FILE, and this is its QMP monitor: it goes on in a fresh overlay.",
 )
-@click.option("--compress", is_flag=True, help="With --monitor, for a machine: compress its RAM, which is part of the state then.")
+@click.option(
+    "--compress",
+    is_flag=True,
+    help="With --monitor, for a machine: compress its RAM, which is part of the state then.",
+)
 @click.option(
     "--agent",
     metavar="SOCKET",
     shell_complete=paths.files,
-    help="With --monitor, for an image: have its file systems made consistent by QEMU's guest agent.",
+    help=(
+        "With --monitor, for an image: have its file systems made consistent by QEMU's guest agent."
+    ),
 )
 @scope_option
 @click.option(
-    "--wait-for", type=click.Choice([str(which) for which in WaitFor]), default="all", help="Which pools must have it for the exit code to be 0."
+    "--wait-for",
+    type=click.Choice([str(which) for which in WaitFor]),
+    default="all",
+    help="Which pools must have it for the exit code to be 0.",
 )
 @dry_run_option
 @click.pass_obj
@@ -82,11 +106,19 @@ def command(
     """
     Store a state in the cache and in the sources.
 
-    The working image becomes the state; an empty one, backed by it, takes its place, so that the machine can go on. With --monitor this is done while
-    it runs; the state of a machine, such as vm1, then has its RAM, too. The exit code is 7 if a pool
-    could not take the state; with --wait-for any, if no source could; with --wait-for own, the cache alone matters.
+    The working image becomes the state; an empty one, backed by it, takes its place, so that the
+    machine can go on. With --monitor this is done while it runs; the state of a machine, such as
+    vm1, then has its RAM, too. The exit code is 7 if a pool could not take the state; with
+    --wait-for any, if no source could; with --wait-for own, the cache alone matters.
     """
-    how = {"replace": replace, "squash": squash, "labels": labels or None, "scope": scope, "wait_for": wait_for, "dry_run": dry_run}
+    how = {
+        "replace": replace,
+        "squash": squash,
+        "labels": labels or None,
+        "scope": scope,
+        "wait_for": wait_for,
+        "dry_run": dry_run,
+    }
     if monitor is None:
         if compress or agent:
             raise click.UsageError("--compress and --agent need --monitor")
@@ -95,15 +127,26 @@ def command(
         if squash:
             raise click.UsageError("--squash and --monitor exclude each other")
         del how["squash"]
-        stored = _store_running(session, object, state, sources, {**how, "machine": monitor}, compress=compress, agent=agent)
+        stored = _store_running(
+            session,
+            object,
+            state,
+            sources,
+            {**how, "machine": monitor},
+            compress=compress,
+            agent=agent,
+        )
     return answer(session, stored, dry_run=dry_run)
 
 
-def store(session: Session, object: str, state: str, sources: Sequence[str], how: Mapping[str, Any]) -> SetResult:
+def store(
+    session: Session, object: str, state: str, sources: Sequence[str], how: Mapping[str, Any]
+) -> SetResult:
     """
     Set a state of an image, or of a machine.
 
-    :param sources: as the user names them: FILE for an image, IMAGE=FILE or a directory for a machine
+    :param sources: as the user names them: FILE for an image, IMAGE=FILE or a directory for a
+        machine
     :param how: the other arguments of a handle's set
     :raises click.UsageError: they do not fit the object
     """
@@ -116,14 +159,24 @@ def store(session: Session, object: str, state: str, sources: Sequence[str], how
 
 
 def _store_running(
-    session: Session, object: str, state: str, sources: Sequence[str], how: Mapping[str, Any], *, compress: bool, agent: str | None
+    session: Session,
+    object: str,
+    state: str,
+    sources: Sequence[str],
+    how: Mapping[str, Any],
+    *,
+    compress: bool,
+    agent: str | None,
 ) -> SetResult:
     """As :func:`store`, while a machine runs."""
     parsed = parse_object(object)
     machine = session.pool().machine(parsed.machine)
     if isinstance(parsed, Machine):
         if agent is not None:
-            raise click.UsageError("--agent is for an image: what a guest has not written yet is in its RAM, which is part of the state")
+            raise click.UsageError(
+                "--agent is for an image: what a guest has not written yet is in its RAM, which is"
+                " part of the state"
+            )
         return machine.set_running(state, images=of_images(sources), compress=compress, **how)
     if len(sources) > 1:
         raise click.UsageError(f"{object} is one image: --from can only be given once")
@@ -133,14 +186,20 @@ def _store_running(
 
 
 def of_images(sources: Sequence[str]) -> dict[str, str]:
-    """:returns: the working images of a machine, as the user names them: IMAGE=FILE each, or a directory"""
+    """
+    :returns: the working images of a machine, as the user names them: IMAGE=FILE each, or a
+        directory
+    """
     if len(sources) == 1 and os.path.isdir(sources[0]):
         return {path.stem: str(path) for path in sorted(Path(sources[0]).glob("*.qcow2"))}
     named: dict[str, str] = {}
     for text in sources:
         image, equals, path = text.partition("=")
         if not (image and equals and path):
-            raise click.UsageError(f"--from {text} is not of the form IMAGE=FILE, which a machine needs, and no directory")
+            raise click.UsageError(
+                f"--from {text} is not of the form IMAGE=FILE, which a machine needs, and no"
+                " directory"
+            )
         if image in named:
             raise click.UsageError(f"--from names the image {image} twice")
         named[image] = path
@@ -172,7 +231,8 @@ def tell(session: Session, stored: SetResult, dry_run: bool) -> None:
             warn(f"{stored.object} {stored.state} is not in {place}: {at.error}")
         else:
             session.say(f"{stored.object} {stored.state}: {_told(at, dry_run)} {place}")
-    if not dry_run and not session.quiet and len(stored.pools) == 1:  # of a source that failed it is said already
+    # of a source that failed it is said already
+    if not dry_run and not session.quiet and len(stored.pools) == 1:
         warn(f"no source has {stored.object} {stored.state}: what is in the cache is the only copy")
 
 

@@ -26,7 +26,8 @@ def command(session: Session, object: str | None, scope: str | None) -> None:
     """
     List states, and where each is.
 
-    OBJECT is a machine, such as vm1, or an image, such as vm1/disk; without it, all are listed. The exit code is 3 if it has no state.
+    OBJECT is a machine, such as vm1, or an image, such as vm1/disk; without it, all are listed. The
+    exit code is 3 if it has no state.
     """
     listed = session.pool().show(object, scope=scope)
     require_any(session, object, listed, scope=scope)
@@ -38,16 +39,25 @@ def command(session: Session, object: str | None, scope: str | None) -> None:
     for text in listed.warnings:
         warn(f"warning: {text}")
     titles = ("OBJECT", "STATE", "SIZE", "PARENT", "CREATED", "WHERE", "NOTE")
-    session.answer_table(titles, [_row(session, item, size) for item, size in _with_ram(sorted(listed, key=_place))], right=("SIZE",))
+    session.answer_table(
+        titles,
+        [_row(session, item, size) for item, size in _with_ram(sorted(listed, key=_place))],
+        right=("SIZE",),
+    )
 
 
 def _with_ram(listed: Sequence[Listed]) -> Iterator[tuple[Listed, int]]:
-    """:returns: the states, each with its size: the RAM of a machine's state is part of that, and no state of its own for people"""
+    """
+    :returns: the states, each with its size: the RAM of a machine's state is part of that, and no
+        state of its own for people
+    """
 
     def part_of(item: Listed) -> tuple[str, str, tuple[str, ...]]:
         return item.manifest.object, item.manifest.state, item.pools
 
-    ram = {part_of(item): item.manifest.data_size for item in listed if item.manifest.kind is Kind.RAM}
+    ram = {
+        part_of(item): item.manifest.data_size for item in listed if item.manifest.kind is Kind.RAM
+    }
     machines = {part_of(item) for item in listed if item.manifest.kind is Kind.MACHINE}
     for item in listed:
         if item.manifest.kind is Kind.MACHINE:
@@ -56,7 +66,9 @@ def _with_ram(listed: Sequence[Listed]) -> Iterator[tuple[Listed, int]]:
             yield item, item.manifest.data_size
 
 
-def require_any(session: Session, object: str | None, listed: Listing, *, scope: str | None = None) -> None:
+def require_any(
+    session: Session, object: str | None, listed: Listing, *, scope: str | None = None
+) -> None:
     """
     Look whether an object that a person has named is known at all, since its name may be mistyped.
 
@@ -72,13 +84,21 @@ def require_any(session: Session, object: str | None, listed: Listing, *, scope:
     asked = [str(Location("file", session.config.cache))] if Scope.OWN in scopes else []
     asked += [str(source.location) for source in session.config.sources if source.scope in scopes]
     where = ", ".join(asked) or f"pools of the scope {scope}, of which there are none"
-    raise NotFound(f"there is no state of {object} in {where}", object=object, hint="statepool show lists what there is")
+    raise NotFound(
+        f"there is no state of {object} in {where}",
+        object=object,
+        hint="statepool show lists what there is",
+    )
 
 
 def _place(item: Listed) -> tuple[str, str, float, str]:
     """What was built under one name stands together, the newest key first."""
     built = parse_name(item.manifest.state)
-    state, age = (built[0], -item.manifest.created) if built is not None else (item.manifest.state, -math.inf)
+    state, age = (
+        (built[0], -item.manifest.created)
+        if built is not None
+        else (item.manifest.state, -math.inf)
+    )
     return item.manifest.object, state, age, str(item.manifest.kind)
 
 

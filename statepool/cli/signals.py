@@ -32,7 +32,8 @@ class Ended(BaseException):
 @contextlib.contextmanager
 def orderly() -> Iterator[None]:
     """
-    For as long as a ``with`` block lasts, SIGTERM and SIGHUP leave it before they end us. One that is ignored, as by nohup, still is.
+    For as long as a ``with`` block lasts, SIGTERM and SIGHUP leave it before they end us. One that
+    is ignored, as by nohup, still is.
 
     :raises Ended: one came
     """

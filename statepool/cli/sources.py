@@ -16,8 +16,8 @@ def command(session: Session, scope: str | None) -> None:
     """
     Show in which order sources are asked, and why.
 
-    The first one that has a state is where it comes from. Nobody is contacted: shown is what was learnt when states were got. One that failed is left
-    alone for a while, and then tried again.
+    The first one that has a state is where it comes from. Nobody is contacted: shown is what was
+    learnt when states were got. One that failed is left alone for a while, and then tried again.
     """
     sources = session.pool().sources_status(scope=scope)
     if session.json:
@@ -43,5 +43,8 @@ def _row(source: SourceStatus) -> tuple[str, ...]:
 def _note(source: SourceStatus) -> str:
     notes = ["authority"] if source.authority else []
     if source.problem is not None:
-        notes.append(f"{'corrupt' if source.corrupt else 'failed'} at {output.moment(source.failed)}: {source.problem}")
+        notes.append(
+            f"{'corrupt' if source.corrupt else 'failed'} at {output.moment(source.failed)}:"
+            f" {source.problem}"
+        )
     return "; ".join(notes)

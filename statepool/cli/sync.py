@@ -22,12 +22,21 @@ _WOULD = {SyncAction.COPIED: "would copy", SyncAction.REMOVED: "would remove"}
 @click.option("--replace", is_flag=True, help="Replace states of TO that have other content.")
 @dry_run_option
 @click.pass_obj
-def command(session: Session, origin: str, target: str, object: str | None, delete: bool, replace: bool, dry_run: bool) -> int:
+def command(
+    session: Session,
+    origin: str,
+    target: str,
+    object: str | None,
+    delete: bool,
+    replace: bool,
+    dry_run: bool,
+) -> int:
     """
     Copy chains from one pool to another.
 
-    FROM and TO are locations, or names of configured sources. Parents go first, what is there is skipped, and what was interrupted is simply done
-    again. The exit code is 7 if a state could not be copied or removed.
+    FROM and TO are locations, or names of configured sources. Parents go first, what is there is
+    skipped, and what was interrupted is simply done again. The exit code is 7 if a state could not
+    be copied or removed.
     """
     from statepool.api import sync
 
@@ -61,6 +70,12 @@ def _tell(session: Session, synced: Synced, dry_run: bool) -> None:
         if state.action is SyncAction.FAILED:
             warn(f"{name}: {state.error}")
         elif state.action in words:
-            session.say(f"{words[state.action]} {name}" + (f" ({output.size(state.bytes)})" if state.bytes else ""))
-    counts = [(sum(1 for state in synced.states if state.action is action), _counted(action, dry_run)) for action in SyncAction]
+            session.say(
+                f"{words[state.action]} {name}"
+                + (f" ({output.size(state.bytes)})" if state.bytes else "")
+            )
+    counts = [
+        (sum(1 for state in synced.states if state.action is action), _counted(action, dry_run))
+        for action in SyncAction
+    ]
     session.say(", ".join(f"{count} {what}" for count, what in counts if count) or "nothing to do")

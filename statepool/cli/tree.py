@@ -23,8 +23,8 @@ def command(session: Session, object: str | None, dot: bool) -> None:
     """
     Show chains as a tree.
 
-    OBJECT is a machine, such as vm1, or an image, such as vm1/disk; without it, all are shown. A state stands below its parent. The exit
-    code is 3 if OBJECT has no state.
+    OBJECT is a machine, such as vm1, or an image, such as vm1/disk; without it, all are shown. A
+    state stands below its parent. The exit code is 3 if OBJECT has no state.
     """
     if dot and session.json:
         raise click.UsageError("--dot and --json exclude each other")
@@ -34,7 +34,12 @@ def command(session: Session, object: str | None, dot: bool) -> None:
     if session.json:
         from statepool.cli.forms import form
 
-        session.answer_json({"states": [form(node.listed) | {"depth": node.depth} for node in nodes], "warnings": list(listed.warnings)})
+        session.answer_json(
+            {
+                "states": [form(node.listed) | {"depth": node.depth} for node in nodes],
+                "warnings": list(listed.warnings),
+            }
+        )
         return
     for text in listed.warnings:
         warn(f"warning: {text}")
@@ -45,7 +50,10 @@ def command(session: Session, object: str | None, dot: bool) -> None:
 
 
 DRAWN = 64
-"""Levels that are drawn at most: a line for each of a thousand states on each other would be a thousand levels long."""
+"""
+Levels that are drawn at most: a line for each of a thousand states on each other would be a
+thousand levels long.
+"""
 
 
 @frozen
@@ -55,8 +63,10 @@ class Node:
 
     :param listed: the state
     :param depth: how many states of the listing are below it in its chain
-    :param parent: the state that backs it, or None where that is not listed; at depth 0, there is one only in a chain that is a loop
-    :param last: for it and those it stands below, as far as they are drawn, whether each is the last child of its parent
+    :param parent: the state that backs it, or None where that is not listed; at depth 0, there is
+        one only in a chain that is a loop
+    :param last: for it and those it stands below, as far as they are drawn, whether each is the
+        last child of its parent
     """
 
     listed: Listed
@@ -69,11 +79,19 @@ def arrange(listed: Sequence[Listed]) -> Iterator[Node]:
     """
     Bring states into the order of a tree: each after its parent, objects and siblings by name.
 
-    What a listing says is not believed further than needed: a chain may be deep, lack its beginning, or be a loop, which is cut somewhere.
+    What a listing says is not believed further than needed: a chain may be deep, lack its
+    beginning, or be a loop, which is cut somewhere.
     """
     ordered = sorted(listed, key=lambda item: (item.manifest.id, str(item.manifest.digest)))
-    exact = {(item.manifest.object, item.manifest.state, item.manifest.digest): item for item in reversed(ordered)}
-    named = {(item.manifest.object, item.manifest.state): item for item in reversed(ordered) if item.manifest.digest is None}
+    exact = {
+        (item.manifest.object, item.manifest.state, item.manifest.digest): item
+        for item in reversed(ordered)
+    }
+    named = {
+        (item.manifest.object, item.manifest.state): item
+        for item in reversed(ordered)
+        if item.manifest.digest is None
+    }
     children: dict[int, list[Listed]] = {}
     roots: list[Listed] = []
     parents: dict[int, Listed] = {}
@@ -85,12 +103,17 @@ def arrange(listed: Sequence[Listed]) -> Iterator[Node]:
             parents[id(item)] = parent
             children.setdefault(id(parent), []).append(item)
     seen: set[int] = set()
-    # Those of a loop have no root: they are reached by the second list, which is sorted in behind the roots of their object.
+    # Those of a loop have no root: they are reached by the second list, which is sorted in behind
+    # the roots of their object.
     for root in sorted([*roots, *ordered], key=lambda item: item.manifest.object):
         yield from _walk(root, children, parents, seen)
 
 
-def _parent(item: Listed, exact: Mapping[tuple[str, str, Digest | None], Listed], named: Mapping[tuple[str, str], Listed]) -> Listed | None:
+def _parent(
+    item: Listed,
+    exact: Mapping[tuple[str, str, Digest | None], Listed],
+    named: Mapping[tuple[str, str], Listed],
+) -> Listed | None:
     manifest = item.manifest
     if manifest.parent is None:
         return None
@@ -98,7 +121,9 @@ def _parent(item: Listed, exact: Mapping[tuple[str, str, Digest | None], Listed]
     return exact.get((*name, manifest.parent.digest)) or named.get(name)
 
 
-def _walk(root: Listed, children: dict[int, list[Listed]], parents: dict[int, Listed], seen: set[int]) -> Iterator[Node]:
+def _walk(
+    root: Listed, children: dict[int, list[Listed]], parents: dict[int, Listed], seen: set[int]
+) -> Iterator[Node]:
     """Without recursion: chains may be deeper than Python's stack."""
     stack = [Node(root, parent=parents.get(id(root)))]
     while stack:
@@ -109,7 +134,14 @@ def _walk(root: Listed, children: dict[int, list[Listed]], parents: dict[int, Li
         yield node
         below = children.get(id(node.listed), [])
         for index, child in reversed(list(enumerate(below))):
-            stack.append(Node(child, node.depth + 1, parents[id(child)], (*node.last, index == len(below) - 1)[-DRAWN:]))
+            stack.append(
+                Node(
+                    child,
+                    node.depth + 1,
+                    parents[id(child)],
+                    (*node.last, index == len(below) - 1)[-DRAWN:],
+                )
+            )
 
 
 def _draw(session: Session, nodes: Iterable[Node]) -> list[str]:
@@ -121,22 +153,39 @@ def _draw(session: Session, nodes: Iterable[Node]) -> list[str]:
             name = manifest.object
             lines.append((name, "", "", ""))
         where = " ".join(map(session.place, node.listed.pools))
-        lines.append((f"  {_branch(node)}{manifest.state}", output.size(manifest.data_size), where, _remark(node)))
-    return output.aligned([tuple(map(output.safe, line)) for line in lines], (False, True, False, False))
+        lines.append(
+            (
+                f"  {_branch(node)}{manifest.state}",
+                output.size(manifest.data_size),
+                where,
+                _remark(node),
+            )
+        )
+    return output.aligned(
+        [tuple(map(output.safe, line)) for line in lines], (False, True, False, False)
+    )
 
 
 def _branch(node: Node) -> str:
     if not node.last:
         return ""
     *above, last = node.last
-    return ("… " if node.depth > DRAWN else "") + "".join("    " if ended else "│   " for ended in above) + ("└── " if last else "├── ")
+    return (
+        ("… " if node.depth > DRAWN else "")
+        + "".join("    " if ended else "│   " for ended in above)
+        + ("└── " if last else "├── ")
+    )
 
 
 def _remark(node: Node) -> str:
     words = [note(node.listed)] if note(node.listed) else []
     parent = node.listed.manifest.parent
     if parent is not None and node.depth == 0:
-        words.append(f"its parent {parent.state} is not here with the content it needs" if node.parent is None else "its chain is a loop")
+        words.append(
+            f"its parent {parent.state} is not here with the content it needs"
+            if node.parent is None
+            else "its chain is a loop"
+        )
     return ", ".join(words)
 
 
@@ -149,7 +198,14 @@ def _dot(session: Session, nodes: Sequence[Node]) -> Iterator[str]:
         manifest = node.listed.manifest
         where = " ".join(map(session.place, node.listed.pools))
         label = "\\n".join(
-            _quoted(text) for text in (f"{manifest.object} {manifest.state}", output.size(manifest.data_size), where, _remark(node)) if text
+            _quoted(text)
+            for text in (
+                f"{manifest.object} {manifest.state}",
+                output.size(manifest.data_size),
+                where,
+                _remark(node),
+            )
+            if text
         )
         yield f'  {names[id(node.listed)]} [label = "{label}"];'
     for node in nodes:

@@ -19,13 +19,22 @@ from statepool.model.outcomes import Removed
 @click.option("--cascade", is_flag=True, help="Remove all states that stand on it, too.")
 @dry_run_option
 @click.pass_obj
-def command(session: Session, object: str, state: str, everywhere: bool, scope: str | None, cascade: bool, dry_run: bool) -> int:
+def command(
+    session: Session,
+    object: str,
+    state: str,
+    everywhere: bool,
+    scope: str | None,
+    cascade: bool,
+    dry_run: bool,
+) -> int:
     """
     Remove a state.
 
-    It is removed from the cache, and with --everywhere from the sources. A state that others stand on is not removed. A state of a machine, such as
-    vm1, goes together with those of its images. Bytes that a working image
-    stands on stay until that is gone. The exit code is 7 if the state could not be removed from a pool.
+    It is removed from the cache, and with --everywhere from the sources. A state that others stand
+    on is not removed. A state of a machine, such as vm1, goes together with those of its images.
+    Bytes that a working image stands on stay until that is gone. The exit code is 7 if the state
+    could not be removed from a pool.
     """
     if everywhere and scope is not None:
         raise click.UsageError("--everywhere and --scope exclude each other")
@@ -44,6 +53,9 @@ def tell(session: Session, removed: Removed, state: str, dry_run: bool) -> None:
     """Say what became of a state that was removed."""
     for pool, states in removed.states.items():
         names = ", ".join(states) or "nothing"
-        session.say(f"{removed.object}: {'would remove' if dry_run else 'removed'} {names} from {session.place(pool)}")
+        session.say(
+            f"{removed.object}: {'would remove' if dry_run else 'removed'} {names} from"
+            f" {session.place(pool)}"
+        )
     for pool, problem in removed.errors.items():
         warn(f"{removed.object} {state} was not removed from {session.place(pool)}: {problem}")

@@ -19,7 +19,8 @@ def command(session: Session, object: str | None, state: str | None) -> int:
     """
     Read states once more, and check every byte.
 
-    Those of OBJECT, or all, are checked in the cache and in the sources. The exit code is 5 if something is not what it should be.
+    Those of OBJECT, or all, are checked in the cache and in the sources. The exit code is 5 if
+    something is not what it should be.
     """
     checked = session.pool().verify(object, state)
     if session.json:
@@ -28,7 +29,13 @@ def command(session: Session, object: str | None, state: str | None) -> int:
         session.answer_json({"checked": form(checked)})
     else:
         rows = [
-            (item.object, item.state, session.place(item.pool), output.size(item.bytes), _result(item))
+            (
+                item.object,
+                item.state,
+                session.place(item.pool),
+                output.size(item.bytes),
+                _result(item),
+            )
             for item in checked
             if item.problem or item.note or not session.quiet
         ]

@@ -12,7 +12,10 @@ from statepool.errors import ConfigError
 FILE_NAME = "statepool.toml"
 
 SYSTEM_DIRECTORIES = "/etc/xdg"
-"""Where the settings of the whole host are, by the XDG Base Directory Specification 0.8, unless ``XDG_CONFIG_DIRS`` says otherwise."""
+"""
+Where the settings of the whole host are, by the XDG Base Directory Specification 0.8, unless
+``XDG_CONFIG_DIRS`` says otherwise.
+"""
 
 AnyPath = str | os.PathLike[str]
 
@@ -24,7 +27,10 @@ def home(environ: Mapping[str, str]) -> str | None:
 
 
 def xdg(environ: Mapping[str, str], variable: str, home: str | None, default: str) -> str | None:
-    """:returns: a directory of the XDG Base Directory Specification 0.8, which says that relative values are to be ignored"""
+    """
+    :returns: a directory of the XDG Base Directory Specification 0.8, which says that relative
+        values are to be ignored
+    """
     value = environ.get(variable, "")
     if os.path.isabs(value):
         return value
@@ -35,31 +41,66 @@ def default_cache(environ: Mapping[str, str], home: str | None) -> tuple[str, tu
     """:returns: the cache, and what the user should do about it"""
     directory = xdg(environ, "XDG_DATA_HOME", home, ".local/share")
     if directory is None:
-        raise ConfigError("there is no home directory to keep the cache in", hint="name a cache with --cache or STATEPOOL_CACHE")
-    cache, before = os.path.join(directory, "statepool"), xdg(environ, "XDG_CACHE_HOME", home, ".cache")
+        raise ConfigError(
+            "there is no home directory to keep the cache in",
+            hint="name a cache with --cache or STATEPOOL_CACHE",
+        )
+    cache, before = (
+        os.path.join(directory, "statepool"),
+        xdg(environ, "XDG_CACHE_HOME", home, ".cache"),
+    )
     old = os.path.join(before, "statepool") if before is not None else cache
     if os.path.exists(cache) or not os.path.isdir(os.path.join(old, ".statepool")):
         return cache, ()
-    move = f"mkdir -p {shlex.quote(directory)} && mv {shlex.quote(old)} {shlex.quote(cache)} && ln -s {shlex.quote(cache)} {shlex.quote(old)}"
-    return old, (f"the cache {old} is among what may be deleted at any time; to move it, while nothing uses it: {move}",)
+    move = (
+        f"mkdir -p {shlex.quote(directory)} && mv {shlex.quote(old)} {shlex.quote(cache)} && ln -s"
+        f" {shlex.quote(cache)} {shlex.quote(old)}"
+    )
+    return old, (
+        (
+            f"the cache {old} is among what may be deleted at any time; to move it, while nothing"
+            f" uses it: {move}"
+        ),
+    )
 
 
 def _project_file(base: str, project: str | os.PathLike[str] | None) -> str:
-    """Above the project's directory only files count of the account that it belongs to, of root and of ours: everybody can write to ``/tmp``."""
+    """
+    Above the project's directory only files count of the account that it belongs to, of root and of
+    ours: everybody can write to ``/tmp``.
+    """
     here = os.path.join(base, FILE_NAME)
     if project is None or os.path.lexists(here) or not os.path.isdir(start := Path(base, project)):
         return here
     trusted = {0, os.geteuid(), start.stat().st_uid}
     paths = [directory / FILE_NAME for directory in (start, *start.parents)]
-    return next((str(path) for path in paths if path.exists() and (path.parent == start or path.stat().st_uid in trusted)), here)
+    return next(
+        (
+            str(path)
+            for path in paths
+            if path.exists() and (path.parent == start or path.stat().st_uid in trusted)
+        ),
+        here,
+    )
 
 
-def files(file: AnyPath | None, environ: Mapping[str, str], base: str, home: str | None, project: AnyPath | None) -> list[tuple[str, bool]]:
+def files(
+    file: AnyPath | None,
+    environ: Mapping[str, str],
+    base: str,
+    home: str | None,
+    project: AnyPath | None,
+) -> list[tuple[str, bool]]:
     """:returns: the files to read, each with whether it must exist"""
     if file is not None:
         return [(os.path.join(base, file), True)]
-    system = [name for name in (environ.get("XDG_CONFIG_DIRS") or SYSTEM_DIRECTORIES).split(":") if os.path.isabs(name)]
-    paths = [os.path.join(name, "statepool", FILE_NAME) for name in reversed(system)]  # the first of them is the most important one
+    system = [
+        name
+        for name in (environ.get("XDG_CONFIG_DIRS") or SYSTEM_DIRECTORIES).split(":")
+        if os.path.isabs(name)
+    ]
+    # the first of them is the most important one
+    paths = [os.path.join(name, "statepool", FILE_NAME) for name in reversed(system)]
     directory = xdg(environ, "XDG_CONFIG_HOME", home, ".config")
     if directory is not None:
         paths.append(os.path.join(directory, "statepool", FILE_NAME))

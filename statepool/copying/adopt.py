@@ -1,5 +1,6 @@
 """
-Making files of another tool managed where they lie: hashed, given their name among the bytes, and known to the log from then on.
+Making files of another tool managed where they lie: hashed, given their name among the bytes, and
+known to the log from then on.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Adoption:
     Makes what another tool put into a pool managed.
 
     :param pool: which
-    :param relocate: also rewrite absolute backing names, so that the files can be used as they are wherever they are copied
+    :param relocate: also rewrite absolute backing names, so that the files can be used as they are
+        wherever they are copied
     :param progress: told of what is hashed
     :param tool_timeout: for qemu-img, in seconds
     """
@@ -59,13 +61,15 @@ class Adoption:
 
     def run(self, *, dry_run: bool = False) -> list[Adopted]:
         """
-        :returns: what became of each file, in the order in which they were looked at: parents first; last, those whose names no state can have
+        :returns: what became of each file, in the order in which they were looked at: parents
+            first; last, those whose names no state can have
         :raises NotAPool: the pool has not been made yet
         """
         if not self.pool.is_managed:
             self.pool.require()
             raise NotAPool(
-                f"{self.pool.location} holds states of another tool, but has no log to adopt them into",
+                f"{self.pool.location} holds states of another tool, but has no log to adopt them"
+                " into",
                 pool=str(self.pool.location),
                 hint=f"make one with: statepool init {self.pool.location}",
             )
@@ -81,33 +85,52 @@ class Adoption:
         done: set[StateId] = set()
         for unmanaged in found:
             self._adopt_with_parents(unmanaged.id, found, done, adopted, dry_run)
-        return adopted + [Adopted(str(self.pool), file.object, file.state, problem=str(file.error)) for file in self.pool.view.misnamed()]
+        return adopted + [
+            Adopted(str(self.pool), file.object, file.state, problem=str(file.error))
+            for file in self.pool.view.misnamed()
+        ]
 
     def _undo_unfinished(self) -> None:
         """
-        A file that has its name among the bytes but no record, since an adoption of it was interrupted, looks like one of ours. Without that name it
-        is a file of another tool again.
+        A file that has its name among the bytes but no record, since an adoption of it was
+        interrupted, looks like one of ours. Without that name it is a file of another tool again.
         """
         self._collector.clear_incoming()
-        digests = (Digest.from_file_name(entry.name) for entry in self.pool.transport.scan(layout.DATA))
+        digests = (
+            Digest.from_file_name(entry.name) for entry in self.pool.transport.scan(layout.DATA)
+        )
         self._collector.collect(digest for digest in digests if digest is not None)
 
     @property
     def _collector(self) -> Collector:
         return Collector(self.pool, lambda: gc_roots(self.pool))
 
-    def _adopt_with_parents(self, state: StateId, found: list[Unmanaged], done: set[StateId], adopted: list[Adopted], dry_run: bool) -> None:
+    def _adopt_with_parents(
+        self,
+        state: StateId,
+        found: list[Unmanaged],
+        done: set[StateId],
+        adopted: list[Adopted],
+        dry_run: bool,
+    ) -> None:
         if state in done:
             return
         done.add(state)
         try:
             if state.kind is not Kind.IMAGE:
-                raise UsageError(f"{layout.view(state)} is the RAM of a machine, and cannot be adopted without its fingerprint")
+                raise UsageError(
+                    f"{layout.view(state)} is the RAM of a machine, and cannot be adopted without"
+                    " its fingerprint"
+                )
             chain = unmanaged_chain(self.pool, state, self.pool.fold(state.machine))
             if not chain or chain[0].manifest.digest is not None:
                 return  # it is gone since it was found, or another adoption was faster
             for member in chain[1:]:
-                self._adopt_with_parents(member.manifest.id, found, done, adopted, dry_run) if member.manifest.digest is None else None
+                (
+                    self._adopt_with_parents(member.manifest.id, found, done, adopted, dry_run)
+                    if member.manifest.digest is None
+                    else None
+                )
             adopted.append(self._would_adopt(state) if dry_run else self._adopt(chain))
         except StatePoolError as error:
             adopted.append(Adopted(str(self.pool), state.object, state.state, problem=str(error)))
@@ -126,7 +149,11 @@ class Adoption:
         local = self.pool.transport.beneath(path)
         with _unwritten(local) as descriptor:
             self._check(tip, path, parent, descriptor)
-        relocated = self._relocate(local, parent) if self.relocate and local is not None and parent is not None else False
+        relocated = (
+            self._relocate(local, parent)
+            if self.relocate and local is not None and parent is not None
+            else False
+        )
         with _unwritten(local) as descriptor:
             lease = _lease(descriptor)
             self._check(tip, path, parent, descriptor)
@@ -134,19 +161,35 @@ class Adoption:
             manifest = self._manifest(tip, path, digest, parent, descriptor)
             with self._closed(manifest, descriptor):
                 if _lease(descriptor) != lease:
-                    # It was permitted to write before the file was read-only, and will not wait for us for long.
-                    raise InUse(f"another process wants to write to {local}", path=str(local), hint="adopt it when nobody writes to it")
+                    # It was permitted to write before the file was read-only, and will not wait for
+                    # us for long.
+                    raise InUse(
+                        f"another process wants to write to {local}",
+                        path=str(local),
+                        hint="adopt it when nobody writes to it",
+                    )
                 self._publish(manifest, digest, pieces, path, descriptor)
         return Adopted(str(self.pool), tip.object, tip.state, str(digest), relocated)
 
-    def _check(self, tip: Manifest, path: str, parent: Manifest | None, descriptor: int | None) -> None:
-        """Look into the very file that is hashed, where it is on this host: whatever had its name when the chain was looked at."""
+    def _check(
+        self, tip: Manifest, path: str, parent: Manifest | None, descriptor: int | None
+    ) -> None:
+        """
+        Look into the very file that is hashed, where it is on this host: whatever had its name when
+        the chain was looked at.
+        """
         what = f"{tip.id} in {self.pool}"
         if descriptor is None:
             read, size = reader_of(self.pool, path)
         else:
             read, size = reader(descriptor), os.fstat(descriptor).st_size
-        header = check_image(read, size, what, parent=parent.state if parent is not None else None, backing=Backing.UNMANAGED)
+        header = check_image(
+            read,
+            size,
+            what,
+            parent=parent.state if parent is not None else None,
+            backing=Backing.UNMANAGED,
+        )
         check_clusters(read, header, what, descriptor=descriptor)
 
     def _digest(self, tip: Manifest, path: str, descriptor: int | None) -> tuple[Digest, Pieces]:
@@ -160,12 +203,19 @@ class Adoption:
         finally:
             self.progress.end()
 
-    def _publish(self, manifest: Manifest, digest: Digest, pieces: Pieces, path: str, descriptor: int | None) -> None:
+    def _publish(
+        self, manifest: Manifest, digest: Digest, pieces: Pieces, path: str, descriptor: int | None
+    ) -> None:
         staging = self.pool.stage([digest])
         staging.list_pieces(digest, manifest.size, pieces)
         try:
             self._link(path, descriptor, staging.path(digest))
-            self.pool.publish([manifest], staging, in_place=True, again=lambda renewed: self._link(path, descriptor, renewed.path(digest)))
+            self.pool.publish(
+                [manifest],
+                staging,
+                in_place=True,
+                again=lambda renewed: self._link(path, descriptor, renewed.path(digest)),
+            )
         finally:
             staging.end()
             self._collector.collect([digest])  # nothing, unless it failed
@@ -173,17 +223,29 @@ class Adoption:
     def _link(self, path: str, descriptor: int | None, target: str) -> None:
         self.pool.transport.link(path, target)
         linked = self.pool.transport.stat(target)
-        if descriptor is not None and (linked is None or linked.identity != _identity(os.fstat(descriptor))):
-            raise InUse(f"another file took the place of {path} in {self.pool} while it was hashed", path=path, hint="adopt it once more")
+        if descriptor is not None and (
+            linked is None or linked.identity != _identity(os.fstat(descriptor))
+        ):
+            raise InUse(
+                f"another file took the place of {path} in {self.pool} while it was hashed",
+                path=path,
+                hint="adopt it once more",
+            )
 
     @contextmanager
     def _closed(self, manifest: Manifest, descriptor: int | None) -> Iterator[None]:
-        """Have nobody write to a file any more, before it is a state; and again as before, if it becomes none."""
+        """
+        Have nobody write to a file any more, before it is a state; and again as before, if it
+        becomes none.
+        """
         if descriptor is None:
             yield
             return
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
-        with translating("make read-only", Subject(f"{manifest.id} in {self.pool}", str(self.pool), layout.view(manifest.id))):
+        with translating(
+            "make read-only",
+            Subject(f"{manifest.id} in {self.pool}", str(self.pool), layout.view(manifest.id)),
+        ):
             os.fchmod(descriptor, layout.READ_ONLY)
         try:
             yield
@@ -196,13 +258,24 @@ class Adoption:
         stat = self.pool.transport.stat(path)
         return stat.size if stat is not None else 0
 
-    def _manifest(self, tip: Manifest, path: str, digest: Digest, parent: Manifest | None, descriptor: int | None) -> Manifest:
+    def _manifest(
+        self,
+        tip: Manifest,
+        path: str,
+        digest: Digest,
+        parent: Manifest | None,
+        descriptor: int | None,
+    ) -> Manifest:
         size = os.fstat(descriptor).st_size if descriptor is not None else self._size(path)
         return evolve(
             tip,
             size=size,
             digest=digest,
-            parent=Parent(parent.state, parent.digest) if parent is not None and parent.digest is not None else None,
+            parent=(
+                Parent(parent.state, parent.digest)
+                if parent is not None and parent.digest is not None
+                else None
+            ),
             extents=_extents(descriptor, size) if descriptor is not None else (),
             created=time.time(),
             creator={"host": Writer.current().host, "adopted": "yes"},
@@ -224,7 +297,10 @@ class Adoption:
 
 
 def _unwritten(path: Beneath | None) -> AbstractContextManager[int | None]:
-    """Have a file that nobody writes to, where that can be known: on this host. :returns: its descriptor"""
+    """
+    Have a file that nobody writes to, where that can be known: on this host. :returns: its
+    descriptor
+    """
     return opened.shared(path) if path is not None else nullcontext()
 
 

@@ -1,5 +1,6 @@
 """
-Bringing a state from a source into the cache, of an image or of a machine: roots first, only what is missing, every byte checked before it is seen.
+Bringing a state from a source into the cache, of an image or of a machine: roots first, only what
+is missing, every byte checked before it is seen.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from attrs import evolve, frozen
 
 from statepool.beneath import Beneath, Descriptor
 from statepool.cache.cache import Cache
-from statepool.cache.check_cached import Hashed, check_cached, clear_place, discard, hash_open, is_good, make_durable, open_bytes, open_whole
+from statepool.cache.check_cached import (
+    Hashed,
+    check_cached,
+    clear_place,
+    discard,
+    hash_open,
+    is_good,
+    make_durable,
+    open_bytes,
+    open_whole,
+)
 from statepool.cache.linked import note_use
 from statepool.cache.space import make_room, require_place
 from statepool.copying.resume import can_go_on, keep_proven, take_over
@@ -41,7 +52,10 @@ from statepool.transports.copying import data_extents, hash_file
 from statepool.transports.reading import Extent
 
 LOOKED_AT_FIRST = 1 << 30
-"""Bytes of L2 tables that are read in a source at most, before anything is fetched: those of a disk of 8 TiB at the usual cluster size."""
+"""
+Bytes of L2 tables that are read in a source at most, before anything is fetched: those of a disk of
+8 TiB at the usual cluster size.
+"""
 
 
 @frozen
@@ -71,17 +85,25 @@ class Fetch:
     """
     Brings what is offered into a cache.
 
-    What backs the images of a machine comes as it does for one image. Their states themselves, its RAM, and the machine state that lists them, become
-    visible in one record: all or none.
+    What backs the images of a machine comes as it does for one image. Their states themselves, its
+    RAM, and the machine state that lists them, become visible in one record: all or none.
 
     :param cache: where to
     :param offer: what
     :param progress: told of the bytes
-    :param once: of a source that is read once, from its beginning to its end: reads what is left of it, and raises if that is not what it should be.
-        All parts become visible after that, in one record, and durable: none can be fetched again, so none is evicted either.
+    :param once: of a source that is read once, from its beginning to its end: reads what is left of
+        it, and raises if that is not what it should be. All parts become visible after that, in one
+        record, and durable: none can be fetched again, so none is evicted either.
     """
 
-    def __init__(self, cache: Cache, offer: RemoteChain, progress: Progress = SILENT, *, once: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        offer: RemoteChain,
+        progress: Progress = SILENT,
+        *,
+        once: Callable[[], object] | None = None,
+    ) -> None:
         self._cache = cache
         self._offer = offer
         self._once = once
@@ -89,7 +111,11 @@ class Fetch:
         self._chains = chains_of(offer.members, lambda member: member.manifest)
         tip = offer.members[0].manifest
         self._machine = tip if tip.kind is Kind.MACHINE else None
-        self._together = {member.manifest.id for member in offer.members} if once is not None else set(member_ids(tip))
+        self._together = (
+            {member.manifest.id for member in offer.members}
+            if once is not None
+            else set(member_ids(tip))
+        )
         self._held: list[Staging] = []
         self._progress = progress
         self._bytes = 0
@@ -111,9 +137,15 @@ class Fetch:
         if not self._cache.pool.is_managed and self._source.transport.capabilities.local:
             self._look_first(missing)
         self._cache.prepare()
-        for member in missing if self._once is None else ():  # before anything is evicted for their sake
+        # before anything is evicted for their sake
+        for member in missing if self._once is None else ():
             require_proportion(self._source, member.manifest, member.path)
-        make_room(self._cache, [member.manifest for member in missing], self._source.transport, keep=self._digests())
+        make_room(
+            self._cache,
+            [member.manifest for member in missing],
+            self._source.transport,
+            keep=self._digests(),
+        )
         before = self._named()
         self._progress.begin(self._title, sum(member.manifest.size for member in missing))
         try:
@@ -126,13 +158,20 @@ class Fetch:
                 staging.end()
         if gone := before - {manifest.digest for manifest in parts if manifest.digest is not None}:
             self._cache.drop(gone)
-        how, warnings = "+".join(dict.fromkeys(self._how)) or "none", tuple(dict.fromkeys(self._warnings))
-        return Fetched(tuple(parts), self._bytes, how, self._verified, self._resumed, self._again, warnings)
+        how, warnings = (
+            "+".join(dict.fromkeys(self._how)) or "none",
+            tuple(dict.fromkeys(self._warnings)),
+        )
+        return Fetched(
+            tuple(parts), self._bytes, how, self._verified, self._resumed, self._again, warnings
+        )
 
     def _publish_together(self, parts: list[Manifest]) -> list[Manifest]:
         """:returns: the parts, with the machine state if there is one"""
         together = [manifest for manifest in reversed(parts) if manifest.id in self._together]
-        digests = {manifest.id: manifest.digest for manifest in together if manifest.digest is not None}
+        digests = {
+            manifest.id: manifest.digest for manifest in together if manifest.digest is not None
+        }
         if self._machine is not None:
             members = {member_name(member): digests[member] for member in member_ids(self._machine)}
             parts = [self._machine.derived(size=0, members=members), *parts]
@@ -141,14 +180,21 @@ class Fetch:
         try:
             if self._once is not None:
                 self._once()
-                make_durable(self._cache, [manifest for manifest in together if manifest.digest is not None])
-            self._cache.pool.publish(together, staging, supersede=True, durable=self._once is not None)
+                make_durable(
+                    self._cache, [manifest for manifest in together if manifest.digest is not None]
+                )
+            self._cache.pool.publish(
+                together, staging, supersede=True, durable=self._once is not None
+            )
         finally:
             staging.end()
         return parts
 
     def _look_first(self, missing: Sequence[Member]) -> None:
-        """Before a cache is made for them: what is certain to be refused is refused while nothing is there. All of it is checked again on arrival."""
+        """
+        Before a cache is made for them: what is certain to be refused is refused while nothing is
+        there. All of it is checked again on arrival.
+        """
         require_place(self._cache, [member.manifest for member in missing], self._source.transport)
         images = [chain for chain in self._chains if chain[0].manifest.kind is Kind.IMAGE]
         for member, below in (pair for chain in images for pair in zip_longest(chain, chain[1:])):
@@ -157,11 +203,17 @@ class Fetch:
             what = f"{promised.id} from {self._source}"
             try:
                 header = check_image(read, size, what, parent=parent, backing=Backing.UNMANAGED)
-                if not self._offer.managed and needed_l1_size(header) * header.cluster_size <= LOOKED_AT_FIRST:
+                if (
+                    not self._offer.managed
+                    and needed_l1_size(header) * header.cluster_size <= LOOKED_AT_FIRST
+                ):
                     check_clusters(read, header, what)
             except UnsafeImage as error:
-                if promised.digest is not None and error.check != "proportion":  # damaged, or published like this
-                    actual = self._source.transport.digest(member.path, Transfer(promised.size, promised.digest.algorithm))
+                # damaged, or published like this
+                if promised.digest is not None and error.check != "proportion":
+                    actual = self._source.transport.digest(
+                        member.path, Transfer(promised.size, promised.digest.algorithm)
+                    )
                     self._check_digest(promised, actual)
                 raise
 
@@ -170,12 +222,20 @@ class Fetch:
         return f"get {self._offer.members[0].manifest.id}"
 
     def _digests(self) -> set[Digest]:
-        return {member.manifest.digest for member in self._offer.members if member.manifest.digest is not None}
+        return {
+            member.manifest.digest
+            for member in self._offer.members
+            if member.manifest.digest is not None
+        }
 
     def _named(self) -> set[Digest]:
         """:returns: the bytes that the names of this chain lead to now"""
         found = (self._cache.pool.find(member.manifest.id) for member in self._offer.members)
-        return {manifest.digest for manifest in found if manifest is not None and manifest.digest is not None}
+        return {
+            manifest.digest
+            for manifest in found
+            if manifest is not None and manifest.digest is not None
+        }
 
     def missing(self) -> list[Member]:
         """:returns: what would have to be moved, as far as can be told without reading it"""
@@ -188,7 +248,7 @@ class Fetch:
             return None
         return self._cache.pool.fold(manifest.id.machine).find_content(manifest.id, manifest.digest)
 
-    # -- one member --------------------------------------------------------------------------------------------------------------------------------
+    # -- one member --------------------------------------------------------------------------------
 
     def _bring_chain(self, members: Sequence[Member]) -> list[Manifest]:
         chain: list[Manifest] = []
@@ -207,7 +267,9 @@ class Fetch:
     def _lock(self, member: Member) -> AbstractContextManager[None]:
         """One worker of this host moves these bytes; the others wait, and then find them here."""
         name = str(member.manifest.digest or f"{self._source}/{member.path}")
-        return self._cache.pool.locks.hold(f"fetch-{Digest.of_text(name).hex[:32]}", self._cache.settings.lock_timeout)
+        return self._cache.pool.locks.hold(
+            f"fetch-{Digest.of_text(name).hex[:32]}", self._cache.settings.lock_timeout
+        )
 
     def _is_good(self, cached: Manifest) -> bool:
         checked = check_cached(self._cache, [cached], self._progress)
@@ -232,7 +294,10 @@ class Fetch:
             staging.end()
 
     def _show(self, manifest: Manifest, staging: Staging) -> None:
-        """Make a state visible whose bytes are here; one that is to be visible with others does not lose them until it is."""
+        """
+        Make a state visible whose bytes are here; one that is to be visible with others does not
+        lose them until it is.
+        """
         if manifest.id in self._together:
             assert manifest.digest is not None
             self._held.append(self._cache.pool.stage([manifest.digest]))
@@ -247,27 +312,39 @@ class Fetch:
         if manifest.digest is not None and old.is_content(manifest.digest):
             return
         raise Conflict(
-            f"{manifest.id} in the cache {self._cache.root} was set there and is in no source, while {self._source} has another of this name",
+            f"{manifest.id} in the cache {self._cache.root} was set there and is in no source,"
+            f" while {self._source} has another of this name",
             object=manifest.object,
             state=manifest.state,
             pool=str(self._source),
-            hint=f"store it under another name, or give it up with: statepool unset {manifest.object} {manifest.state}",
+            hint=(
+                "store it under another name, or give it up with: statepool unset"
+                f" {manifest.object} {manifest.state}"
+            ),
         )
 
     def _fetch(self, member: Member, parent: Manifest | None) -> Manifest:
         self._refuse_to_lose(member.manifest)
         if (known := self._reuse(member, parent)) is not None:
             return known
-        if self._source.transport.capabilities.refers and (linked := self._refer(member, parent)) is not None:
+        if (
+            self._source.transport.capabilities.refers
+            and (linked := self._refer(member, parent)) is not None
+        ):
             return linked
-        # The bytes have no digest yet if another tool put them there, or another one than the source's if they will be rewritten: so the name that
-        # they are gathered under is only that of the writer.
+        # The bytes have no digest yet if another tool put them there, or another one than the
+        # source's if they will be rewritten: so the name that they are gathered under is only that
+        # of the writer.
         gathering, pieces = self._cache.pool.stage(self._digests_of(member)), Pieces()
         try:
             path = self._place_of(member, gathering)
             manifest, moved, status = self._gather(member, parent, self._cache.file(path), pieces)
             assert manifest.digest is not None
-            staging = self._cache.pool.stage([manifest.digest]) if manifest.digest != member.manifest.digest else gathering
+            staging = (
+                self._cache.pool.stage([manifest.digest])
+                if manifest.digest != member.manifest.digest
+                else gathering
+            )
             staging.list_pieces(manifest.digest, manifest.size, pieces, flush=False)
             try:
                 self._cache.pool.transport.rename(path, staging.path(manifest.digest))
@@ -283,15 +360,18 @@ class Fetch:
 
     def _reuse(self, member: Member, parent: Manifest | None) -> Manifest | None:
         """
-        Use bytes that are here for the sake of another state, or were left by a transfer that did not end.
+        Use bytes that are here for the sake of another state, or were left by a transfer that did
+        not end.
 
-        :returns: what the cache knows of them now, or None if they are not here, or have to be rewritten
+        :returns: what the cache knows of them now, or None if they are not here, or have to be
+            rewritten
         """
         promised = member.manifest
         if promised.digest is None or not clear_place(self._cache, promised):
             return None
         with open_bytes(self._cache, promised) as descriptor:
-            if not is_good(self._cache, promised, descriptor, self._progress):  # another file by now than was looked at
+            # another file by now than was looked at
+            if not is_good(self._cache, promised, descriptor, self._progress):
                 self._warnings.append(discard(self._cache, promised))
                 return None
             header = self._check(descriptor, promised, parent)
@@ -299,7 +379,9 @@ class Fetch:
             extents = data_extents(descriptor, size, limit=MAX_EXTENTS)
         if not _is_on(header, parent):
             return None
-        manifest = _translated(promised, header, parent, promised.digest, promised.digest, size, extents)
+        manifest = _translated(
+            promised, header, parent, promised.digest, promised.digest, size, extents
+        )
         self._publish(manifest)
         if self._once is None:
             self._cache.trust.note_source(promised.digest, str(self._source))
@@ -310,8 +392,15 @@ class Fetch:
         if promised.kind is not Kind.IMAGE:
             return None
         read, what = read_from(descriptor), f"{promised.id} from {self._source}"
-        header = check_image(read, os.fstat(descriptor).st_size, what, parent=parent.state if parent else None, backing=Backing.UNMANAGED)
-        # Who set a managed state has looked at its compressed clusters; what other tools put there nobody has looked at.
+        header = check_image(
+            read,
+            os.fstat(descriptor).st_size,
+            what,
+            parent=parent.state if parent else None,
+            backing=Backing.UNMANAGED,
+        )
+        # Who set a managed state has looked at its compressed clusters; what other tools put there
+        # nobody has looked at.
         check_clusters(read, header, what, descriptor=descriptor, starts=not self._offer.managed)
         return header
 
@@ -320,13 +409,20 @@ class Fetch:
 
     def _arrived(self, manifest: Manifest, moved: Moved, status: os.stat_result | None) -> None:
         assert manifest.digest is not None
-        self._cache.sign(manifest.digest, status, flushed=False, source=str(self._source) if self._once is None else None)
+        self._cache.sign(
+            manifest.digest,
+            status,
+            flushed=False,
+            source=str(self._source) if self._once is None else None,
+        )
         self._bytes += moved.sent
         self._again += moved.again
         self._how.append(moved.how)
         self._verified = Verified.ARRIVED if self._offer.managed else Verified.UNMANAGED
 
-    def _gather(self, member: Member, parent: Manifest | None, path: Beneath, pieces: Pieces) -> tuple[Manifest, Moved, os.stat_result]:
+    def _gather(
+        self, member: Member, parent: Manifest | None, path: Beneath, pieces: Pieces
+    ) -> tuple[Manifest, Moved, os.stat_result]:
         """
         Move the bytes of a member into a file of our own, and check them there.
 
@@ -340,12 +436,17 @@ class Fetch:
             os.fchmod(descriptor, layout.READ_ONLY)
             status = os.fstat(descriptor)
             extents = data_extents(descriptor, status.st_size, limit=MAX_EXTENTS)
-        return _translated(promised, header, parent, digest, moved.digest, status.st_size, extents), moved, status
+        return (
+            _translated(promised, header, parent, digest, moved.digest, status.st_size, extents),
+            moved,
+            status,
+        )
 
     @contextmanager
     def _copy(self, member: Member, path: Beneath, pieces: Pieces) -> Iterator[tuple[int, Moved]]:
         """
-        Move the bytes of a member here, or what an interrupted transfer has left of them to be moved.
+        Move the bytes of a member here, or what an interrupted transfer has left of them to be
+        moved.
 
         :returns: the descriptor of our copy, which has the digest that was promised
         """
@@ -356,10 +457,13 @@ class Fetch:
             try:
                 moved = self._move(member, file, done, pieces)
                 if done and moved.digest != promised.digest:
-                    # What was there is not what it should have been: somebody wrote to it, or a power cut took a part of it.
+                    # What was there is not what it should have been: somebody wrote to it, or a
+                    # power cut took a part of it.
                     os.ftruncate(file, 0)
                     wasted, moved = moved, self._move(member, file, 0, pieces)
-                    moved = evolve(moved, sent=moved.sent + wasted.sent, again=moved.again + wasted.sent)
+                    moved = evolve(
+                        moved, sent=moved.sent + wasted.sent, again=moved.again + wasted.sent
+                    )
                     done = 0
                 self._check_digest(promised, moved.digest)
                 self._resumed += done
@@ -372,7 +476,9 @@ class Fetch:
     def _move(self, member: Member, descriptor: int, done: int, pieces: Pieces) -> Moved:
         promised = member.manifest
         algorithm = promised.digest.algorithm if promised.digest is not None else DEFAULT_ALGORITHM
-        transfer = Transfer(promised.size, algorithm, promised.extents, self._progress, done, pieces)
+        transfer = Transfer(
+            promised.size, algorithm, promised.extents, self._progress, done, pieces
+        )
         return self._source.transport.fetch(member.path, descriptor, transfer)
 
     def _place_of(self, member: Member, gathering: Staging) -> str:
@@ -381,7 +487,9 @@ class Fetch:
         if digest is None or not self._source.transport.capabilities.resumes:
             return layout.gathered(nonce)
         path = layout.part(nonce, digest)
-        if take_over(self._cache.pool, digest, nonce) and not can_go_on(self._cache.file(path), member.manifest.size):
+        if take_over(self._cache.pool, digest, nonce) and not can_go_on(
+            self._cache.file(path), member.manifest.size
+        ):
             self._cache.pool.transport.remove(path)
         return path
 
@@ -392,10 +500,21 @@ class Fetch:
                 actual,
                 f"from {self._source}",
                 pool=str(self._source),
-                hint=f"look at the pool with: statepool --source {self._source} verify {promised.object} {promised.state}",
+                hint=(
+                    f"look at the pool with: statepool --source {self._source} verify"
+                    f" {promised.object} {promised.state}"
+                ),
             )
 
-    def _relocate(self, descriptor: int, path: Beneath, header: Header | None, parent: Manifest | None, digest: Digest, pieces: Pieces) -> Digest:
+    def _relocate(
+        self,
+        descriptor: int,
+        path: Beneath,
+        header: Header | None,
+        parent: Manifest | None,
+        digest: Digest,
+        pieces: Pieces,
+    ) -> Digest:
         """Make the backing name a plain sibling name. :returns: the digest of the bytes then"""
         if header is None or parent is None or _is_on(header, parent):
             return digest
@@ -404,9 +523,11 @@ class Fetch:
             QemuImg(self._cache.settings.tool_timeout).rebase_unsafe(Path(path), parent.file_name)
         else:
             apply_patches(descriptor, patches)
-        return hash_file(descriptor, os.fstat(descriptor).st_size, algorithm=digest.algorithm, pieces=pieces)
+        return hash_file(
+            descriptor, os.fstat(descriptor).st_size, algorithm=digest.algorithm, pieces=pieces
+        )
 
-    # -- link pools --------------------------------------------------------------------------------------------------------------------------------
+    # -- link pools --------------------------------------------------------------------------------
 
     def _refer(self, member: Member, parent: Manifest | None) -> Manifest | None:
         """
@@ -437,7 +558,9 @@ class Fetch:
 
     def _hash_there(self, promised: Manifest, descriptor: int) -> Hashed:
         algorithm = promised.digest.algorithm if promised.digest is not None else DEFAULT_ALGORITHM
-        hashed = hash_open(descriptor, algorithm=algorithm, title=self._title, progress=self._progress)
+        hashed = hash_open(
+            descriptor, algorithm=algorithm, title=self._title, progress=self._progress
+        )
         self._check_digest(promised, hashed.digest)
         return hashed
 
@@ -451,8 +574,9 @@ class Fetch:
             self._show(manifest, staging)
         finally:
             staging.end()
-        # Somebody who saw the use and no link yet can have taken it away. Whoever collects the bytes looks for uses after they are moved aside: so
-        # either this one is seen, or we see that they are gone.
+        # Somebody who saw the use and no link yet can have taken it away. Whoever collects the
+        # bytes looks for uses after they are moved aside: so either this one is seen, or we see
+        # that they are gone.
         note_use(self._source.transport, digest, self._cache.root)
         if not target.exists() and not (self._offer.managed and self._source.has_bytes(digest)):
             raise MissingFile(
@@ -466,24 +590,37 @@ class Fetch:
 
 
 def _is_on(header: Header | None, parent: Manifest | None) -> bool:
-    """Whether an image has the backing name that it is to have, so that its bytes can stay as they are."""
+    """
+    Whether an image has the backing name that it is to have, so that its bytes can stay as they
+    are.
+    """
     return header is None or parent is None or header.backing_name == parent.file_name.encode()
 
 
 def _stands_on(cached: Manifest, parent: Manifest | None) -> bool:
-    """Whether a cached state names the parent that the cache has; the same bytes can have been rewritten over another copy of their parent."""
+    """
+    Whether a cached state names the parent that the cache has; the same bytes can have been
+    rewritten over another copy of their parent.
+    """
     if cached.parent is None or parent is None:
         return cached.parent is None and parent is None
     return cached.parent.state == parent.state and cached.parent.digest == parent.digest
 
 
 def _translated(
-    promised: Manifest, header: Header | None, parent: Manifest | None, digest: Digest, origin: Digest, size: int, extents: tuple[Extent, ...] = ()
+    promised: Manifest,
+    header: Header | None,
+    parent: Manifest | None,
+    digest: Digest,
+    origin: Digest,
+    size: int,
+    extents: tuple[Extent, ...] = (),
 ) -> Manifest:
     """
     Return a source's manifest in the terms of the cache.
 
-    :param origin: the digest of the bytes that were fetched, which were rewritten here if it is another one than ``digest``
+    :param origin: the digest of the bytes that were fetched, which were rewritten here if it is
+        another one than ``digest``
     :param extents: of our own copy; none of a file that is only referred to
     """
     assert parent is None or parent.digest is not None
@@ -491,7 +628,11 @@ def _translated(
         size=size,
         digest=digest,
         origin=origin if digest != origin else None,
-        parent=Parent(parent.state, parent.digest) if parent is not None and parent.digest is not None else None,
+        parent=(
+            Parent(parent.state, parent.digest)
+            if parent is not None and parent.digest is not None
+            else None
+        ),
         virtual_size=header.virtual_size if header is not None else 0,
         cluster_size=header.cluster_size if header is not None else 0,
         extents=extents,

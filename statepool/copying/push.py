@@ -1,6 +1,7 @@
 """
-Storing a cached state in another pool, of an image or of a machine: parents first, what is there is skipped, and nothing is visible before it is
-whole. The states of a machine's images, its RAM, and the machine state that lists them are stored in one record.
+Storing a cached state in another pool, of an image or of a machine: parents first, what is there is
+skipped, and nothing is visible before it is whole. The states of a machine's images, its RAM, and
+the machine state that lists them are stored in one record.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ def relations(chain: Sequence[Manifest], pool: Pool) -> list[tuple[Manifest, Rel
 
 
 def _same_content(cached: Manifest, there: Manifest) -> bool:
-    """Tell whether a pool has the bytes of a cached state, or those that this cache rewrote. What the pool's log calls an origin is a claim."""
+    """
+    Tell whether a pool has the bytes of a cached state, or those that this cache rewrote. What the
+    pool's log calls an origin is a claim.
+    """
     return there.digest is not None and cached.is_content(there.digest)
 
 
@@ -92,20 +96,42 @@ class Push:
         :raises NoSpace: it does not fit; nothing was moved
         """
         self._pool.require(write=True)
-        # What a process of this host left behind that was killed while it did this: nobody else may come by for long.
+        # What a process of this host left behind that was killed while it did this: nobody else may
+        # come by for long.
         Collector(self._pool).clear_incoming()
-        chains, machine = chains_of(parts, lambda manifest: manifest), parts[0] if parts[0].kind is Kind.MACHINE else None
-        missing = [(chain, manifest) for chain in chains for manifest in self._missing(chain, replace)]
+        chains, machine = (
+            chains_of(parts, lambda manifest: manifest),
+            parts[0] if parts[0].kind is Kind.MACHINE else None,
+        )
+        missing = [
+            (chain, manifest) for chain in chains for manifest in self._missing(chain, replace)
+        ]
         if not missing and (machine is None or self._is_there(machine, chains)):
             return self._answer(chains, Presence.PRESENT)
         lacking = {_digest(manifest): manifest for _, manifest in missing}
-        require_space(self._pool, sum(manifest.data_size for digest, manifest in lacking.items() if not self._pool.has_bytes(digest)))
-        alone = [(chain, manifest) for chain, manifest in missing if machine is None or manifest is not chain[0]]
+        require_space(
+            self._pool,
+            sum(
+                manifest.data_size
+                for digest, manifest in lacking.items()
+                if not self._pool.has_bytes(digest)
+            ),
+        )
+        alone = [
+            (chain, manifest)
+            for chain, manifest in missing
+            if machine is None or manifest is not chain[0]
+        ]
         together = [chain[0] for chain in chains] if machine is not None else []
-        self._progress.begin(f"set {parts[0].id} in {self._pool}", sum(one.size for one in (*(manifest for _, manifest in alone), *together)))
+        self._progress.begin(
+            f"set {parts[0].id} in {self._pool}",
+            sum(one.size for one in (*(manifest for _, manifest in alone), *together)),
+        )
         try:
             for chain, manifest in alone:
-                self._store([self._translated(chain, manifest)], replace=replace and manifest is chain[0])
+                self._store(
+                    [self._translated(chain, manifest)], replace=replace and manifest is chain[0]
+                )
             if machine is not None:
                 tips = [self._in_pool(chain) for chain in chains]
                 self._store([*tips, evolve(machine, members=_members(tips))], replace=replace)
@@ -114,16 +140,27 @@ class Push:
         return self._answer(chains, Presence.STORED)
 
     def attempt(self, parts: Sequence[Manifest], *, replace: bool = False) -> StoredAt:
-        """As :meth:`run`, but what goes wrong at this pool is part of the answer, so that it does not hide what happened at others."""
+        """
+        As :meth:`run`, but what goes wrong at this pool is part of the answer, so that it does not
+        hide what happened at others.
+        """
         try:
             return self.run(parts, replace=replace)
         except StatePoolError as error:
             return StoredAt(str(self._pool), Presence.FAILED, durable=False, error=str(error))
 
     def _answer(self, chains: Iterable[Sequence[Manifest]], presence: Presence) -> StoredAt:
-        for manifest in (manifest for chain in chains for manifest in chain):  # from now on the cache may evict them: they can be had again
+        # from now on the cache may evict them: they can be had again
+        for manifest in (manifest for chain in chains for manifest in chain):
             self._cache.trust.note_source(_digest(manifest), str(self._pool))
-        return StoredAt(str(self._pool), presence, durable=self._durable, bytes=self._bytes, resumed=self._resumed, again=self._again)
+        return StoredAt(
+            str(self._pool),
+            presence,
+            durable=self._durable,
+            bytes=self._bytes,
+            resumed=self._resumed,
+            again=self._again,
+        )
 
     @property
     def _durable(self) -> bool:
@@ -133,33 +170,56 @@ class Push:
         """:returns: what has to be stored, root first"""
         found = relations(chain, self._pool)
         # A log can name bytes that somebody has deleted: those that we have are put back.
-        gone = self._pool.lacking(_digest(manifest) for manifest, relation in found if relation is Relation.SAME and self._is_copy(manifest))
+        gone = self._pool.lacking(
+            _digest(manifest)
+            for manifest, relation in found
+            if relation is Relation.SAME and self._is_copy(manifest)
+        )
         missing = []
         for manifest, relation in reversed(found):
             if relation is Relation.DIFFERENT and not (replace and manifest is chain[0]):
                 there = self._pool.find(manifest.id)
-                raise taken(manifest.id, self._pool, f"{there.digest if there else 'none'}, here {manifest.digest}")
+                raise taken(
+                    manifest.id,
+                    self._pool,
+                    f"{there.digest if there else 'none'}, here {manifest.digest}",
+                )
             if relation is not Relation.SAME or manifest.digest in gone:
                 missing.append(manifest)
         return missing
 
     def _is_copy(self, manifest: Manifest) -> bool:
-        """Whether the pool has a state under its name with the very bytes of ours, and not with those that ours were rewritten from."""
+        """
+        Whether the pool has a state under its name with the very bytes of ours, and not with those
+        that ours were rewritten from.
+        """
         there = self._pool.find(manifest.id)
         return there is not None and there.digest == manifest.digest
 
     def _translated(self, chain: Sequence[Manifest], manifest: Manifest) -> Manifest:
-        """:returns: a cached manifest in the terms of the pool, whose copy of the parent may have other bytes around the same content"""
+        """
+        :returns: a cached manifest in the terms of the pool, whose copy of the parent may have
+            other bytes around the same content
+        """
         below = chain[list(chain).index(manifest) + 1] if manifest.parent is not None else None
         there = self._pool.find(below.id) if below is not None else None
-        if below is None or there is None or there.digest is None or not _same_content(below, there):
+        if (
+            below is None
+            or there is None
+            or there.digest is None
+            or not _same_content(below, there)
+        ):
             return manifest
         return evolve(manifest, parent=Parent(below.state, there.digest))
 
     def _in_pool(self, chain: Sequence[Manifest]) -> Manifest:
         """:returns: the tip of a cached chain as the pool has it, or will have it"""
         there = self._pool.find(chain[0].id)
-        return there if there is not None and _same_content(chain[0], there) else self._translated(chain, chain[0])
+        return (
+            there
+            if there is not None and _same_content(chain[0], there)
+            else self._translated(chain, chain[0])
+        )
 
     def _is_there(self, machine: Manifest, chains: Iterable[Sequence[Manifest]]) -> bool:
         """Whether the pool has this machine state, given that it has all that it lists."""
@@ -176,18 +236,30 @@ class Push:
                 if manifest.digest is not None:
                     alone.enter_context(self._alone(manifest.digest))
                 sent += self._send_lacking([manifest], staging)
-                if manifest is not together[-1] and manifest.digest is not None:  # other writers who wait for these bytes can go on
+                # other writers who wait for these bytes can go on
+                if manifest is not together[-1] and manifest.digest is not None:
                     staging.settle([manifest.digest])
                     alone.close()
-            self._pool.publish(sent, staging, replace=replace, again=lambda renewed: self._send_lacking(together, renewed))
-        if gone := {there.digest for there in old if there is not None and there.digest is not None} - set(digests):
+            self._pool.publish(
+                sent,
+                staging,
+                replace=replace,
+                again=lambda renewed: self._send_lacking(together, renewed),
+            )
+        if gone := {
+            there.digest for there in old if there is not None and there.digest is not None
+        } - set(digests):
             Collector(self._pool, lambda: gc_roots(self._pool)).collect(gone)
 
     def _send_lacking(self, manifests: Iterable[Manifest], staging: Staging) -> list[Manifest]:
         """:returns: the manifests, with the extents of what was sent"""
         sent, found = [], []
         for manifest in manifests:
-            if manifest.digest is None or manifest.digest in sent or self._pool.has_bytes(manifest.digest):
+            if (
+                manifest.digest is None
+                or manifest.digest in sent
+                or self._pool.has_bytes(manifest.digest)
+            ):
                 self._progress.advance(manifest.size)
                 found.append(manifest)
             else:
@@ -204,7 +276,8 @@ class Push:
             yield staging
         except TransportError as error:
             if error.transient and resumes:
-                # The pool cannot be told. Whoever comes next goes on with what is there, or clears it away.
+                # The pool cannot be told. Whoever comes next goes on with what is there, or clears
+                # it away.
                 abandon(staging.marker.nonce)
             else:
                 staging.end()
@@ -215,7 +288,10 @@ class Push:
         staging.end()
 
     def _alone(self, digest: Digest) -> AbstractContextManager[None]:
-        """One worker, of whatever host, sends these bytes there; the others wait while it does, and then find them."""
+        """
+        One worker, of whatever host, sends these bytes there; the others wait while it does, and
+        then find them.
+        """
         if self._pool.has_bytes(digest):
             return nullcontext()
         return self._pool.locks.hold(f"store-{digest.hex[:32]}", self._pool.lock_timeout)
@@ -225,12 +301,16 @@ class Push:
         digest, transport = _digest(manifest), self._pool.transport
         resumes = transport.capabilities.resumes
         path = layout.part(staging.marker.nonce, digest) if resumes else staging.path(digest)
-        with open_regular(self._cache.bytes(digest) or self._cache.file(layout.data(digest))) as descriptor:
+        with open_regular(
+            self._cache.bytes(digest) or self._cache.file(layout.data(digest))
+        ) as descriptor:
             extents = data_extents(descriptor, manifest.size, limit=MAX_EXTENTS)
             manifest = evolve(manifest, extents=extents if extents != ((0, manifest.size),) else ())
             pieces = Pieces()
             done = self._there_already(descriptor, manifest, staging, pieces) if resumes else 0
-            transfer = Transfer(manifest.size, digest.algorithm, manifest.extents, self._progress, done, pieces)
+            transfer = Transfer(
+                manifest.size, digest.algorithm, manifest.extents, self._progress, done, pieces
+            )
             moved = transport.store(descriptor, path, transfer)
         if moved.digest != digest:
             transport.remove(path)
@@ -250,7 +330,9 @@ class Push:
         self._again += moved.again
         return manifest
 
-    def _there_already(self, descriptor: int, manifest: Manifest, staging: Staging, pieces: Pieces) -> int:
+    def _there_already(
+        self, descriptor: int, manifest: Manifest, staging: Staging, pieces: Pieces
+    ) -> int:
         """
         Look at what an interrupted transfer has left there, under the name that ours has now.
 
@@ -269,7 +351,10 @@ class Push:
 
 
 def _members(tips: Iterable[Manifest]) -> dict[str, Digest]:
-    """:returns: what a machine state lists whose members have these digests, which can be other ones in a pool around the same content"""
+    """
+    :returns: what a machine state lists whose members have these digests, which can be other ones
+        in a pool around the same content
+    """
     return {member_name(tip.id): _digest(tip) for tip in tips}
 
 

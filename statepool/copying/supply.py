@@ -1,5 +1,6 @@
 """
-Where a state is to be had from, and bringing it from there: the best source that has it whole, or else the next one.
+Where a state is to be had from, and bringing it from there: the best source that has it whole, or
+else the next one.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Supply:
     own: bool = True
     progress: Progress = SILENT
 
-    # -- looking for a state -----------------------------------------------------------------------------------------------------------------------
+    # -- looking for a state -----------------------------------------------------------------------
 
     def look(self, wanted: StateId) -> Found:
         """
@@ -89,7 +90,8 @@ class Supply:
 
         :raises NotFound: nobody has it
         :raises Conflict: the sources disagree about it
-        :raises TransportError: it is not cached, and the sources that may have it could not be asked
+        :raises TransportError: it is not cached, and the sources that may have it could not be
+            asked
         """
         cached = self.cache.pool.find(wanted)
         if cached is not None and self.is_settled(wanted, cached):
@@ -99,29 +101,55 @@ class Supply:
     def mend(self, wanted: StateId) -> Found:
         """As :meth:`look`, for a state whose cached bytes are damaged. No offers: nobody has it."""
         asked = self._replies(wanted, None)
-        offers = [one.value.offer for one in asked if one.value is not None and one.value.offer is not None]
+        offers = [
+            one.value.offer
+            for one in asked
+            if one.value is not None and one.value.offer is not None
+        ]
         failed = failed_of(asked)
         if not offers and failed:
-            raise failure(f"{wanted} cannot be had", failed, [one.source for one in asked if one.error is None])
+            raise failure(
+                f"{wanted} cannot be had",
+                failed,
+                [one.source for one in asked if one.error is None],
+            )
         agreed = reconcile(wanted, offers).offers if offers else ()
         return Found(None, agreed, tuple(map(str, failed)), failed)
 
     def is_settled(self, wanted: StateId, cached: Manifest) -> bool:
-        """:returns: whether what is cached of a state is known to be current, by what the sources answered not long ago"""
+        """
+        :returns: whether what is cached of a state is known to be current, by what the sources
+            answered not long ago
+        """
         if not self.mirrors.sources:
             return self.own
         lookups, sources = self.cache.lookups, set(map(str, self.mirrors.sources))
-        answers = [answer for source, answer in lookups.answers(wanted).items() if source in sources and lookups.is_fresh(answer)]
-        if any(answer.digest is not None and answer.digest == content_of(cached) for answer in answers):
+        answers = [
+            answer
+            for source, answer in lookups.answers(wanted).items()
+            if source in sources and lookups.is_fresh(answer)
+        ]
+        if any(
+            answer.digest is not None and answer.digest == content_of(cached) for answer in answers
+        ):
             return True
-        return self.own and len(answers) == len(self.mirrors.sources) and all(answer.digest is None for answer in answers)
+        return (
+            self.own
+            and len(answers) == len(self.mirrors.sources)
+            and all(answer.digest is None for answer in answers)
+        )
 
     def _replies(self, wanted: StateId, cached: Manifest | None) -> list[Asked[_Reply]]:
         answers = self.cache.lookups.answers(wanted) if cached is not None else {}
 
         def question(source: Source) -> _Reply:
             answer = answers.get(str(source))
-            known = answer is not None and cached is not None and answer.digest is not None and answer.digest == content_of(cached)
+            known = (
+                answer is not None
+                and cached is not None
+                and answer.digest is not None
+                and answer.digest == content_of(cached)
+            )
             if answer is not None and known and source.is_unchanged(wanted, answer.token):
                 return _Reply(None, same=True, token=answer.token)
             offer = source.resolve(wanted)
@@ -134,23 +162,36 @@ class Supply:
                 self.mirrors.sample(offer)
             return _Reply(offer, same, offer.token)
 
-        return self.mirrors.ask_rested(question, lambda reply: reply.same or reply.offer is not None)
+        return self.mirrors.ask_rested(
+            question, lambda reply: reply.same or reply.offer is not None
+        )
 
     def _is_cached(self, offer: RemoteChain, cached: Manifest) -> bool:
-        """Whether an offered chain is the one in the cache. Without digests nobody knows, and what has changed since the last answer is fetched."""
+        """
+        Whether an offered chain is the one in the cache. Without digests nobody knows, and what has
+        changed since the last answer is fetched.
+        """
         try:
             parts = parts_of(self.cache.pool, cached)
         except NotFound:
             return False  # another process has just removed it
-        return len(parts) == len(offer.members) and all(_is_part(part, member.manifest) for part, member in zip(parts, offer.members, strict=True))
+        return len(parts) == len(offer.members) and all(
+            _is_part(part, member.manifest)
+            for part, member in zip(parts, offer.members, strict=True)
+        )
 
     def _judge(self, wanted: StateId, cached: Manifest | None, asked: list[Asked[_Reply]]) -> Found:
         failed = failed_of(asked)
-        has = [(one.source, one.value) for one in asked if one.value is not None and (one.value.same or one.value.offer is not None)]
+        has = [
+            (one.source, one.value)
+            for one in asked
+            if one.value is not None and (one.value.same or one.value.offer is not None)
+        ]
         lacks = [one.source for one in asked if one.error is None and one.value == _Reply()]
         warnings = tuple(map(str, failed))
         if not has:
-            # Whoever lacks it says nothing of what is cached, which was perhaps never stored elsewhere. If nobody could be asked, nothing is known.
+            # Whoever lacks it says nothing of what is cached, which was perhaps never stored
+            # elsewhere. If nobody could be asked, nothing is known.
             if failed and (cached is None or not lacks or not self.own):
                 raise failure(f"{wanted} cannot be had", failed, lacks)
             if cached is None or not self.own:
@@ -161,39 +202,78 @@ class Supply:
             self._note_lacking(wanted, lacks)
             self._note_same(wanted, cached, has)
             return Found(cached, (), warnings)
-        silent = [source for source in self.mirrors.sources if not any(one.source is source and one.error is None for one in asked)]
+        silent = [
+            source
+            for source in self.mirrors.sources
+            if not any(one.source is source and one.error is None for one in asked)
+        ]
         return evolve(self._settle(wanted, cached, has, warnings, silent), failed=failed)
 
     def _settle(
-        self, wanted: StateId, cached: Manifest | None, has: list[tuple[Source, _Reply]], warnings: tuple[str, ...], silent: list[Source]
+        self,
+        wanted: StateId,
+        cached: Manifest | None,
+        has: list[tuple[Source, _Reply]],
+        warnings: tuple[str, ...],
+        silent: list[Source],
     ) -> Found:
-        brief = [source for source, reply in has if reply.offer is None]  # those that were only asked whether anything has changed
+        # those that were only asked whether anything has changed
+        brief = [source for source, reply in has if reply.offer is None]
         more = self.mirrors.ask(brief, lambda source: source.resolve(wanted), bool)
         offers = [*(reply.offer for _, reply in has), *(one.value for one in more)]
-        agreed = reconcile(wanted, self._best_first([offer for offer in offers if offer is not None]))
+        agreed = reconcile(
+            wanted, self._best_first([offer for offer in offers if offer is not None])
+        )
         warnings += agreed.warnings
         if cached is not None and agreed.offers and self._is_cached(agreed.offers[0], cached):
             self._note_same(
-                wanted, cached, [(offer.source, _Reply(offer, token=offer.token)) for offer in agreed.offers if self._is_cached(offer, cached)]
+                wanted,
+                cached,
+                [
+                    (offer.source, _Reply(offer, token=offer.token))
+                    for offer in agreed.offers
+                    if self._is_cached(offer, cached)
+                ],
             )
             return Found(cached, (), warnings)
-        if cached is not None and not agreed.offers[0].source.authority and (other := self._last_said(wanted, cached, silent)) is not None:
-            # What is cached is what that source had. That it cannot be asked now gives nobody else the right to replace it.
-            warning = f"{agreed.offers[0].source} has other content of {wanted} than {other}, which cannot be asked: what is cached stays"
+        if (
+            cached is not None
+            and not agreed.offers[0].source.authority
+            and (other := self._last_said(wanted, cached, silent)) is not None
+        ):
+            # What is cached is what that source had. That it cannot be asked now gives nobody else
+            # the right to replace it.
+            warning = (
+                f"{agreed.offers[0].source} has other content of {wanted} than {other}, which"
+                " cannot be asked: what is cached stays"
+            )
             return Found(cached, (), (*warnings, warning))
         return Found(cached, agreed.offers, warnings)
 
     def _last_said(self, wanted: StateId, cached: Manifest, silent: list[Source]) -> Source | None:
-        """:returns: a source of which nothing was heard now, and which had what is cached when it was last asked"""
+        """
+        :returns: a source of which nothing was heard now, and which had what is cached when it was
+            last asked
+        """
         answers = self.cache.lookups.answers(wanted)
-        return next((source for source in silent if (answer := answers.get(str(source))) is not None and answer.digest == content_of(cached)), None)
+        return next(
+            (
+                source
+                for source in silent
+                if (answer := answers.get(str(source))) is not None
+                and answer.digest == content_of(cached)
+            ),
+            None,
+        )
 
     def _best_first(self, offers: list[RemoteChain]) -> list[RemoteChain]:
         """As much was learnt while they were asked, in the order of now."""
         places = {str(source): place for place, source in enumerate(self.mirrors.ordered())}
         return sorted(offers, key=lambda offer: places[str(offer.source)])
 
-    def _note_same(self, wanted: StateId, cached: Manifest, has: Iterable[tuple[Source, _Reply]]) -> None:
+    def _note_same(
+        self, wanted: StateId, cached: Manifest, has: Iterable[tuple[Source, _Reply]]
+    ) -> None:
         for source, reply in has:
             if not self.mirrors.stats.of(source).corrupt:
                 self.mirrors.stats.did_well(source)
@@ -203,11 +283,14 @@ class Supply:
         for source in lacks:
             self.cache.lookups.note(wanted, str(source), "none", None)
 
-    # -- bringing it -------------------------------------------------------------------------------------------------------------------------------
+    # -- bringing it -------------------------------------------------------------------------------
 
-    def bring(self, wanted: StateId, offers: Sequence[RemoteChain], already: Sequence[Failed] = ()) -> BringResult:
+    def bring(
+        self, wanted: StateId, offers: Sequence[RemoteChain], already: Sequence[Failed] = ()
+    ) -> BringResult:
         """
-        Fetch the first of these offers that turns out to be what it says. What has arrived of a chain whole stays, wherever the rest comes from.
+        Fetch the first of these offers that turns out to be what it says. What has arrived of a
+        chain whole stays, wherever the rest comes from.
 
         :param offers: of the same content, best first
         :param already: sources that failed before
@@ -227,10 +310,18 @@ class Supply:
                 fetched = self._fetch(offer, watch)
             except TooSlow as error:
                 slow.append((error.rate, offer))
-                warnings.append(f"{offer.source} was left for another source: only {error.rate / (1 << 20):.1f} MiB came from it in a second")
+                warnings.append(
+                    f"{offer.source} was left for another source: only {error.rate / (1 << 20):.1f}"
+                    " MiB came from it in a second"
+                )
             except StatePoolError as error:
-                # How much room a state takes is what its source says, until all of it has been hashed: another one may say less.
-                smaller = [other for other in left if _claimed(other) < _claimed(offer)] if isinstance(error, NoSpace) else []
+                # How much room a state takes is what its source says, until all of it has been
+                # hashed: another one may say less.
+                smaller = (
+                    [other for other in left if _claimed(other) < _claimed(offer)]
+                    if isinstance(error, NoSpace)
+                    else []
+                )
                 if smaller:
                     left = smaller
                 elif self._is_ours(error):
@@ -255,17 +346,30 @@ class Supply:
         return fetched
 
     def _pace(self, others: Sequence[RemoteChain]) -> float | None:
-        """:returns: how many bytes a second must come at least for us to stay with a source, while there are others; None without others"""
+        """
+        :returns: how many bytes a second must come at least for us to stay with a source, while
+            there are others; None without others
+        """
         if not others:
             return None
-        return max(known.rate or SLOW * ALIKE for known in (self.mirrors.stats.of(offer.source) for offer in others))
+        return max(
+            known.rate or SLOW * ALIKE
+            for known in (self.mirrors.stats.of(offer.source) for offer in others)
+        )
 
     def _is_ours(self, error: StatePoolError) -> bool:
-        """Whether it is the cache, not the source, that failed, so that the next source would not help."""
+        """
+        Whether it is the cache, not the source, that failed, so that the next source would not
+        help.
+        """
         ours = (None, str(self.cache.pool), str(self.cache.root))
-        return isinstance(error, NoSpace) or error.pool in ours[1:] or (isinstance(error, RefusedError | LockTimeout) and error.pool in ours)
+        return (
+            isinstance(error, NoSpace)
+            or error.pool in ours[1:]
+            or (isinstance(error, RefusedError | LockTimeout) and error.pool in ours)
+        )
 
-    # -- what went wrong ---------------------------------------------------------------------------------------------------------------------------
+    # -- what went wrong ---------------------------------------------------------------------------
 
     def nowhere(self, wanted: StateId) -> NotFound:
         """:returns: the error that says that nobody has a state"""
@@ -274,7 +378,10 @@ class Supply:
             f"there is no state {wanted.state} of {wanted.object} in {', '.join(asked)}",
             object=wanted.object,
             state=wanted.state,
-            hint="statepool show lists what there is" + ("; the sources were not asked, being offline" if self.cache.settings.offline else ""),
+            hint="statepool show lists what there is"
+            + (
+                "; the sources were not asked, being offline" if self.cache.settings.offline else ""
+            ),
         )
 
 
@@ -284,7 +391,10 @@ def _claimed(offer: RemoteChain) -> int:
 
 
 def _is_part(part: Manifest, promised: Manifest) -> bool:
-    """Whether a cached state is what a source promises. A machine state has no bytes of its own: it is the same if it lists the same."""
+    """
+    Whether a cached state is what a source promises. A machine state has no bytes of its own: it is
+    the same if it lists the same.
+    """
     if part.id != promised.id:
         return False
     if promised.kind is Kind.MACHINE:

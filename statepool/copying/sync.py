@@ -1,5 +1,6 @@
 """
-Chains from any pool to any other, without a cache between them: parents first, what is there is skipped, and nothing is visible before it is whole.
+Chains from any pool to any other, without a cache between them: parents first, what is there is
+skipped, and nothing is visible before it is whole.
 
 A run that was interrupted is simply begun again: it goes on with the first state that is missing.
 """
@@ -69,25 +70,38 @@ class Sync:
         self.origin.require()
         self.target.require(write=True)
         machines = self.origin.machines_of(object)
-        found = [synced for machine in machines for synced in self._machine(machine, object, dry_run)]
+        found = [
+            synced for machine in machines for synced in self._machine(machine, object, dry_run)
+        ]
         if self.delete:
             for machine in self.target.machines_of(object):
                 found += self._remove_others(machine, object, dry_run)
         if not found and object is not None:
-            raise NotFound(f"there is no state of {object} in {self.origin}", object=object, pool=str(self.origin), hint="statepool show")
+            raise NotFound(
+                f"there is no state of {object} in {self.origin}",
+                object=object,
+                pool=str(self.origin),
+                hint="statepool show",
+            )
         return Synced(str(self.origin), str(self.target), tuple(found))
 
-    # -- copying -----------------------------------------------------------------------------------------------------------------------------------
+    # -- copying -----------------------------------------------------------------------------------
 
     def _machine(self, machine: str, object: str | None, dry_run: bool) -> Iterator[SyncedState]:
         fold = self.origin.fold(machine)
         gone = self.target.lacking(self.target.fold(machine).digests & fold.digests)
-        # What one state failed of, those on it fail of too: they find that their parent is missing, and say so.
+        # What one state failed of, those on it fail of too: they find that their parent is missing,
+        # and say so.
         failed: set[StateId] = set()
         for manifest in in_order(fold, _named(fold, object)):
             done = self._attempt(manifest, dry_run, gone)
             if dry_run and done.action is Action.COPIED and (lacking := _below(manifest) & failed):
-                done = evolve(done, action=Action.FAILED, bytes=0, error=f"{min(lacking)} would not be there, on which it stands")
+                done = evolve(
+                    done,
+                    action=Action.FAILED,
+                    bytes=0,
+                    error=f"{min(lacking)} would not be there, on which it stands",
+                )
             if done.action is Action.FAILED:
                 failed.add(manifest.id)
             yield done
@@ -98,12 +112,22 @@ class Sync:
             return
         for unmanaged in others:
             if object in (None, machine, unmanaged.id.object):
-                reason = f"{layout.view(unmanaged.id)} is a file of another tool; make it managed with: statepool adopt {self.origin}"
-                yield SyncedState(unmanaged.id.object, unmanaged.id.state, str(unmanaged.id.kind), Action.FAILED, error=reason)
+                reason = (
+                    f"{layout.view(unmanaged.id)} is a file of another tool; make it managed with:"
+                    f" statepool adopt {self.origin}"
+                )
+                yield SyncedState(
+                    unmanaged.id.object,
+                    unmanaged.id.state,
+                    str(unmanaged.id.kind),
+                    Action.FAILED,
+                    error=reason,
+                )
 
     def _attempt(self, manifest: Manifest, dry_run: bool, gone: set[Digest]) -> SyncedState:
         """
-        :param gone: bytes that the target's log names, and that somebody has deleted there: they are put back
+        :param gone: bytes that the target's log names, and that somebody has deleted there: they
+            are put back
         """
         done = SyncedState(manifest.object, manifest.state, str(manifest.kind), Action.PRESENT)
         try:
@@ -119,12 +143,21 @@ class Sync:
         there = self.target.find(manifest.id)
         if there is None:
             return True
-        if there.digest == manifest.digest and there.parent == manifest.parent and there.members == manifest.members:
+        if (
+            there.digest == manifest.digest
+            and there.parent == manifest.parent
+            and there.members == manifest.members
+        ):
             return False
         if self.replace:
             return True
         details = f"{there.digest}, in {self.origin} {manifest.digest}"
-        raise taken(manifest.id, self.target, details, "remove it there first, or have it replaced with --replace")
+        raise taken(
+            manifest.id,
+            self.target,
+            details,
+            "remove it there first, or have it replaced with --replace",
+        )
 
     def _copy(self, manifest: Manifest) -> int:
         """:returns: how many bytes were moved"""
@@ -138,10 +171,18 @@ class Sync:
                 path = layout.data(digest)
                 if not self.target.has_bytes(digest):
                     require_space(self.target, manifest.data_size)
-                    (sent, extents), path = self._move(manifest, digest, staging), staging.path(digest)
-                # What lies there now is what will be used: it was perhaps there for the sake of something else, or of another parent.
+                    (sent, extents), path = (
+                        self._move(manifest, digest, staging),
+                        staging.path(digest),
+                    )
+                # What lies there now is what will be used: it was perhaps there for the sake of
+                # something else, or of another parent.
                 copied = self._look(manifest, digest, path, extents)
-            again = partial(self._move, manifest, manifest.digest) if manifest.digest is not None else None
+            again = (
+                partial(self._move, manifest, manifest.digest)
+                if manifest.digest is not None
+                else None
+            )
             self.target.publish([copied], staging, replace=self.replace, again=again)
         finally:
             staging.end()
@@ -149,7 +190,9 @@ class Sync:
             self._collect([old])
         return sent
 
-    def _look(self, manifest: Manifest, digest: Digest, path: str, sent: tuple[Extent, ...]) -> Manifest:
+    def _look(
+        self, manifest: Manifest, digest: Digest, path: str, sent: tuple[Extent, ...]
+    ) -> Manifest:
         """
         :param path: of the bytes in the target
         :param sent: where they have data, if that is known; else nothing
@@ -159,23 +202,40 @@ class Sync:
         transport = self.target.transport
         if (there := transport.beneath(path)) is None:
             found = transport.stat(path)
-            size = found.size if found is not None and found.kind is FileKind.FILE else manifest.size
-            header = self._check_safe(manifest, lambda offset, length: transport.read(path, offset, length), size)
+            size = (
+                found.size if found is not None and found.kind is FileKind.FILE else manifest.size
+            )
+            header = self._check_safe(
+                manifest, lambda offset, length: transport.read(path, offset, length), size
+            )
             return _derived(manifest, digest, size, header, sent)
         here = file_in(self.target, digest) if path == layout.data(digest) else None
         with open_regular(here or there) as descriptor:
             size = os.fstat(descriptor).st_size
             header = self._check_safe(manifest, reader(descriptor), size, descriptor)
-            return _derived(manifest, digest, size, header, data_extents(descriptor, size, limit=MAX_EXTENTS))
+            return _derived(
+                manifest, digest, size, header, data_extents(descriptor, size, limit=MAX_EXTENTS)
+            )
 
-    def _move(self, manifest: Manifest, digest: Digest, staging: Staging) -> tuple[int, tuple[Extent, ...]]:
-        """:returns: how many bytes were moved, and where the file that was read has data, if only we can write to it; else nothing"""
+    def _move(
+        self, manifest: Manifest, digest: Digest, staging: Staging
+    ) -> tuple[int, tuple[Extent, ...]]:
+        """
+        :returns: how many bytes were moved, and where the file that was read has data, if only we
+            can write to it; else nothing
+        """
         self.progress.begin(f"copy {manifest.id}", manifest.size)
         try:
             with self._opened(manifest, digest) as descriptor:
                 self._look_first(manifest, digest, descriptor)
-                extents = data_extents(descriptor, manifest.size, limit=MAX_EXTENTS) if _is_our_own(descriptor) else ()
-                transfer = Transfer(manifest.size, digest.algorithm, manifest.extents, self.progress)
+                extents = (
+                    data_extents(descriptor, manifest.size, limit=MAX_EXTENTS)
+                    if _is_our_own(descriptor)
+                    else ()
+                )
+                transfer = Transfer(
+                    manifest.size, digest.algorithm, manifest.extents, self.progress
+                )
                 moved = self.target.transport.store(descriptor, staging.path(digest), transfer)
         finally:
             self.progress.end()
@@ -185,7 +245,10 @@ class Sync:
 
     @contextmanager
     def _opened(self, manifest: Manifest, digest: Digest) -> Iterator[int]:
-        """A descriptor of the bytes on this host: of the file itself, or of a copy that lives as long as the ``with`` block."""
+        """
+        A descriptor of the bytes on this host: of the file itself, or of a copy that lives as long
+        as the ``with`` block.
+        """
         path = layout.data(digest)
         if (here := self.origin.transport.beneath(path)) is not None:
             with open_regular(file_in(self.origin, digest) or here) as descriptor:
@@ -193,12 +256,16 @@ class Sync:
             return
         require_proportion(self.origin, manifest, path)
         with tempfile.TemporaryFile(buffering=0) as spool:
-            moved = self.origin.transport.fetch(path, spool.fileno(), Transfer(manifest.size, digest.algorithm, manifest.extents))
+            moved = self.origin.transport.fetch(
+                path, spool.fileno(), Transfer(manifest.size, digest.algorithm, manifest.extents)
+            )
             self._check(manifest, digest, moved.digest)
             yield spool.fileno()
 
     def _look_first(self, manifest: Manifest, digest: Digest, descriptor: int) -> None:
-        """Before anything is moved: what is certain to be refused is refused while nothing is there."""
+        """
+        Before anything is moved: what is certain to be refused is refused while nothing is there.
+        """
         try:
             self._check_safe(manifest, reader(descriptor), os.fstat(descriptor).st_size, descriptor)
         except UnsafeImage as error:  # damaged, or published like this
@@ -208,16 +275,22 @@ class Sync:
             self._check(manifest, digest, actual)
             raise
 
-    def _check_safe(self, manifest: Manifest, read: Read, size: int, descriptor: int | None = None) -> Header | None:
+    def _check_safe(
+        self, manifest: Manifest, read: Read, size: int, descriptor: int | None = None
+    ) -> Header | None:
         """
         :param size: how long the file is, in bytes
-        :param descriptor: of the file, if it is on this host: then its clusters are looked at, too. Elsewhere a header must do; each get looks again
+        :param descriptor: of the file, if it is on this host: then its clusters are looked at, too.
+            Elsewhere a header must do; each get looks again
         :returns: the header of an image
         :raises UnsafeImage: the bytes are those of an image, and not fit to be used
         """
         if manifest.kind is not Kind.IMAGE:
             return None
-        parent, what = manifest.parent.state if manifest.parent is not None else None, f"{manifest.id} from {self.origin}"
+        parent, what = (
+            manifest.parent.state if manifest.parent is not None else None,
+            f"{manifest.id} from {self.origin}",
+        )
         header = check_image(read, size, what, parent=parent, backing=Backing.UNMANAGED)
         if descriptor is not None:
             check_clusters(read, header, what, descriptor=descriptor)
@@ -231,22 +304,35 @@ class Sync:
                 f"from {self.origin}",
                 promised=digest,
                 pool=str(self.origin),
-                hint=f"look at the pool with: statepool --source {self.origin} verify {manifest.object} {manifest.state}",
+                hint=(
+                    f"look at the pool with: statepool --source {self.origin} verify"
+                    f" {manifest.object} {manifest.state}"
+                ),
             )
 
-    # -- removing ----------------------------------------------------------------------------------------------------------------------------------
+    # -- removing ----------------------------------------------------------------------------------
 
-    def _remove_others(self, machine: str, object: str | None, dry_run: bool) -> Iterator[SyncedState]:
+    def _remove_others(
+        self, machine: str, object: str | None, dry_run: bool
+    ) -> Iterator[SyncedState]:
         kept = set(self.origin.fold(machine).states)
         fold = self.target.fold(machine)
-        for manifest in reversed(in_order(fold, (manifest for manifest in _named(fold, object) if manifest.id not in kept))):
+        for manifest in reversed(
+            in_order(
+                fold, (manifest for manifest in _named(fold, object) if manifest.id not in kept)
+            )
+        ):
             yield self._remove(manifest, dry_run)
 
     def _remove(self, manifest: Manifest, dry_run: bool) -> SyncedState:
         done = SyncedState(manifest.object, manifest.state, str(manifest.kind), Action.REMOVED)
         try:
             if not dry_run:
-                self._collect(self.target.remove(manifest.id, allowed=lambda digests: refuse_linked(self.target, digests)))
+                self._collect(
+                    self.target.remove(
+                        manifest.id, allowed=lambda digests: refuse_linked(self.target, digests)
+                    )
+                )
         except StatePoolError as error:
             return evolve(done, action=Action.FAILED, error=str(error))
         return done
@@ -256,7 +342,13 @@ class Sync:
         Collector(self.target, lambda: gc_roots(self.target)).collect(digests)
 
 
-def _derived(manifest: Manifest, digest: Digest, size: int, header: Header | None, extents: tuple[Extent, ...]) -> Manifest:
+def _derived(
+    manifest: Manifest,
+    digest: Digest,
+    size: int,
+    header: Header | None,
+    extents: tuple[Extent, ...],
+) -> Manifest:
     """:returns: the manifest of a copy whose bytes have this digest"""
     return manifest.derived(
         size=size,
@@ -276,12 +368,18 @@ def _is_our_own(descriptor: int) -> bool:
 
 def _below(manifest: Manifest) -> set[StateId]:
     """:returns: what a state stands on, or lists"""
-    parent = {StateId(manifest.object, manifest.parent.state)} if manifest.parent is not None else set()
+    parent = (
+        {StateId(manifest.object, manifest.parent.state)} if manifest.parent is not None else set()
+    )
     return parent | set(member_ids(manifest))
 
 
 def _named(fold: Fold, object: str | None) -> Iterator[Manifest]:
-    return (manifest for manifest in fold.states.values() if object in (None, fold.machine, manifest.object))
+    return (
+        manifest
+        for manifest in fold.states.values()
+        if object in (None, fold.machine, manifest.object)
+    )
 
 
 def in_order(fold: Fold, manifests: Iterable[Manifest]) -> list[Manifest]:
@@ -289,4 +387,11 @@ def in_order(fold: Fold, manifests: Iterable[Manifest]) -> list[Manifest]:
     :param fold: has the manifests
     :returns: them, each after what backs it, and machine states after their members
     """
-    return sorted(manifests, key=lambda manifest: (manifest.kind is Kind.MACHINE, fold.depth(manifest), str(manifest.id)))
+    return sorted(
+        manifests,
+        key=lambda manifest: (
+            manifest.kind is Kind.MACHINE,
+            fold.depth(manifest),
+            str(manifest.id),
+        ),
+    )

@@ -1,8 +1,9 @@
 """
-QEMU's guest agent, as far as we need it: it can make a guest's file systems consistent for the moment in which its disks are frozen.
+QEMU's guest agent, as far as we need it: it can make a guest's file systems consistent for the
+moment in which its disks are frozen.
 
-Its protocol is in ``docs/interop/qemu-ga-ref`` of QEMU's documentation: lines of JSON. A stale answer from before may come first, so each talk begins
-with a number that the agent has to say.
+Its protocol is in ``docs/interop/qemu-ga-ref`` of QEMU's documentation: lines of JSON. A stale
+answer from before may come first, so each talk begins with a number that the agent has to say.
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ class GuestAgent:
         self._send(command, {})
         answer = self._receive(time.monotonic() + self._timeout)
         if "error" in answer:
-            raise MachineError(f"the guest agent at {self._path} refused {command}: {answer['error'].get('desc', answer['error'])}")
+            raise MachineError(
+                f"the guest agent at {self._path} refused {command}:"
+                f" {answer['error'].get('desc', answer['error'])}"
+            )
         return answer.get("return")
 
     def _send(self, command: str, arguments: dict[str, Any]) -> None:
@@ -97,14 +101,18 @@ class GuestAgent:
         return MachineError(
             f"no guest agent answers at {self._path} within {self._timeout:g} s",
             path=str(self._path),
-            hint="is one running in the guest? Without it a state is what a power cut would have left",
+            hint=(
+                "is one running in the guest? Without it a state is what a power cut would have"
+                " left"
+            ),
         )
 
 
 @contextlib.contextmanager
 def file_systems_frozen(path: Path | None) -> Iterator[bool]:
     """
-    The guest's file systems are consistent on its disks, and nothing is written to them, for as long as a ``with`` block lasts.
+    The guest's file systems are consistent on its disks, and nothing is written to them, for as
+    long as a ``with`` block lasts.
 
     :param path: the socket of the channel to the guest agent, if there is one
     :returns: whether that is so

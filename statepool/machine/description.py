@@ -23,13 +23,19 @@ ACCELERATORS = ("kvm", "tcg", "xen", "qtest")
 
 def _absolute(images: Mapping[str, os.PathLike[str] | str]) -> dict[str, Path]:
     if not isinstance(images, Mapping):
-        raise UsageError(f"the images of a machine are not {images!r}", hint='write a mapping, as in {"disk": "work.qcow2"}')
+        raise UsageError(
+            f"the images of a machine are not {images!r}",
+            hint='write a mapping, as in {"disk": "work.qcow2"}',
+        )
     return {name: Path(os.path.abspath(path)) for name, path in images.items()}
 
 
 def _words(arguments: Iterable[str]) -> tuple[str, ...]:
     if isinstance(arguments, str | bytes):
-        raise UsageError(f"the arguments of QEMU are not a list, but {arguments!r}", hint="write a list, also of one argument")
+        raise UsageError(
+            f"the arguments of QEMU are not a list, but {arguments!r}",
+            hint="write a list, also of one argument",
+        )
     return tuple(arguments)
 
 
@@ -42,16 +48,22 @@ class MachineConfig:
     """
     A description of a machine.
 
-    :param images: its working images, by the names of the machine's images, in the order in which it sees them: QCOW2 files, each as a virtio disk
+    :param images: its working images, by the names of the machine's images, in the order in which
+        it sees them: QCOW2 files, each as a virtio disk
     :param memory: its RAM, in bytes
-    :param arguments: of QEMU: whatever else it has, such as a kernel, network cards and a serial line
+    :param arguments: of QEMU: whatever else it has, such as a kernel, network cards and a serial
+        line
     :param processors: how many
-    :param machine: its type, as in ``-machine``. A plain name such as ``q35`` means another one with each QEMU; a state with RAM remembers which
+    :param machine: its type, as in ``-machine``. A plain name such as ``q35`` means another one
+        with each QEMU; a state with RAM remembers which
     :param cpu: its model, as in ``-cpu``; QEMU's own choice if not given
-    :param accelerator: ``kvm``, where guests run with it; ``tcg`` works everywhere, and is slow. As in ``-accel``, with properties of it after commas
+    :param accelerator: ``kvm``, where guests run with it; ``tcg`` works everywhere, and is slow. As
+        in ``-accel``, with properties of it after commas
     :param display: as in ``-display``
-    :param terminal: whether it has our terminal as its standard input and output, as for ``-serial mon:stdio``
-    :param speaks_aside: whether what it writes to the terminal goes to our standard error, since standard output is for something else
+    :param terminal: whether it has our terminal as its standard input and output, as for ``-serial
+        mon:stdio``
+    :param speaks_aside: whether what it writes to the terminal goes to our standard error, since
+        standard output is for something else
     :param binary: the program
     :raises UsageError: no machine can be made of that
     """
@@ -72,11 +84,18 @@ class MachineConfig:
         for name in self.images:
             check_name(name, "an image")
         if self.memory < MIB or self.memory % MIB:
-            raise UsageError(f"a machine cannot have {self.memory} bytes of RAM", hint="give whole MiB, in bytes")
+            raise UsageError(
+                f"a machine cannot have {self.memory} bytes of RAM", hint="give whole MiB, in bytes"
+            )
         if not _is_count(self.processors):
-            raise UsageError(f"a machine cannot have {self.processors!r} processors", hint="give it one or more")
+            raise UsageError(
+                f"a machine cannot have {self.processors!r} processors", hint="give it one or more"
+            )
         if str(self.accelerator).partition(",")[0] not in ACCELERATORS:
-            raise UsageError(f"there is no accelerator {self.accelerator!r}", hint="accelerators are " + ", ".join(ACCELERATORS))
+            raise UsageError(
+                f"there is no accelerator {self.accelerator!r}",
+                hint="accelerators are " + ", ".join(ACCELERATORS),
+            )
 
     def with_images(self, images: Mapping[str, Path]) -> MachineConfig:
         """:returns: the same machine with other working images"""
@@ -90,12 +109,37 @@ class MachineConfig:
         """
         :returns: the program and its arguments, but for the monitor
         """
-        words = [self.binary, "-nodefaults", "-no-user-config", "-machine", self.machine, "-accel", self.accelerator]
-        words += ["-m", f"{self.memory // MIB}M", "-smp", str(self.processors), "-display", self.display]
+        words = [
+            self.binary,
+            "-nodefaults",
+            "-no-user-config",
+            "-machine",
+            self.machine,
+            "-accel",
+            self.accelerator,
+        ]
+        words += [
+            "-m",
+            f"{self.memory // MIB}M",
+            "-smp",
+            str(self.processors),
+            "-display",
+            self.display,
+        ]
         if self.cpu is not None:
             words += ["-cpu", self.cpu]
         for name, path in self.images.items():
             node = self.node(name)
-            disk = {"driver": "qcow2", "node-name": node, "discard": "unmap", "file": {"driver": "file", "filename": str(path)}}
-            words += ["-blockdev", json.dumps(disk), "-device", f"virtio-blk-pci,drive={node},id={node}-device"]
+            disk = {
+                "driver": "qcow2",
+                "node-name": node,
+                "discard": "unmap",
+                "file": {"driver": "file", "filename": str(path)},
+            }
+            words += [
+                "-blockdev",
+                json.dumps(disk),
+                "-device",
+                f"virtio-blk-pci,drive={node},id={node}-device",
+            ]
         return [*words, *self.arguments]

@@ -57,7 +57,9 @@ def _disk(block: dict[str, Any]) -> Disk:
         format=inserted["drv"],
         read_only=inserted["ro"],
         size=image["virtual-size"],
-        tags={snapshot["name"]: snapshot["vm-state-size"] for snapshot in image.get("snapshots", ())},
+        tags={
+            snapshot["name"]: snapshot["vm-state-size"] for snapshot in image.get("snapshots", ())
+        },
     )
 
 
@@ -78,10 +80,16 @@ def writable(machine: RunningMachine) -> list[Disk]:
     """
     found = [disk for disk in disks(machine) if not disk.read_only]
     if not found:
-        raise RefusedError(f"{machine} has no disk that it can write to", hint="a state needs at least one QCOW2 image")
+        raise RefusedError(
+            f"{machine} has no disk that it can write to",
+            hint="a state needs at least one QCOW2 image",
+        )
     unfit = [str(disk) for disk in found if disk.format != "qcow2"]
     if unfit:
-        raise RefusedError(f"{machine} writes to images that are not QCOW2: {', '.join(unfit)}", hint="convert them, or make them read-only")
+        raise RefusedError(
+            f"{machine} writes to images that are not QCOW2: {', '.join(unfit)}",
+            hint="convert them, or make them read-only",
+        )
     return found
 
 
@@ -95,11 +103,23 @@ def disk_of(machine: RunningMachine, path: Path) -> Disk:
     for disk in disks(machine):
         if is_same_file(disk.path, path):
             if disk.read_only:
-                raise RefusedError(f"{machine} has {path} for reading only", path=str(path), hint="it cannot have changed: there is nothing to set")
+                raise RefusedError(
+                    f"{machine} has {path} for reading only",
+                    path=str(path),
+                    hint="it cannot have changed: there is nothing to set",
+                )
             if disk.format != "qcow2":
-                raise RefusedError(f"{machine} uses {path} as {disk.format}, not as QCOW2", path=str(path), hint="give the drive format=qcow2")
+                raise RefusedError(
+                    f"{machine} uses {path} as {disk.format}, not as QCOW2",
+                    path=str(path),
+                    hint="give the drive format=qcow2",
+                )
             return disk
-    raise NotFound(f"{machine} does not run on {path}", path=str(path), hint="name the image that it runs on: " + ", ".join(map(str, disks(machine))))
+    raise NotFound(
+        f"{machine} does not run on {path}",
+        path=str(path),
+        hint="name the image that it runs on: " + ", ".join(map(str, disks(machine))),
+    )
 
 
 def is_same_file(one: Path, other: Path) -> bool:

@@ -1,8 +1,9 @@
 """
 What can load the RAM of a machine: only a QEMU with the same hardware in it.
 
-QEMU itself notices another amount of RAM and another machine type. It loads RAM into a machine with another CPU, or with a device more, without a
-word, and the guest breaks later. So what a machine is made of is remembered with its RAM, and compared before loading.
+QEMU itself notices another amount of RAM and another machine type. It loads RAM into a machine with
+another CPU, or with a device more, without a word, and the guest breaks later. So what a machine is
+made of is remembered with its RAM, and compared before loading.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _PLUGGED_IN = ("/machine/peripheral", "/machine/peripheral-anon")
 
 def fingerprint(machine: RunningMachine) -> dict[str, str]:
     """
-    :returns: what a machine is made of: ``qemu``, ``machine``, ``accelerator``, ``cpu``, ``processors``, ``memory`` and ``devices``
+    :returns: what a machine is made of: ``qemu``, ``machine``, ``accelerator``, ``cpu``,
+        ``processors``, ``memory`` and ``devices``
     :raises MachineError: QEMU has ended
     """
     # Together: one after the other they would take a tenth of the time that a guest needs to go on.
@@ -66,16 +68,26 @@ def _cpu(machine: RunningMachine, path: str) -> str:
     """The model, and a digest of its features: a model can be given more or less of them."""
     model = str(machine.execute("qom-get", path=path, property="type"))
     try:
-        words = json.dumps(machine.execute("qom-get", path=path, property="feature-words"), sort_keys=True)
+        words = json.dumps(
+            machine.execute("qom-get", path=path, property="feature-words"), sort_keys=True
+        )
     except CommandFailed:
         return model  # not an x86 one
     return f"{model} {hashlib.sha256(words.encode()).hexdigest()[:16]}"
 
 
 def _devices(buses: list[dict[str, Any]], plugged: list[list[dict[str, Any]]]) -> list[str]:
-    """Every PCI device with its place and its kind, and the types of what was plugged in, wherever it is."""
+    """
+    Every PCI device with its place and its kind, and the types of what was plugged in, wherever it
+    is.
+    """
     found = [device for bus in buses for device in _on_bus(bus["devices"])]
-    kinds = [entry["type"] for entries in plugged for entry in entries if entry["type"].startswith("child<")]
+    kinds = [
+        entry["type"]
+        for entries in plugged
+        for entry in entries
+        if entry["type"].startswith("child<")
+    ]
     return sorted(found) + sorted(kind.removeprefix("child<").removesuffix(">") for kind in kinds)
 
 
@@ -83,7 +95,10 @@ def _on_bus(devices: list[dict[str, Any]]) -> list[str]:
     found = []
     for device in devices:
         kind = device["id"]
-        found.append(f"PCI {device['bus']:02x}:{device['slot']:02x}.{device['function']} {kind['vendor']:04x}:{kind['device']:04x}")
+        found.append(
+            f"PCI {device['bus']:02x}:{device['slot']:02x}.{device['function']}"
+            f" {kind['vendor']:04x}:{kind['device']:04x}"
+        )
         found += _on_bus(device.get("pci_bridge", {}).get("devices", []))
     return found
 
@@ -134,5 +149,8 @@ def require_same(machine: RunningMachine, wanted: Mapping[str, str], state: str)
             f"{machine} cannot load the RAM of {state}: {'; '.join(found)}",
             differences=found,
             state=state,
-            hint="start it as the one was that was saved; --force loads it all the same, and the guest may break",
+            hint=(
+                "start it as the one was that was saved; --force loads it all the same, and the"
+                " guest may break"
+            ),
         )

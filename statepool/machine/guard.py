@@ -1,9 +1,10 @@
 """
 Programs that do not outlive us, however we end.
 
-The kernel ends such a program with the thread that started it (``PR_SET_PDEATHSIG``, by util-linux's ``setpriv``). Had we ended before that was
-arranged, the shell in between finds that its parent is another one, and starts nothing. What the program itself has started is not ended by that:
-:func:`watched` looks after a whole group of processes.
+The kernel ends such a program with the thread that started it (``PR_SET_PDEATHSIG``, by
+util-linux's ``setpriv``). Had we ended before that was arranged, the shell in between finds that
+its parent is another one, and starts nothing. What the program itself has started is not ended by
+that: :func:`watched` looks after a whole group of processes.
 """
 
 from __future__ import annotations
@@ -30,13 +31,25 @@ def guarded(command: Sequence[str]) -> list[str]:
     :returns: what is to be started instead, by a thread that lasts
     :raises MachineError: what it takes is not installed
     """
-    return without_secrets([_found("setpriv"), "--pdeathsig", "KILL", _found("sh"), "-c", _GUARDED, str(os.getpid()), *command])
+    return without_secrets(
+        [
+            _found("setpriv"),
+            "--pdeathsig",
+            "KILL",
+            _found("sh"),
+            "-c",
+            _GUARDED,
+            str(os.getpid()),
+            *command,
+        ]
+    )
 
 
 def without_secrets(command: Sequence[str]) -> list[str]:
     """
     :param command: a program and its arguments
-    :returns: what is to be started instead, so that it does not inherit passwords which our environment has
+    :returns: what is to be started instead, so that it does not inherit passwords which our
+        environment has
     """
     return [_found("sh"), "-c", f'unset {" ".join(VARIABLES.values())}; exec "$@"', "sh", *command]
 
@@ -44,7 +57,9 @@ def without_secrets(command: Sequence[str]) -> list[str]:
 def _found(name: str) -> str:
     path = shutil.which(name)
     if path is None:
-        raise MachineError(f"{name} is not installed", hint="install util-linux" if name == "setpriv" else None)
+        raise MachineError(
+            f"{name} is not installed", hint="install util-linux" if name == "setpriv" else None
+        )
     return path
 
 

@@ -52,7 +52,10 @@ def run_job(
     try:
         if not wait_until(watch.is_over, timeout=timeout):
             machine.execute("job-cancel", id=name)
-            raise MachineError(f"{machine} did not end this within {timeout:g} s: {what}", hint="allow it more time")
+            raise MachineError(
+                f"{machine} did not end this within {timeout:g} s: {what}",
+                hint="allow it more time",
+            )
     finally:
         progress.end()
     machine.execute("job-dismiss", id=name)
@@ -68,7 +71,9 @@ def forget_jobs(machine: RunningMachine) -> None:
 
 
 class _Watch:
-    def __init__(self, machine: RunningMachine, name: str, progress: Progress, complete: bool) -> None:
+    def __init__(
+        self, machine: RunningMachine, name: str, progress: Progress, complete: bool
+    ) -> None:
         self._machine = machine
         self._name = name
         self._progress = progress
@@ -87,4 +92,7 @@ class _Watch:
                 self._complete = False
                 self._machine.execute("job-complete", id=self._name)
             return bool(job["status"] == "concluded")
-        raise MachineError(f"{self._machine} does not know its job {self._name} any more", hint="does another program use its monitor?")
+        raise MachineError(
+            f"{self._machine} does not know its job {self._name} any more",
+            hint="does another program use its monitor?",
+        )

@@ -1,8 +1,9 @@
 """
 Makes a machine that is not ours run again if we are killed while we have stopped it.
 
-A program of its own, which needs nothing but Python: it reads on its standard input whether the machine is in our hands (``1``) or not (``0``), and
-waits for our end. Only then it speaks to the machine's monitor.
+A program of its own, which needs nothing but Python: it reads on its standard input whether the
+machine is in our hands (``1``) or not (``0``), and waits for our end. Only then it speaks to the
+machine's monitor.
 """
 
 from __future__ import annotations

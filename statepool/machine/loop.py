@@ -1,8 +1,9 @@
 """
 The one event loop, in a thread of its own, that serves all monitors of this process.
 
-It is there as long as somebody uses it. QEMU processes are started by its thread, too: the kernel ends them with the thread that started them, so
-that must not be one of the caller's, which may be over sooner.
+It is there as long as somebody uses it. QEMU processes are started by its thread, too: the kernel
+ends them with the thread that started them, so that must not be one of the caller's, which may be
+over sooner.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Loop:
 
     def _start(self) -> None:
         loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=_serve, args=(loop,), name="statepool-machines", daemon=True)
+        thread = threading.Thread(
+            target=_serve, args=(loop,), name="statepool-machines", daemon=True
+        )
         thread.start()
         self._loop, self._thread = loop, thread
 
@@ -72,7 +75,9 @@ class Loop:
         """
         if self._loop is None or self._pid != os.getpid():
             work.close()
-            raise MachineError("this machine was opened by another process", hint="open it again after a fork")
+            raise MachineError(
+                "this machine was opened by another process", hint="open it again after a fork"
+            )
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()

@@ -1,7 +1,8 @@
 """
 QEMU's monitor (QMP), for callers that wait.
 
-Names of commands, arguments and answers are those of QEMU: ``docs/interop/qemu-qmp-ref`` of its documentation.
+Names of commands, arguments and answers are those of QEMU: ``docs/interop/qemu-qmp-ref`` of its
+documentation.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from statepool.errors import InUse, MachineError, NotFound
 from statepool.machine.loop import LOOP
 
 CONNECT_TIMEOUT = 10.0
-"""How long a monitor may take to greet us, in seconds. QEMU greets at once, unless another program is using the monitor."""
+"""
+How long a monitor may take to greet us, in seconds. QEMU greets at once, unless another program is
+using the monitor.
+"""
 
 COMMAND_TIMEOUT = 60.0
 """How long a command may take, in seconds. Those that take long are jobs, and answer at once."""
 
-# What goes wrong is told by our errors; without a handler of its own Python would print the library's log on standard error.
+# What goes wrong is told by our errors; without a handler of its own Python would print the
+# library's log on standard error.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 
@@ -53,7 +58,9 @@ class Monitor:
     :raises MachineError: it is no monitor
     """
 
-    def __init__(self, connection: socket.socket, name: str, *, timeout: float = CONNECT_TIMEOUT) -> None:
+    def __init__(
+        self, connection: socket.socket, name: str, *, timeout: float = CONNECT_TIMEOUT
+    ) -> None:
         self.name = name
         LOOP.acquire()
         try:
@@ -90,7 +97,13 @@ class Monitor:
         if not self._is_open:
             raise MachineError(f"{self.name} was closed", hint="start it, or connect to it, again")
 
-    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = COMMAND_TIMEOUT) -> Any:
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = COMMAND_TIMEOUT,
+    ) -> Any:
         """
         :param command: such as ``query-status``
         :param arguments: of the command
@@ -102,7 +115,9 @@ class Monitor:
         self._require_open()
         return LOOP.run(_executed(self._client, self.name, command, arguments, timeout))
 
-    def execute_many(self, commands: Sequence[tuple[str, Mapping[str, Any]]], *, timeout: float = COMMAND_TIMEOUT) -> list[Any]:
+    def execute_many(
+        self, commands: Sequence[tuple[str, Mapping[str, Any]]], *, timeout: float = COMMAND_TIMEOUT
+    ) -> list[Any]:
         """
         As :meth:`execute`, of several commands without waiting in between.
 
@@ -130,7 +145,9 @@ class Monitor:
         self.execute("getfd", {"fdname": label})
 
     def close(self) -> None:
-        """Hang up. The machine goes on. A process that was forked from us leaves the connection alone."""
+        """
+        Hang up. The machine goes on. A process that was forked from us leaves the connection alone.
+        """
         if not self._is_open or self._owner != os.getpid():
             return
         self._is_open = False
@@ -142,7 +159,8 @@ class Monitor:
 
 def connected(path: Path) -> socket.socket:
     """
-    :param path: a socket in the file system; longer ones than the kernel takes are reached by their directory
+    :param path: a socket in the file system; longer ones than the kernel takes are reached by their
+        directory
     :raises NotFound: there is none
     :raises MachineError: nobody listens there
     """
@@ -152,11 +170,17 @@ def connected(path: Path) -> socket.socket:
             connection.connect(f"/proc/self/fd/{directory}/{path.name}")
     except FileNotFoundError as error:
         connection.close()
-        raise NotFound(f"there is no socket {path}", path=str(path), hint="start the machine with -qmp unix:PATH,server=on,wait=off") from error
+        raise NotFound(
+            f"there is no socket {path}",
+            path=str(path),
+            hint="start the machine with -qmp unix:PATH,server=on,wait=off",
+        ) from error
     except OSError as error:
         connection.close()
         raise MachineError(
-            f"nobody answers at {path}: {error.strerror}", path=str(path), hint="is this the monitor of a machine that is running?"
+            f"nobody answers at {path}: {error.strerror}",
+            path=str(path),
+            hint="is this the monitor of a machine that is running?",
         ) from error
     return connection
 
@@ -168,26 +192,38 @@ async def _greeted(connection: socket.socket, name: str, seconds: float) -> QMPC
         await asyncio.wait_for(client.connect(connection), seconds)
     except TimeoutError as error:
         raise InUse(
-            f"{name} did not greet us within {seconds:g} s", hint="another program may be using its monitor, which serves one at a time"
+            f"{name} did not greet us within {seconds:g} s",
+            hint="another program may be using its monitor, which serves one at a time",
         ) from error
     except ConnectError as error:
-        raise MachineError(f"{name} does not answer as a monitor of QEMU does: {error}", hint="name the socket of its QMP monitor") from error
+        raise MachineError(
+            f"{name} does not answer as a monitor of QEMU does: {error}",
+            hint="name the socket of its QMP monitor",
+        ) from error
     return client
 
 
-async def _executed(client: QMPClient, name: str, command: str, arguments: Mapping[str, Any] | None, seconds: float) -> Any:
+async def _executed(
+    client: QMPClient, name: str, command: str, arguments: Mapping[str, Any] | None, seconds: float
+) -> Any:
     try:
         return await asyncio.wait_for(client.execute(command, dict(arguments or {})), seconds)
     except ExecuteError as error:
-        raise CommandFailed(f"{name} refused {command}: {error}", error_class=error.error_class) from error
+        raise CommandFailed(
+            f"{name} refused {command}: {error}", error_class=error.error_class
+        ) from error
     except TimeoutError as error:
         raise MachineError(f"{name} did not answer {command} within {seconds:g} s") from error
     except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
         raise MachineError(f"{name} has ended, or hung up, before it answered {command}") from error
 
 
-async def _executed_all(client: QMPClient, name: str, commands: Sequence[tuple[str, Mapping[str, Any]]], seconds: float) -> list[Any]:
-    answers = [_executed(client, name, command, arguments, seconds) for command, arguments in commands]
+async def _executed_all(
+    client: QMPClient, name: str, commands: Sequence[tuple[str, Mapping[str, Any]]], seconds: float
+) -> list[Any]:
+    answers = [
+        _executed(client, name, command, arguments, seconds) for command, arguments in commands
+    ]
     found = await asyncio.gather(*answers, return_exceptions=True)
     for answer in found:
         if isinstance(answer, BaseException):

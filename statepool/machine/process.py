@@ -1,5 +1,6 @@
 """
-A QEMU process of our own. It does not outlive us, however we end: it is started by the thread of our event loop, and ended with that.
+A QEMU process of our own. It does not outlive us, however we end: it is started by the thread of
+our event loop, and ended with that.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Process:
     :raises MachineError: it cannot be started
     """
 
-    def __init__(self, command: Sequence[str], label: str, *, interactive: bool = False, aside: bool = False) -> None:
+    def __init__(
+        self, command: Sequence[str], label: str, *, interactive: bool = False, aside: bool = False
+    ) -> None:
         self.label = label
         self._program = os.path.basename(command[0])
         self._owner = os.getpid()
@@ -44,7 +47,9 @@ class Process:
         try:
             with theirs:
                 words = _guarded([*command, *_monitor(theirs.fileno())])
-                self._process = LOOP.call(lambda: _start(words, theirs.fileno(), self._log.number, interactive, aside))
+                self._process = LOOP.call(
+                    lambda: _start(words, theirs.fileno(), self._log.number, interactive, aside)
+                )
         except BaseException:
             ours.close()
             self._log.close()
@@ -58,7 +63,10 @@ class Process:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended, as far as this process can tell: one that was forked from us cannot."""
+        """
+        Whether it has not ended, as far as this process can tell: one that was forked from us
+        cannot.
+        """
         return self._owner != os.getpid() or self._process.poll() is None
 
     def said(self) -> str:
@@ -70,7 +78,11 @@ class Process:
         code = self._process.poll()
         if code is None:
             return "it said nothing"
-        return f"it was ended by signal {-code}" if code < 0 else f"it ended with exit code {code} and said nothing"
+        return (
+            f"it was ended by signal {-code}"
+            if code < 0
+            else f"it ended with exit code {code} and said nothing"
+        )
 
     def wait(self, timeout: float | None = None) -> bool:
         """
@@ -86,7 +98,10 @@ class Process:
         return True
 
     def end(self) -> None:
-        """Kill it, if it has not ended, and forget it. A process that was forked from us leaves it alone."""
+        """
+        Kill it, if it has not ended, and forget it. A process that was forked from us leaves it
+        alone.
+        """
         if self._log.number < 0:
             return
         if self._owner == os.getpid():
@@ -97,14 +112,22 @@ class Process:
 
 
 def _complaint(text: str, program: str) -> str:
-    """:returns: the last line that begins with its name, as QEMU's errors do, and the advice after them does not; the last one if none does"""
+    """
+    :returns: the last line that begins with its name, as QEMU's errors do, and the advice after
+        them does not; the last one if none does
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ours = [line.removeprefix(f"{program}: ") for line in lines if line.startswith(f"{program}: ")]
     return ([line for line in ours if not line.startswith("warning: ")] or ours or lines)[-1]
 
 
 def _monitor(descriptor: int) -> list[str]:
-    return ["-chardev", f"socket,id=statepool,fd={descriptor}", "-mon", "chardev=statepool,mode=control"]
+    return [
+        "-chardev",
+        f"socket,id=statepool,fd={descriptor}",
+        "-mon",
+        "chardev=statepool,mode=control",
+    ]
 
 
 def _guarded(command: list[str]) -> list[str]:
@@ -113,10 +136,19 @@ def _guarded(command: list[str]) -> list[str]:
     return guarded(command)
 
 
-def _start(words: list[str], descriptor: int, log: int, interactive: bool, aside: bool) -> subprocess.Popen[bytes]:
+def _start(
+    words: list[str], descriptor: int, log: int, interactive: bool, aside: bool
+) -> subprocess.Popen[bytes]:
     quiet = None if interactive else subprocess.DEVNULL
     output = 2 if interactive and aside else quiet
     try:
-        return subprocess.Popen(words, stdin=quiet, stdout=output, stderr=log, pass_fds=(descriptor,), start_new_session=not interactive)
+        return subprocess.Popen(
+            words,
+            stdin=quiet,
+            stdout=output,
+            stderr=log,
+            pass_fds=(descriptor,),
+            start_new_session=not interactive,
+        )
     except OSError as error:
         raise MachineError(f"cannot run {words[0]}: {error.strerror}") from error

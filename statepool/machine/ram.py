@@ -1,5 +1,6 @@
 """
-RAM of a machine to and from a file, as QEMU's migration stream through a descriptor of ours: QEMU opens no file of its own.
+RAM of a machine to and from a file, as QEMU's migration stream through a descriptor of ours: QEMU
+opens no file of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +37,13 @@ def prepare_ram(machine: RunningMachine, descriptor: int) -> str:
     return label
 
 
-def save_ram(machine: RunningMachine, descriptor: int, *, label: str | None = None, timeout: float = RAM_TIMEOUT) -> None:
+def save_ram(
+    machine: RunningMachine,
+    descriptor: int,
+    *,
+    label: str | None = None,
+    timeout: float = RAM_TIMEOUT,
+) -> None:
     """
     Write the RAM of a machine that stands still; it does so afterwards, too.
 
@@ -68,7 +75,8 @@ def load_ram(machine: RunningMachine, descriptor: int, *, timeout: float = RAM_T
     status = machine.status()
     if status != "inmigrate":
         raise RefusedError(
-            f"{machine} cannot take the RAM of a state: it is {status} already", hint="only a machine that was started with -incoming defer can"
+            f"{machine} cannot take the RAM of a state: it is {status} already",
+            hint="only a machine that was started with -incoming defer can",
         )
     label = "statepool-" + secrets.token_hex(4)
     machine.monitor.send_descriptor(label, descriptor)
@@ -78,7 +86,8 @@ def load_ram(machine: RunningMachine, descriptor: int, *, timeout: float = RAM_T
         wait_until(lambda: machine.status() != "inmigrate", timeout=timeout)
     except MachineError as error:
         raise IntegrityError(
-            f"the RAM of a state could not be loaded: {error.message}", hint="was it saved by such a machine, and is it whole?"
+            f"the RAM of a state could not be loaded: {error.message}",
+            hint="was it saved by such a machine, and is it whole?",
         ) from error
 
 
@@ -90,9 +99,13 @@ def _await_end(machine: RunningMachine, timeout: float) -> None:
         return last.get("status") in _OVER
 
     if not wait_until(is_over, timeout=timeout, most=_LOOK):
-        raise MachineError(f"{machine} did not move its RAM within {timeout:g} s", hint="allow it more time")
+        raise MachineError(
+            f"{machine} did not move its RAM within {timeout:g} s", hint="allow it more time"
+        )
     if last["status"] != "completed":
-        raise MachineError(f"{machine} could not move its RAM: {last.get('error-desc', last['status'])}")
+        raise MachineError(
+            f"{machine} could not move its RAM: {last.get('error-desc', last['status'])}"
+        )
 
 
 def _explained(error: MachineError, descriptor: int) -> MachineError | NoSpace:
@@ -100,5 +113,9 @@ def _explained(error: MachineError, descriptor: int) -> MachineError | NoSpace:
     found = os.fstatvfs(descriptor)
     available = found.f_bavail * found.f_frsize
     if "space" in error.message or available < 1 << 20:
-        return NoSpace("there is no room for the RAM of the machine", available=available, hint="make room in the cache, or give it another place")
+        return NoSpace(
+            "there is no room for the RAM of the machine",
+            available=available,
+            hint="make room in the cache, or give it another place",
+        )
     return error

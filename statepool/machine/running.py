@@ -28,12 +28,16 @@ QUIT_TIMEOUT = 10.0
 """How long QEMU may take to end when it is asked to, in seconds; then it is killed."""
 
 _AT_REST = frozenset({"paused", "prelaunch"})
-"""Run states in which a machine stands still, and has its disks: after a migration it has not, and QEMU ends if one does something with them."""
+"""
+Run states in which a machine stands still, and has its disks: after a migration it has not, and
+QEMU ends if one does something with them.
+"""
 
 
 class RunningMachine:
     """
-    A machine that runs, as its monitor shows it. Close it when you are done: one that is not ours goes on, ours ends.
+    A machine that runs, as its monitor shows it. Close it when you are done: one that is not ours
+    goes on, ours ends.
 
     :param monitor: of the machine
     :param path: the socket of the monitor, if the machine is not ours
@@ -41,7 +45,14 @@ class RunningMachine:
     :param config: what it was started from, if it is ours
     """
 
-    def __init__(self, monitor: Monitor, *, path: Path | None = None, process: Process | None = None, config: MachineConfig | None = None) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        *,
+        path: Path | None = None,
+        process: Process | None = None,
+        config: MachineConfig | None = None,
+    ) -> None:
         self.monitor = monitor
         self.config = config
         self._path = path
@@ -51,7 +62,8 @@ class RunningMachine:
     @classmethod
     def connect(cls, path: os.PathLike[str] | str, *, timeout: float = CONNECT_TIMEOUT) -> Self:
         """
-        :param path: the socket of a running QEMU's monitor, as in ``-qmp unix:PATH,server=on,wait=off``
+        :param path: the socket of a running QEMU's monitor, as in ``-qmp
+            unix:PATH,server=on,wait=off``
         :param timeout: how long it may take to greet us, in seconds
         :raises NotFound: there is no such socket
         :raises InUse: another program is using the monitor
@@ -68,8 +80,17 @@ class RunningMachine:
         :param arguments: further ones, for this run only
         :raises MachineError: it does not start; the message has what QEMU said
         """
-        label = " ".join(["the machine on", *map(str, config.images.values())]) if config.images else "the machine"
-        process = Process([*config.command(), *arguments], label, interactive=config.terminal, aside=config.speaks_aside)
+        label = (
+            " ".join(["the machine on", *map(str, config.images.values())])
+            if config.images
+            else "the machine"
+        )
+        process = Process(
+            [*config.command(), *arguments],
+            label,
+            interactive=config.terminal,
+            aside=config.speaks_aside,
+        )
         try:
             monitor = Monitor(process.connection, label, timeout=START_TIMEOUT)
         except BaseException as error:
@@ -78,13 +99,20 @@ class RunningMachine:
             process.end()
             if not isinstance(error, MachineError | InUse):
                 raise
-            raise MachineError(f"{label} did not start: {said}", hint="see its description and its extra arguments") from error
+            raise MachineError(
+                f"{label} did not start: {said}", hint="see its description and its extra arguments"
+            ) from error
         return cls(monitor, process=process, config=config)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def __str__(self) -> str:
@@ -110,17 +138,21 @@ class RunningMachine:
         :raises MachineError: it does not start
         """
         if self.config is None:
-            raise RefusedError(f"{self} is not ours to be started again", hint="end it, and start it with -incoming defer")
+            raise RefusedError(
+                f"{self} is not ours to be started again",
+                hint="end it, and start it with -incoming defer",
+            )
         self.close()
         other = type(self).start(self.config, arguments=arguments)
         self.monitor, self._process = other.monitor, other._process
 
     def _quit(self, process: Process) -> None:
-        with contextlib.suppress(MachineError):  # it may be ending already; if it does not, it is killed
+        # it may be ending already; if it does not, it is killed
+        with contextlib.suppress(MachineError):
             self.monitor.execute("quit", timeout=QUIT_TIMEOUT)
             process.wait(QUIT_TIMEOUT)
 
-    # -- what it does ------------------------------------------------------------------------------------------------------------------------------
+    # -- what it does ------------------------------------------------------------------------------
 
     @property
     def is_ours(self) -> bool:
@@ -149,13 +181,24 @@ class RunningMachine:
         :raises MachineError: QEMU has ended, does not answer, or was closed
         """
         try:
-            return self.monitor.execute(command, {name.replace("_", "-"): value for name, value in arguments.items() if value is not None})
+            return self.monitor.execute(
+                command,
+                {
+                    name.replace("_", "-"): value
+                    for name, value in arguments.items()
+                    if value is not None
+                },
+            )
         except MachineError as error:
             raise self._told(error) from error
 
     def _told(self, error: MachineError) -> MachineError:
         """:returns: an error, with what QEMU said if it has ended"""
-        if self._process is not None and self.monitor.is_open and self._process.wait(0.5 if "ended" in error.message else 0):
+        if (
+            self._process is not None
+            and self.monitor.is_open
+            and self._process.wait(0.5 if "ended" in error.message else 0)
+        ):
             return MachineError(f"{self} has ended: {self._process.said()}")
         return error
 
@@ -165,7 +208,9 @@ class RunningMachine:
 
     @property
     def is_running(self) -> bool:
-        """Whether the guest's time passes: not any more where the machine has ended, or was closed."""
+        """
+        Whether the guest's time passes: not any more where the machine has ended, or was closed.
+        """
         try:
             return self.status() == "running"
         except MachineError:
@@ -175,7 +220,9 @@ class RunningMachine:
 
     @property
     def _has_ended(self) -> bool:
-        return not self.monitor.is_connected or (self._process is not None and not self._process.is_alive)
+        return not self.monitor.is_connected or (
+            self._process is not None and not self._process.is_alive
+        )
 
     def pause(self) -> None:
         """Stop the guest's time."""
@@ -195,15 +242,18 @@ class RunningMachine:
             return True
         if status in _AT_REST:
             return False
-        raise RefusedError(f"{self} is in the state {status}", hint="let it run, or pause it, first")
+        raise RefusedError(
+            f"{self} is in the state {status}", hint="let it run, or pause it, first"
+        )
 
-    # -- in our hands ------------------------------------------------------------------------------------------------------------------------------
+    # -- in our hands ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
         """
-        For as long as a ``with`` block lasts, we may stop the machine. Afterwards it is in the run state that it was in before, whatever happened:
-        also if we are killed, unless it is ours and ends with us.
+        For as long as a ``with`` block lasts, we may stop the machine. Afterwards it is in the run
+        state that it was in before, whatever happened: also if we are killed, unless it is ours and
+        ends with us.
 
         :returns: whether it was running
         :raises RefusedError: it is neither running nor paused
@@ -214,7 +264,8 @@ class RunningMachine:
         try:
             yield running
         except BaseException:
-            with contextlib.suppress(MachineError):  # the first error says more: QEMU has ended, say
+            # the first error says more: QEMU has ended, say
+            with contextlib.suppress(MachineError):
                 self._restore(running)
             raise
         else:
@@ -226,7 +277,8 @@ class RunningMachine:
     def _restore(self, running: bool) -> None:
         status = self.status()
         if not running and status == "postmigrate":
-            # It gets its disks back only by running: for a moment, after what the moment before was saved.
+            # It gets its disks back only by running: for a moment, after what the moment before was
+            # saved.
             self.execute("cont")
             status = self.status()
         if running != (status == "running"):
@@ -235,9 +287,17 @@ class RunningMachine:
     def _tell_keeper(self, word: bytes) -> None:
         assert self._path is not None
         if self._keeper is None:
-            command = without_secrets([sys.executable, "-I", "-S", keeper.__file__, str(self._path), str(os.getpid())])
+            command = without_secrets(
+                [sys.executable, "-I", "-S", keeper.__file__, str(self._path), str(os.getpid())]
+            )
             self._keeper = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True, cwd="/"
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                start_new_session=True,
+                cwd="/",
             )
             self._hear_keeper()
         assert self._keeper.stdin is not None
@@ -248,7 +308,10 @@ class RunningMachine:
         assert self._keeper is not None
         assert self._keeper.stdout is not None
         if not self._keeper.stdout.read(1):
-            raise MachineError(f"cannot make sure that {self} goes on if we are killed", hint=f"is {sys.executable} able to run programs?")
+            raise MachineError(
+                f"cannot make sure that {self} goes on if we are killed",
+                hint=f"is {sys.executable} able to run programs?",
+            )
 
     def _dismiss_keeper(self) -> None:
         if self._keeper is None:

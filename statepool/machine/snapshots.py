@@ -1,5 +1,6 @@
 """
-Internal snapshots of a running machine: RAM and all writable disks, inside of the QCOW2 images themselves.
+Internal snapshots of a running machine: RAM and all writable disks, inside of the QCOW2 images
+themselves.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ def snapshots(machine: RunningMachine) -> dict[str, int]:
     :raises RefusedError: a writable disk cannot have snapshots
     """
     found = [disk.tags for disk in writable(machine)]
-    return {tag: size for tag in found[0] if all(tag in tags for tags in found) and (size := max(tags[tag] for tags in found))}
+    return {
+        tag: size
+        for tag in found[0]
+        if all(tag in tags for tags in found) and (size := max(tags[tag] for tags in found))
+    }
 
 
 def _where(machine: RunningMachine) -> tuple[str, list[str]]:
@@ -36,15 +41,28 @@ def save_snapshot(machine: RunningMachine, tag: str, *, progress: Progress = SIL
     """
     taken = [str(disk.path) for disk in writable(machine) if tag in disk.tags]
     if taken:
-        raise Conflict(f"{machine} has a snapshot {tag} already, in {', '.join(taken)}", state=tag, hint="choose another name, or ask for replacing")
+        raise Conflict(
+            f"{machine} has a snapshot {tag} already, in {', '.join(taken)}",
+            state=tag,
+            hint="choose another name, or ask for replacing",
+        )
     vmstate, nodes = _where(machine)
     with machine.held():
-        run_job(machine, "snapshot-save", what=f"save the snapshot {tag}", progress=progress, tag=tag, vmstate=vmstate, devices=nodes)
+        run_job(
+            machine,
+            "snapshot-save",
+            what=f"save the snapshot {tag}",
+            progress=progress,
+            tag=tag,
+            vmstate=vmstate,
+            devices=nodes,
+        )
 
 
 def load_snapshot(machine: RunningMachine, tag: str, *, progress: Progress = SILENT) -> None:
     """
-    Everything is again as it was; the machine runs if it ran before this, and stands still if it did not.
+    Everything is again as it was; the machine runs if it ran before this, and stands still if it
+    did not.
 
     :param tag: the name of the snapshot
     :raises NotFound: there is none of this name, or not on all disks
@@ -53,7 +71,15 @@ def load_snapshot(machine: RunningMachine, tag: str, *, progress: Progress = SIL
     _require(machine, tag)
     vmstate, nodes = _where(machine)
     with machine.held():
-        run_job(machine, "snapshot-load", what=f"load the snapshot {tag}", progress=progress, tag=tag, vmstate=vmstate, devices=nodes)
+        run_job(
+            machine,
+            "snapshot-load",
+            what=f"load the snapshot {tag}",
+            progress=progress,
+            tag=tag,
+            vmstate=vmstate,
+            devices=nodes,
+        )
 
 
 def delete_snapshot(machine: RunningMachine, tag: str, *, progress: Progress = SILENT) -> None:
@@ -65,7 +91,14 @@ def delete_snapshot(machine: RunningMachine, tag: str, *, progress: Progress = S
     nodes = [disk.node for disk in writable(machine) if tag in disk.tags]
     if not nodes:
         raise _missing(machine, tag)
-    run_job(machine, "snapshot-delete", what=f"delete the snapshot {tag}", progress=progress, tag=tag, devices=nodes)
+    run_job(
+        machine,
+        "snapshot-delete",
+        what=f"delete the snapshot {tag}",
+        progress=progress,
+        tag=tag,
+        devices=nodes,
+    )
 
 
 def _require(machine: RunningMachine, tag: str) -> None:
@@ -75,4 +108,8 @@ def _require(machine: RunningMachine, tag: str) -> None:
 
 def _missing(machine: RunningMachine, tag: str) -> NotFound:
     there = ", ".join(snapshots(machine)) or "none"
-    return NotFound(f"{machine} has no snapshot {tag} with RAM on all its disks", state=tag, hint=f"there are: {there}")
+    return NotFound(
+        f"{machine} has no snapshot {tag} with RAM on all its disks",
+        state=tag,
+        hint=f"there are: {there}",
+    )

@@ -32,7 +32,11 @@ def compress(source: Path, target: Path, *, progress: Progress = SILENT) -> None
 
     progress.begin(f"compress {source.name}", source.stat().st_size)
     try:
-        with open(source, "rb") as file, open(target, "xb") as compressed, zstandard.ZstdCompressor(level=_LEVEL).stream_writer(compressed) as writer:
+        with (
+            open(source, "rb") as file,
+            open(target, "xb") as compressed,
+            zstandard.ZstdCompressor(level=_LEVEL).stream_writer(compressed) as writer,
+        ):
             while block := file.read(_BLOCK):
                 writer.write(block)
                 progress.advance(len(block))
@@ -50,7 +54,11 @@ def readable(path: Path, compression: str) -> Iterator[int]:
     :raises IntegrityError: it is compressed in a way that we do not know, or not as it should be
     """
     if compression not in ("", ZSTD):
-        raise IntegrityError(f"the RAM in {path} is compressed in an unknown way: {compression!r}", path=str(path), hint="update statepool")
+        raise IntegrityError(
+            f"the RAM in {path} is compressed in an unknown way: {compression!r}",
+            path=str(path),
+            hint="update statepool",
+        )
     with open(path, "rb") as file:
         if not compression:
             yield file.fileno()
@@ -61,7 +69,9 @@ def readable(path: Path, compression: str) -> Iterator[int]:
             except IntegrityError as error:
                 stream.close()
                 if stream.failed is not None:
-                    raise IntegrityError(f"the RAM in {path} is not what zstd wrote: {stream.failed}", path=str(path)) from error
+                    raise IntegrityError(
+                        f"the RAM in {path} is not what zstd wrote: {stream.failed}", path=str(path)
+                    ) from error
                 raise
 
 
@@ -93,7 +103,10 @@ class _Decompression:
         import zstandard
 
         try:
-            with open(self._writer, "wb", buffering=0) as pipe, open(self._source, "rb", closefd=False) as file:
+            with (
+                open(self._writer, "wb", buffering=0) as pipe,
+                open(self._source, "rb", closefd=False) as file,
+            ):
                 zstandard.ZstdDecompressor().copy_stream(file, pipe, write_size=_BLOCK)
         except BrokenPipeError:
             pass  # its reader has what it wants

@@ -1,9 +1,10 @@
 """
 Digests: what bytes are called.
 
-BLAKE3 is the digest of every state we store: on the machines we measured it hashes at the speed of memory, four times as fast as SHA-256 with
-hardware support (see ``docs/measurements.rst``), so that checking every byte costs next to nothing beside copying it. New states have theirs by
-pieces (:mod:`statepool.model.pieces`).
+BLAKE3 is the digest of every state we store: on the machines we measured it hashes at the speed of
+memory, four times as fast as SHA-256 with hardware support (see ``docs/measurements.rst``), so that
+checking every byte costs next to nothing beside copying it. New states have theirs by pieces
+(:mod:`statepool.model.pieces`).
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ _ZEROS = memoryview(bytes(2 << 20))
 
 
 def _blake3(threads: int) -> _Inner:
-    # Threads of the hasher's own, which end with it. Never blake3.AUTO: its threads are the process's, and are not there after a fork.
+    # Threads of the hasher's own, which end with it. Never blake3.AUTO: its threads are the
+    # process's, and are not there after a fork.
     return blake3.blake3(max_threads=threads)
 
 
@@ -92,12 +94,16 @@ def check_algorithm(value: str) -> None:
     :raises BadRecord: this version does not know the algorithm
     """
     if value not in _ALGORITHMS:
-        raise BadRecord(f"unknown digest algorithm {value[:40]!r}", hint="this version knows " + ", ".join(ALGORITHMS))
+        raise BadRecord(
+            f"unknown digest algorithm {value[:40]!r}",
+            hint="this version knows " + ", ".join(ALGORITHMS),
+        )
 
 
 class Digest(str):
     """
-    The name of some bytes, written ``algorithm:hex``: a text, so that thousands of them are read, compared and looked up at the speed of texts.
+    The name of some bytes, written ``algorithm:hex``: a text, so that thousands of them are read,
+    compared and looked up at the speed of texts.
 
     :param algorithm: ``blake3p``, ``blake3`` or ``sha256``
     :param hex: the value, in lower-case hexadecimal
@@ -111,7 +117,8 @@ class Digest(str):
             raise BadRecord(f"not a {algorithm} digest: {hex[:80]!r}")
         return super().__new__(cls, f"{algorithm}:{hex}")
 
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # a text is made of one argument, this of two
+    # a text is made of one argument, this of two
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
         return self.algorithm, self.hex
 
     def __repr__(self) -> str:
@@ -129,7 +136,10 @@ class Digest(str):
 
     @property
     def file_name(self) -> str:
-        """The name of a file with these bytes. A dash, since QEMU takes what stands before a colon for a protocol."""
+        """
+        The name of a file with these bytes. A dash, since QEMU takes what stands before a colon for
+        a protocol.
+        """
         return self.replace(":", "-")
 
     @property
@@ -152,7 +162,10 @@ class Digest(str):
 
     @classmethod
     def from_file_name(cls, name: str) -> Digest | None:
-        """:returns: the digest that ``name`` stands for as a file in ``data/``, or None if it is not such a name"""
+        """
+        :returns: the digest that ``name`` stands for as a file in ``data/``, or None if it is not
+            such a name
+        """
         algorithm, _, value = name.partition("-")
         try:
             return cls(algorithm, value)
@@ -168,7 +181,10 @@ class Digest(str):
 
     @classmethod
     def of_text(cls, text: str | bytes) -> Digest:
-        """:returns: the BLAKE3 digest of a text that is no state: what names of files and keys are made of, whatever new states are named by"""
+        """
+        :returns: the BLAKE3 digest of a text that is no state: what names of files and keys are
+            made of, whatever new states are named by
+        """
         return cls.of(text.encode() if isinstance(text, str) else text, "blake3")
 
     @classmethod
@@ -177,9 +193,16 @@ class Digest(str):
         return cls(PIECES, pieces.hexdigest(size))
 
 
-def new_hasher(algorithm: str = DEFAULT_ALGORITHM, *, threads: int = 1, pieces: Pieces | None = None, done: int = 0) -> Hasher:
+def new_hasher(
+    algorithm: str = DEFAULT_ALGORITHM,
+    *,
+    threads: int = 1,
+    pieces: Pieces | None = None,
+    done: int = 0,
+) -> Hasher:
     """
-    :param threads: how many threads may work on large updates together, where the algorithm can be divided so
+    :param threads: how many threads may work on large updates together, where the algorithm can be
+        divided so
     :param pieces: gets the digests of the pieces, where the algorithm has some
     :param done: bytes at the beginning whose digests in ``pieces`` may be kept
     :raises BadRecord: the algorithm is unknown

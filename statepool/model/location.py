@@ -1,8 +1,8 @@
 """
 A pool's address.
 
-What this module prints, it reads back as the same value. A relative path of a local location is made absolute where it is read, so that a location
-means the same in every working directory.
+What this module prints, it reads back as the same value. A relative path of a local location is
+made absolute where it is read, so that a location means the same in every working directory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]*\Z")
 
 
 def _as_named_here(path: str) -> str:
-    """Bytes that are no text are in it as Python has them in names of files (PEP 383), and in one way only."""
+    """
+    Bytes that are no text are in it as Python has them in names of files (PEP 383), and in one way
+    only.
+    """
     try:
         return os.fsdecode(os.fsencode(path))
     except UnicodeEncodeError as error:
@@ -36,7 +39,8 @@ class Location:
     """
     Where a pool is.
 
-    :param scheme: which transport reaches it: ``file``, ``link``, ``ssh``, or one that a plug-in registers
+    :param scheme: which transport reaches it: ``file``, ``link``, ``ssh``, or one that a plug-in
+        registers
     :param path: the directory there, absolute
     :param host: the host, where the scheme has one; an IPv6 address without its brackets
     :param user: the account there
@@ -64,10 +68,13 @@ class Location:
         if self.host is None and (self.user is not None or self.port is not None):
             raise InvalidLocation("a location with a user or a port needs a host")
         if self.is_local and self.host is not None:
-            raise InvalidLocation(f"{self.scheme}:// takes no host, only a path: {self.scheme}:///path")
+            raise InvalidLocation(
+                f"{self.scheme}:// takes no host, only a path: {self.scheme}:///path"
+            )
         if self.scheme == "ssh" and self.host is None:
             raise InvalidLocation("ssh:// needs a host: ssh://user@host:port/path")
-        object.__setattr__(self, "_text", self._written())  # it names a source wherever one is noted or compared
+        # it names a source wherever one is noted or compared
+        object.__setattr__(self, "_text", self._written())
 
     @property
     def is_local(self) -> bool:
@@ -79,7 +86,11 @@ class Location:
 
     def _written(self) -> str:
         # A shell must read it as one word as it is: it is part of many a hint.
-        path = self.path if _PLAIN.match(self.path) else urllib.parse.quote(os.fsencode(self.path), safe="/+:@~,=")
+        path = (
+            self.path
+            if _PLAIN.match(self.path)
+            else urllib.parse.quote(os.fsencode(self.path), safe="/+:@~,=")
+        )
         if self.host is None:
             return f"{self.scheme}://{path}"
         user = f"{self.user}@" if self.user is not None else ""
@@ -90,7 +101,8 @@ class Location:
     @classmethod
     def parse(cls, text: str) -> Location:
         """
-        :param text: a path, a URL, or one of avocado-i2n's forms: ``:/path`` (local), ``:;/path`` (link), ``host:/path`` (SSH)
+        :param text: a path, a URL, or one of avocado-i2n's forms: ``:/path`` (local), ``:;/path``
+            (link), ``host:/path`` (SSH)
         :raises InvalidLocation: it is none of these
         """
         if not text:
@@ -103,14 +115,23 @@ class Location:
         if text.startswith(":/"):
             return cls("file", _normal(text[1:]))
         host, colon, path = text.partition(":")
-        if colon and "/" not in host and "@" not in host and not host.startswith("[") and path.startswith("/"):
+        if (
+            colon
+            and "/" not in host
+            and "@" not in host
+            and not host.startswith("[")
+            and path.startswith("/")
+        ):
             return cls("ssh", _normal(path), host=host)
         if colon and "/" not in host and (meant := _as_url(text)) is not None:
             raise InvalidLocation(f"{text!r} is not a location", hint=f"write {meant}")
         if colon and "/" not in host:
             raise InvalidLocation(
                 f"{text!r} is not a location",
-                hint="write /path, file:///path, link:///path or ssh://user@host:port/path; ./ before a path with a colon",
+                hint=(
+                    "write /path, file:///path, link:///path or ssh://user@host:port/path; ./"
+                    " before a path with a colon"
+                ),
             )
         named = _as_named_here(text)
         if "\0" in named:
@@ -120,7 +141,10 @@ class Location:
     @classmethod
     def _parse_url(cls, scheme: str, rest: str, text: str) -> Location:
         if "?" in rest or "#" in rest:
-            raise InvalidLocation(f"a location has no query and no fragment: {text!r}", hint="write %3F for ? and %23 for #")
+            raise InvalidLocation(
+                f"a location has no query and no fragment: {text!r}",
+                hint="write %3F for ? and %23 for #",
+            )
         authority, slash, path = rest.partition("/")
         if not slash:
             raise InvalidLocation(f"{text!r} has no path", hint=f"write {scheme}://.../path")
@@ -129,10 +153,18 @@ class Location:
             user, _, authority = authority.rpartition("@")
             user = urllib.parse.unquote(user)
             if ":" in user:
-                raise InvalidLocation("a location holds no password", hint="use a key, an agent or the configuration")
+                raise InvalidLocation(
+                    "a location holds no password", hint="use a key, an agent or the configuration"
+                )
         host, port = _host_and_port(authority, text)
         named = os.fsencode(_as_named_here(path))
-        return cls(scheme, _normal("/" + os.fsdecode(urllib.parse.unquote_to_bytes(named))), host=host or None, user=user, port=port)
+        return cls(
+            scheme,
+            _normal("/" + os.fsdecode(urllib.parse.unquote_to_bytes(named))),
+            host=host or None,
+            user=user,
+            port=port,
+        )
 
 
 def _host_and_port(authority: str, text: str) -> tuple[str, int | None]:
@@ -140,9 +172,15 @@ def _host_and_port(authority: str, text: str) -> tuple[str, int | None]:
     if not match and re.fullmatch(r"[^:\[\]]+:[^0-9]*", authority):
         host, _, path = authority.partition(":")
         meant = text.replace(authority, f"{host}/{path}" if path else host, 1)
-        raise InvalidLocation(f"what stands behind the colon in {text!r} is no port", hint=f"leave the colon out: {meant}")
+        raise InvalidLocation(
+            f"what stands behind the colon in {text!r} is no port",
+            hint=f"leave the colon out: {meant}",
+        )
     if not match:
-        raise InvalidLocation(f"cannot read the host and port in {text!r}", hint="write an IPv6 address in brackets: ssh://[::1]:22/path")
+        raise InvalidLocation(
+            f"cannot read the host and port in {text!r}",
+            hint="write an IPv6 address in brackets: ssh://[::1]:22/path",
+        )
     return match[1] or match[2] or "", int(match[3]) if match[3] else None
 
 
@@ -150,11 +188,18 @@ def _as_url(text: str) -> str | None:
     """:returns: the URL of what is written as for ``scp``, if it can be one"""
     match = re.fullmatch(r"((?:[^/:@]+@)?(?:\[[^\]/]+\]|[^/:@]+)):(/.*)", text)
     try:
-        return str(Location.parse(f"ssh://{match[1]}{urllib.parse.quote(os.fsencode(match[2]))}")) if match is not None else None
+        return (
+            str(Location.parse(f"ssh://{match[1]}{urllib.parse.quote(os.fsencode(match[2]))}"))
+            if match is not None
+            else None
+        )
     except InvalidLocation:
         return None
 
 
 def _normal(path: str) -> str:
-    """Without doubled or trailing slashes. ``..`` stays for the file system to resolve, since a symbolic link may stand before it."""
+    """
+    Without doubled or trailing slashes. ``..`` stays for the file system to resolve, since a
+    symbolic link may stand before it.
+    """
     return re.sub(r"/+", "/", path).rstrip("/") or "/"

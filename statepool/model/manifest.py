@@ -1,8 +1,9 @@
 """
 What a pool knows of a state.
 
-The JSON form is the one of the pool's log; ``docs/formats.rst`` describes it field by field. A reader decodes it by the types of the fields
-(:mod:`~statepool.model.decoding`), and then asks each manifest to :meth:`~Manifest.check` what types cannot say.
+The JSON form is the one of the pool's log; ``docs/formats.rst`` describes it field by field. A
+reader decodes it by the types of the fields (:mod:`~statepool.model.decoding`), and then asks each
+manifest to :meth:`~Manifest.check` what types cannot say.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ LONGEST_LABEL = 4096
 """Characters of one label, and of its name."""
 
 LONGEST_TABLE = MAX_LABELS * 2 * LONGEST_LABEL
-"""Characters of all names and texts of one table of a manifest: what labels can have at most, when written as when read."""
+"""
+Characters of all names and texts of one table of a manifest: what labels can have at most, when
+written as when read.
+"""
 
 _LATEST = 1e12
 """Seconds since the epoch, beyond any clock that works."""
@@ -99,7 +103,9 @@ else:
 
 
 class _Keys:
-    """What a manifest is found by: made with it once, since a fold asks for them again and again."""
+    """
+    What a manifest is found by: made with it once, since a fold asks for them again and again.
+    """
 
     id: StateId
     """What it is told apart by."""
@@ -118,7 +124,8 @@ class Manifest(_Keys):
     :param state: its name
     :param kind: what its bytes are
     :param size: length of its bytes
-    :param digest: the name of its bytes; None for a machine, and for an unmanaged file that nobody has hashed
+    :param digest: the name of its bytes; None for a machine, and for an unmanaged file that nobody
+        has hashed
     :param origin: the digest of the bytes that these were rewritten from, where they were
     :param parent: what backs it, or None
     :param virtual_size: size of the disk that a guest sees, in bytes
@@ -151,7 +158,9 @@ class Manifest(_Keys):
         kept, digest, parent = self.__dict__, self.digest, self.parent
         kept["id"] = StateId(self.object, self.state, self.kind)
         kept["key"] = (self.object, self.state, digest) if digest is not None else None
-        kept["parent_key"] = (self.object, parent.state, parent.digest) if parent is not None else None
+        kept["parent_key"] = (
+            (self.object, parent.state, parent.digest) if parent is not None else None
+        )
 
     @property
     def file_name(self) -> str:
@@ -165,8 +174,8 @@ class Manifest(_Keys):
 
     def is_content(self, digest: Digest) -> bool:
         """
-        Tell whether ``digest`` names these bytes, or those that they were rewritten from. Ask it of a state of our own cache only: the ``origin``
-        that the log of another pool gives is a claim.
+        Tell whether ``digest`` names these bytes, or those that they were rewritten from. Ask it of
+        a state of our own cache only: the ``origin`` that the log of another pool gives is a claim.
         """
         return digest in (self.digest, self.origin)
 
@@ -183,8 +192,8 @@ class Manifest(_Keys):
         members: Mapping[str, Digest] | None = None,
     ) -> Manifest:
         """
-        Make the manifest of a copy from that of another pool: only the name and what its owner wrote down are taken over. The caller gives all facts,
-        which it knows from the bytes.
+        Make the manifest of a copy from that of another pool: only the name and what its owner
+        wrote down are taken over. The caller gives all facts, which it knows from the bytes.
         """
         return Manifest(
             object=self.object,
@@ -214,7 +223,11 @@ class Manifest(_Keys):
         """:returns: the form in a record: fields without a value are left out"""
         data: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         data["kind"] = str(self.kind)
-        data["parent"] = {"state": self.parent.state, "digest": self.parent.digest} if self.parent is not None else None
+        data["parent"] = (
+            {"state": self.parent.state, "digest": self.parent.digest}
+            if self.parent is not None
+            else None
+        )
         data["extents"] = list(map(list, self.extents))
         data |= {name: dict(data[name]) for name in ("creator", "labels", "fingerprint", "members")}
         return {name: value for name, value in data.items() if value or name in _ALWAYS_WRITTEN}
@@ -235,7 +248,9 @@ class Manifest(_Keys):
         :raises BadRecord: it breaks a rule
         """
         if None in _may_be_null(self.__dict__):
-            return Manifest(**{name: value for name in _FIELDS if (value := self.__dict__[name]) is not None}).check()
+            return Manifest(
+                **{name: value for name in _FIELDS if (value := self.__dict__[name]) is not None}
+            ).check()
         try:
             self._check_names()
         except InvalidName as error:
@@ -246,11 +261,15 @@ class Manifest(_Keys):
             raise BadRecord("the field 'created' of a manifest is not a time")
         for table in (self.creator, self.labels, self.fingerprint):
             if table and sum(map(len, table)) + sum(map(len, table.values())) > LONGEST_TABLE:
-                raise BadRecord(f"the texts in a table of a manifest have more than {LONGEST_TABLE} characters")
+                raise BadRecord(
+                    f"the texts in a table of a manifest have more than {LONGEST_TABLE} characters"
+                )
         end = 0
         for offset, length in self.extents:
             if offset < end or length <= 0 or offset + length > self.size:
-                raise BadRecord("the extents of a manifest overlap, are out of order, or leave the file")
+                raise BadRecord(
+                    "the extents of a manifest overlap, are out of order, or leave the file"
+                )
             end = offset + length
         return self
 
@@ -265,7 +284,9 @@ class Manifest(_Keys):
             raise BadRecord("machines have members, and nothing else has")
         for name in self.members:
             member = parse_object(name) if name != "ram" else None
-            if member is not None and (isinstance(member, Machine) or member.machine != self.object):
+            if member is not None and (
+                isinstance(member, Machine) or member.machine != self.object
+            ):
                 raise BadRecord(f"the machine {self.object} has the strange member {name!r}")
 
 
@@ -276,19 +297,31 @@ def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
     :raises UsageError: a manifest cannot hold them
     """
     if len(labels) > MAX_LABELS:
-        raise UsageError(f"{len(labels)} labels are more than a state can have: {MAX_LABELS}", hint="put what is long into a file of its own")
+        raise UsageError(
+            f"{len(labels)} labels are more than a state can have: {MAX_LABELS}",
+            hint="put what is long into a file of its own",
+        )
     for text in (text for item in labels.items() for text in item):
         if not isinstance(text, str):
-            raise UsageError(f"{text!r} in a label is not a text", hint="labels are texts with names that are texts")
+            raise UsageError(
+                f"{text!r} in a label is not a text",
+                hint="labels are texts with names that are texts",
+            )
         if len(text) > LONGEST_LABEL:
-            raise UsageError(f"the label {text[:40]!r}… is longer than {LONGEST_LABEL} characters", hint="put what is long into a file of its own")
+            raise UsageError(
+                f"the label {text[:40]!r}… is longer than {LONGEST_LABEL} characters",
+                hint="put what is long into a file of its own",
+            )
         if not is_unicode(text):
             raise UsageError(f"the label {text!r} is not Unicode text", hint="write it in UTF-8")
     return labels
 
 
 def is_unicode(text: str) -> bool:
-    """:returns: whether a text can be written again: JSON can have half of a pair of surrogates, which is no character"""
+    """
+    :returns: whether a text can be written again: JSON can have half of a pair of surrogates, which
+        is no character
+    """
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:

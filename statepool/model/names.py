@@ -1,8 +1,9 @@
 """
-The one validator of names. What it accepts is safe as a file name, in a URL path and in a qcow2 backing name.
+The one validator of names. What it accepts is safe as a file name, in a URL path and in a qcow2
+backing name.
 
-Names are used on the way in (what a user types) and on the way out (what a pool lists), so that neither can make the other touch a file that is
-not ours.
+Names are used on the way in (what a user types) and on the way out (what a pool lists), so that
+neither can make the other touch a file that is not ours.
 """
 
 from __future__ import annotations
@@ -12,19 +13,29 @@ import re
 from statepool.errors import InvalidName
 
 MAX_LENGTH = 128
-"""Longest name of a machine, image or state, in characters. ``name.qcow2`` and our temporary names stay far below the 255 bytes of a file name."""
+"""
+Longest name of a machine, image or state, in characters. ``name.qcow2`` and our temporary names
+stay far below the 255 bytes of a file name.
+"""
 
 ROOT = "root"
-"""The root state of an object: that it exists. That of an image is an image file which nothing backs; that of a running machine is that it runs."""
+"""
+The root state of an object: that it exists. That of an image is an image file which nothing backs;
+that of a running machine is that it runs.
+"""
 
 ROOT_STATES = frozenset({ROOT, "0root", "boot", "0boot"})
-"""All names of root states that avocado-i2n knows. No state can have one of the others: only its plugin reads them."""
+"""
+All names of root states that avocado-i2n knows. No state can have one of the others: only its
+plugin reads them.
+"""
 
 RESERVED_SUFFIXES = (".qcow2", ".state", ".json", ".lock")
 """Endings that mean something in a pool's directories."""
 
 _ENDINGS = "".join(rf"(?<!(?i:{re.escape(suffix)}))" for suffix in RESERVED_SUFFIXES)
-_matches = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\Z" + _ENDINGS).match  # as long as MAX_LENGTH
+# as long as MAX_LENGTH
+_matches = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\Z" + _ENDINGS).match
 
 
 def is_name(text: str) -> bool:
@@ -48,7 +59,9 @@ def check_name(text: str, what: str) -> str:
     else:
         reason = "names begin with a letter or digit and hold only letters, digits and . _ + -"
     shown = text if len(text) <= 60 else text[:57] + "..."
-    raise InvalidName(f"{shown!r} is not a valid name for {what}: {reason}", hint="choose another name")
+    raise InvalidName(
+        f"{shown!r} is not a valid name for {what}: {reason}", hint="choose another name"
+    )
 
 
 def check_state_name(text: str, *, root: bool = True) -> str:
@@ -60,5 +73,8 @@ def check_state_name(text: str, *, root: bool = True) -> str:
     """
     if text in ROOT_STATES and not (root and text == ROOT):
         hint = f"the root state is called {ROOT}" if root else "choose another name"
-        raise InvalidName(f"{text!r} is reserved: it means the object itself and cannot name another state", hint=hint)
+        raise InvalidName(
+            f"{text!r} is reserved: it means the object itself and cannot name another state",
+            hint=hint,
+        )
     return check_name(text, "a state")

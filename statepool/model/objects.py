@@ -32,7 +32,10 @@ class Image:
 
 def _names(names: Iterable[str]) -> tuple[str, ...]:
     if isinstance(names, str | bytes):
-        raise UsageError(f"the images of a machine are not one text, {names!r}", hint=f"write a list: [{names!r}]")
+        raise UsageError(
+            f"the images of a machine are not one text, {names!r}",
+            hint=f"write a list: [{names!r}]",
+        )
     return tuple(names)
 
 
@@ -76,5 +79,8 @@ def parse_image(text: str) -> Image:
     """
     parsed = parse_object(text)
     if isinstance(parsed, Machine):
-        raise InvalidName(f"{text!r} names a machine, not one of its images", hint=f"write {text}/IMAGE, for example {text}/disk")
+        raise InvalidName(
+            f"{text!r} names a machine, not one of its images",
+            hint=f"write {text}/IMAGE, for example {text}/disk",
+        )
     return parsed

@@ -24,7 +24,9 @@ class Verified(enum.StrEnum):
     REHASHED = "rehashed"
     """They were here, and were hashed once more."""
     UNMANAGED = "unmanaged"
-    """They came from files without a digest: what arrived is what lay there, and nobody can say more."""
+    """
+    They came from files without a digest: what arrived is what lay there, and nobody can say more.
+    """
 
 
 class Presence(enum.StrEnum):
@@ -36,7 +38,10 @@ class Presence(enum.StrEnum):
 
 
 class WaitFor(enum.StrEnum):
-    """Which pools must have a state before a set counts as done. All are tried in any case, before the set returns."""
+    """
+    Which pools must have a state before a set counts as done. All are tried in any case, before the
+    set returns.
+    """
 
     ALL = "all"
     """The cache and every source that the scope permits."""
@@ -70,9 +75,11 @@ class GetResult:
     :param bytes: how many bytes were moved
     :param verified: what stands behind the bytes
     :param working: the working image that was made, if one was asked for
-    :param how: how the bytes were moved: ``reflink``, ``copy``, ``stream``, ``link``, ``hardlink`` or ``none``
+    :param how: how the bytes were moved: ``reflink``, ``copy``, ``stream``, ``link``, ``hardlink``
+        or ``none``
     :param warnings: what the user should know: which sources failed, or had something wrong
-    :param images: of a machine: the working images that were made, by the names of its images; ``working`` is the directory then
+    :param images: of a machine: the working images that were made, by the names of its images;
+        ``working`` is the directory then
     :param resumed: how many bytes an interrupted transfer had left here, and were not moved again
     :param again: how many of ``bytes`` had been moved before, in vain
     """
@@ -154,8 +161,8 @@ class Ensured:
     :param built: whether it had to be built
     :param got: how it came into the cache
     :param stored: what became of it at each pool, if it was built
-    :param superseded: of a state that was built anew: the names of those in whose place it is used from now on, and of what was built on these, tips
-        first; all of them are still there
+    :param superseded: of a state that was built anew: the names of those in whose place it is used
+        from now on, and of what was built on these, tips first; all of them are still there
     """
 
     state: str
@@ -218,7 +225,11 @@ class Listing(list[Listed]):
 
     def __getitem__(self, index: SupportsIndex | slice) -> Listed | Listing:
         """:returns: a state; a part of the listing keeps its warnings"""
-        return Listing(super().__getitem__(index), self.warnings) if isinstance(index, slice) else super().__getitem__(index)
+        return (
+            Listing(super().__getitem__(index), self.warnings)
+            if isinstance(index, slice)
+            else super().__getitem__(index)
+        )
 
 
 @frozen
@@ -232,7 +243,8 @@ class Checked:
     :param digest: that of its manifest, or of its bytes where it has none
     :param bytes: how many were read
     :param problem: what is wrong with it, or None
-    :param damaged: offsets and lengths of the pieces that are not what they should be, in bytes; nothing where that is not known
+    :param damaged: offsets and lengths of the pieces that are not what they should be, in bytes;
+        nothing where that is not known
     :param note: what else there is to say, or None
     """
 
@@ -297,7 +309,8 @@ class Kept:
     :param states: the names that they have in the chain of a working image
     :param bytes: how much room they take
     :param by: for whose sake they stay: the path of a working image, or the location of a cache
-    :param until: when they can go, in seconds since the epoch, if the working image is gone and does not come back; None: once nothing stands on them
+    :param until: when they can go, in seconds since the epoch, if the working image is gone and
+        does not come back; None: once nothing stands on them
     """
 
     pool: str
@@ -327,7 +340,11 @@ class Collection(list[Collected]):
 
     def __getitem__(self, index: SupportsIndex | slice) -> Collected | Collection:
         """:returns: what was removed; a part of the collection keeps what stays"""
-        return Collection(super().__getitem__(index), self.kept) if isinstance(index, slice) else super().__getitem__(index)
+        return (
+            Collection(super().__getitem__(index), self.kept)
+            if isinstance(index, slice)
+            else super().__getitem__(index)
+        )
 
 
 @frozen
@@ -380,7 +397,8 @@ class Finding:
 @frozen
 class SourceStatus:
     """
-    A source in its place among those that would be asked for a state, and what is known of it. Nobody was contacted for this.
+    A source in its place among those that would be asked for a state, and what is known of it.
+    Nobody was contacted for this.
 
     :param name: what the user calls it
     :param location: where it is
@@ -388,7 +406,8 @@ class SourceStatus:
     :param proximity: how far it is by its address: ``this host``, ``this network`` or ``elsewhere``
     :param latency: how long it took to answer, in seconds, or None if that was never measured
     :param rate: how many bytes came from it in a second, or None if that was never measured
-    :param rest: for how many seconds more it is left alone, being asked only if no other source has a state; 0 if it is not
+    :param rest: for how many seconds more it is left alone, being asked only if no other source has
+        a state; 0 if it is not
     :param failures: how often in a row it failed
     :param failed: when it failed last, in seconds since the epoch; 0 if it did well since
     :param problem: what went wrong then, or None

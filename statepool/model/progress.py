@@ -7,7 +7,8 @@ from typing import Protocol
 
 class Progress(Protocol):
     """
-    Told of every transfer. An exception raised in here stops the transfer, which then leaves nothing behind.
+    Told of every transfer. An exception raised in here stops the transfer, which then leaves
+    nothing behind.
 
     Calls for one transfer come one after the other, possibly from several threads.
     """

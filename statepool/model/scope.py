@@ -8,7 +8,10 @@ from collections.abc import Iterable
 from statepool.errors import UsageError
 
 Scopes = str | Iterable[str]
-"""How a caller names scopes: as a text with blanks between them, or as several of them. ``all`` stands for every scope."""
+"""
+How a caller names scopes: as a text with blanks between them, or as several of them. ``all`` stands
+for every scope.
+"""
 
 _EVERY = "all"
 
@@ -32,9 +35,17 @@ class Scope(enum.StrEnum):
         :raises UsageError: there is none, or one that does not exist
         """
         given: object = scopes  # whatever the types say
-        words = given.split() if isinstance(given, str) else [*given] if isinstance(given, Iterable) else [given]
+        words = (
+            given.split()
+            if isinstance(given, str)
+            else [*given]
+            if isinstance(given, Iterable)
+            else [given]
+        )
         if not all(isinstance(word, str) for word in words):
-            hint = f'write them in one text, as in "own swarm": any of {", ".join(cls)}; or {_EVERY}'
+            hint = (
+                f'write them in one text, as in "own swarm": any of {", ".join(cls)}; or {_EVERY}'
+            )
             raise UsageError(f"{scopes!r} is not how scopes are written", hint=hint)
         if not words:
             raise UsageError("no scope is named", hint="scopes are " + ", ".join(cls))

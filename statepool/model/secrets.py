@@ -12,7 +12,9 @@ from collections.abc import Callable
 from attrs import field, frozen
 
 VARIABLES = {"password": "STATEPOOL_SSH_PASSWORD", "passphrase": "STATEPOOL_SSH_PASSPHRASE"}
-"""Where the configuration finds secrets in the environment. No program that we start inherits them."""
+"""
+Where the configuration finds secrets in the environment. No program that we start inherits them.
+"""
 
 
 class SecretKind(enum.StrEnum):
@@ -24,8 +26,8 @@ class SecretKind(enum.StrEnum):
 
 Secrets = Callable[[SecretKind, str], str | None]
 """
-Asked for a secret when it is needed: its kind, and what it is for (``user@host:port`` of an account, the path of a key file). None stands for "there
-is none". It may be asked from any thread.
+Asked for a secret when it is needed: its kind, and what it is for (``user@host:port`` of an
+account, the path of a key file). None stands for "there is none". It may be asked from any thread.
 """
 
 

@@ -1,4 +1,7 @@
-"""The knobs, each with its default. Where their values come from is the business of ``statepool.config``."""
+"""
+The knobs, each with its default. Where their values come from is the business of
+``statepool.config``.
+"""
 
 from __future__ import annotations
 
@@ -31,20 +34,29 @@ class CarrierName(enum.StrEnum):
 @frozen
 class Settings:
     """
-    :param fresh: for how long a source need not be asked again whether a machine's log has grown, in seconds
+    :param fresh: for how long a source need not be asked again whether a machine's log has grown,
+        in seconds
     :param offline: ask no source at all: use what the cache has
-    :param min_free: bytes that a fetch leaves free in the cache's file system, evicting states that sources still have
+    :param min_free: bytes that a fetch leaves free in the cache's file system, evicting states that
+        sources still have
     :param lock_timeout: how long to wait for another process that does the same work, in seconds
     :param max_depth: longest chain that is accepted, in states
     :param tool_timeout: how long one call of qemu-img may take, in seconds
-    :param probe_timeout: how long a source is waited for that does not answer while others do, in seconds
+    :param probe_timeout: how long a source is waited for that does not answer while others do, in
+        seconds
     :param timeout: how long another host may be silent while we wait for it, in seconds
-    :param connect_timeout: how long it may take to connect to another host, from looking up its name to being logged in, in seconds
-    :param retries: how often something is tried again after an error that may pass, such as a lost connection
-    :param retry_pause: how long to wait before the first of these tries, in seconds; before each next one, twice as long
-    :param compress: whether bytes are compressed on the way to and from another host; ``auto``: where it turns out to be faster
-    :param carrier: what carries SSH; ``auto``: the program ``ssh`` where it is installed, otherwise paramiko
-    :param ssh_config: the configuration file of ssh to read; None: ``~/.ssh/config`` and ``/etc/ssh/ssh_config``
+    :param connect_timeout: how long it may take to connect to another host, from looking up its
+        name to being logged in, in seconds
+    :param retries: how often something is tried again after an error that may pass, such as a lost
+        connection
+    :param retry_pause: how long to wait before the first of these tries, in seconds; before each
+        next one, twice as long
+    :param compress: whether bytes are compressed on the way to and from another host; ``auto``:
+        where it turns out to be faster
+    :param carrier: what carries SSH; ``auto``: the program ``ssh`` where it is installed, otherwise
+        paramiko
+    :param ssh_config: the configuration file of ssh to read; None: ``~/.ssh/config`` and
+        ``/etc/ssh/ssh_config``
     :param known_hosts: the file with the keys of hosts; None: those that ssh uses
     :param secrets: asked for passwords and passphrases; None: there are none
     """
@@ -53,7 +65,9 @@ class Settings:
     offline: bool = False
     min_free: int = field(default=0, validator=validators.ge(0))
     lock_timeout: float = field(default=3600.0, validator=validators.ge(0))
-    max_depth: int = field(default=256, validator=validators.and_(validators.ge(1), validators.le(DEEPEST)))
+    max_depth: int = field(
+        default=256, validator=validators.and_(validators.ge(1), validators.le(DEEPEST))
+    )
     tool_timeout: float = field(default=60.0, validator=validators.gt(0))
     probe_timeout: float = field(default=2.0, validator=validators.gt(0))
     timeout: float = field(default=30.0, validator=validators.gt(0))

@@ -1,12 +1,16 @@
 """
-Claims: leases on work, where the place of a pool has no locks of a kernel. They only save work: if two processes hold the same one, both do the work.
+Claims: leases on work, where the place of a pool has no locks of a kernel. They only save work: if
+two processes hold the same one, both do the work.
 
-A process takes a claim by creating a file exclusively, ``locks/NAME.7``: of all that try, one succeeds. The number is the *epoch*; the next holder
-creates epoch 8, and no epoch is used twice. The holder proves that it is alive by a *beat*, a file whose name it changes; when it is done, it renames
-the claim to one that has ended. No process removes the claim of another one to create it anew: that would let two in at once.
+A process takes a claim by creating a file exclusively, ``locks/NAME.7``: of all that try, one
+succeeds. The number is the *epoch*; the next holder creates epoch 8, and no epoch is used twice.
+The holder proves that it is alive by a *beat*, a file whose name it changes; when it is done, it
+renames the claim to one that has ended. No process removes the claim of another one to create it
+anew: that would let two in at once.
 
-A waiter sees by one listing of the directory whether anything has changed. If nothing did for a while, by the waiter's own clock since its first
-look, it creates the next epoch. Clocks of two hosts are not compared. A holder that was only paused then works beside its successor, and what both
+A waiter sees by one listing of the directory whether anything has changed. If nothing did for a
+while, by the waiter's own clock since its first look, it creates the next epoch. Clocks of two
+hosts are not compared. A holder that was only paused then works beside its successor, and what both
 publish is created exclusively.
 """
 
@@ -21,7 +25,15 @@ from collections.abc import Callable, Iterable, Iterator
 
 from attrs import frozen
 
-from statepool.errors import AccessDenied, BadRecord, FileExists, LockTimeout, MissingFile, NoSpace, TransportError
+from statepool.errors import (
+    AccessDenied,
+    BadRecord,
+    FileExists,
+    LockTimeout,
+    MissingFile,
+    NoSpace,
+    TransportError,
+)
 from statepool.pools import layout
 from statepool.pools.log import random_nonce
 from statepool.pools.talks import VAIN
@@ -32,23 +44,37 @@ BEAT = 2.0
 """Seconds between two signs of life of a holder."""
 
 STALE = 20.0
-"""Seconds without any sign of life after which a waiter takes the work over: ten beats, since connections stall, and are made anew."""
+"""
+Seconds without any sign of life after which a waiter takes the work over: ten beats, since
+connections stall, and are made anew.
+"""
 
 FIRST_LOOK = 0.05
-"""Seconds until a waiter looks again for the first time; each pause is half as long again as the one before."""
+"""
+Seconds until a waiter looks again for the first time; each pause is half as long again as the one
+before.
+"""
 
 LAST_LOOK = 1.0
 """Seconds between two looks at most."""
 
 KEPT = 2
-"""Epochs of one name that stay: the newest, and the one before, so that a listing made while the newest appears shows one of them."""
+"""
+Epochs of one name that stay: the newest, and the one before, so that a listing made while the
+newest appears shows one of them.
+"""
 
 REMEMBERED = 64
-"""Claims of other names that may lie there after they have ended. If there are more, the next one to make a claim clears them away."""
+"""
+Claims of other names that may lie there after they have ended. If there are more, the next one to
+make a claim clears them away.
+"""
 
 ENDED = "end"
 
-_CLAIM = re.compile(r"(?P<name>[a-z]+-[0-9A-Za-z][0-9A-Za-z_+-]*)\.(?P<epoch>[1-9][0-9]{0,18})(?:\.(?P<sign>[1-9][0-9]{0,18}|end))?\Z")
+_CLAIM = re.compile(
+    r"(?P<name>[a-z]+-[0-9A-Za-z][0-9A-Za-z_+-]*)\.(?P<epoch>[1-9][0-9]{0,18})(?:\.(?P<sign>[1-9][0-9]{0,18}|end))?\Z"
+)
 
 
 @frozen
@@ -86,12 +112,19 @@ def epochs(names: Iterable[str]) -> dict[str, list[Epoch]]:
     found: dict[str, dict[int, dict[str, str]]] = {}
     for file in names:
         if (match := _CLAIM.match(file)) is not None:
-            found.setdefault(match["name"], {}).setdefault(int(match["epoch"]), {})[file] = match["sign"] or ""
-    return {name: [_epoch(number, files) for number, files in sorted(numbers.items())] for name, numbers in found.items()}
+            found.setdefault(match["name"], {}).setdefault(int(match["epoch"]), {})[file] = (
+                match["sign"] or ""
+            )
+    return {
+        name: [_epoch(number, files) for number, files in sorted(numbers.items())]
+        for name, numbers in found.items()
+    }
 
 
 def _epoch(number: int, files: dict[str, str]) -> Epoch:
-    return Epoch(number, tuple(files), frozenset(files.values()) - {"", ENDED}, ENDED in files.values())
+    return Epoch(
+        number, tuple(files), frozenset(files.values()) - {"", ENDED}, ENDED in files.values()
+    )
 
 
 class Claims:
@@ -134,7 +167,8 @@ class Claims:
         try:
             path = self._take(name, timeout)
         except MissingFile:
-            # There is no directory for it, as in a pool that another tool has made: everybody does the work.
+            # There is no directory for it, as in a pool that another tool has made: everybody does
+            # the work.
             yield
             return
         holder = _Holder(self._transport, path, self._beat)
@@ -143,7 +177,8 @@ class Claims:
             yield
         except TransportError as error:
             if self._transport.is_transient(error):
-                # The pool cannot be told, and whoever waits for the error has waited for long enough. Others see that nothing moves any more.
+                # The pool cannot be told, and whoever waits for the error has waited for long
+                # enough. Others see that nothing moves any more.
                 holder.leave()
             else:
                 holder.end()
@@ -153,7 +188,7 @@ class Claims:
             raise
         holder.end()
 
-    # -- waiting -----------------------------------------------------------------------------------------------------------------------------------
+    # -- waiting -----------------------------------------------------------------------------------
 
     def _take(self, name: str, timeout: float) -> str:
         """:returns: the file of a new claim, which is ours"""
@@ -164,12 +199,23 @@ class Claims:
         while True:
             newest = self._newest(name)
             now = self._monotonic()
-            if newest is not None and not newest.ended and (seen is None or newest.number != seen.number):
+            if (
+                newest is not None
+                and not newest.ended
+                and (seen is None or newest.number != seen.number)
+            ):
                 holder = self._writer(name, newest)
             if newest != seen:
                 seen, since = newest, now
-            # A process of this host that is no more shows no beat: nobody has to wait for it to stay away.
-            if newest is None or newest.ended or now - since >= self._stale or self._is_left(name, newest) or (holder is not None and holder.is_dead):
+            # A process of this host that is no more shows no beat: nobody has to wait for it to
+            # stay away.
+            if (
+                newest is None
+                or newest.ended
+                or now - since >= self._stale
+                or self._is_left(name, newest)
+                or (holder is not None and holder.is_dead)
+            ):
                 path = self._claim(name, newest.number + 1 if newest is not None else 1)
                 if path is not None:
                     return path
@@ -193,8 +239,13 @@ class Claims:
     def _claim(self, name: str, number: int) -> str | None:
         """:returns: the file of the claim, or None if the epoch is not to be had"""
         path = f"{layout.LOCKS}/{name}.{number}"
-        # The nonce makes it another file than that of any other worker: whoever lost the answer to its creation can tell that it is its own.
-        claim = {"format": layout.FORMAT, "nonce": random_nonce(), "writer": Writer.current().to_json()}
+        # The nonce makes it another file than that of any other worker: whoever lost the answer to
+        # its creation can tell that it is its own.
+        claim = {
+            "format": layout.FORMAT,
+            "nonce": random_nonce(),
+            "writer": Writer.current().to_json(),
+        }
         content = json.dumps(claim).encode() + b"\n"
         try:
             self._transport.create(path, content, flush=False)
@@ -202,23 +253,38 @@ class Claims:
             return None
         _left.discard((str(self._transport.location), path))
         there = self._look()
-        # Old epochs are cleared away, and one of them can be created again by whoever was slow. It is void if the work has gone on from there.
-        if any(epoch.number > number or (epoch.number == number and epoch.ended) for epoch in there.get(name, ())):
+        # Old epochs are cleared away, and one of them can be created again by whoever was slow. It
+        # is void if the work has gone on from there.
+        if any(
+            epoch.number > number or (epoch.number == number and epoch.ended)
+            for epoch in there.get(name, ())
+        ):
             self._transport.remove(path)
             return None
         self._clear(name, number, there)
         return path
 
     def _clear(self, name: str, number: int, there: dict[str, list[Epoch]]) -> None:
-        old = [file for epoch in there.get(name, ()) if epoch.number <= number - KEPT for file in epoch.files]
-        ended = [file for other, claims in there.items() if other != name and claims[-1].ended for epoch in claims for file in epoch.files]
+        old = [
+            file
+            for epoch in there.get(name, ())
+            if epoch.number <= number - KEPT
+            for file in epoch.files
+        ]
+        ended = [
+            file
+            for other, claims in there.items()
+            if other != name and claims[-1].ended
+            for epoch in claims
+            for file in epoch.files
+        ]
         for file in old + (ended if len(ended) > REMEMBERED else []):
             try:
                 self._transport.remove(f"{layout.LOCKS}/{file}")
             except AccessDenied:
                 continue  # it belongs to another account, which clears it away itself
 
-    # -- what is known of a holder -----------------------------------------------------------------------------------------------------------------
+    # -- what is known of a holder -----------------------------------------------------------------
 
     def _writer(self, name: str, epoch: Epoch) -> Writer | None:
         try:
@@ -227,10 +293,13 @@ class Claims:
         except (MissingFile, BadRecord, ValueError, KeyError, TypeError):
             return None  # it has ended, or says nothing that we understand: its beat must do
 
-    def _timeout(self, name: str, epoch: Epoch | None, holder: Writer | None, timeout: float) -> LockTimeout:
+    def _timeout(
+        self, name: str, epoch: Epoch | None, holder: Writer | None, timeout: float
+    ) -> LockTimeout:
         who = str(holder) if holder is not None else "another worker"
         return LockTimeout(
-            f"{who} has {name} in {self._transport.location}, is alive, and was not done after {timeout:g} s",
+            f"{who} has {name} in {self._transport.location}, is alive, and was not done after"
+            f" {timeout:g} s",
             seconds=timeout,
             pool=str(self._transport.location),
             path=f"{layout.LOCKS}/{name}.{epoch.number if epoch is not None else 1}",
@@ -272,10 +341,15 @@ class _Holder:
             if self._last is not None:
                 self._transport.remove(self._last)
         except (TransportError, NoSpace):
-            pass  # the work is done all the same; whoever waits sees that nothing moves any more, or has gone on already
+            # the work is done all the same; whoever waits sees that nothing moves any more, or has
+            # gone on already
+            pass
 
     def leave(self) -> None:
-        """The work has ended, and the pool is out of reach: nothing is said there, and nobody is waited for."""
+        """
+        The work has ended, and the pool is out of reach: nothing is said there, and nobody is
+        waited for.
+        """
         _left.add((str(self._transport.location), self._path))
         self._done.set()
 
@@ -293,4 +367,7 @@ class _Holder:
 
 
 _left: set[tuple[str, str]] = set()
-"""Claims of this process, by location and path, that it does not have any more, though nothing in the pool says so."""
+"""
+Claims of this process, by location and path, that it does not have any more, though nothing in the
+pool says so.
+"""

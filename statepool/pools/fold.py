@@ -1,7 +1,8 @@
 """
 The states of one machine: what its records come to, one after the other.
 
-A fold is strict: a record that could not have been written by the rules is an error, since whoever reads on would guess.
+A fold is strict: a record that could not have been written by the rules is an error, since whoever
+reads on would guess.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from statepool.errors import BadRecord
 from statepool.model.digest import Digest
 from statepool.model.manifest import Key, Kind, Manifest, Parent, StateId
 from statepool.model.settings import DEEPEST
-from statepool.pools.lineage import MOST_IN_CHAIN, depths_of_all, depths_of_new, its_own_ancestor, standing_on
+from statepool.pools.lineage import (
+    MOST_IN_CHAIN,
+    depths_of_all,
+    depths_of_new,
+    its_own_ancestor,
+    standing_on,
+)
 
 
 @frozen
@@ -25,7 +32,8 @@ class Publish:
     A state is there from now on.
 
     :param manifest: what is known of it
-    :param supersedes: in a cache: the digest that the name had. The old state stays for as long as a child stands on it, without a name.
+    :param supersedes: in a cache: the digest that the name had. The old state stays for as long as
+        a child stands on it, without a name.
     """
 
     manifest: Manifest
@@ -45,7 +53,9 @@ class Publish:
 
     def __str__(self) -> str:
         digest = f" as {self.manifest.digest.short}" if self.manifest.digest else ""
-        return f"publish {self.manifest.id}{digest}" + (" instead of " + self.supersedes.short if self.supersedes else "")
+        return f"publish {self.manifest.id}{digest}" + (
+            " instead of " + self.supersedes.short if self.supersedes else ""
+        )
 
 
 @frozen
@@ -90,12 +100,13 @@ class Fold:
         self._states: dict[StateId, Manifest] = {}
         self._present: dict[Key, Manifest] = {}
         self._children: dict[Key, int] = {}
-        # Kept so that no question has to walk a chain to find them out: how long the chain of each state is that is present; and how many states stay
-        # without their name, with the shortest chain among them or shorter.
+        # Kept so that no question has to walk a chain to find them out: how long the chain of each
+        # state is that is present; and how many states stay without their name, with the shortest
+        # chain among them or shorter.
         self._depths: dict[Key, int] = {}
         self._nameless: dict[StateId, tuple[int, int]] = {}
 
-    # -- reading -----------------------------------------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     @property
     def states(self) -> Mapping[StateId, Manifest]:
@@ -103,10 +114,18 @@ class Fold:
         return MappingProxyType(self._states)
 
     @classmethod
-    def restore(cls, machine: str, number: int, nonces: dict[int, str], states: Iterable[Manifest], superseded: Iterable[Manifest]) -> Fold:
+    def restore(
+        cls,
+        machine: str,
+        number: int,
+        nonces: dict[int, str],
+        states: Iterable[Manifest],
+        superseded: Iterable[Manifest],
+    ) -> Fold:
         """
         :returns: the fold that a checkpoint stands for
-        :raises BadRecord: it breaks a rule that every record is held to, so no records can have come to it
+        :raises BadRecord: it breaks a rule that every record is held to, so no records can have
+            come to it
         """
         fold = cls(machine)
         fold.number = number
@@ -115,7 +134,8 @@ class Fold:
         nameless, machines = list(superseded), []
         for manifest in nameless:
             fold._hold_nameless(manifest)
-        # Where each name is there once, and each state after its parent, as we mostly write them, no chain can come back to a name.
+        # Where each name is there once, and each state after its parent, as we mostly write them,
+        # no chain can come back to a name.
         surely_good = not present
         for manifest in states:
             key, below = manifest.key, manifest.parent_key
@@ -128,7 +148,9 @@ class Fold:
                 continue
             present[key] = manifest
             if surely_good:
-                depth = depths[key] = 1 + (depths.get(below, MOST_IN_CHAIN) if below is not None else 0)
+                depth = depths[key] = 1 + (
+                    depths.get(below, MOST_IN_CHAIN) if below is not None else 0
+                )
                 surely_good = depth <= MOST_IN_CHAIN
         fold._check_restored(machines)
         if not surely_good:
@@ -142,22 +164,36 @@ class Fold:
     def _hold_nameless(self, manifest: Manifest) -> None:
         if manifest.key is None:
             raise BadRecord(
-                f"the checkpoint {self.number} of {self.machine} keeps {manifest.id}, which has no bytes, without its name", object=self.machine
+                f"the checkpoint {self.number} of {self.machine} keeps {manifest.id}, which has no"
+                " bytes, without its name",
+                object=self.machine,
             )
         if manifest.key in self._present:
             raise self._is_twice(manifest)
         self._hold(manifest)
 
     def _check_restored(self, machines: Iterable[Manifest]) -> None:
-        # By the keys: a manifest of many that were read together is taken apart when anything else of it is looked at.
-        for subject in {key[0] for key in self._present}.union(manifest.object for manifest in machines):
+        # By the keys: a manifest of many that were read together is taken apart when anything else
+        # of it is looked at.
+        for subject in {key[0] for key in self._present}.union(
+            manifest.object for manifest in machines
+        ):
             if StateId(subject, "").machine != self.machine:
-                raise BadRecord(f"the checkpoint {self.number} of {self.machine} speaks of {subject}", object=self.machine)
+                raise BadRecord(
+                    f"the checkpoint {self.number} of {self.machine} speaks of {subject}",
+                    object=self.machine,
+                )
         if any(key not in self._present for key in self._children):
-            raise BadRecord(f"the checkpoint {self.number} of {self.machine} lists a state without its parent", object=self.machine)
+            raise BadRecord(
+                f"the checkpoint {self.number} of {self.machine} lists a state without its parent",
+                object=self.machine,
+            )
 
     def _is_twice(self, manifest: Manifest) -> BadRecord:
-        return BadRecord(f"the checkpoint {self.number} of {self.machine} lists {manifest.id} twice", object=self.machine)
+        return BadRecord(
+            f"the checkpoint {self.number} of {self.machine} lists {manifest.id} twice",
+            object=self.machine,
+        )
 
     def _hold(self, manifest: Manifest) -> None:
         if (key := manifest.key) is not None:
@@ -166,7 +202,9 @@ class Fold:
             self._children[below] = self._children.get(below, 0) + 1
 
     def _unname(self, manifest: Manifest) -> None:
-        """Note that a state stays without its name: what gets the name later can have it in its chain."""
+        """
+        Note that a state stays without its name: what gets the name later can have it in its chain.
+        """
         assert manifest.key is not None
         depth = self._depths[manifest.key]
         count, lowest = self._nameless.get(manifest.id, (0, depth))
@@ -180,7 +218,11 @@ class Fold:
     @property
     def superseded(self) -> list[Manifest]:
         """States without a name, on which others still stand."""
-        return [manifest for manifest in self._present.values() if self._states.get(manifest.id) is not manifest]
+        return [
+            manifest
+            for manifest in self._present.values()
+            if self._states.get(manifest.id) is not manifest
+        ]
 
     @property
     def manifests(self) -> Iterable[Manifest]:
@@ -199,15 +241,27 @@ class Fold:
         return self._present[below] if below is not None else None
 
     def find(self, object: str, parent: Parent) -> Manifest | None:
-        """:returns: the state that can be the parent of a state of ``object``, with or without a name"""
+        """
+        :returns: the state that can be the parent of a state of ``object``, with or without a name
+        """
         return self._present.get((object, parent.state, parent.digest))
 
     def find_content(self, state: StateId, digest: Digest) -> Manifest | None:
-        """:returns: the state of this id, with or without the name, that has these bytes; in a cache also one that it has rewritten from them"""
+        """
+        :returns: the state of this id, with or without the name, that has these bytes; in a cache
+            also one that it has rewritten from them
+        """
         exact = self._present.get((state.object, state.state, digest))
         if exact is not None:
             return exact
-        return next((manifest for manifest in self._present.values() if manifest.id == state and manifest.origin == digest), None)
+        return next(
+            (
+                manifest
+                for manifest in self._present.values()
+                if manifest.id == state and manifest.origin == digest
+            ),
+            None,
+        )
 
     def has_children(self, manifest: Manifest) -> bool:
         """:returns: whether a state, with or without a name, stands directly on this one"""
@@ -228,7 +282,9 @@ class Fold:
         return self._depths[manifest.key] if manifest.key is not None else 1
 
     def tips_first(self) -> list[Manifest]:
-        """:returns: all states that have bytes, with and without a name, each before what backs it"""
+        """
+        :returns: all states that have bytes, with and without a name, each before what backs it
+        """
         return sorted(self._present.values(), key=self.depth, reverse=True)
 
     def is_named(self, manifest: Manifest) -> bool:
@@ -256,21 +312,40 @@ class Fold:
             if key[1] == state.state:
                 return True
             key = self._present[key].parent_key
-        raise BadRecord(f"a log of {self.machine} uses the name of {state} again above more states than any writer may", object=self.machine)
+        raise BadRecord(
+            f"a log of {self.machine} uses the name of {state} again above more states than any"
+            " writer may",
+            object=self.machine,
+        )
 
     def dependants(self, ids: Iterable[StateId]) -> list[StateId]:
-        """:returns: the named states that stand on any of these, and the machine states that list any of them; tips first"""
+        """
+        :returns: the named states that stand on any of these, and the machine states that list any
+            of them; tips first
+        """
         gone = {state for state in ids if state in self._states}
         above = self._above([self._states[state] for state in gone])
-        found = sorted(sorted(state for state in map(_id, above) if state not in gone), key=self._depth, reverse=True)
+        found = sorted(
+            sorted(state for state in map(_id, above) if state not in gone),
+            key=self._depth,
+            reverse=True,
+        )
         listing = (self.machine_listing(state) for state in (*gone, *found))
         machines = {machine for machine in listing if machine is not None} - gone
         return sorted(machines) + found
 
     def _above(self, manifests: Iterable[Manifest]) -> list[Manifest]:
         """:returns: the named states that stand on any of these"""
-        keys = [manifest.key for manifest in manifests if manifest.key is not None and self.has_children(manifest)]
-        return [manifest for manifest in standing_on(keys, self._present) if self.is_named(manifest)] if keys else []
+        keys = [
+            manifest.key
+            for manifest in manifests
+            if manifest.key is not None and self.has_children(manifest)
+        ]
+        return (
+            [manifest for manifest in standing_on(keys, self._present) if self.is_named(manifest)]
+            if keys
+            else []
+        )
 
     def are_free(self, ids: Sequence[StateId]) -> bool:
         """:returns: whether no other states than these stand on them, or list them"""
@@ -279,7 +354,12 @@ class Fold:
     def holds(self, manifest: Manifest) -> bool:
         """:returns: whether publishing a state would change nothing that matters"""
         old = self._states.get(manifest.id)
-        return old is not None and old.digest == manifest.digest and old.parent == manifest.parent and dict(old.members) == dict(manifest.members)
+        return (
+            old is not None
+            and old.digest == manifest.digest
+            and old.parent == manifest.parent
+            and dict(old.members) == dict(manifest.members)
+        )
 
     def standing_on(self, manifest: Manifest) -> list[StateId]:
         """:returns: the named states that stand on this very state, with or without a name"""
@@ -288,7 +368,7 @@ class Fold:
     def _depth(self, state: StateId) -> int:
         return self.depth(self._states[state])
 
-    # -- writing -----------------------------------------------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
     def after(self, number: int, nonce: str, changes: Iterable[Change]) -> Fold:
         """
@@ -329,28 +409,44 @@ class Fold:
         for manifest in moved:
             if self.has_children(manifest):
                 raise BadRecord(
-                    f"record {number} of {self.machine} puts {manifest.id} on another parent under those that stand on it", object=self.machine
+                    f"record {number} of {self.machine} puts {manifest.id} on another parent under"
+                    " those that stand on it",
+                    object=self.machine,
                 )
         self.number = number
         self.nonces[number] = nonce
         self.nonces.pop(number - KEEP_NONCES, None)
 
     def holding(self, manifest: Manifest) -> Manifest | None:
-        """:returns: what is here with the same bytes under the same name, or was under that name and is kept for the sake of those on it"""
+        """
+        :returns: what is here with the same bytes under the same name, or was under that name and
+            is kept for the sake of those on it
+        """
         return self._present.get(manifest.key) if manifest.key is not None else None
 
-    def _publish(self, change: Publish, number: int, removed: Mapping[int, Manifest], moved: list[Manifest]) -> Manifest | None:
+    def _publish(
+        self, change: Publish, number: int, removed: Mapping[int, Manifest], moved: list[Manifest]
+    ) -> Manifest | None:
         """
         :param removed: what this record has taken the names from, by identity
-        :param moved: gets the manifest if the same bytes are here under its name on another parent: an overlay without data is the same on any
+        :param moved: gets the manifest if the same bytes are here under its name on another parent:
+            an overlay without data is the same on any
         :returns: what had the name
         """
         manifest = change.manifest
         if manifest.id.machine != self.machine:
-            raise BadRecord(f"record {number} of {self.machine} speaks of {manifest.object}", object=self.machine)
+            raise BadRecord(
+                f"record {number} of {self.machine} speaks of {manifest.object}",
+                object=self.machine,
+            )
         old = self._states.get(manifest.id)
-        if change.supersedes != (old.digest if old is not None else None) or (old is not None and old.digest is None):
-            raise BadRecord(f"record {number} of {self.machine} publishes {manifest.id} over what is there", object=self.machine)
+        if change.supersedes != (old.digest if old is not None else None) or (
+            old is not None and old.digest is None
+        ):
+            raise BadRecord(
+                f"record {number} of {self.machine} publishes {manifest.id} over what is there",
+                object=self.machine,
+            )
         held = self.holding(manifest)
         if held is not None and held.parent_key != manifest.parent_key:
             moved.append(manifest)
@@ -366,41 +462,66 @@ class Fold:
     def _remove(self, change: Remove, number: int) -> Manifest:
         manifest = self._states.get(change.id)
         if manifest is None or manifest.digest != change.digest:
-            raise BadRecord(f"record {number} of {self.machine} removes {change.id}, which is not there", object=self.machine)
+            raise BadRecord(
+                f"record {number} of {self.machine} removes {change.id}, which is not there",
+                object=self.machine,
+            )
         del self._states[change.id]
         return manifest
 
-    def _check_published(self, published: Sequence[Manifest], removed: Iterable[Manifest], number: int) -> None:
+    def _check_published(
+        self, published: Sequence[Manifest], removed: Iterable[Manifest], number: int
+    ) -> None:
         for manifest in published:
             if manifest.parent_key is not None and manifest.parent_key not in self._present:
                 raise BadRecord(
-                    f"record {number} of {self.machine} publishes {manifest.id} without its parent {manifest.parent_key[1]}", object=self.machine
+                    f"record {number} of {self.machine} publishes {manifest.id} without its parent"
+                    f" {manifest.parent_key[1]}",
+                    object=self.machine,
                 )
-        self._depths |= depths_of_new(published, self._present, self._depths, f"record {number} of {self.machine}")
-        # Another state of the same name can only be in the chain if one is present that has lost it, now or before.
+        self._depths |= depths_of_new(
+            published, self._present, self._depths, f"record {number} of {self.machine}"
+        )
+        # Another state of the same name can only be in the chain if one is present that has lost
+        # it, now or before.
         lowest: dict[StateId, int] = {}
         for manifest in removed:
             if manifest.key is not None:
-                lowest[manifest.id] = min(self._depths[manifest.key], lowest.get(manifest.id, MOST_IN_CHAIN))
+                lowest[manifest.id] = min(
+                    self._depths[manifest.key], lowest.get(manifest.id, MOST_IN_CHAIN)
+                )
         for manifest in published:
             if manifest.key is None:
                 self._check_members(manifest, f"record {number}")
                 continue
             depths = [lowest[manifest.id]] if manifest.id in lowest else []
             depths += [self._nameless[manifest.id][1]] if manifest.id in self._nameless else []
-            # One that this record itself takes the name from again can also stand on the one that has it then.
-            if depths and self._is_in_chain(manifest.parent_key, manifest.id, min(depths) if self.is_named(manifest) else 1):
+            # One that this record itself takes the name from again can also stand on the one that
+            # has it then.
+            if depths and self._is_in_chain(
+                manifest.parent_key, manifest.id, min(depths) if self.is_named(manifest) else 1
+            ):
                 raise its_own_ancestor(manifest.key, f"record {number} of {self.machine}")
 
     def _check_members(self, manifest: Manifest, what: str) -> None:
         for name, digest in manifest.members.items():
             member = self._states.get(member_id(manifest, name))
             if member is None or member.digest != digest:
-                raise BadRecord(f"{what} of {self.machine} lists {name} in {manifest.id}, which is not there", object=self.machine)
+                raise BadRecord(
+                    f"{what} of {self.machine} lists {name} in {manifest.id}, which is not there",
+                    object=self.machine,
+                )
 
     def _drop(self, removed: Sequence[Manifest], number: int) -> None:
-        """Forget states that have no name any more, and those below them that were only kept for their sake."""
-        without_name = [manifest for manifest in removed if manifest.key is not None and not self.is_named(manifest)]
+        """
+        Forget states that have no name any more, and those below them that were only kept for their
+        sake.
+        """
+        without_name = [
+            manifest
+            for manifest in removed
+            if manifest.key is not None and not self.is_named(manifest)
+        ]
         lost_now = set(map(id, without_name))
         waiting = list(without_name)
         gone: set[int] = set()
@@ -411,7 +532,9 @@ class Fold:
                 continue
             if self._present.get(key) is manifest:
                 if self._children.get(key):
-                    continue  # others stand on it: perhaps they go in the same record, and the last of them brings us here again
+                    # others stand on it: perhaps they go in the same record, and the last of them
+                    # brings us here again
+                    continue
                 del self._present[key], self._depths[key]
                 self._children.pop(key, None)
                 if id(manifest) not in lost_now:
@@ -427,7 +550,11 @@ class Fold:
                 continue
             # A superseded state stays for the sake of those on it. A removed one cannot.
             if manifest.id not in self._states:
-                raise BadRecord(f"record {number} of {self.machine} removes {manifest.id}, on which others stand", object=self.machine)
+                raise BadRecord(
+                    f"record {number} of {self.machine} removes {manifest.id}, on which others"
+                    " stand",
+                    object=self.machine,
+                )
             self._unname(manifest)
         self._check_still_listed(removed, number)
 
@@ -435,12 +562,22 @@ class Fold:
         for manifest in removed:
             listing = self.machine_listing(manifest.id)
             member = self._states.get(manifest.id)
-            if listing is not None and (member is None or member.digest != self._states[listing].members[member_name(manifest.id)]):
-                raise BadRecord(f"record {number} of {self.machine} takes {member_name(manifest.id)} from {listing}", object=self.machine)
+            if listing is not None and (
+                member is None
+                or member.digest != self._states[listing].members[member_name(manifest.id)]
+            ):
+                raise BadRecord(
+                    f"record {number} of {self.machine} takes {member_name(manifest.id)} from"
+                    f" {listing}",
+                    object=self.machine,
+                )
 
 
 KEEP_NONCES = 128
-"""How many nonces a fold remembers: more than records are kept behind a checkpoint, so that a late writer can tell whether its record counted."""
+"""
+How many nonces a fold remembers: more than records are kept behind a checkpoint, so that a late
+writer can tell whether its record counted.
+"""
 
 
 def member_id(manifest: Manifest, name: str) -> StateId:

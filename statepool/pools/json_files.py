@@ -1,8 +1,10 @@
 """
-Small files of a cache that say what is known, each written whole under a temporary name; and where an account keeps what is its own.
+Small files of a cache that say what is known, each written whole under a temporary name; and where
+an account keeps what is its own.
 
-What an account has noted is obeyed by that account only, and so is what it has left to be cleared away. A cache may be shared by a group, and each
-member could leave a note that a file has been hashed, or a directory of "a process that is gone": so all this lies in a directory that belongs to
+What an account has noted is obeyed by that account only, and so is what it has left to be cleared
+away. A cache may be shared by a group, and each member could leave a note that a file has been
+hashed, or a directory of "a process that is gone": so all this lies in a directory that belongs to
 the account and that no other can write to.
 """
 
@@ -20,16 +22,25 @@ from statepool.pools import layout
 from statepool.pools.log import random_nonce
 
 ACCOUNTS = f"{layout.OURS}/accounts"
-"""Where each account has its notes, in a directory named by its number, in a cache to which others can write."""
+"""
+Where each account has its notes, in a directory named by its number, in a cache to which others can
+write.
+"""
 
 SOURCE_STATS = "known"
-"""The directory of what is known of the sources: a cache makes it, and what measures the sources writes into it."""
+"""
+The directory of what is known of the sources: a cache makes it, and what measures the sources
+writes into it.
+"""
 
 LARGEST = 1 << 20
 """Bytes of a note that are read at most."""
 
 _NOT_FOR_OTHERS = ~(stat.S_IWGRP | stat.S_IWOTH | stat.S_ISGID)
-"""What is left of a mode when only the owner may write: others may look into what they may look into above."""
+"""
+What is left of a mode when only the owner may write: others may look into what they may look into
+above.
+"""
 
 _UNFINISHED = ".tmp"
 
@@ -49,7 +60,8 @@ def write_json(tree: Tree, path: str, data: Mapping[str, object], *, flush: bool
         try:
             with open_at(directory, temporary, _NEW, 0o644) as file:
                 _write(file, json.dumps(data).encode())
-                # Where a group shares the directory, its members can write the next one, whatever the umask of this one.
+                # Where a group shares the directory, its members can write the next one, whatever
+                # the umask of this one.
                 if os.fstat(directory).st_mode & stat.S_IWGRP:
                     os.fchmod(file, 0o664)
                 if flush:
@@ -85,7 +97,10 @@ def _read(file: int, path: str) -> tuple[object, os.stat_result]:
 
 
 def make_directory(tree: Tree, path: str) -> None:
-    """Make a directory, and those above it, if it is missing; each with the mode of the one above, as all of a pool has."""
+    """
+    Make a directory, and those above it, if it is missing; each with the mode of the one above, as
+    all of a pool has.
+    """
     above = path.rpartition("/")[0]
     try:
         mode = stat.S_IMODE(tree.stat(above).st_mode)
@@ -96,14 +111,16 @@ def make_directory(tree: Tree, path: str) -> None:
 
 
 def is_private(status: os.stat_result) -> bool:
-    """:returns: whether a directory or file is this account's, and no other account can write to it"""
+    """
+    :returns: whether a directory or file is this account's, and no other account can write to it
+    """
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 class Notes:
     """
-    What this account has noted in a cache, and other directories of its own: in ``.statepool/`` itself where no other account can write there, or
-    in a directory below ``accounts/``.
+    What this account has noted in a cache, and other directories of its own: in ``.statepool/``
+    itself where no other account can write there, or in a directory below ``accounts/``.
 
     :param tree: the cache
     :param kinds: the directories
@@ -115,7 +132,10 @@ class Notes:
         self._found: tuple[int, Tree] | None = None
 
     def _own(self, *, make: bool = False) -> Tree | None:
-        """:returns: the directory with the directories of notes, which is this account's own; None if there is none"""
+        """
+        :returns: the directory with the directories of notes, which is this account's own; None if
+            there is none
+        """
         account = os.geteuid()
         if self._found is None or self._found[0] != account:
             found = self._find(make)
@@ -127,14 +147,20 @@ class Notes:
             ours = self._held(layout.OURS)
         except FileNotFoundError:
             return None  # no cache yet
-        if ours is not None and all(self._is_private_or_missing(ours, kind) for kind in self._kinds):
+        if ours is not None and all(
+            self._is_private_or_missing(ours, kind) for kind in self._kinds
+        ):
             return ours
         return self._of_account(make)
 
     def _held(self, path: str) -> Tree | None:
         """:returns: a directory, held by a descriptor, if it is private"""
         descriptor = self._tree.open(path, DIRECTORY)
-        return Tree(f"{self._tree.root}/{path}", held=descriptor) if is_private(os.fstat(descriptor.number)) else None
+        return (
+            Tree(f"{self._tree.root}/{path}", held=descriptor)
+            if is_private(os.fstat(descriptor.number))
+            else None
+        )
 
     @staticmethod
     def _is_private_or_missing(tree: Tree, kind: str) -> bool:
@@ -148,15 +174,20 @@ class Notes:
         try:
             if make:
                 make_directory(self._tree, ACCOUNTS)
-                self._tree.make_directory(path, stat.S_IMODE(self._tree.stat("").st_mode) & _NOT_FOR_OTHERS | stat.S_IRWXU)
+                self._tree.make_directory(
+                    path, stat.S_IMODE(self._tree.stat("").st_mode) & _NOT_FOR_OTHERS | stat.S_IRWXU
+                )
             return self._held(path) or self._held_without_modes(path)
         except OSError:
-            return None  # a cache that can only be read, or a directory that another account has put there: nothing is noted
+            # a cache that can only be read, or a directory that another account has put there:
+            # nothing is noted
+            return None
 
     def _held_without_modes(self, path: str) -> Tree | None:
         """
-        :returns: a directory of this account on a file system that keeps no modes, as NTFS by FUSE: its mount options say who may write there, to
-            everything alike. None where modes are kept
+        :returns: a directory of this account on a file system that keeps no modes, as NTFS by FUSE:
+            its mount options say who may write there, to everything alike. None where modes are
+            kept
         """
         if self._tree.stat(path).st_uid != os.geteuid():
             return None
@@ -164,7 +195,11 @@ class Notes:
         self._tree.make_directory(trial, stat.S_IRWXU)
         keeps_modes = is_private(self._tree.stat(trial))
         self._tree.remove_all(trial)
-        return None if keeps_modes else Tree(f"{self._tree.root}/{path}", held=self._tree.open(path, DIRECTORY))
+        return (
+            None
+            if keeps_modes
+            else Tree(f"{self._tree.root}/{path}", held=self._tree.open(path, DIRECTORY))
+        )
 
     def read(self, path: str) -> dict[str, object]:
         """:returns: what is noted; nothing if there is no note, or it was torn by a power cut"""
@@ -178,7 +213,8 @@ class Notes:
     def read_all(self, kind: str, names: Iterable[str]) -> Iterator[object]:
         """
         :param names: of notes in one of the directories
-        :returns: what each says, in their order; None for one that is not there, was torn, or that this account may not read
+        :returns: what each says, in their order; None for one that is not there, was torn, or that
+            this account may not read
         """
         with ExitStack() as stack:
             directory = None
@@ -199,7 +235,10 @@ class Notes:
                 make_directory(tree, kind)
 
     def keeps_apart(self, path: str) -> bool:
-        """:returns: whether other accounts can put files into a directory of the cache, so that what is to be obeyed is noted apart from it"""
+        """
+        :returns: whether other accounts can put files into a directory of the cache, so that what
+            is to be obeyed is noted apart from it
+        """
         return not (is_private(self._tree.stat(layout.OURS)) and is_private(self._tree.stat(path)))
 
     def write(self, path: str, data: Mapping[str, object], *, make: bool = True) -> bool:
@@ -269,7 +308,11 @@ class Notes:
     def unfinished(self) -> list[Beneath]:
         """:returns: the notes that are being written, or were when a process was killed"""
         tree = self._own()
-        return [file for kind in self._kinds for file in unfinished_in(tree, kind)] if tree is not None else []
+        return (
+            [file for kind in self._kinds for file in unfinished_in(tree, kind)]
+            if tree is not None
+            else []
+        )
 
 
 def names_in(tree: Tree, path: str) -> list[str]:

@@ -16,7 +16,10 @@ FORMAT = 1
 """Version of everything in this layout, as ``pool.json`` names it."""
 
 IN_PLACE = 2
-"""Version in the ``pool.json`` of a pool whose files cannot be renamed: who does not know it would not heed condemnations."""
+"""
+Version in the ``pool.json`` of a pool whose files cannot be renamed: who does not know it would not
+heed condemnations.
+"""
 
 OURS = ".statepool"
 POOL_FILE = f"{OURS}/pool.json"
@@ -51,12 +54,18 @@ def list_of(path: str) -> str:
 
 
 def has_pieces(digest: Digest, size: int) -> bool:
-    """:returns: whether such a list is kept of bytes of this size: of a single piece it would say nothing"""
+    """
+    :returns: whether such a list is kept of bytes of this size: of a single piece it would say
+        nothing
+    """
     return digest.algorithm == PIECES and size > PIECE
 
 
 def data_of(name: str) -> Digest | None:
-    """:returns: the digest of the bytes that the file ``name`` in ``data/`` holds, or lists; None for another file"""
+    """
+    :returns: the digest of the bytes that the file ``name`` in ``data/`` holds, or lists; None for
+        another file
+    """
     return Digest.from_file_name(name.removesuffix(_LIST))
 
 
@@ -71,7 +80,10 @@ def untrashed(path: str) -> str:
 
 
 def trashed(name: str) -> Digest | None:
-    """:returns: the digest of the bytes that lie, or are listed, in the trash under ``name``, or None for a name that is not ours"""
+    """
+    :returns: the digest of the bytes that lie, or are listed, in the trash under ``name``, or None
+        for a name that is not ours
+    """
     return data_of(name.partition("-")[2])
 
 
@@ -91,7 +103,10 @@ def checkpoint(machine: str, number: int) -> str:
 
 
 def log_entry(name: str) -> tuple[bool, int] | None:
-    """:returns: whether ``name`` is a checkpoint, and its number; None for a name that is neither a record nor a checkpoint"""
+    """
+    :returns: whether ``name`` is a checkpoint, and its number; None for a name that is neither a
+        record nor a checkpoint
+    """
     found = _LOG_ENTRY.match(name)
     return (found[1] is not None, int(found[2])) if found is not None else None
 
@@ -112,12 +127,17 @@ def gathered(nonce: str) -> str:
 
 
 def part(nonce: str, digest: Digest) -> str:
-    """:returns: where a writer gathers bytes that another one can go on with if it is interrupted"""
+    """
+    :returns: where a writer gathers bytes that another one can go on with if it is interrupted
+    """
     return f"{INCOMING}/{nonce}{_PART}{digest.file_name}"
 
 
 def part_of(name: str) -> Digest | None:
-    """:returns: the digest of the bytes of which the file ``name`` in ``incoming/`` has the beginning, or None for another file"""
+    """
+    :returns: the digest of the bytes of which the file ``name`` in ``incoming/`` has the beginning,
+        or None for another file
+    """
     _, found, rest = name.partition(_PART)
     return Digest.from_file_name(rest) if found else None
 

@@ -10,7 +10,16 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from statepool.errors import AccessDenied, FileExists, IntegrityError, MissingFile, NotAPool, NotFound, ReadOnlyPool, RefusedError
+from statepool.errors import (
+    AccessDenied,
+    FileExists,
+    IntegrityError,
+    MissingFile,
+    NotAPool,
+    NotFound,
+    ReadOnlyPool,
+    RefusedError,
+)
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import Manifest, StateId
@@ -76,10 +85,15 @@ class Ledger:
 
     @property
     def log_locks(self) -> Locks:
-        """Locks for changes of a log, which are right without, and cost no more than what they save: an append that came too late."""
-        return self._given_locks if self._given_locks is not None else quick_locks_of(self.transport)
+        """
+        Locks for changes of a log, which are right without, and cost no more than what they save:
+        an append that came too late.
+        """
+        return (
+            self._given_locks if self._given_locks is not None else quick_locks_of(self.transport)
+        )
 
-    # -- being a pool ------------------------------------------------------------------------------------------------------------------------------
+    # -- being a pool ------------------------------------------------------------------------------
 
     def create(self, *, dry_run: bool = False) -> bool:
         """
@@ -95,8 +109,15 @@ class Ledger:
             return True
         for directory in layout.DIRECTORIES:
             self.transport.make_directory(directory)
-        form: dict[str, object] = {"format": layout.FORMAT} if self.transport.capabilities.renames else {"format": layout.IN_PLACE, "renames": False}
-        content = json.dumps({**form, "created": self.clock(), "creator": str(Writer.current())}).encode() + b"\n"
+        form: dict[str, object] = (
+            {"format": layout.FORMAT}
+            if self.transport.capabilities.renames
+            else {"format": layout.IN_PLACE, "renames": False}
+        )
+        content = (
+            json.dumps({**form, "created": self.clock(), "creator": str(Writer.current())}).encode()
+            + b"\n"
+        )
         try:
             self.transport.create(layout.POOL_FILE, content)
         except FileExists:
@@ -117,7 +138,9 @@ class Ledger:
         return self._managed is True
 
     def _require_known_format(self) -> None:
-        """Nothing in a pool of a newer format is read: who wrote it may mean something else by it."""
+        """
+        Nothing in a pool of a newer format is read: who wrote it may mean something else by it.
+        """
         if self._managed is True:
             return
         try:
@@ -125,18 +148,30 @@ class Ledger:
         except MissingFile:
             self._managed = False
         else:
-            self._in_place = decode(content, f"{self.location}/{layout.POOL_FILE}", known=layout.IN_PLACE).get("renames") is False
+            self._in_place = (
+                decode(content, f"{self.location}/{layout.POOL_FILE}", known=layout.IN_PLACE).get(
+                    "renames"
+                )
+                is False
+            )
             if self._in_place and self.transport.capabilities.renames:
                 raise RefusedError(
-                    f"the pool {self.location} was made where files cannot be renamed, and is reached here by a way on which they can",
+                    f"the pool {self.location} was made where files cannot be renamed, and is"
+                    " reached here by a way on which they can",
                     pool=str(self.location),
-                    hint=f'reach it as it was made; if this is a copy that nobody else uses, remove "renames" from its {layout.POOL_FILE}',
+                    hint=(
+                        "reach it as it was made; if this is a copy that nobody else uses, remove"
+                        f' "renames" from its {layout.POOL_FILE}'
+                    ),
                 )
             self._managed = True
 
     @property
     def in_place(self) -> bool:
-        """Whether bytes are collected where they lie, as all who write here agree: the pool was made where files cannot be renamed."""
+        """
+        Whether bytes are collected where they lie, as all who write here agree: the pool was made
+        where files cannot be renamed.
+        """
         self._require_known_format()
         return self._in_place
 
@@ -150,17 +185,24 @@ class Ledger:
         :raises ReadOnlyPool: it is a pool of another tool, and should be written to
         :raises UnsupportedFormat: it is of a newer format
         """
-        self._managed = None  # what was there may be gone: a file system that is not mounted any more looks like an empty pool
+        # what was there may be gone: a file system that is not mounted any more looks like an empty
+        # pool
+        self._managed = None
         if self.is_managed:
             return
-        found, closed = self.view.all_unmanaged({machine: Fold(machine) for machine in self.view.machines()})
+        found, closed = self.view.all_unmanaged(
+            {machine: Fold(machine) for machine in self.view.machines()}
+        )
         if not any(found.values()):
             if closed:
                 raise closed[0]
             raise NotAPool(
                 f"{self.location} is not a pool: there is no {layout.POOL_FILE} and no state in it",
                 pool=str(self.location),
-                hint=f"mount what should be there, or make a pool with: statepool init {self.location}",
+                hint=(
+                    "mount what should be there, or make a pool with: statepool init"
+                    f" {self.location}"
+                ),
             )
         if write:
             raise ReadOnlyPool(
@@ -170,18 +212,24 @@ class Ledger:
             )
 
     def now(self) -> float:
-        """:returns: the time of the place's own clock, in seconds since the epoch: ages are never measured with the clocks of two hosts"""
+        """
+        :returns: the time of the place's own clock, in seconds since the epoch: ages are never
+            measured with the clocks of two hosts
+        """
         try:
             return self.transport.now(f"{layout.INCOMING}/{self.nonce()}.clock")
         except AccessDenied:
-            return self.clock()  # where nothing can be written, nothing is removed for its age either
+            # where nothing can be written, nothing is removed for its age either
+            return self.clock()
 
-    # -- looking -----------------------------------------------------------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------------
 
     def log(self, machine: str) -> MachineLog:
         """:returns: the log of a machine, which may be empty"""
         if machine not in self._logs:
-            self._logs[machine] = MachineLog(self.transport, machine, nonce=self.nonce, clock=self.clock)
+            self._logs[machine] = MachineLog(
+                self.transport, machine, nonce=self.nonce, clock=self.clock
+            )
         return self._logs[machine]
 
     def fold(self, machine: str) -> Fold:
@@ -204,17 +252,34 @@ class Ledger:
             raise error
         return folds
 
-    def usable_folds(self, machines: Iterable[str]) -> tuple[dict[str, Fold], dict[str, IntegrityError]]:
-        """:returns: as :meth:`folds`, of the logs that can be used; and why the others cannot: one that is damaged does not hide the others"""
+    def usable_folds(
+        self, machines: Iterable[str]
+    ) -> tuple[dict[str, Fold], dict[str, IntegrityError]]:
+        """
+        :returns: as :meth:`folds`, of the logs that can be used; and why the others cannot: one
+            that is damaged does not hide the others
+        """
         self._require_known_format()
         wanted = list(dict.fromkeys(machines))
-        found = dict(zip(wanted, fold_all(self.transport, [self.log(machine) for machine in wanted]), strict=True))
-        damaged = {machine: one for machine, one in found.items() if isinstance(one, IntegrityError)}
+        found = dict(
+            zip(
+                wanted,
+                fold_all(self.transport, [self.log(machine) for machine in wanted]),
+                strict=True,
+            )
+        )
+        damaged = {
+            machine: one for machine, one in found.items() if isinstance(one, IntegrityError)
+        }
         return {machine: one for machine, one in found.items() if isinstance(one, Fold)}, damaged
 
     def logged_machines(self) -> list[str]:
         """:returns: the machines that have a log"""
-        return sorted(entry.name for entry in self.transport.scan(layout.LOG) if entry.kind is FileKind.DIRECTORY and is_name(entry.name))
+        return sorted(
+            entry.name
+            for entry in self.transport.scan(layout.LOG)
+            if entry.kind is FileKind.DIRECTORY and is_name(entry.name)
+        )
 
     def machines(self) -> list[str]:
         """:returns: the machines that have a log, or a directory in the view"""
@@ -259,26 +324,41 @@ class Ledger:
         return absent(state, self.location)
 
     def has_bytes(self, digest: Digest) -> bool:
-        """:returns: whether these bytes are here, after bringing them back if a collector had just moved them aside"""
+        """
+        :returns: whether these bytes are here, after bringing them back if a collector had just
+            moved them aside
+        """
         return restore(self.transport, digest)
 
     def lacking(self, digests: Iterable[Digest]) -> set[Digest]:
-        """:returns: which of these bytes are not here, whatever the logs say: their files were deleted. As :meth:`has_bytes`, in one round trip."""
+        """
+        :returns: which of these bytes are not here, whatever the logs say: their files were
+            deleted. As :meth:`has_bytes`, in one round trip.
+        """
         wanted = list(dict.fromkeys(digests))
         stats = self.transport.stat_many([layout.data(digest) for digest in wanted])
-        return {digest for digest, stat in zip(wanted, stats, strict=True) if stat is None and not self.has_bytes(digest)}
+        return {
+            digest
+            for digest, stat in zip(wanted, stats, strict=True)
+            if stat is None and not self.has_bytes(digest)
+        }
 
-    # -- changing ------------------------------------------------------------------------------------------------------------------------------------
+    # -- changing ----------------------------------------------------------------------------------
 
     def stage(self, digests: Iterable[Digest], **facts: str) -> Staging:
         """
-        Begin to publish: from now on no collector takes these bytes away. End it with :meth:`Staging.end`.
+        Begin to publish: from now on no collector takes these bytes away. End it with
+        :meth:`Staging.end`.
 
         :param facts: what the process that recovers after a crash must know
         """
-        return Staging.begin(self.transport, Marker(self.nonce(), frozenset(digests), Writer.current(), facts))
+        return Staging.begin(
+            self.transport, Marker(self.nonce(), frozenset(digests), Writer.current(), facts)
+        )
 
-    def append(self, machine: str, plan: Callable[[Fold], Sequence[Change]], *, durable: bool = True) -> bool:
+    def append(
+        self, machine: str, plan: Callable[[Fold], Sequence[Change]], *, durable: bool = True
+    ) -> bool:
         """
         Add one record to a log, and a checkpoint if it is time for one.
 
@@ -287,7 +367,11 @@ class Ledger:
         :returns: whether a record was written
         """
         log = self.log(machine)
-        fold, written = log.append(plan, alone=lambda: self.log_locks.hold(f"log-{machine}", self.lock_timeout), durable=durable)
+        fold, written = log.append(
+            plan,
+            alone=lambda: self.log_locks.hold(f"log-{machine}", self.lock_timeout),
+            durable=durable,
+        )
         if written and log.is_turn(fold):
             log.compact()
         return written

@@ -1,5 +1,6 @@
 """
-What stands on what among the states that are present in a fold. Each state is looked at once, whatever a log makes of them.
+What stands on what among the states that are present in a fold. Each state is looked at once,
+whatever a log makes of them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from statepool.errors import BadRecord
 from statepool.model.manifest import Key, Manifest
 
 MOST_IN_CHAIN = 1 << 16
-"""States of a chain in a log, at most: far more than any writer is permitted, and few enough for a reader to look at."""
+"""
+States of a chain in a log, at most: far more than any writer is permitted, and few enough for a
+reader to look at.
+"""
 
 
 def depths_of_all(present: Mapping[Key, Manifest], where: str) -> dict[Key, int]:
@@ -37,7 +41,8 @@ def depths_of_all(present: Mapping[Key, Manifest], where: str) -> dict[Key, int]
         if (children := above.pop(key, None)) is not None:
             names.add(key[1])
             ways.append((key[1], children))
-    for start in filter(None, above):  # no way leads there from a root, so what is below it goes round
+    # no way leads there from a root, so what is below it goes round
+    for start in filter(None, above):
         key, seen = start, set[Key]()
         while key not in seen:
             seen.add(key)
@@ -46,7 +51,12 @@ def depths_of_all(present: Mapping[Key, Manifest], where: str) -> dict[Key, int]
     return depths
 
 
-def depths_of_new(published: Iterable[Manifest], present: Mapping[Key, Manifest], known: Mapping[Key, int], where: str) -> dict[Key, int]:
+def depths_of_new(
+    published: Iterable[Manifest],
+    present: Mapping[Key, Manifest],
+    known: Mapping[Key, int],
+    where: str,
+) -> dict[Key, int]:
     """
     :param published: what one record publishes, in any order
     :param present: all states by their keys, these included
@@ -86,12 +96,17 @@ def standing_on(keys: Iterable[Key], present: Mapping[Key, Manifest]) -> list[Ma
 
 def its_own_ancestor(key: Key, where: str) -> BadRecord:
     """:returns: the error that a name occurs twice in a chain"""
-    return BadRecord(f"{where} makes {key[0]} {key[1]} its own ancestor", object=key[0].partition("/")[0])
+    return BadRecord(
+        f"{where} makes {key[0]} {key[1]} its own ancestor", object=key[0].partition("/")[0]
+    )
 
 
 def _permitted(depth: int, key: Key, where: str) -> int:
     if depth > MOST_IN_CHAIN:
-        raise BadRecord(f"{where} makes a chain of more than {MOST_IN_CHAIN} states, up to {key[0]} {key[1]}", object=key[0].partition("/")[0])
+        raise BadRecord(
+            f"{where} makes a chain of more than {MOST_IN_CHAIN} states, up to {key[0]} {key[1]}",
+            object=key[0].partition("/")[0],
+        )
     return depth
 
 

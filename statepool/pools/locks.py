@@ -1,8 +1,10 @@
 """
-Locks that save work. Nothing is torn, forked or lost if all of them are ignored; they let one worker do what the others then find done.
+Locks that save work. Nothing is torn, forked or lost if all of them are ignored; they let one
+worker do what the others then find done.
 
-Those of a file system are flock(2): held by an open file description, so that a holder that is killed holds nothing. A library is not used for it:
-those that there are look for the directory of a lock by its name, follow links on the way, and make what is missing, in a pool that may be hostile.
+Those of a file system are flock(2): held by an open file description, so that a holder that is
+killed holds nothing. A library is not used for it: those that there are look for the directory of a
+lock by its name, follow links on the way, and make what is missing, in a pool that may be hostile.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ POLL_INTERVAL = 0.01
 """Seconds between two looks at a lock that somebody else holds."""
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
-"""What ``flock(2)`` says where a file system has no such locks: Lustre without ``-o flock``, NFS without a lock daemon, some of FUSE."""
+"""
+What ``flock(2)`` says where a file system has no such locks: Lustre without ``-o flock``, NFS
+without a lock daemon, some of FUSE.
+"""
 
 LOCK_MODE = 0o664
 """Permissions of lock files: the group of a shared pool opens them too."""
@@ -76,16 +81,26 @@ class FileLocks:
         try:
             lock = path.open(os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, LOCK_MODE)
             found = os.fstat(lock.number)
-            if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & LOCK_MODE != LOCK_MODE:
+            if (
+                found.st_uid == os.geteuid()
+                and stat.S_IMODE(found.st_mode) & LOCK_MODE != LOCK_MODE
+            ):
                 os.fchmod(lock.number, LOCK_MODE)  # whatever the umask
         except PermissionError as error:
-            raise AccessDenied(f"the lock {path} cannot be opened", path=str(path), hint="make it writable for the group of the pool") from error
+            raise AccessDenied(
+                f"the lock {path} cannot be opened",
+                path=str(path),
+                hint="make it writable for the group of the pool",
+            ) from error
         except OSError as error:
             raise translated(error, "open", Subject(f"the lock {path}", path=str(path))) from error
         return lock
 
     def _wait(self, lock: int, path: Beneath, timeout: float) -> None:
-        """Take the lock, where there are any. Each holder has an open file description of its own, so threads exclude each other too."""
+        """
+        Take the lock, where there are any. Each holder has an open file description of its own, so
+        threads exclude each other too.
+        """
         deadline = time.monotonic() + timeout
         try:
             while not _try(lock):
@@ -106,7 +121,8 @@ class FileLocks:
 
     def tidy(self, prefix: str) -> list[str]:
         """
-        Remove the files of locks that are not held. A process that takes one at this very moment shares it with no other, and works in vain at worst.
+        Remove the files of locks that are not held. A process that takes one at this very moment
+        shares it with no other, and works in vain at worst.
 
         :param prefix: how the names of the locks begin
         :returns: the files
@@ -125,7 +141,9 @@ class FileLocks:
                     continue  # another process has just done it
                 except OSError as error:
                     if error.errno not in _NO_LOCKS:
-                        raise translated(error, "remove", Subject(f"the lock {path}", path=str(path))) from error
+                        raise translated(
+                            error, "remove", Subject(f"the lock {path}", path=str(path))
+                        ) from error
                     return gone  # whether it is held cannot be told, so they stay
         return gone
 
@@ -143,15 +161,23 @@ _told: set[str] = set()
 
 
 def _tell(directory: str, error: OSError) -> None:
-    """Say once that work goes on without locks: nothing is lost by it but time, where several processes do the same."""
+    """
+    Say once that work goes on without locks: nothing is lost by it but time, where several
+    processes do the same.
+    """
     if directory not in _told:
         _told.add(directory)
-        _LOG.warning("%s has no file locks (flock: %s): processes may do the same work twice there", directory, error.strerror)
+        _LOG.warning(
+            "%s has no file locks (flock: %s): processes may do the same work twice there",
+            directory,
+            error.strerror,
+        )
 
 
 class RemoteLocks:
     """
-    Locks of a place on another host: those of its kernel where there is a shell to take them, which local users of the pool meet; else claims.
+    Locks of a place on another host: those of its kernel where there is a shell to take them, which
+    local users of the pool meet; else claims.
 
     :param transport: reaches it
     """
@@ -183,11 +209,18 @@ def locks_of(transport: Transport) -> Locks:
 
 
 def quick_locks_of(transport: Transport) -> Locks:
-    """:returns: those that cost next to nothing, for work that is soon done once more: none where taking one is a conversation with another host"""
+    """
+    :returns: those that cost next to nothing, for work that is soon done once more: none where
+        taking one is a conversation with another host
+    """
     return _file_locks(transport) or NoLocks()
 
 
 def _file_locks(transport: Transport) -> FileLocks | None:
     here = transport.beneath(layout.LOCKS)
     found = here.stat() if here is not None else None
-    return FileLocks(here.tree) if here is not None and found is not None and stat.S_ISDIR(found.st_mode) else None
+    return (
+        FileLocks(here.tree)
+        if here is not None and found is not None and stat.S_ISDIR(found.st_mode)
+        else None
+    )

@@ -1,13 +1,16 @@
 """
-The log of one machine: records in their one order, each created exclusively, and checkpoints that stand for all before them.
+The log of one machine: records in their one order, each created exclusively, and checkpoints that
+stand for all before them.
 
 The rules (``docs/design.rst`` says why they suffice):
 
 * Record N+1 is created only by a writer that has folded N, and only if nobody created it before.
-* After creating N+1 its writer looks for a checkpoint at or after N+1. If there is one that does not know this record, the record came too late,
-  counts for nothing, and its writer removes it and begins again.
-* Records behind a checkpoint are deleted oldest first, and the last hundred stay. So whoever has seen N, sees N+1, and still sees *the same* N after
-  that, knows that N+1 is a record that counts. The same by its nonce: where N was deleted, a writer that came too late may be about to take back
+* After creating N+1 its writer looks for a checkpoint at or after N+1. If there is one that does
+  not know this record, the record came too late, counts for nothing, and its writer removes it and
+  begins again.
+* Records behind a checkpoint are deleted oldest first, and the last hundred stay. So whoever has
+  seen N, sees N+1, and still sees *the same* N after that, knows that N+1 is a record that counts.
+  The same by its nonce: where N was deleted, a writer that came too late may be about to take back
   another N.
 """
 
@@ -30,7 +33,10 @@ CHECKPOINT_EVERY = 32
 """Records between checkpoints of a small log."""
 
 FIRST_CHECKPOINT = 8
-"""Records before the first checkpoint of a small log; the next ones come when it is twice as long, so that nobody reads many small files."""
+"""
+Records before the first checkpoint of a small log; the next ones come when it is twice as long, so
+that nobody reads many small files.
+"""
 
 RELIEF = 8
 """Records after which another writer makes the checkpoint that was due, if it is not there yet."""
@@ -48,10 +54,15 @@ MAX_AHEAD = 64
 """Most records that are asked for together before it is known that there are so many."""
 
 MOST_RECORDS = 1 << 16
-"""Most records after the last checkpoint that are read. Writers make a checkpoint after a few hundred."""
+"""
+Most records after the last checkpoint that are read. Writers make a checkpoint after a few hundred.
+"""
 
 _ATTEMPTS = 8
-"""How often a fold begins again because records were deleted under it. Each deletion stands for dozens of records written meanwhile."""
+"""
+How often a fold begins again because records were deleted under it. Each deletion stands for dozens
+of records written meanwhile.
+"""
 
 PATIENCE = 3
 """Vain attempts to be the next one, after which a writer asks the others to stand back."""
@@ -77,7 +88,14 @@ class MachineLog:
     :param clock: tells the time that records carry, in seconds since the epoch
     """
 
-    def __init__(self, transport: Transport, machine: str, *, nonce: Nonce = random_nonce, clock: Clock = time.time) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        machine: str,
+        *,
+        nonce: Nonce = random_nonce,
+        clock: Clock = time.time,
+    ) -> None:
         self._transport = transport
         self._machine = machine
         self._directory = layout.log(machine)
@@ -89,7 +107,7 @@ class MachineLog:
     def _where(self, path: str) -> str:
         return f"{self._transport.location}/{path}"
 
-    # -- reading -----------------------------------------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     def fold(self) -> Fold:
         """
@@ -109,7 +127,8 @@ class MachineLog:
         """
         To ``last`` and what came after it, or to None if too much has come to tell.
 
-        The order of the questions matters: records are deleted oldest first, so ``last`` vouches for what was found, or not found, before.
+        The order of the questions matters: records are deleted oldest first, so ``last`` vouches
+        for what was found, or not found, before.
         """
         fold = last
         try:
@@ -120,8 +139,11 @@ class MachineLog:
                 missing = None in contents
                 if contents[0] is not None:
                     fold = fold.copy() if fold is last else fold
-                    self._apply_all(fold, numbers, contents[: contents.index(None)] if missing else contents)
-                ahead = min(fold.number - last.number, MAX_AHEAD)  # who is far behind catches up in few steps
+                    self._apply_all(
+                        fold, numbers, contents[: contents.index(None)] if missing else contents
+                    )
+                # who is far behind catches up in few steps
+                ahead = min(fold.number - last.number, MAX_AHEAD)
                 if fold.number - last.number > MOST_RECORDS:
                     raise self._endless(f"more than {MOST_RECORDS} records came while it was read")
         except BadRecord:
@@ -131,16 +153,22 @@ class MachineLog:
         return fold if (yield from self._vouching(last.number, last.nonces)) else None
 
     def _vouching(self, number: int, nonces: Mapping[int, str]) -> Talk[bool]:
-        """To whether the records that were read after record ``number`` count, because that one is still there."""
+        """
+        To whether the records that were read after record ``number`` count, because that one is
+        still there.
+        """
         if not number:
-            # Before the first record there is none that could vouch for it: without a checkpoint none was ever deleted.
+            # Before the first record there is none that could vouch for it: without a checkpoint
+            # none was ever deleted.
             (entries,) = yield Question(Ask.SCAN, [self._directory])
             return not _numbers(entries)[0]
         (content,) = yield self._read([number])
         return content is not None and self._is_same(content, number, nonces)
 
     def _is_same(self, content: bytes, number: int, nonces: Mapping[int, str]) -> bool:
-        return decode(content, self._where(layout.record(self._machine, number)), RESTORE_LOG).get("nonce") == nonces.get(number)
+        return decode(content, self._where(layout.record(self._machine, number)), RESTORE_LOG).get(
+            "nonce"
+        ) == nonces.get(number)
 
     def _reading_all(self) -> Talk[Fold]:
         for _ in range(_ATTEMPTS):
@@ -148,7 +176,8 @@ class MachineLog:
             if found is not None:
                 return found
         raise BadRecord(
-            f"the log of {self._machine} in {self._transport.location} has a gap: records are missing between those that are there",
+            f"the log of {self._machine} in {self._transport.location} has a gap: records are"
+            " missing between those that are there",
             object=self._machine,
             pool=str(self._transport.location),
             hint=RESTORE_LOG,
@@ -164,8 +193,8 @@ class MachineLog:
             return None  # a gap; and one number can be far from all others
         if len(numbers) > MOST_RECORDS:
             raise BadRecord(
-                f"the log of {self._machine} in {self._transport.location} has {len(numbers)} records after its last checkpoint, "
-                f"more than the {MOST_RECORDS} that are read",
+                f"the log of {self._machine} in {self._transport.location} has {len(numbers)}"
+                f" records after its last checkpoint, more than the {MOST_RECORDS} that are read",
                 object=self._machine,
                 pool=str(self._transport.location),
                 hint=RESTORE_LOG,
@@ -175,14 +204,20 @@ class MachineLog:
         contents = (yield Question(Ask.READ, paths)) if paths else []
         if None in contents:
             return None
-        fold = self._checkpoint_in(contents.pop(0), newest).fold() if checkpoints else Fold(self._machine)
+        fold = (
+            self._checkpoint_in(contents.pop(0), newest).fold()
+            if checkpoints
+            else Fold(self._machine)
+        )
         if contents and not (yield from self._vouching(newest, fold.nonces)):
             return None
         self._apply_all(fold, numbers, contents)
         return fold
 
     def entries(self) -> tuple[list[int], list[int]]:
-        """:returns: the numbers of the checkpoints and of the records that are there, each in order"""
+        """
+        :returns: the numbers of the checkpoints and of the records that are there, each in order
+        """
         return _numbers(self._transport.scan(self._directory))
 
     def _read(self, numbers: Sequence[int]) -> Question:
@@ -201,20 +236,33 @@ class MachineLog:
         fold = self.fold()
         numbers = [number for number in self.entries()[1] if number <= fold.number]
         contents = self._transport.read_many(self._read(numbers).paths, MAX_RECORD)
-        found = [self._record(number, content) for number, content in zip(numbers, contents, strict=True) if content is not None]
-        return [record for record in found if fold.nonces.get(record.number, record.nonce) == record.nonce]
+        found = [
+            self._record(number, content)
+            for number, content in zip(numbers, contents, strict=True)
+            if content is not None
+        ]
+        return [
+            record
+            for record in found
+            if fold.nonces.get(record.number, record.nonce) == record.nonce
+        ]
 
-    # -- writing -----------------------------------------------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
-    def append(self, plan: Plan, *, alone: Alone | None = None, durable: bool = True) -> tuple[Fold, bool]:
+    def append(
+        self, plan: Plan, *, alone: Alone | None = None, durable: bool = True
+    ) -> tuple[Fold, bool]:
         """
         Add one record.
 
-        :param plan: what to change, given what is there; called again whenever somebody else was faster. Raises if the change is not allowed any
-            more; answers nothing if there is nothing to do.
-        :param alone: keeps others away who would only be too late: held by who was too late himself several times
-        :param durable: also flush the name of the record. Without, a power cut can take it, with all that come after it and say so too; the next
-            durable one brings those before it to stable storage as well.
+        :param plan: what to change, given what is there; called again whenever somebody else was
+            faster. Raises if the change is not allowed any more; answers nothing if there is
+            nothing to do.
+        :param alone: keeps others away who would only be too late: held by who was too late himself
+            several times
+        :param durable: also flush the name of the record. Without, a power cut can take it, with
+            all that come after it and say so too; the next durable one brings those before it to
+            stable storage as well.
         :returns: the fold with the change, and whether a record was written
         """
         nonce = self._nonce()
@@ -225,8 +273,11 @@ class MachineLog:
                 raise self._endless("each new record of ours is said to have come too late")
             if not fold.number:
                 self._transport.make_directory(self._directory)
-            content = self._readable(Record(0, nonce, self._clock(), str(Writer.current()), changes))
-            # On stable storage before it has a number, so that nobody need wait for that; whoever is too late by then only takes another number.
+            content = self._readable(
+                Record(0, nonce, self._clock(), str(Writer.current()), changes)
+            )
+            # On stable storage before it has a number, so that nobody need wait for that; whoever
+            # is too late by then only takes another number.
             with self._transport.draft(self._directory, content) as place:
                 drafted = changes
                 fold, changes, extended = self._place(place, fold, nonce, drafted, plan, alone)
@@ -245,9 +296,16 @@ class MachineLog:
         :returns: the content of the file of a record
         :raises BadRecord: nobody could read it, and nothing of this machine any more
         """
-        content, what = record.to_bytes(), f"a change of {self._machine} in {self._transport.location}"
+        content, what = (
+            record.to_bytes(),
+            f"a change of {self._machine} in {self._transport.location}",
+        )
         if len(content) > MAX_RECORD:
-            raise BadRecord(f"{what} is too long: {len(content)} bytes", object=self._machine, hint="make it in several steps")
+            raise BadRecord(
+                f"{what} is too long: {len(content)} bytes",
+                object=self._machine,
+                hint="make it in several steps",
+            )
         Record.from_bytes(content, record.number, what)
         return content
 
@@ -256,12 +314,19 @@ class MachineLog:
         return fold, tuple(plan(fold))
 
     def _place(
-        self, place: Callable[[str], None], fold: Fold, nonce: str, drafted: tuple[Change, ...], plan: Plan, alone: Alone | None
+        self,
+        place: Callable[[str], None],
+        fold: Fold,
+        nonce: str,
+        drafted: tuple[Change, ...],
+        plan: Plan,
+        alone: Alone | None,
     ) -> tuple[Fold, tuple[Change, ...], Fold | None]:
         """
         Give a draft the next number, for as long as what is in it is what has to be done.
 
-        :returns: the last fold; what has to be done with it; and what came of it by the draft, or None if that is not what has to be done any more
+        :returns: the last fold; what has to be done with it; and what came of it by the draft, or
+            None if that is not what has to be done any more
         """
         failures, changes = 0, drafted
         while True:
@@ -275,12 +340,18 @@ class MachineLog:
                     place(layout.record(self._machine, extended.number))
                 except FileExists as error:
                     if (failures := failures + 1) > VAIN:
-                        raise self._endless(f"record {extended.number} is said to be there each time, and is not to be read") from error
+                        raise self._endless(
+                            f"record {extended.number} is said to be there each time, and is not to"
+                            " be read"
+                        ) from error
                 else:
                     return fold, changes, extended
 
     def _is_void(self, nonce: str, number: int) -> bool:
-        """Whether our record came too late; if so, it is gone when this returns, or so old that the next compaction takes it."""
+        """
+        Whether our record came too late; if so, it is gone when this returns, or so old that the
+        next compaction takes it.
+        """
         for _ in range(VAIN):
             checkpoints, _ = self.entries()
             self._checkpoint = checkpoints[-1] if checkpoints else 0
@@ -292,32 +363,40 @@ class MachineLog:
             if newest.nonces.get(number) == nonce:
                 return False
             if number > newest.number - KEEP_NONCES:
-                # Surely not the one that counted: that one is remembered, and taking it away would leave a gap.
+                # Surely not the one that counted: that one is remembered, and taking it away would
+                # leave a gap.
                 self._transport.remove(layout.record(self._machine, number))
             return True
         raise self._endless(f"checkpoint {self._checkpoint} is listed, and is not to be read")
 
     def _endless(self, problem: str) -> BadRecord:
         return BadRecord(
-            f"the log of {self._machine} in {self._transport.location} cannot be followed: {problem}",
+            f"the log of {self._machine} in {self._transport.location} cannot be followed:"
+            f" {problem}",
             object=self._machine,
             pool=str(self._transport.location),
             hint="look at the pool on its own host; if other writers really are so many, try again",
         )
 
-    # -- checkpoints -------------------------------------------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
 
     def is_checkpoint_due(self, fold: Fold) -> bool:
         """:returns: whether it is time for another checkpoint, as far as this object saw"""
         return self._overdue(fold) >= 0
 
     def is_turn(self, fold: Fold) -> bool:
-        """:returns: whether the writer of the last record is the one to write a checkpoint: one of several who see at once that it is time"""
+        """
+        :returns: whether the writer of the last record is the one to write a checkpoint: one of
+            several who see at once that it is time
+        """
         overdue = self._overdue(fold)
         return overdue >= 0 and overdue % min(RELIEF, CHECKPOINT_EVERY) == 0
 
     def _overdue(self, fold: Fold) -> int:
-        """How many records ago a checkpoint was due; negative before. Large logs have them more seldom, and small ones their first ones sooner."""
+        """
+        How many records ago a checkpoint was due; negative before. Large logs have them more
+        seldom, and small ones their first ones sooner.
+        """
         every = max(CHECKPOINT_EVERY, min(256, len(fold.states) // 32))
         if every == CHECKPOINT_EVERY:
             every = min(every, max(FIRST_CHECKPOINT, self._checkpoint))
@@ -325,7 +404,8 @@ class MachineLog:
 
     def compact(self) -> list[str]:
         """
-        Write a checkpoint of what is there, if one is due, and delete records and checkpoints far behind the newest, oldest first.
+        Write a checkpoint of what is there, if one is due, and delete records and checkpoints far
+        behind the newest, oldest first.
 
         :returns: what was deleted
         """
@@ -337,8 +417,14 @@ class MachineLog:
         checkpoints, records = self.entries()
         if not checkpoints:
             return []
-        behind = [layout.record(self._machine, number) for number in records if number <= checkpoints[-1] - KEEP_RECORDS]
-        behind += [layout.checkpoint(self._machine, number) for number in checkpoints[:-KEEP_CHECKPOINTS]]
+        behind = [
+            layout.record(self._machine, number)
+            for number in records
+            if number <= checkpoints[-1] - KEEP_RECORDS
+        ]
+        behind += [
+            layout.checkpoint(self._machine, number) for number in checkpoints[:-KEEP_CHECKPOINTS]
+        ]
         return [path for path in behind if self._transport.remove(path)]
 
     def _write_checkpoint(self, fold: Fold) -> None:
@@ -354,18 +440,23 @@ class MachineLog:
         self._transport.flush(self._directory)
 
     def _read_checkpoint(self, number: int) -> Checkpoint | None:
-        (content,) = self._transport.read_many([layout.checkpoint(self._machine, number)], MAX_RECORD)
+        (content,) = self._transport.read_many(
+            [layout.checkpoint(self._machine, number)], MAX_RECORD
+        )
         return self._checkpoint_in(content, number) if content is not None else None
 
     def _checkpoint_in(self, content: bytes, number: int) -> Checkpoint:
-        return Checkpoint.from_bytes(content, self._machine, number, self._where(layout.checkpoint(self._machine, number)))
+        return Checkpoint.from_bytes(
+            content, self._machine, number, self._where(layout.checkpoint(self._machine, number))
+        )
 
 
 def fold_all(transport: Transport, logs: Sequence[MachineLog]) -> list[Fold | IntegrityError]:
     """
     As :meth:`MachineLog.fold` of each, in a number of round trips that does not grow with theirs.
 
-    :returns: the folds; in place of one the reason why that log cannot be used: it is damaged, or of a newer format
+    :returns: the folds; in place of one the reason why that log cannot be used: it is damaged, or
+        of a newer format
     """
     return hold_all(transport, [_or_damage(log.folding()) for log in logs])
 

@@ -1,5 +1,6 @@
 """
-What a state consists of, its *parts*: of an image, its chain, tip first; of a machine, its manifest, and then the chains of all that it lists.
+What a state consists of, its *parts*: of an image, its chain, tip first; of a machine, its
+manifest, and then the chains of all that it lists.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ def parts_in(fold: Fold, manifest: Manifest) -> tuple[Manifest, ...]:
     """:returns: the parts of a state that a fold has"""
     if manifest.kind is not Kind.MACHINE:
         return fold.chain(manifest)
-    chains = (fold.chain(fold.states[member_id(manifest, name)]) for name in sorted(manifest.members))
+    chains = (
+        fold.chain(fold.states[member_id(manifest, name)]) for name in sorted(manifest.members)
+    )
     return (manifest, *(link for chain in chains for link in chain))
 
 

@@ -29,7 +29,9 @@ def read_list(transport: Transport, digest: Digest, size: int) -> Pieces | None:
     except (MissingFile, AccessDenied, UnsafeImage):
         return None  # not there, not for this account, or no regular file
     pieces = Pieces(content)
-    return pieces if len(content) == len(pieces) * LENGTH and is_proven(pieces, digest, size) else None
+    return (
+        pieces if len(content) == len(pieces) * LENGTH and is_proven(pieces, digest, size) else None
+    )
 
 
 def is_proven(pieces: Pieces, digest: Digest, size: int) -> bool:
@@ -42,7 +44,8 @@ def create_list(transport: Transport, digest: Digest, content: bytes, *, flush: 
     try:
         transport.create(layout.list_of(layout.data(digest)), content, flush=flush)
     except FileExists:
-        pass  # another writer of the same bytes was faster, or the list is wrong, which its readers see
+        # another writer of the same bytes was faster, or the list is wrong, which its readers see
+        pass
 
 
 def mend_list(transport: Transport, digest: Digest, size: int, pieces: Pieces) -> None:
@@ -52,7 +55,11 @@ def mend_list(transport: Transport, digest: Digest, size: int, pieces: Pieces) -
     :param size: of the bytes
     :param pieces: what is known of them now
     """
-    if not layout.has_pieces(digest, size) or not is_proven(pieces, digest, size) or read_list(transport, digest, size) is not None:
+    if (
+        not layout.has_pieces(digest, size)
+        or not is_proven(pieces, digest, size)
+        or read_list(transport, digest, size) is not None
+    ):
         return
     path = layout.list_of(layout.data(digest))
     found = transport.stat(path)
@@ -63,4 +70,7 @@ def mend_list(transport: Transport, digest: Digest, size: int, pieces: Pieces) -
 
 def is_list_wrong(transport: Transport, digest: Digest, size: int) -> bool:
     """:returns: whether there is a list beside bytes which is not theirs"""
-    return transport.stat(layout.list_of(layout.data(digest))) is not None and read_list(transport, digest, size) is None
+    return (
+        transport.stat(layout.list_of(layout.data(digest))) is not None
+        and read_list(transport, digest, size) is None
+    )

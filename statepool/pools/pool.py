@@ -1,8 +1,8 @@
 """
 One pool: states by name, published whole or not at all, and removed without leaving others behind.
 
-Everything here holds whatever other writers do at the same moment, with or without locks: see ``docs/design.rst`` for the argument and
-``tests/races`` for every interleaving of it.
+Everything here holds whatever other writers do at the same moment, with or without locks: see
+``docs/design.rst`` for the argument and ``tests/races`` for every interleaving of it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,39 @@ from statepool.pools import layout
 from statepool.pools.fold import Change, Fold, Publish, Remove, member_id, member_ids
 from statepool.pools.lastlook import Again, LastLook, published_anew
 from statepool.pools.ledger import Ledger
-from statepool.pools.refusals import lost_ram, refuse_dependants, refuse_listed, refuse_long_texts, refuse_moved, taken
+from statepool.pools.refusals import (
+    lost_ram,
+    refuse_dependants,
+    refuse_listed,
+    refuse_long_texts,
+    refuse_moved,
+    taken,
+)
 from statepool.pools.staging import Marker, Staging, read_markers
 
 GCRoots = Callable[[], frozenset[Digest]]
-"""Tells which bytes must stay although no record needs them: those under working images, or that other caches refer to."""
+"""
+Tells which bytes must stay although no record needs them: those under working images, or that other
+caches refer to.
+"""
 
 
 class Pool(Ledger):
-    """A place that holds states: publishes them whole, and removes them without leaving others behind."""
+    """
+    A place that holds states: publishes them whole, and removes them without leaving others behind.
+    """
 
-    def check_publishable(self, manifests: Sequence[Manifest], *, replace: bool = False, supersede: bool = False, in_place: bool = False) -> bool:
+    def check_publishable(
+        self,
+        manifests: Sequence[Manifest],
+        *,
+        replace: bool = False,
+        supersede: bool = False,
+        in_place: bool = False,
+    ) -> bool:
         """
-        Look whether :meth:`publish` would succeed now, and change nothing. Raises what it would raise.
+        Look whether :meth:`publish` would succeed now, and change nothing. Raises what it would
+        raise.
 
         :returns: whether there is anything to do
         """
@@ -51,14 +71,18 @@ class Pool(Ledger):
         again: Again | None = None,
     ) -> bool:
         """
-        Make states visible, all in one record. Their bytes have been gathered in ``staging``, or are here.
+        Make states visible, all in one record. Their bytes have been gathered in ``staging``, or
+        are here.
 
         :param manifests: what is known of them, parents first, all of one machine
         :param replace: other content under a name gives way, if nothing stands on it
         :param supersede: as replace, and what stands on it keeps it, without its name: for caches
-        :param in_place: the files in their places in the view are the states themselves: they are being adopted
-        :param durable: also flush the names of the bytes and of the record; a cache that hashes its files after a reboot does without
-        :param again: gathers the bytes once more, if they are gone since a collector took this writer for dead
+        :param in_place: the files in their places in the view are the states themselves: they are
+            being adopted
+        :param durable: also flush the names of the bytes and of the record; a cache that hashes its
+            files after a reboot does without
+        :param again: gathers the bytes once more, if they are gone since a collector took this
+            writer for dead
         :returns: whether anything had to be changed; False if the same was there before
         :raises Conflict: a name exists with other content, or a parent has changed
         :raises HasDependants: something stands on what should be replaced
@@ -75,52 +99,75 @@ class Pool(Ledger):
         changes: list[Change] = []
 
         def plan(fold: Fold, *, anew: bool = False) -> list[Change]:
-            changes[:] = self._plan(fold, manifests, replace, supersede) or (published_anew(fold, manifests) if anew else [])
+            changes[:] = self._plan(fold, manifests, replace, supersede) or (
+                published_anew(fold, manifests) if anew else []
+            )
             if not in_place:
-                self.view.reclaim(fold.states[change.id] for change in changes if change.id in fold.states)
+                self.view.reclaim(
+                    fold.states[change.id] for change in changes if change.id in fold.states
+                )
             return changes
 
         written = self.append(machine, plan, durable=durable)
-        # A collector may have moved the bytes aside before it could see the record. We still have them: one last look.
+        # A collector may have moved the bytes aside before it could see the record. We still have
+        # them: one last look.
         look.settle_or_take_back(machine, changes)
         if not written and digests:
-            # The record is that of another writer. One that takes its record back has done so by now, or has left a marker.
+            # The record is that of another writer. One that takes its record back has done so by
+            # now, or has left a marker.
             anew = look.is_doubted()
             if written := self.append(machine, lambda fold: plan(fold, anew=anew), durable=durable):
                 look.settle_or_take_back(machine, changes)
         self.view.update(ids, lambda: self.fold(machine))
         return written
 
-    def _plan(self, fold: Fold, manifests: Sequence[Manifest], replace: bool, supersede: bool) -> list[Change]:
+    def _plan(
+        self, fold: Fold, manifests: Sequence[Manifest], replace: bool, supersede: bool
+    ) -> list[Change]:
         changes: list[Change] = []
         coming = {manifest.id: manifest for manifest in manifests}
         for manifest in manifests:
             old = fold.states.get(manifest.id)
             if old is not None and fold.holds(manifest):
                 if supersede and manifest.origin not in (None, old.origin):
-                    changes.append(Publish(manifest, supersedes=old.digest))  # the cache has found out what these bytes are rewritten from
+                    # the cache has found out what these bytes are rewritten from
+                    changes.append(Publish(manifest, supersedes=old.digest))
                 continue
             self._check_parent(fold, manifest, coming)
             refuse_long_texts(self.location, fold, manifest)
             refuse_moved(self.location, fold, manifest)
             if old is None:
                 changes.append(Publish(manifest))
-            elif supersede and old.digest is not None and not (old.digest == manifest.digest and fold.has_children(old)):
+            elif (
+                supersede
+                and old.digest is not None
+                and not (old.digest == manifest.digest and fold.has_children(old))
+            ):
                 refuse_listed(self.location, fold, old, set(coming))
                 changes.append(Publish(manifest, supersedes=old.digest))
             elif replace or supersede:
                 refuse_dependants(self.location, fold, [old.id], set(coming), "replaced")
-                changes += [Remove(old.id, old.digest), *lost_ram(fold, old, manifest), Publish(manifest)]
+                changes += [
+                    Remove(old.id, old.digest),
+                    *lost_ram(fold, old, manifest),
+                    Publish(manifest),
+                ]
             else:
                 raise taken(manifest.id, self.location)
         return changes
 
-    def _check_parent(self, fold: Fold, manifest: Manifest, coming: dict[StateId, Manifest]) -> None:
+    def _check_parent(
+        self, fold: Fold, manifest: Manifest, coming: dict[StateId, Manifest]
+    ) -> None:
         for name, digest in manifest.members.items():
-            member = coming.get(member_id(manifest, name)) or fold.states.get(member_id(manifest, name))
+            member = coming.get(member_id(manifest, name)) or fold.states.get(
+                member_id(manifest, name)
+            )
             if member is None or member.digest != digest:
                 raise Conflict(
-                    f"{manifest.id} lists {name}, which is not in {self.location} as it was", object=manifest.object, pool=str(self.location)
+                    f"{manifest.id} lists {name}, which is not in {self.location} as it was",
+                    object=manifest.object,
+                    pool=str(self.location),
                 )
         if manifest.parent is None:
             return
@@ -150,7 +197,8 @@ class Pool(Ledger):
         there = fold.states.get(wanted)
         what = f"is there with the digest {there.digest}" if there is not None else "is not there"
         raise Conflict(
-            f"{manifest.id} stands on {manifest.parent.state} with the digest {manifest.parent.digest}, which {what} in {self.location}",
+            f"{manifest.id} stands on {manifest.parent.state} with the digest"
+            f" {manifest.parent.digest}, which {what} in {self.location}",
             object=manifest.object,
             state=manifest.state,
             pool=str(self.location),
@@ -167,7 +215,7 @@ class Pool(Ledger):
                 hint=f"make it managed with: statepool adopt {self.location}",
             )
 
-    # -- removing ----------------------------------------------------------------------------------------------------------------------------------
+    # -- removing ----------------------------------------------------------------------------------
 
     def plan_removal(self, state: StateId, *, cascade: bool = False) -> list[StateId]:
         """
@@ -176,24 +224,38 @@ class Pool(Ledger):
         :raises NotFound: it is not there
         :raises HasDependants: something stands on it
         """
-        return [change.id for change in self._plan_removal(self.fold(state.machine), state, cascade)]
+        return [
+            change.id for change in self._plan_removal(self.fold(state.machine), state, cascade)
+        ]
 
     def _plan_removal(self, fold: Fold, state: StateId, cascade: bool) -> list[Remove]:
         if state not in fold.states:
             raise self.missing(state)
-        together = [state, *member_ids(fold.states[state])]  # a machine state goes with all that it lists
+        # a machine state goes with all that it lists
+        together = [state, *member_ids(fold.states[state])]
         if not cascade:
             refuse_dependants(self.location, fold, together, set(), "removed")
         ids = [*fold.dependants(together), *together]
         # The RAM of a machine state is of no use without it.
         machines = [gone for gone in ids if gone.kind is Kind.MACHINE]
         going = set(ids)
-        ids += [ram for ram in (StateId(gone.object, gone.state, Kind.RAM) for gone in machines) if ram in fold.states and ram not in going]
+        ids += [
+            ram
+            for ram in (StateId(gone.object, gone.state, Kind.RAM) for gone in machines)
+            if ram in fold.states and ram not in going
+        ]
         return [Remove(gone, fold.states[gone].digest) for gone in ids]
 
-    def remove(self, state: StateId, *, cascade: bool = False, allowed: Callable[[set[Digest]], None] = lambda digests: None) -> list[Manifest]:
+    def remove(
+        self,
+        state: StateId,
+        *,
+        cascade: bool = False,
+        allowed: Callable[[set[Digest]], None] = lambda digests: None,
+    ) -> list[Manifest]:
         """
-        Remove a state, in one record with whatever else goes: a machine state takes its members along. The bytes stay until a collector takes them.
+        Remove a state, in one record with whatever else goes: a machine state takes its members
+        along. The bytes stay until a collector takes them.
 
         :param cascade: also remove what stands on it
         :param allowed: raises if one of these bytes must stay
@@ -216,13 +278,21 @@ class Pool(Ledger):
         self.view.update([manifest.id for manifest in gone], lambda: self.fold(state.machine))
         return gone
 
-    # -- what is needed ----------------------------------------------------------------------------------------------------------------------------
+    # -- what is needed ----------------------------------------------------------------------------
 
     def needed(self, *, besides: Marker | None = None) -> set[Digest]:
         """
         :param besides: a marker that does not count
-        :returns: the bytes that a marker or a record needs. Markers first: their writers remove them only after the record is there.
+        :returns: the bytes that a marker or a record needs. Markers first: their writers remove
+            them only after the record is there.
         """
         ignored = besides.nonce if besides is not None else None
-        digests = {digest for marker in read_markers(self.transport) if marker.nonce != ignored and not marker.condemns for digest in marker.digests}
-        return digests.union(*(fold.digests for fold in self.folds(self.logged_machines()).values()))
+        digests = {
+            digest
+            for marker in read_markers(self.transport)
+            if marker.nonce != ignored and not marker.condemns
+            for digest in marker.digests
+        }
+        return digests.union(
+            *(fold.digests for fold in self.folds(self.logged_machines()).values())
+        )

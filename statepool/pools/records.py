@@ -21,9 +21,13 @@ _MOST_DIGITS = 20
 """Of the number of a record, as in the names of files."""
 
 RESTORE_LOG = (
-    "restore it from a copy of the pool; or move the directory of this log aside, and get its states from another pool with: statepool sync FROM TO"
+    "restore it from a copy of the pool; or move the directory of this log aside, and get its"
+    " states from another pool with: statepool sync FROM TO"
 )
-"""What to do about a log that is damaged. The bytes of its states are still there, so nothing has to be copied that is whole."""
+"""
+What to do about a log that is damaged. The bytes of its states are still there, so nothing has to
+be copied that is whole.
+"""
 
 
 @frozen
@@ -70,7 +74,13 @@ class Record:
         if not abs(found.time) < _LARGEST:
             raise BadRecord(f"{where} has no time", path=where, hint=RESTORE_LOG)
         try:
-            return cls(number, found.nonce, found.time, found.by, tuple(change.made() for change in found.changes))
+            return cls(
+                number,
+                found.nonce,
+                found.time,
+                found.by,
+                tuple(change.made() for change in found.changes),
+            )
         except BadRecord as error:
             raise BadRecord(f"{error.message}, in {where}", path=where) from error
 
@@ -106,7 +116,9 @@ class _Change:
             raise BadRecord("a change neither publishes nor removes")
         if self.publish is not _ABSENT:
             return Publish(self.publish.check(), self.supersedes)
-        return Remove(StateId(self.remove.object, self.remove.state, self.remove.kind), self.remove.digest)
+        return Remove(
+            StateId(self.remove.object, self.remove.state, self.remove.kind), self.remove.digest
+        )
 
 
 @frozen
@@ -139,7 +151,8 @@ def _read(form: Form[_InLog], content: bytes, where: str) -> _InLog:
     found = form.decode(content)
     if found is not None and found.format == layout.FORMAT:
         return found
-    # What is wrong is told in this order: it is no JSON, it is of a format that we do not know, it has a field that it must not have.
+    # What is wrong is told in this order: it is no JSON, it is of a format that we do not know, it
+    # has a field that it must not have.
     data = decode(content, where, RESTORE_LOG)
     try:
         return form.convert(data, where)
@@ -152,7 +165,13 @@ def encode(data: dict[str, Any]) -> bytes:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
-def decode(content: bytes, where: str, hint: str = "restore the file from a copy of the pool", *, known: int = layout.FORMAT) -> dict[str, Any]:
+def decode(
+    content: bytes,
+    where: str,
+    hint: str = "restore the file from a copy of the pool",
+    *,
+    known: int = layout.FORMAT,
+) -> dict[str, Any]:
     """
     :param content: what is in a file of ours
     :param where: the file, for messages
@@ -172,7 +191,11 @@ def decode(content: bytes, where: str, hint: str = "restore the file from a copy
     if type(version) is not int or version < 1:
         raise BadRecord(f"{where} does not say its format", path=where, hint=hint)
     if version > known:
-        raise UnsupportedFormat(f"{where} is of format {version}, this version knows {known}", path=where, hint="install a newer statepool")
+        raise UnsupportedFormat(
+            f"{where} is of format {version}, this version knows {known}",
+            path=where,
+            hint="install a newer statepool",
+        )
     return data
 
 
@@ -205,10 +228,20 @@ class Checkpoint:
         found = _read(_CHECKPOINT, content, where)
         if found.number != number:
             raise BadRecord(f"{where} is not checkpoint {number}", path=where)
-        numbers = ((int(key), nonce) for key, nonce in found.nonces.items() if key.isascii() and key.isdigit() and len(key) <= _MOST_DIGITS)
+        numbers = (
+            (int(key), nonce)
+            for key, nonce in found.nonces.items()
+            if key.isascii() and key.isdigit() and len(key) <= _MOST_DIGITS
+        )
         kept = {key: nonce for key, nonce in numbers if key > number - KEEP_NONCES}
         try:
-            return cls(machine, number, kept, [one.check() for one in found.states], [one.check() for one in found.superseded])
+            return cls(
+                machine,
+                number,
+                kept,
+                [one.check() for one in found.states],
+                [one.check() for one in found.superseded],
+            )
         except BadRecord as error:
             raise BadRecord(f"{error.message}, in {where}", path=where, hint=RESTORE_LOG) from error
 
@@ -237,7 +270,9 @@ class Checkpoint:
         :returns: the fold that was written down
         :raises BadRecord: it cannot be believed
         """
-        return Fold.restore(self.machine, self.number, dict(self.nonces), self.states, self.superseded)
+        return Fold.restore(
+            self.machine, self.number, dict(self.nonces), self.states, self.superseded
+        )
 
 
 def apply(fold: Fold, record: Record, where: str) -> None:
@@ -250,4 +285,9 @@ def apply(fold: Fold, record: Record, where: str) -> None:
     try:
         fold.apply(record.number, record.nonce, record.changes)
     except BadRecord as error:
-        raise BadRecord(f"{error.message}: {where} cannot be believed", object=fold.machine, path=where, hint=RESTORE_LOG) from error
+        raise BadRecord(
+            f"{error.message}: {where} cannot be believed",
+            object=fold.machine,
+            path=where,
+            hint=RESTORE_LOG,
+        ) from error

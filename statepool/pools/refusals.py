@@ -1,4 +1,7 @@
-"""What a change of a pool is refused for: names that are taken, and states that stand on others, which keep them as they are."""
+"""
+What a change of a pool is refused for: names that are taken, and states that stand on others, which
+keep them as they are.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,23 @@ SHORT = 4 << 10
 """Bytes of labels and other texts that any state may have."""
 
 ROOM_FOR_TEXTS = 16 << 20
-"""Bytes that those of all states of one machine with more than that may have together: with all else, a checkpoint must hold them."""
+"""
+Bytes that those of all states of one machine with more than that may have together: with all else,
+a checkpoint must hold them.
+"""
 
 
 def refuse_long_texts(location: Location, fold: Fold, manifest: Manifest) -> None:
-    """:raises NoSpace: the labels and other texts of a state would fill the log, so that no checkpoint could hold it"""
+    """
+    :raises NoSpace: the labels and other texts of a state would fill the log, so that no checkpoint
+        could hold it
+    """
     length = manifest.text_size
     if length <= SHORT:
         return
-    others = sum(size for one in fold.manifests if one.id != manifest.id and (size := one.text_size) > SHORT)
+    others = sum(
+        size for one in fold.manifests if one.id != manifest.id and (size := one.text_size) > SHORT
+    )
     if length + others > ROOM_FOR_TEXTS:
         raise NoSpace(
             f"the labels of {manifest.id} take {length} bytes, and those of other states {others}: "
@@ -30,7 +41,10 @@ def refuse_long_texts(location: Location, fold: Fold, manifest: Manifest) -> Non
             object=manifest.object,
             state=manifest.state,
             pool=str(location),
-            hint="remove states with long labels; of a state that comes from a source, name another one with --from",
+            hint=(
+                "remove states with long labels; of a state that comes from a source, name another"
+                " one with --from"
+            ),
         )
 
 
@@ -48,7 +62,15 @@ def absent(state: StateId, pool: object) -> NotFound:
     )
 
 
-def mismatched(manifest: Manifest, actual: Digest, where: str, *, hint: str, promised: Digest | None = None, **facts: str) -> DigestMismatch:
+def mismatched(
+    manifest: Manifest,
+    actual: Digest,
+    where: str,
+    *,
+    hint: str,
+    promised: Digest | None = None,
+    **facts: str,
+) -> DigestMismatch:
     """
     :param actual: the digest of the bytes
     :param where: they are, or come from, behind their name in the message
@@ -68,7 +90,12 @@ def mismatched(manifest: Manifest, actual: Digest, where: str, *, hint: str, pro
     )
 
 
-def taken(state: StateId, pool: object, details: str = "", hint: str = "choose another name, or have it replaced with --replace") -> Conflict:
+def taken(
+    state: StateId,
+    pool: object,
+    details: str = "",
+    hint: str = "choose another name, or have it replaced with --replace",
+) -> Conflict:
     """
     :param pool: as it is called in messages
     :param details: which content is there, and which here
@@ -78,7 +105,9 @@ def taken(state: StateId, pool: object, details: str = "", hint: str = "choose a
     return Conflict(message, object=state.object, state=state.state, pool=str(pool), hint=hint)
 
 
-def refuse_dependants(pool: Location, fold: Fold, ids: Iterable[StateId], besides: set[StateId], verb: str) -> None:
+def refuse_dependants(
+    pool: Location, fold: Fold, ids: Iterable[StateId], besides: set[StateId], verb: str
+) -> None:
     """
     :param ids: what is to be removed or replaced
     :param besides: what goes or changes together with it
@@ -89,7 +118,8 @@ def refuse_dependants(pool: Location, fold: Fold, ids: Iterable[StateId], beside
     dependants = [state for state in fold.dependants(wanted) if state not in besides]
     if dependants:
         raise HasDependants(
-            f"{wanted[0]} in {pool} cannot be {verb}: {', '.join(map(str, dependants))} depend on it",
+            f"{wanted[0]} in {pool} cannot be {verb}: {', '.join(map(str, dependants))} depend"
+            " on it",
             dependants=[str(state) for state in dependants],
             object=wanted[0].object,
             state=wanted[0].state,
@@ -100,18 +130,24 @@ def refuse_dependants(pool: Location, fold: Fold, ids: Iterable[StateId], beside
 
 def refuse_moved(pool: Location, fold: Fold, manifest: Manifest) -> None:
     """
-    A child that nobody wrote to has the same bytes on any parent. Where they are kept for the sake of those on them, they stay on the parent they
-    have: on another one, all that stands on them would have another content.
+    A child that nobody wrote to has the same bytes on any parent. Where they are kept for the sake
+    of those on them, they stay on the parent they have: on another one, all that stands on them
+    would have another content.
 
     :raises HasDependants: it would be so
     """
     held = fold.holding(manifest)
-    if held is None or held.parent_key == manifest.parent_key or held is fold.states.get(manifest.id):
+    if (
+        held is None
+        or held.parent_key == manifest.parent_key
+        or held is fold.states.get(manifest.id)
+    ):
         return  # what has the name is replaced, or refused, like any other content under it
     if not (standing := fold.standing_on(held)):
         return
     raise HasDependants(
-        f"{manifest.id} in {pool} cannot be put on another parent: {', '.join(map(str, standing))} stand on the same bytes above the old one",
+        f"{manifest.id} in {pool} cannot be put on another parent: {', '.join(map(str, standing))}"
+        " stand on the same bytes above the old one",
         dependants=[str(state) for state in standing],
         object=manifest.object,
         state=manifest.state,
@@ -129,7 +165,11 @@ def refuse_listed(pool: Location, fold: Fold, old: Manifest, besides: set[StateI
     :raises HasDependants: a machine state lists it
     """
     machine = StateId(old.id.machine, old.state, Kind.MACHINE)
-    if machine in fold.states and machine not in besides and old.id in member_ids(fold.states[machine]):
+    if (
+        machine in fold.states
+        and machine not in besides
+        and old.id in member_ids(fold.states[machine])
+    ):
         raise HasDependants(
             f"{old.id} in {pool} cannot be replaced alone: {machine} lists it",
             dependants=[str(machine)],

@@ -1,8 +1,10 @@
 """
-What a writer has under way in a pool: a marker that names the digests it is about to need, and files that gather their bytes.
+What a writer has under way in a pool: a marker that names the digests it is about to need, and
+files that gather their bytes.
 
-The marker comes first and goes last. A collector that has moved bytes aside reads the markers afterwards, so bytes that a marker names are safe from
-the moment it is there, also when they were there before and are only used again.
+The marker comes first and goes last. A collector that has moved bytes aside reads the markers
+afterwards, so bytes that a marker names are safe from the moment it is there, also when they were
+there before and are only used again.
 """
 
 from __future__ import annotations
@@ -39,10 +41,12 @@ class Marker:
     :param digests: the bytes it is about to need
     :param writer: the process
     :param facts: what whoever comes after a crash must know to end it
-    :param locked: whether the writer holds a lock of the kernel on the marker's file for as long as it lives, which containers of one host can see
-        though they do not see each other's processes
-    :param taking_back: whether the writer is about to take back the record that names these bytes, since they are gone
-    :param condemns: whether it is a collector that is about to remove these bytes where they lie, since files cannot be renamed there
+    :param locked: whether the writer holds a lock of the kernel on the marker's file for as long as
+        it lives, which containers of one host can see though they do not see each other's processes
+    :param taking_back: whether the writer is about to take back the record that names these bytes,
+        since they are gone
+    :param condemns: whether it is a collector that is about to remove these bytes where they lie,
+        since files cannot be renamed there
     """
 
     nonce: str
@@ -92,24 +96,39 @@ def read_markers(transport: Transport) -> list[Marker]:
     names = [entry.name.partition(".") for entry in transport.scan(layout.INCOMING)]
     nonces = [nonce for nonce, dot, suffix in names if dot and suffix == "json"]
     contents = transport.read_many([layout.marker(nonce) for nonce in nonces], MAX_RECORD)
-    found = [(nonce, content) for nonce, content in zip(nonces, contents, strict=True) if content is not None]  # else its writer has ended meanwhile
+    # else its writer has ended meanwhile
+    found = [
+        (nonce, content)
+        for nonce, content in zip(nonces, contents, strict=True)
+        if content is not None
+    ]
     return [
-        Marker(nonce, frozenset(), Writer.gone())
-        if _is_torn(content)
-        else Marker.from_bytes(nonce, content, f"{transport.location}/{layout.marker(nonce)}")
+        (
+            Marker(nonce, frozenset(), Writer.gone())
+            if _is_torn(content)
+            else Marker.from_bytes(nonce, content, f"{transport.location}/{layout.marker(nonce)}")
+        )
         for nonce, content in found
     ]
 
 
 def condemned(transport: Transport) -> frozenset[Digest]:
-    """:returns: the bytes that collectors are about to remove where they lie; none where bytes are renamed before they are removed"""
+    """
+    :returns: the bytes that collectors are about to remove where they lie; none where bytes are
+        renamed before they are removed
+    """
     if transport.capabilities.renames:
         return frozenset()
-    return frozenset(digest for marker in read_markers(transport) if marker.condemns for digest in marker.digests)
+    return frozenset(
+        digest for marker in read_markers(transport) if marker.condemns for digest in marker.digests
+    )
 
 
 def _is_torn(content: bytes) -> bool:
-    """Whether a power cut took the content of a marker, which is not flushed if it has no facts: it is complete before it gets its name."""
+    """
+    Whether a power cut took the content of a marker, which is not flushed if it has no facts: it is
+    complete before it gets its name.
+    """
     try:
         json.loads(content)
     except (ValueError, RecursionError):
@@ -126,7 +145,14 @@ class Staging:
     :param copy: of the marker, where its writer has one that no other account could write to
     """
 
-    def __init__(self, transport: Transport, marker: Marker, lock: Descriptor | None = None, *, copy: Beneath | None = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        marker: Marker,
+        lock: Descriptor | None = None,
+        *,
+        copy: Beneath | None = None,
+    ) -> None:
         self.marker = marker
         self._transport = transport
         self._lock = lock
@@ -145,7 +171,16 @@ class Staging:
             return cls(transport, marker)
         marker = evolve(marker, locked=isinstance(transport, LocalTransport))
         transport.create(path, marker.to_bytes())
-        return cls(transport, marker, _open_locked(transport, path, fcntl.LOCK_SH) if isinstance(transport, LocalTransport) else None, copy=copy)
+        return cls(
+            transport,
+            marker,
+            (
+                _open_locked(transport, path, fcntl.LOCK_SH)
+                if isinstance(transport, LocalTransport)
+                else None
+            ),
+            copy=copy,
+        )
 
     def path(self, digest: Digest) -> str:
         """:returns: where to gather the bytes of this name"""
@@ -156,7 +191,8 @@ class Staging:
         Have the list of their pieces put beside bytes when they get their name.
 
         :param size: of the bytes
-        :param pieces: of these bytes, as far as they are known: a list that they do not complete is left out
+        :param pieces: of these bytes, as far as they are known: a list that they do not complete is
+            left out
         :param flush: whether it has to be on stable storage
         """
         if layout.has_pieces(digest, size) and is_proven(pieces, digest, size):
@@ -164,17 +200,20 @@ class Staging:
 
     def settle(self, digests: Iterable[Digest]) -> None:
         """
-        Give bytes their names, if they do not have them. May be called again: what was gathered is kept until :meth:`end`.
+        Give bytes their names, if they do not have them. May be called again: what was gathered is
+        kept until :meth:`end`.
 
         :raises IntegrityError: they were neither gathered nor there
         """
-        # Before the bytes are looked at: a collector ends its condemnation only after it has removed them.
+        # Before the bytes are looked at: a collector ends its condemnation only after it has
+        # removed them.
         doomed = condemned(self._transport)
         self._looks += 1
         for digest in dict.fromkeys(digests):
             if (digest in doomed and not self._spare(digest)) or not self._settle(digest):
                 raise IntegrityError(
-                    f"the bytes {digest} are not in {self._transport.location}: they were removed there meanwhile",
+                    f"the bytes {digest} are not in {self._transport.location}: they were removed"
+                    " there meanwhile",
                     pool=str(self._transport.location),
                     hint="nothing was published; do it once more",
                 )
@@ -194,12 +233,16 @@ class Staging:
 
     def _spare(self, digest: Digest) -> bool:
         """
-        Put a copy of condemned bytes into the trash, from where they are brought back whatever becomes of those under their name. Each look makes its
-        own: a collector may be about to remove that of the one before.
+        Put a copy of condemned bytes into the trash, from where they are brought back whatever
+        becomes of those under their name. Each look makes its own: a collector may be about to
+        remove that of the one before.
 
         :returns: whether there were such bytes
         """
-        spare, before = layout.trash(f"{self.marker.nonce}{self._looks}", digest), self._spares.get(digest)
+        spare, before = (
+            layout.trash(f"{self.marker.nonce}{self._looks}", digest),
+            self._spares.get(digest),
+        )
         for source in (self.path(digest), layout.data(digest), *_aside(self._transport, digest)):
             try:
                 self._transport.link(source, spare)
@@ -223,7 +266,10 @@ class Staging:
 
 
 LOCKING = 60
-"""Age in seconds, by the clock of the place, from which the file of a marker is locked if its writer lives: it gets its lock after its name."""
+"""
+Age in seconds, by the clock of the place, from which the file of a marker is locked if its writer
+lives: it gets its lock after its name.
+"""
 
 _NO_LOCKS = frozenset({errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS})
 """What the kernel says where a file system has no locks (``man 2 flock``)."""
@@ -232,10 +278,15 @@ _NO_LOCKS = frozenset({errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOSY
 def is_let_go(transport: Transport, marker: Marker, now: float) -> bool:
     """
     :param now: by the clock of the place, in seconds since the epoch
-    :returns: whether the writer of a marker that was locked is surely no more, in whatever container of this host it was
+    :returns: whether the writer of a marker that was locked is surely no more, in whatever
+        container of this host it was
     """
     path = layout.marker(marker.nonce)
-    if not marker.locked or not marker.writer.is_of_this_boot or not isinstance(transport, LocalTransport):
+    if (
+        not marker.locked
+        or not marker.writer.is_of_this_boot
+        or not isinstance(transport, LocalTransport)
+    ):
         return False
     found = transport.stat(path)
     if found is None or now - found.mtime_ns / 1e9 < LOCKING:
@@ -244,7 +295,10 @@ def is_let_go(transport: Transport, marker: Marker, now: float) -> bool:
 
 
 def _open_locked(transport: LocalTransport, path: str, how: int) -> Descriptor | None:
-    """:returns: a file with a lock on it that lasts as long as the descriptor; None if it cannot be had"""
+    """
+    :returns: a file with a lock on it that lasts as long as the descriptor; None if it cannot be
+        had
+    """
     try:
         descriptor = transport.tree.open(path, os.O_RDONLY | os.O_NONBLOCK)
         fcntl.flock(descriptor.number, how | fcntl.LOCK_NB)
@@ -258,13 +312,17 @@ def _open_locked(transport: LocalTransport, path: str, how: int) -> Descriptor |
 
 
 LOOKS = 3
-"""How often bytes must be found in neither place before they count as missing: between two looks they may have gone from one place to the other and
-back, moved by one collector after the other, but each moves them at most once."""
+"""
+How often bytes must be found in neither place before they count as missing: between two looks they
+may have gone from one place to the other and back, moved by one collector after the other, but each
+moves them at most once.
+"""
 
 
 def restore(transport: Transport, digest: Digest) -> bool:
     """
-    Make sure of bytes that a record or a marker needs: a collector may just have moved them aside to look whether somebody does.
+    Make sure of bytes that a record or a marker needs: a collector may just have moved them aside
+    to look whether somebody does.
 
     :returns: whether they are there
     """
@@ -292,7 +350,8 @@ def _aside(transport: Transport, digest: Digest) -> list[str]:
 
 def bring_back(transport: Transport, path: str, digest: Digest) -> None:
     """
-    Give bytes in the trash their name again. Where files cannot be renamed they get a copy under it, and what is in the trash stays.
+    Give bytes in the trash their name again. Where files cannot be renamed they get a copy under
+    it, and what is in the trash stays.
 
     :raises MissingFile: they are not in the trash any more
     """

@@ -1,8 +1,9 @@
 """
 Talks with a place: what is asked next depends on what was answered before.
 
-What is one talk after the other for a single log would take as many round trips as there are logs. So a talk is a generator of questions, and many of
-them are held side by side: what all of them ask next is asked together.
+What is one talk after the other for a single log would take as many round trips as there are logs.
+So a talk is a generator of questions, and many of them are held side by side: what all of them ask
+next is asked together.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ MAX_SMALL_FILE = 64 << 20
 """Longest record or checkpoint that is read, in bytes."""
 
 VAIN = 1 << 10
-"""How often something is tried again because of what a place says, which may contradict itself without end: it has a file that it does not show, or
-shows one that it does not have. Where others really are faster each time, it takes a few dozen attempts."""
+"""
+How often something is tried again because of what a place says, which may contradict itself without
+end: it has a file that it does not show, or shows one that it does not have. Where others really
+are faster each time, it takes a few dozen attempts.
+"""
 
 
 class Ask(enum.Enum):
@@ -67,26 +71,37 @@ def hold(transport: Transport, talk: Talk[Result]) -> Result:
 
 def hold_all(transport: Transport, talks: Sequence[Talk[Result]]) -> list[Result]:
     """
-    :returns: what each of the talks comes to, in as many steps as the longest of them takes. What is wrong with a file is raised in the talk that
-        asked for it, and the others go on.
+    :returns: what each of the talks comes to, in as many steps as the longest of them takes. What
+        is wrong with a file is raised in the talk that asked for it, and the others go on.
     """
     results: dict[int, Result] = {}
-    answers: Iterable[tuple[int, list[Any] | IntegrityError | None]] = [(number, None) for number in range(len(talks))]
+    answers: Iterable[tuple[int, list[Any] | IntegrityError | None]] = [
+        (number, None) for number in range(len(talks))
+    ]
     while len(results) < len(talks):
         waiting: dict[int, Question] = {}
         for number, answer in answers:
             talk = talks[number]
             try:
-                waiting[number] = talk.throw(answer) if isinstance(answer, IntegrityError) else talk.send(answer)  # type: ignore[arg-type]  # None begins it
+                if isinstance(answer, IntegrityError):
+                    waiting[number] = talk.throw(answer)
+                else:
+                    waiting[number] = talk.send(answer)  # type: ignore[arg-type]  # None begins it
             except StopIteration as end:
                 results[number] = end.value
         answers = _ask_together(transport, waiting)
     return [results[number] for number in range(len(talks))]
 
 
-def _ask_together(transport: Transport, questions: dict[int, Question]) -> Iterator[tuple[int, list[Any] | IntegrityError]]:
+def _ask_together(
+    transport: Transport, questions: dict[int, Question]
+) -> Iterator[tuple[int, list[Any] | IntegrityError]]:
     for ask in Ask:
-        asking = [(number, question.paths) for number, question in questions.items() if question.ask is ask]
+        asking = [
+            (number, question.paths)
+            for number, question in questions.items()
+            if question.ask is ask
+        ]
         if not asking:
             continue
         try:
@@ -102,7 +117,9 @@ def _ask_together(transport: Transport, questions: dict[int, Question]) -> Itera
             begin += len(paths)
 
 
-def _answers_or_error(transport: Transport, ask: Ask, paths: Sequence[str]) -> list[Any] | IntegrityError:
+def _answers_or_error(
+    transport: Transport, ask: Ask, paths: Sequence[str]
+) -> list[Any] | IntegrityError:
     try:
         return _answers(transport, ask, paths)
     except IntegrityError as error:

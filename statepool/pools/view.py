@@ -1,7 +1,9 @@
 """
-The view: the states under their names, for people, for qemu-img and for other tools, as relative symbolic links to their bytes.
+The view: the states under their names, for people, for qemu-img and for other tools, as relative
+symbolic links to their bytes.
 
-Derived from the log, and never read by us, except to find what other tools put in its places: unmanaged files.
+Derived from the log, and never read by us, except to find what other tools put in its places:
+unmanaged files.
 """
 
 from __future__ import annotations
@@ -21,14 +23,20 @@ from statepool.pools.talks import VAIN
 from statepool.transports.base import Entry, FileKind, Stat, Transfer, Transport
 
 _ATTEMPTS = 100
-"""How often a name is made again whose directory vanished: each time another writer removed a state in this moment."""
+"""
+How often a name is made again whose directory vanished: each time another writer removed a state in
+this moment.
+"""
 
 
 Identities = Callable[[], set[tuple[int, int]]]
 """Tells which files have a name among the bytes of states."""
 
 LOST_AND_FOUND = "lost+found"
-"""A directory that file systems make for themselves, for their owner only: where a file system is mounted, it is no machine and no image."""
+"""
+A directory that file systems make for themselves, for their owner only: where a file system is
+mounted, it is no machine and no image.
+"""
 
 
 @frozen
@@ -75,7 +83,8 @@ class View:
         Bring some places up to date.
 
         :param ids: the states whose places to look at
-        :param fold: tells what is there; asked again until nothing changed meanwhile, since another writer may be doing the same with older knowledge
+        :param fold: tells what is there; asked again until nothing changed meanwhile, since another
+            writer may be doing the same with older knowledge
         """
         if not self._transport.capabilities.symlinks:
             return
@@ -97,7 +106,11 @@ class View:
                 self._remove_empty(path.rpartition("/")[0])
             return
         target = layout.view_target(state, manifest.digest)
-        is_stale = found is not None and self._is_ours(path, found, identities) and not self._shows(path, found, manifest, target)
+        is_stale = (
+            found is not None
+            and self._is_ours(path, found, identities)
+            and not self._shows(path, found, manifest, target)
+        )
         if found is None or is_stale or self._is_copy(path, found, manifest):
             self._make(path, target)
 
@@ -122,7 +135,10 @@ class View:
             directory = directory.rpartition("/")[0]
 
     def _is_ours(self, path: str, found: Stat, identities: Identities) -> bool:
-        """Whether the file in a view's place is a link of ours, or an adopted file: a second name of bytes of ours."""
+        """
+        Whether the file in a view's place is a link of ours, or an adopted file: a second name of
+        bytes of ours.
+        """
         if found.kind is FileKind.LINK:
             try:
                 return layout.is_view_target(self._transport.readlink(path))
@@ -132,26 +148,40 @@ class View:
                 if self._transport.capabilities.symlinks:
                     raise
                 return False  # here no link can be read: those who can read it look after it
-        return found.kind is FileKind.FILE and found.identity is not None and found.identity in identities()
+        return (
+            found.kind is FileKind.FILE
+            and found.identity is not None
+            and found.identity in identities()
+        )
 
     def _is_copy(self, path: str, found: Stat, manifest: Manifest | None) -> bool:
         """
-        Look whether the file in a view's place is a copy of our link: a program has copied the pool and followed links (``scp -r``, ``rsync -L``).
+        Look whether the file in a view's place is a copy of our link: a program has copied the pool
+        and followed links (``scp -r``, ``rsync -L``).
 
-        :param manifest: what the log says of the state; only a file with these very bytes is one, and only where ``data/`` has them too
+        :param manifest: what the log says of the state; only a file with these very bytes is one,
+            and only where ``data/`` has them too
         """
-        if manifest is None or manifest.digest is None or found.kind is not FileKind.FILE or found.size != manifest.size:
+        if (
+            manifest is None
+            or manifest.digest is None
+            or found.kind is not FileKind.FILE
+            or found.size != manifest.size
+        ):
             return False
         data = self._transport.stat(layout.data(manifest.digest))
         if data is None or (found.identity is not None and data.identity == found.identity):
             return False
         if (path, found) not in self._hashed:
-            self._hashed[path, found] = self._transport.digest(path, Transfer(found.size, manifest.digest.algorithm))
+            self._hashed[path, found] = self._transport.digest(
+                path, Transfer(found.size, manifest.digest.algorithm)
+            )
         return self._hashed[path, found] == manifest.digest
 
     def reclaim(self, manifests: Iterable[Manifest]) -> None:
         """
-        Take copies of our links away before the log forgets what they are: they would count as files of another tool then, and as states.
+        Take copies of our links away before the log forgets what they are: they would count as
+        files of another tool then, and as states.
 
         :param manifests: of the states that are about to be removed or replaced
         """
@@ -173,7 +203,9 @@ class View:
         return data is not None and data.identity == found.identity
 
     def _identities(self) -> set[tuple[int, int]]:
-        stats = self._transport.stat_many([f"{layout.DATA}/{entry.name}" for entry in self._transport.scan(layout.DATA)])
+        stats = self._transport.stat_many(
+            [f"{layout.DATA}/{entry.name}" for entry in self._transport.scan(layout.DATA)]
+        )
         return {stat.identity for stat in stats if stat is not None and stat.identity is not None}
 
     def is_free(self, state: StateId, known: Manifest | None = None) -> bool:
@@ -183,20 +215,29 @@ class View:
         """
         path = layout.view(state)
         found = self._transport.stat(path)
-        if found is None or self._is_ours(path, found, self._identities) or self._is_copy(path, found, known):
+        if (
+            found is None
+            or self._is_ours(path, found, self._identities)
+            or self._is_copy(path, found, known)
+        ):
             return True
         return found.kind is FileKind.LINK and not self._transport.capabilities.symlinks
 
-    # -- files of other tools ----------------------------------------------------------------------------------------------------------------------
+    # -- files of other tools ----------------------------------------------------------------------
 
     def machines(self) -> list[str]:
         """:returns: the machines that have a directory in the view"""
-        return [entry.name for entry in sorted(self._transport.scan(""), key=lambda entry: entry.name) if _is_place(entry)]
+        return [
+            entry.name
+            for entry in sorted(self._transport.scan(""), key=lambda entry: entry.name)
+            if _is_place(entry)
+        ]
 
     def unmanaged(self, machine: str, fold: Fold) -> list[Unmanaged]:
         """
         :param fold: what is known of the machine
-        :returns: the files in view places which the log does not know, and which are not left over from a removal that it knows
+        :returns: the files in view places which the log does not know, and which are not left over
+            from a removal that it knows
         :raises AccessDenied: a directory may not be looked into
         """
         found, closed = self.all_unmanaged({machine: fold})
@@ -204,16 +245,24 @@ class View:
             raise closed[0]
         return found[machine]
 
-    def all_unmanaged(self, folds: Mapping[str, Fold]) -> tuple[dict[str, list[Unmanaged]], list[AccessDenied]]:
+    def all_unmanaged(
+        self, folds: Mapping[str, Fold]
+    ) -> tuple[dict[str, list[Unmanaged]], list[AccessDenied]]:
         """
-        As :meth:`unmanaged` of many machines, in a number of round trips that does not grow with their number.
+        As :meth:`unmanaged` of many machines, in a number of round trips that does not grow with
+        their number.
 
         :param folds: what is known of the machines, by their ids
-        :returns: the files by machine, and an error for each directory that may not be looked into: it does not hide the others
+        :returns: the files by machine, and an error for each directory that may not be looked into:
+            it does not hide the others
         """
         places, closed = self._places(folds, {FileKind.FILE})
         stats = self._transport.stat_many([layout.view(state) for state in places])
-        candidates = [Unmanaged(state, stat) for state, stat in zip(places, stats, strict=True) if stat is not None and stat.kind is FileKind.FILE]
+        candidates = [
+            Unmanaged(state, stat)
+            for state, stat in zip(places, stats, strict=True)
+            if stat is not None and stat.kind is FileKind.FILE
+        ]
         known = self._identities() if candidates else set()
         found: dict[str, list[Unmanaged]] = {machine: [] for machine in folds}
         for candidate in sorted(candidates, key=lambda candidate: candidate.id):
@@ -222,17 +271,26 @@ class View:
         return found, closed
 
     def misnamed(self) -> list[Misnamed]:
-        """:returns: the images in such places that are no states, since no state, no image or no machine can be called so"""
+        """
+        :returns: the images in such places that are no states, since no state, no image or no
+            machine can be called so
+        """
         machines = _directories(self._transport.scan(""))
         images: list[tuple[str, str]] = []
         found: list[Misnamed] = []
         unseen: list[AccessDenied] = []  # whoever looks for unmanaged files is told
         for machine, entries in zip(machines, self._scan_many(machines, unseen), strict=True):
             images += [(machine, image) for image in _directories(entries)]
-            found += [Misnamed(f"{machine}/{name}", ROOT, error) for name, error in _refused(entries, partial(_check_image, machine))]
+            found += [
+                Misnamed(f"{machine}/{name}", ROOT, error)
+                for name, error in _refused(entries, partial(_check_image, machine))
+            ]
         objects = [f"{machine}/{image}" for machine, image in images]
         for (machine, image), entries in zip(images, self._scan_many(objects, unseen), strict=True):
-            found += [Misnamed(f"{machine}/{image}", name, error) for name, error in _refused(entries, partial(_check_state, machine, image))]
+            found += [
+                Misnamed(f"{machine}/{image}", name, error)
+                for name, error in _refused(entries, partial(_check_state, machine, image))
+            ]
         return found
 
     def leftovers(self, machine: str, fold: Fold) -> list[StateId]:
@@ -245,10 +303,19 @@ class View:
             raise closed[0]
         identities = cache(self._identities)
         stats = self._transport.stat_many([layout.view(state) for state in places])
-        return [state for state, stat in zip(places, stats, strict=True) if stat is not None and self._is_ours(layout.view(state), stat, identities)]
+        return [
+            state
+            for state, stat in zip(places, stats, strict=True)
+            if stat is not None and self._is_ours(layout.view(state), stat, identities)
+        ]
 
-    def _places(self, folds: Mapping[str, Fold], kinds: Collection[FileKind]) -> tuple[list[StateId], list[AccessDenied]]:
-        """Every name of these kinds in the machines' directories that can be a state's, but is none that the log knows; and what is closed to us."""
+    def _places(
+        self, folds: Mapping[str, Fold], kinds: Collection[FileKind]
+    ) -> tuple[list[StateId], list[AccessDenied]]:
+        """
+        Every name of these kinds in the machines' directories that can be a state's, but is none
+        that the log knows; and what is closed to us.
+        """
         machines = list(folds)
         places: list[StateId] = []
         images: list[str] = []
@@ -264,16 +331,29 @@ class View:
                         places.append(StateId(machine, name, Kind.RAM))
         for image, entries in zip(images, self._scan_many(images, closed), strict=True):
             names = [_stem(entry, layout.IMAGE_SUFFIX) for entry in entries if entry.kind in kinds]
-            places += [StateId(image, name) for name in names if name is not None and name not in ROOT_STATES]
+            places += [
+                StateId(image, name)
+                for name in names
+                if name is not None and name not in ROOT_STATES
+            ]
         return [state for state in places if state not in folds[state.machine].states], closed
 
-    def _scan_many(self, directories: Sequence[str], closed: list[AccessDenied]) -> list[list[Entry]]:
-        """:returns: what is in the directories; nothing for one that may not be looked into, of which ``closed`` tells then"""
+    def _scan_many(
+        self, directories: Sequence[str], closed: list[AccessDenied]
+    ) -> list[list[Entry]]:
+        """
+        :returns: what is in the directories; nothing for one that may not be looked into, of which
+            ``closed`` tells then
+        """
         try:
             return self._transport.scan_many(directories)
         except AccessDenied as error:
             if len(directories) > 1:
-                return [entries for directory in directories for entries in self._scan_many([directory], closed)]
+                return [
+                    entries
+                    for directory in directories
+                    for entries in self._scan_many([directory], closed)
+                ]
             closed.append(error)
             return [[]]
 
@@ -304,7 +384,9 @@ def _stem(entry: Entry, suffix: str) -> str | None:
     return name if name != entry.name and is_name(name) else None
 
 
-def _refused(entries: Iterable[Entry], check: Callable[[str], object]) -> Iterator[tuple[str, InvalidName]]:
+def _refused(
+    entries: Iterable[Entry], check: Callable[[str], object]
+) -> Iterator[tuple[str, InvalidName]]:
     """The names of image files that a check refuses, without their ending, and why."""
     for entry in sorted(entries, key=lambda entry: entry.name):
         name = entry.name.removesuffix(layout.IMAGE_SUFFIX)

@@ -18,12 +18,15 @@ class Writer:
     """
     A process on a host.
 
-    :param host: the host's name, for people: two hosts can have the same one, and one host two of them
+    :param host: the host's name, for people: two hosts can have the same one, and one host two of
+        them
     :param boot: the id of the running kernel, ``/proc/sys/kernel/random/boot_id``
     :param space: the inode of the process id namespace, since containers share a host and a boot
     :param pid: the process
-    :param start: when it started, in clock ticks since boot (field 22 of ``/proc/PID/stat``, see proc(5)), since process ids are used again
-    :param machine: tells the host from others across boots, see :func:`machine_of`; empty where an older version wrote it
+    :param start: when it started, in clock ticks since boot (field 22 of ``/proc/PID/stat``, see
+        proc(5)), since process ids are used again
+    :param machine: tells the host from others across boots, see :func:`machine_of`; empty where an
+        older version wrote it
     """
 
     host: str
@@ -67,8 +70,15 @@ class Writer:
 
     @property
     def has_ended_here(self) -> bool:
-        """As :attr:`is_dead`, of a writer in a place that processes of this host alone write to: none of another boot is at work."""
-        return self._has_ended if self.is_here or not self.is_of_this_boot else not _is_space(self.space)
+        """
+        As :attr:`is_dead`, of a writer in a place that processes of this host alone write to: none
+        of another boot is at work.
+        """
+        return (
+            self._has_ended
+            if self.is_here or not self.is_of_this_boot
+            else not _is_space(self.space)
+        )
 
     @property
     def _has_ended(self) -> bool:
@@ -80,7 +90,14 @@ class Writer:
     def to_json(self) -> dict[str, Any]:
         """:returns: the form in records and markers"""
         machine = {"machine": self.machine} if self.machine else {}
-        return {"host": self.host, **machine, "boot": self.boot, "space": self.space, "pid": self.pid, "start": self.start}
+        return {
+            "host": self.host,
+            **machine,
+            "boot": self.boot,
+            "space": self.space,
+            "pid": self.pid,
+            "start": self.start,
+        }
 
     @classmethod
     def from_json(cls, data: object) -> Writer:
@@ -92,48 +109,65 @@ class Writer:
         texts = [data.get(name) for name in ("host", "boot")]
         numbers = [data.get(name) for name in ("space", "pid", "start")]
         machine = data.get("machine", "")
-        if not all(isinstance(text, str) for text in (*texts, machine)) or not all(type(number) is int for number in numbers):
+        if not all(isinstance(text, str) for text in (*texts, machine)) or not all(
+            type(number) is int for number in numbers
+        ):
             raise BadRecord("a writer lacks its host, boot, space, pid or start")
         return cls(*texts, *numbers, machine)  # type: ignore[arg-type, call-arg]  # just checked
 
 
 @lru_cache(maxsize=1)
-def _current(pid: int) -> Writer:  # noqa: ARG001  # what is cached is that of one process: a child is another
+# what is cached is that of one process: a child is another
+def _current(pid: int) -> Writer:  # noqa: ARG001
     boot = _read("/proc/sys/kernel/random/boot_id")
     host = os.uname().nodename
     try:
-        # Where /proc is that of another namespace, a process has another number there than it knows of itself.
+        # Where /proc is that of another namespace, a process has another number there than it knows
+        # of itself.
         number = int(os.readlink("/proc/self"))
         space = os.stat("/proc/self/ns/pid").st_ino
     except FileNotFoundError as error:
-        raise ToolError("/proc is not mounted, by which it is known which writers are at work", hint="mount -t proc proc /proc") from error
+        raise ToolError(
+            "/proc is not mounted, by which it is known which writers are at work",
+            hint="mount -t proc proc /proc",
+        ) from error
     return Writer(host, boot, space, number, _started(number) or 0, machine_of(host))
 
 
 def machine_of(host: str) -> str:
     """
-    Tell a host from others, whatever its name is now: by the id of its installation (machine-id(5), which is not to be shown as it is) and the
-    addresses of its network devices, since clones share that id. A container sees no such device, and a cloned image has the id of all others that
-    were made from it: there the name stays a part of it.
+    Tell a host from others, whatever its name is now: by the id of its installation (machine-id(5),
+    which is not to be shown as it is) and the addresses of its network devices, since clones share
+    that id. A container sees no such device, and a cloned image has the id of all others that were
+    made from it: there the name stays a part of it.
 
     :param host: the host's name
     :returns: 32 hexadecimal digits
     """
     installed = next(filter(None, map(_read, ("/etc/machine-id", "/var/lib/dbus/machine-id"))), "")
     addresses = sorted(_addresses())
-    parts = ["statepool", installed, *addresses] if installed and addresses else ["statepool", installed, host]
+    parts = (
+        ["statepool", installed, *addresses]
+        if installed and addresses
+        else ["statepool", installed, host]
+    )
     return Digest.of_text("\n".join(parts)).hex[:32]
 
 
 def _addresses() -> Iterator[str]:
-    """:returns: of the network devices that are devices, and not made by software as those of containers are"""
+    """
+    :returns: of the network devices that are devices, and not made by software as those of
+        containers are
+    """
     devices = "/sys/class/net"
     try:
         names = os.listdir(devices)
     except FileNotFoundError:
         return
     for name in names:
-        if os.path.exists(f"{devices}/{name}/device") and (address := _read(f"{devices}/{name}/address")):
+        if os.path.exists(f"{devices}/{name}/device") and (
+            address := _read(f"{devices}/{name}/address")
+        ):
             yield address
 
 
@@ -157,7 +191,10 @@ def _started(pid: int) -> int | None:
 
 
 def _is_hidden(pid: int) -> bool:
-    """:returns: whether a process may be there although ``/proc`` does not show it: that of another account, where it is mounted with ``hidepid``"""
+    """
+    :returns: whether a process may be there although ``/proc`` does not show it: that of another
+        account, where it is mounted with ``hidepid``
+    """
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -168,11 +205,17 @@ def _is_hidden(pid: int) -> bool:
 
 
 _FIRST_SPACE = 0xEFFFFFFC
-"""The inode of the process id namespace of the kernel's first process (PROC_PID_INIT_INO in ``linux/proc_ns.h``), from which all others are seen."""
+"""
+The inode of the process id namespace of the kernel's first process (PROC_PID_INIT_INO in
+``linux/proc_ns.h``), from which all others are seen.
+"""
 
 
 def _is_space(space: int) -> bool:
-    """:returns: whether a process id namespace may still have processes; it is surely empty only where all processes can be looked at"""
+    """
+    :returns: whether a process id namespace may still have processes; it is surely empty only where
+        all processes can be looked at
+    """
     if Writer.current().space != _FIRST_SPACE or not os.path.exists("/proc/1"):
         return True
     for pid in filter(str.isdigit, os.listdir("/proc")):

@@ -15,10 +15,16 @@ DEFAULT_MAX_DEPTH = 256
 """Longest chain that is accepted, in states."""
 
 OpenImage = Callable[[str], tuple[Read, int]]
-"""Gives what reads the image of a state, and its length in bytes. Raises MissingFile or NotFound if there is none."""
+"""
+Gives what reads the image of a state, and its length in bytes. Raises MissingFile or NotFound if
+there is none.
+"""
 
 CheckMore = Callable[[str, Header], None]
-"""Looks at the header of a state which has passed all checks that need no more than it. Raises UnsafeImage."""
+"""
+Looks at the header of a state which has passed all checks that need no more than it. Raises
+UnsafeImage.
+"""
 
 
 @frozen
@@ -48,14 +54,17 @@ def walk(
     Check every image of a chain, each before the next one is looked for.
 
     :param tip: the name of the state to begin with
-    :param open_image: what opens the image of a state; it keeps what it opened, and closes it after the walk
+    :param open_image: what opens the image of a state; it keeps what it opened, and closes it after
+        the walk
     :param max_depth: longest chain that is accepted, in states
     :param what: whose states these are, such as ``vm1/disk``, for messages
     :param backing: what backing names may be
-    :param checked: headers that have passed, by their states: they are not read again, and those that pass now are added
+    :param checked: headers that have passed, by their states: they are not read again, and those
+        that pass now are added
     :param check_more: what else an image has to pass before the next one is looked for
     :returns: the chain, tip first
-    :raises UnsafeImage: an image does not pass a check, or the chain does not: ``loop``, ``depth``, ``missing-parent``
+    :raises UnsafeImage: an image does not pass a check, or the chain does not: ``loop``, ``depth``,
+        ``missing-parent``
     :raises MissingFile: the tip itself is not there (or NotFound, as ``open_image`` says it)
     """
     known = checked if checked is not None else {}
@@ -67,7 +76,12 @@ def walk(
         if state in seen:
             raise refusal("loop", f"{what} {tip}".lstrip(), f"its chain comes back to {state!r}")
         if len(links) >= max_depth:
-            raise refusal("depth", f"{what} {tip}".lstrip(), f"its chain has more than {max_depth} states", hint="squash some of them")
+            raise refusal(
+                "depth",
+                f"{what} {tip}".lstrip(),
+                f"its chain has more than {max_depth} states",
+                hint="squash some of them",
+            )
         header = known.get(state)
         if header is None:
             read, size = _open(state, links, open_image, name)
@@ -87,4 +101,6 @@ def _open(state: str, links: list[Link], open_image: OpenImage, name: str) -> tu
     except (MissingFile, NotFound) as error:
         if not links:
             raise
-        raise refusal("missing-parent", name, f"it is not there, but backs {links[-1].state!r}") from error
+        raise refusal(
+            "missing-parent", name, f"it is not there, but backs {links[-1].state!r}"
+        ) from error

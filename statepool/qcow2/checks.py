@@ -1,9 +1,11 @@
 """
-The named safety checks: what an image must not be before anything but our own header reader opens it.
+The named safety checks: what an image must not be before anything but our own header reader opens
+it.
 
-Each check is a function with one reason, its docstring; :data:`CHECKS` has all of them under the names that
-:attr:`statepool.errors.UnsafeImage.check` gives. ``qemu-img`` is no such check: it accepts most of what is refused here, and some of it makes it open
-files, connect to hosts, hang or crash.
+Each check is a function with one reason, its docstring; :data:`CHECKS` has all of them under the
+names that :attr:`statepool.errors.UnsafeImage.check` gives. ``qemu-img`` is no such check: it
+accepts most of what is refused here, and some of it makes it open files, connect to hosts, hang or
+crash.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ from statepool.qcow2 import files
 from statepool.qcow2 import header as headers
 from statepool.qcow2.files import open_regular, refusal, translated
 from statepool.qcow2.formats import filled
-from statepool.qcow2.header import EXTENSION_DATA_FILE, EXTENSION_LUKS, Header, Read, has_protocol, read_header, reader
+from statepool.qcow2.header import (
+    EXTENSION_DATA_FILE,
+    EXTENSION_LUKS,
+    Header,
+    Read,
+    has_protocol,
+    read_header,
+    reader,
+)
 
 SUFFIX = ".qcow2"
 """How the file of a state ends."""
@@ -69,16 +79,32 @@ _NAMED = frozenset({Backing.SIBLING, Backing.UNMANAGED})
 _ALONE = "make one image of its chain: qemu-img convert -f qcow2 -O qcow2 {file} {new}"
 
 _HINTS = {
-    "dirty": "whatever uses it has not closed it; if nothing does, repair a copy: cp {file} {new} && qemu-img check -f qcow2 -r all {new}",
+    "dirty": (
+        "whatever uses it has not closed it; if nothing does, repair a copy: cp {file} {new} &&"
+        " qemu-img check -f qcow2 -r all {new}"
+    ),
     "corrupt": "see what is left of it: cp {file} {new} && qemu-img check -f qcow2 -r all {new}",
     "data-file": "make one file of it: qemu-img convert -f qcow2 -O qcow2 {file} {new}",
-    "encryption": "only images that are not encrypted are kept; decrypt it, with its passphrase in FILE: qemu-img convert --object "
-    "secret,id=key,file=FILE --image-opts driver=qcow2,encrypt.key-secret=key,file.driver=file,file.filename={option} -O qcow2 {new}",
-    "backing-format-missing": "if the backing file is a qcow2 image, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b BACKING {file}",
-    "backing-format-false": f"if it is one all the same, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b BACKING {{file}}; if not, {_ALONE}",
+    "encryption": (
+        "only images that are not encrypted are kept; decrypt it, with its passphrase in FILE:"
+        " qemu-img convert --object secret,id=key,file=FILE --image-opts"
+        " driver=qcow2,encrypt.key-secret=key,file.driver=file,file.filename={option} -O qcow2"
+        " {new}"
+    ),
+    "backing-format-missing": (
+        "if the backing file is a qcow2 image, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b"
+        " BACKING {file}"
+    ),
+    "backing-format-false": (
+        "if it is one all the same, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b BACKING"
+        f" {{file}}; if not, {_ALONE}"
+    ),
     "proportion": "make one of its size: qemu-img convert -f qcow2 -O qcow2 {file} {new}",
     "table-past-end": "the file has been cut short; use an intact copy",
-    "backing-elsewhere": f"if the file beside it is meant, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b NAME.qcow2 {{file}}; if not, {_ALONE}",
+    "backing-elsewhere": (
+        "if the file beside it is meant, say so: qemu-img rebase -u -f qcow2 -F qcow2 -b"
+        f" NAME.qcow2 {{file}}; if not, {_ALONE}"
+    ),
     "backing-relative": _ALONE,
     "backing-json": _ALONE,
     "backing-protocol": _ALONE,
@@ -103,7 +129,7 @@ def _about_backing(name: str, kinds: frozenset[Backing] = _ANY) -> Callable[[Che
     return register
 
 
-# -- features ----------------------------------------------------------------------------------------------------------------------------------------
+# -- features --------------------------------------------------------------------------------------
 
 
 @_about_form("dirty")
@@ -120,7 +146,9 @@ def _corrupt(header: Header) -> str | None:
 
 @_about_form("data-file")
 def _data_file(header: Header) -> str | None:
-    """Its data is in another file, which can be any that QEMU may open, and would not travel with it."""
+    """
+    Its data is in another file, which can be any that QEMU may open, and would not travel with it.
+    """
     named = any(extension.type == EXTENSION_DATA_FILE for extension in header.extensions)
     return "its data is in another file" if named or header.incompatible & DATA_FILE else None
 
@@ -134,7 +162,10 @@ def _features(header: Header) -> str | None:
 
 @_about_form("compression")
 def _compression(header: Header) -> str | None:
-    """The compression type and the feature bit that announces it must agree, and the type must be known."""
+    """
+    The compression type and the feature bit that announces it must agree, and the type must be
+    known.
+    """
     if header.compression > 1:
         return f"its compression type {header.compression} is unknown"
     if bool(header.compression) != bool(header.incompatible & COMPRESSION):
@@ -145,14 +176,22 @@ def _compression(header: Header) -> str | None:
 @_about_form("extended-l2")
 def _extended_l2(header: Header) -> str | None:
     """Subclusters cannot be smaller than a sector."""
-    small = header.incompatible & EXTENDED_L2 and header.cluster_bits < _MIN_EXTENDED_L2_CLUSTER_BITS
-    return f"it has extended L2 entries with clusters of {header.cluster_size} bytes" if small else None
+    small = (
+        header.incompatible & EXTENDED_L2 and header.cluster_bits < _MIN_EXTENDED_L2_CLUSTER_BITS
+    )
+    return (
+        f"it has extended L2 entries with clusters of {header.cluster_size} bytes"
+        if small
+        else None
+    )
 
 
 @_about_form("luks-header")
 def _luks_header(header: Header) -> str | None:
     """An image that says it is LUKS without saying where the LUKS header is crashes qemu-img."""
-    lost = header.crypt_method == 2 and not any(extension.type == EXTENSION_LUKS for extension in header.extensions)
+    lost = header.crypt_method == 2 and not any(
+        extension.type == EXTENSION_LUKS for extension in header.extensions
+    )
     return "it is said to be encrypted by LUKS, but has no LUKS header" if lost else None
 
 
@@ -162,24 +201,35 @@ def _encryption(header: Header) -> str | None:
     return "it is encrypted" if header.crypt_method else None
 
 
-# -- tables ------------------------------------------------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 
 
 @_about_form("refcount-order")
 def _refcount_order(header: Header) -> str | None:
     """A refcount has at most 64 bits."""
-    return f"it says that a refcount has 2^{header.refcount_order} bits" if header.refcount_order > 6 else None
+    return (
+        f"it says that a refcount has 2^{header.refcount_order} bits"
+        if header.refcount_order > 6
+        else None
+    )
 
 
 @_about_form("refcount-table")
 def _refcount_table(header: Header) -> str | None:
     """Every image has a refcount table, of at most 8 MiB."""
     size = header.refcount_table_clusters << header.cluster_bits
-    return f"it says that its refcount table has {size} bytes" if not 0 < size <= MAX_REFCOUNT_TABLE_BYTES else None
+    return (
+        f"it says that its refcount table has {size} bytes"
+        if not 0 < size <= MAX_REFCOUNT_TABLE_BYTES
+        else None
+    )
 
 
 def needed_l1_size(header: Header) -> int:
-    """:returns: how many entries of the L1 table the virtual disk needs; those behind them mean nothing"""
+    """
+    :returns: how many entries of the L1 table the virtual disk needs; those behind them mean
+        nothing
+    """
     entry_bits = 4 if header.incompatible & EXTENDED_L2 else 3
     covered_bits = header.cluster_bits + header.cluster_bits - entry_bits
     return (header.virtual_size + (1 << covered_bits) - 1) >> covered_bits
@@ -191,31 +241,49 @@ def _l1_size(header: Header) -> str | None:
     needed = needed_l1_size(header)
     if header.l1_size < needed:
         return f"its L1 table has {header.l1_size} entries, but its virtual size needs {needed}"
-    return f"its L1 table has {header.l1_size} entries" if header.l1_size * 8 > MAX_L1_BYTES else None
+    return (
+        f"its L1 table has {header.l1_size} entries" if header.l1_size * 8 > MAX_L1_BYTES else None
+    )
 
 
 @_about_form("snapshot-table")
 def _snapshot_table(header: Header) -> str | None:
     """QEMU opens at most 65,536 internal snapshots."""
-    return f"it says that it has {header.snapshots} internal snapshots" if header.snapshots > MAX_SNAPSHOTS else None
+    return (
+        f"it says that it has {header.snapshots} internal snapshots"
+        if header.snapshots > MAX_SNAPSHOTS
+        else None
+    )
 
 
 @_about_form("bitmap-directory")
 def _bitmap_directory(header: Header) -> str | None:
     """QEMU opens a bitmap directory of at most 64 MiB."""
     size = header.bitmap_directory.directory_size if header.bitmap_directory is not None else 0
-    return f"it says that its bitmap directory has {size} bytes" if size > MAX_BITMAP_DIRECTORY_BYTES else None
+    return (
+        f"it says that its bitmap directory has {size} bytes"
+        if size > MAX_BITMAP_DIRECTORY_BYTES
+        else None
+    )
 
 
 def tables(header: Header) -> Iterator[tuple[str, int, int]]:
     """:returns: the tables that a header names, with their offsets and lengths in bytes"""
     if header.l1_size:
         yield "L1 table", header.l1_offset, header.l1_size * 8
-    yield "refcount table", header.refcount_table_offset, header.refcount_table_clusters << header.cluster_bits
+    yield (
+        "refcount table",
+        header.refcount_table_offset,
+        header.refcount_table_clusters << header.cluster_bits,
+    )
     if header.snapshots:
         yield "snapshot table", header.snapshots_offset, header.snapshots * _SNAPSHOT_BYTES
     if header.bitmap_directory is not None:
-        yield "bitmap directory", header.bitmap_directory.directory_offset, header.bitmap_directory.directory_size
+        yield (
+            "bitmap directory",
+            header.bitmap_directory.directory_offset,
+            header.bitmap_directory.directory_size,
+        )
 
 
 @_about_form("table-alignment")
@@ -229,10 +297,16 @@ def _table_alignment(header: Header) -> str | None:
 
 @_about_form("table-past-end")
 def _table_past_end(header: Header) -> str | None:
-    """Tables that are not in the file are read as zeros: all data would seem to be gone, without an error."""
+    """
+    Tables that are not in the file are read as zeros: all data would seem to be gone, without an
+    error.
+    """
     for name, offset, size in tables(header):
         if offset + size > header.file_size:
-            return f"its {name} reaches to byte {offset + size}, but the file ends after {header.file_size}"
+            return (
+                f"its {name} reaches to byte {offset + size}, but the file ends after"
+                f" {header.file_size}"
+            )
     return None
 
 
@@ -248,17 +322,27 @@ def _table_overlap(header: Header) -> str | None:
 
 
 LARGE = 64 << 30
-"""Bytes of a file that are not questioned: internal snapshots with RAM leave as much behind, whatever the size of the disk."""
+"""
+Bytes of a file that are not questioned: internal snapshots with RAM leave as much behind, whatever
+the size of the disk.
+"""
 
 
 @_about_form("proportion")
 def _proportion(header: Header) -> str | None:
-    """A file that is far longer than its disk can need is a hole, which takes no room where it was made, and hours to read."""
+    """
+    A file that is far longer than its disk can need is a hole, which takes no room where it was
+    made, and hours to read.
+    """
     longest = (LARGE + 4 * header.virtual_size) * (1 + header.snapshots)
-    return f"it has {header.file_size} bytes, for a disk of {header.virtual_size}" if header.file_size > longest else None
+    return (
+        f"it has {header.file_size} bytes, for a disk of {header.virtual_size}"
+        if header.file_size > longest
+        else None
+    )
 
 
-# -- backing -----------------------------------------------------------------------------------------------------------------------------------------
+# -- backing ---------------------------------------------------------------------------------------
 
 
 @_about_backing("backing", frozenset({Backing.NONE}))
@@ -277,30 +361,51 @@ def _backing_characters(header: Header) -> str | None:
 @_about_backing("backing-json")
 def _backing_json(header: Header) -> str | None:
     """A backing name that is a JSON text can make QEMU open anything in any way."""
-    return "its backing name is a JSON text" if (header.backing_name or b"").startswith(b"json:") else None
+    return (
+        "its backing name is a JSON text"
+        if (header.backing_name or b"").startswith(b"json:")
+        else None
+    )
 
 
 @_about_backing("backing-protocol")
 def _backing_protocol(header: Header) -> str | None:
     """A backing name with a protocol makes QEMU connect to a host, or read as another driver."""
-    return f"its backing name has a protocol: {_shown(header)}" if has_protocol(header.backing_name or b"") else None
+    return (
+        f"its backing name has a protocol: {_shown(header)}"
+        if has_protocol(header.backing_name or b"")
+        else None
+    )
 
 
 @_about_backing("backing-absolute", frozenset({Backing.SIBLING}))
 def _backing_absolute(header: Header) -> str | None:
-    """An absolute backing name means another file on every host, and can be any file on this one."""
-    return f"its backing name is absolute: {_shown(header)}" if (header.backing_name or b"").startswith(b"/") else None
+    """
+    An absolute backing name means another file on every host, and can be any file on this one.
+    """
+    return (
+        f"its backing name is absolute: {_shown(header)}"
+        if (header.backing_name or b"").startswith(b"/")
+        else None
+    )
 
 
 @_about_backing("backing-relative", frozenset({Backing.WORKING}))
 def _backing_relative(header: Header) -> str | None:
     """A relative backing name of a working image means another file when the image is moved."""
-    return None if (header.backing_name or b"").startswith(b"/") else f"its backing name is not absolute: {_shown(header)}"
+    return (
+        None
+        if (header.backing_name or b"").startswith(b"/")
+        else f"its backing name is not absolute: {_shown(header)}"
+    )
 
 
 @_about_backing("backing-outside", _NAMED)
 def _backing_outside(header: Header) -> str | None:
-    """A backing name that goes through other directories leaves the place where the states of its image are."""
+    """
+    A backing name that goes through other directories leaves the place where the states of its
+    image are.
+    """
     name = header.backing_name or b""
     outside = b".." in name.split(b"/") or (b"/" in name and not name.startswith(b"/"))
     return f"its backing name goes through directories: {_shown(header)}" if outside else None
@@ -309,30 +414,53 @@ def _backing_outside(header: Header) -> str | None:
 @_about_backing("backing-sibling", _NAMED)
 def _backing_sibling(header: Header) -> str | None:
     """What backs a state is the file of a state, beside it, under a name that a state can have."""
-    return f"its backing name is not that of a state: {_shown(header)}" if _state_name(header) is None else None
+    return (
+        f"its backing name is not that of a state: {_shown(header)}"
+        if _state_name(header) is None
+        else None
+    )
 
 
 @_about_backing("backing-format-missing")
 def _backing_format_missing(header: Header) -> str | None:
-    """Without a format the backing file is probed, or read as raw: a guest could then write itself a header that leads anywhere."""
-    return "it does not say what format its backing file has" if not header.backing_formats else None
+    """
+    Without a format the backing file is probed, or read as raw: a guest could then write itself a
+    header that leads anywhere.
+    """
+    return (
+        "it does not say what format its backing file has" if not header.backing_formats else None
+    )
 
 
 @_about_backing("backing-format-doubled")
 def _backing_format_doubled(header: Header) -> str | None:
     """Of two backing formats, one reader takes the first and another one the last."""
-    return f"it says {header.backing_formats} times what format its backing file has" if header.backing_formats > 1 else None
+    return (
+        f"it says {header.backing_formats} times what format its backing file has"
+        if header.backing_formats > 1
+        else None
+    )
 
 
 @_about_backing("backing-format-false")
 def _backing_format_false(header: Header) -> str | None:
-    """States are qcow2 images: one that is read as another format shows the guest its metadata instead of its disk."""
+    """
+    States are qcow2 images: one that is read as another format shows the guest its metadata instead
+    of its disk.
+    """
     said = header.backing_format or b""
-    return f"it says that its backing file has the format {said[:40]!r}, not qcow2" if said != b"qcow2" else None
+    return (
+        f"it says that its backing file has the format {said[:40]!r}, not qcow2"
+        if said != b"qcow2"
+        else None
+    )
 
 
 _PARENT_REASON = "A state is backed by the parent that is known for it, and by nothing else."
-_ELSEWHERE_REASON = "A backing name that leads to another place of the same pool means the file there, not the one of that name beside the image."
+_ELSEWHERE_REASON = (
+    "A backing name that leads to another place of the same pool means the file there, not the one"
+    " of that name beside the image."
+)
 
 CHECKS: Mapping[str, str] = MappingProxyType(
     {
@@ -341,31 +469,52 @@ CHECKS: Mapping[str, str] = MappingProxyType(
         **_reasons,
         "parent": _PARENT_REASON,
         "backing-elsewhere": _ELSEWHERE_REASON,
-        "l2-tables": "Each L2 table is a cluster of its own: one in two places is damaged by a write, and one in a million takes hours to read.",
-        "l2-entries": "What no entry of an L2 table can be, QEMU calls corrupt when a guest reads there.",
-        "clusters": "Data that its tables place behind the end of the file is read as zeros: the file has been cut short.",
+        "l2-tables": (
+            "Each L2 table is a cluster of its own: one in two places is damaged by a write, and"
+            " one in a million takes hours to read."
+        ),
+        "l2-entries": (
+            "What no entry of an L2 table can be, QEMU calls corrupt when a guest reads there."
+        ),
+        "clusters": (
+            "Data that its tables place behind the end of the file is read as zeros: the file has"
+            " been cut short."
+        ),
         "cluster-alignment": "Data that begins inside a cluster is an error when a guest reads it.",
-        "cluster-overlap": "Data in the place of the header or of a table is not what a guest has written.",
+        "cluster-overlap": (
+            "Data in the place of the header or of a table is not what a guest has written."
+        ),
         "compressed": "A guest that reads what cannot be decompressed gets an error.",
         "loop": "A chain that comes back to itself never ends.",
-        "depth": "A chain deeper than what is permitted costs every reader a descriptor and a look for each of its states.",
+        "depth": (
+            "A chain deeper than what is permitted costs every reader a descriptor and a look for"
+            " each of its states."
+        ),
         "missing-parent": "A state without its parent is not whole.",
     }
 )
 """Every safety check by its name, with its reason."""
 
 
-# -- entry points ------------------------------------------------------------------------------------------------------------------------------------
+# -- entry points ----------------------------------------------------------------------------------
 
 
-def check_image(read: Read, file_size: int, what: str, *, parent: str | EllipsisType | None = ..., backing: Backing = Backing.SIBLING) -> Header:
+def check_image(
+    read: Read,
+    file_size: int,
+    what: str,
+    *,
+    parent: str | EllipsisType | None = ...,
+    backing: Backing = Backing.SIBLING,
+) -> Header:
     """
     Read the header of an image, and refuse it unless it passes every check.
 
     :param read: what reads the image
     :param file_size: its length, in bytes
     :param what: what to call it in messages
-    :param parent: the state that must back it, None if none may; when not given, any that ``backing`` permits, or none
+    :param parent: the state that must back it, None if none may; when not given, any that
+        ``backing`` permits, or none
     :param backing: what its backing name may be
     :returns: its header
     :raises UnsafeImage: ``check`` is one of :data:`CHECKS`
@@ -375,7 +524,13 @@ def check_image(read: Read, file_size: int, what: str, *, parent: str | Ellipsis
     return header
 
 
-def check_header(header: Header, what: str, *, parent: str | EllipsisType | None = ..., backing: Backing = Backing.SIBLING) -> None:
+def check_header(
+    header: Header,
+    what: str,
+    *,
+    parent: str | EllipsisType | None = ...,
+    backing: Backing = Backing.SIBLING,
+) -> None:
     """
     As :func:`check_image`, for a header that has been read already.
 
@@ -391,7 +546,13 @@ def check_header(header: Header, what: str, *, parent: str | EllipsisType | None
         _require("parent", _wrong_parent(header, parent), what)
 
 
-def check_file(path: Path | str, what: str | None = None, *, parent: str | EllipsisType | None = ..., backing: Backing = Backing.SIBLING) -> Header:
+def check_file(
+    path: Path | str,
+    what: str | None = None,
+    *,
+    parent: str | EllipsisType | None = ...,
+    backing: Backing = Backing.SIBLING,
+) -> Header:
     """
     As :func:`check_image`, for a local file.
 
@@ -403,7 +564,13 @@ def check_file(path: Path | str, what: str | None = None, *, parent: str | Ellip
     """
     with open_regular(path) as descriptor:
         try:
-            return check_image(reader(descriptor), os.fstat(descriptor).st_size, what or str(path), parent=parent, backing=backing)
+            return check_image(
+                reader(descriptor),
+                os.fstat(descriptor).st_size,
+                what or str(path),
+                parent=parent,
+                backing=backing,
+            )
         except UnsafeImage as error:
             error.path = str(path)
             raise
@@ -411,24 +578,37 @@ def check_file(path: Path | str, what: str | None = None, *, parent: str | Ellip
             raise translated(error, path, "read") from error
 
 
-def check_parent_place(header: Header, what: str, *, root: str, own: str, parent: str, links: bool) -> None:
+def check_parent_place(
+    header: Header, what: str, *, root: str, own: str, parent: str, links: bool
+) -> None:
     """
-    Refuse an image in a pool whose backing name leads into this pool, but not to what is taken for its parent.
+    Refuse an image in a pool whose backing name leads into this pool, but not to what is taken for
+    its parent.
 
-    An absolute name that leads elsewhere says nothing here: the pool may have been made on another host, or in another place.
+    An absolute name that leads elsewhere says nothing here: the pool may have been made on another
+    host, or in another place.
 
     :param root: where the pool is, an absolute path
     :param own: the path of the image in the pool
     :param parent: that of the file which is taken for its parent
-    :param links: whether the pool is in a file system of this host, where symbolic links to it are followed
+    :param links: whether the pool is in a file system of this host, where symbolic links to it are
+        followed
     :raises UnsafeImage: check ``backing-elsewhere``
     """
-    named = _normal(os.path.join(root, os.path.dirname(own), os.fsdecode(header.backing_name or b"")))
+    named = _normal(
+        os.path.join(root, os.path.dirname(own), os.fsdecode(header.backing_name or b""))
+    )
     taken = _normal(os.path.join(root, parent))
     if named == taken or (links and _real(named) == _real(taken)):
         return
-    if _is_below(named, _normal(root)) or (links and _is_below(_real(named), os.path.realpath(root))):
-        _require("backing-elsewhere", f"its backing name leads to another place of this pool: {_shown(header)}", what)
+    if _is_below(named, _normal(root)) or (
+        links and _is_below(_real(named), os.path.realpath(root))
+    ):
+        _require(
+            "backing-elsewhere",
+            f"its backing name leads to another place of this pool: {_shown(header)}",
+            what,
+        )
 
 
 def _is_below(path: str, root: str) -> bool:
@@ -436,7 +616,8 @@ def _is_below(path: str, root: str) -> bool:
 
 
 def _normal(path: str) -> str:
-    return "/" + os.path.normpath(path).lstrip("/")  # which would leave two slashes at the beginning as they are
+    # which would leave two slashes at the beginning as they are
+    return "/" + os.path.normpath(path).lstrip("/")
 
 
 def _real(path: str) -> str:
@@ -446,14 +627,19 @@ def _real(path: str) -> str:
 
 def sibling_of(header: Header) -> str | None:
     """
-    :returns: the name of the state that backs the image, whatever directory its backing name gives; None if nothing backs it
+    :returns: the name of the state that backs the image, whatever directory its backing name gives;
+        None if nothing backs it
     :raises UnsafeImage: check ``backing-sibling``: what backs it is not the file of a state
     """
     if header.backing_name is None:
         return None
     name = _state_name(header)
     if name is None:
-        raise refusal("backing-sibling", "an image", f"its backing name is not that of a state: {_shown(header)}")
+        raise refusal(
+            "backing-sibling",
+            "an image",
+            f"its backing name is not that of a state: {_shown(header)}",
+        )
     return name
 
 
@@ -461,24 +647,40 @@ def warnings(header: Header) -> tuple[str, ...]:
     """:returns: what is permitted, but may surprise whoever makes children of this image"""
     found = []
     if header.snapshots:
-        found.append(f"it has {header.snapshots} internal snapshot{'s' if header.snapshots > 1 else ''}, which its children do not see")
+        found.append(
+            f"it has {header.snapshots} internal snapshot{'s' if header.snapshots > 1 else ''},"
+            " which its children do not see"
+        )
     if header.bitmap_directory is not None and header.bitmaps:
         count = header.bitmap_directory.count
-        found.append(f"it has {count} persistent bitmap{'s' if count > 1 else ''}, which its children do not see")
+        found.append(
+            f"it has {count} persistent bitmap{'s' if count > 1 else ''}, which its children do"
+            " not see"
+        )
     return tuple(found)
 
 
 def _require(name: str, problem: str | None, what: str) -> None:
     if problem is not None:
-        raise refusal(name, what, problem, hint=filled(_HINTS[name], what) if name in _HINTS else None)
+        raise refusal(
+            name, what, problem, hint=filled(_HINTS[name], what) if name in _HINTS else None
+        )
 
 
 def _wrong_parent(header: Header, parent: str | None) -> str | None:
     if parent is None:
-        return None if header.backing_name is None else f"it is backed by {_shown(header)}, but should have no parent"
+        return (
+            None
+            if header.backing_name is None
+            else f"it is backed by {_shown(header)}, but should have no parent"
+        )
     if header.backing_name is None:
         return f"nothing backs it, but its parent should be {parent!r}"
-    return None if _state_name(header) == parent else f"it is backed by {_shown(header)}, but its parent should be {parent!r}"
+    return (
+        None
+        if _state_name(header) == parent
+        else f"it is backed by {_shown(header)}, but its parent should be {parent!r}"
+    )
 
 
 def _state_name(header: Header) -> str | None:

@@ -1,7 +1,9 @@
 """
-Whether what the tables of an image lead to is there: in the file, in a place of its own, and not damaged where it begins.
+Whether what the tables of an image lead to is there: in the file, in a place of its own, and not
+damaged where it begins.
 
-No header shows what has been cut off behind the tables, or what a table leads to. QEMU finds out when a guest reads there, which then gets an error.
+No header shows what has been cut off behind the tables, or what a table leads to. QEMU finds out
+when a guest reads there, which then gets an error.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ _ZEROS = bytes(_PIECE)
 _SECTOR = 512
 
 MOST_STARTS = 32768
-"""Compressed clusters whose beginning is looked at, at most: 2 GiB at the usual cluster size, which takes about a second."""
+"""
+Compressed clusters whose beginning is looked at, at most: 2 GiB at the usual cluster size, which
+takes about a second.
+"""
 
 _START = 512
 """Bytes of a compressed cluster that are looked at."""
@@ -38,31 +43,42 @@ _ENOUGH = 4096
 """Bytes that are made of them, at most."""
 
 _ALLOCATED = 0xFFFFFFFF
-"""The bits of a bitmap of subclusters that stand for those which are allocated; the others, for those that read as zeros."""
+"""
+The bits of a bitmap of subclusters that stand for those which are allocated; the others, for those
+that read as zeros.
+"""
 
 _WINDOW_BITS = -12
-"""Of the deflate streams in an image: raw, with a window of 4 KiB (``qcow2_zlib_compress`` in QEMU)."""
+"""
+Of the deflate streams in an image: raw, with a window of 4 KiB (``qcow2_zlib_compress`` in QEMU).
+"""
 
 _ZSTD = b"\x28\xb5\x2f\xfd"
 """What a zstd frame begins with (RFC 8878)."""
 
 
-def check_clusters(read: Read, header: Header, what: str, *, descriptor: int | None = None, starts: bool = True) -> None:
+def check_clusters(
+    read: Read, header: Header, what: str, *, descriptor: int | None = None, starts: bool = True
+) -> None:
     """
-    Read what the virtual disk needs of the L1 table, and the L2 tables, which are about 1/8192 of the data at the usual cluster size; of the data
-    only the beginning of compressed clusters. Time and memory are in proportion to the data in the file, whatever its tables say: each table is read
-    once, holes of a file on this host are not read, and there are at most four million tables.
+    Read what the virtual disk needs of the L1 table, and the L2 tables, which are about 1/8192 of
+    the data at the usual cluster size; of the data only the beginning of compressed clusters. Time
+    and memory are in proportion to the data in the file, whatever its tables say: each table is
+    read once, holes of a file on this host are not read, and there are at most four million tables.
 
-    The last cluster of a file need not be whole, so a cluster is asked for only where it begins; internal snapshots are not looked at.
+    The last cluster of a file need not be whole, so a cluster is asked for only where it begins;
+    internal snapshots are not looked at.
 
     :param read: what reads the image
     :param header: its header, checked before
     :param what: what to call it in messages
     :param descriptor: of the file, if it is on this host
     :param starts: whether to look at the beginning of compressed clusters
-    :raises UnsafeImage: check ``clusters``: something lies behind the end of the file; check ``l2-tables``: a table is no cluster, or is named twice;
-        check ``cluster-overlap``: something lies in the place of a table; check ``cluster-alignment``: data begins inside a cluster; check
-        ``l2-entries``: an entry is one that there cannot be; check ``compressed``: what should be compressed data is something else
+    :raises UnsafeImage: check ``clusters``: something lies behind the end of the file; check
+        ``l2-tables``: a table is no cluster, or is named twice; check ``cluster-overlap``:
+        something lies in the place of a table; check ``cluster-alignment``: data begins inside a
+        cluster; check ``l2-entries``: an entry is one that there cannot be; check ``compressed``:
+        what should be compressed data is something else
     """
     _Look(read, header, what, descriptor, MOST_STARTS if starts else 0).run()
 
@@ -81,8 +97,12 @@ class _Look:
         header = self.header
         self.metadata.add(0)
         for _, offset, size in tables(header):
-            self.metadata.update(range(offset >> header.cluster_bits, (offset + size - 1 >> header.cluster_bits) + 1))
-        blocks = self._table(header.refcount_table_offset, header.refcount_table_clusters << header.cluster_bits)
+            self.metadata.update(
+                range(offset >> header.cluster_bits, (offset + size - 1 >> header.cluster_bits) + 1)
+            )
+        blocks = self._table(
+            header.refcount_table_offset, header.refcount_table_clusters << header.cluster_bits
+        )
         self.metadata.update((entry & _OFFSET_MASK) >> header.cluster_bits for entry in blocks)
         found = array("Q")
         for entry in self._table(header.l1_offset, min(header.l1_size, needed_l1_size(header)) * 8):
@@ -111,20 +131,29 @@ class _Look:
         if table + header.cluster_size > header.file_size:
             raise self._cut(table)
         if number in self.metadata:
-            raise self._bad("l2-tables", f"it has an L2 table at byte {table}, where another table is: that place is named twice")
+            raise self._bad(
+                "l2-tables",
+                f"it has an L2 table at byte {table}, where another table is: that place is named"
+                " twice",
+            )
         self.metadata.add(number)
 
     def _is_hole(self, offset: int, length: int) -> bool:
-        """:returns: whether a part of the file surely is one, so that nothing but zeros would be read there"""
+        """
+        :returns: whether a part of the file surely is one, so that nothing but zeros would be read
+            there
+        """
         if self.descriptor is None:
             return False
         try:
             return os.lseek(self.descriptor, offset, os.SEEK_DATA) >= offset + length
         except OSError as error:
-            return error.errno == errno.ENXIO  # nothing but a hole from there to the end; anything else: the file system does not tell
+            # nothing but a hole from there to the end; anything else: the file system does not tell
+            return error.errno == errno.ENXIO
 
     def _check_table(self, data: bytes) -> None:
-        # Piece by piece, since most of a table can be zeros, which are compared a hundred times faster than they are taken apart.
+        # Piece by piece, since most of a table can be zeros, which are compared a hundred times
+        # faster than they are taken apart.
         for offset in range(0, len(data), _PIECE):
             piece = data[offset : offset + _PIECE]
             if piece != _ZEROS[: len(piece)]:
@@ -145,10 +174,16 @@ class _Look:
                 continue
             place = entry & _OFFSET_MASK
             if place & inside:
-                raise self._bad("cluster-alignment", f"it has data at byte {place}, inside a cluster")
+                raise self._bad(
+                    "cluster-alignment", f"it has data at byte {place}, inside a cluster"
+                )
             if entry & _READS_AS_ZEROS and not extended:
                 if header.version < 3:
-                    raise self._bad("l2-entries", "it has a cluster that reads as zeros, which there is not in its version of the format")
+                    raise self._bad(
+                        "l2-entries",
+                        "it has a cluster that reads as zeros, which there is not in its version of"
+                        " the format",
+                    )
                 continue
             if not place:
                 continue
@@ -158,11 +193,18 @@ class _Look:
                 raise self._overlapping(place)
 
     def _check_bitmaps(self, entries: array[int], bitmaps: array[int]) -> None:
-        """Each entry is followed by the bitmap of its subclusters: those that are allocated, and those that read as zeros."""
+        """
+        Each entry is followed by the bitmap of its subclusters: those that are allocated, and those
+        that read as zeros.
+        """
         for entry, bitmap in zip(entries, bitmaps, strict=False):
             allocated = bitmap & _ALLOCATED
-            if bitmap >> 32 & allocated or (allocated and not entry & _OFFSET_MASK and not entry & _COMPRESSED):
-                raise self._bad("l2-entries", f"the bitmap {bitmap:#x} of a cluster's parts contradicts itself")
+            if bitmap >> 32 & allocated or (
+                allocated and not entry & _OFFSET_MASK and not entry & _COMPRESSED
+            ):
+                raise self._bad(
+                    "l2-entries", f"the bitmap {bitmap:#x} of a cluster's parts contradicts itself"
+                )
 
     def _check_compressed(self, entry: int) -> None:
         header = self.header
@@ -172,11 +214,17 @@ class _Look:
         end = (place // _SECTOR + sectors + 1) * _SECTOR
         if place >= header.file_size or end > -(-header.file_size // _SECTOR) * _SECTOR:
             raise self._cut(place)
-        if place >> header.cluster_bits in self.metadata or end - 1 >> header.cluster_bits in self.metadata:
+        if (
+            place >> header.cluster_bits in self.metadata
+            or end - 1 >> header.cluster_bits in self.metadata
+        ):
             raise self._overlapping(place)
         if self.starts:
             self.starts -= 1
-            if not _can_begin(self.read(place, min(_START, end - place)), zstd=bool(header.incompatible & COMPRESSION)):
+            if not _can_begin(
+                self.read(place, min(_START, end - place)),
+                zstd=bool(header.incompatible & COMPRESSION),
+            ):
                 raise self._bad("compressed", f"what it has at byte {place} is not compressed data")
 
     def _overlapping(self, place: int) -> Exception:
@@ -184,12 +232,20 @@ class _Look:
 
     def _bad(self, check: str, problem: str) -> Exception:
         return refusal(
-            check, self.what, problem, hint=filled("see what is left of it: cp {file} {new} && qemu-img check -f qcow2 -r all {new}", self.what)
+            check,
+            self.what,
+            problem,
+            hint=filled(
+                "see what is left of it: cp {file} {new} && qemu-img check -f qcow2 -r all {new}",
+                self.what,
+            ),
         )
 
     def _cut(self, place: int) -> Exception:
         problem = f"it has data at byte {place}, but the file ends after {self.header.file_size}"
-        return refusal("clusters", self.what, problem, hint="the file has been cut short; use an intact copy")
+        return refusal(
+            "clusters", self.what, problem, hint="the file has been cut short; use an intact copy"
+        )
 
 
 def _can_begin(data: bytes, *, zstd: bool) -> bool:

@@ -8,10 +8,22 @@ import stat
 from pathlib import Path
 
 from statepool.beneath import Beneath, Descriptor
-from statepool.errors import AccessDenied, InUse, MissingFile, NoSpace, StatePoolError, TransportError, UnsafeImage, about_file
+from statepool.errors import (
+    AccessDenied,
+    InUse,
+    MissingFile,
+    NoSpace,
+    StatePoolError,
+    TransportError,
+    UnsafeImage,
+    about_file,
+)
 
 REASONS = {
-    "regular-file": "An image is a regular file: a FIFO would wait forever, a device or a link can lead anywhere.",
+    "regular-file": (
+        "An image is a regular file: a FIFO would wait forever, a device or a link can lead"
+        " anywhere."
+    ),
 }
 """The checks of this module, each with its reason."""
 
@@ -23,14 +35,21 @@ _GIVES_AWAY = 1 << 0
 """CAP_CHOWN of the same file: to make a file another account's."""
 
 
-def refusal(check: str, what: str, problem: str, *, hint: str | None = None, path: str | None = None) -> UnsafeImage:
+def refusal(
+    check: str, what: str, problem: str, *, hint: str | None = None, path: str | None = None
+) -> UnsafeImage:
     """
     :param check: the name of the check that failed
     :param what: the image, for the message
     :param problem: what is wrong, as the end of a sentence
     :returns: the error to raise
     """
-    return UnsafeImage(f"{what} is refused by the safety check {check!r}: {problem}", check=check, hint=hint, path=path)
+    return UnsafeImage(
+        f"{what} is refused by the safety check {check!r}: {problem}",
+        check=check,
+        hint=hint,
+        path=path,
+    )
 
 
 def translated(error: OSError, path: Path | str | Beneath, doing: str) -> StatePoolError:
@@ -49,16 +68,22 @@ def _translated(error: OSError, name: str, doing: str) -> StatePoolError:
     if isinstance(error, PermissionError):
         hint = "look at the permissions of the file and its directory"
         if error.errno == errno.EPERM:
-            hint = "no permission would help: the file or its directory may be immutable (lsattr), or a sandbox may forbid it (seccomp)"
+            hint = (
+                "no permission would help: the file or its directory may be immutable (lsattr), or"
+                " a sandbox may forbid it (seccomp)"
+            )
         return AccessDenied(f"cannot {doing} {name}: {error.strerror}", path=name, hint=hint)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"cannot {doing} {name}: {error.strerror}", path=name, hint="free some space there")
+        return NoSpace(
+            f"cannot {doing} {name}: {error.strerror}", path=name, hint="free some space there"
+        )
     return TransportError(f"cannot {doing} {name}: {error.strerror or error}", path=name)
 
 
 def is_ours(descriptor: int) -> bool:
     """
-    :returns: whether we may change the mode of a file, as its owner or as root. It is not tried: that would be a change already.
+    :returns: whether we may change the mode of a file, as its owner or as root. It is not tried:
+        that would be a change already.
     """
     return os.fstat(descriptor).st_uid == os.geteuid() or bool(_capabilities() & _OWNS_ALL)
 
@@ -70,21 +95,30 @@ def may_become_ours(descriptor: int) -> bool:
 
 
 def _capabilities() -> int:
-    """:returns: what this thread may do (``CapEff`` in ``man 5 proc``); nothing where the system does not say"""
+    """
+    :returns: what this thread may do (``CapEff`` in ``man 5 proc``); nothing where the system does
+        not say
+    """
     try:
         with open("/proc/thread-self/status", "rb") as file:
-            return next((int(line.split()[1], 16) for line in file if line.startswith(b"CapEff:")), 0)
+            return next(
+                (int(line.split()[1], 16) for line in file if line.startswith(b"CapEff:")), 0
+            )
     except FileNotFoundError:
         return 0
 
 
-def open_regular(path: Path | str | Beneath, flags: int = os.O_RDONLY, *, wait: bool = True) -> Descriptor:
+def open_regular(
+    path: Path | str | Beneath, flags: int = os.O_RDONLY, *, wait: bool = True
+) -> Descriptor:
     """
-    Open a file without waiting for a FIFO's other end, following a link, or accepting anything but a regular file.
+    Open a file without waiting for a FIFO's other end, following a link, or accepting anything but
+    a regular file.
 
     :param flags: how, as for :func:`os.open`
-    :param wait: whether to wait for a process that holds a lease on the file, which the kernel ends after some seconds
-        (``/proc/sys/fs/lease-break-time``); else such a file raises :class:`BlockingIOError`
+    :param wait: whether to wait for a process that holds a lease on the file, which the kernel ends
+        after some seconds (``/proc/sys/fs/lease-break-time``); else such a file raises
+        :class:`BlockingIOError`
     :returns: the open file
     :raises UnsafeImage: check ``regular-file``
     :raises MissingFile: there is no such file
@@ -98,7 +132,13 @@ def open_regular(path: Path | str | Beneath, flags: int = os.O_RDONLY, *, wait: 
         descriptor = _open_patiently(path, flags)
     except OSError as error:
         if error.errno == errno.ELOOP and os.path.islink(path):
-            raise refusal("regular-file", str(path), "it is a symbolic link", hint="name the file that it leads to", path=str(path)) from error
+            raise refusal(
+                "regular-file",
+                str(path),
+                "it is a symbolic link",
+                hint="name the file that it leads to",
+                path=str(path),
+            ) from error
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV):
             raise _irregular(path) from error
         raise translated(error, path, "open") from error
@@ -106,7 +146,9 @@ def open_regular(path: Path | str | Beneath, flags: int = os.O_RDONLY, *, wait: 
     return descriptor
 
 
-def open_same(path: Path | str | Beneath, made: os.stat_result, flags: int = os.O_RDONLY) -> Descriptor:
+def open_same(
+    path: Path | str | Beneath, made: os.stat_result, flags: int = os.O_RDONLY
+) -> Descriptor:
     """
     As :func:`open_regular`, of a file that was made a moment ago.
 
@@ -116,15 +158,24 @@ def open_same(path: Path | str | Beneath, made: os.stat_result, flags: int = os.
     descriptor = open_regular(path, flags)
     if os.path.samestat(os.fstat(descriptor.number), made):
         return descriptor
-    raise InUse(f"{path} was replaced by another file as soon as it was made", path=str(path), hint="look who may write to its directory")
+    raise InUse(
+        f"{path} was replaced by another file as soon as it was made",
+        path=str(path),
+        hint="look who may write to its directory",
+    )
 
 
 def _open(path: Path | str | Beneath, flags: int) -> Descriptor:
-    return path.open(flags) if isinstance(path, Beneath) else Descriptor(os.open, path, flags | os.O_CLOEXEC)
+    return (
+        path.open(flags)
+        if isinstance(path, Beneath)
+        else Descriptor(os.open, path, flags | os.O_CLOEXEC)
+    )
 
 
 def _open_patiently(path: Path | str | Beneath, flags: int) -> Descriptor:
-    # Without O_NONBLOCK a FIFO would be waited for as well, so the file is pinned first, looked at, and then opened through the pin.
+    # Without O_NONBLOCK a FIFO would be waited for as well, so the file is pinned first, looked at,
+    # and then opened through the pin.
     try:
         with _open(path, os.O_PATH | os.O_NOFOLLOW) as pin:
             _require_regular(pin, path)

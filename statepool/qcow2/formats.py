@@ -1,8 +1,9 @@
 """
-What a file is that is no qcow2 image, as far as its magic bytes tell: for messages only. Nothing is decided by it, and nothing is opened as what it
-seems to be.
+What a file is that is no qcow2 image, as far as its magic bytes tell: for messages only. Nothing is
+decided by it, and nothing is opened as what it seems to be.
 
-The magic bytes of images are those that QEMU's own drivers look for (``block/*.c``); those of archives are in ``man 5 magic``.
+The magic bytes of images are those that QEMU's own drivers look for (``block/*.c``); those of
+archives are in ``man 5 magic``.
 """
 
 from __future__ import annotations
@@ -48,12 +49,14 @@ def _packed(name: str, command: str) -> Format:
 _VHD = _disk("a VHD image", "vpc")
 _LUKS = Format(
     "an encrypted LUKS volume",
-    "decrypt it, with its passphrase in FILE: qemu-img convert --object secret,id=key,file=FILE --image-opts "
-    "driver=luks,key-secret=key,file.driver=file,file.filename={option} -O qcow2 {new}",
+    "decrypt it, with its passphrase in FILE: qemu-img convert --object secret,id=key,file=FILE"
+    " --image-opts driver=luks,key-secret=key,file.driver=file,file.filename={option} -O qcow2"
+    " {new}",
 )
 _ISO = Format(
     "an ISO 9660 image, as of a CD or DVD",
-    "if a system is to be installed from it, make a disk (qemu-img create -f qcow2 {new} 20G), boot a machine that has both, and set the disk",
+    "if a system is to be installed from it, make a disk (qemu-img create -f qcow2 {new} 20G), boot"
+    " a machine that has both, and set the disk",
 )
 
 _MAGIC: list[tuple[int, bytes, Format]] = [
@@ -92,7 +95,9 @@ def recognise(head: bytes, read: Read, size: int) -> Format | None:
     :returns: what it is, or None if nothing tells: a raw image, or no image at all
     """
     for offset, magic, found in _MAGIC:
-        if head.startswith(magic, offset) or (len(head) <= offset < size and read(offset, len(magic)) == magic):
+        if head.startswith(magic, offset) or (
+            len(head) <= offset < size and read(offset, len(magic)) == magic
+        ):
             return found
     return None
 
@@ -102,7 +107,8 @@ def recognising(path: Path) -> Iterator[None]:
     """
     Say of a local file what it is, too, where only its end tells: as far from its header as can be.
 
-    :raises UnsafeImage: within the block it turned out to be no qcow2 image; the error says more now, if there is more to say
+    :raises UnsafeImage: within the block it turned out to be no qcow2 image; the error says more
+        now, if there is more to say
     """
     try:
         yield
@@ -110,7 +116,13 @@ def recognising(path: Path) -> Iterator[None]:
         found = _recognise_end(path) if error.check == "magic" else None
         if found is None:
             raise
-        raise refusal("magic", str(path), f"it is {found.name}", hint=cure_of(found, str(path)), path=str(path)) from error
+        raise refusal(
+            "magic",
+            str(path),
+            f"it is {found.name}",
+            hint=cure_of(found, str(path)),
+            path=str(path),
+        ) from error
 
 
 def _recognise_end(path: Path) -> Format | None:
@@ -125,16 +137,25 @@ def cure_of(found: Format | None, what: str) -> str:
     :param what: what messages call it: its path, where it has one on this host
     :returns: what to do, for a hint
     """
-    return filled("if it is a raw image, convert it: qemu-img convert -f raw -O qcow2 {file} {new}" if found is None else found.cure, what)
+    return filled(
+        (
+            "if it is a raw image, convert it: qemu-img convert -f raw -O qcow2 {file} {new}"
+            if found is None
+            else found.cure
+        ),
+        what,
+    )
 
 
 def filled(cure: str, what: str) -> str:
     """
-    :param cure: a command, with ``{file}`` for the name of an image, ``{option}`` for that among the options of QEMU, where commas separate, and
-        ``{new}`` for the name of what it makes
+    :param cure: a command, with ``{file}`` for the name of an image, ``{option}`` for that among
+        the options of QEMU, where commas separate, and ``{new}`` for the name of what it makes
     :param what: what messages call the image: its path, where it has one on this host
     :returns: the command as it can be typed
     """
     if not what.startswith("/"):
         return cure.format(file="IN", option="IN", new="OUT")
-    return cure.format(file=shlex.quote(what), option=shlex.quote(what.replace(",", ",,")), new="NEW.qcow2")
+    return cure.format(
+        file=shlex.quote(what), option=shlex.quote(what.replace(",", ",,")), new="NEW.qcow2"
+    )

@@ -1,10 +1,11 @@
 """
 The header of a qcow2 image: read with one or two small reads, from whatever can read bytes.
 
-What is read here is taken apart, not judged: only what cannot be taken apart is refused. :mod:`statepool.qcow2.checks` judges.
+What is read here is taken apart, not judged: only what cannot be taken apart is refused.
+:mod:`statepool.qcow2.checks` judges.
 
-The layout and the numbers are those of QEMU's ``docs/interop/qcow2.txt``; what that page leaves open (the longest backing name) is as in QEMU's
-``block/qcow2.c``.
+The layout and the numbers are those of QEMU's ``docs/interop/qcow2.txt``; what that page leaves
+open (the longest backing name) is as in QEMU's ``block/qcow2.c``.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ Read = Callable[[int, int], bytes]
 MAGIC = b"QFI\xfb"
 
 HEADER_AREA = 65536
-"""How far into a file we look for its header, its extensions and its backing name, in bytes. The first cluster, where they must be, can be larger;
-QEMU puts them at its beginning."""
+"""
+How far into a file we look for its header, its extensions and its backing name, in bytes. The first
+cluster, where they must be, can be larger; QEMU puts them at its beginning.
+"""
 
 MAX_BACKING_NAME = 1023
 """Longest backing name that QEMU takes, in bytes."""
@@ -44,15 +47,27 @@ EXTENSION_LUKS = 0x0537BE77
 EXTENSION_DATA_FILE = 0x44415441
 
 REASONS = {
-    "empty": "A file without a byte in it is no image; without an explicit format, qemu-img takes it for a raw one.",
-    "magic": "A file without qcow2's first four bytes is an image of another format, a raw one, or no image at all.",
+    "empty": (
+        "A file without a byte in it is no image; without an explicit format, qemu-img takes it for"
+        " a raw one."
+    ),
+    "magic": (
+        "A file without qcow2's first four bytes is an image of another format, a raw one, or no"
+        " image at all."
+    ),
     "cut-short": "A file that ends within its own header has lost what came behind it as well.",
     "version": "Only versions 2 and 3 of the format are known.",
-    "cluster-bits": "Clusters have between 512 bytes and 2 MiB; with another size, every offset means something else.",
+    "cluster-bits": (
+        "Clusters have between 512 bytes and 2 MiB; with another size, every offset means something"
+        " else."
+    ),
     "header-length": "A header is at least as long as its fields and at most as long as a cluster.",
     "extensions": "Header extensions that leave their place can hide the one that matters.",
     "backing-name-length": "QEMU takes backing names of at most 1023 bytes.",
-    "backing-name-place": "The backing name is in the first cluster, behind the header; elsewhere it would be guest data that is read as a name.",
+    "backing-name-place": (
+        "The backing name is in the first cluster, behind the header; elsewhere it would be guest"
+        " data that is read as a name."
+    ),
 }
 """The checks of this module, each with its reason."""
 
@@ -100,13 +115,15 @@ class Bitmaps:
 @frozen
 class Header:
     """
-    What the header of a qcow2 image says, believed or not. Offsets and lengths are bytes in the file.
+    What the header of a qcow2 image says, believed or not. Offsets and lengths are bytes in the
+    file.
 
     :param version: 2 or 3
     :param virtual_size: size of the disk that a guest sees, in bytes
     :param cluster_bits: the cluster size as a power of two
     :param backing_name: what backs the image, or None
-    :param backing_format: the format that the backing file is said to have; the last one if it is said more than once; None if it is not said
+    :param backing_format: the format that the backing file is said to have; the last one if it is
+        said more than once; None if it is not said
     :param backing_formats: how many times a backing format is said
     :param backing_offset: where the backing name is
     :param backing_length: how long it is
@@ -164,7 +181,7 @@ class Header:
         return self.bitmap_directory is not None and self.bitmap_directory.count > 0
 
 
-# -- readers ---------------------------------------------------------------------------------------------------------------------------------------
+# -- readers ---------------------------------------------------------------------------------------
 
 
 def reader(descriptor: int) -> Read:
@@ -180,7 +197,8 @@ def read_header_file(path: Path | str, what: str | None = None, *, wait: bool = 
     """
     :param path: a local file
     :param what: what to call it in messages; its path if nothing else is said
-    :param wait: whether to wait for a process that holds a lease on the file; else it raises :class:`BlockingIOError`
+    :param wait: whether to wait for a process that holds a lease on the file; else it raises
+        :class:`BlockingIOError`
     :returns: its header
     :raises UnsafeImage: it is not a regular file, or its header cannot be taken apart
     :raises MissingFile: there is no such file
@@ -209,8 +227,8 @@ def read_header_fd(descriptor: int, what: str) -> Header:
 
 def read_header(read: Read, file_size: int, what: str) -> Header:
     """
-    Take a header apart with at most two reads, none of them behind the first :data:`HEADER_AREA` bytes. Of what is no qcow2 image a few bytes more
-    are read, to tell what it is.
+    Take a header apart with at most two reads, none of them behind the first :data:`HEADER_AREA`
+    bytes. Of what is no qcow2 image a few bytes more are read, to tell what it is.
 
     :param read: what reads the image
     :param file_size: its length, in bytes
@@ -224,14 +242,22 @@ def read_header(read: Read, file_size: int, what: str) -> Header:
         l1_size, l1_offset, refcount_offset, refcount_clusters, snapshots, snapshots_offset,
     ) = _V2.unpack_from(data)  # fmt: skip
     if version not in (2, 3):
-        cure = cure_of(recognise(data, read, file_size), what) if version == 1 else "the program that made it may write an older version"
+        cure = (
+            cure_of(recognise(data, read, file_size), what)
+            if version == 1
+            else "the program that made it may write an older version"
+        )
         raise refusal("version", what, f"it says that it is of version {version}", hint=cure)
     if not 9 <= cluster_bits <= 21:
         raise refusal("cluster-bits", what, f"it says that a cluster has 2^{cluster_bits} bytes")
-    incompatible, compatible, autoclear, refcount_order, header_length = _version_3(data, what) if version == 3 else (0, 0, 0, 4, _V2.size)
+    incompatible, compatible, autoclear, refcount_order, header_length = (
+        _version_3(data, what) if version == 3 else (0, 0, 0, 4, _V2.size)
+    )
     area = min(1 << cluster_bits, HEADER_AREA)
     if header_length > area or header_length % 8:
-        raise refusal("header-length", what, f"it says that its header is {header_length} bytes long")
+        raise refusal(
+            "header-length", what, f"it says that its header is {header_length} bytes long"
+        )
     backed = backing_offset > 0 and backing_length > 0
     if backed:
         _check_backing_place(backing_offset, backing_length, header_length, area, what)
@@ -243,7 +269,11 @@ def read_header(read: Read, file_size: int, what: str) -> Header:
     if extensions is None or (backed and len(data) < backing_offset + backing_length):
         raise refusal("cut-short", what, f"it ends within its header, after {len(data)} bytes")
     _check_extensions(extensions, end, what)
-    formats = [data[offset : offset + length] for kind, offset, length in extensions if kind == EXTENSION_BACKING_FORMAT]
+    formats = [
+        data[offset : offset + length]
+        for kind, offset, length in extensions
+        if kind == EXTENSION_BACKING_FORMAT
+    ]
     return Header(
         version=version,
         virtual_size=virtual_size,
@@ -277,7 +307,11 @@ def _check_magic(data: bytes, read: Read, file_size: int, what: str) -> None:
         raise refusal("empty", what, "it is empty")
     if not data.startswith(MAGIC):
         found = recognise(data, read, file_size)
-        problem = f"it is {found.name}" if found is not None else "it does not begin as a qcow2 image does"
+        problem = (
+            f"it is {found.name}"
+            if found is not None
+            else "it does not begin as a qcow2 image does"
+        )
         raise refusal("magic", what, problem, hint=cure_of(found, what))
     if len(data) < _V2.size:
         raise refusal("cut-short", what, f"it ends within its header, after {len(data)} bytes")
@@ -286,21 +320,32 @@ def _check_magic(data: bytes, read: Read, file_size: int, what: str) -> None:
 def _version_3(data: bytes, what: str) -> tuple[int, int, int, int, int]:
     if len(data) < _V3_LENGTH:
         raise refusal("cut-short", what, f"it ends within its header, after {len(data)} bytes")
-    incompatible, compatible, autoclear, refcount_order, header_length = _V3.unpack_from(data, _V2.size)
+    incompatible, compatible, autoclear, refcount_order, header_length = _V3.unpack_from(
+        data, _V2.size
+    )
     if header_length < _V3_LENGTH:
-        raise refusal("header-length", what, f"it says that its header is {header_length} bytes long")
+        raise refusal(
+            "header-length", what, f"it says that its header is {header_length} bytes long"
+        )
     return incompatible, compatible, autoclear, refcount_order, header_length
 
 
-def _check_backing_place(offset: int, length: int, header_length: int, area: int, what: str) -> None:
+def _check_backing_place(
+    offset: int, length: int, header_length: int, area: int, what: str
+) -> None:
     if length > MAX_BACKING_NAME:
         raise refusal("backing-name-length", what, f"its backing name has {length} bytes")
     if offset < header_length or offset + length > area:
-        raise refusal("backing-name-place", what, f"its backing name is said to be at byte {offset}")
+        raise refusal(
+            "backing-name-place", what, f"its backing name is said to be at byte {offset}"
+        )
 
 
 def _extensions(data: bytes, offset: int, end: int) -> list[Extension] | None:
-    """:returns: the extensions from ``offset`` on, or None if ``data`` ends before they do; one that passes ``end`` is the last"""
+    """
+    :returns: the extensions from ``offset`` on, or None if ``data`` ends before they do; one that
+        passes ``end`` is the last
+    """
     found: list[Extension] = []
     while offset < end and len(found) <= MAX_EXTENSIONS:
         if offset + _EXTENSION.size > len(data):
@@ -322,27 +367,34 @@ def _check_extensions(extensions: list[Extension], end: int, what: str) -> None:
     if len(extensions) > MAX_EXTENSIONS:
         raise refusal("extensions", what, f"it has more than {MAX_EXTENSIONS} header extensions")
     if extensions and extensions[-1].offset + extensions[-1].length > end:
-        raise refusal("extensions", what, f"the header extension {extensions[-1].type:#010x} leaves its place")
+        raise refusal(
+            "extensions", what, f"the header extension {extensions[-1].type:#010x} leaves its place"
+        )
 
 
 def _bitmaps(data: bytes, extensions: list[Extension], what: str) -> Bitmaps | None:
     for kind, offset, length in extensions:
         if kind == EXTENSION_BITMAPS:
             if length != _BITMAPS.size:
-                raise refusal("extensions", what, f"its bitmaps extension has {length} bytes instead of {_BITMAPS.size}")
+                raise refusal(
+                    "extensions",
+                    what,
+                    f"its bitmaps extension has {length} bytes instead of {_BITMAPS.size}",
+                )
             count, _, size, directory = _BITMAPS.unpack_from(data, offset)
             return Bitmaps(count, size, directory)
     return None
 
 
-# -- what else can be told, or changed, close to the header ------------------------------------------------------------------------------------------
+# -- what else can be told, or changed, close to the header ----------------------------------------
 
 
 def is_empty_overlay(read: Read, header: Header) -> bool:
     """
     :param read: what reads the image
     :param header: its header, checked before: the L1 table is read in whole
-    :returns: whether nothing has been written to it since it was made: its L1 table leads nowhere and it has no internal snapshots
+    :returns: whether nothing has been written to it since it was made: its L1 table leads nowhere
+        and it has no internal snapshots
     """
     if header.snapshots:
         return False
@@ -357,15 +409,18 @@ def is_empty_overlay(read: Read, header: Header) -> bool:
 
 def backing_patch(read: Read, header: Header, new_name: str) -> tuple[Patch, ...] | None:
     """
-    What to write to give an image another backing name, without touching anything else: the format extension stays.
+    What to write to give an image another backing name, without touching anything else: the format
+    extension stays.
 
-    The same image and name give the same patches. The first cluster has nothing behind the backing name, by the format's rules, so a longer name can
-    grow there; only if something is there nevertheless, or the name does not fit, qemu-img has to do it.
+    The same image and name give the same patches. The first cluster has nothing behind the backing
+    name, by the format's rules, so a longer name can grow there; only if something is there
+    nevertheless, or the name does not fit, qemu-img has to do it.
 
     :param read: what reads the image
     :param header: its header, checked before
     :param new_name: the name to give
-    :returns: the patches, none if it has that name, or None if it cannot be done so (or there is no backing name to change)
+    :returns: the patches, none if it has that name, or None if it cannot be done so (or there is no
+        backing name to change)
     :raises UsageError: nothing can have this backing name
     """
     name = encode_backing_name(new_name)
@@ -375,7 +430,10 @@ def backing_patch(read: Read, header: Header, new_name: str) -> tuple[Patch, ...
         return ()
     growth = len(name) - header.backing_length
     behind = header.backing_offset + header.backing_length
-    if growth > 0 and (behind + growth > min(header.cluster_size, HEADER_AREA) or read(behind, growth) != bytes(growth)):
+    if growth > 0 and (
+        behind + growth > min(header.cluster_size, HEADER_AREA)
+        or read(behind, growth) != bytes(growth)
+    ):
         return None
     return (
         Patch(_BACKING_SIZE_FIELD, struct.pack(">I", len(name))),
@@ -385,8 +443,8 @@ def backing_patch(read: Read, header: Header, new_name: str) -> tuple[Patch, ...
 
 def backing_again(header: Header, name: str, other: str) -> tuple[Patch, ...]:
     """
-    What to write to end a change of the backing name that was interrupted anywhere, forwards or backwards: the place of the name holds a mixture
-    of the two then, and so does its length.
+    What to write to end a change of the backing name that was interrupted anywhere, forwards or
+    backwards: the place of the name holds a mixture of the two then, and so does its length.
 
     :param header: of the image
     :param name: the name it is to have
@@ -415,19 +473,29 @@ def encode_backing_name(name: str) -> bytes:
     """
     :param name: the path of a file
     :returns: the form it has in an image
-    :raises UsageError: an image cannot have it as its backing name, or QEMU would take it for something else than a path
+    :raises UsageError: an image cannot have it as its backing name, or QEMU would take it for
+        something else than a path
     """
     encoded = os.fsencode(name)
     if not encoded or len(encoded) > MAX_BACKING_NAME:
-        raise UsageError(f"a backing name has between 1 and {MAX_BACKING_NAME} bytes, not {len(encoded)}", hint="use a shorter path")
+        raise UsageError(
+            f"a backing name has between 1 and {MAX_BACKING_NAME} bytes, not {len(encoded)}",
+            hint="use a shorter path",
+        )
     if any(byte < 32 or byte == 127 for byte in encoded):
         raise UsageError(f"a backing name cannot have control characters: {name!r}")
     if has_protocol(encoded):
-        raise UsageError(f"QEMU would read a protocol from the backing name {name!r}", hint="write it as an absolute path")
+        raise UsageError(
+            f"QEMU would read a protocol from the backing name {name!r}",
+            hint="write it as an absolute path",
+        )
     return encoded
 
 
 def has_protocol(name: bytes) -> bool:
-    """:returns: whether QEMU takes what stands before the first colon for a protocol: there is one, and no slash before it"""
+    """
+    :returns: whether QEMU takes what stands before the first colon for a protocol: there is one,
+        and no slash before it
+    """
     head, colon, _ = name.partition(b":")
     return bool(colon) and b"/" not in head

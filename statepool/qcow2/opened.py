@@ -1,9 +1,10 @@
 """
 Who has a file open.
 
-The kernel knows, and says so by the leases that it grants (:mod:`statepool.leases`): to the owner of a file, and not on every file system. Elsewhere
-we look at the bytes that QEMU locks in its images, and at the descriptors of those processes that we may look at, and know less: a process of another
-user that is not a QEMU is not seen.
+The kernel knows, and says so by the leases that it grants (:mod:`statepool.leases`): to the owner
+of a file, and not on every file system. Elsewhere we look at the bytes that QEMU locks in its
+images, and at the descriptors of those processes that we may look at, and know less: a process of
+another user that is not a QEMU is not seen.
 """
 
 from __future__ import annotations
@@ -28,18 +29,26 @@ _FLOCK = struct.Struct("hhqqi0q")
 """``struct flock`` of Linux with 64-bit offsets: type, whence, start, length, process."""
 
 _LOCK_BYTES = ((100, 32), (200, 32))
-"""What QEMU locks of an image, (offset, length): permissions it has, and those it denies to others (``block/file-posix.c``, RAW_LOCK_PERM_BASE and
-RAW_LOCK_SHARED_BASE). A byte for each permission; QEMU has fewer than 32."""
+"""
+What QEMU locks of an image, (offset, length): permissions it has, and those it denies to others
+(``block/file-posix.c``, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE). A byte for each permission;
+QEMU has fewer than 32.
+"""
 
 _WRITE_LOCK_BYTES = ((101, 3),)
 """Of these, those of who writes: BLK_PERM_WRITE, BLK_PERM_WRITE_UNCHANGED and BLK_PERM_RESIZE."""
 
-_NO_LOCKS = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS})
+_NO_LOCKS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS}
+)
 """What the kernel says where a file system has no locks."""
 
 
 PATIENCE = 0.2
-"""Seconds for which somebody who only reads may be one who only looks, such as a command that asks what each working image stands on."""
+"""
+Seconds for which somebody who only reads may be one who only looks, such as a command that asks
+what each working image stands on.
+"""
 
 _PAUSE = 0.01
 
@@ -97,8 +106,8 @@ def shared(path: Path | str | Beneath) -> Iterator[int]:
 @contextmanager
 def unwritten(path: Path | str | Beneath) -> Iterator[int]:
     """
-    Have a file that nobody has open for writing, to change it all the same: an image below the one that a running machine writes to. QEMU has read
-    its header, and does not look at it again.
+    Have a file that nobody has open for writing, to change it all the same: an image below the one
+    that a running machine writes to. QEMU has read its header, and does not look at it again.
 
     :param path: a regular file
     :returns: a descriptor open for reading and writing
@@ -115,8 +124,9 @@ def unwritten(path: Path | str | Beneath) -> Iterator[int]:
 
 def is_open(path: Path | str | Beneath) -> bool:
     """
-    Look whether any other process has a file open, and not only for a moment. Where that cannot be told because this process has it open as well, and
-    there are processes that we may not look at, the answer is yes.
+    Look whether any other process has a file open, and not only for a moment. Where that cannot be
+    told because this process has it open as well, and there are processes that we may not look at,
+    the answer is yes.
 
     :param path: a regular file
     :raises UnsafeImage: it is not a regular file
@@ -148,7 +158,8 @@ def _look(path: Path | str | Beneath) -> bool | None:
             return None
         if granted is None:
             return False
-        # Nobody but us is to be seen. Who it was may be gone by now, or be where we do not look, as in another container.
+        # Nobody but us is to be seen. Who it was may be gone by now, or be where we do not look, as
+        # in another container.
         return not all_seen if found else None
 
 
@@ -183,7 +194,8 @@ def _claim(descriptor: int, path: Path | str | Beneath, kind: int, deadline: flo
         locked = _locked_by_qemu(descriptor, _WRITE_LOCK_BYTES if writing_matters else _LOCK_BYTES)
         if granted is None and not openers and not locked:
             return False
-        # Others may only be looking, and a child that this process was just starting had all our descriptors until its program began.
+        # Others may only be looking, and a child that this process was just starting had all our
+        # descriptors until its program began.
         if locked or any(opener.writes for opener in openers) or time.monotonic() >= deadline:
             raise _in_use(path, openers)
         time.sleep(_PAUSE)
@@ -205,7 +217,10 @@ def _locked_by_qemu(descriptor: int, ranges: tuple[tuple[int, int], ...]) -> boo
 
 
 def _openers(descriptor: int) -> tuple[list[Opener], bool]:
-    """:returns: who has the file open besides this descriptor, and whether we could look at every process"""
+    """
+    :returns: who has the file open besides this descriptor, and whether we could look at every
+        process
+    """
     status = os.fstat(descriptor)
     identity = (status.st_dev, status.st_ino)
     ours = (os.getpid(), descriptor)
@@ -251,4 +266,8 @@ def _program(pid: int) -> str:
 
 def _in_use(path: Path | str | Beneath, openers: tuple[Opener, ...]) -> InUse:
     who = ", ".join(str(opener) for opener in openers[:5]) or "another process"
-    return InUse(f"{path} is open in {who}", path=str(path), hint="shut down the machine that runs on it, or close it there")
+    return InUse(
+        f"{path} is open in {who}",
+        path=str(path),
+        hint="shut down the machine that runs on it, or close it there",
+    )

@@ -1,10 +1,12 @@
 """
 New, empty overlays: the working images.
 
-An overlay is a header, one cluster of refcount table, one of refcount block, and an L1 table of zeros, in this order, which is what
-``qemu-img create`` writes (compared byte by byte by the tests with the installed one). Where qemu-img would lay it out otherwise, it is asked to.
+An overlay is a header, one cluster of refcount table, one of refcount block, and an L1 table of
+zeros, in this order, which is what ``qemu-img create`` writes (compared byte by byte by the tests
+with the installed one). Where qemu-img would lay it out otherwise, it is asked to.
 
-The zeros between these pieces are left as holes, so that an overlay takes some 12 KiB on disk instead of about 200.
+The zeros between these pieces are left as holes, so that an overlay takes some 12 KiB on disk
+instead of about 200.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from pathlib import Path
 from statepool.beneath import Beneath, beside
 from statepool.errors import FileInTheWay, StatePoolError, UsageError
 from statepool.qcow2.files import translated
-from statepool.qcow2.header import EXTENSION_BACKING_FORMAT, EXTENSION_FEATURE_NAMES, MAGIC, Patch, apply_patches, encode_backing_name
+from statepool.qcow2.header import (
+    EXTENSION_BACKING_FORMAT,
+    EXTENSION_FEATURE_NAMES,
+    MAGIC,
+    Patch,
+    apply_patches,
+    encode_backing_name,
+)
 from statepool.qcow2.tool import QemuImg
 
 CLUSTER_SIZE = 65536
@@ -54,8 +63,14 @@ _EXTENSIONS = (
 
 
 def _layout(virtual_size: int, name: bytes, cluster_size: int) -> tuple[int, int, int] | None:
-    """:returns: the virtual size in whole sectors, the entries of the L1 table, the clusters in use; None if it has to be laid out otherwise"""
-    if cluster_size & (cluster_size - 1) or not _MIN_CLUSTER_SIZE <= cluster_size <= _MAX_CLUSTER_SIZE:
+    """
+    :returns: the virtual size in whole sectors, the entries of the L1 table, the clusters in use;
+        None if it has to be laid out otherwise
+    """
+    if (
+        cluster_size & (cluster_size - 1)
+        or not _MIN_CLUSTER_SIZE <= cluster_size <= _MAX_CLUSTER_SIZE
+    ):
         return None
     rounded = -(-virtual_size // _SECTOR) * _SECTOR
     entries = -(-rounded // (cluster_size * cluster_size // 8))
@@ -70,9 +85,17 @@ def _layout(virtual_size: int, name: bytes, cluster_size: int) -> tuple[int, int
 
 
 def cluster_size_for(virtual_size: int) -> int:
-    """:returns: the smallest clusters, from those of qemu-img on, with which QEMU opens an image of so large a disk; the largest if there are none"""
-    sizes = (CLUSTER_SIZE << bits for bits in range((_MAX_CLUSTER_SIZE // CLUSTER_SIZE).bit_length()))
-    return next((size for size in sizes if virtual_size <= _MAX_L1_BYTES // 8 * (size // 8) * size), _MAX_CLUSTER_SIZE)
+    """
+    :returns: the smallest clusters, from those of qemu-img on, with which QEMU opens an image of so
+        large a disk; the largest if there are none
+    """
+    sizes = (
+        CLUSTER_SIZE << bits for bits in range((_MAX_CLUSTER_SIZE // CLUSTER_SIZE).bit_length())
+    )
+    return next(
+        (size for size in sizes if virtual_size <= _MAX_L1_BYTES // 8 * (size // 8) * size),
+        _MAX_CLUSTER_SIZE,
+    )
 
 
 def is_native(virtual_size: int, backing_name: str, *, cluster_size: int = CLUSTER_SIZE) -> bool:
@@ -88,7 +111,11 @@ def _pieces(virtual_size: int, backing_name: str, cluster_size: int) -> tuple[in
     name = encode_backing_name(backing_name)
     layout = _layout(virtual_size, name, cluster_size)
     if layout is None:
-        raise UsageError(f"an overlay of {virtual_size} bytes with clusters of {cluster_size} is not written natively", hint="let qemu-img make it")
+        raise UsageError(
+            f"an overlay of {virtual_size} bytes with clusters of {cluster_size} is not written"
+            " natively",
+            hint="let qemu-img make it",
+        )
     rounded, entries, clusters = layout
     l1_offset = 3 * cluster_size
     header = struct.pack(
@@ -121,13 +148,17 @@ def _pieces(virtual_size: int, backing_name: str, cluster_size: int) -> tuple[in
     return l1_offset + entries * 8, iter(pieces)
 
 
-def overlay_bytes(virtual_size: int, backing_name: str, *, cluster_size: int = CLUSTER_SIZE) -> bytes:
+def overlay_bytes(
+    virtual_size: int, backing_name: str, *, cluster_size: int = CLUSTER_SIZE
+) -> bytes:
     """
-    :param virtual_size: size of the disk that a guest sees, in bytes; rounded up to whole sectors of 512
+    :param virtual_size: size of the disk that a guest sees, in bytes; rounded up to whole sectors
+        of 512
     :param backing_name: the file that backs it, a qcow2 image
     :param cluster_size: in bytes
     :returns: an empty overlay
-    :raises UsageError: it is not among those that are written natively (see :func:`is_native`), or nothing can have this backing name
+    :raises UsageError: it is not among those that are written natively (see :func:`is_native`), or
+        nothing can have this backing name
     """
     length, pieces = _pieces(virtual_size, backing_name, cluster_size)
     image = bytearray(length)
@@ -147,14 +178,17 @@ def create_overlay(
     mode: int = 0o666,
 ) -> os.stat_result:
     """
-    Make a new file with an empty overlay, as ``qemu-img create`` would; what backs it is not opened. Nothing is flushed.
+    Make a new file with an empty overlay, as ``qemu-img create`` would; what backs it is not
+    opened. Nothing is flushed.
 
     :param path: which must not exist
-    :param virtual_size: size of the disk that a guest sees, in bytes; rounded up to whole sectors of 512
+    :param virtual_size: size of the disk that a guest sees, in bytes; rounded up to whole sectors
+        of 512
     :param backing_name: the file that backs it, a qcow2 image
     :param cluster_size: in bytes; as small as the disk permits if not given
     :param tool: what to ask where it cannot be written natively
-    :param known_as: what messages call it, if that is not its path: the name that it gets when it is finished
+    :param known_as: what messages call it, if that is not its path: the name that it gets when it
+        is finished
     :param mode: its permissions, as far as the umask lets them be
     :returns: the status of the file
     :raises FileInTheWay: the path exists, whatever it is
@@ -170,7 +204,11 @@ def create_overlay(
         file = path if isinstance(path, Beneath) else beside(path)
         made = file.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:
-        raise FileInTheWay(f"{path} exists already", path=str(path), hint="choose another path, or ask for overwriting") from error
+        raise FileInTheWay(
+            f"{path} exists already",
+            path=str(path),
+            hint="choose another path, or ask for overwriting",
+        ) from error
     except OSError as error:
         raise translated(error, known_as or path, "create") from error
     try:
@@ -180,9 +218,12 @@ def create_overlay(
                 apply_patches(descriptor, pieces)
                 os.ftruncate(descriptor, length)
             else:
-                # Another account may be able to put a link in the place of the file, which qemu-img would follow.
+                # Another account may be able to put a link in the place of the file, which qemu-img
+                # would follow.
                 inode = f"/proc/{os.getpid()}/fd/{descriptor}"
-                (tool or QemuImg()).create_overlay(inode, backing_name, virtual_size, cluster_size=cluster_size)
+                (tool or QemuImg()).create_overlay(
+                    inode, backing_name, virtual_size, cluster_size=cluster_size
+                )
             return os.fstat(descriptor)
     except BaseException as error:
         file.remove()
@@ -191,9 +232,12 @@ def create_overlay(
         raise
 
 
-def matches_installed(tool: QemuImg, virtual_size: int = 1 << 30, backing_name: str = "parent.qcow2") -> bool:
+def matches_installed(
+    tool: QemuImg, virtual_size: int = 1 << 30, backing_name: str = "parent.qcow2"
+) -> bool:
     """
-    Compare what we write with what the installed qemu-img writes; for whoever looks at the health of a host.
+    Compare what we write with what the installed qemu-img writes; for whoever looks at the health
+    of a host.
 
     :returns: whether both are the same, byte by byte
     :raises ToolError: qemu-img is missing or failed

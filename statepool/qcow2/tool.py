@@ -1,8 +1,9 @@
 """
 The one caller of qemu-img.
 
-Formats are always named, never probed. Paths are made absolute, so that none of them looks like an option or like a protocol: QEMU takes what stands
-before a colon for one only if no slash comes first. What is handed to it has passed our own checks, since it opens what an image tells it to.
+Formats are always named, never probed. Paths are made absolute, so that none of them looks like an
+option or like a protocol: QEMU takes what stands before a colon for one only if no slash comes
+first. What is handed to it has passed our own checks, since it opens what an image tells it to.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     import subprocess
 
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}
-"""All that qemu-img sees of the environment: nothing in the caller's can change what it does or says."""
+"""
+All that qemu-img sees of the environment: nothing in the caller's can change what it does or says.
+"""
 
 
 class QemuImg:
@@ -60,14 +63,19 @@ class QemuImg:
         """
         :param path: a qcow2 image; what backs it is opened too
         :param force_share: also while somebody writes to it
-        :returns: what ``qemu-img check`` says, as in QEMU's ``ImageCheck``: look for ``corruptions``, ``leaks`` and ``check-errors``
+        :returns: what ``qemu-img check`` says, as in QEMU's ``ImageCheck``: look for
+            ``corruptions``, ``leaks`` and ``check-errors``
         :raises ToolError: qemu-img is missing, could not check, or took too long
         """
         share = ["-U"] if force_share else []
         # 2 and 3 mean that something was found, which the JSON text says better.
-        return self._json(["check", *share, "-f", "qcow2", "--output=json", _absolute(path)], accept=(0, 2, 3))
+        return self._json(
+            ["check", *share, "-f", "qcow2", "--output=json", _absolute(path)], accept=(0, 2, 3)
+        )
 
-    def create_overlay(self, path: Path | str, backing_name: str, virtual_size: int, *, cluster_size: int = 65536) -> None:
+    def create_overlay(
+        self, path: Path | str, backing_name: str, virtual_size: int, *, cluster_size: int = 65536
+    ) -> None:
         """
         Write an empty overlay, over whatever is at ``path``, without opening what backs it.
 
@@ -77,32 +85,67 @@ class QemuImg:
         :raises ToolError: qemu-img is missing, failed or took too long
         """
         options = ["-o", f"cluster_size={cluster_size}"]
-        self._run(["create", "-q", "-f", "qcow2", *options, "-u", "-b", backing_name, "-F", "qcow2", _absolute(path), str(virtual_size)])
+        self._run(
+            [
+                "create",
+                "-q",
+                "-f",
+                "qcow2",
+                *options,
+                "-u",
+                "-b",
+                backing_name,
+                "-F",
+                "qcow2",
+                _absolute(path),
+                str(virtual_size),
+            ]
+        )
 
     def rebase_unsafe(self, path: Path | str, backing_name: str) -> None:
         """
         Give an image another backing name, without opening what backs it, before or after.
 
-        :param backing_name: the name as it will be in the image; the backing file is said to be a qcow2 image
+        :param backing_name: the name as it will be in the image; the backing file is said to be a
+            qcow2 image
         :raises ToolError: qemu-img is missing, failed or took too long
         """
-        self._run(["rebase", "-q", "-u", "-f", "qcow2", "-b", backing_name, "-F", "qcow2", _absolute(path)])
+        self._run(
+            [
+                "rebase",
+                "-q",
+                "-u",
+                "-f",
+                "qcow2",
+                "-b",
+                backing_name,
+                "-F",
+                "qcow2",
+                _absolute(path),
+            ]
+        )
 
     def rebase(self, path: Path | str, backing_name: str) -> None:
         """
-        Give an image another backing file, and write into it what a guest would then miss: what lay between the two becomes part of it.
+        Give an image another backing file, and write into it what a guest would then miss: what lay
+        between the two becomes part of it.
 
-        This is how to squash states: ``convert`` with a backing file copies only what the last one of them holds, and drops the rest without a word.
+        This is how to squash states: ``convert`` with a backing file copies only what the last one
+        of them holds, and drops the rest without a word.
 
         :param path: a qcow2 image of our own; its old and new chains are opened
         :param backing_name: of a qcow2 image, looked for from the directory of ``path``
-        :raises ToolError: qemu-img is missing, failed or took too long; the image may then hold part of it, under its old backing name
+        :raises ToolError: qemu-img is missing, failed or took too long; the image may then hold
+            part of it, under its old backing name
         """
-        self._run(["rebase", "-q", "-f", "qcow2", "-b", backing_name, "-F", "qcow2", _absolute(path)])
+        self._run(
+            ["rebase", "-q", "-f", "qcow2", "-b", backing_name, "-F", "qcow2", _absolute(path)]
+        )
 
     def compare(self, a: Path | str, b: Path | str) -> bool:
         """
-        :returns: whether a guest sees the same in two qcow2 images; what is behind the end of the shorter one must be zeros
+        :returns: whether a guest sees the same in two qcow2 images; what is behind the end of the
+            shorter one must be zeros
         :raises ToolError: qemu-img is missing, could not compare, or took too long
         """
         command = ["compare", "-q", "-U", "-f", "qcow2", "-F", "qcow2", _absolute(a), _absolute(b)]
@@ -119,14 +162,30 @@ class QemuImg:
         compress: bool = False,
     ) -> None:
         """
-        Write what a guest sees in ``source`` into a new image that nothing backs, over whatever is at ``target``.
+        Write what a guest sees in ``source`` into a new image that nothing backs, over whatever is
+        at ``target``.
 
         :param options: of the new image, such as ``cluster_size=65536``
         :param compress: compress its clusters
         :raises ToolError: qemu-img is missing, failed or took too long
         """
-        given = [*(["-c"] if compress else []), *(word for option in options for word in ("-o", option))]
-        self._run(["convert", "-q", "-f", source_format, "-O", target_format, *given, _absolute(source), _absolute(target)])
+        given = [
+            *(["-c"] if compress else []),
+            *(word for option in options for word in ("-o", option)),
+        ]
+        self._run(
+            [
+                "convert",
+                "-q",
+                "-f",
+                source_format,
+                "-O",
+                target_format,
+                *given,
+                _absolute(source),
+                _absolute(target),
+            ]
+        )
 
     def snapshots(self, path: Path | str) -> list[dict[str, Any]]:
         """
@@ -168,7 +227,8 @@ class QemuImg:
         self._snapshot("-d", path, name)
 
     def _snapshot(self, action: str, path: Path | str, name: str) -> None:
-        # The command has no option for the format. In these options a comma stands for itself if it is doubled.
+        # The command has no option for the format. In these options a comma stands for itself if it
+        # is doubled.
         image = f"driver=qcow2,file.driver=file,file.filename={_absolute(path).replace(',', ',,')}"
         self._run(["snapshot", "-q", action, name, "--image-opts", image])
 
@@ -177,15 +237,22 @@ class QemuImg:
         try:
             value = json.loads(output)
         except ValueError as error:
-            raise ToolError(f"qemu-img {arguments[0]} printed something that is not JSON: {output[:100]!r}") from error
+            raise ToolError(
+                f"qemu-img {arguments[0]} printed something that is not JSON: {output[:100]!r}"
+            ) from error
         if not isinstance(value, dict):
-            raise ToolError(f"qemu-img {arguments[0]} printed something that is not a JSON object: {output[:100]!r}")
+            raise ToolError(
+                f"qemu-img {arguments[0]} printed something that is not a JSON object:"
+                f" {output[:100]!r}"
+            )
         return value
 
     def _run(self, arguments: list[str], accept: tuple[int, ...] = (0,)) -> str:
         return self._call(arguments, accept).stdout
 
-    def _call(self, arguments: list[str], accept: tuple[int, ...]) -> subprocess.CompletedProcess[str]:
+    def _call(
+        self, arguments: list[str], accept: tuple[int, ...]
+    ) -> subprocess.CompletedProcess[str]:
         import shutil  # when qemu-img is first needed: most of what we do goes without
         import subprocess
 
@@ -205,9 +272,14 @@ class QemuImg:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise ToolError(f"qemu-img {arguments[0]} did not end within {self.timeout:g} s, and was stopped", hint="allow it more time") from error
+            raise ToolError(
+                f"qemu-img {arguments[0]} did not end within {self.timeout:g} s, and was stopped",
+                hint="allow it more time",
+            ) from error
         except OSError as error:
-            raise ToolError(f"cannot run {self._binary}: {error.strerror}", hint="install qemu-utils") from error
+            raise ToolError(
+                f"cannot run {self._binary}: {error.strerror}", hint="install qemu-utils"
+            ) from error
         if done.returncode not in accept:
             raise ToolError(f"qemu-img {arguments[0]} failed: {_first_line(done)}")
         return done

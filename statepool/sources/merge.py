@@ -16,8 +16,10 @@ from statepool.model.outcomes import Listed
 def merged(listings: Iterable[Sequence[Listed]], cache: str | None = None) -> list[Listed]:
     """
     :param listings: of the cache, then of the sources
-    :param cache: where the cache is: of a copy there is known what it was rewritten from, while other pools only claim to know it
-    :returns: each state once, with all the pools that have it; two pools with different content under one name give two lines
+    :param cache: where the cache is: of a copy there is known what it was rewritten from, while
+        other pools only claim to know it
+    :returns: each state once, with all the pools that have it; two pools with different content
+        under one name give two lines
     """
     of_one_name: dict[StateId, list[Listed]] = {}
     filled = [listing for listing in listings if listing]
@@ -26,7 +28,9 @@ def merged(listings: Iterable[Sequence[Listed]], cache: str | None = None) -> li
     for listing in filled:
         for listed in listing:
             of_one_name.setdefault(listed.manifest.id, []).append(listed)
-    return [listed for state in sorted(of_one_name) for listed in _united(of_one_name[state], cache)]
+    return [
+        listed for state in sorted(of_one_name) for listed in _united(of_one_name[state], cache)
+    ]
 
 
 def _id(listed: Listed) -> StateId:
@@ -53,7 +57,10 @@ def _united(all_listed: list[Listed], cache: str | None) -> list[Listed]:
         for key in keys:
             places.setdefault(key, place)
     # Each value is made once more at most, however many pools there are.
-    return [listed if listed.pools == places_of else evolve(listed, pools=places_of) for listed, places_of in zip(found, pools, strict=True)]
+    return [
+        listed if listed.pools == places_of else evolve(listed, pools=places_of)
+        for listed, places_of in zip(found, pools, strict=True)
+    ]
 
 
 def _names(manifest: Manifest) -> tuple[Digest | None, ...]:
@@ -62,7 +69,10 @@ def _names(manifest: Manifest) -> tuple[Digest | None, ...]:
 
 @contextlib.contextmanager
 def making_many() -> Iterator[None]:
-    """Thousands of values are made that all stay. Looking for garbage among them again and again would take a quarter of the time."""
+    """
+    Thousands of values are made that all stay. Looking for garbage among them again and again would
+    take a quarter of the time.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -70,7 +80,8 @@ def making_many() -> Iterator[None]:
     finally:
         if collecting:
             if not gc.get_freeze_count():
-                # Together, these two only make everything old, so that the next look for young garbage does not go through all of it.
+                # Together, these two only make everything old, so that the next look for young
+                # garbage does not go through all of it.
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()

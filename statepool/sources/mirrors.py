@@ -1,5 +1,6 @@
 """
-The sources that an operation may use, as one: which is asked first, all asked at once, and what is to be said of those that fail.
+The sources that an operation may use, as one: which is asked first, all asked at once, and what is
+to be said of those that fail.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from statepool.sources.source import RemoteChain, Source
 from statepool.sources.source_stats import SourceStats, surroundings
 
 SAMPLE = 256 << 10
-"""Bytes that are read of a source whose speed nobody knows, before more is fetched from it while another source has it too."""
+"""
+Bytes that are read of a source whose speed nobody knows, before more is fetched from it while
+another source has it too.
+"""
 
 MUCH = 1 << 20
 """Bytes that are worth a sample: fewer come soon enough even from a source that is slow."""
 
 LISTING = 10
-"""How many times the timeout of one answer a whole listing may take, where other sources have answered."""
+"""
+How many times the timeout of one answer a whole listing may take, where other sources have
+answered.
+"""
 
 T = TypeVar("T")
 
@@ -61,12 +68,21 @@ class Mirrors:
     def order(self) -> list[Ranked]:
         """:returns: the sources, best first; nobody is contacted"""
         known = self.stats
-        return rank(known.candidates(self.sources), scope=frozenset(Scope), now=known.now(), here=surroundings())
+        return rank(
+            known.candidates(self.sources),
+            scope=frozenset(Scope),
+            now=known.now(),
+            here=surroundings(),
+        )
 
     def ordered(self) -> list[Source]:
         """:returns: the sources themselves, best first"""
         sources = {str(source): source for source in self.sources}
-        return [sources[str(chosen.candidate.location)] for chosen in self.order()] if len(sources) > 1 else list(self.sources)
+        return (
+            [sources[str(chosen.candidate.location)] for chosen in self.order()]
+            if len(sources) > 1
+            else list(self.sources)
+        )
 
     def status(self) -> list[SourceStatus]:
         """:returns: the sources, best first, with what is known of them; nobody is contacted"""
@@ -90,10 +106,16 @@ class Mirrors:
             for chosen in self.order()
         ]
 
-    def ask(self, sources: Sequence[Source], question: Callable[[Source], T], good: Callable[[T], bool]) -> list[Asked[T]]:
+    def ask(
+        self, sources: Sequence[Source], question: Callable[[Source], T], good: Callable[[T], bool]
+    ) -> list[Asked[T]]:
         """As :func:`~statepool.sources.probe.ask_all`, and remember how they answered."""
         known, deadline = self.stats, self.settings.probe_timeout
-        times = {str(source): patience(known.of(source).latency, deadline) for source in sources} if len(sources) > 1 else {}
+        times = (
+            {str(source): patience(known.of(source).latency, deadline) for source in sources}
+            if len(sources) > 1
+            else {}
+        )
         asked = ask_all(sources, question, patient=lambda source: times[str(source)], good=good)
         for one in asked:
             if one.error is None:
@@ -102,22 +124,31 @@ class Mirrors:
                 known.failed(one.source, one.error)
         return asked
 
-    def ask_rested(self, question: Callable[[Source], T], good: Callable[[T], bool]) -> list[Asked[T]]:
+    def ask_rested(
+        self, question: Callable[[Source], T], good: Callable[[T], bool]
+    ) -> list[Asked[T]]:
         """
-        As :meth:`ask`, best first; sources that are left alone for a while are asked only if no other one gives a good answer, or if they are the
-        authority.
+        As :meth:`ask`, best first; sources that are left alone for a while are asked only if no
+        other one gives a good answer, or if they are the authority.
         """
         order = self.ordered()
-        resting = [source for source in order if len(order) > 1 and not source.authority and self.stats.rest(source)]
+        resting = [
+            source
+            for source in order
+            if len(order) > 1 and not source.authority and self.stats.rest(source)
+        ]
         asked = self.ask([source for source in order if source not in resting], question, good)
-        if resting and not any(one.error is None and one.value is not None and good(one.value) for one in asked):
+        if resting and not any(
+            one.error is None and one.value is not None and good(one.value) for one in asked
+        ):
             asked += self.ask(resting, question, good)
         return asked
 
     def has(self, wanted: StateId) -> bool:
         """
         :returns: whether a source has a state, with its whole chain
-        :raises TransportError: those that could be asked do not have it, and others could not be asked
+        :raises TransportError: those that could be asked do not have it, and others could not be
+            asked
         """
 
         def question(source: Source) -> bool:
@@ -131,14 +162,20 @@ class Mirrors:
             return True
         failed = failed_of(asked)
         if failed:
-            raise failure(f"nobody knows whether {wanted} can be had", failed, [one.source for one in asked if one.error is None])
+            raise failure(
+                f"nobody knows whether {wanted} can be had",
+                failed,
+                [one.source for one in asked if one.error is None],
+            )
         return False
 
     def listings(self, question: Callable[[Source], T]) -> tuple[list[T], tuple[str, ...]]:
         """
-        Ask all sources for something that may take long where there is much. A small question comes first: who does not answer that is left out.
+        Ask all sources for something that may take long where there is much. A small question comes
+        first: who does not answer that is left out.
 
-        :returns: the answers, in the order in which the sources are configured, and which sources could not be asked
+        :returns: the answers, in the order in which the sources are configured, and which sources
+            could not be asked
         :raises StatePoolError: none of them could be asked
         """
         known = self.stats
@@ -155,7 +192,10 @@ class Mirrors:
         return found, tuple(map(str, failed))
 
     def sample(self, offer: RemoteChain) -> None:
-        """Find out whether a source that nobody knows is slow, before hundreds of megabytes are under way from there."""
+        """
+        Find out whether a source that nobody knows is slow, before hundreds of megabytes are under
+        way from there.
+        """
         source, known = offer.source, self.stats
         largest = max(offer.members, key=lambda member: member.manifest.data_size)
         much = sum(member.manifest.data_size for member in offer.members) >= MUCH
@@ -178,8 +218,17 @@ def failure(what: str, failed: Sequence[Failed], lacks: Sequence[Source]) -> Sta
         return errors[0]
     told = [f"{one.source}: {one.error.message}" for one in failed]
     told += [f"{source}: does not have it" for source in lacks]
-    kind = IntegrityError if all(isinstance(error, IntegrityError) for error in errors) else TransportError
-    error = kind(f"{what}: {'; '.join(told)}", object=errors[-1].object, state=errors[-1].state, hint="statepool sources shows what is known of them")
+    kind = (
+        IntegrityError
+        if all(isinstance(error, IntegrityError) for error in errors)
+        else TransportError
+    )
+    error = kind(
+        f"{what}: {'; '.join(told)}",
+        object=errors[-1].object,
+        state=errors[-1].state,
+        hint="statepool sources shows what is known of them",
+    )
     error.__cause__ = errors[-1]
     return error
 

@@ -57,7 +57,10 @@ class PoolSource(Source):
         fold = self.pool.fold(state.machine)
         manifest = fold.states.get(state)
         if manifest is not None:
-            members = tuple(Member(part, layout.data(part.digest) if part.digest is not None else "") for part in parts_in(fold, manifest))
+            members = tuple(
+                Member(part, layout.data(part.digest) if part.digest is not None else "")
+                for part in parts_in(fold, manifest)
+            )
             return RemoteChain(self, members, managed=True, token=_log_token(fold))
         self.pool.require()
         if state.kind is Kind.IMAGE and (chain := unmanaged_chain(self.pool, state, fold)):
@@ -71,7 +74,10 @@ class PoolSource(Source):
         return Source.is_unchanged(self, state, token)
 
     def states(self, machine: str | None = None) -> Listing:
-        """As every source; of all machines, in a number of round trips that does not grow with their number."""
+        """
+        As every source; of all machines, in a number of round trips that does not grow with their
+        number.
+        """
         return listing(self.pool, machine) if machine is not None else listings(self.pool)
 
     def has_bytes(self, digest: Digest) -> bool:
@@ -107,12 +113,17 @@ def open_pool(place: Place, settings: Settings) -> Pool:
     :raises InvalidLocation: the place is no location
     """
     location = place if isinstance(place, Location) else Location.parse(os.fsdecode(place))
-    return Pool(open_transport(location, settings), max_depth=settings.max_depth, lock_timeout=settings.lock_timeout)
+    return Pool(
+        open_transport(location, settings),
+        max_depth=settings.max_depth,
+        lock_timeout=settings.lock_timeout,
+    )
 
 
 def listing(pool: Pool, machine: str) -> Listing:
     """
-    :returns: all states of a machine in one pool, with what is wrong with those that cannot be used, and a warning for what cannot be looked at
+    :returns: all states of a machine in one pool, with what is wrong with those that cannot be
+        used, and a warning for what cannot be looked at
     :raises IntegrityError: its log cannot be used
     """
     return _listed(pool, Looked(pool, pool.folds([machine])), {})
@@ -120,7 +131,8 @@ def listing(pool: Pool, machine: str) -> Listing:
 
 def listings(pool: Pool) -> Listing:
     """
-    As :func:`listing`, of all machines, in a number of round trips that does not grow with their number.
+    As :func:`listing`, of all machines, in a number of round trips that does not grow with their
+    number.
 
     :returns: the states, and a warning for each log that cannot be used
     """
@@ -133,21 +145,34 @@ def _listed(pool: Pool, looked: Looked, damaged: Mapping[str, IntegrityError]) -
     found: list[Listed] = []
     for machine, fold in looked.folds.items():
         found += [Listed(manifest, where) for manifest in fold.states.values()]
-        found += [_listed_unmanaged(pool, unmanaged, fold, looked) for unmanaged in looked.unmanaged[machine]]
+        found += [
+            _listed_unmanaged(pool, unmanaged, fold, looked)
+            for unmanaged in looked.unmanaged[machine]
+        ]
     left_out = [f"{machine} in {pool} is left out: {error}" for machine, error in damaged.items()]
-    return Listing(found, [*left_out, *(f"files of other tools are left out: {error}" for error in looked.closed)])
+    return Listing(
+        found,
+        [*left_out, *(f"files of other tools are left out: {error}" for error in looked.closed)],
+    )
 
 
 def _listed_unmanaged(pool: Pool, unmanaged: Unmanaged, fold: Fold, looked: Looked) -> Listed:
     where = (str(pool.location),)
     state = unmanaged.id
-    bare = Manifest(object=state.object, state=state.state, kind=state.kind, size=unmanaged.stat.size)
+    bare = Manifest(
+        object=state.object, state=state.state, kind=state.kind, size=unmanaged.stat.size
+    )
     if state.kind is not Kind.IMAGE:
         return Listed(bare, where, managed=False)
 
     def listed() -> Listed:
         if not (chain := unmanaged_chain(pool, state, fold, looked)):
-            raise NotFound(f"{state} in {pool} was removed meanwhile", object=str(state), pool=str(pool), hint="look again")
+            raise NotFound(
+                f"{state} in {pool} was removed meanwhile",
+                object=str(state),
+                pool=str(pool),
+                hint="look again",
+            )
         return Listed(with_parents(chain[:2])[0], where, managed=False)
 
     return _or_problem(listed, bare, where)

@@ -1,5 +1,6 @@
 """
-Asking several sources the same question at the same time, so that one that is dead costs no more than a deadline, and only once.
+Asking several sources the same question at the same time, so that one that is dead costs no more
+than a deadline, and only once.
 """
 
 from __future__ import annotations
@@ -17,10 +18,16 @@ from statepool.errors import StatePoolError, TransportError
 from statepool.sources.source import Source
 
 LEAST = 1.0
-"""How long a source that has answered before is given at least, in seconds: a busy host is not a dead one."""
+"""
+How long a source that has answered before is given at least, in seconds: a busy host is not a dead
+one.
+"""
 
 NEARLY = 0.9
-"""Part of the deadline that is waited, so that with all that is done besides it costs no more than that."""
+"""
+Part of the deadline that is waited, so that with all that is done besides it costs no more than
+that.
+"""
 
 PATIENCE = 10
 """How many times as long as it took before a source may take to answer."""
@@ -63,8 +70,9 @@ def ask_all(
     good: Callable[[T], bool] = lambda value: True,
 ) -> list[Asked[T]]:
     """
-    Ask sources at the same time. One that does not answer in time is not waited for, if another one gave a good answer; while nobody has, there is
-    nothing to be gained by giving up, and the transports decide how long to try.
+    Ask sources at the same time. One that does not answer in time is not waited for, if another one
+    gave a good answer; while nobody has, there is nothing to be gained by giving up, and the
+    transports decide how long to try.
 
     :param question: asked of each; what it raises of ours is part of the answer
     :param patient: for how long each is waited for, in seconds
@@ -85,21 +93,33 @@ def ask_all(
     begun = time.monotonic()
     for source in sources:
         # Not waited for at the end of the process: it may hang in a connection for long.
-        threading.Thread(target=work, args=(source,), name=f"statepool-ask-{source.name}", daemon=True).start()
+        threading.Thread(
+            target=work, args=(source,), name=f"statepool-ask-{source.name}", daemon=True
+        ).start()
     found: dict[str, Asked[T]] = {}
     waiting = {str(source): source for source in sources}
     while waiting:
-        enough = any(asked.error is None and asked.value is not None and good(asked.value) for asked in found.values())
+        enough = any(
+            asked.error is None and asked.value is not None and good(asked.value)
+            for asked in found.values()
+        )
         longest = max(patient(source) for source in waiting.values()) if enough else math.inf
         try:
-            source, asked = answers.get(timeout=None if longest == math.inf else max(0.0, longest - (time.monotonic() - begun)))
+            source, asked = answers.get(
+                timeout=None
+                if longest == math.inf
+                else max(0.0, longest - (time.monotonic() - begun))
+            )
         except queue.Empty:
             break
-        # What is no error of ours is one of the program: it comes out of asking again, here, where it is seen.
+        # What is no error of ours is one of the program: it comes out of asking again, here, where
+        # it is seen.
         found[str(source)] = asked if asked is not None else _ask(source, question)
         del waiting[str(source)]
     for source in waiting.values():
-        found[str(source)] = Asked(source, error=_silent(source, patient(source)), seconds=patient(source))
+        found[str(source)] = Asked(
+            source, error=_silent(source, patient(source)), seconds=patient(source)
+        )
     return [found[str(source)] for source in sources]
 
 

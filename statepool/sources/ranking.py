@@ -1,14 +1,18 @@
 """
 Which source to ask first.
 
-:func:`rank` is a pure function: from sources and what is known of them, it makes an order, and says why. It contacts nobody and reads no clock. The
-order is, by the first of these in which two sources differ:
+:func:`rank` is a pure function: from sources and what is known of them, it makes an order, and says
+why. It contacts nobody and reads no clock. The order is, by the first of these in which two sources
+differ:
 
-1. **Health.** A source that failed a moment ago is left alone: it comes after all others. The rest grows with each failure in a row
-   (:func:`resting`), and ends by itself; whoever is last is still asked if nobody else has the state.
-2. **Speed.** How long :data:`REFERENCE` bytes would take, by the latency and the rate that were measured, and by what is usual at this distance
-   (:data:`USUAL`) where nothing was. Only differences that matter count: all that take less than :data:`ALIKE` times as long as the fastest one are
-   alike, those up to that much slower again, and so on. So the order does not change with every measurement.
+1. **Health.** A source that failed a moment ago is left alone: it comes after all others. The rest
+   grows with each failure in a row (:func:`resting`), and ends by itself; whoever is last is still
+   asked if nobody else has the state.
+2. **Speed.** How long :data:`REFERENCE` bytes would take, by the latency and the rate that were
+   measured, and by what is usual at this distance (:data:`USUAL`) where nothing was. Only
+   differences that matter count: all that take less than :data:`ALIKE` times as long as the fastest
+   one are alike, those up to that much slower again, and so on. So the order does not change with
+   every measurement.
 3. **Scope**: swarm, cluster, shared. A neighbour goes before the common pool, which everybody asks.
 4. **Proximity**: this host, this network, elsewhere.
 5. The **order in which they are configured**.
@@ -33,13 +37,19 @@ ALIKE = 4.0
 """By which factor sources must differ in speed for it to count."""
 
 FIRST_REST = 10.0
-"""For how long a source is left alone after its first failure, in seconds; after each one more in a row, twice as long."""
+"""
+For how long a source is left alone after its first failure, in seconds; after each one more in a
+row, twice as long.
+"""
 
 LONGEST_REST = 3600.0
 """For how long a source is left alone at most, in seconds."""
 
 CORRUPT_FACTOR = 30
-"""How much longer a source is left alone that did not fail, but delivered what is wrong: that does not pass by itself."""
+"""
+How much longer a source is left alone that did not fail, but delivered what is wrong: that does not
+pass by itself.
+"""
 
 
 class Proximity(enum.IntEnum):
@@ -53,9 +63,16 @@ class Proximity(enum.IntEnum):
         return ("this host", "this network", "elsewhere")[self]
 
 
-USUAL = {Proximity.HOST: (0.001, 150e6), Proximity.NETWORK: (0.02, 100e6), Proximity.ELSEWHERE: (0.1, 20e6)}
-"""Latency (seconds) and rate (bytes in a second) that are taken for granted until they are measured: a disk, a network of 1 Gbit/s, and a line
-between two sites. Cautious ones: to be better than this, a source that works must be slow indeed."""
+USUAL = {
+    Proximity.HOST: (0.001, 150e6),
+    Proximity.NETWORK: (0.02, 100e6),
+    Proximity.ELSEWHERE: (0.1, 20e6),
+}
+"""
+Latency (seconds) and rate (bytes in a second) that are taken for granted until they are measured: a
+disk, a network of 1 Gbit/s, and a line between two sites. Cautious ones: to be better than this, a
+source that works must be slow indeed.
+"""
 
 
 @frozen
@@ -134,14 +151,24 @@ class Ranked:
         """What decided, for people."""
         known = self.candidate.known
         words = [str(self.proximity), str(self.candidate.scope)]
-        words.append("speed not measured yet" if known.rate is None and known.latency is None else "speed measured")
+        words.append(
+            "speed not measured yet"
+            if known.rate is None and known.latency is None
+            else "speed measured"
+        )
         if self.rest:
             times = "once" if known.failures == 1 else f"{known.failures} times in a row"
-            words.insert(0, f"left alone for {self.rest:.0f} s: {'was corrupt' if known.corrupt else 'failed'} {times}")
+            words.insert(
+                0,
+                f"left alone for {self.rest:.0f} s: {'was corrupt' if known.corrupt else 'failed'}"
+                f" {times}",
+            )
         return ", ".join(words)
 
 
-def rank(candidates: Iterable[Candidate], *, scope: frozenset[Scope], now: float, here: Surroundings) -> list[Ranked]:
+def rank(
+    candidates: Iterable[Candidate], *, scope: frozenset[Scope], now: float, here: Surroundings
+) -> list[Ranked]:
     """
     :param candidates: the sources, in the order in which they are configured
     :param scope: which are permitted
@@ -153,13 +180,22 @@ def rank(candidates: Iterable[Candidate], *, scope: frozenset[Scope], now: float
     for candidate in candidates:
         if candidate.scope in scope:
             near = proximity(candidate.location, candidate.scope, here)
-            found.append(Ranked(candidate, near, expected(candidate.known, near), resting(candidate.known, now)))
+            found.append(
+                Ranked(
+                    candidate, near, expected(candidate.known, near), resting(candidate.known, now)
+                )
+            )
     best = min((chosen.seconds for chosen in found), default=0.0)
     far = list(Scope)
     # sorted() keeps the order of what is alike: that of the configuration
     return sorted(
         found,
-        key=lambda chosen: (chosen.rest > 0, _class(chosen.seconds, best), far.index(chosen.candidate.scope), chosen.proximity),
+        key=lambda chosen: (
+            chosen.rest > 0,
+            _class(chosen.seconds, best),
+            far.index(chosen.candidate.scope),
+            chosen.proximity,
+        ),
     )
 
 
@@ -171,23 +207,29 @@ def expected(known: Known, near: Proximity) -> float:
     """:returns: how long :data:`REFERENCE` bytes would take, in seconds"""
     usual_latency, usual_rate = USUAL[near]
     latency = known.latency if known.latency is not None else usual_latency
-    return latency + REFERENCE / (known.rate if known.rate is not None and known.rate > 0 else usual_rate)
+    return latency + REFERENCE / (
+        known.rate if known.rate is not None and known.rate > 0 else usual_rate
+    )
 
 
 def resting(known: Known, now: float) -> float:
     """
     :param now: seconds since the epoch
-    :returns: for how many seconds more a source is left alone; 0 if it is not, or if its failure lies in the future: clocks are set
+    :returns: for how many seconds more a source is left alone; 0 if it is not, or if its failure
+        lies in the future: clocks are set
     """
     if not known.failures or known.failed > now:
         return 0.0
-    rest = FIRST_REST * (CORRUPT_FACTOR if known.corrupt else 1) * 2.0 ** min(known.failures - 1, 32)
+    rest = (
+        FIRST_REST * (CORRUPT_FACTOR if known.corrupt else 1) * 2.0 ** min(known.failures - 1, 32)
+    )
     return max(0.0, known.failed + min(rest, LONGEST_REST) - now)
 
 
 def proximity(location: Location, scope: Scope, here: Surroundings) -> Proximity:
     """
-    :returns: how far a location is, without asking anybody: by its address, by the name of this host, and by what the user said
+    :returns: how far a location is, without asking anybody: by its address, by the name of this
+        host, and by what the user said
     """
     if location.is_local:
         return Proximity.HOST
@@ -200,8 +242,18 @@ def proximity(location: Location, scope: Scope, here: Surroundings) -> Proximity
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         # A name without a dot is looked for in the domain of this network.
-        return Proximity.NETWORK if scope is Scope.SWARM or "." not in host or host.endswith(".local") else Proximity.ELSEWHERE
+        return (
+            Proximity.NETWORK
+            if scope is Scope.SWARM or "." not in host or host.endswith(".local")
+            else Proximity.ELSEWHERE
+        )
     if address.is_loopback:
         return Proximity.HOST
-    near = scope is Scope.SWARM or address.is_link_local or any(address in network for network in here.networks if network.version == address.version)
+    near = (
+        scope is Scope.SWARM
+        or address.is_link_local
+        or any(
+            address in network for network in here.networks if network.version == address.version
+        )
+    )
     return Proximity.NETWORK if near else Proximity.ELSEWHERE

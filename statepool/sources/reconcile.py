@@ -1,9 +1,11 @@
 """
 Whether sources that offer a state mean the same by its name.
 
-A name means one content, so two sources with different content under it cannot both be right. Which of them is, the configuration says, or nobody but
-the user can: a log vouches for itself only. Neither what it says of its own past nor what it says of the bytes of others is proof of anything. The
-one thing that it can do is give way: an ``origin`` admits that the bytes were rewritten from others, so these others are the state.
+A name means one content, so two sources with different content under it cannot both be right. Which
+of them is, the configuration says, or nobody but the user can: a log vouches for itself only.
+Neither what it says of its own past nor what it says of the bytes of others is proof of anything.
+The one thing that it can do is give way: an ``origin`` admits that the bytes were rewritten from
+others, so these others are the state.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class Reconciled:
     """
     What sources have in common.
 
-    :param offers: of the same content, those whose bytes a log vouches for first, else in the order given
+    :param offers: of the same content, those whose bytes a log vouches for first, else in the order
+        given
     :param warnings: which sources have other content than the authority
     """
 
@@ -35,7 +38,8 @@ class Reconciled:
 def reconcile(wanted: StateId, offers: Sequence[RemoteChain]) -> Reconciled:
     """
     :param offers: at least one, best first
-    :raises Conflict: they have different content, and the configuration does not say which source is right
+    :raises Conflict: they have different content, and the configuration does not say which source
+        is right
     """
     vouched = [offer for offer in offers if offer.managed]
     others = [offer for offer in offers if not offer.managed]
@@ -53,14 +57,22 @@ def reconcile(wanted: StateId, offers: Sequence[RemoteChain]) -> Reconciled:
     if len(standing) != 1:
         raise _disagreement(wanted, [group[0] for group in standing])
     (group,) = standing
-    different = [offer for offer in vouched if offer not in group and not _gives_way(offer, group[0])]
+    different = [
+        offer for offer in vouched if offer not in group and not _gives_way(offer, group[0])
+    ]
     authority = next((offer.source for offer in group if offer.source.authority), None)
-    warnings = (f"{offer.source} has other content of {wanted} than {authority}, which is the authority" for offer in different)
+    warnings = (
+        f"{offer.source} has other content of {wanted} than {authority}, which is the authority"
+        for offer in different
+    )
     return Reconciled((*group, *_held_to(others, group)), tuple(warnings))
 
 
 def _held_to(others: list[RemoteChain], vouched: list[RemoteChain]) -> list[RemoteChain]:
-    """:returns: what other tools put into sources, as far as it can be what a log vouches for; it must then have those bytes"""
+    """
+    :returns: what other tools put into sources, as far as it can be what a log vouches for; it must
+        then have those bytes
+    """
     if not vouched:
         return others
     names = [member.manifest.id for member in vouched[0].members]
@@ -69,7 +81,8 @@ def _held_to(others: list[RemoteChain], vouched: list[RemoteChain]) -> list[Remo
         evolve(
             offer,
             members=tuple(
-                evolve(member, manifest=evolve(member.manifest, digest=digest)) for member, digest in zip(offer.members, digests, strict=True)
+                evolve(member, manifest=evolve(member.manifest, digest=digest))
+                for member, digest in zip(offer.members, digests, strict=True)
             ),
         )
         for offer in others
@@ -78,18 +91,31 @@ def _held_to(others: list[RemoteChain], vouched: list[RemoteChain]) -> list[Remo
 
 
 def _not_giving_way(groups: list[list[RemoteChain]]) -> list[list[RemoteChain]]:
-    """:returns: the groups that admit no other one to be the state; all of them, if each admits that of another one"""
+    """
+    :returns: the groups that admit no other one to be the state; all of them, if each admits that
+        of another one
+    """
     standing = [
         group
         for group in groups
-        if not any(_gives_way(group[0], other[0]) and not _gives_way(other[0], group[0]) for other in groups if other is not group)
+        if not any(
+            _gives_way(group[0], other[0]) and not _gives_way(other[0], group[0])
+            for other in groups
+            if other is not group
+        )
     ]
     return standing or groups
 
 
 def _gives_way(one: RemoteChain, other: RemoteChain) -> bool:
-    """Whether the log of one source says itself that its chain was rewritten from that of the other one."""
-    mine, yours = [member.manifest for member in one.members], [member.manifest for member in other.members]
+    """
+    Whether the log of one source says itself that its chain was rewritten from that of the other
+    one.
+    """
+    mine, yours = (
+        [member.manifest for member in one.members],
+        [member.manifest for member in other.members],
+    )
     return (
         len(mine) == len(yours)
         and all(_is_derived(here, there) for here, there in zip(mine, yours, strict=True))
@@ -98,32 +124,51 @@ def _gives_way(one: RemoteChain, other: RemoteChain) -> bool:
 
 
 def _is_derived(here: Manifest, there: Manifest) -> bool:
-    return here.id == there.id and (here.digest == there.digest or (here.origin is not None and here.origin == there.digest))
+    return here.id == there.id and (
+        here.digest == there.digest or (here.origin is not None and here.origin == there.digest)
+    )
 
 
 def difference(one: RemoteChain, other: RemoteChain) -> tuple[Manifest, Manifest] | None:
-    """:returns: the uppermost members in which two offered chains differ; None if they are the same, or nobody knows"""
+    """
+    :returns: the uppermost members in which two offered chains differ; None if they are the same,
+        or nobody knows
+    """
     for mine, yours in zip(one.members, other.members, strict=False):
         if mine.manifest.id != yours.manifest.id or not is_same(mine.manifest, yours.manifest):
             return mine.manifest, yours.manifest
-    return None if len(one.members) == len(other.members) else (one.members[-1].manifest, other.members[-1].manifest)
+    return (
+        None
+        if len(one.members) == len(other.members)
+        else (one.members[-1].manifest, other.members[-1].manifest)
+    )
 
 
 def content_of(manifest: Manifest) -> Digest | None:
-    """:returns: what stands for the content of a state: its digest, or for a machine state, which has no bytes of its own, one of what it lists"""
+    """
+    :returns: what stands for the content of a state: its digest, or for a machine state, which has
+        no bytes of its own, one of what it lists
+    """
     if manifest.kind is Kind.MACHINE:
-        return Digest.of_text(json.dumps(sorted((name, str(digest)) for name, digest in manifest.members.items())))
+        return Digest.of_text(
+            json.dumps(sorted((name, str(digest)) for name, digest in manifest.members.items()))
+        )
     return manifest.digest
 
 
 def is_same(one: Manifest, other: Manifest) -> bool:
-    """:returns: whether two manifests of sources speak of the same bytes; true if one of them has none, or nobody has hashed them"""
+    """
+    :returns: whether two manifests of sources speak of the same bytes; true if one of them has
+        none, or nobody has hashed them
+    """
     return one.digest is None or other.digest is None or one.digest == other.digest
 
 
 def _disagreement(wanted: StateId, offers: list[RemoteChain]) -> Conflict:
     first = offers[0]
-    different = next(pair for pair in (difference(first, offer) for offer in offers[1:]) if pair is not None)
+    different = next(
+        pair for pair in (difference(first, offer) for offer in offers[1:]) if pair is not None
+    )
     what = different[0].id
     contents = ", ".join(f"{offer.source} has {_content(offer, what)}" for offer in offers)
     names = " or ".join(f"--from {offer.source.name}" for offer in offers)
@@ -132,9 +177,15 @@ def _disagreement(wanted: StateId, offers: list[RemoteChain]) -> Conflict:
         f"the sources disagree about {wanted}{below}: {contents}",
         object=wanted.object,
         state=wanted.state,
-        hint=f"say which one is right with {names}, and unset it in the other; or for all states, with authority = true for one source",
+        hint=(
+            f"say which one is right with {names}, and unset it in the other; or for all states,"
+            " with authority = true for one source"
+        ),
     )
 
 
 def _content(offer: RemoteChain, what: StateId) -> str:
-    return next((str(member.manifest.digest) for member in offer.members if member.manifest.id == what), "none")
+    return next(
+        (str(member.manifest.digest) for member in offer.members if member.manifest.id == what),
+        "none",
+    )

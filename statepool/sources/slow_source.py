@@ -34,17 +34,21 @@ class Watch:
     Is told of the bytes, passes it on, and ends the transfer if it is not worth waiting for.
 
     :param progress: whom it tells
-    :param pace: how many bytes a second another source is thought to deliver; None: there is no other
+    :param pace: how many bytes a second another source is thought to deliver; None: there is no
+        other
     :param clock: tells the time, in seconds
     """
 
-    def __init__(self, progress: Progress, pace: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, progress: Progress, pace: float | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._progress = progress
         self._pace = pace
         self._clock = clock
         self._total = 0
         self._done = 0
-        # When each of the transfers began that are under way: within one, files that are here already can be hashed, which says nothing of a source.
+        # When each of the transfers began that are under way: within one, files that are here
+        # already can be hashed, which says nothing of a source.
         self._begun: list[float] = []
 
     def begin(self, what: str, total: int) -> None:

@@ -1,8 +1,9 @@
 """
 What a cache can be filled from: the interface, and the chain of a state that a source has.
 
-A source is asked for chains and listings, and its transport moves the files. Everything that chooses among sources and fetches from them uses nothing
-else: so a source need not be a pool with a log, and need not be one that can be changed.
+A source is asked for chains and listings, and its transport moves the files. Everything that
+chooses among sources and fetches from them uses nothing else: so a source need not be a pool with a
+log, and need not be one that can be changed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Source(ABC):
     scope: Scope
     authority: bool
 
-    # -- what is there -----------------------------------------------------------------------------------------------------------------------------
+    # -- what is there -----------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -67,24 +68,34 @@ class Source(ABC):
         """
 
     def is_unchanged(self, state: StateId, token: str) -> bool:
-        """:returns: whether it surely has of a state what it had when it gave this token; at the price of a small request where that is possible"""
+        """
+        :returns: whether it surely has of a state what it had when it gave this token; at the price
+            of a small request where that is possible
+        """
         found = self.resolve(state)
         return found is not None and found.token == token
 
     def has_bytes(self, digest: Digest) -> bool:
-        """:returns: whether bytes are there that :meth:`transport` does not see, since a collector had moved them aside: they are back now"""
+        """
+        :returns: whether bytes are there that :meth:`transport` does not see, since a collector had
+            moved them aside: they are back now
+        """
         return False
 
-    # -- changing it -------------------------------------------------------------------------------------------------------------------------------
+    # -- changing it -------------------------------------------------------------------------------
 
     def to_change(self) -> Pool:
         """
         :returns: the pool that it is
         :raises ReadOnlyPool: it is none, and takes no states
         """
-        raise ReadOnlyPool(f"the source {self} can only be read", pool=str(self), hint="name another source, or permit others with --scope")
+        raise ReadOnlyPool(
+            f"the source {self} can only be read",
+            pool=str(self),
+            hint="name another source, or permit others with --scope",
+        )
 
-    # -- what all have -----------------------------------------------------------------------------------------------------------------------------
+    # -- what all have -----------------------------------------------------------------------------
 
     @property
     def location(self) -> Location:
@@ -95,7 +106,10 @@ class Source(ABC):
         return str(self.transport.location)
 
     def is_called(self, name: str) -> bool:
-        """:returns: whether a user who says ``name`` means this source: as it is called, or where it is"""
+        """
+        :returns: whether a user who says ``name`` means this source: as it is called, or where it
+            is
+        """
         if name in (self.name, str(self)):
             return True
         try:
@@ -105,7 +119,8 @@ class Source(ABC):
 
     def require_whole(self, chain: RemoteChain) -> None:
         """
-        A log can say that a state is there whose bytes somebody has deleted. Another source may still have them.
+        A log can say that a state is there whose bytes somebody has deleted. Another source may
+        still have them.
 
         :raises MissingFile: it is so
         """
@@ -116,7 +131,8 @@ class Source(ABC):
             digest = member.manifest.digest
             if stat is None and digest is not None and not self._has_aside(digest):
                 raise MissingFile(
-                    f"{self} does not have the bytes of {member.manifest.id}, on which {chain.members[0].manifest.id} stands",
+                    f"{self} does not have the bytes of {member.manifest.id}, on which"
+                    f" {chain.members[0].manifest.id} stands",
                     object=member.manifest.object,
                     state=member.manifest.state,
                     pool=str(self),
@@ -171,13 +187,18 @@ def require_distinct(cache: Pool, sources: Sequence[Source]) -> None:
     for source in sources:
         identity = source.transport.identity
         if identity in seen:
-            raise UsageError(f"the source {source.name} is {seen[identity]} itself", hint="name each pool once")
+            raise UsageError(
+                f"the source {source.name} is {seen[identity]} itself", hint="name each pool once"
+            )
         seen[identity] = f"the source {source.name}"
     named: dict[str, Source] = {}
     for source in sources:
         other = named.setdefault(source.name, source)
         if other is not source:
-            raise UsageError(f"two sources are named {source.name!r}: {other} and {source}", hint="give each a name of its own")
+            raise UsageError(
+                f"two sources are named {source.name!r}: {other} and {source}",
+                hint="give each a name of its own",
+            )
 
 
 UNKNOWN = Digest("blake3", "0" * 64)
@@ -188,6 +209,10 @@ def with_parents(chain: tuple[Member, ...]) -> tuple[Manifest, ...]:
     """:returns: the manifests of an offered chain, each naming its parent, tip first"""
     below = [*(member.manifest for member in chain[1:]), None]
     return tuple(
-        evolve(member.manifest, parent=Parent(parent.state, parent.digest or UNKNOWN)) if parent is not None else member.manifest
+        (
+            evolve(member.manifest, parent=Parent(parent.state, parent.digest or UNKNOWN))
+            if parent is not None
+            else member.manifest
+        )
         for member, parent in zip(chain, below, strict=True)
     )

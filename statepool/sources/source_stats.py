@@ -1,8 +1,10 @@
 """
-What a cache knows of its sources, kept across runs: how fast they answered, how fast bytes came from them, and how they failed.
+What a cache knows of its sources, kept across runs: how fast they answered, how fast bytes came
+from them, and how they failed.
 
-One small file for each source, in the cache, since it is the way from this host to them that was measured. Nothing depends on these files: without
-them sources are asked in the order in which they are configured. So they are not flushed, and one that is torn counts as none; two processes that
+One small file for each source, in the cache, since it is the way from this host to them that was
+measured. Nothing depends on these files: without them sources are asked in the order in which they
+are configured. So they are not flushed, and one that is torn counts as none; two processes that
 write at the same time leave what one of them knew.
 """
 
@@ -29,10 +31,15 @@ WEIGHT = 0.5
 """How much one more measurement counts against all before it."""
 
 ENOUGH = 16 << 20
-"""A transfer of so many bytes tells how fast a source is; in smaller ones other work counts too much."""
+"""
+A transfer of so many bytes tells how fast a source is; in smaller ones other work counts too much.
+"""
 
 SLOW = 4 << 20
-"""Bytes in a second. A source that seems to be slower than this is slow, whatever else was done meanwhile."""
+"""
+Bytes in a second. A source that seems to be slower than this is slow, whatever else was done
+meanwhile.
+"""
 
 _ROUTES = Path("/proc/net/route")
 """The IPv4 routes of this host: see ``man 5 proc_pid_net``."""
@@ -100,7 +107,7 @@ class SourceStats:
         """:returns: the time, in seconds since the epoch"""
         return self._clock()
 
-    # -- learning ----------------------------------------------------------------------------------------------------------------------------------
+    # -- learning ----------------------------------------------------------------------------------
 
     def answered(self, source: Source, seconds: float) -> None:
         """A source answered a question."""
@@ -108,7 +115,10 @@ class SourceStats:
         self._change(source, known, evolve(known, latency=_blend(known.latency, seconds)))
 
     def delivered(self, source: Source, count: int, seconds: float) -> None:
-        """Bytes of images came from a source, in so many seconds. What was too little to judge by is forgotten."""
+        """
+        Bytes of images came from a source, in so many seconds. What was too little to judge by is
+        forgotten.
+        """
         known = self.of(source)
         if count > 0 and seconds > 0 and (count >= ENOUGH or count / seconds < SLOW):
             self._change(source, known, evolve(known, rate=_blend(known.rate, count / seconds)))
@@ -117,13 +127,21 @@ class SourceStats:
         """A source did what it was asked for: what it did before is forgiven."""
         known = self.of(source)
         if known.failures:
-            self._change(source, known, evolve(known, failures=0, failed=0.0, problem=None, corrupt=False))
+            self._change(
+                source, known, evolve(known, failures=0, failed=0.0, problem=None, corrupt=False)
+            )
 
     def failed(self, source: Source, error: StatePoolError) -> None:
         """A source could not be asked, did not deliver, or delivered something that was wrong."""
         known = self.of(source)
         corrupt = isinstance(error, IntegrityError)
-        changed = evolve(known, failures=known.failures + 1, failed=self._clock(), problem=error.message, corrupt=corrupt)
+        changed = evolve(
+            known,
+            failures=known.failures + 1,
+            failed=self._clock(),
+            problem=error.message,
+            corrupt=corrupt,
+        )
         self._change(source, known, changed)
 
     def _change(self, source: Source, before: Known, after: Known) -> None:
@@ -132,7 +150,10 @@ class SourceStats:
                 self._changes[str(source)] = after
 
     def save(self) -> None:
-        """Keep what was learnt for those who come later, if the cache has been made; a cache that cannot be written does without."""
+        """
+        Keep what was learnt for those who come later, if the cache has been made; a cache that
+        cannot be written does without.
+        """
         with self._lock:
             changes = dict(self._changes)
         for source, known in changes.items():
@@ -159,7 +180,11 @@ class SourceStats:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else None
+    return (
+        float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        else None
+    )
 
 
 def _blend(before: float | None, measured: float) -> float:
@@ -170,7 +195,9 @@ def _differs(before: Known, after: Known) -> bool:
     """Whether a change is worth a file: a latency or rate that is a little different is not."""
     if evolve(before, latency=None, rate=None) != evolve(after, latency=None, rate=None):
         return True
-    return any(_far(old, new) for old, new in ((before.latency, after.latency), (before.rate, after.rate)))
+    return any(
+        _far(old, new) for old, new in ((before.latency, after.latency), (before.rate, after.rate))
+    )
 
 
 def _far(old: float | None, new: float | None) -> bool:
@@ -195,6 +222,8 @@ def _networks() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     for line in lines:
         fields = line.split()
         if len(fields) > 7 and fields[2] == "00000000" and fields[7] != "00000000":
-            address, mask = (int.from_bytes(bytes.fromhex(fields[column]), "little") for column in (1, 7))
+            address, mask = (
+                int.from_bytes(bytes.fromhex(fields[column]), "little") for column in (1, 7)
+            )
             found.append(ipaddress.IPv4Network((address, mask.bit_count())))
     return found

@@ -18,8 +18,9 @@ A test file for a new one says how its object is worked on, and what the backend
             pool = statepool.init(tmp_path / "pool") ...
             return MyBench(MyBackend(context), [tmp_path])
 
-States are told apart by one number, the *value* that a guest has written everywhere it can. What only some backends can do is said by the attributes
-of the class; tests of what one cannot do are not there.
+States are told apart by one number, the *value* that a guest has written everywhere it can. What
+only some backends can do is said by the attributes of the class; tests of what one cannot do are
+not there.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ class Bench(ABC):
 
     @abstractmethod
     def target(self) -> Target:
-        """:returns: the object, always the same one, with new working images (or a new machine) that stand on nothing and are empty"""
+        """
+        :returns: the object, always the same one, with new working images (or a new machine) that
+            stand on nothing and are empty
+        """
 
     @abstractmethod
     def write(self, target: Target, value: int) -> None:
@@ -69,11 +73,17 @@ class Bench(ABC):
         """:returns: the value that a guest finds in a state, which has just been got"""
 
     def offer(self, target: Target, state: str) -> None:
-        """Make ready what :meth:`StateBackend.set` takes, where that is not the target's working image. ``state`` may be ``root``."""
+        """
+        Make ready what :meth:`StateBackend.set` takes, where that is not the target's working
+        image. ``state`` may be ``root``.
+        """
         return None
 
     def bare(self, target: Target) -> Target:
-        """:returns: all that is needed to list an object's states; working images are not, unless the states are in them"""
+        """
+        :returns: all that is needed to list an object's states; working images are not, unless the
+            states are in them
+        """
         return evolve(target, working={})
 
     def photograph(self) -> dict[str, str]:
@@ -85,7 +95,10 @@ class BackendContract(Contract):
     """The tests. Derive from it and give it a fixture ``bench``."""
 
     chains = True
-    """Whether a state stands on the one that it was made from, which then cannot be removed or replaced."""
+    """
+    Whether a state stands on the one that it was made from, which then cannot be removed or
+    replaced.
+    """
 
     comparable = True
     """Whether the backend can tell that two things it is given are the same."""
@@ -101,7 +114,7 @@ class BackendContract(Contract):
         """Where the object is worked on."""
         raise NotImplementedError("derive from BackendContract and define the fixture `bench`")
 
-    # -- one state ---------------------------------------------------------------------------------------------------------------------------------
+    # -- one state ---------------------------------------------------------------------------------
 
     def test_without_states(self, bench: Bench) -> None:
         target = bench.target()
@@ -111,7 +124,11 @@ class BackendContract(Contract):
     def test_there_and_back(self, bench: Bench) -> None:
         target = bench.target()
         stored = put(bench, target, "install", 7)
-        assert (stored.object, stored.state, stored.complete) == (str(target.object), "install", True)
+        assert (stored.object, stored.state, stored.complete) == (
+            str(target.object),
+            "install",
+            True,
+        )
         assert bench.backend.check(target, "install")
         assert names(bench, target) == ["install"]
         got = bench.backend.get(target, "install", OVERWRITE)
@@ -122,7 +139,10 @@ class BackendContract(Contract):
     def test_got_twice(self, bench: Bench) -> None:
         target = bench.target()
         put(bench, target, "install", 7)
-        assert bench.backend.get(target, "install", OVERWRITE).digest == bench.backend.get(target, "install", OVERWRITE).digest
+        assert (
+            bench.backend.get(target, "install", OVERWRITE).digest
+            == bench.backend.get(target, "install", OVERWRITE).digest
+        )
         assert bench.read(target, "install") == 7
 
     def test_several_states(self, bench: Bench) -> None:
@@ -138,7 +158,14 @@ class BackendContract(Contract):
         put(bench, bench.target(), "other", 8)
         target = bench.target()
         put(bench, target, "install", 7)
-        assert next(state for states in bench.backend.unset(target, "install").states.values() for state in states) == "install"
+        assert (
+            next(
+                state
+                for states in bench.backend.unset(target, "install").states.values()
+                for state in states
+            )
+            == "install"
+        )
         assert not bench.backend.check(target, "install")
         assert names(bench, target) == ["other"]
 
@@ -160,7 +187,7 @@ class BackendContract(Contract):
             bench.backend.get(target, "install")
         assert bench.photograph() == before
 
-    # -- what is not there, or cannot be -----------------------------------------------------------------------------------------------------------
+    # -- what is not there, or cannot be -----------------------------------------------------------
 
     def test_a_state_that_is_not_there(self, bench: Bench) -> None:
         target = bench.target()
@@ -175,18 +202,36 @@ class BackendContract(Contract):
         assert bench.photograph() == before
 
     @pytest.mark.parametrize(
-        "state", ["", ".", "..", "../install", "a/b", "-a", "a\n", "install.qcow2", "a.lock", "x" * 129, *sorted(ROOT_STATES - {ROOT})]
+        "state",
+        [
+            "",
+            ".",
+            "..",
+            "../install",
+            "a/b",
+            "-a",
+            "a\n",
+            "install.qcow2",
+            "a.lock",
+            "x" * 129,
+            *sorted(ROOT_STATES - {ROOT}),
+        ],
     )
     def test_a_name_that_no_state_can_have(self, bench: Bench, state: str) -> None:
         target = bench.target()
         bench.write(target, 7)
         before = bench.photograph()
-        for operation in (bench.backend.check, bench.backend.set, bench.backend.unset, partial(bench.backend.get, options=OVERWRITE)):
+        for operation in (
+            bench.backend.check,
+            bench.backend.set,
+            bench.backend.unset,
+            partial(bench.backend.get, options=OVERWRITE),
+        ):
             with pytest.raises(InvalidName):
                 operation(target, state)
         assert bench.photograph() == before
 
-    # -- a name that is taken ----------------------------------------------------------------------------------------------------------------------
+    # -- a name that is taken ----------------------------------------------------------------------
 
     @only_if("comparable")
     def test_the_same_content_again(self, bench: Bench) -> None:
@@ -208,12 +253,14 @@ class BackendContract(Contract):
     def test_replaced_when_asked_for(self, bench: Bench) -> None:
         put(bench, bench.target(), "install", 7)
         target = bench.target()
-        assert {at.result for at in put(bench, target, "install", 8, REPLACE).pools} == {Presence.STORED}
+        assert {at.result for at in put(bench, target, "install", 8, REPLACE).pools} == {
+            Presence.STORED
+        }
         assert names(bench, target) == ["install"]
         bench.backend.get(target, "install", OVERWRITE)
         assert bench.read(target, "install") == 8
 
-    # -- states that stand on others ---------------------------------------------------------------------------------------------------------------
+    # -- states that stand on others ---------------------------------------------------------------
 
     @only_if("chains")
     def test_a_chain(self, bench: Bench) -> None:
@@ -250,7 +297,7 @@ class BackendContract(Contract):
             bench.backend.set(target, "install", REPLACE)
         assert bench.photograph() == before
 
-    # -- dry runs ----------------------------------------------------------------------------------------------------------------------------------
+    # -- dry runs ----------------------------------------------------------------------------------
 
     def test_a_dry_run_changes_nothing(self, bench: Bench) -> None:
         target = chain(bench) if self.chains else bench.target()
@@ -277,7 +324,7 @@ class BackendContract(Contract):
             with pytest.raises(HasDependants):
                 bench.backend.unset(target, "install", dry)
 
-    # -- the object itself -------------------------------------------------------------------------------------------------------------------------
+    # -- the object itself -------------------------------------------------------------------------
 
     @only_if("roots")
     def test_the_object_itself(self, bench: Bench) -> None:
@@ -322,7 +369,9 @@ class BackendContract(Contract):
         bench.write(target, 7)
         bench.offer(target, ROOT)
         before = bench.photograph()
-        assert {at.result for at in bench.backend.set(target, ROOT, Options(dry_run=True)).pools} == {Presence.STORED}
+        assert {
+            at.result for at in bench.backend.set(target, ROOT, Options(dry_run=True)).pools
+        } == {Presence.STORED}
         assert bench.photograph() == before
         bench.backend.set(target, ROOT)
         before = bench.photograph()
@@ -340,7 +389,9 @@ class BackendContract(Contract):
         assert bench.backend.check(target, ROOT)
 
 
-def put(bench: Bench, target: Target, state: str, value: int, options: Options = DEFAULTS) -> SetResult:
+def put(
+    bench: Bench, target: Target, state: str, value: int, options: Options = DEFAULTS
+) -> SetResult:
     """Write a value, and store it as a state."""
     bench.write(target, value)
     bench.offer(target, state)
@@ -348,7 +399,10 @@ def put(bench: Bench, target: Target, state: str, value: int, options: Options =
 
 
 def chain(bench: Bench) -> Target:
-    """:returns: a target with the states ``install`` and, standing on it, ``customize``, that has been written to since"""
+    """
+    :returns: a target with the states ``install`` and, standing on it, ``customize``, that has been
+        written to since
+    """
     target = bench.target()
     put(bench, target, "install", 7)
     put(bench, target, "customize", 8)
@@ -357,5 +411,10 @@ def chain(bench: Bench) -> Target:
 
 
 def names(bench: Bench, target: Target) -> list[str]:
-    """:returns: the names of the states that a backend shows of the target's object, besides the object itself"""
-    return sorted({listed.manifest.state for listed in bench.backend.show(bench.bare(target))} - {ROOT})
+    """
+    :returns: the names of the states that a backend shows of the target's object, besides the
+        object itself
+    """
+    return sorted(
+        {listed.manifest.state for listed in bench.backend.show(bench.bare(target))} - {ROOT}
+    )

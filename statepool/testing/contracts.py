@@ -25,16 +25,24 @@ def only_if(*able: str) -> Callable[[_Test], _Test]:
 
 
 class Contract:
-    """The base of test classes for others to derive from. Whoever derives takes over only those tests that are meant for him."""
+    """
+    The base of test classes for others to derive from. Whoever derives takes over only those tests
+    that are meant for him.
+    """
 
     def __init_subclass__(cls, **rest: Any) -> None:
         super().__init_subclass__(**rest)
         seen = set(vars(cls))
         for base in cls.__mro__[1:]:
             for name, test in list(vars(base).items()):
-                if name in seen or test is None:  # overridden; or taken away there, and perhaps not meant to be here
+                # overridden; or taken away there, and perhaps not meant to be here
+                if name in seen or test is None:
                     continue
                 seen.add(name)
                 able = getattr(test, _ONLY_IF, None)
                 if able is not None:
-                    setattr(cls, name, test if all(getattr(cls, attribute) for attribute in able) else None)
+                    setattr(
+                        cls,
+                        name,
+                        test if all(getattr(cls, attribute) for attribute in able) else None,
+                    )

@@ -3,12 +3,14 @@ A transport around another one, in which things go wrong when they are told to.
 
 ::
 
-    cut = Stop(matches=on("fetch", path="*/data/*"), after=1 << 20, times=1)    # the first fetch breaks after 1 MiB, later ones do not
-    rotten = Flip(matches=on("fetch"), offset=70_000)                           # every fetch brings one wrong byte
+    # The first fetch breaks after 1 MiB, later ones do not.
+    cut = Stop(matches=on("fetch", path="*/data/*"), after=1 << 20, times=1)
+    # Every fetch brings one wrong byte.
+    rotten = Flip(matches=on("fetch"), offset=70_000)
     transport = FaultyTransport(LocalTransport(location), cut, rotten)
 
-A fault is a value: which calls it spoils, and how. Several work together, in their order. A new kind is a class with one or two of the methods of
-:class:`Fault`.
+A fault is a value: which calls it spoils, and how. Several work together, in their order. A new
+kind is a class with one or two of the methods of :class:`Fault`.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ def on(*operations: str, path: str = "*") -> Callable[[Call], bool]:
     :param path: a pattern as in a shell, in which ``*`` also stands for slashes
     :returns: a predicate for :attr:`Fault.matches`
     """
-    return lambda call: (not operations or call.operation in operations) and fnmatchcase(call.path, path)
+    return lambda call: (
+        (not operations or call.operation in operations) and fnmatchcase(call.path, path)
+    )
 
 
 ALWAYS = on()
@@ -80,7 +84,9 @@ class Fault:
         return None
 
     def answered(self, call: Call) -> None:
-        """Called when the call has done its work; what it raises comes out of the call all the same."""
+        """
+        Called when the call has done its work; what it raises comes out of the call all the same.
+        """
         return None
 
     def advance(self, call: Call, count: int, done: int) -> None:
@@ -136,7 +142,11 @@ class Flip(Fault):
 
 
 def _broken(call: Call) -> BaseException:
-    return TransportError(f"the connection broke in call {call.number}, {call.operation} {call.path!r}", path=call.path, transient=True)
+    return TransportError(
+        f"the connection broke in call {call.number}, {call.operation} {call.path!r}",
+        path=call.path,
+        transient=True,
+    )
 
 
 @frozen(kw_only=True)
@@ -144,7 +154,8 @@ class Stop(Fault):
     """
     The call fails.
 
-    :param after: once so many bytes have moved in the calls that are spoilt; None: before anything is done
+    :param after: once so many bytes have moved in the calls that are spoilt; None: before anything
+        is done
     :param error: makes what is raised
     """
 
@@ -201,7 +212,12 @@ class Full(Fault):
     def advance(self, call: Call, count: int, done: int) -> None:
         """Refuse what does not fit."""
         if done > self.after:
-            raise NoSpace(f"no space is left for {call.path!r}", needed=done, available=self.after, path=call.path)
+            raise NoSpace(
+                f"no space is left for {call.path!r}",
+                needed=done,
+                available=self.after,
+                path=call.path,
+            )
 
 
 @define(eq=False)
@@ -294,7 +310,9 @@ class FaultyTransport(Transport):
         with self._lock:
             call = Call(operation, path, len(self.calls) + 1)
             self.calls.append(call)
-            struck = _Struck(call, [counted for counted in self._faults if counted.strikes(call)], progress)
+            struck = _Struck(
+                call, [counted for counted in self._faults if counted.strikes(call)], progress
+            )
         for counted in struck.faults:
             counted.fault.before(call)
         yield struck
@@ -327,7 +345,9 @@ class FaultyTransport(Transport):
         """As the inner one; offsets of faults are those of the file."""
         with self._call("read", path) as struck:
             if struck.spoils:
-                data = struck.spoilt(self.inner.read(path))[offset : None if size is None else offset + size]
+                data = struck.spoilt(self.inner.read(path))[
+                    offset : None if size is None else offset + size
+                ]
             else:
                 data = self.inner.read(path, offset, size)
             struck.advance(len(data))
@@ -346,7 +366,12 @@ class FaultyTransport(Transport):
             if not struck.spoils:
                 return moved
             struck.spoil(target)
-            return evolve(moved, digest=copying.hash_file(target, os.fstat(target).st_size, algorithm=moved.digest.algorithm))
+            return evolve(
+                moved,
+                digest=copying.hash_file(
+                    target, os.fstat(target).st_size, algorithm=moved.digest.algorithm
+                ),
+            )
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """As the inner one. The digest is that of what has arrived at the other end."""
@@ -357,7 +382,9 @@ class FaultyTransport(Transport):
                 copying.copy(source, file.fileno(), Transfer(transfer.size))
                 struck.spoil(file.fileno())
                 left = os.fstat(file.fileno()).st_size
-                return self.inner.store(file.fileno(), path, Transfer(left, transfer.algorithm, progress=struck))
+                return self.inner.store(
+                    file.fileno(), path, Transfer(left, transfer.algorithm, progress=struck)
+                )
 
     def digest(self, path: str, transfer: Transfer) -> Digest:
         """As the inner one."""

@@ -1,8 +1,10 @@
 """
-A tiny real guest, for tests that want to see that time really went back: Debian's kernel for clouds, busybox, and a shell script.
+A tiny real guest, for tests that want to see that time really went back: Debian's kernel for
+clouds, busybox, and a shell script.
 
-It boots within seconds without KVM, counts in its RAM, says each number on its serial line, and does there what it is told: write a marker to a disk,
-read one, freeze its file system. ``tools/guest`` fetches the two packages; nothing is installed.
+It boots within seconds without KVM, counts in its RAM, says each number on its serial line, and
+does there what it is told: write a marker to a disk, read one, freeze its file system.
+``tools/guest`` fetches the two packages; nothing is installed.
 """
 
 from __future__ import annotations
@@ -23,10 +25,22 @@ from statepool.errors import NotFound, StatePoolError
 MEMORY = 128 << 20
 """RAM of the guest, in bytes. It does not boot with less than 96 MiB."""
 
-MODULES = ("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk")
-"""What the kernel needs to see a disk, in the order in which it can be loaded; ext4 and the serial line are built in."""
+MODULES = (
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+)
+"""
+What the kernel needs to see a disk, in the order in which it can be loaded; ext4 and the serial
+line are built in.
+"""
 
-KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr random.trust_cpu=on tsc=unstable"
+KERNEL_ARGUMENTS = (
+    "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr random.trust_cpu=on tsc=unstable"
+)
 """What the kernel is told."""
 
 _DIRECTORY = 0o040755
@@ -51,7 +65,9 @@ agent() {{
         id=${{line##*\"id\": }}; id=${{id%%\}}*}}
         case $line in
         *guest-sync*) echo "{{\"return\": $id}}" ;;
-        *guest-fsfreeze-freeze*) fsfreeze --freeze /mnt && echo '{{"return": 1}}' || refuse "cannot freeze" ;;
+        *guest-fsfreeze-freeze*)
+            fsfreeze --freeze /mnt && echo '{{"return": 1}}' || refuse "cannot freeze"
+            ;;
         *guest-fsfreeze-thaw*) fsfreeze --unfreeze /mnt; echo '{{"return": 1}}' ;;
         *) refuse "unknown command" ;;
         esac
@@ -61,9 +77,19 @@ agent </dev/ttyS1 >/dev/ttyS1 2>/dev/null &
 
 run() {{
     case $1 in
-    write) printf '%-511s\n' "$4" | dd of=/dev/$2 bs=512 seek=$3 conv=notrunc,fsync 2>/dev/null && echo "done $4" ;;
-    read) echo 3 >/proc/sys/vm/drop_caches; echo "value $(dd if=/dev/$2 bs=512 skip=$3 count=1 2>/dev/null | tr -d '\0')" ;;
-    fill) dd if=/dev/zero bs=1M count=$4 2>/dev/null | tr '\0' x | dd of=/dev/$2 bs=1M seek=$3 conv=notrunc,fsync 2>/dev/null; echo "done fill" ;;
+    write)
+        printf '%-511s\n' "$4" | dd of=/dev/$2 bs=512 seek=$3 conv=notrunc,fsync 2>/dev/null \
+            && echo "done $4"
+        ;;
+    read)
+        echo 3 >/proc/sys/vm/drop_caches
+        echo "value $(dd if=/dev/$2 bs=512 skip=$3 count=1 2>/dev/null | tr -d '\0')"
+        ;;
+    fill)
+        dd if=/dev/zero bs=1M count=$4 2>/dev/null | tr '\0' x \
+            | dd of=/dev/$2 bs=1M seek=$3 conv=notrunc,fsync 2>/dev/null
+        echo "done fill"
+        ;;
     load) head -c ${{2}}M /dev/urandom >/ballast; echo "done load" ;;
     format) mke2fs /dev/$2 >/dev/null && mount -t ext4 /dev/$2 /mnt && echo "done format" ;;
     save) echo "$3" >/mnt/$2 && echo "done $3" ;;
@@ -96,18 +122,31 @@ class Guest:
     @property
     def arguments(self) -> tuple[str, ...]:
         """What QEMU is told to boot it, besides its disks, its RAM and its serial lines."""
-        return ("-kernel", str(self.kernel), "-initrd", str(self.initramfs), "-append", KERNEL_ARGUMENTS)
+        return (
+            "-kernel",
+            str(self.kernel),
+            "-initrd",
+            str(self.initramfs),
+            "-append",
+            KERNEL_ARGUMENTS,
+        )
 
 
 def make_guest(packages: Path, initramfs: Path) -> Guest:
     """
-    :param packages: where ``dpkg-deb -x`` put the contents of a kernel package and of busybox-static
+    :param packages: where ``dpkg-deb -x`` put the contents of a kernel package and of
+        busybox-static
     :param initramfs: the file to write
     :raises NotFound: something is not there
     """
     kernel = _find(packages, "boot/vmlinuz-*")
     busybox = _find(packages, "bin/busybox", "usr/bin/busybox")
-    modules = [_find(packages, f"lib/modules/*/kernel/**/{name}.ko", f"usr/lib/modules/*/kernel/**/{name}.ko") for name in MODULES]
+    modules = [
+        _find(
+            packages, f"lib/modules/*/kernel/**/{name}.ko", f"usr/lib/modules/*/kernel/**/{name}.ko"
+        )
+        for name in MODULES
+    ]
     files = [
         *((name, _DIRECTORY, b"") for name in ("bin", "dev", "lib")),
         ("dev/console", _DEVICE, b""),
@@ -124,19 +163,29 @@ def _find(packages: Path, *patterns: str) -> Path:
         found = sorted(packages.glob(pattern))
         if found:
             return found[-1]
-    raise NotFound(f"there is no {patterns[0]} in {packages}", path=str(packages), hint="tools/guest fetches the packages")
+    raise NotFound(
+        f"there is no {patterns[0]} in {packages}",
+        path=str(packages),
+        hint="tools/guest fetches the packages",
+    )
 
 
 def archive(files: Iterable[tuple[str, int, bytes]]) -> bytes:
     """
     :param files: names, modes as in ``stat(2)``, and contents
-    :returns: an archive in the format that the kernel unpacks: cpio "newc" (``Documentation/driver-api/early-userspace/buffer-format.rst`` of Linux)
+    :returns: an archive in the format that the kernel unpacks: cpio "newc"
+        (``Documentation/driver-api/early-userspace/buffer-format.rst`` of Linux)
     """
-    return b"".join(piece for number, file in enumerate([*files, ("TRAILER!!!", 0, b"")], 1) for piece in _entry(number, *file))
+    return b"".join(
+        piece
+        for number, file in enumerate([*files, ("TRAILER!!!", 0, b"")], 1)
+        for piece in _entry(number, *file)
+    )
 
 
 def _entry(inode: int, name: str, mode: int, data: bytes) -> Iterator[bytes]:
-    major, minor = (5, 1) if mode == _DEVICE else (0, 0)  # the console; the only device that is needed before /dev is mounted
+    # the console; the only device that is needed before /dev is mounted
+    major, minor = (5, 1) if mode == _DEVICE else (0, 0)
     label = name.encode() + b"\0"
     fields = (inode, mode, 0, 0, 1, 0, len(data), 0, 0, major, minor, len(label), 0)
     head = b"070701" + b"".join(b"%08X" % value for value in fields) + label
@@ -150,7 +199,8 @@ class GuestError(StatePoolError):
 
 class Console:
     """
-    The serial line of a guest. All that it says is read at once: QEMU cannot bring a guest back to a moment in which nobody wanted to hear it.
+    The serial line of a guest. All that it says is read at once: QEMU cannot bring a guest back to
+    a moment in which nobody wanted to hear it.
 
     :param connection: to QEMU
     """
@@ -203,9 +253,13 @@ class Console:
         with self._news:
             while b"\n" not in self._unread:
                 if self._is_over:
-                    raise GuestError(f"the guest hung up before it said {pattern!r}; its last lines: {seen[-5:]}")
+                    raise GuestError(
+                        f"the guest hung up before it said {pattern!r}; its last lines: {seen[-5:]}"
+                    )
                 if not self._news.wait(end - time.monotonic()):
-                    raise GuestError(f"the guest did not say {pattern!r}; its last lines: {seen[-5:]}")
+                    raise GuestError(
+                        f"the guest did not say {pattern!r}; its last lines: {seen[-5:]}"
+                    )
             line, _, rest = bytes(self._unread).partition(b"\n")
             self._unread[:] = rest
         return line.decode(errors="replace").rstrip("\r")
@@ -232,7 +286,9 @@ class Console:
         self.ask(f"write {disk} {sector} {marker}", f"done {re.escape(marker)}")
 
     def read(self, *, disk: str = "vda", sector: int = 0) -> str:
-        """:returns: the marker on a disk; what the guest itself remembers of the disk is dropped first"""
+        """
+        :returns: the marker on a disk; what the guest itself remembers of the disk is dropped first
+        """
         return self.ask(f"read {disk} {sector}", r"value (.*)").strip()
 
 

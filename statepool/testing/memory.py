@@ -6,7 +6,8 @@ Pools in memory: as fast as it goes, and as strict as a file system.
     store = MemoryStore()
     here, there = MemoryTransport(store), MemoryTransport(store)      # two hosts that see one pool
 
-Every operation happens as a whole or not at all, and of several that race for a name one wins, as the face of transports demands.
+Every operation happens as a whole or not at all, and of several that race for a name one wins, as
+the face of transports demands.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ from statepool.errors import TransportError
 from statepool.model.digest import Digest, new_hasher
 from statepool.model.location import Location
 from statepool.transports import copying
-from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transfer, Transport
+from statepool.transports.base import (
+    Capabilities,
+    Entry,
+    FileKind,
+    Moved,
+    Stat,
+    Transfer,
+    Transport,
+)
 from statepool.transports.failures import not_regular, translated, translating, wrong_length
 
 BLOCK = 64 << 10
@@ -51,18 +60,22 @@ class _Node:
 
 class MemoryStore:
     """
-    A file system in memory. Its methods raise what the operating system would: :class:`OSError` with a number.
+    A file system in memory. Its methods raise what the operating system would: :class:`OSError`
+    with a number.
 
     :param clock: gives the time of changes, in nanoseconds
     :param capacity: bytes that all files together may have, or None for any number
     """
 
-    def __init__(self, *, clock: Callable[[], int] = time.time_ns, capacity: int | None = None) -> None:
+    def __init__(
+        self, *, clock: Callable[[], int] = time.time_ns, capacity: int | None = None
+    ) -> None:
         self.name = f"memory-{next(_numbers)}"
         self.lock = threading.RLock()
         self._clock = clock
         self._capacity = capacity
-        self._nodes = WeakSet[_Node]()  # what has no name any more, and is not in use, goes from there
+        # what has no name any more, and is not in use, goes from there
+        self._nodes = WeakSet[_Node]()
         self._root = self._made(DIRECTORY)
 
     def _made(self, kind: FileKind) -> _Node:
@@ -74,7 +87,11 @@ class MemoryStore:
     def free(self) -> int | None:
         """Bytes that still fit, or None if there is no limit."""
         with self.lock:
-            return None if self._capacity is None else max(self._capacity - sum(len(node.data) for node in self._nodes), 0)
+            return (
+                None
+                if self._capacity is None
+                else max(self._capacity - sum(len(node.data) for node in self._nodes), 0)
+            )
 
     def find(self, path: str) -> tuple[_Node, str, _Node | None]:
         """
@@ -160,14 +177,19 @@ class MemoryTransport(Transport):
     :param resumes: as for a server to which connections break
     """
 
-    def __init__(self, store: MemoryStore, location: Location | None = None, *, resumes: bool = False) -> None:
+    def __init__(
+        self, store: MemoryStore, location: Location | None = None, *, resumes: bool = False
+    ) -> None:
         super().__init__(location or Location("memory", f"/{store.name}"))
         self.memory = store
         self._resumes = resumes
 
     @property
     def capabilities(self) -> Capabilities:
-        """As a server with symbolic links has them. That nothing outlives the process is not held against it."""
+        """
+        As a server with symbolic links has them. That nothing outlives the process is not held
+        against it.
+        """
         return Capabilities(symlinks=True, durable=True, resumes=self._resumes)
 
     @property
@@ -175,7 +197,7 @@ class MemoryTransport(Transport):
         """The same for all transports with one store."""
         return self.memory.name
 
-    # -- looking ---------------------------------------------------------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
         """Return what is in a directory, nothing if there is none."""
@@ -208,7 +230,7 @@ class MemoryTransport(Transport):
                 raise _error(errno.EINVAL)
             return node.data.decode()
 
-    # -- names -----------------------------------------------------------------------------------------------------------------------------------
+    # -- names -------------------------------------------------------------------------------------
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """Create a file that has no name yet."""
@@ -263,7 +285,7 @@ class MemoryTransport(Transport):
         with self._at(directory, "flush the directory"):
             self.memory.get(directory, DIRECTORY)
 
-    # -- bytes -----------------------------------------------------------------------------------------------------------------------------------
+    # -- bytes -------------------------------------------------------------------------------------
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """Fetch a file, holes as holes."""
@@ -273,13 +295,19 @@ class MemoryTransport(Transport):
         progress.advance(begin)
         for offset in range(begin, size, BLOCK):
             block = data[offset : offset + BLOCK]
-            with translating("write a copy of", self._subject(path), needed=size, descriptor=target):
+            with translating(
+                "write a copy of", self._subject(path), needed=size, descriptor=target
+            ):
                 os.ftruncate(target, offset + len(block))
                 if block.strip(b"\0"):
                     os.pwrite(target, block, offset)
                     sent += len(block)
             progress.advance(len(block))
-        return Moved(copying.hash_file(target, size, algorithm=transfer.algorithm, pieces=transfer.pieces), "stream", sent)
+        return Moved(
+            copying.hash_file(target, size, algorithm=transfer.algorithm, pieces=transfer.pieces),
+            "stream",
+            sent,
+        )
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """Store a file, which is there under its private name while it grows."""
@@ -312,13 +340,13 @@ class MemoryTransport(Transport):
         hasher.update(bytes(file.data))
         return Moved(Digest(transfer.algorithm, hasher.hexdigest()), "stream", size - begin)
 
-    # -- the rest --------------------------------------------------------------------------------------------------------------------------------
+    # -- the rest ----------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
         """Return how many bytes still fit."""
         return self.memory.free
 
-    # -- below -----------------------------------------------------------------------------------------------------------------------------------
+    # -- below -------------------------------------------------------------------------------------
 
     def _at(self, path: str, doing: str, *, needed: int = 0) -> AbstractContextManager[None]:
         return translating(doing, self._subject(path), needed=needed)

@@ -1,5 +1,6 @@
 """
-The part of the contract of transports that is about names: looking, making, linking, renaming and removing.
+The part of the contract of transports that is about names: looking, making, linking, renaming and
+removing.
 
 It is not used by itself: see :mod:`statepool.testing.transports`.
 """
@@ -49,7 +50,10 @@ def winners(race: Callable[[int], object]) -> list[int]:
 
 @contextmanager
 def watching(look: Callable[[], object]) -> Iterator[None]:
-    """Look again and again, in another thread, as long as a ``with`` block lasts; what that raises comes out at its end."""
+    """
+    Look again and again, in another thread, as long as a ``with`` block lasts; what that raises
+    comes out at its end.
+    """
     done = threading.Event()
 
     def watch() -> None:
@@ -78,7 +82,9 @@ def names(transport: Transport, directory: str = "") -> set[str]:
 def local(transport: Transport, path: str) -> Path:
     """:returns: where a file of the pool can be prepared"""
     found = transport.local_path(path)
-    assert found is not None, "this transport's files are not in a directory of this host: in_directory is False"
+    assert found is not None, (
+        "this transport's files are not in a directory of this host: in_directory is False"
+    )
     return found
 
 
@@ -101,13 +107,16 @@ class NamesContract(Contract):
     """Whether there are directories, which are made before a file is put into one."""
 
     def put(self, transport: Transport, path: str, data: bytes) -> None:
-        """Have a file there that is only looked at by the test, in a directory that may not be there yet."""
+        """
+        Have a file there that is only looked at by the test, in a directory that may not be there
+        yet.
+        """
         above = path.rpartition("/")[0]
         if above:
             transport.make_directory(above)
         transport.create(path, data, flush=False)
 
-    # -- looking ---------------------------------------------------------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------------
 
     def test_the_empty_directory_has_nothing_in_it(self, transport: Transport) -> None:
         assert transport.scan("") == []
@@ -238,7 +247,10 @@ class NamesContract(Contract):
 
     @only_if("writes", "symlinks")
     def test_no_link_on_the_way_is_followed(self, transport: Transport, target: int) -> None:
-        """Another account that may write to a pool could have a link lead out of it: nothing behind one is looked at, made, renamed or removed."""
+        """
+        Another account that may write to a pool could have a link lead out of it: nothing behind
+        one is looked at, made, renamed or removed.
+        """
         transport.make_directory("real")
         transport.create("real/a", b"12345")
         transport.create("b", b"12345")
@@ -292,14 +304,20 @@ class NamesContract(Contract):
 
     @only_if("in_directory")
     @pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK], ids=["fifo", "socket"])
-    def test_what_is_no_file_is_refused_and_does_not_hang(self, transport: Transport, target: int, kind: int) -> None:
+    def test_what_is_no_file_is_refused_and_does_not_hang(
+        self, transport: Transport, target: int, kind: int
+    ) -> None:
         os.mknod(local(transport, "") / "odd", kind | 0o600)
         assert transport.scan("") == [Entry("odd", FileKind.OTHER)]
-        for use in (lambda: transport.read("odd"), lambda: transport.fetch("odd", target, Transfer(0)), lambda: transport.digest("odd", Transfer(0))):
+        for use in (
+            lambda: transport.read("odd"),
+            lambda: transport.fetch("odd", target, Transfer(0)),
+            lambda: transport.digest("odd", Transfer(0)),
+        ):
             with pytest.raises(IntegrityError, match="regular file"):
                 use()
 
-    # -- names -----------------------------------------------------------------------------------------------------------------------------------
+    # -- names -------------------------------------------------------------------------------------
 
     @only_if("writes")
     def test_create_makes_a_file_once(self, transport: Transport) -> None:
@@ -330,7 +348,11 @@ class NamesContract(Contract):
     def test_one_of_many_creates(self, transport: Transport) -> None:
         for turn in range(20):
             name = f"record-{turn}"
-            won = winners(lambda number, name=name: transport.create(name, b"%d" % number, flush=False))  # type: ignore[misc]
+
+            def create(number: int, name: str = name) -> None:
+                transport.create(name, b"%d" % number, flush=False)
+
+            won = winners(create)
             assert [transport.read(name)] == [b"%d" % number for number in won]
         assert len(transport.scan("")) == 20
 
@@ -443,7 +465,8 @@ class NamesContract(Contract):
     def test_a_symbolic_link_gives_way_in_one_step(self, transport: Transport) -> None:
         transport.symlink("0", "l")
         seen: set[str] = set()
-        with watching(lambda: seen.add(transport.readlink("l"))):  # which raises MissingFile if the name is ever gone
+        # which raises MissingFile if the name is ever gone
+        with watching(lambda: seen.add(transport.readlink("l"))):
             for number in range(1, 100):
                 transport.symlink(str(number), "l")
         assert seen <= {str(number) for number in range(100)}
@@ -460,7 +483,9 @@ class NamesContract(Contract):
         assert names(transport) == {"a", "d"}
 
     @only_if("writes", "directories")
-    def test_make_directory_makes_those_above_and_can_be_repeated(self, transport: Transport) -> None:
+    def test_make_directory_makes_those_above_and_can_be_repeated(
+        self, transport: Transport
+    ) -> None:
         transport.make_directory("a/b/c")
         transport.make_directory("a/b/c")
         transport.make_directory("a")

@@ -13,10 +13,12 @@ A test file for a new one::
                 yield transport
                 transport.close()
 
-The directory that the fixture's transport leads to exists and is empty. If it is a directory of this host, ``in_directory = True`` in the class
-brings the tests that put strange files there. Attributes of the class say what a transport cannot do, as its capabilities do, and leave out the tests
-of that: ``writes``, ``renames``, ``symlinks``, ``directories``. Where nothing can be written, the method ``put`` of the class puts there what is to
-be read. ``deaths`` says at how many moments of each command a process is killed; where each call takes long, fewer will do.
+The directory that the fixture's transport leads to exists and is empty. If it is a directory of
+this host, ``in_directory = True`` in the class brings the tests that put strange files there.
+Attributes of the class say what a transport cannot do, as its capabilities do, and leave out the
+tests of that: ``writes``, ``renames``, ``symlinks``, ``directories``. Where nothing can be written,
+the method ``put`` of the class puts there what is to be read. ``deaths`` says at how many moments
+of each command a process is killed; where each call takes long, fewer will do.
 """
 
 from __future__ import annotations
@@ -30,7 +32,14 @@ from pathlib import Path
 
 import pytest
 
-from statepool.errors import AccessDenied, FileExists, IntegrityError, MissingFile, StatePoolError, TransportError
+from statepool.errors import (
+    AccessDenied,
+    FileExists,
+    IntegrityError,
+    MissingFile,
+    StatePoolError,
+    TransportError,
+)
 from statepool.model.digest import ALGORITHMS, Digest
 from statepool.model.progress import NoProgress
 from statepool.testing.contracts import only_if
@@ -76,10 +85,15 @@ class TransportContract(NamesContract, JourneyContract):
     @pytest.fixture
     def transport(self) -> Transport:
         """A transport to an empty directory that exists."""
-        raise NotImplementedError("derive from TransportContract and define the fixture `transport`")
+        raise NotImplementedError(
+            "derive from TransportContract and define the fixture `transport`"
+        )
 
     def without_privileges(self) -> AbstractContextManager[None]:
-        """:returns: a block in which permissions count; root, to whom everything is permitted, skips the test of them unless this is overridden"""
+        """
+        :returns: a block in which permissions count; root, to whom everything is permitted, skips
+            the test of them unless this is overridden
+        """
         if os.geteuid() == 0:
             pytest.skip("root is permitted everything")
         return nullcontext()
@@ -93,11 +107,16 @@ class TransportContract(NamesContract, JourneyContract):
 
     @pytest.fixture
     def source(self, tmp_path: Path) -> Iterator[Maker]:
-        """Makes local files to store from, with the given bytes; those that are zeros in multiples of a block are holes."""
+        """
+        Makes local files to store from, with the given bytes; those that are zeros in multiples of
+        a block are holes.
+        """
         opened: list[int] = []
 
         def make(data: bytes) -> int:
-            fd = os.open(tmp_path / f"stored-from-{len(opened)}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            fd = os.open(
+                tmp_path / f"stored-from-{len(opened)}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600
+            )
             opened.append(fd)
             os.ftruncate(fd, len(data))
             block = 64 << 10
@@ -110,9 +129,11 @@ class TransportContract(NamesContract, JourneyContract):
         for fd in opened:
             os.close(fd)
 
-    # -- small files -----------------------------------------------------------------------------------------------------------------------------
+    # -- small files -------------------------------------------------------------------------------
 
-    def test_small_files_are_not_read_without_end(self, transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_small_files_are_not_read_without_end(
+        self, transport: Transport, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(base, "MOST_TOGETHER", 100)
         for name in "abc":
             self.put(transport, name, bytes(40))
@@ -121,16 +142,20 @@ class TransportContract(NamesContract, JourneyContract):
         with pytest.raises(IntegrityError, match=r"c in .* has more than"):
             transport.read_many(["a", "b", "c"], 50)
 
-    # -- bytes -----------------------------------------------------------------------------------------------------------------------------------
+    # -- bytes -------------------------------------------------------------------------------------
 
     @only_if("writes")
     @pytest.mark.parametrize("size", [0, 1, 4095, 70_000, 5 * MIB + 13])
     @pytest.mark.parametrize("algorithm", ALGORITHMS)
-    def test_a_file_there_and_back(self, transport: Transport, source: Maker, target: int, size: int, algorithm: str) -> None:
+    def test_a_file_there_and_back(
+        self, transport: Transport, source: Maker, target: int, size: int, algorithm: str
+    ) -> None:
         data = pattern(size)
         expected = Digest.of(data, algorithm)
         there, back, again = Counter(), Counter(), Counter()
-        transfers = [Transfer(size, algorithm, progress=progress) for progress in (there, back, again)]
+        transfers = [
+            Transfer(size, algorithm, progress=progress) for progress in (there, back, again)
+        ]
         assert transport.store(source(data), "a", transfers[0]).digest == expected
         assert transport.read("a") == data
         assert transport.fetch("a", target, transfers[1]).digest == expected
@@ -138,7 +163,9 @@ class TransportContract(NamesContract, JourneyContract):
         assert transport.digest("a", transfers[2]) == expected
         assert (there.done, back.done, again.done) == (size, size, size)
         for pieces in (transfer.pieces for transfer in transfers if len(transfer.pieces)):
-            assert Digest.of_pieces(pieces, size) == expected, "digests of pieces are left out, or all of them are right"
+            assert Digest.of_pieces(pieces, size) == expected, (
+                "digests of pieces are left out, or all of them are right"
+            )
 
     @only_if("writes")
     def test_pieces_become_a_file_that_appears_whole_and_once(self, transport: Transport) -> None:
@@ -179,7 +206,9 @@ class TransportContract(NamesContract, JourneyContract):
 
     @only_if("writes")
     @pytest.mark.parametrize("size", [0, 99_999, 100_001])
-    def test_a_file_of_another_length_is_refused(self, transport: Transport, source: Maker, target: int, size: int) -> None:
+    def test_a_file_of_another_length_is_refused(
+        self, transport: Transport, source: Maker, target: int, size: int
+    ) -> None:
         transport.store(source(pattern(100_000)), "a", Transfer(100_000))
         with pytest.raises(IntegrityError):
             transport.fetch("a", target, Transfer(size))
@@ -194,11 +223,16 @@ class TransportContract(NamesContract, JourneyContract):
         data = pattern(size)
         self.put(transport, "d/a", data)
         back, again = Counter(), Counter()
-        assert transport.fetch("d/a", target, Transfer(size, "sha256", progress=back)).digest == Digest.of(data, "sha256")
+        assert transport.fetch(
+            "d/a", target, Transfer(size, "sha256", progress=back)
+        ).digest == Digest.of(data, "sha256")
         assert os.pread(target, size + 1, 0) == data
         assert transport.digest("d/a", Transfer(size, progress=again)) == Digest.of(data)
         assert (back.done, again.done) == (size, size)
-        for use in (lambda: transport.fetch("d/a", target, Transfer(size + 1)), lambda: transport.digest("d/a", Transfer(size + 1))):
+        for use in (
+            lambda: transport.fetch("d/a", target, Transfer(size + 1)),
+            lambda: transport.digest("d/a", Transfer(size + 1)),
+        ):
             with pytest.raises(IntegrityError):
                 use()
 
@@ -209,7 +243,9 @@ class TransportContract(NamesContract, JourneyContract):
             transport.digest("a", Transfer(1))
 
     @only_if("writes")
-    def test_store_replaces_and_needs_the_directory(self, transport: Transport, source: Maker) -> None:
+    def test_store_replaces_and_needs_the_directory(
+        self, transport: Transport, source: Maker
+    ) -> None:
         transport.store(source(b"first"), "a", Transfer(5))
         transport.store(source(b"second"), "a", Transfer(6))
         assert transport.read("a") == b"second"
@@ -218,7 +254,9 @@ class TransportContract(NamesContract, JourneyContract):
                 transport.store(source(b"third"), "no/where", Transfer(5))
 
     @only_if("writes")
-    def test_what_is_stored_can_be_linked_and_is_read_only(self, transport: Transport, source: Maker) -> None:
+    def test_what_is_stored_can_be_linked_and_is_read_only(
+        self, transport: Transport, source: Maker
+    ) -> None:
         transport.make_directory("incoming")
         transport.make_directory("data")
         transport.store(source(b"bytes"), "incoming/n", Transfer(5))
@@ -229,7 +267,9 @@ class TransportContract(NamesContract, JourneyContract):
             assert path.stat().st_mode & 0o777 == 0o444
 
     @only_if("writes")
-    def test_what_is_there_already_need_not_be_moved_again(self, transport: Transport, source: Maker, target: int) -> None:
+    def test_what_is_there_already_need_not_be_moved_again(
+        self, transport: Transport, source: Maker, target: int
+    ) -> None:
         data, done = pattern(3 * MIB) + bytes(MIB) + pattern(13), 2 * MIB + 5
         there, back = Counter(), Counter()
         transport.create("a", data[:done] + b"x" * (len(data) - done))
@@ -246,7 +286,9 @@ class TransportContract(NamesContract, JourneyContract):
             assert fetched.sent == len(data) - done
 
     @only_if("writes")
-    def test_a_progress_that_raises_ends_the_transfer(self, transport: Transport, source: Maker, target: int) -> None:
+    def test_a_progress_that_raises_ends_the_transfer(
+        self, transport: Transport, source: Maker, target: int
+    ) -> None:
         data = pattern(12 * MIB)
         threads = threading.active_count()
         with pytest.raises(Stopping.Enough):
@@ -259,14 +301,18 @@ class TransportContract(NamesContract, JourneyContract):
         if transport.capabilities.local:
             assert threading.active_count() == threads
 
-    # -- the rest --------------------------------------------------------------------------------------------------------------------------------
+    # -- the rest ----------------------------------------------------------------------------------
 
     def test_free_space(self, transport: Transport) -> None:
         free = transport.free_space()
         assert free is None or free >= 0
 
     def test_errors_are_ours_and_name_the_pool(self, transport: Transport) -> None:
-        for use in (lambda: transport.read("a"), lambda: transport.link("a", "b"), lambda: transport.rename("a", "b")):
+        for use in (
+            lambda: transport.read("a"),
+            lambda: transport.link("a", "b"),
+            lambda: transport.rename("a", "b"),
+        ):
             with pytest.raises(StatePoolError) as caught:
                 use()
             assert caught.value.pool == str(transport.location)
@@ -274,12 +320,24 @@ class TransportContract(NamesContract, JourneyContract):
 
     def test_what_it_cannot_do_is_known_beforehand_and_refused(self, transport: Transport) -> None:
         able = transport.capabilities
-        assert (able.writes, able.renames, able.symlinks, able.directories) == (self.writes, self.renames, self.symlinks, self.directories)
+        assert (able.writes, able.renames, able.symlinks, able.directories) == (
+            self.writes,
+            self.renames,
+            self.symlinks,
+            self.directories,
+        )
         self.put(transport, "a", b"1")
         missing: list[Callable[[], object]] = []
         if not able.writes:
-            missing += [lambda: transport.create("b", b""), lambda: transport.remove("a"), lambda: transport.link("a", "b")]
-            missing += [lambda: transport.make_directory("d"), lambda: transport.remove_directory("d")]
+            missing += [
+                lambda: transport.create("b", b""),
+                lambda: transport.remove("a"),
+                lambda: transport.link("a", "b"),
+            ]
+            missing += [
+                lambda: transport.make_directory("d"),
+                lambda: transport.remove_directory("d"),
+            ]
         if not able.renames:
             missing.append(lambda: transport.rename("a", "b"))
         if not able.symlinks:

@@ -9,17 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PASSING = ("/.statepool/locks/", "/.statepool/known/")
-"""Parts of paths that say nothing: a lock file may be made by whoever only looks whether it may change something, and how a source behaved is noted
-also where nothing came of it."""
+"""
+Parts of paths that say nothing: a lock file may be made by whoever only looks whether it may change
+something, and how a source behaved is noted also where nothing came of it.
+"""
 
 
 def photograph(*directories: Path, besides: tuple[str, ...] = PASSING) -> dict[str, str]:
     """
     :param directories: what to look at; one that is not there is empty
     :param besides: parts of paths that are left out
-    :returns: what each name stands for: the kind and permissions of the file, and a digest of its content or what a link holds. Times are left out.
+    :returns: what each name stands for: the kind and permissions of the file, and a digest of its
+        content or what a link holds. Times are left out.
     """
-    return {path: _described(path) for directory in directories for path in _names(directory) if not any(part in path for part in besides)}
+    return {
+        path: _described(path)
+        for directory in directories
+        for path in _names(directory)
+        if not any(part in path for part in besides)
+    }
 
 
 def _names(directory: Path) -> Iterator[str]:

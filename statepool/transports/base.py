@@ -1,17 +1,22 @@
 """
 The face that every transport has, in two layers.
 
-Below are the primitives, which an author has to write: ``scan``, ``stat`` and ``read``, and ``create`` and ``remove`` unless the place can only be
-read. What is above them is written here already, on the primitives alone: slow, and right. A transport that can do better overrides it. What cannot
-be made of the primitives without breaking a promise is refused in clear words; :class:`Capabilities` says beforehand what is.
+Below are the primitives, which an author has to write: ``scan``, ``stat`` and ``read``, and
+``create`` and ``remove`` unless the place can only be read. What is above them is written here
+already, on the primitives alone: slow, and right. A transport that can do better overrides it. What
+cannot be made of the primitives without breaking a promise is refused in clear words;
+:class:`Capabilities` says beforehand what is.
 
-Paths are relative to the pool's directory, with ``/`` between their parts, made of validated names by the floor above; a transport need not look at
-them again, but never follows a symbolic link in any of their parts.
+Paths are relative to the pool's directory, with ``/`` between their parts, made of validated names
+by the floor above; a transport need not look at them again, but never follows a symbolic link in
+any of their parts.
 
-All methods raise :class:`~statepool.errors.TransportError` or one of its kinds (:class:`~statepool.errors.MissingFile`,
-:class:`~statepool.errors.FileExists`, :class:`~statepool.errors.AccessDenied`), or :class:`~statepool.errors.NoSpace`; those that read bytes also
-:class:`~statepool.errors.UnsafeImage` (check ``regular-file``) for what is no regular file, and :class:`~statepool.errors.IntegrityError` for one of
-another length; and nothing else. They can be called from several threads.
+All methods raise :class:`~statepool.errors.TransportError` or one of its kinds
+(:class:`~statepool.errors.MissingFile`, :class:`~statepool.errors.FileExists`,
+:class:`~statepool.errors.AccessDenied`), or :class:`~statepool.errors.NoSpace`; those that read
+bytes also :class:`~statepool.errors.UnsafeImage` (check ``regular-file``) for what is no regular
+file, and :class:`~statepool.errors.IntegrityError` for one of another length; and nothing else.
+They can be called from several threads.
 """
 
 from __future__ import annotations
@@ -33,14 +38,34 @@ from statepool.model.digest import Digest, new_hasher
 from statepool.model.location import Location
 from statepool.model.outcomes import Finding
 from statepool.model.settings import Settings
-from statepool.transports.failures import Subject, not_regular, require_few_holes, translating, wrong_length
+from statepool.transports.failures import (
+    Subject,
+    not_regular,
+    require_few_holes,
+    translating,
+    wrong_length,
+)
 from statepool.transports.reading import SLICE, are_in_order, slices
 from statepool.transports.values import Capabilities, Entry, FileKind, Moved, Stat, Transfer
 
-__all__ = ["MOST_TOGETHER", "Capabilities", "Entry", "FileKind", "Moved", "Stat", "Transfer", "Transport", "small_file_mode", "too_much"]
+__all__ = [
+    "MOST_TOGETHER",
+    "Capabilities",
+    "Entry",
+    "FileKind",
+    "Moved",
+    "Stat",
+    "Transfer",
+    "Transport",
+    "small_file_mode",
+    "too_much",
+]
 
 MOST_TOGETHER = 256 << 20
-"""Bytes of small files that are read together at most: what a pool says is long may be a hole that took no room there."""
+"""
+Bytes of small files that are read together at most: what a pool says is long may be a hole that
+took no room there.
+"""
 
 
 class Transport(ABC):
@@ -56,24 +81,36 @@ class Transport(ABC):
     @classmethod
     def open(cls, location: Location, settings: Settings) -> Transport:
         """
-        :param settings: the knobs, for transports that have some; the others are made of the location alone
+        :param settings: the knobs, for transports that have some; the others are made of the
+            location alone
         :returns: a transport. Nothing has been connected or looked at yet.
         """
         return cls(location)
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this one can do. May have to ask the far side. Here: what can be made of the primitives, to be overridden with them."""
+        """
+        What this one can do. May have to ask the far side. Here: what can be made of the
+        primitives, to be overridden with them.
+        """
         writes = type(self).create is not Transport.create
-        return Capabilities(symlinks=False, durable=False, writes=writes, renames=False, directories=False, copies=True)
+        return Capabilities(
+            symlinks=False,
+            durable=False,
+            writes=writes,
+            renames=False,
+            directories=False,
+            copies=True,
+        )
 
-    # -- looking ---------------------------------------------------------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------------
 
     @abstractmethod
     def scan(self, directory: str) -> list[Entry]:
         """
         :param directory: ``""`` is the pool's own
-        :returns: what is in it, in no order; nothing if it does not exist. Names that are not UTF-8 are left out.
+        :returns: what is in it, in no order; nothing if it does not exist. Names that are not UTF-8
+            are left out.
         """
 
     @abstractmethod
@@ -96,7 +133,8 @@ class Transport(ABC):
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """
         :param offset: where to begin, in bytes
-        :param size: how much to read at most; None: to the end. Callers that do not trust the file give a size.
+        :param size: how much to read at most; None: to the end. Callers that do not trust the file
+            give a size.
         :raises MissingFile: there is no such file
         """
 
@@ -107,7 +145,8 @@ class Transport(ABC):
         """
         raise self._cannot("read the symbolic link", path)
 
-    # -- looking at many: where every question takes a while, all are asked before the first answer is waited for -----------------------------------
+    # Looking at many: where every question takes a while, all are asked before the first answer is
+    # waited for.
 
     def scan_many(self, directories: Sequence[str]) -> list[list[Entry]]:
         """:returns: as :meth:`scan`, for each of the directories, in their order"""
@@ -141,11 +180,12 @@ class Transport(ABC):
         except MissingFile:
             return None
 
-    # -- names: each of these happens as a whole or not at all -------------------------------------------------------------------------------------
+    # -- names: each of these happens as a whole or not at all -------------------------------------
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        Make a small file that appears whole, with its content on stable storage (if ``flush``), and only if nobody has made it before.
+        Make a small file that appears whole, with its content on stable storage (if ``flush``), and
+        only if nobody has made it before.
 
         The entry in its directory may still need :meth:`flush`.
 
@@ -155,11 +195,13 @@ class Transport(ABC):
 
     def assemble(self, path: str, pieces: Iterable[bytes]) -> None:
         """
-        Make a large file of pieces that follow each other, as :meth:`create` makes a small one: it appears whole, flushed, and only if nobody has
-        made it before. Here all of it is held in memory, since ``create`` takes no less; a transport that can send one piece after the other
+        Make a large file of pieces that follow each other, as :meth:`create` makes a small one: it
+        appears whole, flushed, and only if nobody has made it before. Here all of it is held in
+        memory, since ``create`` takes no less; a transport that can send one piece after the other
         overrides this.
 
-        :param pieces: of two MiB at most; what is raised while they are asked for comes out of the call, and leaves nothing behind
+        :param pieces: of two MiB at most; what is raised while they are asked for comes out of the
+            call, and leaves nothing behind
         :raises FileExists: the name exists, whatever it is
         """
         whole = io.BytesIO()
@@ -172,8 +214,9 @@ class Transport(ABC):
         Make ready a small file that gets its name later.
 
         :param directory: where its name will be
-        :returns: for as long as a ``with`` block lasts, a function that makes it appear under a path, once, as :meth:`create` does; when another
-            file was there first, it can be called again with another path
+        :returns: for as long as a ``with`` block lasts, a function that makes it appear under a
+            path, once, as :meth:`create` does; when another file was there first, it can be called
+            again with another path
         """
         return nullcontext(partial(self.create, data=data))
 
@@ -188,7 +231,9 @@ class Transport(ABC):
             raise self._cannot("create", target)
         if self.stat(target) is not None:
             subject = self._subject(target)
-            raise FileExists(f"cannot create {subject.text}: it exists", pool=subject.pool, path=target)
+            raise FileExists(
+                f"cannot create {subject.text}: it exists", pool=subject.pool, path=target
+            )
         self.assemble(target, self._pieces_of(source))
 
     def _pieces_of(self, path: str) -> Iterator[bytes]:
@@ -201,7 +246,8 @@ class Transport(ABC):
 
     def rename(self, source: str, target: str) -> None:
         """
-        Give a file another name; a file that is there gives way. The primitives cannot do that in one step.
+        Give a file another name; a file that is there gives way. The primitives cannot do that in
+        one step.
 
         :raises MissingFile: there is no source
         """
@@ -212,19 +258,26 @@ class Transport(ABC):
         raise self._cannot("remove", path)
 
     def symlink(self, target: str, path: str) -> None:
-        """Make the name ``path`` a symbolic link that holds ``target``; a link or file that is there gives way in one step."""
+        """
+        Make the name ``path`` a symbolic link that holds ``target``; a link or file that is there
+        gives way in one step.
+        """
         raise self._cannot("make the symbolic link", path)
 
     def make_directory(self, path: str) -> None:
         """
-        Make a directory and those above it, with the permissions of the pool's own; nothing happens if it is there. Here nothing happens, as where a
-        directory is there as soon as a file is in it.
+        Make a directory and those above it, with the permissions of the pool's own; nothing happens
+        if it is there. Here nothing happens, as where a directory is there as soon as a file is in
+        it.
         """
         if not self.capabilities.writes:
             raise self._cannot("make the directory", path)
 
     def remove_directory(self, path: str) -> bool:
-        """:returns: whether it was there and could be removed: False if it is not empty, and where there are none"""
+        """
+        :returns: whether it was there and could be removed: False if it is not empty, and where
+            there are none
+        """
         if not self.capabilities.writes:
             raise self._cannot("remove the directory", path)
         return False
@@ -233,13 +286,14 @@ class Transport(ABC):
         """Bring the entries of a directory to stable storage, where the far side can."""
         return None
 
-    # -- bytes -------------------------------------------------------------------------------------------------------------------------------------
+    # -- bytes -------------------------------------------------------------------------------------
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """
         Bring the bytes of a file into an empty local file, holes as holes.
 
-        Where transfers can be resumed, the length of the local file tells after a failure how far this one came.
+        Where transfers can be resumed, the length of the local file tells after a failure how far
+        this one came.
 
         :param target: descriptor of a local file open for reading and writing, of our own
         :param transfer: what is moved
@@ -264,14 +318,15 @@ class Transport(ABC):
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        Make a new file of the bytes of a local one, holes as holes, checked as far as the far side can, flushed, and read-only. Here they are sent a
-        piece at a time, by :meth:`assemble`.
+        Make a new file of the bytes of a local one, holes as holes, checked as far as the far side
+        can, flushed, and read-only. Here they are sent a piece at a time, by :meth:`assemble`.
 
-        Where transfers can be resumed, and the connection broke, the length of the new file tells how far this one came. Otherwise a failure leaves
-        nothing behind.
+        Where transfers can be resumed, and the connection broke, the length of the new file tells
+        how far this one came. Otherwise a failure leaves nothing behind.
 
         :param source: descriptor of the local file, open for reading
-        :param path: a private name of the caller; a file that is there gives way, unless the transfer goes on with it
+        :param path: a private name of the caller; a file that is there gives way, unless the
+            transfer goes on with it
         :param transfer: what is moved
         :returns: what was moved; the digest is that of the *copy*
         :raises IntegrityError: the local file has another length than ``transfer`` says
@@ -280,7 +335,10 @@ class Transport(ABC):
         if not self.capabilities.writes:
             raise self._cannot("create", path)
         there = self._subject(path)
-        subject, hasher = Subject(f"the local file for {there.text}", there.pool, path), new_hasher(transfer.algorithm, pieces=transfer.pieces)
+        subject, hasher = (
+            Subject(f"the local file for {there.text}", there.pool, path),
+            new_hasher(transfer.algorithm, pieces=transfer.pieces),
+        )
         with translating("read", subject):
             found = os.fstat(source)
         if not stat.S_ISREG(found.st_mode) or found.st_size != transfer.size:
@@ -304,13 +362,18 @@ class Transport(ABC):
         """
         Read a file once more, on the far side where that is possible.
 
-        :param transfer: gives the length, the algorithm and the progress; extents and ``done`` are ignored
+        :param transfer: gives the length, the algorithm and the progress; extents and ``done`` are
+            ignored
         :raises MissingFile: there is no such file
         :raises IntegrityError: it has another length than ``transfer`` says
         """
-        return self._read_through(path, evolve(transfer, extents=()), lambda data, offset: None).digest
+        return self._read_through(
+            path, evolve(transfer, extents=()), lambda data, offset: None
+        ).digest
 
-    def _read_through(self, path: str, transfer: Transfer, keep: Callable[[bytes, int], object]) -> Moved:
+    def _read_through(
+        self, path: str, transfer: Transfer, keep: Callable[[bytes, int], object]
+    ) -> Moved:
         """
         Read a file from one end to the other, only where it has data.
 
@@ -319,7 +382,9 @@ class Transport(ABC):
         subject, size, extents = self._subject(path), transfer.size, transfer.extents
         found = self.stat(path)
         if found is None:
-            raise MissingFile(f"cannot read {subject.text}: it is not there", pool=subject.pool, path=path)
+            raise MissingFile(
+                f"cannot read {subject.text}: it is not there", pool=subject.pool, path=path
+            )
         if found.kind is not FileKind.FILE:
             raise not_regular(subject)
         if found.size != size:
@@ -343,40 +408,52 @@ class Transport(ABC):
             transfer.progress.advance(part.length)
         return Moved(Digest(transfer.algorithm, hasher.hexdigest()), "stream", sent)
 
-    # -- the rest ----------------------------------------------------------------------------------------------------------------------------------
+    # -- the rest ----------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
         """:returns: bytes that can still be written by this account, or None where nobody knows"""
         return None
 
     def local_path(self, path: str) -> Path | None:
-        """:returns: where a file is on this host, for messages and for programs that only know paths, or None where it is elsewhere"""
+        """
+        :returns: where a file is on this host, for messages and for programs that only know paths,
+            or None where it is elsewhere
+        """
         return None
 
     def beneath(self, path: str) -> Beneath | None:
-        """:returns: the same, for opening it without following a symbolic link, or None where it cannot be opened on this host"""
+        """
+        :returns: the same, for opening it without following a symbolic link, or None where it
+            cannot be opened on this host
+        """
         return None
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
         """
-        Take the kernel's lock on a lock file on the far side: flock(2), which meets that of whoever locks the file there.
+        Take the kernel's lock on a lock file on the far side: flock(2), which meets that of whoever
+        locks the file there.
 
         :param path: the lock file; it is made if it is missing
         :param timeout: how long to wait for another holder, in seconds
-        :returns: holds the lock for as long as a ``with`` block lasts, and raises :class:`~statepool.errors.LockTimeout` where it is entered; None
-            where there is no such lock
+        :returns: holds the lock for as long as a ``with`` block lasts, and raises
+            :class:`~statepool.errors.LockTimeout` where it is entered; None where there is no such
+            lock
         """
         return None
 
     def is_transient(self, error: BaseException) -> bool:
         """
         :param error: what one of the other methods raised
-        :returns: whether the same call can succeed if it is made once more, a little later: a connection broke, a server was busy
+        :returns: whether the same call can succeed if it is made once more, a little later: a
+            connection broke, a server was busy
         """
         return isinstance(error, TransportError) and error.transient
 
     def survey(self) -> list[Finding]:
-        """:returns: what there is to say of the far side: what it offers, what is slow or missing, and the cure"""
+        """
+        :returns: what there is to say of the far side: what it offers, what is slow or missing, and
+            the cure
+        """
         return []
 
     @property
@@ -388,18 +465,30 @@ class Transport(ABC):
         """Let go of connections; the next call makes them anew."""
         return None
 
-    # -- what messages say -------------------------------------------------------------------------------------------------------------------------
+    # -- what messages say -------------------------------------------------------------------------
 
     def _subject(self, path: str) -> Subject:
-        return Subject(f"{path!r} in {self.location}" if path else str(self.location), str(self.location), path)
+        return Subject(
+            f"{path!r} in {self.location}" if path else str(self.location), str(self.location), path
+        )
 
     def _cannot(self, doing: str, path: str) -> TransportError:
         subject = self._subject(path)
         if not self.capabilities.writes:
             hint = "states can only be fetched from there"
-            return AccessDenied(f"cannot {doing} {subject.text}: it can only be read", hint=hint, pool=subject.pool, path=path)
+            return AccessDenied(
+                f"cannot {doing} {subject.text}: it can only be read",
+                hint=hint,
+                pool=subject.pool,
+                path=path,
+            )
         hint = "reach the pool in another way for this, if there is one"
-        return TransportError(f"cannot {doing} {subject.text}: that cannot be done there", hint=hint, pool=subject.pool, path=path)
+        return TransportError(
+            f"cannot {doing} {subject.text}: that cannot be done there",
+            hint=hint,
+            pool=subject.pool,
+            path=path,
+        )
 
 
 def too_much(pool: Location, path: str) -> IntegrityError:
@@ -408,7 +497,8 @@ def too_much(pool: Location, path: str) -> IntegrityError:
     :returns: the error that small files are too long to be held in memory
     """
     return IntegrityError(
-        f"{path} in {pool}, and what is read together with it, has more than {MOST_TOGETHER >> 20} MiB",
+        f"{path} in {pool}, and what is read together with it, has more than"
+        f" {MOST_TOGETHER >> 20} MiB",
         pool=str(pool),
         path=path,
         hint="no such files are that long: find out who put it there",
@@ -418,6 +508,7 @@ def too_much(pool: Location, path: str) -> IntegrityError:
 def small_file_mode(root: int) -> int:
     """
     :param root: the mode of a pool's directory
-    :returns: that of files in it that are not bytes of states, such as records: who may read the one may read the other, and a group works together
+    :returns: that of files in it that are not bytes of states, such as records: who may read the
+        one may read the other, and a group works together
     """
     return 0o664 if root & stat.S_IWGRP else 0o600 | root & (stat.S_IRGRP | stat.S_IROTH)

@@ -1,15 +1,19 @@
 """
 Between two local files: share blocks, or else copy them, and hash what arrives.
 
-A copy that is checked to the last byte costs less than an unchecked one, since each byte is read once, into a buffer of ours: it is hashed there, and
-from there a thread of its own writes it. So what is hashed is what is in *our copy*, whatever others do to the source meanwhile; and it is never a
-mapping, which kills us by a signal when somebody cuts the file. The kernel's own way, ``copy_file_range``, would have us read everything a second
-time, and is no faster by itself (docs/measurements.rst).
+A copy that is checked to the last byte costs less than an unchecked one, since each byte is read
+once, into a buffer of ours: it is hashed there, and from there a thread of its own writes it. So
+what is hashed is what is in *our copy*, whatever others do to the source meanwhile; and it is never
+a mapping, which kills us by a signal when somebody cuts the file. The kernel's own way,
+``copy_file_range``, would have us read everything a second time, and is no faster by itself
+(docs/measurements.rst).
 
-A clone shares its blocks with its source, but not the pages that are in memory. While the kernel vouches that nobody can write to the source
-(:class:`~statepool.transports.reading.Unchanging`), both have the same bytes, and they are read from where they are in memory.
+A clone shares its blocks with its source, but not the pages that are in memory. While the kernel
+vouches that nobody can write to the source (:class:`~statepool.transports.reading.Unchanging`),
+both have the same bytes, and they are read from where they are in memory.
 
-Descriptors stay the caller's, and so do their offsets for reading and writing: everything here gives its own offsets.
+Descriptors stay the caller's, and so do their offsets for reading and writing: everything here
+gives its own offsets.
 """
 
 from __future__ import annotations
@@ -33,27 +37,56 @@ from statepool.model.digest import DEFAULT_ALGORITHM, Digest, new_hasher
 from statepool.model.pieces import LENGTH, PIECE, PIECES, ZEROS, Pieces, count
 from statepool.model.progress import SILENT, Progress
 from statepool.transports.base import Moved, Transfer
-from statepool.transports.failures import A_FILE, Subject, not_regular, require_few_holes, translating, wrong_length
+from statepool.transports.failures import (
+    A_FILE,
+    Subject,
+    not_regular,
+    require_few_holes,
+    translating,
+    wrong_length,
+)
 from statepool.transports.flushing import FlushBehind
-from statepool.transports.reading import SLICE, CloneReader, DirectReader, Extent, Reader, Slice, Unchanging, data_in, new_buffers
+from statepool.transports.reading import (
+    SLICE,
+    CloneReader,
+    DirectReader,
+    Extent,
+    Reader,
+    Slice,
+    Unchanging,
+    data_in,
+    new_buffers,
+)
 from statepool.transports.reserving import Reserver
 
 BEHIND = 3
-"""Slices that hashing may be behind reading, and writing behind hashing, at most: each of them is a buffer."""
+"""
+Slices that hashing may be behind reading, and writing behind hashing, at most: each of them is a
+buffer.
+"""
 
 WRITE = 128 << 10
 """
-Bytes that are written at a time. Less costs system calls; from twice as many on, kernels that have large folios in the page cache take huge ones for
-them, which costs three times as much where there is no such piece of memory at hand (docs/measurements.rst).
+Bytes that are written at a time. Less costs system calls; from twice as many on, kernels that have
+large folios in the page cache take huge ones for them, which costs three times as much where there
+is no such piece of memory at hand (docs/measurements.rst).
 """
 
 MAX_THREADS = 4
-"""Threads that hash together when no copier needs the processor: a slice gives no work to more, and four that hash pieces outrun most memory."""
+"""
+Threads that hash together when no copier needs the processor: a slice gives no work to more, and
+four that hash pieces outrun most memory.
+"""
 
 FICLONE = 0x40049409
-"""Asks to share all blocks of another file: ``_IOW(0x94, 9, int)`` in ``linux/fs.h``. Where its number is another it is refused, and we copy."""
+"""
+Asks to share all blocks of another file: ``_IOW(0x94, 9, int)`` in ``linux/fs.h``. Where its number
+is another it is refused, and we copy.
+"""
 
-_REAL_FAILURES = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EINTR})
+_REAL_FAILURES = frozenset(
+    {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EINTR}
+)
 """What FICLONE does not say where it just cannot be done."""
 
 
@@ -71,12 +104,15 @@ def copy(
 
     :param source: descriptor of a regular file, open for reading
     :param target: descriptor of a file of our own, open for reading and writing; what is in it goes
-    :param transfer: gives the length of the source, the algorithm of the copy's digest, and the progress, which is advanced from the calling thread,
-        for holes too; an exception of it ends the copy. The extents are ignored: the file system lists the data itself.
+    :param transfer: gives the length of the source, the algorithm of the copy's digest, and the
+        progress, which is advanced from the calling thread, for holes too; an exception of it ends
+        the copy. The extents are ignored: the file system lists the data itself.
     :param reflink: whether the two may share blocks
-    :param flush: whether the caller is about to flush the copy: it is done on the way, so that little is left to be flushed
+    :param flush: whether the caller is about to flush the copy: it is done on the way, so that
+        little is left to be flushed
     :param subject: what messages say of the source
-    :returns: ``reflink`` or ``copy``, with the digest of what is in ``target`` now. It has not been flushed to the end.
+    :returns: ``reflink`` or ``copy``, with the digest of what is in ``target`` now. It has not been
+        flushed to the end.
     :raises IntegrityError: the source is not a regular file of this size, or did not stay so
     :raises NoSpace: the copy does not fit
     :raises TransportError: reading or writing failed
@@ -108,8 +144,10 @@ def hash_file(
 
     :param fd: descriptor of a regular file, open for reading
     :param size: how long it must be, in bytes
-    :param progress: told of the bytes, holes included, from the calling thread; what it raises ends it
-    :param overlay: offsets, and the bytes that are hashed there in place of what the file holds: for what it will be after a small change
+    :param progress: told of the bytes, holes included, from the calling thread; what it raises ends
+        it
+    :param overlay: offsets, and the bytes that are hashed there in place of what the file holds:
+        for what it will be after a small change
     :param subject: what messages say of the file
     :param pieces: gets the digests of its pieces, where the algorithm has some
     :raises IntegrityError: it is not a regular file of this size, or the overlay leaves it
@@ -118,16 +156,29 @@ def hash_file(
     _check_length(fd, size, subject)
     for offset, data in overlay:
         if offset < 0 or offset + len(data) > size:
-            raise IntegrityError(f"{subject.text} has {size} bytes: nothing can be put at {offset}", pool=subject.pool, path=subject.path)
-    return _hash(Reader(fd, subject), size, algorithm, progress, pieces if pieces is not None else Pieces(), overlay)
+            raise IntegrityError(
+                f"{subject.text} has {size} bytes: nothing can be put at {offset}",
+                pool=subject.pool,
+                path=subject.path,
+            )
+    return _hash(
+        Reader(fd, subject),
+        size,
+        algorithm,
+        progress,
+        pieces if pieces is not None else Pieces(),
+        overlay,
+    )
 
 
 def data_extents(fd: int, size: int, *, limit: int) -> tuple[Extent, ...]:
     """
     :param fd: descriptor of a local file
     :param size: how much of it to look at, in bytes
-    :param limit: most extents to return; if there are more, those with the smallest gaps between them become one
-    :returns: where it has data: (offset, length) in order. A file without holes, or on a file system that does not tell, has one.
+    :param limit: most extents to return; if there are more, those with the smallest gaps between
+        them become one
+    :returns: where it has data: (offset, length) in order. A file without holes, or on a file
+        system that does not tell, has one.
     :raises TransportError: the file system failed
     """
     return merged(data_in(fd, size, A_FILE), limit=limit)
@@ -136,12 +187,14 @@ def data_extents(fd: int, size: int, *, limit: int) -> tuple[Extent, ...]:
 def merged(extents: Iterable[Extent], *, limit: int) -> tuple[Extent, ...]:
     """
     :param extents: in order
-    :param limit: most extents to return; if there are more, those with the smallest gaps between them become one
+    :param limit: most extents to return; if there are more, those with the smallest gaps between
+        them become one
     """
     found: list[Extent] = []
     for extent in extents:
         found.append(extent)
-        # Often enough to stay small, seldom enough to stay quick. The largest gaps survive each round, so the result is that of one round at the end.
+        # Often enough to stay small, seldom enough to stay quick. The largest gaps survive each
+        # round, so the result is that of one round at the end.
         if len(found) >= 8 * limit:
             found = _closed(found, 2 * limit)
     return tuple(_closed(found, limit))
@@ -151,36 +204,55 @@ def _closed(extents: list[Extent], limit: int) -> list[Extent]:
     """:returns: at most ``limit`` extents: the smallest gaps are closed"""
     if len(extents) <= limit:
         return extents
-    gaps = sorted(range(1, len(extents)), key=lambda index: extents[index][0] - sum(extents[index - 1]), reverse=True)
+    gaps = sorted(
+        range(1, len(extents)),
+        key=lambda index: extents[index][0] - sum(extents[index - 1]),
+        reverse=True,
+    )
     starts = [0, *sorted(gaps[: limit - 1]), len(extents)]
-    return [(extents[first][0], sum(extents[after - 1]) - extents[first][0]) for first, after in pairwise(starts)]
+    return [
+        (extents[first][0], sum(extents[after - 1]) - extents[first][0])
+        for first, after in pairwise(starts)
+    ]
 
 
-# -- hashing -----------------------------------------------------------------------------------------------------------------------------------------
+# -- hashing ---------------------------------------------------------------------------------------
 
 
 class _Behind:
     """
     Does one thing after another in a thread of its own, or in several, not far behind its caller.
 
-    An error in the thread comes out of the caller's next call; leaving the block for any reason ends the thread, and waits for it. Who does not want
-    to wait can interrupt that, and the thread then ends by itself: what it works with must not be the caller's to close.
+    An error in the thread comes out of the caller's next call; leaving the block for any reason
+    ends the thread, and waits for it. Who does not want to wait can interrupt that, and the thread
+    then ends by itself: what it works with must not be the caller's to close.
 
     :param depth: how many of them the caller may be ahead
-    :param threads: how many; with 0, everything is done in the calling thread: for work that is not worth a thread
-    :param last: is done there when the rest is over, whatever became of it; only where there is one thread
+    :param threads: how many; with 0, everything is done in the calling thread: for work that is not
+        worth a thread
+    :param last: is done there when the rest is over, whatever became of it; only where there is one
+        thread
     """
 
-    def __init__(self, depth: int, *, threads: int, last: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, depth: int, *, threads: int, last: Callable[[], object] = lambda: None
+    ) -> None:
         self._depth = depth
         self._last = last
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="statepool-hash") if threads else None
+        self._executor = (
+            ThreadPoolExecutor(threads, thread_name_prefix="statepool-hash") if threads else None
+        )
         self._pending: deque[Future[object]] = deque()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         for future in self._pending:
             future.cancel()
         if self._executor is None:
@@ -224,11 +296,25 @@ def _threads(size: int) -> int:
     return min(len(os.sched_getaffinity(0)), MAX_THREADS) if size > SLICE else 1
 
 
-def _hash(reader: Reader, size: int, algorithm: str, progress: Progress, pieces: Pieces, overlay: Sequence[tuple[int, bytes]] = ()) -> Digest:
+def _hash(
+    reader: Reader,
+    size: int,
+    algorithm: str,
+    progress: Progress,
+    pieces: Pieces,
+    overlay: Sequence[tuple[int, bytes]] = (),
+) -> Digest:
     if algorithm == PIECES:
         pieces.become(_hash_pieces(reader, size, progress, overlay))
         return Digest.of_pieces(pieces, size)
-    return hash_read(reader, size, algorithm=algorithm, progress=progress, overlay=overlay, threads=_threads(size))
+    return hash_read(
+        reader,
+        size,
+        algorithm=algorithm,
+        progress=progress,
+        overlay=overlay,
+        threads=_threads(size),
+    )
 
 
 def hash_read(
@@ -246,7 +332,8 @@ def hash_read(
 
     :param overlay: as for :func:`hash_file`
     :param threads: how many threads may hash together
-    :param each: is given each slice meanwhile, in the calling thread; what it raises ends the hashing
+    :param each: is given each slice meanwhile, in the calling thread; what it raises ends the
+        hashing
     """
     hasher = new_hasher(algorithm, threads=threads)
     with _Behind(BEHIND, threads=1 if size > SLICE else 0) as behind:
@@ -259,10 +346,13 @@ def hash_read(
     return Digest(algorithm, hasher.hexdigest())
 
 
-def _hash_pieces(reader: Reader, size: int, progress: Progress, overlay: Sequence[tuple[int, bytes]]) -> bytearray:
+def _hash_pieces(
+    reader: Reader, size: int, progress: Progress, overlay: Sequence[tuple[int, bytes]]
+) -> bytearray:
     """
-    Hash pieces of a file in several threads, which also read them. One that is interrupted in its wait for them leaves them to end by themselves: by
-    then they may read another file that has the number of this one, which harms nobody.
+    Hash pieces of a file in several threads, which also read them. One that is interrupted in its
+    wait for them leaves them to end by themselves: by then they may read another file that has the
+    number of this one, which harms nobody.
 
     :returns: the digests of all pieces
     """
@@ -284,7 +374,9 @@ def _hash_pieces(reader: Reader, size: int, progress: Progress, overlay: Sequenc
     with _Behind(2 * threads, threads=threads) as behind:
         for index in range(count(size)):
             parts = list(islice(slices, PIECE // SLICE))
-            if sum(part.length for part in parts) < PIECE or any(part.data or _is_overlaid(part, overlay) for part in parts):
+            if sum(part.length for part in parts) < PIECE or any(
+                part.data or _is_overlaid(part, overlay) for part in parts
+            ):
                 behind.do(partial(hash_piece, index, parts))
             for part in parts:
                 progress.advance(part.length)
@@ -293,10 +385,15 @@ def _hash_pieces(reader: Reader, size: int, progress: Progress, overlay: Sequenc
 
 
 def _is_overlaid(part: Slice, overlay: Sequence[tuple[int, bytes]]) -> bool:
-    return any(offset < part.start + part.length and part.start < offset + len(data) for offset, data in overlay)
+    return any(
+        offset < part.start + part.length and part.start < offset + len(data)
+        for offset, data in overlay
+    )
 
 
-def _overlaid(content: memoryview, part: Slice, overlay: Sequence[tuple[int, bytes]], buffer: memoryview) -> memoryview:
+def _overlaid(
+    content: memoryview, part: Slice, overlay: Sequence[tuple[int, bytes]], buffer: memoryview
+) -> memoryview:
     """:returns: the content of the slice with those parts of ``overlay`` that are in it"""
     for offset, data in overlay:
         first, last = max(offset, part.start), min(offset + len(data), part.start + part.length)
@@ -308,7 +405,7 @@ def _overlaid(content: memoryview, part: Slice, overlay: Sequence[tuple[int, byt
     return content
 
 
-# -- copying -----------------------------------------------------------------------------------------------------------------------------------------
+# -- copying ---------------------------------------------------------------------------------------
 
 
 def _check_length(fd: int, size: int, subject: Subject) -> None:
@@ -323,16 +420,21 @@ def _check_length(fd: int, size: int, subject: Subject) -> None:
 
 def _empty(target: int) -> None:
     if os.fstat(target).st_size:
-        # Never of an empty file: ext4 takes it for one that is being replaced, and begins to write all of it to the disk as soon as it is closed.
+        # Never of an empty file: ext4 takes it for one that is being replaced, and begins to write
+        # all of it to the disk as soon as it is closed.
         os.ftruncate(target, 0)
 
 
 def _clone(source: int, target: int, transfer: Transfer, subject: Subject) -> Digest | None:
-    """:returns: the digest of the target, which shares all blocks of the source now; None where they cannot share any"""
+    """
+    :returns: the digest of the target, which shares all blocks of the source now; None where they
+        cannot share any
+    """
     size = transfer.size
     with translating("write a copy of", subject, needed=size, descriptor=target):
         _empty(target)
-    # Claimed before the cloning, so that whatever is read of the source later has been in it at the moment at which it was cloned.
+    # Claimed before the cloning, so that whatever is read of the source later has been in it at the
+    # moment at which it was cloned.
     with Unchanging(source) as unchanging:
         with translating("write a copy of", subject, needed=size, descriptor=target):
             shared = _share_blocks(source, target)
@@ -342,15 +444,28 @@ def _clone(source: int, target: int, transfer: Transfer, subject: Subject) -> Di
         # Filling the page cache with our clone costs several times as much as reading round it.
         direct = _open_direct(target)
         try:
-            clone = DirectReader(target, direct, subject) if direct is not None else Reader(target, subject)
-            return _hash(CloneReader(target, clone, source, unchanging, subject), size, transfer.algorithm, transfer.progress, transfer.pieces)
+            clone = (
+                DirectReader(target, direct, subject)
+                if direct is not None
+                else Reader(target, subject)
+            )
+            return _hash(
+                CloneReader(target, clone, source, unchanging, subject),
+                size,
+                transfer.algorithm,
+                transfer.progress,
+                transfer.pieces,
+            )
         finally:
             if direct is not None:
                 os.close(direct)
 
 
 def _open_direct(fd: int) -> int | None:
-    """:returns: a descriptor of the same file that goes round the page cache, or None where the file system has no such thing"""
+    """
+    :returns: a descriptor of the same file that goes round the page cache, or None where the file
+        system has no such thing
+    """
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     except OSError:
@@ -368,20 +483,33 @@ def _share_blocks(source: int, target: int) -> bool:
     return True
 
 
-def _copy_slices(source: int, target: int, transfer: Transfer, subject: Subject, flush: bool) -> Moved:
+def _copy_slices(
+    source: int, target: int, transfer: Transfer, subject: Subject, flush: bool
+) -> Moved:
     size = transfer.size
     with translating("look at", subject):
         is_mostly_holes = os.fstat(source).st_blocks * 512 < size // 2
     # The writer needs a processor too, except where there is next to nothing to write.
     threads = _threads(size) if is_mostly_holes else 1
-    return copy_read(Reader(source, subject), target, transfer, flush=flush, threads=threads, subject=subject)
+    return copy_read(
+        Reader(source, subject), target, transfer, flush=flush, threads=threads, subject=subject
+    )
 
 
-def copy_read(reader: Reader, target: int, transfer: Transfer, *, flush: bool = False, threads: int = 1, subject: Subject = A_FILE) -> Moved:
+def copy_read(
+    reader: Reader,
+    target: int,
+    transfer: Transfer,
+    *,
+    flush: bool = False,
+    threads: int = 1,
+    subject: Subject = A_FILE,
+) -> Moved:
     """
     Write what a reader reads into a local file, holes as holes, and hash it on the way.
 
-    :param target: descriptor of a file of our own that has this length, and only holes; open for reading and writing
+    :param target: descriptor of a file of our own that has this length, and only holes; open for
+        reading and writing
     :param transfer: as for :func:`copy`
     :param flush: likewise
     :param threads: how many threads may hash together
@@ -403,7 +531,9 @@ def copy_read(reader: Reader, target: int, transfer: Transfer, *, flush: bool = 
                 hasher.update(content)
                 behind.do(partial(writer.write, part, content, flushing))
                 sent += sum(length for _, length in part.data)
-            else:  # it takes no buffer: the next one would come round while what is in it is still to be written
+            # it takes no buffer: the next one would come round while what is in it is still to be
+            # written
+            else:
                 hasher.zeros(part.length)
             transfer.progress.advance(part.length)
         behind.finish()
@@ -412,9 +542,10 @@ def copy_read(reader: Reader, target: int, transfer: Transfer, *, flush: bool = 
 
 class _Writer:
     """
-    Writes what was read of one file to the same places in another, as long as a ``with`` block lasts: whoever leaves it does not have to wait for a
-    write that is under way in another thread. So each thread has a descriptor of its own, which it closes itself: the number of the caller's one may
-    be that of another file by then.
+    Writes what was read of one file to the same places in another, as long as a ``with`` block
+    lasts: whoever leaves it does not have to wait for a write that is under way in another thread.
+    So each thread has a descriptor of its own, which it closes itself: the number of the caller's
+    one may be that of another file by then.
 
     :raises OSError: there can be no more descriptors
     """
@@ -429,7 +560,12 @@ class _Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._is_over = True
 
     def close(self) -> None:
@@ -437,7 +573,10 @@ class _Writer:
         _close(self._target, self._subject)
 
     def begin_flush(self) -> Callable[[], None]:
-        """To be called by who writes. :returns: what flushes what has been written so far, in any thread"""
+        """
+        To be called by who writes. :returns: what flushes what has been written so far, in any
+        thread
+        """
         with translating("flush", self._subject):
             return partial(_flush_own, os.dup(self._target), self._size, self._subject)
 
@@ -469,7 +608,8 @@ def _flush_own(descriptor: int, size: int, subject: Subject) -> None:
 
 
 def _close(descriptor: int, subject: Subject) -> None:
-    # An error counts: a server of files may tell only now that something could not be written, and tells it once.
+    # An error counts: a server of files may tell only now that something could not be written, and
+    # tells it once.
     with translating("copy", subject):
         os.close(descriptor)
 
@@ -481,7 +621,10 @@ def can_share_blocks(directory: Path) -> bool:
     """
     import tempfile  # only here: nothing else needs it, and it brings much with it
 
-    with tempfile.TemporaryFile(dir=directory) as source, tempfile.TemporaryFile(dir=directory) as target:
+    with (
+        tempfile.TemporaryFile(dir=directory) as source,
+        tempfile.TemporaryFile(dir=directory) as target,
+    ):
         source.write(b"shared")
         source.flush()
         return _share_blocks(source.fileno(), target.fileno())

@@ -13,7 +13,16 @@ from contextlib import contextmanager
 
 from attrs import frozen
 
-from statepool.errors import AccessDenied, FileExists, IntegrityError, MissingFile, NoSpace, StatePoolError, TransportError, UnsafeImage
+from statepool.errors import (
+    AccessDenied,
+    FileExists,
+    IntegrityError,
+    MissingFile,
+    NoSpace,
+    StatePoolError,
+    TransportError,
+    UnsafeImage,
+)
 
 
 @frozen
@@ -35,10 +44,14 @@ A_FILE = Subject("the file")
 """Where nothing is known but a descriptor."""
 
 NOT_PERMITTED = (
-    "it is not the mode: the file may belong to another account, it or its directory may be immutable or append-only (lsattr), "
-    "the file system may not have what was asked for, or a sandbox may forbid it (seccomp)"
+    "it is not the mode: the file may belong to another account, it or its directory may be"
+    " immutable or append-only (lsattr), the file system may not have what was asked for, or a"
+    " sandbox may forbid it (seccomp)"
 )
-"""What can be done about ``EPERM``, of which permissions are only one cause; those of a file are ``EACCES``."""
+"""
+What can be done about ``EPERM``, of which permissions are only one cause; those of a file are
+``EACCES``.
+"""
 
 LINKS = "hard links and no exclusive renames"
 """What a pool needs one of, to give a name only once."""
@@ -52,31 +65,62 @@ _LACKING = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 _KINDS: dict[int, tuple[type[TransportError], str | None]] = {
     errno.ENOENT: (MissingFile, None),
     errno.EEXIST: (FileExists, None),
-    errno.EACCES: (AccessDenied, "look at the owner and the mode of the file and of the directories above it"),
+    errno.EACCES: (
+        AccessDenied,
+        "look at the owner and the mode of the file and of the directories above it",
+    ),
     errno.EPERM: (AccessDenied, NOT_PERMITTED),
     errno.EROFS: (AccessDenied, "the file system is mounted read-only"),
     errno.ENOTDIR: (TransportError, "a file is where a directory should be"),
-    errno.ELOOP: (TransportError, "there is a symbolic link on the way; no link in a pool is followed: find out who put it there"),
-    errno.EIO: (TransportError, "the disk or the network behind it fails; the kernel's log may say why"),
-    errno.EXDEV: (TransportError, "the two are on different file systems, or in different mounts of one, and a pool must be in one"),
+    errno.ELOOP: (
+        TransportError,
+        (
+            "there is a symbolic link on the way; no link in a pool is followed: find out who put"
+            " it there"
+        ),
+    ),
+    errno.EIO: (
+        TransportError,
+        "the disk or the network behind it fails; the kernel's log may say why",
+    ),
+    errno.EXDEV: (
+        TransportError,
+        (
+            "the two are on different file systems, or in different mounts of one, and a pool must"
+            " be in one"
+        ),
+    ),
     errno.EMFILE: (TransportError, "too many files are open: raise the limit (ulimit -n)"),
-    errno.ESTALE: (TransportError, "the server of this network file system has forgotten the file: mount it again"),
+    errno.ESTALE: (
+        TransportError,
+        "the server of this network file system has forgotten the file: mount it again",
+    ),
 }
 
-_NO_LINKS = "no link in a pool is followed: find out who put it there, and put the directory itself in its place"
+_NO_LINKS = (
+    "no link in a pool is followed: find out who put it there, and put the directory itself in its"
+    " place"
+)
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space, no quota, or longer than a file may be there."""
 
 
 def translated(
-    error: OSError, doing: str, subject: Subject, *, needed: int = 0, descriptor: int | None = None, lacks: str = ""
+    error: OSError,
+    doing: str,
+    subject: Subject,
+    *,
+    needed: int = 0,
+    descriptor: int | None = None,
+    lacks: str = "",
 ) -> TransportError | NoSpace:
     """
     :param error: what the operating system said
     :param doing: what was to be done with the subject: ``read``, ``create``
     :param needed: bytes that were to be written
-    :param descriptor: a file where they were to be written, from which the space that is left can be known
+    :param descriptor: a file where they were to be written, from which the space that is left can
+        be known
     :param lacks: what the file system may lack, if that is likely
     :returns: the error of ours to raise from it
     """
@@ -86,19 +130,40 @@ def translated(
         hint = {
             errno.ENOSPC: "free some space there, for example with statepool gc --everywhere",
             errno.EDQUOT: "the quota of this account or group is used up there",
-            errno.EFBIG: "a file of that length is beyond a limit of the file system or of this process (ulimit -f)",
+            errno.EFBIG: (
+                "a file of that length is beyond a limit of the file system or of this process"
+                " (ulimit -f)"
+            ),
         }[error.errno or errno.ENOSPC]
-        return NoSpace(message, needed=needed, available=_available(descriptor), hint=hint, pool=subject.pool, path=subject.path)
+        return NoSpace(
+            message,
+            needed=needed,
+            available=_available(descriptor),
+            hint=hint,
+            pool=subject.pool,
+            path=subject.path,
+        )
     kind, advice = _KINDS.get(error.errno or 0, (TransportError, None))
     if lacks and error.errno in _LACKING:
-        what = f"no {lacks}, as on exFAT and on many shared directories: put it on ext4, xfs or btrfs"
-        advice = f"the file system may have {what}; if not, {NOT_PERMITTED}" if error.errno == errno.EPERM else f"the file system has {what}"
+        what = (
+            f"no {lacks}, as on exFAT and on many shared directories: put it on ext4, xfs or btrfs"
+        )
+        advice = (
+            f"the file system may have {what}; if not, {NOT_PERMITTED}"
+            if error.errno == errno.EPERM
+            else f"the file system has {what}"
+        )
     return kind(message, hint=advice, pool=subject.pool, path=subject.path)
 
 
 @contextmanager
-def translating(doing: str, subject: Subject, *, needed: int = 0, descriptor: int | None = None) -> Iterator[None]:
-    """Turn the operating system's errors within into ours. Nothing that calls back into a caller's code belongs in it: its errors are its own."""
+def translating(
+    doing: str, subject: Subject, *, needed: int = 0, descriptor: int | None = None
+) -> Iterator[None]:
+    """
+    Turn the operating system's errors within into ours. Nothing that calls back into a caller's
+    code belongs in it: its errors are its own.
+    """
     try:
         yield
     except OSError as error:
@@ -108,8 +173,8 @@ def translating(doing: str, subject: Subject, *, needed: int = 0, descriptor: in
 @contextmanager
 def translate_os_errors(doing: str, subject: Subject) -> Iterator[None]:
     """
-    The last net around a whole operation on local files: what the operating system says of one of them is told as an error of ours, and errors of
-    ours pass as they are.
+    The last net around a whole operation on local files: what the operating system says of one of
+    them is told as an error of ours, and errors of ours pass as they are.
     """
     try:
         yield
@@ -120,7 +185,9 @@ def translate_os_errors(doing: str, subject: Subject) -> Iterator[None]:
             raise
         if error.filename is None:
             raise translated(error, doing, subject) from error
-        raise translated(error, f"{doing}:", Subject(str(error.filename), subject.pool, str(error.filename))) from error
+        raise translated(
+            error, f"{doing}:", Subject(str(error.filename), subject.pool, str(error.filename))
+        ) from error
 
 
 def not_regular(subject: Subject) -> UnsafeImage:
@@ -136,11 +203,16 @@ def not_regular(subject: Subject) -> UnsafeImage:
 
 def linked(subject: Subject) -> TransportError:
     """:returns: the error for a symbolic link where a directory of a pool should be"""
-    return TransportError(f"{subject.text} is a symbolic link", hint=_NO_LINKS, pool=subject.pool, path=subject.path)
+    return TransportError(
+        f"{subject.text} is a symbolic link", hint=_NO_LINKS, pool=subject.pool, path=subject.path
+    )
 
 
 MOST_HOLES = 1 << 40
-"""Bytes of a file that may be holes. They take no room where they are made, and each costs whoever hashes them: a terabyte, some minutes."""
+"""
+Bytes of a file that may be holes. They take no room where they are made, and each costs whoever
+hashes them: a terabyte, some minutes.
+"""
 
 
 def require_few_holes(length: int, subject: Subject) -> None:
@@ -153,17 +225,27 @@ def require_few_holes(length: int, subject: Subject) -> None:
             f"{subject.text} has {length} bytes of holes, more than the {MOST_HOLES} that are read",
             pool=subject.pool,
             path=subject.path,
-            hint="find out who put it there; of an image, a copy by qemu-img convert is as long as its disk needs",
+            hint=(
+                "find out who put it there; of an image, a copy by qemu-img convert is as long as"
+                " its disk needs"
+            ),
         )
 
 
 def wrong_length(subject: Subject, expected: int, actual: int) -> IntegrityError:
     """:returns: the error for a file that is longer or shorter than it must be"""
-    return IntegrityError(f"{subject.text} should have {expected} bytes, and has {actual}", pool=subject.pool, path=subject.path)
+    return IntegrityError(
+        f"{subject.text} should have {expected} bytes, and has {actual}",
+        pool=subject.pool,
+        path=subject.path,
+    )
 
 
 def _available(descriptor: int | None) -> int:
-    """:returns: bytes that this account may still write beside the open file; 0 where that cannot be known, as on an error nothing else is"""
+    """
+    :returns: bytes that this account may still write beside the open file; 0 where that cannot be
+        known, as on an error nothing else is
+    """
     if descriptor is None:
         return 0
     left = os.fstatvfs(descriptor)

@@ -1,4 +1,7 @@
-"""``link://``: a pool in a file system of this host, to whose files a cache refers instead of copying them."""
+"""
+``link://``: a pool in a file system of this host, to whose files a cache refers instead of copying
+them.
+"""
 
 from __future__ import annotations
 

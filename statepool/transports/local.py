@@ -1,8 +1,8 @@
 """
 ``file://``: a pool in a file system of this host.
 
-No symbolic link beneath the pool's directory is ever followed, and nothing is waited for: what is not a regular file is refused before a byte of it
-is read.
+No symbolic link beneath the pool's directory is ever followed, and nothing is waited for: what is
+not a regular file is refused before a byte of it is read.
 """
 
 from __future__ import annotations
@@ -21,14 +21,36 @@ from statepool.errors import TransportError
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.transports import copying
-from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transfer, Transport, small_file_mode
-from statepool.transports.failures import LINKS, SYMLINKS, Subject, not_regular, translated, translating
+from statepool.transports.base import (
+    Capabilities,
+    Entry,
+    FileKind,
+    Moved,
+    Stat,
+    Transfer,
+    Transport,
+    small_file_mode,
+)
+from statepool.transports.failures import (
+    LINKS,
+    SYMLINKS,
+    Subject,
+    not_regular,
+    translated,
+    translating,
+)
 
 INCOMING = ".statepool/incoming"
-"""The directory of a pool where files may be that are not finished, and where a collector looks for those that never will be."""
+"""
+The directory of a pool where files may be that are not finished, and where a collector looks for
+those that never will be.
+"""
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-"""Non-blocking, since opening a FIFO would wait for its other end; reading a regular file is not changed by it."""
+"""
+Non-blocking, since opening a FIFO would wait for its other end; reading a regular file is not
+changed by it.
+"""
 
 _WRITE_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -48,7 +70,8 @@ class LocalTransport(Transport):
     def __init__(self, location: Location) -> None:
         super().__init__(location)
         self.tree = Tree(location.path.rstrip("/"))
-        # Files without a name get one through /proc. Believed until the file system says that it has none.
+        # Files without a name get one through /proc. Believed until the file system says that it
+        # has none.
         self._anonymous = os.path.isdir("/proc/self/fd")
         self._symlinks = self._durable = True  # likewise
 
@@ -57,14 +80,18 @@ class LocalTransport(Transport):
         """Everything but referring."""
         return Capabilities(symlinks=self._symlinks, durable=self._durable, local=True)
 
-    # -- looking ---------------------------------------------------------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
         """As the transport's face says. The pool's own directory may be behind a symbolic link."""
         try:
             with self.tree.open(directory, _LIST) as fd, os.scandir(fd) as entries:
                 # Names that are not UTF-8 come with lone surrogates, which cannot be encoded again.
-                return [Entry(entry.name, _kind(entry)) for entry in entries if entry.name.isascii() or _is_utf8(entry.name)]
+                return [
+                    Entry(entry.name, _kind(entry))
+                    for entry in entries
+                    if entry.name.isascii() or _is_utf8(entry.name)
+                ]
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -81,7 +108,10 @@ class LocalTransport(Transport):
         return _stat(found)
 
     def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
-        """As the transport's face says. A directory is opened once for all that is asked of it in a row."""
+        """
+        As the transport's face says. A directory is opened once for all that is asked of it in a
+        row.
+        """
         answers: list[Stat | None] = []
         for directory, group in itertools.groupby(paths, _above):
             names = [path.rpartition("/")[2] for path in group]
@@ -102,7 +132,9 @@ class LocalTransport(Transport):
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise translated(error, "look at", self._subject(f"{directory}/{name}" if directory else name)) from error
+            raise translated(
+                error, "look at", self._subject(f"{directory}/{name}" if directory else name)
+            ) from error
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """
@@ -116,7 +148,9 @@ class LocalTransport(Transport):
         try:
             with opened as fd:
                 data = os.pread(fd, wanted, offset)
-                while len(data) < wanted and (more := os.pread(fd, wanted - len(data), offset + len(data))):
+                while len(data) < wanted and (
+                    more := os.pread(fd, wanted - len(data), offset + len(data))
+                ):
                     data += more
                 return data
         except OSError as error:
@@ -129,18 +163,20 @@ class LocalTransport(Transport):
         except OSError as error:
             if error.errno == errno.EINVAL:
                 subject = self._subject(path)
-                raise TransportError(f"{subject.text} is not a symbolic link", pool=subject.pool, path=path) from error
+                raise TransportError(
+                    f"{subject.text} is not a symbolic link", pool=subject.pool, path=path
+                ) from error
             self._symlinks = self._symlinks and error.errno != errno.EPERM
             raise translated(error, "read", self._subject(path)) from error
 
-    # -- names -----------------------------------------------------------------------------------------------------------------------------------
+    # -- names -------------------------------------------------------------------------------------
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
         As the transport's face says.
 
-        The file has no name until it is complete, so that a crash leaves nothing behind. Where the file system does not know such files, it has one
-        in ``.statepool/incoming`` meanwhile.
+        The file has no name until it is complete, so that a crash leaves nothing behind. Where the
+        file system does not know such files, it has one in ``.statepool/incoming`` meanwhile.
         """
         try:
             opened = self._open_anonymous(_above(path))
@@ -151,11 +187,15 @@ class LocalTransport(Transport):
                 self._write(fd, data, flush)
                 self.tree.name(fd, path)
         except OSError as error:
-            raise translated(error, "create", self._subject(path), needed=len(data), lacks=LINKS) from error
+            raise translated(
+                error, "create", self._subject(path), needed=len(data), lacks=LINKS
+            ) from error
 
     @contextmanager
     def draft(self, directory: str, data: bytes) -> Iterator[Callable[[str], None]]:
-        """As the transport's face says: flushed now, where the file system knows files without a name."""
+        """
+        As the transport's face says: flushed now, where the file system knows files without a name.
+        """
         subject = self._subject(directory)
         with translating("write to", subject, needed=len(data)):
             opened = self._open_anonymous(directory)
@@ -175,8 +215,9 @@ class LocalTransport(Transport):
 
     def link(self, source: str, target: str) -> None:
         """
-        As the transport's face says. Where the file system has no hard links, a file among those of ours is renamed instead, which is enough for what
-        is gathered in ``incoming``: nobody looks for it there again.
+        As the transport's face says. Where the file system has no hard links, a file among those of
+        ours is renamed instead, which is enough for what is gathered in ``incoming``: nobody looks
+        for it there again.
         """
         give = link_or_rename if source.startswith(f"{INCOMING}/") else link
         try:
@@ -203,17 +244,23 @@ class LocalTransport(Transport):
         try:
             private = self._private_link(target, path)
             try:
-                self.tree.readlink(private)  # some refuse only that: sshfs, of a link with ".." in it
+                # some refuse only that: sshfs, of a link with ".." in it
+                self.tree.readlink(private)
                 self.tree.rename(private, path)
             except BaseException:
                 self.tree.remove(private)
                 raise
         except OSError as error:
             self._symlinks = error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
-            raise translated(error, "make the symbolic link", self._subject(path), lacks=SYMLINKS) from error
+            raise translated(
+                error, "make the symbolic link", self._subject(path), lacks=SYMLINKS
+            ) from error
 
     def make_directory(self, path: str) -> None:
-        """As the transport's face says. The pool's own directory is made as the account's umask has it."""
+        """
+        As the transport's face says. The pool's own directory is made as the account's umask has
+        it.
+        """
         try:
             os.makedirs(self.tree.root, exist_ok=True)
             mode = stat.S_IMODE(self._status().st_mode) | stat.S_IRWXU
@@ -236,25 +283,36 @@ class LocalTransport(Transport):
         return True
 
     def flush(self, directory: str) -> None:
-        """As the transport's face says. Where directories cannot be flushed, nothing is durable from then on."""
+        """
+        As the transport's face says. Where directories cannot be flushed, nothing is durable from
+        then on.
+        """
         try:
             with self.tree.open(directory, _LIST) as fd:
                 os.fsync(fd)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise translated(error, "flush the directory", self._subject(directory)) from error
-            self._durable = False  # some of FUSE, and directories that a virtual machine shares with its host, only flush files
+            # some of FUSE, and directories that a virtual machine shares with its host, only flush
+            # files
+            self._durable = False
 
-    # -- bytes -----------------------------------------------------------------------------------------------------------------------------------
+    # -- bytes -------------------------------------------------------------------------------------
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
-        """As the transport's face says. Where the data is, the file system knows better than ``extents``; it is copied anew always."""
+        """
+        As the transport's face says. Where the data is, the file system knows better than
+        ``extents``; it is copied anew always.
+        """
         opened, _ = self._open(path)
         with opened as source:
             return copying.copy(source, target, transfer, subject=self._subject(path))
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
-        """As the transport's face says. Where the data is, the file system knows better than ``extents``; it is copied anew always."""
+        """
+        As the transport's face says. Where the data is, the file system knows better than
+        ``extents``; it is copied anew always.
+        """
         subject = self._subject(path)
         with translating("create", subject):
             self.tree.remove(path)
@@ -277,16 +335,24 @@ class LocalTransport(Transport):
         with opened as fd:
             subject = self._subject(path)
             algorithm, progress, pieces = transfer.algorithm, transfer.progress, transfer.pieces
-            return copying.hash_file(fd, transfer.size, algorithm=algorithm, progress=progress, subject=subject, pieces=pieces)
+            return copying.hash_file(
+                fd,
+                transfer.size,
+                algorithm=algorithm,
+                progress=progress,
+                subject=subject,
+                pieces=pieces,
+            )
 
-    # -- the rest --------------------------------------------------------------------------------------------------------------------------------
+    # -- the rest ----------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
         """As the transport's face says."""
         with translating("ask for the free space at", self._subject("")):
             top = self.tree.top()
             left = os.fstatvfs(top.number)
-        return left.f_bavail * left.f_frsize if left.f_blocks else None  # some of FUSE know nothing of blocks
+        # some of FUSE know nothing of blocks
+        return left.f_bavail * left.f_frsize if left.f_blocks else None
 
     def local_path(self, path: str) -> Path | None:
         """As the transport's face says: the name itself, whatever is there."""
@@ -298,14 +364,16 @@ class LocalTransport(Transport):
 
     @property
     def identity(self) -> str:
-        """The device and the inode of the directory: mounts and links that lead to it are the same."""
+        """
+        The device and the inode of the directory: mounts and links that lead to it are the same.
+        """
         try:
             found = os.stat(self.tree.root)
         except OSError:  # there is no directory yet, or none that we may see; its address must do
             return super().identity
         return f"{found.st_dev}:{found.st_ino}"
 
-    # -- below -----------------------------------------------------------------------------------------------------------------------------------
+    # -- below -------------------------------------------------------------------------------------
 
     def _status(self) -> os.stat_result:
         top = self.tree.top()
@@ -361,7 +429,8 @@ class LocalTransport(Transport):
         done = 0
         while done < len(data):
             done += os.write(fd, data[done:] if done else data)
-        # Whatever the umask of this account: others who may look into the pool, or work in it, need what is written here.
+        # Whatever the umask of this account: others who may look into the pool, or work in it, need
+        # what is written here.
         mode, wanted = stat.S_IMODE(os.fstat(fd).st_mode), small_file_mode(self._status().st_mode)
         if wanted & ~mode:
             os.fchmod(fd, mode | wanted)
@@ -380,10 +449,11 @@ class LocalTransport(Transport):
 
     def _open_leased(self, path: str) -> Descriptor:
         """
-        Open a file on which another process holds a lease, for a moment, to learn whether the file is in use: wait until it lets go.
+        Open a file on which another process holds a lease, for a moment, to learn whether the file
+        is in use: wait until it lets go.
 
-        The kernel makes it, after ``/proc/sys/fs/lease-break-time`` seconds at the latest. Only regular files have leases; nothing else is
-        waited for.
+        The kernel makes it, after ``/proc/sys/fs/lease-break-time`` seconds at the latest. Only
+        regular files have leases; nothing else is waited for.
         """
         with self.tree.open(path, os.O_PATH) as pinned:
             if not stat.S_ISREG(os.fstat(pinned).st_mode):
@@ -414,7 +484,9 @@ def _is_utf8(name: str) -> bool:
 
 
 def _stat(found: os.stat_result) -> Stat:
-    return Stat(_kind_of_mode(found.st_mode), found.st_size, found.st_mtime_ns, (found.st_dev, found.st_ino))
+    return Stat(
+        _kind_of_mode(found.st_mode), found.st_size, found.st_mtime_ns, (found.st_dev, found.st_ino)
+    )
 
 
 def _kind(entry: os.DirEntry[str]) -> FileKind:

@@ -1,5 +1,6 @@
 """
-Reading a local file in slices: where its data is, through the page cache or round it, and of two files with the same bytes the one that is in memory.
+Reading a local file in slices: where its data is, through the page cache or round it, and of two
+files with the same bytes the one that is in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from statepool.model.digest import Digest, new_hasher
 from statepool.transports.failures import Subject, translated, translating, wrong_length
 
 SLICE = 2 << 20
-"""Bytes that are copied, read and hashed at a time. Less costs system calls and turns of the interpreter, more leaves the processor's cache."""
+"""
+Bytes that are copied, read and hashed at a time. Less costs system calls and turns of the
+interpreter, more leaves the processor's cache.
+"""
 
 PAGE = 4096
 """What offsets and lengths are multiples of when the page cache is gone round."""
@@ -52,11 +56,14 @@ def hash_part(descriptor: int, start: int, end: int, algorithm: str) -> Digest:
     return Digest(algorithm, hasher.hexdigest())
 
 
-# -- where the data is -------------------------------------------------------------------------------------------------------------------------------
+# -- where the data is -----------------------------------------------------------------------------
 
 
 def data_in(fd: int, size: int, subject: Subject) -> Iterator[Extent]:
-    """:returns: the extents that hold data, one at a time: a file can have more of them than we want to remember"""
+    """
+    :returns: the extents that hold data, one at a time: a file can have more of them than we want
+        to remember
+    """
     end = 0
     while end < size:
         try:
@@ -115,14 +122,15 @@ def slices(extents: Iterable[Extent], size: int) -> Iterator[Slice]:
         yield Slice(start, length, tuple(data))
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def new_buffers(count: int) -> list[memoryview]:
     """:returns: room for as many slices, each aligned to pages"""
     room = mmap.mmap(-1, max(count, 1) * SLICE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without them
-        # Touching a buffer for the first time then costs one fault and not five hundred, which is what a small file would be measured by.
+        # Touching a buffer for the first time then costs one fault and not five hundred, which is
+        # what a small file would be measured by.
         room.madvise(mmap.MADV_HUGEPAGE)
     return [memoryview(room)[start : start + SLICE] for start in range(0, count * SLICE, SLICE)]
 
@@ -172,7 +180,10 @@ class DirectReader(Reader):
         self._direct = direct
 
     def read(self, part: Slice, into: memoryview) -> memoryview:
-        """As for any reader; what cannot be read so, for its alignment or for a reason of the file system, is read the usual way."""
+        """
+        As for any reader; what cannot be read so, for its alignment or for a reason of the file
+        system, is read the usual way.
+        """
         if not part.data:
             return zeros(part.length)
         try:
@@ -185,23 +196,26 @@ class DirectReader(Reader):
         return into[: part.length] if count == part.length else super().read(part, into)
 
 
-# -- clones ------------------------------------------------------------------------------------------------------------------------------------------
+# -- clones ----------------------------------------------------------------------------------------
 
 
 class Unchanging:
     """
     Tells whether a file is still what it was when this was made.
 
-    The kernel's lease says it. A read lease is granted only while nobody has the file open for writing, whatever he would write with: a mapping keeps
-    the file open that it was made of, and so does a write that was asked for and has not ended. Afterwards whoever wants to write has to open the
-    file first, and whoever wants to cut it by its name waits like one who opens it; from then on we do not count the lease as held, and let go of it.
-    So there is no moment at which the bytes can have changed while the lease is held. A write lease that the caller has is as good: nobody else has
-    the file open at all.
+    The kernel's lease says it. A read lease is granted only while nobody has the file open for
+    writing, whatever he would write with: a mapping keeps the file open that it was made of, and so
+    does a write that was asked for and has not ended. Afterwards whoever wants to write has to open
+    the file first, and whoever wants to cut it by its name waits like one who opens it; from then
+    on we do not count the lease as held, and let go of it. So there is no moment at which the bytes
+    can have changed while the lease is held. A write lease that the caller has is as good: nobody
+    else has the file open at all.
 
-    Timestamps alone would not do. A writer to a mapping is noted when he begins, and may store much later. They are compared all the same, for
-    whatever else there may be.
+    Timestamps alone would not do. A writer to a mapping is noted when he begins, and may store much
+    later. They are compared all the same, for whatever else there may be.
 
-    Where no lease can be had, as for somebody else's file, the answer is no. Several threads may ask.
+    Where no lease can be had, as for somebody else's file, the answer is no. Several threads may
+    ask.
 
     :param fd: of a regular file
     """
@@ -218,11 +232,19 @@ class Unchanging:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.end()
 
     def holds(self) -> bool:
-        """:returns: whether the file has not changed up to now. Once it is not certain, it stays so, and nobody has to wait for us."""
+        """
+        :returns: whether the file has not changed up to now. Once it is not certain, it stays so,
+            and nobody has to wait for us.
+        """
         if self._lease == fcntl.F_UNLCK:
             return False
         if held_lease(self._fd) == self._lease and self._signature() == self._seen:
@@ -257,9 +279,11 @@ class _InMemory(Reader):
 
 class CloneReader(Reader):
     """
-    Reads a clone, and its bytes that are in memory already from what it was cloned of, as long as that has not changed since.
+    Reads a clone, and its bytes that are in memory already from what it was cloned of, as long as
+    that has not changed since.
 
-    A new clone has nothing in the page cache: the cached pages of what it shares its blocks with are not its own.
+    A new clone has nothing in the page cache: the cached pages of what it shares its blocks with
+    are not its own.
 
     :param fd: the clone
     :param clone: reads it
@@ -267,7 +291,9 @@ class CloneReader(Reader):
     :param unchanging: of the origin, from before the cloning
     """
 
-    def __init__(self, fd: int, clone: Reader, origin: int, unchanging: Unchanging, subject: Subject) -> None:
+    def __init__(
+        self, fd: int, clone: Reader, origin: int, unchanging: Unchanging, subject: Subject
+    ) -> None:
         super().__init__(fd, subject)
         self._clone = clone
         self._origin = _InMemory(origin, subject)
@@ -280,7 +306,8 @@ class CloneReader(Reader):
                 content = self._origin.read(part, into)
             except BlockingIOError:
                 return self._clone.read(part, into)
-            # Asked after the reading: what was read has then been what the clone has, whatever happens next.
+            # Asked after the reading: what was read has then been what the clone has, whatever
+            # happens next.
             if self._unchanging.holds():
                 return content
         return self._clone.read(part, into)

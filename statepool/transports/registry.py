@@ -1,8 +1,9 @@
 """
 Which transport reaches which scheme.
 
-A transport is registered in the entry point group ``statepool.transports``, under its URL scheme. Those of this package are known without a look at
-what is installed: that takes longer than everything else here, and is not there in a source tree.
+A transport is registered in the entry point group ``statepool.transports``, under its URL scheme.
+Those of this package are known without a look at what is installed: that takes longer than
+everything else here, and is not there in a source tree.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def transport_class(scheme: str) -> type[Transport]:
     if not (isinstance(found, type) and issubclass(found, Transport)):
         raise InvalidLocation(
             f"what is registered for {scheme}:// is not a transport: {found!r}",
-            hint=f"an entry point of the group {GROUP} must name a class derived from statepool.Transport",
+            hint=(
+                f"an entry point of the group {GROUP} must name a class derived from"
+                " statepool.Transport"
+            ),
         )
     return found
 
@@ -64,8 +68,15 @@ def _installed(scheme: str) -> object:
         try:
             return entry.load()
         except (ImportError, AttributeError) as error:
-            raise InvalidLocation(f"the transport for {scheme}://, {entry.value}, cannot be loaded: {error}", hint="install it again") from error
+            raise InvalidLocation(
+                f"the transport for {scheme}://, {entry.value}, cannot be loaded: {error}",
+                hint="install it again",
+            ) from error
     if scheme in EXTRAS:
-        raise InvalidLocation(f"this installation has no transport for {scheme}://", hint=EXTRAS[scheme])
+        raise InvalidLocation(
+            f"this installation has no transport for {scheme}://", hint=EXTRAS[scheme]
+        )
     known = sorted({*BUILT_IN, *(entry.name for entry in metadata.entry_points(group=GROUP))})
-    raise InvalidLocation(f"{scheme}:// is not known", hint="known are " + ", ".join(f"{name}://" for name in known))
+    raise InvalidLocation(
+        f"{scheme}:// is not known", hint="known are " + ", ".join(f"{name}://" for name in known)
+    )

@@ -1,8 +1,9 @@
 """
 Blocks for what is about to be written, asked for in one piece.
 
-A file system that chooses blocks only when it flushes has to count, for each block that is written, that there will be one: on ext4 this is a third
-of the time that writing takes. Blocks that the file has already need no counting, and lie together (docs/measurements.rst).
+A file system that chooses blocks only when it flushes has to count, for each block that is written,
+that there will be one: on ext4 this is a third of the time that writing takes. Blocks that the file
+has already need no counting, and lie together (docs/measurements.rst).
 """
 
 from __future__ import annotations
@@ -17,21 +18,25 @@ WORTH = 512 << 10
 
 _RESERVE = 0x40305828
 """
-Asks for blocks without writing to them, as ``fallocate`` does: ``FS_IOC_RESVSP``, ``_IOW('X', 40, struct space_resv)`` in ``linux/falloc.h``. The C
-library's ``posix_fallocate`` would write to every block where the file system has no such thing.
+Asks for blocks without writing to them, as ``fallocate`` does: ``FS_IOC_RESVSP``, ``_IOW('X', 40,
+struct space_resv)`` in ``linux/falloc.h``. The C library's ``posix_fallocate`` would write to every
+block where the file system has no such thing.
 """
 
 _REQUEST = struct.Struct("hhqqiI4i")
 """``struct space_resv``: type and whence of a lock, offset, length, and what nobody reads."""
 
-_REAL_FAILURES = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EINTR})
+_REAL_FAILURES = frozenset(
+    {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EINTR}
+)
 """What is not just the answer of a file system that cannot do it."""
 
 
 class Reserver:
     """
-    Asks for the blocks of a file before they are written to, where that helps: on file systems that are on a block device of their own. One in memory
-    or on a server would do the work twice, and btrfs would not compress what is written there.
+    Asks for the blocks of a file before they are written to, where that helps: on file systems that
+    are on a block device of their own. One in memory or on a server would do the work twice, and
+    btrfs would not compress what is written there.
 
     :param fd: descriptor of the file, open for writing
     :raises OSError: there is no such file
@@ -45,12 +50,15 @@ class Reserver:
         """
         :param offset: where something is about to be written, in bytes
         :param length: how much
-        :raises OSError: there is no room for it, or the disk failed; what was in the file is still there
+        :raises OSError: there is no room for it, or the disk failed; what was in the file is still
+            there
         """
         if not self._helps or length < WORTH:
             return
         try:
-            fcntl.ioctl(self._fd, _RESERVE, _REQUEST.pack(0, os.SEEK_SET, offset, length, 0, 0, 0, 0, 0, 0))
+            fcntl.ioctl(
+                self._fd, _RESERVE, _REQUEST.pack(0, os.SEEK_SET, offset, length, 0, 0, 0, 0, 0, 0)
+            )
         except OSError as error:
             if error.errno in _REAL_FAILURES:
                 raise

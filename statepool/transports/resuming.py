@@ -39,7 +39,11 @@ def matching(descriptor: int, length: int, wanted: Pieces, known: Pieces) -> int
     for index in range(count(length)):
         start, end = index * PIECE, min((index + 1) * PIECE, length)
         is_known = index < len(known)
-        mine = known[index] if is_known else bytes.fromhex(hash_part(descriptor, start, end, "blake3").hex)
+        mine = (
+            known[index]
+            if is_known
+            else bytes.fromhex(hash_part(descriptor, start, end, "blake3").hex)
+        )
         if mine != wanted[index]:
             known.cut(index)
             return start

@@ -1,11 +1,14 @@
 """
 A transport around another one, which tries again what failed for a reason that may pass.
 
-Which reasons are of that kind, the transport within knows (:meth:`~statepool.transports.base.Transport.is_transient`); how often, and after which
-pauses, is told by settings. The pauses grow, and no two are alike, so that many who lost one server do not come back to it all at the same moment.
+Which reasons are of that kind, the transport within knows
+(:meth:`~statepool.transports.base.Transport.is_transient`); how often, and after which pauses, is
+told by settings. The pauses grow, and no two are alike, so that many who lost one server do not
+come back to it all at the same moment.
 
-Not everything can just be done twice. If the answer to an exclusive create was lost, the second attempt finds the name taken, perhaps by the first
-one. So what a second attempt finds is compared with what the first may have done.
+Not everything can just be done twice. If the answer to an exclusive create was lost, the second
+attempt finds the name taken, perhaps by the first one. So what a second attempt finds is compared
+with what the first may have done.
 """
 
 from __future__ import annotations
@@ -25,7 +28,15 @@ from statepool.beneath import Beneath
 from statepool.errors import FileExists, IntegrityError, MissingFile, StatePoolError
 from statepool.model.digest import Digest
 from statepool.model.outcomes import Finding
-from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transfer, Transport
+from statepool.transports.base import (
+    Capabilities,
+    Entry,
+    FileKind,
+    Moved,
+    Stat,
+    Transfer,
+    Transport,
+)
 from statepool.transports.resuming import same_beginning
 
 LONGEST_PAUSE = 30.0
@@ -87,7 +98,7 @@ class Retrying(Transport):
         """That of the inner one."""
         return self._again(lambda again: self.inner.identity)
 
-    # -- looking changes nothing -------------------------------------------------------------------------------------------------------------------
+    # -- looking changes nothing -------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
         """As the inner one."""
@@ -117,10 +128,13 @@ class Retrying(Transport):
         """As the inner one."""
         return self._again(lambda again: self.inner.read_many(paths, size))
 
-    # -- names -------------------------------------------------------------------------------------------------------------------------------------
+    # -- names -------------------------------------------------------------------------------------
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
-        """As the inner one. A file with the very same content that an earlier attempt may have made is ours: what must be told apart has a nonce."""
+        """
+        As the inner one. A file with the very same content that an earlier attempt may have made is
+        ours: what must be told apart has a nonce.
+        """
 
         def work(again: bool) -> None:
             try:
@@ -133,10 +147,18 @@ class Retrying(Transport):
 
     def _holds(self, path: str, data: bytes) -> bool:
         found = self.inner.stat(path)
-        return found is not None and found.kind is FileKind.FILE and found.size == len(data) and self.inner.read(path, 0, len(data) + 1) == data
+        return (
+            found is not None
+            and found.kind is FileKind.FILE
+            and found.size == len(data)
+            and self.inner.read(path, 0, len(data) + 1) == data
+        )
 
     def link(self, source: str, target: str) -> None:
-        """As the inner one. A target that is the same file, or looks like it in every way, is what an earlier attempt made."""
+        """
+        As the inner one. A target that is the same file, or looks like it in every way, is what an
+        earlier attempt made.
+        """
 
         def work(again: bool) -> None:
             try:
@@ -154,7 +176,9 @@ class Retrying(Transport):
         if self.inner.capabilities.copies:
             if other.kind is not FileKind.FILE or one.size != other.size:
                 return False
-            return self.inner.digest(source, Transfer(one.size)) == self.inner.digest(target, Transfer(one.size))
+            return self.inner.digest(source, Transfer(one.size)) == self.inner.digest(
+                target, Transfer(one.size)
+            )
         if one.identity is not None and other.identity is not None:
             return one.identity == other.identity
         if one != other:
@@ -162,7 +186,9 @@ class Retrying(Transport):
         return self.inner.read(source, 0, COMPARED) == self.inner.read(target, 0, COMPARED)
 
     def rename(self, source: str, target: str) -> None:
-        """As the inner one. If the source is gone and the target there, an earlier attempt was heard."""
+        """
+        As the inner one. If the source is gone and the target there, an earlier attempt was heard.
+        """
 
         def work(again: bool) -> None:
             try:
@@ -174,7 +200,9 @@ class Retrying(Transport):
         self._again(work)
 
     def remove(self, path: str) -> bool:
-        """As the inner one. If an earlier attempt may have been heard, nothing left counts as removed."""
+        """
+        As the inner one. If an earlier attempt may have been heard, nothing left counts as removed.
+        """
         return self._again(lambda again: self.inner.remove(path) or again)
 
     def symlink(self, target: str, path: str) -> None:
@@ -186,24 +214,46 @@ class Retrying(Transport):
         self._again(lambda again: self.inner.make_directory(path))
 
     def remove_directory(self, path: str) -> bool:
-        """As the inner one. If an earlier attempt may have been heard, nothing left counts as removed."""
-        return self._again(lambda again: self.inner.remove_directory(path) or (again and self.inner.stat(path) is None))
+        """
+        As the inner one. If an earlier attempt may have been heard, nothing left counts as removed.
+        """
+        return self._again(
+            lambda again: (
+                self.inner.remove_directory(path) or (again and self.inner.stat(path) is None)
+            )
+        )
 
     def flush(self, directory: str) -> None:
         """As the inner one."""
         self._again(lambda again: self.inner.flush(directory))
 
-    # -- bytes -------------------------------------------------------------------------------------------------------------------------------------
+    # -- bytes -------------------------------------------------------------------------------------
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
-        """As the inner one. Another attempt goes on from where the one before it stopped: the length of our copy tells."""
-        return self._moved(transfer, partial(self.inner.fetch, path, target), lambda: min(os.fstat(target).st_size, transfer.size))
+        """
+        As the inner one. Another attempt goes on from where the one before it stopped: the length
+        of our copy tells.
+        """
+        return self._moved(
+            transfer,
+            partial(self.inner.fetch, path, target),
+            lambda: min(os.fstat(target).st_size, transfer.size),
+        )
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
-        """As the inner one. Another attempt goes on from where the one before it stopped, if the bytes there are ours."""
-        return self._moved(transfer, partial(self.inner.store, source, path), lambda: self._stored(source, path, transfer))
+        """
+        As the inner one. Another attempt goes on from where the one before it stopped, if the bytes
+        there are ours.
+        """
+        return self._moved(
+            transfer,
+            partial(self.inner.store, source, path),
+            lambda: self._stored(source, path, transfer),
+        )
 
-    def _moved(self, transfer: Transfer, move: Callable[[Transfer], Moved], reached: Callable[[], int]) -> Moved:
+    def _moved(
+        self, transfer: Transfer, move: Callable[[Transfer], Moved], reached: Callable[[], int]
+    ) -> Moved:
         """
         :param move: one attempt
         :param reached: tells, after an attempt that failed, how many bytes need not be moved again
@@ -211,13 +261,18 @@ class Retrying(Transport):
         attempts = _Attempts(transfer)
 
         def work(again: bool) -> Moved:
-            attempts.go_on(reached() if again and self.inner.capabilities.resumes else transfer.done)
+            attempts.go_on(
+                reached() if again and self.inner.capabilities.resumes else transfer.done
+            )
             return attempts.all_of(move(evolve(transfer, progress=attempts, done=attempts.done)))
 
         return self._again(work)
 
     def _stored(self, source: int, path: str, transfer: Transfer) -> int:
-        """:returns: how many bytes of the source are there: a host that was started anew in between may have kept the length, and not the bytes"""
+        """
+        :returns: how many bytes of the source are there: a host that was started anew in between
+            may have kept the length, and not the bytes
+        """
         found = self.inner.stat(path)
         if found is None or found.kind is not FileKind.FILE or not 0 < found.size <= transfer.size:
             return 0
@@ -238,7 +293,7 @@ class Retrying(Transport):
 
         return self._again(lambda again: work())
 
-    # -- the rest ----------------------------------------------------------------------------------------------------------------------------------
+    # -- the rest ----------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
         """As the inner one."""
@@ -257,12 +312,17 @@ class Retrying(Transport):
         return self.inner.beneath(path)
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
-        """As the inner one. Taking the lock is tried again; what goes wrong while it is held is for whoever works there."""
+        """
+        As the inner one. Taking the lock is tried again; what goes wrong while it is held is for
+        whoever works there.
+        """
         lock = self._again(lambda again: self.inner.hold(path, timeout))
         return None if lock is None else self._held(lock, path, timeout)
 
     @contextmanager
-    def _held(self, first: AbstractContextManager[None], path: str, timeout: float) -> Iterator[None]:
+    def _held(
+        self, first: AbstractContextManager[None], path: str, timeout: float
+    ) -> Iterator[None]:
         def take(again: bool) -> None:
             lock = self.inner.hold(path, timeout) if again else first
             if lock is not None:
@@ -273,7 +333,10 @@ class Retrying(Transport):
             yield
 
     def is_transient(self, error: BaseException) -> bool:
-        """As the inner one: what comes out of here has been tried often enough, and may still pass some day."""
+        """
+        As the inner one: what comes out of here has been tried often enough, and may still pass
+        some day.
+        """
         return self.inner.is_transient(error)
 
     def close(self) -> None:
@@ -318,7 +381,10 @@ class _Attempts:
         self.transfer.progress.end()
 
     def advance(self, count: int) -> None:
-        """The inner transport tells of every byte from the beginning of the file, those included that were there."""
+        """
+        The inner transport tells of every byte from the beginning of the file, those included that
+        were there.
+        """
         self.now += count
         if self.now > self.told:
             new, self.told = self.now - self.told, self.now
@@ -331,4 +397,6 @@ class _Attempts:
     def _data(self, begin: int, end: int) -> int:
         """:returns: bytes of data between two offsets"""
         extents = self.transfer.extents or ((0, end),)
-        return sum(max(min(offset + length, end) - max(offset, begin), 0) for offset, length in extents)
+        return sum(
+            max(min(offset + length, end) - max(offset, begin), 0) for offset, length in extents
+        )

@@ -35,8 +35,10 @@ class Stat:
 
     :param kind: what it is
     :param size: in bytes
-    :param mtime_ns: last change, in nanoseconds of the far side's clock; servers may round it to seconds
-    :param identity: the same for two names of one file on this side of the transport, or None where that is not known
+    :param mtime_ns: last change, in nanoseconds of the far side's clock; servers may round it to
+        seconds
+    :param identity: the same for two names of one file on this side of the transport, or None where
+        that is not known
     """
 
     kind: FileKind
@@ -52,13 +54,16 @@ class Capabilities:
 
     :param symlinks: symbolic links can be made and read
     :param durable: what has been flushed survives a power cut there
-    :param local: the files can be opened on this host, see :meth:`~statepool.transports.base.Transport.local_path`
+    :param local: the files can be opened on this host, see
+        :meth:`~statepool.transports.base.Transport.local_path`
     :param refers: a cache refers to the files instead of copying them
-    :param resumes: what an interrupted transfer has moved need not be moved again; only where files can be renamed
-    :param writes: files can be made and removed there; without, nothing of the rest that changes something can be done either
+    :param resumes: what an interrupted transfer has moved need not be moved again; only where files
+        can be renamed
+    :param writes: files can be made and removed there; without, nothing of the rest that changes
+        something can be done either
     :param renames: a file can be given another name
-    :param directories: there are directories, which are made before a file is put into one; without, a file may have any path, and a directory is
-        there as long as a file is in it
+    :param directories: there are directories, which are made before a file is put into one;
+        without, a file may have any path, and a directory is there as long as a file is in it
     :param copies: ``link`` makes a copy, as no file can have two names there
     """
 
@@ -97,12 +102,15 @@ class Transfer:
 
     :param size: how long the file must be, in bytes
     :param algorithm: for the digest
-    :param extents: where the source has data, as (offset, length) in bytes; empty: find out, or take all
+    :param extents: where the source has data, as (offset, length) in bytes; empty: find out, or
+        take all
     :param progress: told of the bytes; begin and end are the caller's
-    :param done: so many bytes at the beginning are at the other end already; where something is stored, what is there behind them gives way. Where
-        transfers can be resumed, they are hashed, and the rest is moved; elsewhere all are moved.
-    :param pieces: gets the digests of the pieces that were hashed, where the algorithm has some. Those that it has of the first ``done`` bytes are
-        kept, and these bytes are not hashed again.
+    :param done: so many bytes at the beginning are at the other end already; where something is
+        stored, what is there behind them gives way. Where transfers can be resumed, they are
+        hashed, and the rest is moved; elsewhere all are moved.
+    :param pieces: gets the digests of the pieces that were hashed, where the algorithm has some.
+        Those that it has of the first ``done`` bytes are kept, and these bytes are not hashed
+        again.
     """
 
     size: int

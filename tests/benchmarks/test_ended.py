@@ -18,15 +18,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def processes_in(place: Path) -> list[str]:
     """:returns: the command lines of the processes that name a directory"""
-    lines = [path.read_bytes().replace(b"\0", b" ").decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    lines = [
+        path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.exists()
+    ]
     return [line for line in lines if str(place) in line]
 
 
 @pytest.mark.parametrize("number", command.ENDING)
 def test_ended_by_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     run = [sys.executable, "-m", "benchmarks", "--place", str(tmp_path), "locks"]
-    with subprocess.Popen(run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        # As large as they are measured, so that it lasts long enough: it is ended while the images are made.
+    with subprocess.Popen(
+        run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        # As large as they are measured, so that it lasts long enough: it is ended while the images
+        # are made.
         while not list(tmp_path.glob("benchmarks-*/pool/vm1/disk/*")):
             assert process.poll() is None
             time.sleep(0.01)
@@ -35,7 +42,8 @@ def test_ended_by_a_signal(tmp_path: Path, number: signal.Signals) -> None:
         assert "Traceback" not in process.stderr.read()
     assert process.returncode == 128 + number
     assert list(tmp_path.iterdir()) == []
-    while processes_in(tmp_path):  # a program that was just being started finds nothing, and ends by itself
+    # a program that was just being started finds nothing, and ends by itself
+    while processes_in(tmp_path):
         time.sleep(0.01)
 
 

@@ -1,4 +1,7 @@
-"""The machinery of the benchmarks, and each table once with tiny images, so that none of them rots. No time is asserted."""
+"""
+The machinery of the benchmarks, and each table once with tiny images, so that none of them rots. No
+time is asserted.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import appends, bundles, cold, locks, machines, mirrors, peers, pytest_runs, sets, shaped, ssh, start, trusted
+from benchmarks import (
+    appends,
+    bundles,
+    cold,
+    locks,
+    machines,
+    mirrors,
+    peers,
+    pytest_runs,
+    sets,
+    shaped,
+    ssh,
+    start,
+    trusted,
+)
 from benchmarks.__main__ import TABLES, main
 from benchmarks.bench import TINY, Bench, chain_files, room
 from benchmarks.i2n import Unavailable
@@ -65,16 +82,36 @@ def test_pairs_alternate_after_a_sync(monkeypatch: pytest.MonkeyPatch) -> None:
         return time
 
     figure = against("work", lambda: work("we", 3.0), "they", lambda: work("they", 1.0), 3)
-    assert done == ["sync", "we", "sync", "they", "sync", "they", "sync", "we", "sync", "we", "sync", "they"]
+    assert done == [
+        "sync",
+        "we",
+        "sync",
+        "they",
+        "sync",
+        "they",
+        "sync",
+        "we",
+        "sync",
+        "we",
+        "sync",
+        "they",
+    ]
     assert figure.ratios == [3.0, 3.0, 3.0]
     assert rounds([lambda: 1.0], 2) == [(1.0, 1.0)]
 
 
 def test_tables_are_markdown() -> None:
-    assert aligned([("a", "bcd"), ("longer", "x|y")]).splitlines() == ["| a      | bcd |", "| ------ | --- |", "| longer | x/y |"]
+    assert aligned([("a", "bcd"), ("longer", "x|y")]).splitlines() == [
+        "| a      | bcd |",
+        "| ------ | --- |",
+        "| longer | x/y |",
+    ]
 
 
-@pytest.mark.parametrize(("value", "text"), [(1.5, "1.50 s"), (0.0123, "12.3 ms"), (0.0000123, "12.3 µs"), (-0.002, "-2 ms")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.5, "1.50 s"), (0.0123, "12.3 ms"), (0.0000123, "12.3 µs"), (-0.002, "-2 ms")],
+)
 def test_times_are_in_units_that_suit_them(value: float, text: str) -> None:
     assert seconds(value) == text
 
@@ -93,7 +130,15 @@ def test_one_state_is_one_copy_on_disk(tmp_path: Path) -> None:
     assert room(tmp_path) == before > 0
 
 
-TABLES_THAT_RUN = [trusted.table, sets.table, bundles.table, start.table, locks.table, appends.table, mirrors.table]
+TABLES_THAT_RUN = [
+    trusted.table,
+    sets.table,
+    bundles.table,
+    start.table,
+    locks.table,
+    appends.table,
+    mirrors.table,
+]
 
 
 @pytest.mark.parametrize("make", TABLES_THAT_RUN, ids=lambda make: make.__module__)
@@ -108,18 +153,30 @@ def test_a_pool_on_another_host_is_measured(bench: Bench) -> None:
     table = ssh.table(bench)
     if not table.figures:
         pytest.skip(table.notes[0])
-    assert [figure.peer for figure in table.figures] == ["scp", "SFTPClient.get", "scp of the same files", "scp there, and sync", "scp"]
+    assert [figure.peer for figure in table.figures] == [
+        "scp",
+        "SFTPClient.get",
+        "scp of the same files",
+        "scp there, and sync",
+        "scp",
+    ]
 
 
 def test_compression_runs_over_a_link_of_its_own(bench: Bench) -> None:
     table = shaped.table(bench)
     if not table.figures:
         pytest.skip(table.notes[0])
-    assert [figure.what for figure in table.figures] == ["cold get, compress=auto", "cold get, compress=on", "cold get, compress=off"]
+    assert [figure.what for figure in table.figures] == [
+        "cold get, compress=auto",
+        "cold get, compress=on",
+        "cold get, compress=off",
+    ]
     assert all(fact.is_met for fact in table.facts), str(table)
 
 
-def test_cold_gets_run_where_no_other_file_system_can_be_made(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cold_gets_run_where_no_other_file_system_can_be_made(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", os.environ["PATH"])
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     table = cold.table(bench)
@@ -133,8 +190,15 @@ def test_peers_that_cannot_be_had_are_named(bench: Bench, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(peers, "I2N", refuse)
     table = peers.table(bench)
-    assert [line[0] for line in table.grid[1:]] == ["statepool", "cp --sparse=auto", "qemu-img convert", "rsync --archive"]
-    assert table.notes[0] == "Without avocado-i2n 103.0: avocado-i2n cannot be installed: no network"
+    assert [line[0] for line in table.grid[1:]] == [
+        "statepool",
+        "cp --sparse=auto",
+        "qemu-img convert",
+        "rsync --archive",
+    ]
+    assert (
+        table.notes[0] == "Without avocado-i2n 103.0: avocado-i2n cannot be installed: no network"
+    )
 
 
 def test_the_tables_have_names(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,14 +212,29 @@ def test_machines_run(bench: Bench) -> None:
     table = machines.table(bench)
     if not table.figures:
         pytest.skip(table.notes[0])
-    assert [figure.limit is not None for figure in table.figures] == [True, True, False, True, True, False]
+    assert [figure.limit is not None for figure in table.figures] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
     assert all(fact.is_met for fact in table.facts), str(table)
 
 
 def test_tests_that_start_from_a_state_are_measured(tmp_path: Path) -> None:
-    """Below a project whose configuration of pytest is not for these tests: ``make bench`` measures in the directory of this one."""
-    (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = ["--strict-config"]\nnobody_knows = 1\n')
+    """
+    Below a project whose configuration of pytest is not for these tests: ``make bench`` measures in
+    the directory of this one.
+    """
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.pytest.ini_options]\naddopts = ["--strict-config"]\nnobody_knows = 1\n'
+    )
     (tmp_path / "place").mkdir()
     table = pytest_runs.table(Bench(tmp_path / "place", TINY))
-    assert [figure.limit for figure in table.figures] == [pytest_runs.OVERHEAD, pytest_runs.OVERHEAD]
+    assert [figure.limit for figure in table.figures] == [
+        pytest_runs.OVERHEAD,
+        pytest_runs.OVERHEAD,
+    ]
     assert all(fact.is_met for fact in table.facts), str(table)

@@ -1,4 +1,7 @@
-"""A cache, a pool and a working image, and the command line that must refuse to do something with them."""
+"""
+A cache, a pool and a working image, and the command line that must refuse to do something with
+them.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ Write = Callable[[Path, Iterable[tuple[int, int, int]]], None]
 
 @frozen
 class Place:
-    """A directory with a cache, a pool, and a working image that stands on the tip of a chain of two in both."""
+    """
+    A directory with a cache, a pool, and a working image that stands on the tip of a chain of two
+    in both.
+    """
 
     root: Path
     capture: Any
@@ -49,16 +55,27 @@ class Place:
     def work(self) -> Path:
         return self.root / "work.qcow2"
 
-    def shell(self, *words: str | Path, cache: Path | None = None, source: str | Path | None = None) -> tuple[int, str, str]:
+    def shell(
+        self, *words: str | Path, cache: Path | None = None, source: str | Path | None = None
+    ) -> tuple[int, str, str]:
         """:returns: the exit code, and what was said on standard output and standard error"""
         self.capture.readouterr()
-        arguments = ["--cache", str(cache or self.cache), "--source", str(source or self.pool), *map(str, words)]
+        arguments = [
+            "--cache",
+            str(cache or self.cache),
+            "--source",
+            str(source or self.pool),
+            *map(str, words),
+        ]
         code = cli.main(arguments, standalone_mode=False)
         said = self.capture.readouterr()
         return code, said.out, said.err
 
     def refused(self, code: int, *words: str | Path, **options: Any) -> str:
-        """Run a command that must fail with ``code``, in one line, and change nothing. :returns: the line"""
+        """
+        Run a command that must fail with ``code``, in one line, and change nothing. :returns: the
+        line
+        """
         before = photograph(self.root)
         actual, out, err = self.shell(*words, **options)
         assert actual == code, (actual, out, err)
@@ -76,12 +93,17 @@ class Place:
 
     @staticmethod
     def forge(pool: Path, name: str, content: bytes, *, parent: Parent | None = None) -> Digest:
-        """Publish bytes as a state of vm1/disk, with a record that vouches for them, whatever they are. :returns: their digest"""
+        """
+        Publish bytes as a state of vm1/disk, with a record that vouches for them, whatever they
+        are. :returns: their digest
+        """
         place = Pool(open_transport(Location.parse(str(pool))))
         digest = Digest.of(content)
         staging = place.stage([digest])
         (pool / staging.path(digest)).write_bytes(content)
-        place.publish([Manifest("vm1/disk", name, size=len(content), digest=digest, parent=parent)], staging)
+        place.publish(
+            [Manifest("vm1/disk", name, size=len(content), digest=digest, parent=parent)], staging
+        )
         staging.end()
         return digest
 
@@ -97,7 +119,9 @@ class Place:
 
 
 @pytest.fixture
-def empty(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Place:
+def empty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Place:
     monkeypatch.chdir(tmp_path)
     place = Place(tmp_path, capsys)
     statepool.init(place.pool)
@@ -116,7 +140,7 @@ def place(empty: Place, make_image: Make, write_to_image: Write) -> Place:
     return empty
 
 
-# -- several sources ---------------------------------------------------------------------------------------------------------------------------------
+# -- several sources -------------------------------------------------------------------------------
 
 MIRRORED = ("connect", "customize", "install")
 """The chain that all of them have, tip first."""
@@ -124,7 +148,10 @@ MIRRORED = ("connect", "customize", "install")
 
 @frozen
 class Site:
-    """A directory with a pool ``good`` that has a chain of three, a cache that is empty, and copies of the pool that are spoilt."""
+    """
+    A directory with a pool ``good`` that has a chain of three, a cache that is empty, and copies of
+    the pool that are spoilt.
+    """
 
     root: Path
     make: Make
@@ -146,11 +173,15 @@ class Site:
     def source(self, name: str, *faults: Fault, scope: Scope = Scope.SHARED) -> PoolSource:
         """:returns: a pool as a source in which things go wrong"""
         transport = open_transport(Location("file", str(self.root / name)))
-        return PoolSource(Pool(FaultyTransport(transport, *faults) if faults else transport), name, scope)
+        return PoolSource(
+            Pool(FaultyTransport(transport, *faults) if faults else transport), name, scope
+        )
 
     def open(self, *sources: Any, cache: str = "cache", **settings: Any) -> statepool.StatePool:
         return statepool.StatePool(
-            self.root / cache, [self.source(name) if isinstance(name, str) else name for name in sources], settings=Settings(**settings)
+            self.root / cache,
+            [self.source(name) if isinstance(name, str) else name for name in sources],
+            settings=Settings(**settings),
         )
 
     def calls(self, source: PoolSource) -> list[str]:
@@ -158,7 +189,15 @@ class Site:
         assert isinstance(transport, FaultyTransport)
         return [f"{call.operation} {call.path}" for call in transport.calls]
 
-    def change(self, pool: str, state: str, value: int, *, on_top_of: str | None = None, replace: bool = False) -> None:
+    def change(
+        self,
+        pool: str,
+        state: str,
+        value: int,
+        *,
+        on_top_of: str | None = None,
+        replace: bool = False,
+    ) -> None:
         """Set a state in one pool only."""
         other = self.open(pool, cache=f"cache-of-{pool}")
         work = self.root / f"work-{pool}.qcow2"
@@ -178,11 +217,15 @@ class Site:
         self.qemu_img("convert", "-f", "qcow2", "-O", "raw", work, raw)
         content = raw.read_bytes()
         assert [content[index * PATTERN] for index in range(4)] == [1, 2, 3, 0]
-        assert all(checked.problem is None for checked in statepool.StatePool(self.root / cache).verify())
+        assert all(
+            checked.problem is None for checked in statepool.StatePool(self.root / cache).verify()
+        )
 
 
 @pytest.fixture
-def site(tmp_path: Path, make_image: Make, write_to_image: Write, qemu_img: Callable[..., str]) -> Site:
+def site(
+    tmp_path: Path, make_image: Make, write_to_image: Write, qemu_img: Callable[..., str]
+) -> Site:
     statepool.init(tmp_path / "good")
     work = make_image(tmp_path / "work.qcow2", SIZE, writes=[(0, PATTERN, 1)])
     disk = statepool.StatePool(tmp_path / "seed", [tmp_path / "good"]).image("vm1/disk")

@@ -1,5 +1,6 @@
 """
-What people come up with, names, states and working images that cannot be: each gives one clear line and its exit code, and changes nothing.
+What people come up with, names, states and working images that cannot be: each gives one clear line
+and its exit code, and changes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Make = Callable[..., Path]
 Tool = Callable[..., str]
 
 
-# -- names -----------------------------------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 BAD_NAMES = [
     "",
@@ -58,7 +59,11 @@ RESERVED = ["0root", "boot", "0boot"]
 
 @pytest.mark.parametrize("path", ["new/", "work.qcow2/", "new/.", ""])
 def test_a_directory_where_a_working_image_should_be_named(place: Any, path: str) -> None:
-    for words in (("get", "vm1/disk", "install", "--to"), ("pop", "vm1/disk", "install", "--to"), ("set", "vm1/disk", "new", "--from")):
+    for words in (
+        ("get", "vm1/disk", "install", "--to"),
+        ("pop", "vm1/disk", "install", "--to"),
+        ("set", "vm1/disk", "new", "--from"),
+    ):
         assert "name a file" in place.refused(USAGE, *words, path)
     place.refused(USAGE, "push", "vm1/disk", "new", "--from", path)
     place.refused(USAGE, "set", "vm1", "new", "--from", f"disk={path}")
@@ -90,7 +95,7 @@ def test_the_longest_name_can_be_used(place: Any) -> None:
     assert place.shell("get", "vm1/disk", "x" * 128, cache=place.root / "c2")[0] == 0
 
 
-# -- states ----------------------------------------------------------------------------------------------------------------------------------------
+# -- states ----------------------------------------------------------------------------------------
 
 
 def test_a_state_that_is_not_there(place: Any) -> None:
@@ -108,17 +113,39 @@ def test_a_name_that_exists_with_other_content(place: Any, make_image: Make) -> 
     line = place.refused(REFUSED, "set", "vm1/disk", "customize", "--from", "other.qcow2")
     assert "customize" in line
     assert "other content" in line
-    place.refused(REFUSED, "set", "vm1/disk", "customize", "--from", "work.qcow2")  # written to since
+    # written to since
+    place.refused(REFUSED, "set", "vm1/disk", "customize", "--from", "work.qcow2")
 
 
-def test_a_name_that_exists_with_other_content_in_the_pool_only(place: Any, make_image: Make) -> None:
+def test_a_name_that_exists_with_other_content_in_the_pool_only(
+    place: Any, make_image: Make
+) -> None:
     make_image(place.root / "other.qcow2", SIZE, writes=[(0, PATTERN, 9)])
     for more in ((), ("--dry-run",)):
-        line = place.refused(REFUSED, "set", "vm1/disk", "customize", "--from", "other.qcow2", *more, cache=place.root / "c2")
+        line = place.refused(
+            REFUSED,
+            "set",
+            "vm1/disk",
+            "customize",
+            "--from",
+            "other.qcow2",
+            *more,
+            cache=place.root / "c2",
+        )
         assert "vm1/disk customize exists in " in line
         assert "with other content" in line
     # Who asked for the cache alone has it, and is told of the pool.
-    code, _, err = place.shell("set", "vm1/disk", "customize", "--from", "other.qcow2", "--wait-for", "own", "--dry-run", cache=place.root / "c2")
+    code, _, err = place.shell(
+        "set",
+        "vm1/disk",
+        "customize",
+        "--from",
+        "other.qcow2",
+        "--wait-for",
+        "own",
+        "--dry-run",
+        cache=place.root / "c2",
+    )
     assert code == 0
     assert "other content" in err
 
@@ -139,14 +166,18 @@ def test_removing_what_others_stand_on(place: Any) -> None:
 
 def test_replacing_what_others_stand_on(place: Any, make_image: Make) -> None:
     make_image(place.root / "other.qcow2", SIZE, writes=[(0, PATTERN, 9)])
-    assert "customize" in place.refused(REFUSED, "set", "vm1/disk", "install", "--from", "other.qcow2", "--replace")
+    assert "customize" in place.refused(
+        REFUSED, "set", "vm1/disk", "install", "--from", "other.qcow2", "--replace"
+    )
 
 
 def test_a_working_image_where_there_is_a_file(place: Any) -> None:
     path = place.root / "to.qcow2"
     os.mkfifo(path)
     for words in ((), ("--overwrite",)):
-        assert "a FIFO" in place.refused(REFUSED, "get", "vm1/disk", "install", "--to", path, *words)
+        assert "a FIFO" in place.refused(
+            REFUSED, "get", "vm1/disk", "install", "--to", path, *words
+        )
     path.unlink()
     for make in (lambda path: path.write_text("mine"), lambda path: os.symlink("nowhere", path)):
         make(path)
@@ -158,29 +189,42 @@ def test_a_working_image_where_there_is_a_file(place: Any) -> None:
 
 
 def test_a_working_image_inside_of_a_pool(place: Any) -> None:
-    for to in (place.pool / "vm1/disk/install.qcow2", place.pool / "vm1/disk/mine.qcow2", place.cache / ".statepool/data/mine.qcow2"):
+    for to in (
+        place.pool / "vm1/disk/install.qcow2",
+        place.pool / "vm1/disk/mine.qcow2",
+        place.cache / ".statepool/data/mine.qcow2",
+    ):
         told = place.refused(REFUSED, "get", "vm1/disk", "install", "--to", to, "--overwrite")
-        assert f"it is inside the {'pool file://' if place.pool in to.parents else 'cache '}" in told
+        assert (
+            f"it is inside the {'pool file://' if place.pool in to.parents else 'cache '}" in told
+        )
         assert "choose a place outside of it" in told
 
 
 def test_a_working_image_in_place_of_one_that_is_open(place: Any) -> None:
     with held(place.work):
-        assert "open in another process" in place.refused(REFUSED, "get", "vm1/disk", "install", "--to", place.work, "--overwrite")
+        assert "open in another process" in place.refused(
+            REFUSED, "get", "vm1/disk", "install", "--to", place.work, "--overwrite"
+        )
 
 
-# -- working images --------------------------------------------------------------------------------------------------------------------------------
+# -- working images --------------------------------------------------------------------------------
 
 
 class held:  # noqa: N801 - it reads as what it is
     """A file that another process has open for as long as the block lasts."""
 
     def __init__(self, path: Path, mode: str = "r+b") -> None:
-        program = "import sys; file = open(sys.argv[1], sys.argv[2]); print('open', flush=True); sys.stdin.read()"
+        program = (
+            "import sys; file = open(sys.argv[1], sys.argv[2]); print('open', flush=True);"
+            " sys.stdin.read()"
+        )
         self._command = [sys.executable, "-c", program, str(path), mode]
 
     def __enter__(self) -> subprocess.Popen[bytes]:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"open\n"
         return self._process
@@ -200,11 +244,24 @@ def test_a_working_image_that_is_raw(place: Any) -> None:
 def test_a_working_image_that_is_encrypted(place: Any, qemu_img: Tool) -> None:
     path = place.root / "secret.qcow2"
     options = "encrypt.format=aes,encrypt.key-secret=key"
-    qemu_img("create", "-q", "-f", "qcow2", "--object", "secret,id=key,data=secret", "-o", options, path, "1M")
+    qemu_img(
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "--object",
+        "secret,id=key,data=secret",
+        "-o",
+        options,
+        path,
+        "1M",
+    )
     assert "encrypted" in place.refused(INTEGRITY, "set", "vm1/disk", "new", "--from", path)
 
 
-@pytest.mark.parametrize("length", [0, 1, 3, 71, 100, 4 * KIB, 64 * KIB, 200 * KIB, 256 * KIB, -64 * KIB, -65 * KIB])
+@pytest.mark.parametrize(
+    "length", [0, 1, 3, 71, 100, 4 * KIB, 64 * KIB, 200 * KIB, 256 * KIB, -64 * KIB, -65 * KIB]
+)
 def test_a_working_image_that_is_truncated(place: Any, make_image: Make, length: int) -> None:
     path = make_image(place.root / "cut.qcow2", SIZE, writes=[(0, SIZE, 9)])
     os.truncate(path, length if length >= 0 else path.stat().st_size + length)
@@ -220,7 +277,9 @@ def test_a_working_image_that_is_no_file(place: Any, make_image: Make) -> None:
     for path in ("fifo", "directory", "link", "dead-link", "/dev/null", "/dev/zero"):
         line = place.refused(INTEGRITY, "set", "vm1/disk", "new", "--from", path)
         assert "regular" in line
-        assert ("it is a symbolic link (name the file that it leads to)" in line) == ("link" in path)
+        assert ("it is a symbolic link (name the file that it leads to)" in line) == (
+            "link" in path
+        )
     place.refused(NOT_FOUND, "set", "vm1/disk", "new", "--from", "not-there.qcow2")
     place.refused(NOT_FOUND, "set", "vm1/disk", "new", "--from", "not/there.qcow2")
 
@@ -237,7 +296,20 @@ def test_a_working_image_that_a_real_qemu_has_open(place: Any) -> None:
     if shutil.which("qemu-nbd") is None:
         pytest.skip("qemu-nbd is not installed (Debian: qemu-utils)")
     socket = place.root / "nbd.socket"
-    server = subprocess.Popen(["qemu-nbd", "-f", "qcow2", "-k", socket, "-t", "--fork", "--pid-file", place.root / "pid", place.work])
+    server = subprocess.Popen(
+        [
+            "qemu-nbd",
+            "-f",
+            "qcow2",
+            "-k",
+            socket,
+            "-t",
+            "--fork",
+            "--pid-file",
+            place.root / "pid",
+            place.work,
+        ]
+    )
     assert server.wait(timeout=60) == 0
     try:
         assert "open in" in place.refused(REFUSED, "set", "vm1/disk", "new", "--from", place.work)
@@ -246,7 +318,9 @@ def test_a_working_image_that_a_real_qemu_has_open(place: Any) -> None:
         os.kill(int((place.root / "pid").read_text()), 15)
 
 
-def test_a_working_image_that_stands_on_something_else(place: Any, make_image: Make, qemu_img: Tool) -> None:
+def test_a_working_image_that_stands_on_something_else(
+    place: Any, make_image: Make, qemu_img: Tool
+) -> None:
     make_image(place.root / "base.qcow2", SIZE)
     above = make_image(place.root / "above.qcow2", SIZE, backing=place.root / "base.qcow2")
     line = place.refused(INTEGRITY, "set", "vm1/disk", "new", "--from", above)
@@ -255,7 +329,11 @@ def test_a_working_image_that_stands_on_something_else(place: Any, make_image: M
     # Neither is the view of another cache, or a chain that it has otherwise.
     backing = (read_header_file(place.work).backing_name or b"").decode()
     other = backing.replace("cache", "cache-of-others")
-    for name in (place.root / "cache-of-others/vm1/disk/customize.qcow2", Path("/etc/hostname"), other.replace("customize", "install")):
+    for name in (
+        place.root / "cache-of-others/vm1/disk/customize.qcow2",
+        Path("/etc/hostname"),
+        other.replace("customize", "install"),
+    ):
         qemu_img("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", name, above)
         place.refused(INTEGRITY, "set", "vm1/disk", "new", "--from", above)
     for name in ("base.qcow2", "../base.qcow2", "json:{}", "nbd:localhost:1"):
@@ -292,18 +370,46 @@ def test_bitmaps_are_a_warning(place: Any, make_image: Make, qemu_img: Tool) -> 
 
 
 @pytest.mark.parametrize("scheme", ["", "link://"])
-def test_paths_that_are_no_text(run_statepool: Callable[..., Any], make_image: Make, tmp_path: Path, scheme: str) -> None:
+def test_paths_that_are_no_text(
+    run_statepool: Callable[..., Any], make_image: Make, tmp_path: Path, scheme: str
+) -> None:
     """They are names of files like any other, here and in what is read back."""
     cache, pool, work = (tmp_path / name for name in ("c\udcffx", "p\udcfe", "w\udcfd.qcow2"))
     run_statepool("init", pool)
     make_image(tmp_path / "work.qcow2", SIZE, writes=[(0, PATTERN, 1)])
-    stored = run_statepool("--cache", tmp_path / "one", "--source", pool, "set", "vm1/disk", "install", "--from", "work.qcow2", "--json")
+    stored = run_statepool(
+        "--cache",
+        tmp_path / "one",
+        "--source",
+        pool,
+        "set",
+        "vm1/disk",
+        "install",
+        "--from",
+        "work.qcow2",
+        "--json",
+    )
     location = f"{scheme or 'file://'}{tmp_path}/p%FE"
-    assert f"file://{tmp_path}/p%FE" in [one["pool"] for one in json.loads(stored.out)["stored"]["pools"]]
+    assert f"file://{tmp_path}/p%FE" in [
+        one["pool"] for one in json.loads(stored.out)["stored"]["pools"]
+    ]
     there = ("--cache", cache, "--source", f"{scheme}{pool}")
-    got = json.loads(run_statepool(*there, "get", "vm1/disk", "install", "--to", work, "--json").out)["got"]
+    got = json.loads(
+        run_statepool(*there, "get", "vm1/disk", "install", "--to", work, "--json").out
+    )["got"]
     assert (got["source"], got["working"]) == (location, str(work))
     assert "install" in run_statepool("--cache", cache, "--source", location, "show").out
     assert "vm1/disk" in run_statepool(*there, "verify", "vm1/disk", "install").out
-    assert "no%FDne is not a pool" in run_statepool("--cache", cache, "--source", tmp_path / "no\udcfdne", "show", code=None).err
-    assert {path.name for path in tmp_path.iterdir()} == {"one", "work.qcow2", cache.name, pool.name, work.name}
+    assert (
+        "no%FDne is not a pool"
+        in run_statepool(
+            "--cache", cache, "--source", tmp_path / "no\udcfdne", "show", code=None
+        ).err
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "one",
+        "work.qcow2",
+        cache.name,
+        pool.name,
+        work.name,
+    }

@@ -1,5 +1,6 @@
 """
-Pools that are damaged, foreign, full or closed, and records that lie: each gives one clear line and its exit code, and changes nothing.
+Pools that are damaged, foreign, full or closed, and records that lie: each gives one clear line and
+its exit code, and changes nothing.
 """
 
 from __future__ import annotations
@@ -34,15 +35,19 @@ Make = Callable[..., Path]
 Write = Callable[[Path, Iterable[tuple[int, int, int]]], None]
 
 
-# -- parents ---------------------------------------------------------------------------------------------------------------------------------------
+# -- parents ---------------------------------------------------------------------------------------
 
 
 def test_a_child_whose_parent_is_not_in_the_log(place: Any) -> None:
     """A record that only another implementation could have written."""
     with pytest.raises(Conflict, match="is not there"):
-        place.forge(place.pool, "orphan", CHILD.build(), parent=Parent("parent", Digest.of(b"lost")))
+        place.forge(
+            place.pool, "orphan", CHILD.build(), parent=Parent("parent", Digest.of(b"lost"))
+        )
     with pytest.raises(Conflict, match="is there with the digest"):
-        place.forge(place.pool, "orphan", CHILD.build(), parent=Parent("install", Digest.of(b"other")))
+        place.forge(
+            place.pool, "orphan", CHILD.build(), parent=Parent("install", Digest.of(b"other"))
+        )
 
 
 def test_a_parent_whose_bytes_are_gone(place: Any) -> None:
@@ -65,7 +70,12 @@ def test_a_child_that_names_another_parent_than_its_manifest(place: Any) -> None
     parent = Manifest("vm1/disk", "install", digest=None).state
     digest = Digest.from_file_name(place.data_file(place.pool, "install").name)
     assert digest is not None
-    place.forge(place.pool, "child", evolve(CHILD, backing=b"other.qcow2").build(), parent=Parent(parent, digest))
+    place.forge(
+        place.pool,
+        "child",
+        evolve(CHILD, backing=b"other.qcow2").build(),
+        parent=Parent(parent, digest),
+    )
     place.forge(place.pool, "alone", CHILD.build())
     cache = place.other_cache()
     statepool.StatePool(cache, [place.pool]).image("vm1/disk").get("install")
@@ -83,12 +93,19 @@ def flip(path: Path, offset: int) -> None:
     path.chmod(0o444)
 
 
-# -- pools -----------------------------------------------------------------------------------------------------------------------------------------
+# -- pools -----------------------------------------------------------------------------------------
 
 
 def test_a_pool_that_is_an_empty_directory(place: Any) -> None:
     (place.root / "mount").mkdir()
-    for words in (("show",), ("tree",), ("get", "vm1/disk", "nothing"), ("check", "vm1/disk", "nothing"), ("verify",), ("gc", "--everywhere")):
+    for words in (
+        ("show",),
+        ("tree",),
+        ("get", "vm1/disk", "nothing"),
+        ("check", "vm1/disk", "nothing"),
+        ("verify",),
+        ("gc", "--everywhere"),
+    ):
         line = place.refused(TRANSPORT, *words, source=place.root / "mount")
         assert "is not a pool" in line
         assert "statepool init" in line
@@ -96,7 +113,9 @@ def test_a_pool_that_is_an_empty_directory(place: Any) -> None:
 
 def test_storing_in_an_empty_directory(place: Any) -> None:
     (place.root / "mount").mkdir()
-    code, _, err = place.shell("set", "vm1/disk", "new", "--from", place.work, source=place.root / "mount")
+    code, _, err = place.shell(
+        "set", "vm1/disk", "new", "--from", place.work, source=place.root / "mount"
+    )
     assert (code, err.count("\n")) == (TRANSPORT, 1)
     assert "is not a pool" in err
     assert list((place.root / "mount").iterdir()) == []
@@ -113,7 +132,13 @@ def test_a_pool_of_a_newer_format(place: Any) -> None:
     file.chmod(0o644)
     file.write_text(json.dumps({"format": 3}))
     cache = place.other_cache()
-    for words in (("show",), ("get", "vm1/disk", "install"), ("unset", "vm1/disk", "customize", "--everywhere"), ("verify",), ("gc", "--everywhere")):
+    for words in (
+        ("show",),
+        ("get", "vm1/disk", "install"),
+        ("unset", "vm1/disk", "customize", "--everywhere"),
+        ("verify",),
+        ("gc", "--everywhere"),
+    ):
         assert "newer" in place.refused(INTEGRITY, *words, cache=cache)
     place.refused(INTEGRITY, "init", place.pool)
     place.refused(INTEGRITY, "adopt", place.pool)
@@ -122,7 +147,9 @@ def test_a_pool_of_a_newer_format(place: Any) -> None:
 
 def test_a_machine_log_of_a_newer_format(place: Any) -> None:
     change_record(place.pool, 2, lambda record: {**record, "format": 2})
-    assert "newer" in place.refused(INTEGRITY, "get", "vm1/disk", "install", cache=place.other_cache())
+    assert "newer" in place.refused(
+        INTEGRITY, "get", "vm1/disk", "install", cache=place.other_cache()
+    )
 
 
 STRANGER = 65534
@@ -148,8 +175,20 @@ def give_away(directory: Path) -> None:
 def refused_to(powerless: list[str], place: Any, *words: str | Path, code: int = TRANSPORT) -> str:
     """As :meth:`Place.refused`, for an account that may not. :returns: the line"""
     before = photograph(place.root)
-    command = [*powerless, sys.executable, "-m", "statepool", "--cache", "cache", "--source", "pool", *map(str, words)]
-    done = subprocess.run(command, cwd=place.root, capture_output=True, text=True, timeout=120, check=False)
+    command = [
+        *powerless,
+        sys.executable,
+        "-m",
+        "statepool",
+        "--cache",
+        "cache",
+        "--source",
+        "pool",
+        *map(str, words),
+    ]
+    done = subprocess.run(
+        command, cwd=place.root, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert done.stderr.startswith("statepool: ")
     assert done.stderr.count("\n") == 1, done.stderr
@@ -167,7 +206,9 @@ def test_a_cache_that_may_not_be_written(place: Any, powerless: list[str]) -> No
 def test_a_cache_that_may_not_be_written_is_verified(place: Any, powerless: list[str]) -> None:
     give_away(place.cache)
     command = [*powerless, sys.executable, "-m", "statepool", "--cache", "cache", "verify"]
-    done = subprocess.run(command, cwd=place.root, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=place.root, capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("whole") == 2
 
@@ -189,13 +230,19 @@ def test_a_working_image_that_may_not_be_read_or_written(place: Any, powerless: 
     os.chown(place.work, STRANGER, STRANGER)
     for mode in (0o600, 0o644):
         place.work.chmod(mode)
-        assert "work.qcow2" in refused_to(powerless, place, "set", "vm1/disk", "new", "--from", "work.qcow2", code=REFUSED)
+        assert "work.qcow2" in refused_to(
+            powerless, place, "set", "vm1/disk", "new", "--from", "work.qcow2", code=REFUSED
+        )
 
 
-def test_a_place_for_a_working_image_that_may_not_be_written(place: Any, powerless: list[str]) -> None:
+def test_a_place_for_a_working_image_that_may_not_be_written(
+    place: Any, powerless: list[str]
+) -> None:
     (place.root / "theirs").mkdir()
     give_away(place.root / "theirs")
-    refused_to(powerless, place, "get", "vm1/disk", "install", "--to", "theirs/work.qcow2", code=REFUSED)
+    refused_to(
+        powerless, place, "get", "vm1/disk", "install", "--to", "theirs/work.qcow2", code=REFUSED
+    )
 
 
 @pytest.fixture
@@ -206,7 +253,12 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     def mount(name: str, options: str) -> Path:
         path = tmp_path / name
         path.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode != 0:
             pytest.skip(f"cannot mount here: {done.stderr.strip()}")
         made.append(path)
@@ -223,7 +275,9 @@ def test_no_space(place: Any, mounted: Callable[..., Path], make_image: Make) ->
     statepool.init(small / "pool")
     place.made_cache(small / "cache")
     big = make_image(place.root / "big.qcow2", 8 * MIB, writes=[(0, 8 * MIB, 5)])
-    assert "do not fit" in place.refused(NO_SPACE, "set", "vm1/disk", "big", "--from", big, cache=small / "cache")
+    assert "do not fit" in place.refused(
+        NO_SPACE, "set", "vm1/disk", "big", "--from", big, cache=small / "cache"
+    )
     assert place.shell("set", "vm1/disk", "big", "--from", big)[0] == 0
     place.refused(NO_SPACE, "get", "vm1/disk", "big", cache=small / "cache")
     with pytest.raises(NoSpace) as caught:
@@ -245,7 +299,12 @@ def test_a_read_only_pool(place: Any, mounted: Callable[..., Path]) -> None:
     assert place.shell("get", "vm1/disk", "customize", cache=place.root / "c2", source=pool)[0] == 0
     assert place.shell("verify", cache=place.root / "c2", source=pool)[0] == 0
     # ... writing is not
-    assert "read-only" in place.refused(TRANSPORT, "unset", "vm1/disk", "customize", "--everywhere", source=pool).lower()
+    assert (
+        "read-only"
+        in place.refused(
+            TRANSPORT, "unset", "vm1/disk", "customize", "--everywhere", source=pool
+        ).lower()
+    )
     code, _, err = place.shell("set", "vm1/disk", "new", "--from", place.work, source=pool)
     assert (code, err.count("\n")) == (TRANSPORT, 1)
     assert "read-only" in err.lower()
@@ -269,26 +328,48 @@ def change_record(pool: Path, number: int, change: Callable[[dict[str, Any]], An
     path.write_text(json.dumps(change(json.loads(path.read_bytes()))))
 
 
-# -- records ---------------------------------------------------------------------------------------------------------------------------------------
+# -- records ---------------------------------------------------------------------------------------
 
 
 def change_manifest(**lies: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def change(record: dict[str, Any]) -> dict[str, Any]:
-        manifest = {key: value for key, value in (record["changes"][0]["publish"] | lies).items() if value is not None}
+        manifest = {
+            key: value
+            for key, value in (record["changes"][0]["publish"] | lies).items()
+            if value is not None
+        }
         return record | {"changes": [{"publish": manifest}]}
 
     return change
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\0" * 100, b"{", b"null", b"[]", b"7", b"{}", b'{"format": 1}', b"[" * 100_000, b"\xff\xfe", b'{"format": "1"}']
+    "content",
+    [
+        b"",
+        b"\0" * 100,
+        b"{",
+        b"null",
+        b"[]",
+        b"7",
+        b"{}",
+        b'{"format": 1}',
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b'{"format": "1"}',
+    ],
 )
 def test_a_record_that_is_no_record(place: Any, content: bytes) -> None:
     record_file(place.pool, 2).write_bytes(content)
     cache = place.other_cache()
     line = place.refused(INTEGRITY, "get", "vm1/disk", "install", cache=cache)
     assert layout.record("vm1", 2) in line
-    for words in (("show", "vm1"), ("check", "vm1/disk", "install"), ("unset", "vm1/disk", "customize", "--everywhere"), ("log",)):
+    for words in (
+        ("show", "vm1"),
+        ("check", "vm1/disk", "install"),
+        ("unset", "vm1/disk", "customize", "--everywhere"),
+        ("log",),
+    ):
         place.refused(INTEGRITY, *words, cache=cache)
     place.refused(INTEGRITY, "gc", "--everywhere", cache=cache)
 
@@ -312,16 +393,27 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a parent that is not there": change_manifest(parent={"state": "nothing", "digest": DIGEST}),
     "a parent with another digest": change_manifest(parent={"state": "install", "digest": DIGEST}),
     "a parent that is no name": change_manifest(parent={"state": "../install", "digest": DIGEST}),
-    "itself as parent": lambda record: change_manifest(parent={"state": "customize", "digest": record["changes"][0]["publish"]["digest"]})(record),
+    "itself as parent": lambda record: change_manifest(
+        parent={"state": "customize", "digest": record["changes"][0]["publish"]["digest"]}
+    )(record),
     "extents out of the file": change_manifest(extents=[[0, 1 << 60]]),
     "an unknown kind": change_manifest(kind="spell"),
-    "removing what is not there": lambda record: record | {"changes": [{"remove": {"object": "vm1/disk", "state": "nothing", "digest": DIGEST}}]},
+    "removing what is not there": lambda record: (
+        record
+        | {"changes": [{"remove": {"object": "vm1/disk", "state": "nothing", "digest": DIGEST}}]}
+    ),
     "removing a parent": lambda record: (
         record
         | {
             "changes": [
                 *record["changes"],
-                {"remove": {"object": "vm1/disk", "state": "install", "digest": record["changes"][0]["publish"]["parent"]["digest"]}},
+                {
+                    "remove": {
+                        "object": "vm1/disk",
+                        "state": "install",
+                        "digest": record["changes"][0]["publish"]["parent"]["digest"],
+                    }
+                },
             ]
         }
     ),
@@ -332,12 +424,16 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_a_record_that_cannot_be_true(place: Any, lie: str) -> None:
     change_record(place.pool, 2, LIES[lie])
     cache = place.other_cache()
-    assert layout.record("vm1", 2) in place.refused(INTEGRITY, "get", "vm1/disk", "install", cache=cache)
+    assert layout.record("vm1", 2) in place.refused(
+        INTEGRITY, "get", "vm1/disk", "install", cache=cache
+    )
     place.refused(INTEGRITY, "get", "vm1/disk", "customize", "--to", "to.qcow2", cache=cache)
 
 
 def promised(place: Any, state: str) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads(record_file(place.pool, {"install": 1, "customize": 2}[state]).read_bytes())["changes"][0]["publish"]
+    manifest: dict[str, Any] = json.loads(
+        record_file(place.pool, {"install": 1, "customize": 2}[state]).read_bytes()
+    )["changes"][0]["publish"]
     return manifest
 
 
@@ -362,7 +458,9 @@ def test_a_record_that_lies_about_the_digest(place: Any) -> None:
     with pytest.raises(DigestMismatch) as caught:
         pool.image("vm1/disk").get("customize")
     assert caught.value.expected == str(digest)
-    assert caught.value.actual == str(Digest.of(place.data_file(place.pool, "customize").read_bytes()))
+    assert caught.value.actual == str(
+        Digest.of(place.data_file(place.pool, "customize").read_bytes())
+    )
     place.refused(INTEGRITY, "get", "vm1/disk", "customize", cache=cache)
     assert place.shell("verify", cache=cache)[0] == INTEGRITY
 
@@ -379,5 +477,10 @@ def test_a_gap_in_the_log(place: Any, write_to_image: Write, gone: int) -> None:
     disk.set("more", source=place.work)
     record_file(place.pool, gone).unlink()
     cache = place.other_cache()
-    for words in (("get", "vm1/disk", "install"), ("show", "vm1/disk"), ("unset", "vm1/disk", "more", "--everywhere"), ("gc", "--everywhere")):
+    for words in (
+        ("get", "vm1/disk", "install"),
+        ("show", "vm1/disk"),
+        ("unset", "vm1/disk", "more", "--everywhere"),
+        ("gc", "--everywhere"),
+    ):
         assert "gap" in place.refused(INTEGRITY, *words, cache=cache)

@@ -1,4 +1,7 @@
-"""The life of a cache: what it throws away for room and what never, pools it refers to instead of copying, and states replaced elsewhere."""
+"""
+The life of a cache: what it throws away for room and what never, pools it refers to instead of
+copying, and states replaced elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +40,15 @@ class Site:
     qemu_img: Callable[..., str]
 
     def image(self, cache: str, *sources: str, **settings: object) -> statepool.ImageHandle:
-        """:returns: the image, as a new process with these sources sees it; each get asks them, unless the settings say otherwise"""
+        """
+        :returns: the image, as a new process with these sources sees it; each get asks them, unless
+            the settings say otherwise
+        """
         places = [self.place(source) for source in sources]
         chosen = statepool.Settings(**{"fresh": 0.0, **settings})  # type: ignore[arg-type]
-        return statepool.StatePool(cache=self.root / cache, sources=places, settings=chosen).image(OBJECT)
+        return statepool.StatePool(cache=self.root / cache, sources=places, settings=chosen).image(
+            OBJECT
+        )
 
     def place(self, source: str) -> str:
         """:returns: the location of ``pool`` or ``link://pool``"""
@@ -55,7 +63,9 @@ class Site:
         work.unlink()
         return stored.digest
 
-    def child(self, cache: str, source: str, parent: str, state: str, first: int, *values: int) -> str:
+    def child(
+        self, cache: str, source: str, parent: str, state: str, first: int, *values: int
+    ) -> str:
         """Set a state that stands on another one."""
         disk, work = self.image(cache, source), self.root / f"new-{state}.qcow2"
         disk.get(parent, to=work)
@@ -93,8 +103,17 @@ def pieces(first: int, *values: int) -> list[Write]:
 
 
 def write(image: Path, writes: list[Write]) -> None:
-    commands = [argument for offset, length, value in writes for argument in ("-c", f"write -P {value} {offset} {length}")]
-    subprocess.run(["qemu-io", "-f", "qcow2", *commands, str(image)], check=True, capture_output=True, timeout=60)
+    commands = [
+        argument
+        for offset, length, value in writes
+        for argument in ("-c", f"write -P {value} {offset} {length}")
+    ]
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", *commands, str(image)],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
 
 
 @pytest.fixture
@@ -103,7 +122,7 @@ def site(tmp_path: Path, make_image: MakeImage, qemu_img: Callable[..., str]) ->
     return Site(tmp_path, make_image, qemu_img)
 
 
-# -- room ------------------------------------------------------------------------------------------------------------------------------------------
+# -- room ------------------------------------------------------------------------------------------
 
 
 MIN_FREE = 4 * MIB
@@ -136,7 +155,13 @@ def blocks(path: Path) -> int:
 def age(site: Site, *states: str) -> None:
     """They were used last in this order, the first one longest ago."""
     for number, state in enumerate(states):
-        note = site.root / "cache" / layout.OURS / "trust" / f"{Digest.parse(site.digest('cache', state)).file_name}.json"
+        note = (
+            site.root
+            / "cache"
+            / layout.OURS
+            / "trust"
+            / f"{Digest.parse(site.digest('cache', state)).file_name}.json"
+        )
         os.utime(note, (1_000_000 + number, 1_000_000 + number))
 
 
@@ -222,7 +247,11 @@ def test_children_go_before_their_parents(site: Site, room: Callable[[float], No
     age(site, "a", "tip", "b")
     small(site).get("c")
     fold = site.pool("cache").fold("vm1")
-    assert all(fold.parent_of(manifest) is not None for manifest in fold.states.values() if manifest.parent is not None)
+    assert all(
+        fold.parent_of(manifest) is not None
+        for manifest in fold.states.values()
+        if manifest.parent is not None
+    )
     assert {"b", "c"} <= {state.state for state in fold.states}
     assert "tip" not in {state.state for state in fold.states}
 
@@ -240,13 +269,16 @@ def test_nothing_that_may_go(site: Site, room: Callable[[float], None]) -> None:
         site.require(f"{state}.qcow2", value)
 
 
-# -- pools that are referred to ----------------------------------------------------------------------------------------------------------------------
+# -- pools that are referred to --------------------------------------------------------------------
 
 
 @pytest.fixture
 def chain(site: Site) -> list[str]:
     """install <- customize in the pool. :returns: their digests"""
-    return [site.new("maker", "pool", "install", 1, 2), site.child("maker", "pool", "install", "customize", 1, 3)]
+    return [
+        site.new("maker", "pool", "install", 1, 2),
+        site.child("maker", "pool", "install", "customize", 1, 3),
+    ]
 
 
 def test_every_member_is_a_link(site: Site, chain: list[str]) -> None:
@@ -275,8 +307,14 @@ def test_dead_link_is_found_and_mended(site: Site, chain: list[str], member: int
     site.image("cache", "link://pool").get("customize", to=site.root / "work.qcow2")
     gone = site.file("pool", chain[member])
     gone.rename(site.root / "kept")
-    problems = [checked for checked in statepool.StatePool(cache=site.root / "cache").verify() if checked.problem]
-    assert [(checked.state, "gone" in str(checked.problem)) for checked in problems] == [(("install", "customize")[member], True)]
+    problems = [
+        checked
+        for checked in statepool.StatePool(cache=site.root / "cache").verify()
+        if checked.problem
+    ]
+    assert [(checked.state, "gone" in str(checked.problem)) for checked in problems] == [
+        (("install", "customize")[member], True)
+    ]
     with pytest.raises(statepool.StatePoolError) as caught:
         site.image("cache", "link://pool").get("customize")
     assert caught.value.exit_code in (5, 7)
@@ -309,7 +347,9 @@ def test_what_is_referred_to_is_not_removed(site: Site, chain: list[str]) -> Non
     site.require("work.qcow2", 1, 3)
     (site.root / "work.qcow2").unlink()
     site.image("cache").unset("install", cascade=True)
-    assert all(site.file("pool", digest).exists() for digest in chain), "a cache removes its links, and not what they lead to"
+    assert all(site.file("pool", digest).exists() for digest in chain), (
+        "a cache removes its links, and not what they lead to"
+    )
     forget_uses(site)
     site.image("maker", "pool").unset("install", cascade=True, scope="all")
     assert site.states("pool") == set()
@@ -335,12 +375,15 @@ def test_replacing_what_is_referred_to(site: Site, chain: list[str]) -> None:
     site.require("work.qcow2", 1, 3)
 
 
-# -- states that are replaced elsewhere -------------------------------------------------------------------------------------------------------------
+# -- states that are replaced elsewhere ------------------------------------------------------------
 
 
 @pytest.fixture
 def replaced(site: Site) -> Callable[[], str]:
-    """A pool with install; ``replaced()`` gives it other content, as somebody elsewhere does. :returns: the new digest"""
+    """
+    A pool with install; ``replaced()`` gives it other content, as somebody elsewhere does.
+    :returns: the new digest
+    """
     site.new("maker", "pool", "install", 1)
     return lambda: site.new("maker", "pool", "install", 2, replace=True)
 
@@ -408,7 +451,9 @@ def test_replaced_with_a_cached_child(site: Site, replaced: Callable[[], str]) -
 
 
 def test_own_state_is_not_lost_to_a_replacement(site: Site) -> None:
-    """What was set here and is nowhere else does not give way to what others call by the same name."""
+    """
+    What was set here and is nowhere else does not give way to what others call by the same name.
+    """
     work = site.make_image(site.root / "own.qcow2", 2 * MIB, writes=pieces(0, 9))
     site.image("cache").set("install", source=work)
     site.new("maker", "pool", "install", 1)

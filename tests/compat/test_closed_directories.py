@@ -1,4 +1,7 @@
-"""Directories of a pool that may not be looked into: what is in the others can be used, and nobody is told less than there is."""
+"""
+Directories of a pool that may not be looked into: what is in the others can be used, and nobody is
+told less than there is.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ def pool(tmp_path: Path, make_image: Make) -> Path:
     """A pool with a state, and a root image that another tool put there."""
     path = tmp_path / "pool"
     statepool.init(path)
-    statepool.StatePool(tmp_path / "first", [path]).image("vm1/disk").set("a", source=make_image(tmp_path / "work.qcow2", 1 << 20))
+    statepool.StatePool(tmp_path / "first", [path]).image("vm1/disk").set(
+        "a", source=make_image(tmp_path / "work.qcow2", 1 << 20)
+    )
     (path / "vm2").mkdir()
     make_image(path / "vm2/disk.qcow2", 1 << 20)
     return path
@@ -41,7 +46,9 @@ def shown(found: statepool.Listing) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("closed", ["lost+found", "vm1/lost+found"], indirect=True)
-def test_what_file_systems_have_for_themselves_is_nothing(pool: Path, tmp_path: Path, closed: Path) -> None:
+def test_what_file_systems_have_for_themselves_is_nothing(
+    pool: Path, tmp_path: Path, closed: Path
+) -> None:
     """Where a file system is mounted, as pools often are."""
     states = statepool.StatePool(tmp_path / "cache", [pool])
     assert shown(states.show()) == [("vm1/disk", "a"), ("vm2/disk", "root")]
@@ -50,7 +57,10 @@ def test_what_file_systems_have_for_themselves_is_nothing(pool: Path, tmp_path: 
     assert [one.level for one in states.doctor() if closed.name in one.what] == []
     assert [one.problem for one in statepool.adopt(pool)] == [None]
     statepool.init(tmp_path / "copy")
-    assert [str(one.action) for one in statepool.sync(pool, tmp_path / "copy").states] == ["copied", "copied"]
+    assert [str(one.action) for one in statepool.sync(pool, tmp_path / "copy").states] == [
+        "copied",
+        "copied",
+    ]
 
 
 @pytest.mark.parametrize("closed", ["private", "vm2/private"], indirect=True)
@@ -61,7 +71,9 @@ def test_what_is_closed_is_left_out_and_said(pool: Path, tmp_path: Path, closed:
     assert f"cannot list '{closed.relative_to(pool)}' in " in warning
     assert states.show("vm1").warnings == ()
     assert states.image("vm1/disk").get("a").verified == "arrived"
-    assert [one.problem is None for one in states.verify() if one.pool.endswith("/pool")].count(False) == 1
+    assert [one.problem is None for one in states.verify() if one.pool.endswith("/pool")].count(
+        False
+    ) == 1
     assert any("cannot list" in one.what for one in states.doctor() if one.where.endswith("/pool"))
     problems = [one.problem for one in statepool.adopt(pool)]
     assert any("cannot list" in (problem or "") for problem in problems)

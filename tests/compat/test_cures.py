@@ -38,10 +38,21 @@ def with_bit(path: Path, bit: int) -> Path:
 
 def encrypted(path: Path) -> Path:
     secret = f"secret,id=s,file={(path.parent / 'passphrase').as_posix().replace(',', ',,')}"
-    options = ("--object", secret, "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")
-    for _ in range(50):  # it measures how fast this machine derives keys, which fails now and then where time is counted in coarse ticks
+    options = (
+        "--object",
+        secret,
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+    )
+    # it measures how fast this machine derives keys, which fails now and then where time is counted
+    # in coarse ticks
+    for _ in range(50):
         done = subprocess.run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", *options, path, "1M"], capture_output=True, text=True, timeout=600, check=False
+            ["qemu-img", "create", "-q", "-f", "qcow2", *options, path, "1M"],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
         if "Unable to get accurate CPU usage" not in done.stderr:
             break
@@ -52,7 +63,8 @@ def encrypted(path: Path) -> Path:
 def without_format(path: Path) -> Path:
     create(path, "-b", str(path.parent / "base.qcow2"), "-F", "qcow2")
     data = path.read_bytes()
-    path.write_bytes(data.replace(b"\xe2\x79\x2a\xca", b"\x00\x00\x00\x07", 1))  # the extension that gives the format
+    # the extension that gives the format
+    path.write_bytes(data.replace(b"\xe2\x79\x2a\xca", b"\x00\x00\x00\x07", 1))
     return path
 
 
@@ -69,19 +81,28 @@ def raw(path: Path) -> Path:
 IMAGES: dict[str, Callable[[Path], Path]] = {
     "dirty": lambda path: with_bit(create(path), 0),
     "corrupt": lambda path: with_bit(create(path), 1),
-    "data-file": lambda path: create(path, "-o", f"data_file={(path.parent / 'data').as_posix().replace(',', ',,')}"),
+    "data-file": lambda path: create(
+        path, "-o", f"data_file={(path.parent / 'data').as_posix().replace(',', ',,')}"
+    ),
     "encryption": encrypted,
     "backing-format-false": over_raw,
     "backing-relative": lambda path: create(path, "-b", "base.qcow2", "-F", "qcow2"),
     "backing-json": lambda path: create(
-        path, "-u", "-F", "qcow2", "-b", 'json:{"driver": "qcow2", "file": {"driver": "file", "filename": "base.qcow2"}}'
+        path,
+        "-u",
+        "-F",
+        "qcow2",
+        "-b",
+        'json:{"driver": "qcow2", "file": {"driver": "file", "filename": "base.qcow2"}}',
     ),
     "magic": raw,
 }
 
 
 @pytest.mark.parametrize("check", IMAGES)
-def test_the_cure_of_an_image_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: str) -> None:
+def test_the_cure_of_an_image_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: str
+) -> None:
     place = tmp_path / "a place, of images"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -105,11 +126,18 @@ def test_what_backs_an_image_has_no_format(tmp_path: Path) -> None:
     backing = tmp_path / "cache/vm1/disk/install.qcow2"
     image = create(tmp_path / "my work.qcow2", "-u", "-b", str(backing), "-F", "qcow2")
     data = image.read_bytes()
-    image.write_bytes(data.replace(b"\xe2\x79\x2a\xca", b"\x00\x00\x00\x07", 1))  # the extension that gives the format
+    # the extension that gives the format
+    image.write_bytes(data.replace(b"\xe2\x79\x2a\xca", b"\x00\x00\x00\x07", 1))
     with pytest.raises(statepool.UnsafeImage) as refused:
         disk.set("customize", source=image)
     assert refused.value.check == "backing-format-missing"
-    tool("sh", "-ec", (refused.value.hint or "").rpartition(": ")[2].replace("BACKING", shlex.quote(str(backing))))
+    tool(
+        "sh",
+        "-ec",
+        (refused.value.hint or "")
+        .rpartition(": ")[2]
+        .replace("BACKING", shlex.quote(str(backing))),
+    )
     assert disk.set("customize", source=image).complete
 
 
@@ -117,16 +145,36 @@ def test_a_cure_is_for_the_pools_that_were_asked(tmp_path: Path, make_image: Mak
     for name in ("pool", "my cache"):
         disk = statepool.StatePool(tmp_path / name).image("vm1/disk")
         disk.set("install", source=make_image(tmp_path / f"{name}.qcow2", 1 << 20))
-    words = [sys.executable, "-m", "statepool", "--cache", str(tmp_path / "my cache"), "--source", str(tmp_path / "pool")]
+    words = [
+        sys.executable,
+        "-m",
+        "statepool",
+        "--cache",
+        str(tmp_path / "my cache"),
+        "--source",
+        str(tmp_path / "pool"),
+    ]
     tool("qemu-io", "-f", "qcow2", "-c", "write -q -P 9 0 64k", tmp_path / "pool.qcow2")
-    statepool.StatePool(tmp_path / "pool").image("vm1/disk").set("install", source=tmp_path / "pool.qcow2", replace=True, squash=True)
+    statepool.StatePool(tmp_path / "pool").image("vm1/disk").set(
+        "install", source=tmp_path / "pool.qcow2", replace=True, squash=True
+    )
 
     def said(*more: str) -> tuple[int, str]:
-        done = subprocess.run([*words, *more], capture_output=True, text=True, check=False, env=os.environ | {"HOME": str(tmp_path)})
+        done = subprocess.run(
+            [*words, *more],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"HOME": str(tmp_path)},
+        )
         return done.returncode, done.stderr
 
     code, text = said("get", "vm1/disk", "nothing")
-    assert (code, f"(statepool --cache '{tmp_path}/my cache' --source {tmp_path}/pool show lists what there is" in text) == (3, True)
+    assert (
+        code,
+        f"(statepool --cache '{tmp_path}/my cache' --source {tmp_path}/pool show lists what"
+        " there is" in text,
+    ) == (3, True)
     code, text = said("get", "vm1/disk", "install")
     assert code == 4, text
     cure = re.search(r"give it up with: (statepool .*)\)$", text, re.MULTILINE)

@@ -27,7 +27,10 @@ def test_the_only_copy(tmp_path: Path, make_image: Make) -> None:
     cache = tmp_path / ".cache/statepool"
     alone = statepool.StatePool(cache)
     alone.image("vm1/disk").set("install", source=make_image(tmp_path / "work.qcow2", 1 << 20))
-    what = "no source has vm1/disk install: the cache has the only copy, and what is in this directory may be deleted at any time"
+    what = (
+        "no source has vm1/disk install: the cache has the only copy, and what is in this directory"
+        " may be deleted at any time"
+    )
     assert told(alone, statepool.Level.WARNING).keys() >= {what}
     both = statepool.StatePool(cache, [tmp_path / "pool"])
     cure = told(both, statepool.Level.WARNING)[what]
@@ -44,13 +47,22 @@ def test_an_account_without_rights(tmp_path: Path, place: str) -> None:
     (tmp_path / "cache" / place).chmod(0o555)
     (tmp_path / "pool" / place).chmod(0o555)
     with permissions_count():
-        assert any(what.startswith("the cache cannot be written") for what in told(states, statepool.Level.ERROR))
-        assert any("states can only be fetched from here" in what for what in told(states, statepool.Level.NOTE))
+        assert any(
+            what.startswith("the cache cannot be written")
+            for what in told(states, statepool.Level.ERROR)
+        )
+        assert any(
+            "states can only be fetched from here" in what
+            for what in told(states, statepool.Level.NOTE)
+        )
 
 
 def test_a_host_that_cannot_run_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert any("no machine can be run" in what for what in told(statepool.StatePool(tmp_path / "cache"), statepool.Level.NOTE))
+    assert any(
+        "no machine can be run" in what
+        for what in told(statepool.StatePool(tmp_path / "cache"), statepool.Level.NOTE)
+    )
 
 
 @pytest.fixture
@@ -58,7 +70,12 @@ def small(tmp_path: Path) -> Iterator[Path]:
     """:returns: where a file system of 1 MiB with 30 inodes is"""
     place = tmp_path / "small"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=30", "tmpfs", str(place)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=30", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
     try:
@@ -68,7 +85,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 def errors(cache: Path, *sources: Path, settings: Settings | None = None) -> str:
-    return "\n".join(told(statepool.StatePool(cache, list(sources), settings=settings), statepool.Level.ERROR))
+    return "\n".join(
+        told(statepool.StatePool(cache, list(sources), settings=settings), statepool.Level.ERROR)
+    )
 
 
 @pytest.mark.parametrize("place", ["file", "file/cache", "dangling", "/proc/cache"])
@@ -101,7 +120,9 @@ def test_a_cache_where_no_link_can_be_made(tmp_path: Path, monkeypatch: pytest.M
     assert not list((tmp_path / "cache/.statepool/incoming").iterdir())
 
 
-def test_a_place_with_neither_hard_links_nor_exclusive_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_with_neither_hard_links_nor_exclusive_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: object, **__: object) -> None:
         raise OSError(95, "Operation not supported")
 
@@ -109,7 +130,9 @@ def test_a_place_with_neither_hard_links_nor_exclusive_names(tmp_path: Path, mon
     monkeypatch.setattr("statepool.beneath.Tree.name", refused)
     monkeypatch.setattr("statepool.transports.local.link_or_rename", refused)
     found = statepool.StatePool(tmp_path / "cache", [tmp_path / "pool"]).doctor()
-    assert [finding.level for finding in found if "hard links" in (finding.cure or "")] == [statepool.Level.ERROR] * 2
+    assert [finding.level for finding in found if "hard links" in (finding.cure or "")] == [
+        statepool.Level.ERROR
+    ] * 2
 
 
 @pytest.mark.parametrize("what", ["bytes", "inodes"])

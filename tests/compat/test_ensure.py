@@ -1,4 +1,7 @@
-"""States that are built when nobody has them: by workers of two caches and one pool, which die, fail and hang."""
+"""
+States that are built when nobody has them: by workers of two caches and one pool, which die, fail
+and hang.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,8 @@ def build(image):
 
 print("ready", flush=True)
 sys.stdin.readline()
-ensured = statepool.StatePool(cache, [pool]).image("vm1/disk").ensure("connect", build, parent="install", key="1")
+disk = statepool.StatePool(cache, [pool]).image("vm1/disk")
+ensured = disk.ensure("connect", build, parent="install", key="1")
 print(ensured.name, ensured.built, ensured.got.digest, flush=True)
 """
 
@@ -59,7 +63,11 @@ def disk(root: Path, cache: str = "cache") -> statepool.ImageHandle:
 
 
 def write(value: int, image: Path) -> None:
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -P {value} 0 64k", str(image)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", f"write -P {value} 0 64k", str(image)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def states(root: Path) -> set[str]:
@@ -67,11 +75,15 @@ def states(root: Path) -> set[str]:
 
 
 def nothing_is_left(root: Path) -> bool:
-    left = [path for name in ("cache", "pool") for path in (root / name / ".statepool/incoming").iterdir()]
+    left = [
+        path
+        for name in ("cache", "pool")
+        for path in (root / name / ".statepool/incoming").iterdir()
+    ]
     return not left and not list((root / "cache/.statepool/working").iterdir())
 
 
-# -- keys --------------------------------------------------------------------------------------------------------------------------------------------
+# -- keys ------------------------------------------------------------------------------------------
 
 
 def test_a_state_is_built_once_and_then_used(root: Path) -> None:
@@ -96,7 +108,9 @@ def test_another_builder_is_another_state_and_the_old_one_stays(root: Path) -> N
 
 
 def test_another_parent_is_another_state(root: Path, make_image: Make) -> None:
-    disk(root).set("install2", source=make_image(root / "other.qcow2", 4 << 20, writes=[(0, 65536, 2)]))
+    disk(root).set(
+        "install2", source=make_image(root / "other.qcow2", 4 << 20, writes=[(0, 65536, 2)])
+    )
     one = disk(root).ensure("connect", partial(write, 7), parent="install")
     two = disk(root).ensure("connect", partial(write, 7), parent="install2")
     assert one.name != two.name
@@ -116,10 +130,18 @@ def test_a_state_without_a_parent(root: Path, make_image: Make) -> None:
 def test_what_a_key_is_made_of() -> None:
     keys = {
         key_of(Recipe(print, key=key, parameters=parameters), ())
-        for key, parameters in [("1", {}), ("2", {}), ("1", {"memory": 1}), ("1", {"memory": "1"}), ("1", {"memory": 1, "cpus": [1, 2]})]
+        for key, parameters in [
+            ("1", {}),
+            ("2", {}),
+            ("1", {"memory": 1}),
+            ("1", {"memory": "1"}),
+            ("1", {"memory": 1, "cpus": [1, 2]}),
+        ]
     }
     assert len(keys) == 5
-    assert key_of(Recipe(print, key="1", parameters={"a": 1, "b": 2}), ()) == key_of(Recipe(write, key="1", parameters={"b": 2, "a": 1}), ())  # type: ignore[arg-type]
+    assert key_of(Recipe(print, key="1", parameters={"a": 1, "b": 2}), ()) == key_of(
+        Recipe(write, key="1", parameters={"b": 2, "a": 1}), ()
+    )  # type: ignore[arg-type]
 
 
 def test_a_builder_without_a_source_needs_a_key(root: Path) -> None:
@@ -130,17 +152,26 @@ def test_a_builder_without_a_source_needs_a_key(root: Path) -> None:
 
 def test_parameters_that_cannot_be_told_apart(root: Path) -> None:
     with pytest.raises(statepool.UsageError, match="parameters"):
-        disk(root).ensure("connect", print, parent="install", key="1", parameters={"what": object()})
+        disk(root).ensure(
+            "connect", print, parent="install", key="1", parameters={"what": object()}
+        )
 
 
-@pytest.mark.parametrize(("name", "expected"), [("connect--0123456789ab", ("connect", "0123456789ab")), ("a--b", None), ("--0123456789ab", None)])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("connect--0123456789ab", ("connect", "0123456789ab")),
+        ("a--b", None),
+        ("--0123456789ab", None),
+    ],
+)
 def test_names_of_built_states(name: str, expected: tuple[str, str] | None) -> None:
     assert parse_name(name) == expected
     if expected is not None:
         assert name_of(*expected) == name
 
 
-# -- built anew --------------------------------------------------------------------------------------------------------------------------------------
+# -- built anew ------------------------------------------------------------------------------------
 
 
 def test_a_state_that_is_built_anew_is_used_from_then_on_and_nothing_is_removed(root: Path) -> None:
@@ -148,7 +179,9 @@ def test_a_state_that_is_built_anew_is_used_from_then_on_and_nothing_is_removed(
     disk(root).get(first.name, to=root / "mine.qcow2")
     write(9, root / "mine.qcow2")
     disk(root).set("my-work", source=root / "mine.qcow2")
-    second = disk(root).ensure("connect", partial(write, 8), parent="install", key="1", again="run 1")
+    second = disk(root).ensure(
+        "connect", partial(write, 8), parent="install", key="1", again="run 1"
+    )
     assert second.built
     assert second.name != first.name
     assert second.superseded == (first.name,)
@@ -157,8 +190,13 @@ def test_a_state_that_is_built_anew_is_used_from_then_on_and_nothing_is_removed(
     for cache in ("cache", "other"):
         found = disk(root, cache).ensure("connect", fail, parent="install", key="1")
         assert (found.name, found.built, found.superseded) == (second.name, False, ())
-        assert disk(root, cache).ensure("connect", fail, parent="install", key="1", again="run 1").name == second.name
-    third = disk(root).ensure("connect", partial(write, 8), parent="install", key="1", again="run 2")
+        assert (
+            disk(root, cache).ensure("connect", fail, parent="install", key="1", again="run 1").name
+            == second.name
+        )
+    third = disk(root).ensure(
+        "connect", partial(write, 8), parent="install", key="1", again="run 2"
+    )
     assert set(third.superseded) == {first.name, second.name}
     assert disk(root).ensure("connect", fail, parent="install", key="1").name == third.name
 
@@ -167,14 +205,22 @@ def test_what_could_not_be_built_anew_is_still_there_and_the_next_tries_again(ro
     first = disk(root).ensure("connect", partial(write, 7), parent="install", key="1")
     with pytest.raises(statepool.BuildFailed):
         disk(root).ensure("connect", fail, parent="install", key="1", again="run")
-    assert disk(root).ensure("connect", fail, parent="install", key="1").got.digest == first.got.digest
-    assert disk(root).ensure("connect", partial(write, 8), parent="install", key="1", again="run").built
+    assert (
+        disk(root).ensure("connect", fail, parent="install", key="1").got.digest == first.got.digest
+    )
+    assert (
+        disk(root)
+        .ensure("connect", partial(write, 8), parent="install", key="1", again="run")
+        .built
+    )
 
 
 def test_another_host_sees_what_was_built_anew_when_it_asks_again(root: Path) -> None:
     settings = statepool.Settings(fresh=0)
     first = disk(root).ensure("connect", partial(write, 7), parent="install", key="1")
-    other = statepool.StatePool(root / "other", [root / "pool"], settings=settings).image("vm1/disk")
+    other = statepool.StatePool(root / "other", [root / "pool"], settings=settings).image(
+        "vm1/disk"
+    )
     assert other.ensure("connect", fail, parent="install", key="1").name == first.name
     second = disk(root).ensure("connect", partial(write, 8), parent="install", key="1", again="run")
     assert other.ensure("connect", fail, parent="install", key="1").name == second.name
@@ -186,7 +232,10 @@ def test_without_what_was_built_anew_the_old_one_is_used(root: Path) -> None:
     disk(root).unset(second.name, scope="all")
     assert disk(root).ensure("connect", fail, parent="install", key="1").name == first.name
     disk(root).unset(first.name, scope="all")
-    assert disk(root).ensure("connect", partial(write, 7), parent="install", key="1").name == first.name
+    assert (
+        disk(root).ensure("connect", partial(write, 7), parent="install", key="1").name
+        == first.name
+    )
 
 
 def test_old_ones_go_with_old_keys(root: Path) -> None:
@@ -201,15 +250,33 @@ def test_old_ones_go_with_old_keys(root: Path) -> None:
 def test_offline_what_the_cache_has_is_built_anew(root: Path) -> None:
     first = disk(root).ensure("connect", partial(write, 7), parent="install", key="1")
     (root / "pool").rename(root / "away")
-    offline = statepool.StatePool(root / "cache", [root / "pool"], settings=statepool.Settings(offline=True)).image("vm1/disk")
+    offline = statepool.StatePool(
+        root / "cache", [root / "pool"], settings=statepool.Settings(offline=True)
+    ).image("vm1/disk")
     second = offline.ensure("connect", partial(write, 8), parent="install", key="1", again="run")
     assert second.superseded == (first.name,)
     assert offline.ensure("connect", fail, parent="install", key="1").name == second.name
 
 
 def test_a_command_that_builds_anew_says_what_stays(root: Path, run_statepool: Any) -> None:
-    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install")
-    words = ("--", "sh", "-c", 'qemu-io -f qcow2 -c "write -P $(date +%N | cut -c1-2 | sed s/^0//) 0 64k" "$0"', "{image}")
+    common = (
+        "--cache",
+        "cache",
+        "--source",
+        "pool",
+        "ensure",
+        "vm1/disk",
+        "connect",
+        "--parent",
+        "install",
+    )
+    words = (
+        "--",
+        "sh",
+        "-c",
+        'qemu-io -f qcow2 -c "write -P $(date +%N | cut -c1-2 | sed s/^0//) 0 64k" "$0"',
+        "{image}",
+    )
     old = run_statepool(*common, *words).out.strip()
     done = run_statepool(*common, "--rebuild", *words)
     new = done.out.strip()
@@ -217,19 +284,33 @@ def test_a_command_that_builds_anew_says_what_stays(root: Path, run_statepool: A
     command = f"statepool --cache cache --source pool unset vm1/disk {old} --everywhere"
     assert f"vm1/disk {old} is still there; to remove it: {command}" in done.err
     assert run_statepool(*common, *words).out.strip() == new
-    assert set(run_statepool(*common, "--rebuild", "--json", *words).json["ensured"]["superseded"]) == {old, new}
+    assert set(
+        run_statepool(*common, "--rebuild", "--json", *words).json["ensured"]["superseded"]
+    ) == {old, new}
     run_statepool(*command.split()[1:])
     assert old not in states(root)
 
 
-# -- many workers ------------------------------------------------------------------------------------------------------------------------------------
+# -- many workers ----------------------------------------------------------------------------------
 
 
 def start(root: Path, number: int, seconds: float = 0.5) -> list[subprocess.Popen[str]]:
     workers = []
     for index in range(number):
-        command = [sys.executable, "-c", textwrap.dedent(WORKER), f"cache{index % 2}", "pool", "built.log", str(seconds)]
-        workers.append(subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        command = [
+            sys.executable,
+            "-c",
+            textwrap.dedent(WORKER),
+            f"cache{index % 2}",
+            "pool",
+            "built.log",
+            str(seconds),
+        ]
+        workers.append(
+            subprocess.Popen(
+                command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        )
     for worker in workers:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"
@@ -284,7 +365,7 @@ def wait_for(happened: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-# -- builders that do harm ---------------------------------------------------------------------------------------------------------------------------
+# -- builders that do harm -------------------------------------------------------------------------
 
 
 def corrupt(image: Path) -> None:
@@ -316,7 +397,9 @@ def fail(image: Path) -> None:
         (stand_on_another, "another one than its parent"),
     ],
 )
-def test_a_builder_that_fails_leaves_nothing_and_lets_the_next_try(root: Path, build: Callable[[Path], Any], message: str) -> None:
+def test_a_builder_that_fails_leaves_nothing_and_lets_the_next_try(
+    root: Path, build: Callable[[Path], Any], message: str
+) -> None:
     before = states(root)
     with pytest.raises(statepool.BuildFailed, match=message) as caught:
         disk(root).ensure("connect", build, parent="install", key="1")
@@ -328,11 +411,18 @@ def test_a_builder_that_fails_leaves_nothing_and_lets_the_next_try(root: Path, b
 
 def test_a_builder_that_never_ends(root: Path) -> None:
     never = threading.Event()
-    with pytest.raises(statepool.BuildFailed, match=r"^the builder of connect--\w+ of vm1/disk failed: it did not end within 0\.2 s \("):
-        disk(root).ensure("connect", lambda image: never.wait(), parent="install", key="1", timeout=0.2)
+    with pytest.raises(
+        statepool.BuildFailed,
+        match=r"^the builder of connect--\w+ of vm1/disk failed: it did not end within 0\.2 s \(",
+    ):
+        disk(root).ensure(
+            "connect", lambda image: never.wait(), parent="install", key="1", timeout=0.2
+        )
     never.set()
     assert nothing_is_left(root)
-    assert disk(root).ensure("connect", partial(write, 7), parent="install", key="1", timeout=60).built
+    assert (
+        disk(root).ensure("connect", partial(write, 7), parent="install", key="1", timeout=60).built
+    )
 
 
 @pytest.mark.parametrize("timeout", [0, -5, float("nan"), float("inf"), 1e300, "1"])
@@ -351,11 +441,21 @@ def test_a_parent_that_is_not_there(root: Path) -> None:
     assert name in str(caught.value.hint)
 
 
-# -- at a shell --------------------------------------------------------------------------------------------------------------------------------------
+# -- at a shell ------------------------------------------------------------------------------------
 
 
 def test_a_command_that_builds(root: Path, run_statepool: Any) -> None:
-    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install")
+    common = (
+        "--cache",
+        "cache",
+        "--source",
+        "pool",
+        "ensure",
+        "vm1/disk",
+        "connect",
+        "--parent",
+        "install",
+    )
     script = root / "build.sh"
     script.write_text('#!/bin/sh\necho building\nqemu-io -f qcow2 -c "write -P 7 0 64k" "$1"\n')
     script.chmod(0o755)
@@ -378,8 +478,22 @@ def test_a_command_that_builds(root: Path, run_statepool: Any) -> None:
         (("sh", "-c", "kill -9 $$; : {image}"), 1, "signal 9"),
     ],
 )
-def test_a_command_that_fails(root: Path, run_statepool: Any, words: tuple[str, ...], code: int, message: str) -> None:
-    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install", "--timeout", "0.5")
+def test_a_command_that_fails(
+    root: Path, run_statepool: Any, words: tuple[str, ...], code: int, message: str
+) -> None:
+    common = (
+        "--cache",
+        "cache",
+        "--source",
+        "pool",
+        "ensure",
+        "vm1/disk",
+        "connect",
+        "--parent",
+        "install",
+        "--timeout",
+        "0.5",
+    )
     assert message in run_statepool(*common, "--", *words, code=code).err
     assert states(root) == {"install"}
 
@@ -393,10 +507,27 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_command_does_not_outlive_us(root: Path, how: signal.Signals) -> None:
-    (root / "build.sh").write_text("sleep 60 & echo $! >>pids; sleep 60 & echo $! >>pids; echo $$ >>pids; wait")
-    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install")
-    with subprocess.Popen([sys.executable, "-m", "statepool", *common, "--", "sh", "build.sh", "{image}"], stderr=subprocess.PIPE) as process:
-        wait_for(lambda: (root / "pids").exists() and len((root / "pids").read_text().splitlines()) == 3)
+    (root / "build.sh").write_text(
+        "sleep 60 & echo $! >>pids; sleep 60 & echo $! >>pids; echo $$ >>pids; wait"
+    )
+    common = (
+        "--cache",
+        "cache",
+        "--source",
+        "pool",
+        "ensure",
+        "vm1/disk",
+        "connect",
+        "--parent",
+        "install",
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "statepool", *common, "--", "sh", "build.sh", "{image}"],
+        stderr=subprocess.PIPE,
+    ) as process:
+        wait_for(
+            lambda: (root / "pids").exists() and len((root / "pids").read_text().splitlines()) == 3
+        )
         pids = [int(line) for line in (root / "pids").read_text().split()]
         process.send_signal(how)
         assert process.wait(timeout=60) == -how
@@ -415,8 +546,33 @@ def test_a_command_does_not_outlive_us(root: Path, how: signal.Signals) -> None:
 def test_a_signal_that_is_ignored_still_is(root: Path) -> None:
     """As by nohup, or where a shell runs something in the background."""
     command = 'trap "" HUP; exec "$@"'
-    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install")
-    words = ["sh", "-c", command, "sh", sys.executable, "-m", "statepool", *common, "--", "sh", "-c", ": >begun; sleep 0.5", "x", "{image}"]
+    common = (
+        "--cache",
+        "cache",
+        "--source",
+        "pool",
+        "ensure",
+        "vm1/disk",
+        "connect",
+        "--parent",
+        "install",
+    )
+    words = [
+        "sh",
+        "-c",
+        command,
+        "sh",
+        sys.executable,
+        "-m",
+        "statepool",
+        *common,
+        "--",
+        "sh",
+        "-c",
+        ": >begun; sleep 0.5",
+        "x",
+        "{image}",
+    ]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
         wait_for((root / "begun").exists)
         process.send_signal(signal.SIGHUP)
@@ -424,57 +580,121 @@ def test_a_signal_that_is_ignored_still_is(root: Path) -> None:
 
 
 def test_what_a_command_leaves_behind_is_ended(root: Path, run_statepool: Any) -> None:
-    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install")
-    run_statepool(*common, "--", "sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $! >pid", "x", "{image}")
+    common = (
+        "--cache",
+        "cache",
+        "--source",
+        "pool",
+        "ensure",
+        "vm1/disk",
+        "connect",
+        "--parent",
+        "install",
+    )
+    run_statepool(
+        *common, "--", "sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $! >pid", "x", "{image}"
+    )
     wait_for(lambda: not is_alive(int((root / "pid").read_text())))
 
 
 def test_words_that_are_no_files_to_read(root: Path, run_statepool: Any) -> None:
-    """A script in one word, which is too long for a name, and files that cannot be read, are words like others."""
-    common = ("--cache", "cache", "--source", "pool", "ensure", "vm1/disk", "connect", "--parent", "install", "--", "sh", "-c")
-    names = {run_statepool(*common, f": {'x' * length}", "/proc/self/mem", "{image}").out for length in (300, 301, 5000)}
+    """
+    A script in one word, which is too long for a name, and files that cannot be read, are words
+    like others.
+    """
+    common = (
+        "--cache",
+        "cache",
+        "--source",
+        "pool",
+        "ensure",
+        "vm1/disk",
+        "connect",
+        "--parent",
+        "install",
+        "--",
+        "sh",
+        "-c",
+    )
+    names = {
+        run_statepool(*common, f": {'x' * length}", "/proc/self/mem", "{image}").out
+        for length in (300, 301, 5000)
+    }
     assert len(names) == 3
     (root / "closed").write_text("1")
     (root / "closed").chmod(0)
     with permissions_count():
-        assert fingerprint(["cat", str(root / "closed")]) == fingerprint(["cat", str(root / "closed")]) != fingerprint(["cat", str(root / "other")])
+        assert (
+            fingerprint(["cat", str(root / "closed")])
+            == fingerprint(["cat", str(root / "closed")])
+            != fingerprint(["cat", str(root / "other")])
+        )
 
 
 def test_a_pipe_is_no_part_of_a_key(root: Path, run_statepool: Any) -> None:
     os.mkfifo(root / "pipe")
     common = ("--cache", "cache", "ensure", "vm1/disk", "connect", "--parent", "install")
     assert "pipe is a pipe, " in run_statepool(*common, "--", "sh", "pipe", "{image}", code=2).err
-    assert "ended with exit code 1" in run_statepool(*common, "--key", "1", "--", "test", "-f", "pipe", "-a", "{image}", code=1).err
+    assert (
+        "ended with exit code 1"
+        in run_statepool(
+            *common, "--key", "1", "--", "test", "-f", "pipe", "-a", "{image}", code=1
+        ).err
+    )
 
 
 @pytest.mark.parametrize("timeout", ["0", "-5", "nan", "inf", "1e300", "soon"])
 def test_a_time_that_no_command_can_have(root: Path, run_statepool: Any, timeout: str) -> None:
-    told = run_statepool("--cache", "cache", "ensure", "vm1/disk", "connect", "--timeout", timeout, "--", "true", "{image}", code=2)
+    told = run_statepool(
+        "--cache",
+        "cache",
+        "ensure",
+        "vm1/disk",
+        "connect",
+        "--timeout",
+        timeout,
+        "--",
+        "true",
+        "{image}",
+        code=2,
+    )
     assert "--timeout" in told.err
 
 
 def test_keys_of_one_name_stand_together_the_newest_first(root: Path, run_statepool: Any) -> None:
-    keys = [disk(root).ensure("connect", partial(write, value), parent="install").name for value in (1, 2, 3)]
+    keys = [
+        disk(root).ensure("connect", partial(write, value), parent="install").name
+        for value in (1, 2, 3)
+    ]
     lines = run_statepool("--cache", "cache", "--source", "pool", "show").out.splitlines()[1:]
     assert [line.split()[1] for line in lines] == [*reversed(keys), "install"]
     assert ["a key of connect" in line for line in lines] == [True, True, True, False]
 
 
-# -- old keys ----------------------------------------------------------------------------------------------------------------------------------------
+# -- old keys --------------------------------------------------------------------------------------
 
 
 def test_old_keys_go_when_only_some_are_to_be_kept(root: Path, run_statepool: Any) -> None:
-    names = [disk(root).ensure("connect", partial(write, value), parent="install").name for value in (1, 2, 3, 4)]
+    names = [
+        disk(root).ensure("connect", partial(write, value), parent="install").name
+        for value in (1, 2, 3, 4)
+    ]
     child = disk(root).ensure("login", partial(write, 9), parent=names[1]).name
     disk(root).get(names[2], to=root / "work.qcow2")
     pool = statepool.StatePool(root / "cache", [root / "pool"])
     planned = pool.gc(keep_keys=1, everywhere=True, dry_run=True)
     assert states(root) == {"install", child, *names}
     gone = pool.gc(keep_keys=1, everywhere=True)
-    assert [thing.path for thing in gone if "key" in thing.what] == [thing.path for thing in planned if "key" in thing.what]
-    # The second has a child, a machine may run on the third, and the last is the newest; in the pool nobody uses the third.
+    assert [thing.path for thing in gone if "key" in thing.what] == [
+        thing.path for thing in planned if "key" in thing.what
+    ]
+    # The second has a child, a machine may run on the third, and the last is the newest; in the
+    # pool nobody uses the third.
     assert states(root) == {"install", child, names[1], names[2], names[3]}
-    own = {listed.manifest.state for listed in statepool.StatePool(root / "none", [root / "pool"]).show()}
+    own = {
+        listed.manifest.state
+        for listed in statepool.StatePool(root / "none", [root / "pool"]).show()
+    }
     assert own == {"install", child, names[1], names[3]}
 
 

@@ -1,4 +1,7 @@
-"""The journey of the README on real file systems: what docs/filesystems.rst says of each, held against it."""
+"""
+The journey of the README on real file systems: what docs/filesystems.rst says of each, held against
+it.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,17 @@ from tests.support.sshd import SFTP_SERVER
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("pool", "cache", "working images")
 
-pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems"), pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems"),
+    pytest.mark.timeout(1200),
+]
 
 
 def run(*words: str | Path) -> None:
-    """Run a program, or skip the test with what it says: it is not installed, or this host cannot mount."""
+    """
+    Run a program, or skip the test with what it says: it is not installed, or this host cannot
+    mount.
+    """
     program = str(words[0])
     if shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
         pytest.skip(f"{program} is not installed (tools/setup test installs it)")
@@ -46,7 +55,9 @@ def exfat(scratch: Path, place: Path) -> None:
     with open(image, "wb") as file:
         file.truncate(320 << 20)
     run("mkfs.exfat", image)
-    found = subprocess.run(["losetup", "-f", "--show", str(image)], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["losetup", "-f", "--show", str(image)], capture_output=True, text=True, check=False
+    )
     if found.returncode:
         pytest.skip(f"there are no loop devices here: {found.stderr.strip()}")
     device = found.stdout.strip()
@@ -63,7 +74,15 @@ def tmpfs(scratch: Path, place: Path) -> None:
 def overlayfs(scratch: Path, place: Path) -> None:
     for name in ("lower", "upper", "work"):
         (scratch / name).mkdir()
-    run("mount", "-t", "overlay", "-o", f"lowerdir={scratch}/lower,upperdir={scratch}/upper,workdir={scratch}/work", "overlay", place)
+    run(
+        "mount",
+        "-t",
+        "overlay",
+        "-o",
+        f"lowerdir={scratch}/lower,upperdir={scratch}/upper,workdir={scratch}/work",
+        "overlay",
+        place,
+    )
 
 
 def bindfs(scratch: Path, place: Path) -> None:
@@ -95,7 +114,9 @@ FILE_SYSTEMS: dict[str, Callable[[Path, Path], None]] = {
 
 
 @pytest.fixture(scope="module", params=list(FILE_SYSTEMS))
-def mounted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def mounted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path]]:
     """:returns: the name of a file system, and where one is mounted"""
     scratch, place = tmp_path_factory.mktemp("scratch"), tmp_path_factory.mktemp("mounted")
     name: str = request.param
@@ -120,23 +141,38 @@ def test_the_table_has_them_all() -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_journey(mounted: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], role: str) -> None:
+def test_the_journey(
+    mounted: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], role: str
+) -> None:
     name, place = mounted
     place = place / role.split(maxsplit=1)[0]
     place.mkdir()
     roots = {each: place if each == role else tmp_path / each.split()[0] for each in ROLES}
     for root in roots.values():
         root.mkdir(exist_ok=True)
-    answer = journey(capsys, roots["pool"] / "pool", roots["cache"] / "cache", roots["working images"], tmp_path)
+    answer = journey(
+        capsys, roots["pool"] / "pool", roots["cache"] / "cache", roots["working images"], tmp_path
+    )
     assert ("yes" if answer is None else "refused") == table()[name][ROLES.index(role)], answer
-    assert answer is None or re.search(r"the file system (has|may have) no (hard links|symbolic links)", answer), answer
+    assert answer is None or re.search(
+        r"the file system (has|may have) no (hard links|symbolic links)", answer
+    ), answer
 
 
-def journey(capsys: pytest.CaptureFixture[str], pool: Path, cache: Path, working: Path, scratch: Path) -> str | None:
-    """:returns: what was said where the first command was refused; None if all did what they should"""
+def journey(
+    capsys: pytest.CaptureFixture[str], pool: Path, cache: Path, working: Path, scratch: Path
+) -> str | None:
+    """
+    :returns: what was said where the first command was refused; None if all did what they should
+    """
 
     def shell(*words: str | Path, at: Path = cache) -> int:
-        return int(cli.main(["-q", "--cache", str(at), "--source", str(pool), *map(str, words)], standalone_mode=False))
+        return int(
+            cli.main(
+                ["-q", "--cache", str(at), "--source", str(pool), *map(str, words)],
+                standalone_mode=False,
+            )
+        )
 
     def qemu(*words: str | Path) -> None:
         subprocess.run(list(words), check=True, capture_output=True, timeout=60)
@@ -150,14 +186,28 @@ def journey(capsys: pytest.CaptureFixture[str], pool: Path, cache: Path, working
     if shell("set", "vm1/disk", "install", "--from", work):
         return capsys.readouterr().err
     after = work.stat()
-    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    assert (after.st_uid, after.st_gid, after.st_mode) == (
+        before.st_uid,
+        before.st_gid,
+        before.st_mode,
+    )
     qemu("qemu-io", "-f", "qcow2", "-c", "write -q -P 3 0 1M", work)
     assert shell("set", "vm1/disk", "customize", "--from", work) == 0
     for options in ([], ["--overwrite"]):
         assert shell("get", "vm1/disk", "customize", "--to", test, *options) == 0
         qemu("qemu-io", "-r", "-f", "qcow2", "-c", "read -q -P 3 0 1M", test)
     assert shell("get", "vm1/disk", "install", "--to", test) != 0  # it is in the way
-    assert shell("get", "vm1/disk", "customize", "--to", working / "elsewhere.qcow2", at=scratch / "other") == 0
+    assert (
+        shell(
+            "get",
+            "vm1/disk",
+            "customize",
+            "--to",
+            working / "elsewhere.qcow2",
+            at=scratch / "other",
+        )
+        == 0
+    )
 
     machine = working / "machine"
     machine.mkdir()
@@ -181,14 +231,28 @@ def journey(capsys: pytest.CaptureFixture[str], pool: Path, cache: Path, working
 
 
 def test_a_cache_in_a_lower_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that came with a container's image loses states as any other, and forgets what it stood on."""
+    """
+    One that came with a container's image loses states as any other, and forgets what it stood on.
+    """
     lower, place = tmp_path / "lower", tmp_path / "mounted"
     place.mkdir()
     for name in ("lower", "upper", "layer"):
         (tmp_path / name).mkdir()
 
     def shell(root: Path, *words: str | Path) -> int:
-        return int(cli.main(["-q", "--cache", str(root / "cache"), "--source", str(root / "pool"), *map(str, words)], standalone_mode=False))
+        return int(
+            cli.main(
+                [
+                    "-q",
+                    "--cache",
+                    str(root / "cache"),
+                    "--source",
+                    str(root / "pool"),
+                    *map(str, words),
+                ],
+                standalone_mode=False,
+            )
+        )
 
     work = lower / "work.qcow2"
     assert cli.main(["-q", "init", str(lower / "pool")], standalone_mode=False) == 0
@@ -198,7 +262,15 @@ def test_a_cache_in_a_lower_layer(tmp_path: Path, capsys: pytest.CaptureFixture[
     work.unlink()
     for uses in (lower / "cache/.statepool/chains").glob("*/.uses/*.json"):
         uses.unlink()
-    run("mount", "-t", "overlay", "-o", f"lowerdir={lower},upperdir={tmp_path}/upper,workdir={tmp_path}/layer", "overlay", place)
+    run(
+        "mount",
+        "-t",
+        "overlay",
+        "-o",
+        f"lowerdir={lower},upperdir={tmp_path}/upper,workdir={tmp_path}/layer",
+        "overlay",
+        place,
+    )
     try:
         assert shell(place, "unset", "vm1/disk", "base", "--cascade") == 0
         assert shell(place, "gc") == 0

@@ -1,5 +1,6 @@
 """
-What the log of a source says of bytes that it does not own, or that it says falsely: derived from our own copy, and believed of nobody.
+What the log of a source says of bytes that it does not own, or that it says falsely: derived from
+our own copy, and believed of nobody.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def test_a_cache_knows_what_its_own_bytes_show(site: Site) -> None:
 def test_a_cache_that_refers_to_a_pool_believes_it_no_more(site: Site) -> None:
     site.open("good", cache="honest").image("vm1/disk").get("connect")
     forge(site.root / "good", lie)
-    statepool.StatePool(site.root / "cache", [f"link://{site.root}/good"]).image("vm1/disk").get("connect")
+    statepool.StatePool(site.root / "cache", [f"link://{site.root}/good"]).image("vm1/disk").get(
+        "connect"
+    )
     assert facts(known(site, "cache")) == facts(evolve(known(site, "honest"), extents=()))
 
 
@@ -70,7 +73,12 @@ def test_a_machine_state_is_what_its_bytes_show(site: Site, make_image: Make) ->
     image = make_image(site.root / "m.qcow2", SIZE, writes=[(0, BLOCK, 3)])
     site.open("good", cache="honest").machine("vm1").set("on", source={"disk": image})
     machine = StateId("vm1", "on", Kind.MACHINE)
-    forge(site.root / "good", lambda manifest: manifest.update(size=manifest["size"], virtual_size=7, cluster_size=3, origin="blake3:" + "7" * 64))
+    forge(
+        site.root / "good",
+        lambda manifest: manifest.update(
+            size=manifest["size"], virtual_size=7, cluster_size=3, origin="blake3:" + "7" * 64
+        ),
+    )
     site.open("good").machine("vm1").get("on")
     statepool.init(site.root / "mirror")
     statepool.sync(site.root / "good", site.root / "mirror")
@@ -85,13 +93,18 @@ def test_a_lie_is_not_passed_on_by_sync(site: Site) -> None:
     honest = {state: known(site, "good", state) for state in ("connect", "install")}
     forge(site.root / "good", lie)
     statepool.init(site.root / "mirror")
-    assert {state.action for state in statepool.sync(site.root / "good", site.root / "mirror").states} == {"copied"}
-    assert {state: facts(known(site, "mirror", state)) for state in honest} == {state: facts(one) for state, one in honest.items()}
+    assert {
+        state.action for state in statepool.sync(site.root / "good", site.root / "mirror").states
+    } == {"copied"}
+    assert {state: facts(known(site, "mirror", state)) for state in honest} == {
+        state: facts(one) for state, one in honest.items()
+    }
     # The bytes are there already, for the sake of another name.
     shutil.copytree(site.root / "mirror", site.root / "another", symlinks=True)
     shutil.rmtree(site.root / "another/.statepool/log/vm1")
     statepool.sync(site.root / "good", site.root / "another")
-    assert facts(known(site, "another")) == facts(evolve(honest["connect"], extents=()))  # the copy has no holes
+    # the copy has no holes
+    assert facts(known(site, "another")) == facts(evolve(honest["connect"], extents=()))
 
 
 def test_a_lie_is_not_passed_on_by_the_set_of_a_child(site: Site, make_image: Make) -> None:
@@ -100,12 +113,17 @@ def test_a_lie_is_not_passed_on_by_the_set_of_a_child(site: Site, make_image: Ma
     site.empty("store")
     disk = site.open("good", "store").image("vm1/disk")
     disk.get("connect", to=site.root / "work-1.qcow2")
-    assert [str(at.result) for at in disk.set("child", source=site.root / "work-1.qcow2").pools][-1] == "stored"
+    assert [str(at.result) for at in disk.set("child", source=site.root / "work-1.qcow2").pools][
+        -1
+    ] == "stored"
     assert facts(known(site, "store")) == honest
 
 
 def test_a_wrong_length_does_not_cost_the_cache_its_bytes(site: Site) -> None:
-    """The same bytes are offered under another name, and said to be longer than they are, while the cached ones have to be hashed once more."""
+    """
+    The same bytes are offered under another name, and said to be longer than they are, while the
+    cached ones have to be hashed once more.
+    """
     site.open("good").image("vm1/disk").get("connect")
     site.pool("evil")
 
@@ -129,7 +147,10 @@ def test_a_wrong_length_does_not_cost_the_cache_its_bytes(site: Site) -> None:
 
 
 def evil_twin(site: Site, *, state: str = "install") -> str:
-    """A mirror with other bytes under the same name, which says that they were rewritten from the good ones. :returns: their digest"""
+    """
+    A mirror with other bytes under the same name, which says that they were rewritten from the good
+    ones. :returns: their digest
+    """
     site.empty("evil")
     site.change("evil", state, 9)
     good = str(known(site, "good", state).digest)
@@ -138,7 +159,9 @@ def evil_twin(site: Site, *, state: str = "install") -> str:
 
 
 @pytest.mark.parametrize("order", [("evil", "good"), ("good", "evil")])
-def test_who_says_that_its_bytes_are_those_of_another_is_not_asked_for_them(site: Site, order: tuple[str, str]) -> None:
+def test_who_says_that_its_bytes_are_those_of_another_is_not_asked_for_them(
+    site: Site, order: tuple[str, str]
+) -> None:
     evil = evil_twin(site)
     good = str(known(site, "good", "install").digest)
     got = site.open(*order).image("vm1/disk").get("install", to=site.root / "work-1.qcow2")
@@ -166,7 +189,9 @@ def test_a_child_of_other_bytes_is_not_stored_on_the_good_ones(site: Site) -> No
 
 def test_what_was_set_here_only_does_not_give_way_to_a_claim(site: Site, make_image: Make) -> None:
     disk = site.open("good").image("vm1/disk")
-    disk.set("own", source=make_image(site.root / "own.qcow2", SIZE, writes=[(0, BLOCK, 3)]), scope="own")
+    disk.set(
+        "own", source=make_image(site.root / "own.qcow2", SIZE, writes=[(0, BLOCK, 3)]), scope="own"
+    )
     mine = str(known(site, "cache", "own").digest)
     site.empty("evil")
     site.change("evil", "own", 9)
@@ -179,19 +204,36 @@ def test_what_was_set_here_only_does_not_give_way_to_a_claim(site: Site, make_im
 def test_a_claim_is_a_line_of_its_own(site: Site) -> None:
     evil_twin(site)
     site.open("good").image("vm1/disk").get("install")
-    shown = [listed.pools for listed in site.open("good", "evil").show("vm1/disk") if listed.manifest.state == "install"]
+    shown = [
+        listed.pools
+        for listed in site.open("good", "evil").show("vm1/disk")
+        if listed.manifest.state == "install"
+    ]
     assert sorted(map(len, shown)) == [1, 2]
 
 
 def test_a_neighbours_copy_that_was_rewritten_is_found_to_be_that(site: Site) -> None:
-    """Adopted with an absolute backing name, which each cache makes plain: who has it from a neighbour first learns later what it is."""
+    """
+    Adopted with an absolute backing name, which each cache makes plain: who has it from a neighbour
+    first learns later what it is.
+    """
     site.empty("adopted")
     place = site.root / "adopted/vm1/disk"
     place.mkdir(parents=True)
     for state in ("install", "customize"):
         shutil.copy(site.data("good", state), place / f"{state}.qcow2")
         (place / f"{state}.qcow2").chmod(0o644)
-    site.qemu_img("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", place / "install.qcow2", place / "customize.qcow2")
+    site.qemu_img(
+        "rebase",
+        "-u",
+        "-f",
+        "qcow2",
+        "-F",
+        "qcow2",
+        "-b",
+        place / "install.qcow2",
+        place / "customize.qcow2",
+    )
     assert [adopted.problem for adopted in statepool.adopt(site.root / "adopted")] == [None, None]
     original = known(site, "adopted", "customize").digest
     site.open("adopted", cache="neighbour").image("vm1/disk").get("customize")
@@ -208,7 +250,7 @@ def test_a_neighbours_copy_that_was_rewritten_is_found_to_be_that(site: Site) ->
     assert both.check("child")
 
 
-# -- texts -------------------------------------------------------------------------------------------------------------------------------------------
+# -- texts -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("field", ["labels", "creator", "fingerprint"])
@@ -217,17 +259,29 @@ def test_texts_that_nobody_can_write_are_not_read(site: Site, field: str) -> Non
     forge(site.root / "evil", lambda manifest: manifest.update({field: {"x": "y" * (1 << 20)}}))
     with pytest.raises(IntegrityError, match="characters"):
         site.open("evil").image("vm1/disk").get("connect")
-    assert site.open("evil", "good").image("vm1/disk").get("connect").source == f"file://{site.root}/good"
+    assert (
+        site.open("evil", "good").image("vm1/disk").get("connect").source
+        == f"file://{site.root}/good"
+    )
 
 
-def test_long_labels_leave_room_for_checkpoints(site: Site, make_image: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_labels_leave_room_for_checkpoints(
+    site: Site, make_image: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("statepool.pools.refusals.ROOM_FOR_TEXTS", 20000)
     disk = site.open("good").image("vm1/disk")
     for number in range(3):
         image = make_image(site.root / f"w{number}.qcow2", SIZE, writes=[(0, BLOCK, number + 1)])
         if number < 2:
-            disk.set(f"long-{number}", source=image, scope="own", labels={"a": "b" * 4096, "c": "d" * 4096})
+            disk.set(
+                f"long-{number}",
+                source=image,
+                scope="own",
+                labels={"a": "b" * 4096, "c": "d" * 4096},
+            )
         else:
             with pytest.raises(statepool.errors.NoSpace, match="no room"):
-                disk.set("long-2", source=image, scope="own", labels={"a": "b" * 4096, "c": "d" * 4096})
+                disk.set(
+                    "long-2", source=image, scope="own", labels={"a": "b" * 4096, "c": "d" * 4096}
+                )
             disk.set("short", source=image, scope="own", labels={"a": "b"})

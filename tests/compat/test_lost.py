@@ -1,4 +1,7 @@
-"""Something is gone that a log speaks of, or a whole source: what else there is goes on, and what can be put back is."""
+"""
+Something is gone that a log speaks of, or a whole source: what else there is goes on, and what can
+be put back is.
+"""
 
 from __future__ import annotations
 
@@ -42,20 +45,31 @@ def states(root: Path) -> set[str]:
     return {path.stem for path in (root / "vm1/disk").iterdir() if path.exists()}
 
 
-def test_bytes_that_are_gone_from_a_source_are_put_back_by_a_set(pool: statepool.StatePool, tmp_path: Path) -> None:
+def test_bytes_that_are_gone_from_a_source_are_put_back_by_a_set(
+    pool: statepool.StatePool, tmp_path: Path
+) -> None:
     lose(tmp_path / "a", "install")
     stored = pool.image("vm1/disk").set("customize", source=tmp_path / "work.qcow2")
-    assert [at.result for at in stored.pools] == [Presence.PRESENT, Presence.STORED, Presence.PRESENT]
+    assert [at.result for at in stored.pools] == [
+        Presence.PRESENT,
+        Presence.STORED,
+        Presence.PRESENT,
+    ]
     assert states(tmp_path / "a") == {"install", "customize"}
     other = statepool.StatePool(tmp_path / "other", [tmp_path / "a"])
     assert len(other.image("vm1/disk").get("customize").chain) == 2
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_bytes_that_are_gone_are_put_back_by_a_sync(pool: statepool.StatePool, tmp_path: Path, dry_run: bool) -> None:
+def test_bytes_that_are_gone_are_put_back_by_a_sync(
+    pool: statepool.StatePool, tmp_path: Path, dry_run: bool
+) -> None:
     lose(tmp_path / "a", "install")
     synced = statepool.sync(tmp_path / "b", tmp_path / "a", dry_run=dry_run)
-    assert {one.state: one.action for one in synced.states} == {"install": SyncAction.COPIED, "customize": SyncAction.PRESENT}
+    assert {one.state: one.action for one in synced.states} == {
+        "install": SyncAction.COPIED,
+        "customize": SyncAction.PRESENT,
+    }
     assert states(tmp_path / "a") == ({"customize"} if dry_run else {"install", "customize"})
 
 
@@ -69,14 +83,19 @@ def test_the_only_source_has_lost_the_bytes(pool: statepool.StatePool, tmp_path:
         other.check("customize")
 
 
-def test_a_source_that_is_missing_keeps_nobody_from_looking_at_the_others(pool: statepool.StatePool, tmp_path: Path) -> None:
+def test_a_source_that_is_missing_keeps_nobody_from_looking_at_the_others(
+    pool: statepool.StatePool, tmp_path: Path
+) -> None:
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "a").mkdir()
     found = pool.verify()
     assert {(Path(statepool.Location.parse(one.pool).path).name, one.state) for one in found} == {
-        ("cache", "install"), ("cache", "customize"), ("b", "install"), ("b", "customize"), ("a", "")
-    }  # fmt: skip
-    assert [one.pool for one in found if one.problem] == [str(open_transport(statepool.Location.parse(str(tmp_path / "a"))).location)]
+        *((name, state) for name in ("cache", "b") for state in ("install", "customize")),
+        ("a", ""),
+    }
+    assert [one.pool for one in found if one.problem] == [
+        str(open_transport(statepool.Location.parse(str(tmp_path / "a"))).location)
+    ]
 
 
 def test_no_source_is_there(pool: statepool.StatePool, tmp_path: Path) -> None:
@@ -87,7 +106,9 @@ def test_no_source_is_there(pool: statepool.StatePool, tmp_path: Path) -> None:
             ask()
 
 
-def test_the_log_of_a_source_that_is_missing_is_not_an_empty_one(pool: statepool.StatePool, tmp_path: Path) -> None:
+def test_the_log_of_a_source_that_is_missing_is_not_an_empty_one(
+    pool: statepool.StatePool, tmp_path: Path
+) -> None:
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(NotAPool):
         pool.log()

@@ -1,4 +1,7 @@
-"""Several sources of one state, of which some are not what they should be: the state comes whole from the next one."""
+"""
+Several sources of one state, of which some are not what they should be: the state comes whole from
+the next one.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ BLOCK = 64 << 10
 CHAIN = ("connect", "customize", "install")
 
 
-# -- the first source is not what it should be -----------------------------------------------------------------------------------------------------
+# -- the first source is not what it should be -----------------------------------------------------
 
 
 def corrupt(site: Site) -> Any:
@@ -104,7 +107,9 @@ def vast(site: Site) -> Any:
         (gap, "is corrupt"),
     ],
 )
-def test_the_state_comes_whole_from_the_next(site: Site, spoil: Callable[[Site], Any], told: str | None) -> None:
+def test_the_state_comes_whole_from_the_next(
+    site: Site, spoil: Callable[[Site], Any], told: str | None
+) -> None:
     pool = site.open(spoil(site), "good")
     got = pool.image("vm1/disk").get("connect", to=site.root / "work-1.qcow2")
     assert (got.chain, got.source, got.verified) == (CHAIN, f"file://{site.root}/good", "arrived")
@@ -138,10 +143,20 @@ def test_a_state_that_fits_nowhere(site: Site) -> None:
 
 
 def test_what_has_arrived_whole_stays(site: Site) -> None:
-    """The root from the first source, and from the second what was corrupt in the first, and what stands on it."""
+    """
+    The root from the first source, and from the second what was corrupt in the first, and what
+    stands on it.
+    """
     pool = site.open(corrupt(site), "good")
     got = pool.image("vm1/disk").get("connect")
-    assert 0 < got.bytes < statepool.StatePool(site.root / "other", [site.root / "good"]).image("vm1/disk").get("connect").bytes
+    assert (
+        0
+        < got.bytes
+        < statepool.StatePool(site.root / "other", [site.root / "good"])
+        .image("vm1/disk")
+        .get("connect")
+        .bytes
+    )
 
 
 def test_a_corrupt_source_is_named_from_then_on(site: Site) -> None:
@@ -152,7 +167,9 @@ def test_a_corrupt_source_is_named_from_then_on(site: Site) -> None:
     assert (first.name, first.corrupt, first.failures) == ("first", True, 1)
     assert first.rest > 60
     assert "was corrupt" in first.why
-    assert str(site.data("first", "customize").name).removeprefix("blake3-") in str(first.problem).replace(":", "-")
+    assert str(site.data("first", "customize").name).removeprefix("blake3-") in str(
+        first.problem
+    ).replace(":", "-")
 
 
 def test_one_that_failed_is_left_alone(site: Site) -> None:
@@ -170,7 +187,8 @@ def test_one_that_is_left_alone_is_asked_if_nobody_else_has_it(site: Site) -> No
     site.change("first", "more", 9, on_top_of="connect")
     got = site.open("first", "good").image("vm1/disk").get("more")
     assert got.source == f"file://{site.root}/first"
-    assert [one.rest for one in site.open("first", "good").sources_status()] == [0, 0]  # it did well, and is forgiven
+    # it did well, and is forgiven
+    assert [one.rest for one in site.open("first", "good").sources_status()] == [0, 0]
 
 
 def test_all_of_them_fail(site: Site) -> None:
@@ -179,17 +197,23 @@ def test_all_of_them_fail(site: Site) -> None:
     with pytest.raises(IntegrityError) as caught:
         site.open("first", "second").image("vm1/disk").get("connect", to=site.root / "work-1.qcow2")
     assert caught.value.exit_code == 5
-    assert all(f"file://{site.root}/{name}: " in caught.value.message for name in ("first", "second"))
+    assert all(
+        f"file://{site.root}/{name}: " in caught.value.message for name in ("first", "second")
+    )
     assert not (site.root / "work-1.qcow2").exists()
     with pytest.raises(TransportError) as other:
-        site.open("first", site.source("good", Stop()), cache="another").image("vm1/disk").get("connect")
+        site.open("first", site.source("good", Stop()), cache="another").image("vm1/disk").get(
+            "connect"
+        )
     assert all(f"file://{site.root}/{name}: " in other.value.message for name in ("first", "good"))
 
 
 def test_nobody_has_it(site: Site) -> None:
     site.empty("first")
     before = photograph(site.root)
-    with pytest.raises(NotFound, match=r"there is no state nothing of vm1/disk in .*cache, .*first, .*good"):
+    with pytest.raises(
+        NotFound, match=r"there is no state nothing of vm1/disk in .*cache, .*first, .*good"
+    ):
         site.open("first", "good").image("vm1/disk").get("nothing")
     (site.root / "gone").mkdir()
     with pytest.raises(TransportError, match=r"gone: .* is not a pool.*; .*good: does not have it"):
@@ -213,7 +237,7 @@ def test_a_failure_of_the_cache_is_not_that_of_a_source(site: Site) -> None:
     assert all(one.failures == 0 for one in pool.sources_status())
 
 
-# -- one that does not answer, or only slowly ------------------------------------------------------------------------------------------------------
+# -- one that does not answer, or only slowly ------------------------------------------------------
 
 
 @frozen(kw_only=True)
@@ -257,10 +281,21 @@ def test_listings_do_without_it(site: Site, hanging: PoolSource) -> None:
 
 def test_a_slow_one_is_noticed_before_much_comes_from_it(site: Site, make_image: Make) -> None:
     work = make_image(site.root / "big.qcow2", 32 * MIB, writes=[(0, 12 * MIB, 7)])
-    statepool.StatePool(site.root / "seed", [site.root / "good"]).image("vm1/disk").set("big", source=work)
+    statepool.StatePool(site.root / "seed", [site.root / "good"]).image("vm1/disk").set(
+        "big", source=work
+    )
     site.pool("first")
     slept: list[float] = []
-    slow = site.source("first", Slow(rate=MIB, sleep=lambda seconds: (slept.append(seconds), threading.Event().wait(min(seconds, 0.3)))))
+    slow = site.source(
+        "first",
+        Slow(
+            rate=MIB,
+            sleep=lambda seconds: (
+                slept.append(seconds),
+                threading.Event().wait(min(seconds, 0.3)),
+            ),
+        ),
+    )
     pool = site.open(slow, "good")
     got = pool.image("vm1/disk").get("big")
     assert got.source == f"file://{site.root}/good"
@@ -272,7 +307,9 @@ def test_a_slow_one_is_noticed_before_much_comes_from_it(site: Site, make_image:
 def test_one_that_becomes_slow_is_left(site: Site, make_image: Make) -> None:
     """Its speed was measured before, so that only the transfer itself shows it."""
     work = make_image(site.root / "big.qcow2", 32 * MIB, writes=[(0, 12 * MIB, 7)])
-    statepool.StatePool(site.root / "seed", [site.root / "good"]).image("vm1/disk").set("big", source=work)
+    statepool.StatePool(site.root / "seed", [site.root / "good"]).image("vm1/disk").set(
+        "big", source=work
+    )
     site.pool("first")
     slow = site.source("first", Slow(matches=on("fetch"), rate=2 * MIB))
     pool = site.open(slow, "good")
@@ -285,7 +322,7 @@ def test_one_that_becomes_slow_is_left(site: Site, make_image: Make) -> None:
     assert alone.get("install").source == f"file://{site.root}/first"  # better than nothing
 
 
-# -- damage in the cache ---------------------------------------------------------------------------------------------------------------------------
+# -- damage in the cache ---------------------------------------------------------------------------
 
 
 def test_what_is_damaged_here_comes_from_the_next_if_the_first_is_corrupt(site: Site) -> None:

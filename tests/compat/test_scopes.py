@@ -27,7 +27,7 @@ BLOCK = 64 << 10
 CHAIN = ("connect", "customize", "install")
 
 
-# -- root images -----------------------------------------------------------------------------------------------------------------------------------
+# -- root images -----------------------------------------------------------------------------------
 
 
 def test_a_root_image_of_another_tool_comes_from_the_next(site: Site) -> None:
@@ -45,15 +45,22 @@ def test_root_images_in_all_pools(site: Site) -> None:
     site.empty("first")
     failing = site.source("first", Stop(matches=on("store")))
     root = site.make(site.root / "root.qcow2", SIZE, writes=[(0, BLOCK, 5)])
-    assert outcome(site.open(failing, "good").image("vm1/disk").set("root", source=root)) == ["stored", "failed", "stored"]
+    assert outcome(site.open(failing, "good").image("vm1/disk").set("root", source=root)) == [
+        "stored",
+        "failed",
+        "stored",
+    ]
     disk = site.open("first", "good").image("vm1/disk")
     with pytest.raises(UsageError, match="no pool is in this scope"):
         disk.unset("root", scope="cluster")
-    assert set(disk.unset("root", scope="all").states) == {f"file://{site.root}/good", f"file://{site.root}/cache"}
+    assert set(disk.unset("root", scope="all").states) == {
+        f"file://{site.root}/good",
+        f"file://{site.root}/cache",
+    }
     assert not disk.check("root")
 
 
-# -- sources that do not mean the same --------------------------------------------------------------------------------------------------------------
+# -- sources that do not mean the same -------------------------------------------------------------
 
 
 def test_sources_that_disagree(site: Site) -> None:
@@ -63,13 +70,19 @@ def test_sources_that_disagree(site: Site) -> None:
     pool = site.open("first", "good")
     with pytest.raises(Conflict) as caught:
         pool.image("vm1/disk").get("connect", to=site.root / "work-1.qcow2")
-    there = {listed.pools[0]: str(listed.manifest.digest) for listed in pool.show() if listed.manifest.state == "connect"}
+    there = {
+        listed.pools[0]: str(listed.manifest.digest)
+        for listed in pool.show()
+        if listed.manifest.state == "connect"
+    }
     assert all(f"{place} has {digest}" in caught.value.message for place, digest in there.items())
     assert "--from first or --from good" in str(caught.value.hint)
     assert photograph(site.root) == before
     assert pool.image("vm1/disk").get("connect", mirror="first").chain == ("connect",)
     assert pool.image("vm1/disk").get("connect", mirror="good").chain == CHAIN
-    assert pool.image("vm1/disk").get("connect", mirror=f"file://{site.root}/first").chain == ("connect",)
+    assert pool.image("vm1/disk").get("connect", mirror=f"file://{site.root}/first").chain == (
+        "connect",
+    )
 
 
 def test_sources_that_disagree_about_what_is_below(site: Site) -> None:
@@ -81,7 +94,16 @@ def test_sources_that_disagree_about_what_is_below(site: Site) -> None:
         place.get("install", to=site.root / f"twin-{name}.qcow2")
         place.set("twin", source=site.root / f"twin-{name}.qcow2")
     pool = site.open("first", "good")
-    assert len({str(listed.manifest.digest) for listed in pool.show() if listed.manifest.state == "twin"}) == 1
+    assert (
+        len(
+            {
+                str(listed.manifest.digest)
+                for listed in pool.show()
+                if listed.manifest.state == "twin"
+            }
+        )
+        == 1
+    )
     with pytest.raises(Conflict, match="disagree about vm1/disk twin, in install below it"):
         pool.image("vm1/disk").get("twin")
 
@@ -89,23 +111,36 @@ def test_sources_that_disagree_about_what_is_below(site: Site) -> None:
 def test_one_that_has_not_noticed_a_replacement(site: Site) -> None:
     site.pool("first")
     site.change("good", "connect", 9, on_top_of="customize", replace=True)
-    new = next(str(listed.manifest.digest) for listed in site.open("good").show() if listed.manifest.state == "connect")
+    new = next(
+        str(listed.manifest.digest)
+        for listed in site.open("good").show()
+        if listed.manifest.state == "connect"
+    )
     good = evolve(site.source("good", Fault()), authority=True)
     for number, order in enumerate((("first", good), (good, "first"))):
         with pytest.raises(Conflict, match="the sources disagree"):
             site.open("first", "good", cache=f"cache-{number}").image("vm1/disk").get("connect")
         got = site.open(*order, cache=f"cache-{number}").image("vm1/disk").get("connect")
         assert (got.digest, got.source) == (new, f"file://{site.root}/good")
-        assert f"first has other content of vm1/disk connect than file://{site.root}/good, which is the authority" in got.warnings[0]
+        assert (
+            f"first has other content of vm1/disk connect than file://{site.root}/good, which is"
+            " the authority" in got.warnings[0]
+        )
     # One that has the old content already notices, too.
     site.open("first", cache="late").image("vm1/disk").get("connect")
-    assert site.open("first", good, cache="late", fresh=0).image("vm1/disk").get("connect").digest == new
+    assert (
+        site.open("first", good, cache="late", fresh=0).image("vm1/disk").get("connect").digest
+        == new
+    )
     shown = {status.name: status.authority for status in site.open("first", good).sources_status()}
     assert shown == {"first": False, "good": True}
 
 
 def test_a_source_that_is_out_of_reach_is_not_replaced_by_another(site: Site) -> None:
-    """What is cached is what "good" had. While it does not answer, another source has no right to replace that."""
+    """
+    What is cached is what "good" had. While it does not answer, another source has no right to
+    replace that.
+    """
     site.empty("first")
     site.change("first", "connect", 9)
     was = site.open("good").image("vm1/disk").get("connect").digest
@@ -127,12 +162,15 @@ def test_one_whose_files_nobody_vouches_for(site: Site) -> None:
     assert (got.source, got.verified) == (f"file://{site.root}/good", "arrived")
 
 
-# -- scopes ----------------------------------------------------------------------------------------------------------------------------------------
+# -- scopes ----------------------------------------------------------------------------------------
 
 
 def test_from_where_it_may_come(site: Site) -> None:
     site.pool("near")
-    near, good = site.source("near", Fault(), scope=Scope.SWARM), site.source("good", Fault(), scope=Scope.SHARED)
+    near, good = (
+        site.source("near", Fault(), scope=Scope.SWARM),
+        site.source("good", Fault(), scope=Scope.SHARED),
+    )
     disk = site.open(good, near).image("vm1/disk")
     assert disk.get("install").source == f"file://{site.root}/near"
     assert disk.get("customize", scope="shared").source == f"file://{site.root}/good"
@@ -142,7 +180,9 @@ def test_from_where_it_may_come(site: Site) -> None:
     assert not disk.check("connect", scope="own")
     assert disk.check("connect", scope="own shared")
     assert {listed.manifest.state for listed in disk.show(scope="own")} == {"customize", "install"}
-    assert {pool for listed in disk.show(scope="shared") for pool in listed.pools} == {f"file://{site.root}/good"}
+    assert {pool for listed in disk.show(scope="shared") for pool in listed.pools} == {
+        f"file://{site.root}/good"
+    }
     assert len(site.calls(near)) == asked
 
 
@@ -157,9 +197,16 @@ def test_from_where_it_may_come(site: Site) -> None:
     ],
 )
 @pytest.mark.parametrize(
-    ("scope", "told"), [("cluster", "no pool is in this scope: cluster .good is shared"), ("moon", "there is no scope 'moon'"), ("", "no scope")]
+    ("scope", "told"),
+    [
+        ("cluster", "no pool is in this scope: cluster .good is shared"),
+        ("moon", "there is no scope 'moon'"),
+        ("", "no scope"),
+    ],
 )
-def test_a_scope_without_pools(site: Site, operation: str, arguments: dict[str, Any], scope: str, told: str) -> None:
+def test_a_scope_without_pools(
+    site: Site, operation: str, arguments: dict[str, Any], scope: str, told: str
+) -> None:
     before = photograph(site.root)
     with pytest.raises(UsageError, match=told):
         getattr(site.open("good").image("vm1/disk"), operation)(**arguments, scope=scope)
@@ -174,10 +221,19 @@ def test_a_source_that_does_not_exist(site: Site) -> None:
     assert photograph(site.root) == before
 
 
-def test_a_source_is_named_as_it_is_called_or_where_it_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_is_named_as_it_is_called_or_where_it_is(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(site.root)
     disk = site.open("good").image("vm1/disk")
-    places = ["good", "./good", str(site.root / "good"), site.root / "good", f"file://{site.root}/good", statepool.Location.parse("good")]
+    places = [
+        "good",
+        "./good",
+        str(site.root / "good"),
+        site.root / "good",
+        f"file://{site.root}/good",
+        statepool.Location.parse("good"),
+    ]
     for place in places:
         assert disk.get("install", mirror=place, dry_run=True).source == f"file://{site.root}/good"
 
@@ -185,11 +241,13 @@ def test_a_source_is_named_as_it_is_called_or_where_it_is(site: Site, monkeypatc
 def test_two_sources_with_one_name(site: Site) -> None:
     site.pool("first")
     other = PoolSource(Pool(open_transport(Location("file", str(site.root / "first")))), "good")
-    with pytest.raises(UsageError, match=r"two sources are named 'good': file://.*/good and file://.*/first"):
+    with pytest.raises(
+        UsageError, match=r"two sources are named 'good': file://.*/good and file://.*/first"
+    ):
         site.open("good", other)
 
 
-# -- setting and unsetting -------------------------------------------------------------------------------------------------------------------------
+# -- setting and unsetting -------------------------------------------------------------------------
 
 
 def outcome(stored: statepool.SetResult) -> list[str]:
@@ -200,11 +258,20 @@ def test_setting_again_completes_the_rest(site: Site) -> None:
     site.empty("first")
     work = site.root / "work.qcow2"
     failing = site.source("first", Stop(matches=on("store")))
-    stored = site.open(failing, "good").image("vm1/disk").set("new", source=site.make(site.root / "new.qcow2", SIZE))
+    stored = (
+        site.open(failing, "good")
+        .image("vm1/disk")
+        .set("new", source=site.make(site.root / "new.qcow2", SIZE))
+    )
     assert outcome(stored) == ["stored", "failed", "stored"]
     again = site.open("first", "good").image("vm1/disk").set("new", source=site.root / "new.qcow2")
     assert outcome(again) == ["present", "stored", "present"]
-    assert outcome(site.open("first", "good").image("vm1/disk").set("new", source=site.root / "new.qcow2")) == ["present"] * 3
+    assert (
+        outcome(
+            site.open("first", "good").image("vm1/disk").set("new", source=site.root / "new.qcow2")
+        )
+        == ["present"] * 3
+    )
     assert work.exists()
 
 
@@ -218,11 +285,23 @@ def test_setting_again_completes_the_rest(site: Site) -> None:
         ("own", ("first", "good"), True),
     ],
 )
-def test_what_a_set_waits_for(site: Site, wait_for: str, failing: tuple[str, ...], complete: bool) -> None:
+def test_what_a_set_waits_for(
+    site: Site, wait_for: str, failing: tuple[str, ...], complete: bool
+) -> None:
     site.empty("first")
-    sources = [site.source(name, *([Stop(matches=on("store"))] if name in failing else [])) for name in ("first", "good")]
-    stored = site.open(*sources).image("vm1/disk").set("new", source=site.make(site.root / "new.qcow2", SIZE), wait_for=wait_for)
-    assert outcome(stored) == ["stored", *("failed" if name in failing else "stored" for name in ("first", "good"))]
+    sources = [
+        site.source(name, *([Stop(matches=on("store"))] if name in failing else []))
+        for name in ("first", "good")
+    ]
+    stored = (
+        site.open(*sources)
+        .image("vm1/disk")
+        .set("new", source=site.make(site.root / "new.qcow2", SIZE), wait_for=wait_for)
+    )
+    assert outcome(stored) == [
+        "stored",
+        *("failed" if name in failing else "stored" for name in ("first", "good")),
+    ]
     assert stored.complete is complete
 
 

@@ -37,13 +37,30 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return given
 
 
-def test_a_command_that_builds_inherits_none(tmp_path: Path, environ: dict[str, str], run_statepool: Callable[..., Any]) -> None:
+def test_a_command_that_builds_inherits_none(
+    tmp_path: Path, environ: dict[str, str], run_statepool: Callable[..., Any]
+) -> None:
     (tmp_path / "build.sh").write_text('qemu-img create -q -f qcow2 "$1" 1M\nenv >environ\n' + LOOK)
-    run_statepool("--cache", "cache", "ensure", "vm1/disk", "bare", "--", "sh", "build.sh", "{image}", env={**environ, "OTHER": "seen"})
+    run_statepool(
+        "--cache",
+        "cache",
+        "ensure",
+        "vm1/disk",
+        "bare",
+        "--",
+        "sh",
+        "build.sh",
+        "{image}",
+        env={**environ, "OTHER": "seen"},
+    )
     assert WORD not in (tmp_path / "environ").read_text()
     assert "OTHER=seen" in (tmp_path / "environ").read_text()
     # Only the command itself: what watches over the builder has none, either.
-    assert [line for line in (tmp_path / "found").read_text().splitlines() if "ensure vm1/disk" not in line] == []
+    assert [
+        line
+        for line in (tmp_path / "found").read_text().splitlines()
+        if "ensure vm1/disk" not in line
+    ] == []
 
 
 @pytest.mark.usefixtures("environ")
@@ -59,6 +76,8 @@ def test_a_machine_inherits_none() -> None:
 def test_a_command_in_the_configuration_of_ssh_inherits_none(tmp_path: Path) -> None:
     (tmp_path / "config").write_text(f'Match exec "env >{tmp_path}/environ"\n  Port 99\n')
     with pytest.raises(StatePoolError, match="port 99"):
-        _ = Connection(Endpoint("127.0.0.1", None, None), Settings(ssh_config=str(tmp_path / "config"))).carrier
+        _ = Connection(
+            Endpoint("127.0.0.1", None, None), Settings(ssh_config=str(tmp_path / "config"))
+        ).carrier
     assert WORD not in (tmp_path / "environ").read_text()
     assert f"PATH={os.environ['PATH']}" in (tmp_path / "environ").read_text()

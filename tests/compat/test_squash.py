@@ -21,7 +21,10 @@ Write = Callable[[Path, Iterable[tuple[int, int, int]]], None]
 
 
 class Lab:
-    """A cache and a pool with the chain ``customize``, ``install``, and a working image on its tip that was written to."""
+    """
+    A cache and a pool with the chain ``customize``, ``install``, and a working image on its tip
+    that was written to.
+    """
 
     def __init__(self, root: Path, make: Make, write: Write, qemu_img: Callable[..., str]) -> None:
         self.root, self.write, self.qemu_img = root, write, qemu_img
@@ -43,12 +46,16 @@ class Lab:
     def state(self, name: str, cache: str = "other") -> list[int]:
         """:returns: the same of a state, as another host gets it"""
         path = self.root / f"{name}-{cache}.qcow2"
-        statepool.StatePool(self.root / cache, [self.root / "pool"]).image("vm1/disk").get(name, to=path)
+        statepool.StatePool(self.root / cache, [self.root / "pool"]).image("vm1/disk").get(
+            name, to=path
+        )
         return self.content(path)
 
 
 @pytest.fixture
-def lab(tmp_path: Path, make_image: Make, write_to_image: Write, qemu_img: Callable[..., str]) -> Lab:
+def lab(
+    tmp_path: Path, make_image: Make, write_to_image: Write, qemu_img: Callable[..., str]
+) -> Lab:
     return Lab(tmp_path, make_image, write_to_image, qemu_img)
 
 
@@ -136,7 +143,10 @@ def test_refused_while_a_machine_runs(lab: Lab) -> None:
 
 def test_a_dry_run(lab: Lab) -> None:
     before = photograph(lab.root)
-    assert lab.disk.set("customize", source=lab.work, squash=True, dry_run=True).pools[0].result == "stored"
+    assert (
+        lab.disk.set("customize", source=lab.work, squash=True, dry_run=True).pools[0].result
+        == "stored"
+    )
     assert photograph(lab.root) == before
 
 
@@ -151,14 +161,18 @@ def test_when_it_fails_half_way(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> No
             lab.disk.set("customize", source=lab.work, squash=True)
     after = photograph(lab.root)
     # The links of the parent's chain stay, which gc takes away.
-    assert {path for path in after if after[path] != before.get(path) and "/chains/" not in path} == set()
+    assert {
+        path for path in after if after[path] != before.get(path) and "/chains/" not in path
+    } == set()
     assert set(before) <= set(after)
     assert lab.disk.set("customize", source=lab.work, squash=True).complete
     assert lab.state("customize") == [1, 2, 3, 3, 0]
 
 
 def test_an_image_with_a_second_name(lab: Lab) -> None:
-    """It cannot be taken over, since somebody means it by the other name: so its content is copied."""
+    """
+    It cannot be taken over, since somebody means it by the other name: so its content is copied.
+    """
     os.link(lab.work, lab.root / "second-name.qcow2")
     assert lab.disk.set("customize", source=lab.work, squash=True).complete
     assert lab.state("customize") == [1, 2, 3, 3, 0]

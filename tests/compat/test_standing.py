@@ -1,4 +1,7 @@
-"""Working images whose backing name is not the usual one: taken where it is certain what they stand on, and else refused with a cure that works."""
+"""
+Working images whose backing name is not the usual one: taken where it is certain what they stand
+on, and else refused with a cure that works.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,22 @@ SIZE = 4 << 20
 
 
 def write(image: Path, value: int, offset: str) -> None:
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P {value} {offset} 64k", str(image)], check=True)
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", f"write -q -P {value} {offset} 64k", str(image)],
+        check=True,
+    )
 
 
 def reads(image: Path, *patterns: tuple[int, str]) -> bool:
-    commands = [word for value, offset in patterns for word in ("-c", f"read -P {value} {offset} 64k")]
-    done = subprocess.run(["qemu-io", "-r", "-f", "qcow2", *commands, str(image)], capture_output=True, text=True, check=True)
+    commands = [
+        word for value, offset in patterns for word in ("-c", f"read -P {value} {offset} 64k")
+    ]
+    done = subprocess.run(
+        ["qemu-io", "-r", "-f", "qcow2", *commands, str(image)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return "verification failed" not in done.stdout
 
 
@@ -35,7 +48,10 @@ def disk(cache: Path, name: str = "vm1/disk") -> statepool.ImageHandle:
 
 @pytest.fixture
 def root(tmp_path: Path, make_image: Callable[..., Path]) -> Path:
-    """A cache with ``install`` and ``customize``, and ``work.qcow2`` on the latter, which was written to."""
+    """
+    A cache with ``install`` and ``customize``, and ``work.qcow2`` on the latter, which was written
+    to.
+    """
     states = disk(tmp_path / "old")
     work = make_image(tmp_path / "work.qcow2", SIZE, writes=[(0, 65536, 1)])
     states.set("install", source=work)
@@ -83,12 +99,28 @@ def test_a_moved_cache_and_a_squash(root: Path) -> None:
 
 def test_an_overlay_on_the_view(root: Path) -> None:
     view = root / "old/vm1/disk/customize.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(view), "-F", "qcow2", str(root / "mine.qcow2")], check=True)
+    subprocess.run(
+        [
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-b",
+            str(view),
+            "-F",
+            "qcow2",
+            str(root / "mine.qcow2"),
+        ],
+        check=True,
+    )
     write(root / "mine.qcow2", 3, "128k")
     check_set(root, root / "old", "mine.qcow2")
 
 
-def refused(root: Path, cache: Path, work: str = "work.qcow2", object: str = "vm1/disk") -> statepool.StatePoolError:
+def refused(
+    root: Path, cache: Path, work: str = "work.qcow2", object: str = "vm1/disk"
+) -> statepool.StatePoolError:
     before = (root / work).read_bytes()
     with pytest.raises(statepool.StatePoolError) as caught:
         disk(cache, object).set("top", source=root / work)
@@ -102,7 +134,12 @@ def command(error: statepool.StatePoolError, begin: str) -> list[str]:
 
 
 def run(words: list[str], cwd: Path) -> None:
-    subprocess.run([sys.executable, "-m", *words] if words[0] == "statepool" else words, cwd=cwd, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", *words] if words[0] == "statepool" else words,
+        cwd=cwd,
+        check=True,
+        capture_output=True,
+    )
 
 
 def test_another_cache_that_has_what_this_one_lacks(root: Path) -> None:
@@ -119,7 +156,21 @@ def test_a_state_of_another_object(root: Path) -> None:
     for name in ("work.qcow2", "mine.qcow2"):
         if name == "mine.qcow2":
             view = root / "old/vm1/disk/customize.qcow2"
-            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(view), "-F", "qcow2", str(root / name)], check=True)
+            subprocess.run(
+                [
+                    "qemu-img",
+                    "create",
+                    "-q",
+                    "-f",
+                    "qcow2",
+                    "-b",
+                    str(view),
+                    "-F",
+                    "qcow2",
+                    str(root / name),
+                ],
+                check=True,
+            )
         error = refused(root, root / "old", name, "vm2/disk")
         assert isinstance(error, statepool.Conflict)
         assert "stands on customize of vm1/disk, not on a state of vm2/disk" in error.message
@@ -146,7 +197,9 @@ def test_a_file_that_is_gone(root: Path, make_image: Callable[..., Path]) -> Non
     assert "convert" not in (error.hint or "")
 
 
-def test_a_chain_of_other_bytes_under_the_same_names_is_not_this_one(root: Path, make_image: Callable[..., Path]) -> None:
+def test_a_chain_of_other_bytes_under_the_same_names_is_not_this_one(
+    root: Path, make_image: Callable[..., Path]
+) -> None:
     states = disk(root / "other")
     work = make_image(root / "w.qcow2", SIZE, writes=[(0, 65536, 9)])
     states.set("install", source=work)

@@ -29,11 +29,15 @@ def root(tmp_path: Path, make_image: Make, monkeypatch: pytest.MonkeyPatch) -> P
     statepool.init("a")
     statepool.init("b")
     pool = statepool.StatePool("cache", ["a"])
-    pool.image("vm1/disk").set("install", source=make_image(Path("base.qcow2"), 4 << 20, writes=[(0, 65536, 1)]))
+    pool.image("vm1/disk").set(
+        "install", source=make_image(Path("base.qcow2"), 4 << 20, writes=[(0, 65536, 1)])
+    )
     for parent, child in [("install", "customize"), ("customize", "connect")]:
         pool.image("vm1/disk").get(parent, to=f"{child}.qcow2")
         pool.image("vm1/disk").set(child, source=f"{child}.qcow2")
-    pool.image("vm2/disk").set("install", source=make_image(Path("other.qcow2"), 4 << 20, writes=[(0, 65536, 2)]))
+    pool.image("vm2/disk").set(
+        "install", source=make_image(Path("other.qcow2"), 4 << 20, writes=[(0, 65536, 2)])
+    )
     return tmp_path
 
 
@@ -42,7 +46,10 @@ def actions(synced: statepool.Synced) -> Mapping[tuple[str, str], str]:
 
 
 def digests(place: str | Path) -> dict[tuple[str, str], str]:
-    return {(listed.manifest.object, listed.manifest.state): str(listed.manifest.digest) for listed in statepool.StatePool("none", [place]).show()}
+    return {
+        (listed.manifest.object, listed.manifest.state): str(listed.manifest.digest)
+        for listed in statepool.StatePool("none", [place]).show()
+    }
 
 
 def test_everything_is_copied_once(root: Path) -> None:
@@ -70,16 +77,26 @@ def test_a_dry_run_says_it_all_and_changes_nothing(root: Path) -> None:
 
 def test_what_the_origin_does_not_have_goes_if_asked(root: Path) -> None:
     statepool.sync("a", "b")
-    statepool.StatePool("cache", ["a"]).image("vm1/disk").unset("customize", cascade=True, scope="all")
+    statepool.StatePool("cache", ["a"]).image("vm1/disk").unset(
+        "customize", cascade=True, scope="all"
+    )
     assert "removed" not in actions(statepool.sync("a", "b")).values()
     synced = statepool.sync("a", "b", "vm1", delete=True)
-    assert actions(synced) == {("vm1/disk", "install"): "present", ("vm1/disk", "connect"): "removed", ("vm1/disk", "customize"): "removed"}
+    assert actions(synced) == {
+        ("vm1/disk", "install"): "present",
+        ("vm1/disk", "connect"): "removed",
+        ("vm1/disk", "customize"): "removed",
+    }
     assert digests("a") == digests("b")
     assert len(list((root / "b/.statepool/data").iterdir())) == 2
 
 
-def test_other_content_is_a_conflict_unless_it_may_be_replaced(root: Path, make_image: Make) -> None:
-    statepool.StatePool("cache2", ["b"]).image("vm2/disk").set("install", source=make_image(root / "x.qcow2", 4 << 20, writes=[(0, 65536, 9)]))
+def test_other_content_is_a_conflict_unless_it_may_be_replaced(
+    root: Path, make_image: Make
+) -> None:
+    statepool.StatePool("cache2", ["b"]).image("vm2/disk").set(
+        "install", source=make_image(root / "x.qcow2", 4 << 20, writes=[(0, 65536, 9)])
+    )
     synced = statepool.sync("a", "b")
     assert actions(synced)["vm2/disk", "install"] == "failed"
     assert actions(synced)["vm1/disk", "connect"] == "copied"
@@ -91,7 +108,9 @@ def test_other_content_is_a_conflict_unless_it_may_be_replaced(root: Path, make_
 
 def test_a_dry_run_says_what_the_sync_does(root: Path, make_image: Make) -> None:
     """Also of what stands on a state that cannot be copied."""
-    statepool.StatePool("cache2", ["b"]).image("vm1/disk").set("install", source=make_image(root / "x.qcow2", 4 << 20, writes=[(0, 65536, 9)]))
+    statepool.StatePool("cache2", ["b"]).image("vm1/disk").set(
+        "install", source=make_image(root / "x.qcow2", 4 << 20, writes=[(0, 65536, 9)])
+    )
     planned, done = statepool.sync("a", "b", dry_run=True), statepool.sync("a", "b")
     assert actions(planned) == actions(done)
     assert actions(done)["vm1/disk", "customize"] == "failed"
@@ -146,7 +165,11 @@ def test_wrong_bytes_do_not_become_visible(root: Path) -> None:
 
 
 def test_a_damaged_image_is_called_damaged(root: Path) -> None:
-    (path,) = [path for path in (root / "a/.statepool/data").iterdir() if path.samefile(root / "a/vm2/disk/install.qcow2")]
+    (path,) = [
+        path
+        for path in (root / "a/.statepool/data").iterdir()
+        if path.samefile(root / "a/vm2/disk/install.qcow2")
+    ]
     path.chmod(0o644)
     path.write_bytes(b"XXXX" + path.read_bytes()[4:])
     (state,) = statepool.sync("a", "b", "vm2").states
@@ -154,8 +177,13 @@ def test_a_damaged_image_is_called_damaged(root: Path) -> None:
     assert digests("b") == {}
 
 
-@pytest.mark.parametrize(("origin", "target", "code"), [("a", "a", 2), ("a", "none", 7), ("none", "a", 7), ("a", "b/../a", 2)])
-def test_pools_that_cannot_be_synchronised(root: Path, run_statepool: Any, origin: str, target: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("origin", "target", "code"),
+    [("a", "a", 2), ("a", "none", 7), ("none", "a", 7), ("a", "b/../a", 2)],
+)
+def test_pools_that_cannot_be_synchronised(
+    root: Path, run_statepool: Any, origin: str, target: str, code: int
+) -> None:
     before = photograph(root / "a")
     (root / "none").mkdir()
     run_statepool("sync", origin, target, code=code)
@@ -169,7 +197,9 @@ def test_at_a_shell(root: Path, run_statepool: Any) -> None:
     assert out.splitlines()[-1] == "4 copied"
     assert run_statepool("sync", "main", "b").out == "4 present\n"
     form = run_statepool("sync", "main", "b", "vm2/disk", "--json").json["synced"]
-    assert [(state["object"], state["action"]) for state in form["states"]] == [("vm2/disk", "present")]
+    assert [(state["object"], state["action"]) for state in form["states"]] == [
+        ("vm2/disk", "present")
+    ]
     assert run_statepool("sync", "main", "b", "vm9", code=3).err
     shutil.copy("a/vm2/disk/install.qcow2", "a/vm2/disk/theirs.qcow2")
     assert "adopt" in run_statepool("sync", "main", "b", code=TransportError.exit_code).err

@@ -1,6 +1,6 @@
 """
-Pools as avocado-i2n 103.0 writes them: absolute backing names into the directory where the states were made, with their format; no manifests; lock
-files beside the images.
+Pools as avocado-i2n 103.0 writes them: absolute backing names into the directory where the states
+were made, with their format; no manifests; lock files beside the images.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ NO_MEMORY = Settings(fresh=0)
 @pytest.fixture
 def pool(tmp_path: Path, make_image: Make) -> Path:
     """
-    What was made in ``swarm/`` and copied to ``pool/``: vm1 with two disks (install, customize and connect of one, install of the other) and a root
-    image, vm2 with one disk, the RAM of vm1, and lock files. ``swarm/`` is on another host.
+    What was made in ``swarm/`` and copied to ``pool/``: vm1 with two disks (install, customize and
+    connect of one, install of the other) and a root image, vm2 with one disk, the RAM of vm1, and
+    lock files. ``swarm/`` is on another host.
     """
     swarm, pool = tmp_path / "swarm", tmp_path / "pool"
     for number, (image, state, parent) in enumerate(
@@ -58,7 +59,12 @@ def pool(tmp_path: Path, make_image: Make) -> Path:
         start=1,
     ):
         backing = swarm / image / f"{parent}.qcow2" if parent else None
-        make_image(swarm / image / f"{state}.qcow2", SIZE, backing=backing, writes=[(number * BLOCK, BLOCK, number)])
+        make_image(
+            swarm / image / f"{state}.qcow2",
+            SIZE,
+            backing=backing,
+            writes=[(number * BLOCK, BLOCK, number)],
+        )
     make_image(swarm / "vm1/disk.qcow2", SIZE, writes=[(0, BLOCK, 9)])
     (swarm / "vm1/loggedin.state").write_bytes(b"RAM")
     for path in list(swarm.rglob("*.qcow2")):
@@ -84,12 +90,18 @@ def blocks(qemu_img: Tool, tmp_path: Path) -> Blocks:
     return read
 
 
-def open_pool(tmp_path: Path, cache: str = "cache", settings: Settings | None = None) -> statepool.StatePool:
+def open_pool(
+    tmp_path: Path, cache: str = "cache", settings: Settings | None = None
+) -> statepool.StatePool:
     return statepool.StatePool(tmp_path / cache, [tmp_path / "pool"], settings=settings)
 
 
 def cached(tmp_path: Path, state: str, cache: str = "cache") -> Listed:
-    (found,) = [listed for listed in statepool.StatePool(tmp_path / cache).image("vm1/disk").show() if listed.manifest.state == state]
+    (found,) = [
+        listed
+        for listed in statepool.StatePool(tmp_path / cache).image("vm1/disk").show()
+        if listed.manifest.state == state
+    ]
     return found
 
 
@@ -102,12 +114,15 @@ def backing(path: Path) -> str | None:
     return os.fsdecode(name) if name is not None else None
 
 
-# -- looking ---------------------------------------------------------------------------------------------------------------------------------------
+# -- looking ---------------------------------------------------------------------------------------
 
 
 def test_shown_as_what_they_are(pool: Path, tmp_path: Path) -> None:
     before = photograph(pool)
-    shown = {(str(listed.manifest.id.kind), listed.manifest.object, listed.manifest.state): listed for listed in open_pool(tmp_path).show()}
+    shown = {
+        (str(listed.manifest.id.kind), listed.manifest.object, listed.manifest.state): listed
+        for listed in open_pool(tmp_path).show()
+    }
     assert set(shown) == {
         ("image", "vm1/disk", "install"),
         ("image", "vm1/disk", "customize"),
@@ -119,10 +134,16 @@ def test_shown_as_what_they_are(pool: Path, tmp_path: Path) -> None:
     }
     assert not any(listed.managed or listed.problem for listed in shown.values())
     tip = shown["image", "vm1/disk", "connect"].manifest
-    assert (tip.parent.state if tip.parent else None, tip.digest, tip.virtual_size) == ("customize", None, SIZE)
+    assert (tip.parent.state if tip.parent else None, tip.digest, tip.virtual_size) == (
+        "customize",
+        None,
+        SIZE,
+    )
     assert tip.size == (pool / "vm1/disk/connect.qcow2").stat().st_size
     assert {listed.manifest.object for listed in open_pool(tmp_path).show("vm2")} == {"vm2/disk"}
-    assert {listed.manifest.object for listed in open_pool(tmp_path).show("vm1/data")} == {"vm1/data"}
+    assert {listed.manifest.object for listed in open_pool(tmp_path).show("vm1/data")} == {
+        "vm1/data"
+    }
     assert photograph(pool) == before
 
 
@@ -136,7 +157,10 @@ def test_on_the_command_line(pool: Path, tmp_path: Path, run_statepool: Run) -> 
     run_statepool(*words, "check", "vm1/disk", "connect")
     run_statepool(*words, "check", "vm1/disk", "nothing", code=3)
     run_statepool(*words, "get", "vm1/disk", "connect", "--to", "work.qcow2")
-    assert "nothing is known to check it against" in run_statepool(*words, "get", "vm1/data", "install").out
+    assert (
+        "nothing is known to check it against"
+        in run_statepool(*words, "get", "vm1/data", "install").out
+    )
     assert "statepool init" in run_statepool(*words, "adopt", "pool", code=7).err
     assert photograph(pool) == before
 
@@ -149,16 +173,24 @@ def test_read_again_by_verify(pool: Path, tmp_path: Path) -> None:
     assert found["root"] is None
 
 
-# -- getting ---------------------------------------------------------------------------------------------------------------------------------------
+# -- getting ---------------------------------------------------------------------------------------
 
 
 def test_fetched_and_made_relocatable(pool: Path, tmp_path: Path, blocks: Blocks) -> None:
     before = photograph(pool)
     work = tmp_path / "work.qcow2"
     got = open_pool(tmp_path).image("vm1/disk").get("connect", to=work)
-    assert (got.chain, got.verified, got.source) == (("connect", "customize", "install"), Verified.UNMANAGED, str(Location("file", str(pool))))
+    assert (got.chain, got.verified, got.source) == (
+        ("connect", "customize", "install"),
+        Verified.UNMANAGED,
+        str(Location("file", str(pool))),
+    )
     assert blocks(work) == [0, 1, 2, 3, 0, 0, 0, 0]
-    for state, parent in (("connect", "customize.qcow2"), ("customize", "install.qcow2"), ("install", None)):
+    for state, parent in (
+        ("connect", "customize.qcow2"),
+        ("customize", "install.qcow2"),
+        ("install", None),
+    ):
         assert backing(tmp_path / f"cache/vm1/disk/{state}.qcow2") == parent
         manifest = cached(tmp_path, state).manifest
         assert manifest.digest == digest(tmp_path / f"cache/vm1/disk/{state}.qcow2")
@@ -183,7 +215,14 @@ def test_the_root_image(pool: Path, tmp_path: Path, blocks: Blocks) -> None:
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_replaced_file_is_noticed(pool: Path, tmp_path: Path, make_image: Make, write_to_image: Write, blocks: Blocks, in_place: bool) -> None:
+def test_a_replaced_file_is_noticed(
+    pool: Path,
+    tmp_path: Path,
+    make_image: Make,
+    write_to_image: Write,
+    blocks: Blocks,
+    in_place: bool,
+) -> None:
     disk = open_pool(tmp_path, settings=NO_MEMORY).image("vm1/disk")
     old = tmp_path / "old.qcow2"
     disk.get("install", to=old)
@@ -192,13 +231,16 @@ def test_a_replaced_file_is_noticed(pool: Path, tmp_path: Path, make_image: Make
         write_to_image(path, [(5 * BLOCK, BLOCK, 55)])
     else:
         make_image(tmp_path / "new.qcow2", SIZE, writes=[(5 * BLOCK, BLOCK, 55)]).rename(path)
-    assert open_pool(tmp_path).image("vm1/disk").get("install").verified is Verified.TRUSTED  # within a minute nobody asks
+    # within a minute nobody asks
+    assert open_pool(tmp_path).image("vm1/disk").get("install").verified is Verified.TRUSTED
     disk.get("install", to=tmp_path / "work.qcow2")
     assert blocks(tmp_path / "work.qcow2")[5] == 55
     assert blocks(old)[5] == 0  # what stands on the old one keeps it
 
 
-def test_a_replaced_parent_is_noticed(pool: Path, tmp_path: Path, write_to_image: Write, blocks: Blocks) -> None:
+def test_a_replaced_parent_is_noticed(
+    pool: Path, tmp_path: Path, write_to_image: Write, blocks: Blocks
+) -> None:
     """The bytes of the child are the same as before."""
     disk = open_pool(tmp_path, settings=NO_MEMORY).image("vm1/disk")
     disk.get("customize")
@@ -207,7 +249,9 @@ def test_a_replaced_parent_is_noticed(pool: Path, tmp_path: Path, write_to_image
     assert blocks(tmp_path / "work.qcow2") == [0, 1, 2, 0, 0, 55, 0, 0]
 
 
-def test_a_replaced_parent_under_a_working_image(pool: Path, tmp_path: Path, write_to_image: Write, blocks: Blocks) -> None:
+def test_a_replaced_parent_under_a_working_image(
+    pool: Path, tmp_path: Path, write_to_image: Write, blocks: Blocks
+) -> None:
     disk = open_pool(tmp_path, settings=NO_MEMORY).image("vm1/disk")
     old = tmp_path / "old.qcow2"
     disk.get("customize", to=old)
@@ -217,7 +261,9 @@ def test_a_replaced_parent_under_a_working_image(pool: Path, tmp_path: Path, wri
     assert blocks(tmp_path / "new.qcow2") == [0, 1, 2, 0, 0, 55, 0, 0]
 
 
-def test_a_replaced_parent_under_a_cached_child(pool: Path, tmp_path: Path, write_to_image: Write) -> None:
+def test_a_replaced_parent_under_a_cached_child(
+    pool: Path, tmp_path: Path, write_to_image: Write
+) -> None:
     disk = open_pool(tmp_path, settings=NO_MEMORY).image("vm1/disk")
     disk.get("connect")
     write_to_image(pool / "vm1/disk/install.qcow2", [(5 * BLOCK, BLOCK, 55)])
@@ -236,7 +282,9 @@ def test_a_removed_file_stays_in_the_cache(pool: Path, tmp_path: Path) -> None:
 
 def test_referred_to(pool: Path, tmp_path: Path, blocks: Blocks, write_to_image: Write) -> None:
     """By a link pool: what can be used as it is, is; what has to be rewritten is copied."""
-    disk = statepool.StatePool(tmp_path / "cache", [f"link://{pool}"], settings=NO_MEMORY).image("vm1/disk")
+    disk = statepool.StatePool(tmp_path / "cache", [f"link://{pool}"], settings=NO_MEMORY).image(
+        "vm1/disk"
+    )
     got = disk.get("customize", to=tmp_path / "work.qcow2")
     assert set(got.how.split("+")) >= {"link"}
     assert blocks(tmp_path / "work.qcow2") == [0, 1, 2, 0, 0, 0, 0, 0]
@@ -260,16 +308,26 @@ def test_a_parent_that_is_missing(pool: Path, tmp_path: Path, run_statepool: Run
 
 
 @pytest.mark.parametrize("relocate", [False, True])
-def test_a_parent_of_another_object(pool: Path, tmp_path: Path, make_image: Make, run_statepool: Run, relocate: bool) -> None:
+def test_a_parent_of_another_object(
+    pool: Path, tmp_path: Path, make_image: Make, run_statepool: Run, relocate: bool
+) -> None:
     """It stands on the state of the one object, and a state of the same name is beside it."""
-    custom = make_image(pool / "vm2/disk/custom.qcow2", None, backing=pool / "vm1/disk/install.qcow2")
+    custom = make_image(
+        pool / "vm2/disk/custom.qcow2", None, backing=pool / "vm1/disk/install.qcow2"
+    )
     make_image(pool / "vm2/disk/beside.qcow2", None, backing=pool / "vm2/disk/install.qcow2")
     disk = open_pool(tmp_path).image("vm2/disk")
-    with pytest.raises(UnsafeImage, match=r"vm2/disk custom in file://.*pool is refused .*another place of this pool") as caught:
+    with pytest.raises(
+        UnsafeImage,
+        match=r"vm2/disk custom in file://.*pool is refused .*another place of this pool",
+    ) as caught:
         disk.get("custom", to=tmp_path / "work.qcow2")
     assert str(pool)[:30] in caught.value.message  # a long name is cut short
     assert caught.value.check == "backing-elsewhere"
-    assert "backing-elsewhere" in {one.manifest.state: one.problem or "" for one in disk.show()}["custom"]
+    assert (
+        "backing-elsewhere"
+        in {one.manifest.state: one.problem or "" for one in disk.show()}["custom"]
+    )
     assert disk.get("beside").chain == ("beside", "install")
     statepool.init(pool)
     before = custom.read_bytes()
@@ -288,24 +346,34 @@ def test_a_child_of_the_root_image(pool: Path, tmp_path: Path) -> None:
 
 def test_a_backing_format_that_is_missing(pool: Path, tmp_path: Path) -> None:
     """Of other tools: avocado-i2n says the format."""
-    (pool / "vm1/disk/old.qcow2").write_bytes(evolve(CHILD, backing=b"/far/away/install.qcow2", formats=()).build())
+    (pool / "vm1/disk/old.qcow2").write_bytes(
+        evolve(CHILD, backing=b"/far/away/install.qcow2", formats=()).build()
+    )
     with pytest.raises(UnsafeImage, match="qemu-img rebase -u -f qcow2 -F qcow2") as caught:
         open_pool(tmp_path).image("vm1/disk").get("old")
     assert caught.value.check == "backing-format-missing"
 
 
-# -- writing to such a pool ------------------------------------------------------------------------------------------------------------------------
+# -- writing to such a pool ------------------------------------------------------------------------
 
 
-def test_it_takes_no_states_before_it_is_a_pool(pool: Path, tmp_path: Path, make_image: Make) -> None:
+def test_it_takes_no_states_before_it_is_a_pool(
+    pool: Path, tmp_path: Path, make_image: Make
+) -> None:
     before = photograph(pool)
-    stored = open_pool(tmp_path).image("vm1/disk").set("new", source=make_image(tmp_path / "new.qcow2", SIZE))
+    stored = (
+        open_pool(tmp_path)
+        .image("vm1/disk")
+        .set("new", source=make_image(tmp_path / "new.qcow2", SIZE))
+    )
     assert [at.result for at in stored.pools] == [Presence.STORED, Presence.FAILED]
     assert "statepool init" in (stored.pools[1].error or "")
     assert photograph(pool) == before
 
 
-def test_a_child_of_unmanaged_parents(pool: Path, tmp_path: Path, blocks: Blocks, write_to_image: Write) -> None:
+def test_a_child_of_unmanaged_parents(
+    pool: Path, tmp_path: Path, blocks: Blocks, write_to_image: Write
+) -> None:
     disk = open_pool(tmp_path).image("vm1/disk")
     work = tmp_path / "work.qcow2"
     disk.get("connect", to=work)
@@ -317,34 +385,55 @@ def test_a_child_of_unmanaged_parents(pool: Path, tmp_path: Path, blocks: Blocks
     assert "statepool adopt" in (stored.pools[1].error or "")
     assert photograph(pool) == before
 
-    assert not [adopted.problem for adopted in statepool.adopt(pool) if adopted.problem and adopted.object == "vm1/disk"]
+    assert not [
+        adopted.problem
+        for adopted in statepool.adopt(pool)
+        if adopted.problem and adopted.object == "vm1/disk"
+    ]
     stored = disk.set("more", source=work)
     assert [at.result for at in stored.pools] == [Presence.PRESENT, Presence.STORED]
-    # Its parent there has other bytes than the one in the cache: around the same content, an absolute backing name.
-    there = {listed.manifest.state: listed.manifest for listed in statepool.StatePool(pool).image("vm1/disk").show()}
+    # Its parent there has other bytes than the one in the cache: around the same content, an
+    # absolute backing name.
+    there = {
+        listed.manifest.state: listed.manifest
+        for listed in statepool.StatePool(pool).image("vm1/disk").show()
+    }
     here = cached(tmp_path, "more").manifest
     assert there["more"].parent is not None
     assert here.parent is not None
-    assert there["more"].parent.digest == there["connect"].digest == digest(pool / "vm1/disk/connect.qcow2")
+    assert (
+        there["more"].parent.digest
+        == there["connect"].digest
+        == digest(pool / "vm1/disk/connect.qcow2")
+    )
     assert here.parent.digest != there["more"].parent.digest
     assert disk.set("more", source=work).pools[1].result is Presence.PRESENT
 
     got = open_pool(tmp_path, "other").image("vm1/disk").get("more", to=tmp_path / "other.qcow2")
-    assert (got.chain, got.verified) == (("more", "connect", "customize", "install"), Verified.ARRIVED)
+    assert (got.chain, got.verified) == (
+        ("more", "connect", "customize", "install"),
+        Verified.ARRIVED,
+    )
     assert blocks(tmp_path / "other.qcow2") == [0, 1, 2, 3, 44, 0, 0, 0]
 
 
-def test_a_name_that_a_file_of_another_tool_has(pool: Path, tmp_path: Path, make_image: Make) -> None:
+def test_a_name_that_a_file_of_another_tool_has(
+    pool: Path, tmp_path: Path, make_image: Make
+) -> None:
     statepool.init(pool)
     with pytest.raises(Conflict, match="statepool adopt"):
-        statepool.StatePool(pool).image("vm1/disk").set("install", source=make_image(tmp_path / "new.qcow2", SIZE))
+        statepool.StatePool(pool).image("vm1/disk").set(
+            "install", source=make_image(tmp_path / "new.qcow2", SIZE)
+        )
 
 
-# -- adopting --------------------------------------------------------------------------------------------------------------------------------------
+# -- adopting --------------------------------------------------------------------------------------
 
 
 def adopted_by_state(pool: Path, **options: bool) -> dict[tuple[str, str], statepool.Adopted]:
-    return {(adopted.object, adopted.state): adopted for adopted in statepool.adopt(pool, **options)}
+    return {
+        (adopted.object, adopted.state): adopted for adopted in statepool.adopt(pool, **options)
+    }
 
 
 IMAGES = [
@@ -392,10 +481,18 @@ def test_adopted_where_they_are(pool: Path, tmp_path: Path) -> None:
         assert found[key].digest == str(digest(path))
         assert not found[key].relocated
         assert path.stat().st_mode & 0o222 == 0
-    shown = {(listed.manifest.object, listed.manifest.state): listed for listed in open_pool(tmp_path).show() if listed.managed}
+    shown = {
+        (listed.manifest.object, listed.manifest.state): listed
+        for listed in open_pool(tmp_path).show()
+        if listed.managed
+    }
     assert set(shown) == set(IMAGES)
     assert len(list(pool.rglob("*.qcow2.lock"))) == len(IMAGES)
-    assert all(checked.problem is None for checked in statepool.StatePool(pool).verify() if checked.state != "loggedin")
+    assert all(
+        checked.problem is None
+        for checked in statepool.StatePool(pool).verify()
+        if checked.state != "loggedin"
+    )
 
 
 def test_adopted_twice(pool: Path) -> None:
@@ -429,10 +526,27 @@ def test_adopted_while_a_cache_has_them(pool: Path, tmp_path: Path) -> None:
 def test_relocated(pool: Path, tmp_path: Path, blocks: Blocks, qemu_img: Tool) -> None:
     statepool.init(pool)
     found = adopted_by_state(pool, relocate=True)
-    assert {key for key, adopted in found.items() if adopted.relocated} == {("vm1/disk", "customize"), ("vm1/disk", "connect")}
+    assert {key for key, adopted in found.items() if adopted.relocated} == {
+        ("vm1/disk", "customize"),
+        ("vm1/disk", "connect"),
+    }
     assert backing(pool / "vm1/disk/connect.qcow2") == "customize.qcow2"
-    chain = json.loads(qemu_img("info", "-U", "--backing-chain", "-f", "qcow2", "--output=json", pool / "vm1/disk/connect.qcow2"))
-    assert [os.path.basename(image["filename"]) for image in chain] == ["connect.qcow2", "customize.qcow2", "install.qcow2"]
+    chain = json.loads(
+        qemu_img(
+            "info",
+            "-U",
+            "--backing-chain",
+            "-f",
+            "qcow2",
+            "--output=json",
+            pool / "vm1/disk/connect.qcow2",
+        )
+    )
+    assert [os.path.basename(image["filename"]) for image in chain] == [
+        "connect.qcow2",
+        "customize.qcow2",
+        "install.qcow2",
+    ]
     assert blocks(pool / "vm1/disk/connect.qcow2") == [0, 1, 2, 3, 0, 0, 0, 0]
     assert found["vm1/disk", "connect"].digest == str(digest(pool / "vm1/disk/connect.qcow2"))
     got = open_pool(tmp_path).image("vm1/disk").get("connect", to=tmp_path / "work.qcow2")
@@ -478,16 +592,28 @@ def test_removed_from_an_adopted_pool(pool: Path) -> None:
     assert {listed.manifest.state for listed in disk.show()} == {"install", "root"}
 
 
-def test_new_files_beside_adopted_ones(pool: Path, tmp_path: Path, make_image: Make, blocks: Blocks) -> None:
+def test_new_files_beside_adopted_ones(
+    pool: Path, tmp_path: Path, make_image: Make, blocks: Blocks
+) -> None:
     """The other tool goes on writing."""
     statepool.init(pool)
     adopted_by_state(pool)
     swarm = tmp_path / "swarm"
     (tmp_path / "not-here").rename(swarm)
-    make_image(swarm / "vm1/disk/later.qcow2", SIZE, backing=swarm / "vm1/disk/connect.qcow2", writes=[(6 * BLOCK, BLOCK, 66)])
+    make_image(
+        swarm / "vm1/disk/later.qcow2",
+        SIZE,
+        backing=swarm / "vm1/disk/connect.qcow2",
+        writes=[(6 * BLOCK, BLOCK, 66)],
+    )
     shutil.copy(swarm / "vm1/disk/later.qcow2", pool / "vm1/disk")
     disk = open_pool(tmp_path).image("vm1/disk")
     got = disk.get("later", to=tmp_path / "work.qcow2")
-    assert (got.verified, got.chain) == (Verified.UNMANAGED, ("later", "connect", "customize", "install"))
+    assert (got.verified, got.chain) == (
+        Verified.UNMANAGED,
+        ("later", "connect", "customize", "install"),
+    )
     assert blocks(tmp_path / "work.qcow2") == [0, 1, 2, 3, 0, 0, 66, 0]
-    assert {key for key, adopted in adopted_by_state(pool).items() if adopted.problem is None} == {("vm1/disk", "later")}
+    assert {key for key, adopted in adopted_by_state(pool).items() if adopted.problem is None} == {
+        ("vm1/disk", "later")
+    }

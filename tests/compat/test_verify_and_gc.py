@@ -1,4 +1,6 @@
-"""What ``verify`` and ``gc`` say: nothing untrue of what was removed meanwhile, and all of what stays."""
+"""
+What ``verify`` and ``gc`` say: nothing untrue of what was removed meanwhile, and all of what stays.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class Meanwhile(statepool.Progress):
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_what_is_removed_while_states_are_read_is_not_damaged(tmp_path: Path, pool: statepool.StatePool, everywhere: bool) -> None:
+def test_what_is_removed_while_states_are_read_is_not_damaged(
+    tmp_path: Path, pool: statepool.StatePool, everywhere: bool
+) -> None:
     cache = tmp_path / ("other" if everywhere else "cache")
     sources = [tmp_path / "cache"] if everywhere else []
     progress = Meanwhile(lambda: pool.image("vm1/disk").unset("s2"))
@@ -57,7 +61,9 @@ def test_what_is_removed_while_states_are_read_is_not_damaged(tmp_path: Path, po
     assert [(one.state, one.problem) for one in found] == [("s0", None), ("s1", None)]
 
 
-def test_what_is_replaced_while_states_are_read_is_not_damaged(tmp_path: Path, pool: statepool.StatePool, make_image: Make) -> None:
+def test_what_is_replaced_while_states_are_read_is_not_damaged(
+    tmp_path: Path, pool: statepool.StatePool, make_image: Make
+) -> None:
     work = make_image(tmp_path / "work.qcow2", 4 << 20, writes=[(0, 65536, 99)])
     progress = Meanwhile(lambda: pool.image("vm1/disk").set("s2", source=work, replace=True))
     found = statepool.StatePool(tmp_path / "cache", progress=progress).verify()
@@ -72,7 +78,9 @@ def test_what_was_really_lost_is_still_said(tmp_path: Path, pool: statepool.Stat
     assert [one.state for one in found if "are gone" in str(one.problem)] == ["s2"]
 
 
-def test_gc_says_what_stays_for_whom_and_until_when(tmp_path: Path, pool: statepool.StatePool, run_statepool: Callable[..., Any]) -> None:
+def test_gc_says_what_stays_for_whom_and_until_when(
+    tmp_path: Path, pool: statepool.StatePool, run_statepool: Callable[..., Any]
+) -> None:
     disk = pool.image("vm1/disk")
     disk.get("s1", to=tmp_path / "one.qcow2")
     disk.get("s2", to=tmp_path / "two.qcow2")
@@ -81,10 +89,16 @@ def test_gc_says_what_stays_for_whom_and_until_when(tmp_path: Path, pool: statep
     (tmp_path / "two.qcow2").unlink()
     said = run_statepool("--cache", "cache", "gc").out
     assert f"of s1 stay, since the working image {tmp_path}/one.qcow2 stands on them" in said
-    assert f", since the working image {tmp_path}/two.qcow2 stood on them, and may have been moved" in said
+    assert (
+        f", since the working image {tmp_path}/two.qcow2 stood on them, and may have been moved"
+        in said
+    )
     answer = run_statepool("--cache", "cache", "gc", "--json").json["kept"]
     assert [(one["states"], one["by"], one["bytes"] > 0) for one in answer] == [
-        ([name], f"{tmp_path}/{file}.qcow2", True) for name, file in sorted((one["states"][0], one["by"].rpartition("/")[2][:3]) for one in answer)
+        ([name], f"{tmp_path}/{file}.qcow2", True)
+        for name, file in sorted(
+            (one["states"][0], one["by"].rpartition("/")[2][:3]) for one in answer
+        )
     ]
     until = {one["states"][0]: one["until"] for one in answer}
     assert until["s1"] is None
@@ -107,7 +121,12 @@ def small(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can mount a file system of limited size")
     place = tmp_path / "small"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", str(place)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
     yield place
@@ -124,7 +143,9 @@ def fill(place: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", ["trust", "locks", "nothing"])
-def test_a_full_disk(tmp_path: Path, small: Path, make_image: Make, run_statepool: Callable[..., Any], lost: str) -> None:
+def test_a_full_disk(
+    tmp_path: Path, small: Path, make_image: Make, run_statepool: Callable[..., Any], lost: str
+) -> None:
     """What makes room, and what only looks, needs none."""
     pool = filled(small / "cache", make_image)
     pool.image("vm1/disk").get("s2", to=tmp_path / "two.qcow2")
@@ -133,9 +154,14 @@ def test_a_full_disk(tmp_path: Path, small: Path, make_image: Make, run_statepoo
     for path in small.glob(f"cache/.statepool/{lost}/*"):
         path.unlink()
     fill(small)
-    assert {one["problem"] for one in run_statepool("--cache", small / "cache", "verify", "--json").json["checked"]} == {None}
+    assert {
+        one["problem"]
+        for one in run_statepool("--cache", small / "cache", "verify", "--json").json["checked"]
+    } == {None}
     assert run_statepool("--cache", small / "cache", "gc", "--json").json["kept"]
-    assert "nothing more fits there" in run_statepool("--cache", small / "cache", "doctor", code=1).out
+    assert (
+        "nothing more fits there" in run_statepool("--cache", small / "cache", "doctor", code=1).out
+    )
     (small / "ballast").unlink()
     note = next(small.glob("cache/.statepool/chains/*/.uses/*.json"))
     note.write_text(note.read_text().replace('"missing_since": null', '"missing_since": 1.0'))

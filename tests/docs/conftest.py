@@ -3,14 +3,14 @@ Running what documentation shows.
 
 The blocks of a page are run in their order, in one directory and, for the commands, in one shell:
 
-- ``console``: lines that begin with ``$`` are commands, ``>`` continues one; below stands all that it prints, on either stream. A last line
-  ``# exit 4`` gives the exit code where it is not 0.
+- ``console``: lines that begin with ``$`` are commands, ``>`` continues one; below stands all that
+  it prints, on either stream. A last line ``# exit 4`` gives the exit code where it is not 0.
 - ``pycon``: as for doctests, in one namespace for the page.
 - ``python``: run in the same namespace; it must not raise.
 - ``shell``: commands without their output; none may fail.
 
-In expected output ``...`` stands for anything, on a line by itself for any number of lines; runs of blanks count as one, since the width of a column
-depends on the names in it.
+In expected output ``...`` stands for anything, on a line by itself for any number of lines; runs of
+blanks count as one, since the width of a column depends on the names in it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ _ENDED = "\x01ended "
 
 @frozen
 class Block:
-    """A code block of a page: its language, the line where its text begins (from 1), and the text."""
+    """
+    A code block of a page: its language, the line where its text begins (from 1), and the text.
+    """
 
     language: str
     line: int
@@ -70,8 +72,17 @@ def blocks(text: str) -> list[Block]:
             if inner.strip() and len(inner) - len(inner.lstrip()) <= margin:
                 break
             body.append(inner)
-        start = next((number for number, inner in enumerate(body) if inner.strip() and not inner.strip().startswith(":")), 0)
-        width = min((len(inner) - len(inner.lstrip()) for inner in body if inner.strip()), default=0)
+        start = next(
+            (
+                number
+                for number, inner in enumerate(body)
+                if inner.strip() and not inner.strip().startswith(":")
+            ),
+            0,
+        )
+        width = min(
+            (len(inner) - len(inner.lstrip()) for inner in body if inner.strip()), default=0
+        )
         inside = [inner[width:] for inner in body[start:]]
         while inside and not inside[-1].strip():
             inside.pop()
@@ -149,7 +160,8 @@ class Shell:
         printed: list[str] = []
         for line in self.process.stdout:
             if line.startswith(_ENDED):
-                # Our own mark begins on a line of its own: the last line of the output may have had no end.
+                # Our own mark begins on a line of its own: the last line of the output may have had
+                # no end.
                 output = "".join(printed)
                 return int(line.removeprefix(_ENDED)), output.removesuffix("\n").splitlines()
             printed.append(line)
@@ -187,23 +199,31 @@ class Page:
             told = f"{self.name}:{step.line}: $ {step.command}\n"
             shown = "\n".join(printed)
             assert code == step.code, f"{told}ended with {code}, not {step.code}:\n{shown}"
-            assert matches(step.expected, printed), f"{told}printed\n{shown}\nnot\n" + "\n".join(step.expected)
+            assert matches(step.expected, printed), f"{told}printed\n{shown}\nnot\n" + "\n".join(
+                step.expected
+            )
         return len(found)
 
     def _run_shell(self, block: Block) -> int:
         commands = [line for line in block.text.splitlines() if line.strip()]
         for offset, command in enumerate(commands):
             code, printed = self.shell.run(command)
-            assert code == 0, f"{self.name}:{block.line + offset}: {command}\nended with {code}:\n" + "\n".join(printed)
+            assert code == 0, (
+                f"{self.name}:{block.line + offset}: {command}\nended with {code}:\n"
+                + "\n".join(printed)
+            )
         return len(commands)
 
     def _run_python(self, block: Block) -> int:
         with contextlib.chdir(self.shell.directory):
-            exec(compile("\n" * (block.line - 1) + block.text, self.name, "exec"), self.namespace)  # noqa: S102 - this is what the test is for
+            # this is what the test is for
+            exec(compile("\n" * (block.line - 1) + block.text, self.name, "exec"), self.namespace)  # noqa: S102
         return 1
 
     def _run_pycon(self, block: Block) -> int:
-        test = doctest.DocTestParser().get_doctest(block.text + "\n", self.namespace, self.name, self.name, block.line - 1)
+        test = doctest.DocTestParser().get_doctest(
+            block.text + "\n", self.namespace, self.name, self.name, block.line - 1
+        )
         test.globs = self.namespace  # one for the page: the parser has made a copy
         report: list[str] = []
         runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
@@ -214,8 +234,13 @@ class Page:
 
 
 @pytest.fixture
-def open_page(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Page]]:
-    """``open_page(name, text)``: a page to run in a directory of its own, with the command ``statepool`` of this source tree."""
+def open_page(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Page]]:
+    """
+    ``open_page(name, text)``: a page to run in a directory of its own, with the command
+    ``statepool`` of this source tree.
+    """
     shells: list[Shell] = []
     programs = tmp_path_factory.mktemp("programs")
     statepool = programs / "statepool"
@@ -225,7 +250,9 @@ def open_page(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     def make(name: str, text: str, directory: Path | None = None) -> Page:
         if shutil.which("qemu-img") is None:
             pytest.skip("qemu-img is not installed (Debian: qemu-utils)")
-        shell = Shell(directory or tmp_path, {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"})
+        shell = Shell(
+            directory or tmp_path, {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+        )
         shells.append(shell)
         return Page(name, text, shell)
 

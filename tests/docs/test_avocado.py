@@ -1,4 +1,7 @@
-"""Every command of the page about tests with avocado does what it says there, on a real guest; the examples are what it writes."""
+"""
+Every command of the page about tests with avocado does what it says there, on a real guest; the
+examples are what it writes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ EXAMPLES = sorted(path for path in (ROOT / "examples/avocado").iterdir() if path
 ENVIRONMENT = ROOT / ".venv-avocado/113/bin"
 
 STAND_INS = {
-    # The packages that tools/guest has fetched before, without asking the network for them each time.
+    # The packages that tools/guest has fetched before, without asking the network for them each
+    # time.
     "apt-cache": "echo '  Depends: linux-image-6.1.0-1-cloud-amd64'",
     "apt-get": "shift 2; for name; do : >$name.deb; done",
     "dpkg-deb": f'mkdir -p "$3" && cp -r --update "{ROOT}/.guest/." "$3"',
@@ -24,7 +28,11 @@ STAND_INS = {
 
 @pytest.mark.slow
 def test_the_page_can_be_followed(
-    open_page: Callable[..., Any], programs: Callable[[Any], Path], guests: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    open_page: Callable[..., Any],
+    programs: Callable[[Any], Path],
+    guests: Lab,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     if not (ENVIRONMENT.parent / "complete").exists():
         pytest.skip("there is no environment with avocado: tools/setup test makes it")
@@ -40,4 +48,6 @@ def test_the_page_can_be_followed(
     assert page.run() > 12
     assert EXAMPLES
     for path in EXAMPLES:
-        assert (tmp_path / path.name).read_text() == path.read_text(), f"examples/avocado/{path.name} is not what docs/avocado.rst writes"
+        assert (tmp_path / path.name).read_text() == path.read_text(), (
+            f"examples/avocado/{path.name} is not what docs/avocado.rst writes"
+        )

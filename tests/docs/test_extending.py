@@ -34,17 +34,36 @@ def package(reader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     project = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
     metadata = tmp_path / "statepool_lab-1.0.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    groups = ["\n".join([f"[{group}]", *(f"{name} = {value}" for name, value in found.items())]) for group, found in project["entry-points"].items()]
+    (metadata / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    groups = [
+        "\n".join([f"[{group}]", *(f"{name} = {value}" for name, value in found.items())])
+        for group, found in project["entry-points"].items()
+    ]
     (metadata / "entry_points.txt").write_text("\n".join(groups) + "\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "plugins")]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "plugins")])
+    )
     return tmp_path
 
 
 def run_tests(package: Path, name: str) -> int:
     """:returns: how many passed; none may fail"""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(package), name]
-    done = subprocess.run(command, cwd=package, capture_output=True, text=True, timeout=240, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(package),
+        name,
+    ]
+    done = subprocess.run(
+        command, cwd=package, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search("([0-9]+) passed", done.stdout)
     return int(passed[1]) if passed else 0
@@ -67,9 +86,21 @@ def test_only_public_names_are_used(reader: Any) -> None:
             continue
         for node in ast.walk(ast.parse(block.text)):
             if isinstance(node, ast.Import | ast.ImportFrom):
-                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-                assert [name for name in names if name.startswith("statepool.") and not name.startswith("statepool.testing.")] == []
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "statepool":
+                names = (
+                    [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else [alias.name for alias in node.names]
+                )
+                assert [
+                    name
+                    for name in names
+                    if name.startswith("statepool.") and not name.startswith("statepool.testing.")
+                ] == []
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "statepool"
+            ):
                 assert node.attr in statepool.__all__
 
 

@@ -1,4 +1,6 @@
-"""The examples in the description of the formats are what the code reads, and what it would write."""
+"""
+The examples in the description of the formats are what the code reads, and what it would write.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,11 @@ def examples(reader: Any, kind: str) -> list[tuple[str, Any]]:
     lines = PAGE.splitlines()
     for block in reader.blocks(PAGE):
         titles = [line for line in lines[: block.line] if line.startswith(".. example: ")]
-        if block.language == "json" and titles and re.match(rf"\.\. example: {kind}( [0-9]+)?\Z", titles[-1]):
+        if (
+            block.language == "json"
+            and titles
+            and re.match(rf"\.\. example: {kind}( [0-9]+)?\Z", titles[-1])
+        ):
             found.append((titles[-1].rpartition(" ")[2], json.loads(block.text)))
     assert found, f"the page has no example of {kind}"
     return found
@@ -69,7 +75,11 @@ def put(path: str, data: Any) -> MemoryTransport:
 
 
 def test_every_example_is_tested(reader: Any) -> None:
-    assert PAGE.count("\n.. example: ") == sum(block.language == "json" for block in reader.blocks(PAGE)) == 13
+    assert (
+        PAGE.count("\n.. example: ")
+        == sum(block.language == "json" for block in reader.blocks(PAGE))
+        == 13
+    )
 
 
 def test_pool(reader: Any) -> None:
@@ -78,7 +88,11 @@ def test_pool(reader: Any) -> None:
 
 
 def test_manifests(reader: Any) -> None:
-    kinds = [Manifest.from_json(data).kind for _, data in examples(reader, "manifest") if Manifest.from_json(data).to_json() == data]
+    kinds = [
+        Manifest.from_json(data).kind
+        for _, data in examples(reader, "manifest")
+        if Manifest.from_json(data).to_json() == data
+    ]
     assert kinds == [Kind.IMAGE, Kind.MACHINE]
 
 
@@ -122,7 +136,9 @@ def test_use_of_a_chain(reader: Any, tmp_path: Path) -> None:
     ((_, data),) = examples(reader, "use of a chain")
     manifest = Manifest("vm1/disk", "install", digest=Digest("blake3", "1" * 64))
     key = chains.key_of([manifest])
-    assert key == Digest.of_text(f"install {manifest.digest}\n"), "the key is another than the page says"
+    assert key == Digest.of_text(f"install {manifest.digest}\n"), (
+        "the key is another than the page says"
+    )
     directory = tmp_path / chains.CHAINS / key.file_name / ".uses"
     directory.mkdir(parents=True)
     (directory / "4a9d183d65413568.json").write_text(json.dumps({**data, "missing_since": NOW}))
@@ -154,8 +170,14 @@ def test_freshness(reader: Any, tmp_path: Path) -> None:
     path = tmp_path / ".statepool/fresh/vm1/disk/customize.image.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(data))
-    (answer,) = LookupCache(Notes(Tree(tmp_path), ("fresh",)), 60, lambda: NOW).answers(StateId("vm1/disk", "customize")).values()
-    assert {"token": answer.token, "at": answer.at, "digest": str(answer.digest)} == data["answers"]["file:///srv/pool"]
+    (answer,) = (
+        LookupCache(Notes(Tree(tmp_path), ("fresh",)), 60, lambda: NOW)
+        .answers(StateId("vm1/disk", "customize"))
+        .values()
+    )
+    assert {"token": answer.token, "at": answer.at, "digest": str(answer.digest)} == data[
+        "answers"
+    ]["file:///srv/pool"]
 
 
 def test_claim(reader: Any) -> None:
@@ -183,7 +205,9 @@ def test_known(reader: Any, tmp_path: Path) -> None:
     note.write_text(json.dumps(data))
     knowledge = SourceStats(Notes(Tree(tmp_path), ("known",)))
     known = knowledge.of(source)
-    assert attrs.asdict(known) == {name: value for name, value in data.items() if name not in ("format", "source")}
+    assert attrs.asdict(known) == {
+        name: value for name, value in data.items() if name not in ("format", "source")
+    }
     # What is written has the fields of the example.
     knowledge.answered(source, 60.0)
     knowledge.save()
@@ -191,7 +215,7 @@ def test_known(reader: Any, tmp_path: Path) -> None:
     assert set(json.loads(path.read_text())) == set(data)
 
 
-# -- what the text says, the code does ---------------------------------------------------------------------------------------------------------------
+# -- what the text says, the code does -------------------------------------------------------------
 
 
 def says(text: str) -> bool:
@@ -239,7 +263,10 @@ def test_every_directory_is_in_the_picture(directory: str) -> None:
 )
 def test_the_view_is_where_the_table_says(state: StateId, place: str, target: str) -> None:
     digest = Digest("blake3", "1" * 64)
-    assert (layout.view(state), layout.view_target(state, digest)) == (place, target + digest.file_name)
+    assert (layout.view(state), layout.view_target(state, digest)) == (
+        place,
+        target + digest.file_name,
+    )
     assert re.search(rf"``{re.escape(place)}`` +``{re.escape(target)}DIGEST``", PAGE)
 
 
@@ -261,7 +288,8 @@ def test_names_of_files() -> None:
 
 
 def test_what_makes_a_digest(reader: Any, tmp_path: Path) -> None:
-    (block,) = (block for block in reader.blocks(PAGE) if block.language in reader.LANGUAGES)  # or test_pages.py would have to run it
+    # or test_pages.py would have to run it
+    (block,) = (block for block in reader.blocks(PAGE) if block.language in reader.LANGUAGES)
     namespace: dict[str, Any] = {}
     exec(block.text, namespace)  # noqa: S102 - what the page shows
     for content in (b"", b"pool", bytes(PIECE), b"x" * (2 * PIECE + 1)):
@@ -279,7 +307,7 @@ def test_every_check_that_is_named_exists() -> None:
     assert set(named) <= set(CHECKS)
 
 
-# -- the rules of the fold, as they are numbered there -----------------------------------------------------------------------------------------------
+# -- the rules of the fold, as they are numbered there ---------------------------------------------
 
 A, B, C, D = (Digest("blake3", digit * 64) for digit in "abcd")
 INSTALL = Manifest("vm1/disk", "install", digest=A)
@@ -288,7 +316,10 @@ MACHINE = Manifest("vm1", "install", kind=Kind.MACHINE, members={"vm1/disk": A})
 
 
 def publish(manifest: Manifest, supersedes: Digest | None = None) -> dict[str, Any]:
-    return {"publish": manifest.to_json(), **({"supersedes": str(supersedes)} if supersedes else {})}
+    return {
+        "publish": manifest.to_json(),
+        **({"supersedes": str(supersedes)} if supersedes else {}),
+    }
 
 
 def remove(manifest: Manifest) -> dict[str, Any]:
@@ -301,7 +332,14 @@ def folded(*records: list[dict[str, Any]]) -> Fold:
     transport = MemoryTransport(MemoryStore())
     transport.make_directory(".statepool/log/vm1")
     for number, changes in enumerate(records, 1):
-        data = {"format": 1, "nonce": f"{number:016x}", "time": NOW, "by": "another:1", "changes": changes, "later": "ignored"}
+        data = {
+            "format": 1,
+            "nonce": f"{number:016x}",
+            "time": NOW,
+            "by": "another:1",
+            "changes": changes,
+            "later": "ignored",
+        }
         transport.create(f".statepool/log/vm1/{number:020}.json", json.dumps(data).encode())
     return MachineLog(transport, "vm1").fold()
 
@@ -332,14 +370,25 @@ BREAKS: dict[str, list[list[dict[str, Any]]]] = {
     "supersedes another digest": [[publish(INSTALL)], [publish(OTHER, supersedes=C)]],
     "supersedes nothing": [[publish(INSTALL, supersedes=C)]],
     "same bytes, another parent": [
-        [publish(INSTALL), publish(CHILD), publish(Manifest("vm1/disk", "more", digest=C, parent=Parent("customize", B)))],
+        [
+            publish(INSTALL),
+            publish(CHILD),
+            publish(Manifest("vm1/disk", "more", digest=C, parent=Parent("customize", B))),
+        ],
         [publish(Manifest("vm1/disk", "customize", digest=B), supersedes=B)],
     ],
     "removes what is not there": [[remove(INSTALL)]],
     "removes another digest": [[publish(INSTALL)], [remove(OTHER)]],
     "parent is missing": [[publish(CHILD)]],
     "parent has another digest": [[publish(OTHER)], [publish(CHILD)]],
-    "name twice in a chain": [[publish(INSTALL), publish(Manifest("vm1/disk", "install", digest=B, parent=Parent("install", A)), supersedes=A)]],
+    "name twice in a chain": [
+        [
+            publish(INSTALL),
+            publish(
+                Manifest("vm1/disk", "install", digest=B, parent=Parent("install", A)), supersedes=A
+            ),
+        ]
+    ],
     "member is missing": [[publish(MACHINE)]],
     "others stand on it": [[publish(INSTALL), publish(CHILD)], [remove(INSTALL)]],
     "member is lost": [[publish(INSTALL), publish(MACHINE)], [remove(INSTALL)]],
@@ -357,7 +406,9 @@ def test_what_the_rules_forbid(name: str) -> None:
         folded(*BREAKS[name])
 
 
-def test_a_log_by_the_description_is_a_pool(tmp_path: Path, make_image: Callable[..., Path]) -> None:
+def test_a_log_by_the_description_is_a_pool(
+    tmp_path: Path, make_image: Callable[..., Path]
+) -> None:
     """A pool made by hand, from the description alone, is read by us."""
     image = make_image(tmp_path / "image", writes=[(0, 65536, 1)])
     digest = Digest.of(image.read_bytes())
@@ -366,12 +417,25 @@ def test_a_log_by_the_description_is_a_pool(tmp_path: Path, make_image: Callable
         (ours / name).mkdir(parents=True)
     (ours / "pool.json").write_text('{"format": 1}')
     image.rename(ours / "data" / digest.file_name)
-    manifest = {"object": "vm1/disk", "state": "install", "size": (ours / "data" / digest.file_name).stat().st_size, "digest": str(digest)}
-    record = {"format": 1, "nonce": "0" * 16, "time": 0, "by": "", "changes": [{"publish": manifest}]}
+    manifest = {
+        "object": "vm1/disk",
+        "state": "install",
+        "size": (ours / "data" / digest.file_name).stat().st_size,
+        "digest": str(digest),
+    }
+    record = {
+        "format": 1,
+        "nonce": "0" * 16,
+        "time": 0,
+        "by": "",
+        "changes": [{"publish": manifest}],
+    }
     (ours / "log/vm1/00000000000000000001.json").write_text(json.dumps(record))
 
     import statepool
 
-    pool = statepool.StatePool(cache=tmp_path / "cache", sources=[Location("file", str(tmp_path / "pool"))])
+    pool = statepool.StatePool(
+        cache=tmp_path / "cache", sources=[Location("file", str(tmp_path / "pool"))]
+    )
     got = pool.image("vm1/disk").get("install", to=tmp_path / "work.qcow2")
     assert (got.digest, got.verified) == (str(digest), statepool.Verified.ARRIVED)

@@ -19,11 +19,17 @@ def test_the_how_to_can_be_followed(open_page: OpenPage) -> None:
     assert page.run() > 60
 
 
-# -- the runner itself can fail ----------------------------------------------------------------------------------------------------------------------
+# -- the runner itself can fail --------------------------------------------------------------------
 
 
 def page_of(language: str, *lines: str) -> str:
-    return "Text.\n\n.. code-block:: " + language + "\n\n" + "".join(f"   {line}\n" for line in lines) + "\nMore text.\n"
+    return (
+        "Text.\n\n.. code-block:: "
+        + language
+        + "\n\n"
+        + "".join(f"   {line}\n" for line in lines)
+        + "\nMore text.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +46,9 @@ def page_of(language: str, *lines: str) -> str:
         (["a.c ($x)"], ["a.c ($x)"]),
     ],
 )
-def test_output_as_expected_is_accepted(reader: Any, expected: list[str], actual: list[str]) -> None:
+def test_output_as_expected_is_accepted(
+    reader: Any, expected: list[str], actual: list[str]
+) -> None:
     assert reader.matches(expected, actual)
 
 
@@ -93,12 +101,27 @@ def test_a_failure_says_where_and_what(open_page: OpenPage) -> None:
         page.run()
 
 
-def test_commands_share_a_shell_and_examples_a_namespace(open_page: OpenPage, tmp_path: Path) -> None:
-    text = page_of("console", "$ mkdir d; cd d; name=value", "$ echo $name in ${PWD##*/}", "value in d")
-    text += page_of("console", "$ cat > ../f <<'END'", "> one", "> ", "> three", "> END", "$ printf 'no end of line'", "no end of line")
+def test_commands_share_a_shell_and_examples_a_namespace(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    text = page_of(
+        "console", "$ mkdir d; cd d; name=value", "$ echo $name in ${PWD##*/}", "value in d"
+    )
+    text += page_of(
+        "console",
+        "$ cat > ../f <<'END'",
+        "> one",
+        "> ",
+        "> three",
+        "> END",
+        "$ printf 'no end of line'",
+        "no end of line",
+    )
     text += page_of("console", "$ echo wrong >&2; (exit 4)", "wrong", "# exit 4")
     text += page_of("pycon", ">>> import pathlib", ">>> x = 1")
-    text += page_of("python", "x += 1", "assert pathlib.Path('f').read_text() == 'one\\n\\nthree\\n'")
+    text += page_of(
+        "python", "x += 1", "assert pathlib.Path('f').read_text() == 'one\\n\\nthree\\n'"
+    )
     text += page_of("pycon", ">>> x", "2")
     assert open_page("page.rst", text).run() == 9
 

@@ -15,7 +15,14 @@ import pytest
 import statepool
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*(ROOT / "docs").glob("*.rst"), *ROOT.glob("*.rst"), *(ROOT / "changelog.d").glob("*.rst"), ROOT / "plugins/README.rst"])
+PAGES = sorted(
+    [
+        *(ROOT / "docs").glob("*.rst"),
+        *ROOT.glob("*.rst"),
+        *(ROOT / "changelog.d").glob("*.rst"),
+        ROOT / "plugins/README.rst",
+    ]
+)
 WIDTH = 150
 
 
@@ -51,7 +58,17 @@ def test_the_syntax_is_right(page: Path) -> None:
     assert problems(page.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("text", ["Title of it\n=====\n", "`nowhere`_\n", "*open\n", "- a\nb\n", ".. no-such::\n", "== ==\na b\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Title of it\n=====\n",
+        "`nowhere`_\n",
+        "*open\n",
+        "- a\nb\n",
+        ".. no-such::\n",
+        "== ==\na b\n",
+    ],
+)
 def test_wrong_syntax_is_found(text: str) -> None:
     assert problems(text)
 
@@ -63,12 +80,18 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         found = (page.parent / target).resolve()
         # The benchmarks bring their own results.
-        assert found.exists() or found == ROOT / "benchmarks/RESULTS.md", f"{page.name} links to {target}, which is not there"
+        assert found.exists() or found == ROOT / "benchmarks/RESULTS.md", (
+            f"{page.name} links to {target}, which is not there"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_lines_are_not_too_long(page: Path) -> None:
-    long = [number for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1) if len(line) > WIDTH and not _must_be_long(line)]
+    long = [
+        number
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > WIDTH and not _must_be_long(line)
+    ]
     assert long == []
 
 
@@ -79,28 +102,54 @@ def _must_be_long(line: str) -> bool:
 
 @pytest.mark.parametrize("name", ["index", "avocado-i2n"])
 def test_the_commands_do_what_the_page_says(open_page: Callable[..., Any], name: str) -> None:
-    assert open_page(f"docs/{name}.rst", (ROOT / f"docs/{name}.rst").read_text(encoding="utf-8")).run() > 3
+    assert (
+        open_page(f"docs/{name}.rst", (ROOT / f"docs/{name}.rst").read_text(encoding="utf-8")).run()
+        > 3
+    )
 
 
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs/index.rst").read_text(encoding="utf-8")
-    assert [page.name for page in (ROOT / "docs").glob("*.rst") if page.name != "index.rst" and f"<{page.name}>" not in index] == []
+    assert [
+        page.name
+        for page in (ROOT / "docs").glob("*.rst")
+        if page.name != "index.rst" and f"<{page.name}>" not in index
+    ] == []
 
 
 def test_no_page_has_commands_that_nobody_runs(reader: Any) -> None:
-    pages = ("howto", "index", "avocado", "avocado-i2n", "bundles", "extending", "formats", "machines", "pytest", "running", "serve", "ssh")
+    pages = (
+        "howto",
+        "index",
+        "avocado",
+        "avocado-i2n",
+        "bundles",
+        "extending",
+        "formats",
+        "machines",
+        "pytest",
+        "running",
+        "serve",
+        "ssh",
+    )
     run = {"README.rst", *(f"docs/{name}.rst" for name in pages)}
     for page in PAGES:
         languages = {block.language for block in reader.blocks(page.read_text(encoding="utf-8"))}
         if str(page.relative_to(ROOT)) not in run:
-            assert not languages & set(reader.LANGUAGES), f"{page.name} shows commands; run them in a test"
+            assert not languages & set(reader.LANGUAGES), (
+                f"{page.name} shows commands; run them in a test"
+            )
 
 
-# -- docstrings --------------------------------------------------------------------------------------------------------------------------------------
+# -- docstrings ------------------------------------------------------------------------------------
 
 
 def modules() -> list[str]:
-    return [module.name for module in pkgutil.walk_packages(statepool.__path__, "statepool.") if not module.name.endswith("__main__")]
+    return [
+        module.name
+        for module in pkgutil.walk_packages(statepool.__path__, "statepool.")
+        if not module.name.endswith("__main__")
+    ]
 
 
 @pytest.mark.parametrize("name", modules())
@@ -108,16 +157,22 @@ def test_examples_in_docstrings(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS).failed == 0
 
 
-# -- what the pages say of the house -----------------------------------------------------------------------------------------------------------------
+# -- what the pages say of the house ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_modules_and_files_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for path in re.findall(r"``((?:statepool|tests|tools|plugins|docs)/(?!statepool\.toml)[\w./-]*)``", text):
-        assert (ROOT / path).exists() or "*" in path, f"{page.name} names {path}, which is not there"
+    for path in re.findall(
+        r"``((?:statepool|tests|tools|plugins|docs)/(?!statepool\.toml)[\w./-]*)``", text
+    ):
+        assert (ROOT / path).exists() or "*" in path, (
+            f"{page.name} names {path}, which is not there"
+        )
     for name in set(re.findall(r"``statepool\.([\w.]+)``", text)) - {"toml", "archives"}:
-        assert _found(f"statepool.{name}"), f"{page.name} names statepool.{name}, which is not there"
+        assert _found(f"statepool.{name}"), (
+            f"{page.name} names statepool.{name}, which is not there"
+        )
 
 
 def _found(name: str) -> bool:
@@ -129,7 +184,11 @@ def _found(name: str) -> bool:
             continue
         for part in parts[count:]:
             if not hasattr(found, part):
-                return ".".join(parts) in ("statepool.archives", "statepool.backends", "statepool.transports")
+                return ".".join(parts) in (
+                    "statepool.archives",
+                    "statepool.backends",
+                    "statepool.transports",
+                )
             found = getattr(found, part)
         return True
     return False
@@ -138,7 +197,12 @@ def _found(name: str) -> bool:
 def test_every_exit_code_is_in_the_how_to() -> None:
     from statepool import errors
 
-    table = (ROOT / "docs/howto.rst").read_text(encoding="utf-8").partition("code  meaning")[2].partition(".. code-block")[0]
+    table = (
+        (ROOT / "docs/howto.rst")
+        .read_text(encoding="utf-8")
+        .partition("code  meaning")[2]
+        .partition(".. code-block")[0]
+    )
     rows = {int(row[1]): row[2] for row in re.finditer(r"^([0-9]+) +\S(.*)$", table, re.MULTILINE)}
     classes = [getattr(errors, name) for name in errors.__all__]
     for cls in classes:

@@ -20,7 +20,10 @@ QEMU = """#!/bin/sh
 # Stands in for a machine: takes the image that -drive names, as QEMU would, writes to it, and ends.
 for argument; do
     case "$argument" in
-    file=*,format=qcow2) file="${argument#file=}"; exec qemu-io -f qcow2 -c "write -q -P 9 0 64K" "${file%,format=qcow2}" ;;
+    file=*,format=qcow2)
+        file="${argument#file=}"
+        exec qemu-io -f qcow2 -c "write -q -P 9 0 64K" "${file%,format=qcow2}"
+        ;;
     esac
 done
 exit 1
@@ -42,7 +45,10 @@ def literal_blocks() -> list[str]:
 
 
 def test_ten_lines_at_the_shell_and_the_same_in_python(
-    open_page: Callable[..., Any], programs: Callable[[Any], Path], nobodys_environment: Path, tmp_path: Path
+    open_page: Callable[..., Any],
+    programs: Callable[[Any], Path],
+    nobodys_environment: Path,
+    tmp_path: Path,
 ) -> None:
     text = README.replace("/srv/pool", str(tmp_path / "srv/pool"))
     assert text.count(str(tmp_path / "srv/pool")) >= 3
@@ -58,14 +64,20 @@ def test_ten_lines_at_the_shell_and_the_same_in_python(
 
 
 def test_the_other_commands_are_these() -> None:
-    assert [command.partition("  ")[0] for command in literal_blocks()] == ["make demo", "make test", "pip install ."]
+    assert [command.partition("  ")[0] for command in literal_blocks()] == [
+        "make demo",
+        "make test",
+        "pip install .",
+    ]
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_make_has_the_target(target: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "tools/setup" in done.stdout
 
@@ -80,26 +92,55 @@ def test_the_demo(open_page: Callable[..., Any], tmp_path: Path) -> None:
 
 def can_build() -> bool:
     """Whether a package can be built here without asking the package index for the means."""
-    found = {name: version(name) for name in ("pip", "setuptools", "wheel") if any(distributions(name=name))}
+    found = {
+        name: version(name)
+        for name in ("pip", "setuptools", "wheel")
+        if any(distributions(name=name))
+    }
     if "pip" not in found or "setuptools" not in found:
         return False
     # The one makes wheels by itself since 70.1, see its change log.
     return "wheel" in found or tuple(map(int, found["setuptools"].split(".")[:2])) >= (70, 1)
 
 
-@pytest.mark.skipif(not can_build(), reason="pip, setuptools >= 70.1 or wheel are not installed here")
+@pytest.mark.skipif(
+    not can_build(), reason="pip, setuptools >= 70.1 or wheel are not installed here"
+)
 def test_pip_install(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for name in ("statepool", "plugins", "setup.cfg", "pyproject.toml", "README.rst", "LICENSE"):
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy(ROOT / name, source / name)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "site"), "."]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(tmp_path / "site"),
+        ".",
+    ]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        command,
+        cwd=source,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     installed = {**environment, "PYTHONPATH": str(tmp_path / "site")}
     script = [sys.executable, str(tmp_path / "site/bin/statepool"), "--version"]
-    shown = subprocess.run(script, cwd=tmp_path, env=installed, capture_output=True, text=True, timeout=60, check=True)
+    shown = subprocess.run(
+        script, cwd=tmp_path, env=installed, capture_output=True, text=True, timeout=60, check=True
+    )
     assert shown.stdout.startswith("statepool ")

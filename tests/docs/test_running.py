@@ -13,10 +13,16 @@ from tests.support.machines import IMAGES, Lab
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_page_can_be_followed(open_page: Callable[..., Any], guests: Lab, tmp_path: Path) -> None:
+def test_the_page_can_be_followed(
+    open_page: Callable[..., Any], guests: Lab, tmp_path: Path
+) -> None:
     init(tmp_path / "pool")
-    (tmp_path / "statepool.toml").write_text('cache = "cache"\nsources = [ { location = "pool", name = "store" } ]\n')
-    machine = StatePool(cache=tmp_path / "cache", sources=[tmp_path / "pool"]).machine(Machine("vm1", tuple(IMAGES)))
+    (tmp_path / "statepool.toml").write_text(
+        'cache = "cache"\nsources = [ { location = "pool", name = "store" } ]\n'
+    )
+    machine = StatePool(cache=tmp_path / "cache", sources=[tmp_path / "pool"]).machine(
+        Machine("vm1", tuple(IMAGES))
+    )
     machine.set("customize", source=guests.copies(tmp_path / "installed"))
     images = machine.get("customize", to=tmp_path / "run").images
     page = open_page("docs/running.rst", (ROOT / "docs/running.rst").read_text(encoding="utf-8"))

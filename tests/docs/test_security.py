@@ -16,6 +16,10 @@ def test_every_promise_names_tests_that_are_there() -> None:
     assert len(files) > 10
     assert len(functions) > 10
     assert {name for name in files if not (ROOT / name).is_file()} == set()
-    sources = [path.read_text(encoding="utf-8") for place in ("tests", "statepool/testing") for path in (ROOT / place).rglob("*.py")]
+    sources = [
+        path.read_text(encoding="utf-8")
+        for place in ("tests", "statepool/testing")
+        for path in (ROOT / place).rglob("*.py")
+    ]
     there = {name for source in sources for name in re.findall(r"def (test_\w+)", source)}
     assert functions - there == set()

@@ -1,4 +1,7 @@
-"""Every command of the page about pools on other hosts does what it says there, on a chrooted account of a real sshd."""
+"""
+Every command of the page about pools on other hosts does what it says there, on a chrooted account
+of a real sshd.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ ssh-keygen -y -f {key} | sed "s/^/store.example.org /"
 
 
 SSH = """#!/bin/sh
-# ssh looks for its files in the home directory that the system has for the account, whatever HOME says.
+# ssh looks for its files in the home directory that the system has for the account, not in HOME.
 exec {ssh} -F {home}/config "$@"
 """
 
@@ -42,8 +45,9 @@ def test_the_page_can_be_followed(
     (home / "id_ed25519").write_bytes(chrooted_sshd.identity.read_bytes())
     (home / "id_ed25519").chmod(0o600)
     (home / "config").write_text(
-        f"Host store\n  HostName 127.0.0.1\n  Port {chrooted_sshd.port}\n  User {chrooted_sshd.user}\n  HostKeyAlias store.example.org\n"
-        f"  IdentityFile {home}/id_ed25519\n  UserKnownHostsFile {home}/known_hosts\n"
+        f"Host store\n  HostName 127.0.0.1\n  Port {chrooted_sshd.port}\n  User"
+        f" {chrooted_sshd.user}\n  HostKeyAlias store.example.org\n  IdentityFile"
+        f" {home}/id_ed25519\n  UserKnownHostsFile {home}/known_hosts\n"
     )
     page = open_page("docs/ssh.rst", (ROOT / "docs/ssh.rst").read_text(encoding="utf-8"))
     scan = programs(page) / "ssh-keyscan"

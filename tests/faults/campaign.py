@@ -1,13 +1,17 @@
 """
-Anything at all, done to a lab by processes that are stopped and killed; and what must be true whatever became of them.
+Anything at all, done to a lab by processes that are stopped and killed; and what must be true
+whatever became of them.
 
-``campaign.py work CACHE``, in the lab's directory: a nursery. It answers each line, which is a JSON list: ``["begin", SEED, SLOT, CALL]`` with the id
-of a process that works from now on, forked, or under strace(1) which kills it at the ``CALL``; ``["signal", PID, NUMBER]``, and waits where that was
-SIGKILL; ``["gc"]``. What the processes are about to do, and what they were told is done, is in ``said`` in their order.
+``campaign.py work CACHE``, in the lab's directory: a nursery. It answers each line, which is a JSON
+list: ``["begin", SEED, SLOT, CALL]`` with the id of a process that works from now on, forked, or
+under strace(1) which kills it at the ``CALL``; ``["signal", PID, NUMBER]``, and waits where that
+was SIGKILL; ``["gc"]``. What the processes are about to do, and what they were told is done, is in
+``said`` in their order.
 
 ``campaign.py see IMAGE``: what a guest sees in it, as one word.
 
-``campaign.py check``: what is not as it must be, a line each. ``campaign.py check clean`` also says what is left over.
+``campaign.py check``: what is not as it must be, a line each. ``campaign.py check clean`` also says
+what is left over.
 """
 
 from __future__ import annotations
@@ -33,14 +37,19 @@ from statepool.model.location import Location
 from statepool.model.manifest import Kind, StateId
 from statepool.pools import layout
 from statepool.pools.pool import Pool
-from statepool.testing import faults  # noqa: F401  so that nothing is imported late: a fork begins with all of it
+
+# so that nothing is imported late: a fork begins with all of it
+from statepool.testing import faults  # noqa: F401
 from statepool.transports.copying import hash_file
 from statepool.transports.registry import open_transport
 
 CACHES = ("here", "there")
 IMAGES = ("a", "b")
 KEPT, ROUGH, MACHINE, FOREIGN = "vm1/disk", "vm2/disk", "vm3", "vm4/disk"
-"""Objects: one of which nothing is removed with what stands on it, one of which anything is, a machine, and one that another tool has put there."""
+"""
+Objects: one of which nothing is removed with what stands on it, one of which anything is, a
+machine, and one that another tool has put there.
+"""
 
 NAMES = ("one", "two", "three")
 SETTINGS = statepool.Settings(lock_timeout=3, fresh=0)
@@ -51,9 +60,12 @@ QUIET = (statepool.NotFound, statepool.RefusedError, statepool.LockTimeout, stat
 def qemu(*command: str | Path, good: Sequence[int] = (0,)) -> None:
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     if done.returncode == -signal.SIGKILL:
-        os.kill(os.getpid(), signal.SIGKILL)  # what strace was to do to this process, it has done to a child of it
+        # what strace was to do to this process, it has done to a child of it
+        os.kill(os.getpid(), signal.SIGKILL)
     if done.returncode not in good:
-        raise AssertionError(f"{' '.join(map(str, command))} ended with {done.returncode}: {done.stderr}")
+        raise AssertionError(
+            f"{' '.join(map(str, command))} ended with {done.returncode}: {done.stderr}"
+        )
 
 
 def seen_in(image: Path) -> str:
@@ -85,8 +97,22 @@ class Worker:
         self._count = 0
 
     def work(self) -> None:
-        deeds: list[Callable[[], None]] = [self._set] * 6 + [self._get] * 5 + [self._unset] * 2 + [self._push, self._pop, self._squash, self._gc]
-        deeds += [self._sync, self._verify, self._ensure, self._machine_set, self._machine_get, self._machine_unset, self._adopt, self._write]
+        deeds: list[Callable[[], None]] = (
+            [self._set] * 6
+            + [self._get] * 5
+            + [self._unset] * 2
+            + [self._push, self._pop, self._squash, self._gc]
+        )
+        deeds += [
+            self._sync,
+            self._verify,
+            self._ensure,
+            self._machine_set,
+            self._machine_get,
+            self._machine_unset,
+            self._adopt,
+            self._write,
+        ]
         while True:
             self._count += 1
             try:
@@ -103,7 +129,9 @@ class Worker:
     def _subject(self) -> str:
         return self._chance.choice((KEPT, KEPT, ROUGH))
 
-    def _changing(self, what: str, *keys: tuple[str, str], seen: Sequence[str] = (), certain: bool = True) -> Callable[..., None]:
+    def _changing(
+        self, what: str, *keys: tuple[str, str], seen: Sequence[str] = (), certain: bool = True
+    ) -> Callable[..., None]:
         """Say that states are about to be changed. :returns: to be told what is promised then"""
         number = f"{self._seed}-{self._count}-{self._chance.random()}"
         say("begin", number, what, keys, seen)
@@ -137,7 +165,11 @@ class Worker:
         subject, state = self._subject(), self._name()
         image, seen = self._write(subject)
         done = self._changing("set", (subject, state), seen=[seen])
-        stored = self._pool().image(subject).set(state, source=image, replace=self._chance.random() < 0.5)
+        stored = (
+            self._pool()
+            .image(subject)
+            .set(state, source=image, replace=self._chance.random() < 0.5)
+        )
         done([stored.digest] if stored.complete else [])
 
     def _squash(self) -> None:
@@ -165,7 +197,9 @@ class Worker:
         subject, state = self._subject(), self._chance.choice(NAMES)
         cascade = subject == ROUGH
         done = self._changing("unset", (subject, "*" if cascade else state))
-        self._pool().image(subject).unset(state, cascade=cascade, scope=self._chance.choice(("all", "own")))
+        self._pool().image(subject).unset(
+            state, cascade=cascade, scope=self._chance.choice(("all", "own"))
+        )
         done()
 
     def _item(self, subject: str, state: str, image: Path) -> Any:
@@ -177,7 +211,9 @@ class Worker:
         state = self._chance.choice(NAMES)
         image, seen = self._write(ROUGH)
         done = self._changing("push", (ROUGH, state), seen=[seen])
-        self._pool().policy().push([self._item(ROUGH, state, image)], mode=self._chance.choice(("af", "rf", "ff")))
+        self._pool().policy().push(
+            [self._item(ROUGH, state, image)], mode=self._chance.choice(("af", "rf", "ff"))
+        )
         done()
 
     def _pop(self) -> None:
@@ -186,7 +222,9 @@ class Worker:
         state, image = self._chance.choice(NAMES), self._image(ROUGH)
         done = self._changing("pop", (ROUGH, state))
         say("image", str(image), "or", ROUGH, state)
-        self._pool().policy().pop([self._item(ROUGH, state, image)], options=Options(overwrite=True))
+        self._pool().policy().pop(
+            [self._item(ROUGH, state, image)], options=Options(overwrite=True)
+        )
         done()
 
     def _gc(self) -> None:
@@ -202,17 +240,37 @@ class Worker:
         done()
 
     def _verify(self) -> None:
-        wrong = [checked for checked in self._pool().verify(self._subject()) if checked.problem is not None]
-        assert all("not there" in str(checked.problem) or "gone" in str(checked.problem) for checked in wrong), wrong
+        wrong = [
+            checked
+            for checked in self._pool().verify(self._subject())
+            if checked.problem is not None
+        ]
+        assert all(
+            "not there" in str(checked.problem) or "gone" in str(checked.problem)
+            for checked in wrong
+        ), wrong
 
     def _ensure(self) -> None:
         subject = self._subject()
 
         def build(image: str | os.PathLike[str]) -> None:
-            qemu("qemu-io", "-f", "qcow2", "-c", f"write -P {self._chance.randrange(256)} 0 65536", Path(image))
+            qemu(
+                "qemu-io",
+                "-f",
+                "qcow2",
+                "-c",
+                f"write -P {self._chance.randrange(256)} 0 65536",
+                Path(image),
+            )
             say("built", subject, seen_in(Path(image)))
 
-        self._pool().image(subject).ensure("built", build, parent=self._chance.choice(NAMES), key=str(self._chance.randrange(3)), timeout=60)
+        self._pool().image(subject).ensure(
+            "built",
+            build,
+            parent=self._chance.choice(NAMES),
+            key=str(self._chance.randrange(3)),
+            timeout=60,
+        )
 
     def _machine(self) -> statepool.MachineHandle:
         return self._pool().machine(MACHINE, IMAGES)
@@ -256,7 +314,7 @@ class Worker:
         done(["whatever"] if state in adopted else [])
 
 
-# -- a nursery ---------------------------------------------------------------------------------------------------------------------------------------
+# -- a nursery -------------------------------------------------------------------------------------
 
 
 def run(seed: int, cache: str, slot: str) -> None:
@@ -276,9 +334,27 @@ _TRACED: list[subprocess.Popen[bytes]] = []
 def begin(seed: int, slot: str, call: str | None, cache: str) -> int:
     if call is not None:
         name, _, _ = call.partition(":")
-        command = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace=?{name}", "-e", f"inject={call}"]
+        command = [
+            "strace",
+            "-f",
+            "-qq",
+            "-o",
+            os.devnull,
+            "-e",
+            f"trace=?{name}",
+            "-e",
+            f"inject={call}",
+        ]
         command += [sys.executable, "-B", __file__, "run", str(seed), cache, slot]
-        _TRACED.append(subprocess.Popen(command, process_group=0, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        _TRACED.append(
+            subprocess.Popen(
+                command,
+                process_group=0,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
         return _TRACED[-1].pid
     pid = os.fork()
     if pid == 0:
@@ -307,13 +383,22 @@ def nursery(cache: str) -> None:
 
 
 def collect(cache: str) -> str | None:
-    """Put in order what others have left; in a process of its own, since it is to know nothing of before."""
+    """
+    Put in order what others have left; in a process of its own, since it is to know nothing of
+    before.
+    """
     code = f"import statepool; statepool.StatePool({cache!r}, ['pool']).gc(everywhere=True)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
     return None if done.returncode == 0 else done.stderr
 
 
-# -- what must be true -------------------------------------------------------------------------------------------------------------------------------
+# -- what must be true -----------------------------------------------------------------------------
 
 
 def check(*, clean: bool) -> Iterator[str]:
@@ -332,7 +417,11 @@ def check(*, clean: bool) -> Iterator[str]:
         yield from (f"{path} is left over" for path in Path().rglob(".statepool-*"))
         for cache in CACHES:
             state_pool = statepool.StatePool(cache, ["pool"])
-            yield from (f"verify says {checked}" for checked in state_pool.verify() if checked.problem is not None)
+            yield from (
+                f"verify says {checked}"
+                for checked in state_pool.verify()
+                if checked.problem is not None
+            )
 
 
 def torn(root: Path) -> Iterator[str]:
@@ -352,27 +441,50 @@ def dangling(root: Path, pool: Pool) -> Iterator[str]:
     for machine in pool.machines():
         fold = pool.fold(machine)
         for manifest in fold.manifests:
-            yield from (f"{root}: the bytes of {link.id} are gone" for link in fold.chain(manifest) if link.digest and link.digest not in there)
+            yield from (
+                f"{root}: the bytes of {link.id} are gone"
+                for link in fold.chain(manifest)
+                if link.digest and link.digest not in there
+            )
             if manifest.parent is not None and fold.parent_of(manifest) is None:
                 yield f"{root}: {manifest.id} has lost its parent"
 
 
 def left_over(root: Path, pool: Pool, name: str) -> Iterator[str]:
-    left = [path for directory in (layout.INCOMING, layout.TRASH) for path in (root / directory).iterdir()]
-    left += [path for pattern in ("chains/.gone-*", "**/*tmp*") for path in root.glob(f"{layout.OURS}/{pattern}")]
+    left = [
+        path
+        for directory in (layout.INCOMING, layout.TRASH)
+        for path in (root / directory).iterdir()
+    ]
+    left += [
+        path
+        for pattern in ("chains/.gone-*", "**/*tmp*")
+        for path in root.glob(f"{layout.OURS}/{pattern}")
+    ]
     yield from (f"{path} is left over: {path.read_text(errors='replace')[:300]}" for path in left)
-    held = Cache.open(pool, statepool.Settings()).chains.gc_roots() if name != "pool" else frozenset[Digest]()
+    held = (
+        Cache.open(pool, statepool.Settings()).chains.gc_roots()
+        if name != "pool"
+        else frozenset[Digest]()
+    )
     there = {Digest.from_file_name(path.name) for path in (root / layout.DATA).glob("*[0-9a-f]")}
     needed = pool.needed() | held
     if there != needed:
-        yield f"{root}: needless are {sorted(map(str, there - needed))}, missing are {sorted(map(str, needed - there))}"
+        yield (
+            f"{root}: needless are {sorted(map(str, there - needed))}, missing are"
+            f" {sorted(map(str, needed - there))}"
+        )
 
 
 class History:
     """What was said, and what follows from it."""
 
     def __init__(self) -> None:
-        said = [json.loads(line) for line in Path("said").read_text().splitlines()] if Path("said").exists() else []
+        said = (
+            [json.loads(line) for line in Path("said").read_text().splitlines()]
+            if Path("said").exists()
+            else []
+        )
         self._begun: dict[str, int] = {}
         self._ended: dict[str, int] = {}
         self._keys: dict[str, list[tuple[str, str]]] = {}
@@ -382,7 +494,10 @@ class History:
         for at, (what, *words) in enumerate(said):
             if what == "begin":
                 number, _, keys, seen = words
-                self._begun[number], self._keys[number] = at, [(subject, state) for subject, state in keys]
+                self._begun[number], self._keys[number] = (
+                    at,
+                    [(subject, state) for subject, state in keys],
+                )
                 for key, content in zip(self._keys[number], seen, strict=False):
                     self.seen[key].add(content)
             elif what == "done":
@@ -407,9 +522,14 @@ class History:
     def wrong(self, *, clean: bool) -> Iterator[str]:
         pool = Pool(open_transport(Location("file", str(Path("pool").absolute()))))
         for (subject, state), digest in self._certain():
-            found = pool.fold(subject.partition("/")[0]).states.get(StateId(subject, state, Kind.IMAGE))
+            found = pool.fold(subject.partition("/")[0]).states.get(
+                StateId(subject, state, Kind.IMAGE)
+            )
             if found is None or digest not in ("whatever", str(found.digest)):
-                yield f"{subject} {state} was set for certain as {digest}, and is {found and found.digest}: {self._about(subject, state)}"
+                yield (
+                    f"{subject} {state} was set for certain as {digest}, and is"
+                    f" {found and found.digest}: {self._about(subject, state)}"
+                )
         for image in self.images:
             if not Path(image).is_file():
                 yield f"{image} is gone"
@@ -417,7 +537,10 @@ class History:
             yield from self._unlike(pool)
 
     def _certain(self) -> Iterator[tuple[tuple[str, str], str]]:
-        """What was promised, and has not been under the hands of another one at the same time, or afterwards."""
+        """
+        What was promised, and has not been under the hands of another one at the same time, or
+        afterwards.
+        """
         by_key: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for number, keys in self._keys.items():
             for key in keys:
@@ -429,7 +552,11 @@ class History:
                     yield key, digest
 
     def _about(self, subject: str, state: str) -> list[Any]:
-        return [(self._begun[number], number, keys) for number, keys in self._keys.items() if {(subject, state), (subject, "*")} & set(keys)]
+        return [
+            (self._begun[number], number, keys)
+            for number, keys in self._keys.items()
+            if {(subject, state), (subject, "*")} & set(keys)
+        ]
 
     def _unlike(self, pool: Pool) -> Iterator[str]:
         """States and working images in which a guest sees what nobody has put there."""
@@ -439,10 +566,18 @@ class History:
                     continue
                 view = Path("pool", manifest.object, f"{manifest.state}.qcow2")
                 if (content := seen_in(view)) not in self._put(manifest.object, manifest.state):
-                    yield f"in {view} is {content}, not one of {self._put(manifest.object, manifest.state)}"
+                    yield (
+                        f"in {view} is {content}, not one of"
+                        f" {self._put(manifest.object, manifest.state)}"
+                    )
         for image, choices in self.images.items():
-            qemu("qemu-img", "check", "-q", "-f", "qcow2", image, good=(0, 3))  # 3: a guest was killed while it wrote, and a cluster is unused
-            good = {content for choice in choices or () for content in (choice if len(choice) == 1 else self._put(*choice))}
+            # 3: a guest was killed while it wrote, and a cluster is unused
+            qemu("qemu-img", "check", "-q", "-f", "qcow2", image, good=(0, 3))
+            good = {
+                content
+                for choice in choices or ()
+                for content in (choice if len(choice) == 1 else self._put(*choice))
+            }
             if choices is not None and seen_in(Path(image)) not in good:
                 yield f"in {image} is {seen_in(Path(image))}, not one of {good} ({choices})"
 

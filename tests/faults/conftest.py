@@ -1,5 +1,6 @@
 """
-A lab: a pool, a cache and working images, in a directory that can be set back to what it was; and what must be true of it whatever happened.
+A lab: a pool, a cache and working images, in a directory that can be set back to what it was; and
+what must be true of it whatever happened.
 """
 
 from __future__ import annotations
@@ -32,8 +33,12 @@ LIMIT = 600
 
 
 def qemu(*command: str | Path, cwd: Path | None = None) -> str:
-    done = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=LIMIT, check=False)
-    assert done.returncode == 0, f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+    done = subprocess.run(
+        [*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=LIMIT, check=False
+    )
+    assert done.returncode == 0, (
+        f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+    )
     return done.stdout
 
 
@@ -60,32 +65,48 @@ class Lab:
         # cp keeps hard links and holes.
         qemu("cp", "-a", self.template, self.root)
 
-    # -- asking ------------------------------------------------------------------------------------------------------------------------------------
+    # -- asking ------------------------------------------------------------------------------------
 
     def pool(self, name: str) -> Pool:
         """:returns: the pool in a directory of the lab, as a process sees it that has just begun"""
         return Pool(open_transport(Location("file", str(self.root / name))))
 
-    def handle(self, cache: str, *, settings: statepool.Settings | None = None) -> statepool.ImageHandle:
+    def handle(
+        self, cache: str, *, settings: statepool.Settings | None = None
+    ) -> statepool.ImageHandle:
         return self.state_pool(cache, settings=settings).image(OBJECT)
 
-    def state_pool(self, cache: str, *, settings: statepool.Settings | None = None) -> statepool.StatePool:
-        return statepool.StatePool(cache=self.root / cache, sources=[self.root / "pool"], settings=settings)
+    def state_pool(
+        self, cache: str, *, settings: statepool.Settings | None = None
+    ) -> statepool.StatePool:
+        return statepool.StatePool(
+            cache=self.root / cache, sources=[self.root / "pool"], settings=settings
+        )
 
     def pools(self) -> list[str]:
-        return [name for name in ("pool", "cache", "other") if (self.root / name / layout.POOL_FILE).exists()]
+        return [
+            name
+            for name in ("pool", "cache", "other")
+            if (self.root / name / layout.POOL_FILE).exists()
+        ]
 
     def digests(self, pool: str) -> dict[str, str]:
         """:returns: the digests of the states that a pool has, by their names"""
-        return {state.state: str(manifest.digest) for state, manifest in self.pool(pool).fold("vm1").states.items()}
+        return {
+            state.state: str(manifest.digest)
+            for state, manifest in self.pool(pool).fold("vm1").states.items()
+        }
 
     def step(self, name: str) -> list[str]:
         return [sys.executable, "-B", str(Path(__file__).with_name("step.py")), name]
 
-    # -- what must be true -------------------------------------------------------------------------------------------------------------------------
+    # -- what must be true -------------------------------------------------------------------------
 
     def require_whole(self) -> None:
-        """Nothing torn, no state without its bytes or its parents, nothing in the view that is not what its name says. Changes nothing."""
+        """
+        Nothing torn, no state without its bytes or its parents, nothing in the view that is not
+        what its name says. Changes nothing.
+        """
         for name in self.pools():
             self._require_bytes(self.root / name)
             self._require_states(self.pool(name))
@@ -102,8 +123,13 @@ class Lab:
         for manifest in fold.manifests:
             for link in fold.chain(manifest):
                 assert link.digest is not None
-                assert self._has(pool, link.digest), f"{manifest.id} in {pool} is visible, and the bytes of {link.state} are not there"
-            assert manifest.parent is None or fold.parent_of(manifest) is not None, f"{manifest.id} in {pool} has lost its parent"
+                assert self._has(pool, link.digest), (
+                    f"{manifest.id} in {pool} is visible, and the bytes of {link.state} are not"
+                    " there"
+                )
+            assert manifest.parent is None or fold.parent_of(manifest) is not None, (
+                f"{manifest.id} in {pool} has lost its parent"
+            )
 
     def _has(self, pool: Pool, digest: Digest) -> bool:
         root = self.root / Path(pool.location.path).name
@@ -118,17 +144,34 @@ class Lab:
             assert path.is_symlink(), f"{path} is not a link"
             state = fold.states.get(StateId(OBJECT, path.stem))
             if state is not None and state.digest is not None and path.exists():
-                assert digest_of(path) == Digest.from_file_name(Path(os.readlink(path)).name), f"{path} shows other bytes than it says"
+                assert digest_of(path) == Digest.from_file_name(Path(os.readlink(path)).name), (
+                    f"{path} shows other bytes than it says"
+                )
 
     def require_usable(self, image: str, *contents: str) -> None:
-        """A working image is there and clean, and a guest sees in it what it should see: one of some contents."""
+        """
+        A working image is there and clean, and a guest sees in it what it should see: one of some
+        contents.
+        """
         path = self.root / image
         assert path.is_file(), f"{path} is gone"
         qemu("qemu-img", "check", "-q", "-f", "qcow2", path)
-        assert any(self.is_like(path, content) for content in contents), f"a guest sees something else in {image} than {contents}"
+        assert any(self.is_like(path, content) for content in contents), (
+            f"a guest sees something else in {image} than {contents}"
+        )
 
     def is_like(self, path: Path, content: str) -> bool:
-        command = ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", str(path), str(self.expected / f"{content}.raw")]
+        command = [
+            "qemu-img",
+            "compare",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "raw",
+            str(path),
+            str(self.expected / f"{content}.raw"),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
         assert done.returncode in (0, 1), f"{path} cannot be read: {done.stderr}"
         return done.returncode == 0
@@ -138,14 +181,23 @@ class Lab:
         self._collect()
         for name in self.pools():
             root = self.root / name
-            left = [str(path) for directory in (layout.INCOMING, layout.TRASH) for path in (root / directory).iterdir()]
-            left += [str(path) for pattern in ("chains/.gone-*", "**/*tmp*") for path in root.glob(f"{layout.OURS}/{pattern}")]
+            left = [
+                str(path)
+                for directory in (layout.INCOMING, layout.TRASH)
+                for path in (root / directory).iterdir()
+            ]
+            left += [
+                str(path)
+                for pattern in ("chains/.gone-*", "**/*tmp*")
+                for path in root.glob(f"{layout.OURS}/{pattern}")
+            ]
             assert not left, f"left over: {left}; {[why_kept(Path(path)) for path in left]}"
             self._require_needed(name)
         assert not list(self.root.glob(".statepool-*")), "half a working image is left over"
 
     def _collect(self) -> None:
-        # A few temporary files do not say whose they are, and are left alone until they are an hour old.
+        # A few temporary files do not say whose they are, and are left alone until they are an hour
+        # old.
         for path in self.root.glob(f"*/{layout.OURS}/**/*tmp*"):
             os.utime(path, (0, 0), follow_symlinks=False)
         self.state_pool("cache").gc(everywhere=True)
@@ -154,15 +206,31 @@ class Lab:
 
     def _require_needed(self, name: str) -> None:
         pool = self.pool(name)
-        held = Cache.open(pool, statepool.Settings()).chains.gc_roots() if name != "pool" else frozenset[Digest]()
-        there = {Digest.from_file_name(path.name) for path in (self.root / name / layout.DATA).glob("*[0-9a-f]")}
-        assert there == pool.needed() | held, f"not all bytes of {name} are needed, or some are missing"
-        shown = {path.relative_to(self.root / name).as_posix() for path in (self.root / name / "vm1").rglob("*.qcow2")}
-        assert shown == {layout.view(state) for state in pool.fold("vm1").states}, f"the view of {name} is not what its log says"
+        held = (
+            Cache.open(pool, statepool.Settings()).chains.gc_roots()
+            if name != "pool"
+            else frozenset[Digest]()
+        )
+        there = {
+            Digest.from_file_name(path.name)
+            for path in (self.root / name / layout.DATA).glob("*[0-9a-f]")
+        }
+        assert there == pool.needed() | held, (
+            f"not all bytes of {name} are needed, or some are missing"
+        )
+        shown = {
+            path.relative_to(self.root / name).as_posix()
+            for path in (self.root / name / "vm1").rglob("*.qcow2")
+        }
+        assert shown == {layout.view(state) for state in pool.fold("vm1").states}, (
+            f"the view of {name} is not what its log says"
+        )
 
 
 def why_kept(path: Path) -> str:
-    """:returns: who has a file open, or that nobody has: for whoever has to find out why it was left"""
+    """
+    :returns: who has a file open, or that nobody has: for whoever has to find out why it was left
+    """
     try:
         with opened.exclusive(path):
             return "nobody has it open"
@@ -203,7 +271,10 @@ def build(root: Path, expected: Path) -> None:
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other process is there: a file that one waits to be closed can only be our own, and the kernel would end that after 45 seconds."""
+    """
+    No other process is there: a file that one waits to be closed can only be our own, and the
+    kernel would end that after 45 seconds.
+    """
 
     def refuse(path: object, flags: int) -> None:
         raise AssertionError(f"{path} is opened while this process holds a lease on it")
@@ -218,7 +289,8 @@ def built_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     base = tmp_path_factory.mktemp("lab")
     made = Lab(base / "lab", base / "template", base / "expected")
     build(made.root, made.expected)
-    # Working images name their chain by its absolute path, so the lab is always used where it was made.
+    # Working images name their chain by its absolute path, so the lab is always used where it was
+    # made.
     made.root.rename(made.template)
     return made
 

@@ -1,5 +1,6 @@
 """
-Processes that change the lab until they are killed: for each line ``SEED SECONDS`` one is begun, killed after so many seconds, and ``done`` is said.
+Processes that change the lab until they are killed: for each line ``SEED SECONDS`` one is begun,
+killed after so many seconds, and ``done`` is said.
 
 They are forked, so that no time goes by before they begin to work.
 """
@@ -14,7 +15,9 @@ import traceback
 from pathlib import Path
 
 import statepool
-from statepool.testing import faults  # noqa: F401  so that nothing is imported late: a fork begins with all of it
+
+# so that nothing is imported late: a fork begins with all of it
+from statepool.testing import faults  # noqa: F401
 
 CONTENTS = ("work", "linked")
 STATES = ("first", "second", "third")
@@ -22,7 +25,10 @@ OBJECT = "vm1/disk"
 
 
 def renew(content: str) -> None:
-    """Another working image in place of the one there is, in one step: as somebody does who knows what he does."""
+    """
+    Another working image in place of the one there is, in one step: as somebody does who knows what
+    he does.
+    """
     shutil.copy(f"{content}.qcow2", "renewed.qcow2")
     os.replace("renewed.qcow2", "trial.qcow2")
 
@@ -50,7 +56,9 @@ def work(seed: int) -> None:
         try:
             one(chance)
         except (statepool.NotFound, statepool.Conflict):
-            continue  # it was not set yet, or is gone again; or one was killed between the cache and the pool, and they do not agree now
+            # it was not set yet, or is gone again; or one was killed between the cache and the
+            # pool, and they do not agree now
+            continue
 
 
 def main() -> None:

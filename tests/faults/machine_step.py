@@ -1,4 +1,7 @@
-"""One step of a machine with two disks, in a process of its own that can be killed: ``machine_step.py STEP``, in the lab's directory."""
+"""
+One step of a machine with two disks, in a process of its own that can be killed: ``machine_step.py
+STEP``, in the lab's directory.
+"""
 
 import os
 import sys
@@ -26,7 +29,9 @@ def set_with_ram() -> object:
     from statepool.pools.pool import Pool
     from statepool.transports.registry import open_transport
 
-    cache = Cache.open(Pool(open_transport(statepool.Location.parse("cache"))), statepool.Settings())
+    cache = Cache.open(
+        Pool(open_transport(statepool.Location.parse("cache"))), statepool.Settings()
+    )
     recover(cache)
     working = {name: Path("vm", f"{name}.qcow2").absolute() for name in IMAGES}
     ram = Path("ram.bin").absolute()

@@ -1,4 +1,7 @@
-"""One step of the lab, in a process of its own that can be killed: ``step.py STEP``, in the lab's directory."""
+"""
+One step of the lab, in a process of its own that can be killed: ``step.py STEP``, in the lab's
+directory.
+"""
 
 import os
 import sys

@@ -1,8 +1,9 @@
 """
-kill -9, and long pauses, at random moments of anything at all: two hosts of one name, and a container that shares a cache with one of them, on real
-file systems.
+kill -9, and long pauses, at random moments of anything at all: two hosts of one name, and a
+container that shares a cache with one of them, on real file systems.
 
-KILLS says how many in all (20 if not given, spread over the file systems); SEED, with which seed: it is printed, for another time.
+KILLS says how many in all (20 if not given, spread over the file systems); SEED, with which seed:
+it is printed, for another time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ import pytest
 import statepool
 from tests.support.crash import missing_tool
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(7200),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems"),
+]
 
 KILLS = int(os.environ.get("KILLS", "20"))
 SEED = int(os.environ.get("SEED", random.randrange(1 << 30) if "KILLS" in os.environ else 1))
@@ -39,17 +44,37 @@ TRACED = 0.1
 LONGEST = 0.6
 """Seconds that one works until the next one is stopped or killed."""
 
-CALLS = ("link", "linkat", "rename", "renameat", "renameat2", "unlink", "unlinkat", "symlinkat", "write", "pwrite64", "openat", "openat2", "fsync")
+CALLS = (
+    "link",
+    "linkat",
+    "rename",
+    "renameat",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "symlinkat",
+    "write",
+    "pwrite64",
+    "openat",
+    "openat2",
+    "fsync",
+)
 HOSTS = {
     "a": ("here", ["unshare", "-u"]),
     "b": ("there", ["unshare", "-u"]),
     "c": ("here", ["unshare", "-u", "-p", "-f", "--mount-proc", "--kill-child"]),
 }
-"""By their names here: their caches, and what they are started by. All call themselves the same; one is in a process id namespace of its own."""
+"""
+By their names here: their caches, and what they are started by. All call themselves the same; one
+is in a process id namespace of its own.
+"""
 
 
 def must(*words: str | Path) -> None:
-    """Run a program, or skip the test with what it says: it is not installed, or this host cannot mount."""
+    """
+    Run a program, or skip the test with what it says: it is not installed, or this host cannot
+    mount.
+    """
     if shutil.which(str(words[0]), path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
         pytest.skip(f"{words[0]} is not installed (tools/setup test installs it)")
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
@@ -75,7 +100,15 @@ def tmpfs(scratch: Path, place: Path) -> None:
 def overlayfs(scratch: Path, place: Path) -> None:
     for name in ("lower", "upper", "work"):
         (scratch / name).mkdir()
-    must("mount", "-t", "overlay", "-o", f"lowerdir={scratch}/lower,upperdir={scratch}/upper,workdir={scratch}/work", "overlay", place)
+    must(
+        "mount",
+        "-t",
+        "overlay",
+        "-o",
+        f"lowerdir={scratch}/lower,upperdir={scratch}/upper,workdir={scratch}/work",
+        "overlay",
+        place,
+    )
 
 
 FILE_SYSTEMS: dict[str, Callable[[Path, Path], None]] = {
@@ -88,7 +121,9 @@ FILE_SYSTEMS: dict[str, Callable[[Path, Path], None]] = {
 
 
 @pytest.fixture(params=list(FILE_SYSTEMS))
-def lab(request: pytest.FixtureRequest, tmp_path: Path, make_image: Callable[..., Path]) -> Iterator[Path]:
+def lab(
+    request: pytest.FixtureRequest, tmp_path: Path, make_image: Callable[..., Path]
+) -> Iterator[Path]:
     """:returns: a directory with a pool, on a file system of its own"""
     if (reason := missing_tool()) is not None:
         pytest.skip(reason)
@@ -113,8 +148,21 @@ class Host:
     def __init__(self, name: str, lab: Path) -> None:
         self.name = name
         cache, words = HOSTS[name]
-        command = [*words, "sh", "-c", 'hostname lab && exec "$@"', "sh", sys.executable, "-B", str(PROGRAM), "work", cache]
-        self._process = subprocess.Popen(command, cwd=lab, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [
+            *words,
+            "sh",
+            "-c",
+            'hostname lab && exec "$@"',
+            "sh",
+            sys.executable,
+            "-B",
+            str(PROGRAM),
+            "work",
+            cache,
+        ]
+        self._process = subprocess.Popen(
+            command, cwd=lab, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.free = [f"{name}{number}" for number in range(4)]
 
     def ask(self, *words: Any) -> Any:
@@ -158,7 +206,11 @@ class Campaign:
     def _begin(self, host: Host) -> tuple[Host, int, str]:
         slot = host.free.pop(0)
         traced = self._chance.random() < TRACED
-        call = f"{self._chance.choice(CALLS)}:signal=KILL:when={self._chance.randrange(1, 150)}" if traced else None
+        call = (
+            f"{self._chance.choice(CALLS)}:signal=KILL:when={self._chance.randrange(1, 150)}"
+            if traced
+            else None
+        )
         return host, host.ask("begin", self._chance.randrange(1 << 30), slot, call), slot
 
     def _kill(self, host: Host, pid: int, slot: str) -> None:
@@ -172,11 +224,20 @@ class Campaign:
         self._stopped = []
 
     def require(self, *words: str) -> None:
-        done = subprocess.run([sys.executable, "-B", PROGRAM, "check", *words], cwd=self._lab, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-B", PROGRAM, "check", *words],
+            cwd=self._lab,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode != 0:
             left = self._lab.parents[1] / "left"
             shutil.copytree(self._lab, left, symlinks=True)
-            pytest.fail(f"SEED={SEED}, round {self.rounds}, for a look in {left}:\n{done.stdout}{done.stderr}")
+            pytest.fail(
+                f"SEED={SEED}, round {self.rounds}, for a look in"
+                f" {left}:\n{done.stdout}{done.stderr}"
+            )
 
 
 def test_anything_at_all(lab: Path) -> None:
@@ -191,7 +252,8 @@ def test_anything_at_all(lab: Path) -> None:
         campaign.end()
         campaign.require()
         for path in lab.glob("*/.statepool/**/*tmp*"):
-            os.utime(path, (0, 0), follow_symlinks=False)  # a few do not say whose they are, and are left alone for an hour
+            # a few do not say whose they are, and are left alone for an hour
+            os.utime(path, (0, 0), follow_symlinks=False)
         for host in (*hosts, *hosts):
             assert host.ask("gc") is None
         campaign.require("clean")
@@ -229,7 +291,9 @@ def lose_an_image(lab: Path) -> None:
 
 def see_something_else(lab: Path) -> None:
     words = (lab / "said").read_text().splitlines()
-    (lab / "said").write_text("\n".join([*words, json.dumps(["image", "work.qcow2", "else"])]) + "\n")
+    (lab / "said").write_text(
+        "\n".join([*words, json.dumps(["image", "work.qcow2", "else"])]) + "\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,16 +307,35 @@ def see_something_else(lab: Path) -> None:
         (see_something_else, "in work.qcow2 is"),
     ],
 )
-def test_what_must_not_be_is_noticed(tmp_path: Path, make_image: Callable[..., Path], harm: Callable[[Path], None], message: str) -> None:
+def test_what_must_not_be_is_noticed(
+    tmp_path: Path, make_image: Callable[..., Path], harm: Callable[[Path], None], message: str
+) -> None:
     statepool.init(tmp_path / "pool")
     work = make_image(tmp_path / "work.qcow2", 1 << 20, writes=[(0, 65536, 1)])
     make_image(tmp_path / "same.qcow2", 1 << 20, writes=[(0, 65536, 1)])
-    seen = subprocess.run([sys.executable, "-B", PROGRAM, "see", "same.qcow2"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    stored = statepool.StatePool(tmp_path / "here", [tmp_path / "pool"]).image("vm1/disk").set("one", source=work)
-    said = [["begin", "1", "set", [["vm1/disk", "one"]], [seen]], ["done", "1", [stored.digest]], ["image", "work.qcow2", seen]]
+    seen = subprocess.run(
+        [sys.executable, "-B", PROGRAM, "see", "same.qcow2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    stored = (
+        statepool.StatePool(tmp_path / "here", [tmp_path / "pool"])
+        .image("vm1/disk")
+        .set("one", source=work)
+    )
+    said = [
+        ["begin", "1", "set", [["vm1/disk", "one"]], [seen]],
+        ["done", "1", [stored.digest]],
+        ["image", "work.qcow2", seen],
+    ]
     (tmp_path / "said").write_text("".join(json.dumps(line) + "\n" for line in said))
     command = [sys.executable, "-B", PROGRAM, "check", "clean"]
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout == ""
+    assert (
+        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+        == ""
+    )
     harm(tmp_path)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode != 0

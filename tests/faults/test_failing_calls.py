@@ -1,4 +1,7 @@
-"""No space, or a failing disk, at the system calls of a get and a set that can say so: an error of ours, nothing half, and the rest as it was."""
+"""
+No space, or a failing disk, at the system calls of a get and a set that can say so: an error of
+ours, nothing half, and the rest as it was.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,11 @@ from tests.support.crash import changing_calls, fail_at
 if TYPE_CHECKING:
     from conftest import Lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("strace", "alone")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.usefixtures("strace", "alone"),
+]
 
 NAMES = (
     "write",
@@ -37,7 +44,10 @@ CLASSES = {errno.ENOSPC: statepool.NoSpace, errno.EIO: statepool.TransportError}
 
 
 SAMPLE = {errno.ENOSPC: slice(0, None, 2), errno.EIO: slice(1, None, 4)}
-"""Not all of them: neighbours are handled by the same few lines, and each costs a second. A crash at every one of them is tested elsewhere."""
+"""
+Not all of them: neighbours are handled by the same few lines, and each costs a second. A crash at
+every one of them is tested elsewhere.
+"""
 
 
 @pytest.mark.parametrize("step", list(WORKING))
@@ -55,18 +65,22 @@ def test_failing_call(lab: Lab, step: str, error: int) -> None:
             check_after(lab, step, before)
         except (AssertionError, statepool.StatePoolError) as found:
             failures.append(
-                f"after {step} had {errno.errorcode[error]} at {call} ({done.returncode}, {done.stderr.strip()}): {type(found).__name__}: {found}"
+                f"after {step} had {errno.errorcode[error]} at {call} ({done.returncode},"
+                f" {done.stderr.strip()}): {type(found).__name__}: {found}"
             )
     assert not failures, "\n\n".join(failures)
 
 
 def check_failed(error: int, code: int, text: str) -> None:
     """
-    The command may do without what failed, or have stored the state where it could: otherwise the error has its class; of an image of the user, which
-    is in no pool, a broken disk is no matter of a transport.
+    The command may do without what failed, or have stored the state where it could: otherwise the
+    error has its class; of an image of the user, which is in no pool, a broken disk is no matter of
+    a transport.
     """
     assert "Traceback" not in text, text
-    permitted = {0, CLASSES[error].exit_code} | ({1} if ".qcow2: " in text and error == errno.EIO else set())
+    permitted = {0, CLASSES[error].exit_code} | (
+        {1} if ".qcow2: " in text and error == errno.EIO else set()
+    )
     assert code in permitted, f"ended with {code}: {text}"
 
 
@@ -74,11 +88,17 @@ def check_after(lab: Lab, step: str, before: dict[str, str]) -> None:
     lab.require_whole()
     # If the state was stored and its overlay could not be made, the next command makes it.
     lab.handle("cache").get("install")
-    left = [path for name in lab.pools() for path in (lab.root / name / ".statepool/incoming").glob("*-*")]
+    left = [
+        path
+        for name in lab.pools()
+        for path in (lab.root / name / ".statepool/incoming").glob("*-*")
+    ]
     for name in ("work", "linked", "spare"):
         lab.require_usable(f"{name}.qcow2", "install" if name == "spare" else name)
     assert not left, f"left over: {left}"
     if step == "get":
-        assert not (lab.root / "other.qcow2").exists() or lab.is_like(lab.root / "other.qcow2", "customize")
+        assert not (lab.root / "other.qcow2").exists() or lab.is_like(
+            lab.root / "other.qcow2", "customize"
+        )
     after = lab.digests("cache")
     assert {name: digest for name, digest in after.items() if name != "connect"} == before

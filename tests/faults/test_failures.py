@@ -1,4 +1,6 @@
-"""What goes wrong inside a process that goes on living, and bytes that are not what they should be."""
+"""
+What goes wrong inside a process that goes on living, and bytes that are not what they should be.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,14 @@ MEMBERS = ["install", "customize", "leaf"]
 
 
 def leftovers(root: Path) -> list[Path]:
-    return [path for directory in (layout.INCOMING, layout.TRASH) for path in (root / directory).glob("*")]
+    return [
+        path
+        for directory in (layout.INCOMING, layout.TRASH)
+        for path in (root / directory).glob("*")
+    ]
 
 
-# -- a source that is not what it says -----------------------------------------------------------------------------------------------------------
+# -- a source that is not what it says -------------------------------------------------------------
 
 
 @pytest.fixture(params=MEMBERS)
@@ -55,7 +61,10 @@ def test_flipped_byte(lab: Lab, spoilt: Path) -> None:
     with pytest.raises(statepool.DigestMismatch) as caught:
         lab.handle("other").get("leaf", to=lab.root / "far.qcow2")
     assert caught.value.exit_code == 5
-    assert (caught.value.expected, caught.value.actual) == (str(expected), str(Digest.of(bytes(data))))
+    assert (caught.value.expected, caught.value.actual) == (
+        str(expected),
+        str(Digest.of(bytes(data))),
+    )
     assert str(expected) in str(caught.value)
     assert str(Digest.of(bytes(data))) in str(caught.value)
     require_nothing_of(lab, str(expected))
@@ -73,9 +82,13 @@ def test_cut_file(lab: Lab, spoilt: Path) -> None:
 def require_nothing_of(lab: Lab, digest: str) -> None:
     """What came before it, root first, is there; it is not, and nothing of it."""
     known = lab.digests("other")
-    bad = next(name for name, known_digest in lab.digests("cache").items() if known_digest == digest)
+    bad = next(
+        name for name, known_digest in lab.digests("cache").items() if known_digest == digest
+    )
     assert set(known) == set(MEMBERS[: MEMBERS.index(bad)])
-    assert {path.name for path in (lab.root / "other" / layout.DATA).iterdir()} == {Digest.parse(one).file_name for one in known.values()}
+    assert {path.name for path in (lab.root / "other" / layout.DATA).iterdir()} == {
+        Digest.parse(one).file_name for one in known.values()
+    }
     assert not leftovers(lab.root / "other")
     assert not (lab.root / "far.qcow2").exists()
 
@@ -85,12 +98,14 @@ def test_other_source_is_whole(lab: Lab, spoilt: Path) -> None:
     spoilt.write_bytes(b"\0" * spoilt.stat().st_size)
     with pytest.raises(statepool.IntegrityError):
         lab.handle("other").get("leaf")
-    good = statepool.StatePool(cache=lab.root / "other", sources=[lab.root / "cache"]).image("vm1/disk")
+    good = statepool.StatePool(cache=lab.root / "other", sources=[lab.root / "cache"]).image(
+        "vm1/disk"
+    )
     good.get("leaf", to=lab.root / "far.qcow2")
     lab.require_usable("far.qcow2", "leaf")
 
 
-# -- a connection that is not what it should be --------------------------------------------------------------------------------------------------
+# -- a connection that is not what it should be ----------------------------------------------------
 
 
 def through(lab: Lab, *faults: Any) -> statepool.ImageHandle:
@@ -104,14 +119,25 @@ def through(lab: Lab, *faults: Any) -> statepool.ImageHandle:
     ("fault", "error"),
     [
         (lambda first: Stop(matches=on("fetch"), first=first, times=1), TransportError),
-        (lambda first: Stop(matches=on("fetch"), first=first, times=1, after=64 << 10), TransportError),
-        (lambda first: Truncate(matches=on("fetch"), first=first, times=1, keep=100_000), statepool.IntegrityError),
-        (lambda first: Flip(matches=on("fetch"), first=first, times=1, offset=300_000), statepool.DigestMismatch),
+        (
+            lambda first: Stop(matches=on("fetch"), first=first, times=1, after=64 << 10),
+            TransportError,
+        ),
+        (
+            lambda first: Truncate(matches=on("fetch"), first=first, times=1, keep=100_000),
+            statepool.IntegrityError,
+        ),
+        (
+            lambda first: Flip(matches=on("fetch"), first=first, times=1, offset=300_000),
+            statepool.DigestMismatch,
+        ),
         (lambda first: Full(matches=on("fetch"), first=first, times=1, after=64 << 10), NoSpace),
     ],
     ids=["stopped", "stopped in the middle", "cut", "flipped", "full"],
 )
-def test_broken_fetch(lab: Lab, number: int, fault: Any, error: type[statepool.StatePoolError]) -> None:
+def test_broken_fetch(
+    lab: Lab, number: int, fault: Any, error: type[statepool.StatePoolError]
+) -> None:
     disk = through(lab, fault(number))
     with pytest.raises(error):
         disk.get("leaf", to=lab.root / "far.qcow2")
@@ -119,15 +145,21 @@ def test_broken_fetch(lab: Lab, number: int, fault: Any, error: type[statepool.S
     assert not leftovers(lab.root / "other")
     assert not (lab.root / "far.qcow2").exists()
     lab.require_whole()
-    got = disk.get("leaf", to=lab.root / "far.qcow2")  # it was a passing fault: the rest comes, and only that
-    whole = sum((lab.root / "pool" / layout.data(Digest.parse(lab.digests("pool")[name]))).stat().st_size for name in MEMBERS[number - 1 :])
+    # it was a passing fault: the rest comes, and only that
+    got = disk.get("leaf", to=lab.root / "far.qcow2")
+    whole = sum(
+        (lab.root / "pool" / layout.data(Digest.parse(lab.digests("pool")[name]))).stat().st_size
+        for name in MEMBERS[number - 1 :]
+    )
     assert 0 < got.bytes <= whole
     lab.require_usable("far.qcow2", "leaf")
 
 
 def test_slow_fetch(lab: Lab) -> None:
     waited: list[float] = []
-    got = through(lab, Slow(matches=on("fetch"), rate=1e6, sleep=waited.append)).get("leaf", to=lab.root / "far.qcow2")
+    got = through(lab, Slow(matches=on("fetch"), rate=1e6, sleep=waited.append)).get(
+        "leaf", to=lab.root / "far.qcow2"
+    )
     assert got.bytes
     assert sum(waited) > 0
     lab.require_usable("far.qcow2", "leaf")
@@ -135,11 +167,22 @@ def test_slow_fetch(lab: Lab) -> None:
 
 @pytest.mark.parametrize("operation", ["store", "create", "link", "flush", "symlink"])
 def test_source_that_fails_in_a_set(lab: Lab, operation: str) -> None:
-    """The state is in the cache, the outcome says what it is at the source, and the same again ends it."""
-    transport = FaultyTransport(open_transport(Location("file", str(lab.root / "pool"))), Stop(matches=on(operation), times=1))
-    disk = statepool.StatePool(cache=lab.root / "cache", sources=[PoolSource(Pool(transport), "pool")]).image("vm1/disk")
+    """
+    The state is in the cache, the outcome says what it is at the source, and the same again ends
+    it.
+    """
+    transport = FaultyTransport(
+        open_transport(Location("file", str(lab.root / "pool"))),
+        Stop(matches=on(operation), times=1),
+    )
+    disk = statepool.StatePool(
+        cache=lab.root / "cache", sources=[PoolSource(Pool(transport), "pool")]
+    ).image("vm1/disk")
     stored = disk.set("connect", source=lab.root / "work.qcow2")
-    assert [at.result for at in stored.pools] == [statepool.Presence.STORED, statepool.Presence.FAILED]
+    assert [at.result for at in stored.pools] == [
+        statepool.Presence.STORED,
+        statepool.Presence.FAILED,
+    ]
     assert not stored.complete
     assert stored.pools[1].error
     lab.require_whole()
@@ -150,7 +193,7 @@ def test_source_that_fails_in_a_set(lab: Lab, operation: str) -> None:
     lab.require_clean()
 
 
-# -- a set that fails in a process that goes on ------------------------------------------------------------------------------------------------------
+# -- a set that fails in a process that goes on ----------------------------------------------------
 
 
 class Broken(Exception):
@@ -163,8 +206,12 @@ def image(request: pytest.FixtureRequest) -> Iterator[str]:
     return request.param
 
 
-@pytest.mark.parametrize("error", [Broken(), KeyboardInterrupt(), OSError(5, "Input/output error")], ids=repr)
-def test_failure_before_the_state_is_published(lab: Lab, image: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [Broken(), KeyboardInterrupt(), OSError(5, "Input/output error")], ids=repr
+)
+def test_failure_before_the_state_is_published(
+    lab: Lab, image: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*arguments: Any, **rest: Any) -> None:
         raise error
 
@@ -184,7 +231,9 @@ def test_failure_before_the_state_is_published(lab: Lab, image: str, error: Base
     lab.require_clean()
 
 
-def test_failure_after_the_state_is_published(lab: Lab, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_after_the_state_is_published(
+    lab: Lab, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*arguments: Any, **rest: Any) -> None:
         raise Broken
 
@@ -198,8 +247,13 @@ def test_failure_after_the_state_is_published(lab: Lab, image: str, monkeypatch:
     lab.require_whole()
 
 
-def test_state_without_its_place_in_the_view(lab: Lab, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state is published, and the disk is full at once: the working image is what it should be all the same, without another command."""
+def test_state_without_its_place_in_the_view(
+    lab: Lab, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The state is published, and the disk is full at once: the working image is what it should be all
+    the same, without another command.
+    """
 
     def fail(*arguments: Any, **rest: Any) -> None:
         raise statepool.NoSpace("in a test")
@@ -227,6 +281,8 @@ def test_no_cache_is_made_for_what_is_refused(lab: Lab, damage: str) -> None:
         with open(path, "r+b") as file:
             file.write(b"\0" * 16) if damage == "header" else file.truncate(100)
     with pytest.raises((statepool.IntegrityError, statepool.MissingFile)) as caught:
-        statepool.StatePool(cache=lab.root / "new", sources=[lab.root / "pool"]).image("vm1/disk").get("leaf")
+        statepool.StatePool(cache=lab.root / "new", sources=[lab.root / "pool"]).image(
+            "vm1/disk"
+        ).get("leaf")
     assert isinstance(caught.value, statepool.DigestMismatch) == (damage == "header")
     assert not (lab.root / "new").exists()

@@ -1,4 +1,7 @@
-"""kill -9 at every system call of a get, a set and an unset that changes a file: never torn, never half, and the next command goes on by itself."""
+"""
+kill -9 at every system call of a get, a set and an unset that changes a file: never torn, never
+half, and the next command goes on by itself.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,11 @@ from tests.support.crash import SystemCall, changing_calls, kill_at
 if TYPE_CHECKING:
     from conftest import Lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("strace", "alone")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.usefixtures("strace", "alone"),
+]
 
 PARTS = 4
 """Each step's system calls are shared by so many tests, which can run side by side."""
@@ -21,17 +28,31 @@ ESSENTIAL = {
     "get": {"link", "mkdir", "pwrite64", "rename", "symlink", "open", "unlink", "write"},
     "get-over": {"rename", "open", "unlink", "write", "pwrite64"},
     "set": {"fchmod", "fsync", "link", "pwrite64", "rename", "symlink", "open", "unlink", "write"},
-    "set-copied": {"fchmod", "fsync", "link", "pwrite64", "rename", "symlink", "open", "unlink", "write"},
+    "set-copied": {
+        "fchmod",
+        "fsync",
+        "link",
+        "pwrite64",
+        "rename",
+        "symlink",
+        "open",
+        "unlink",
+        "write",
+    },
     "set-replace": {"link", "pwrite64", "rename", "symlink", "unlink"},
     "unset": {"link", "rename", "unlink", "write"},
 }
-"""What a step is known to do: a trace without these would show nothing, and all tests would pass."""
+"""
+What a step is known to do: a trace without these would show nothing, and all tests would pass.
+"""
 
 WORKING = {"set": "work", "set-copied": "linked", "set-replace": "work"}
 
 
 def part_of(calls: list[SystemCall], part: int) -> list[SystemCall]:
-    """Those that a kill makes a difference to: what is flushed or not only shows after a power cut."""
+    """
+    Those that a kill makes a difference to: what is flushed or not only shows after a power cut.
+    """
     return [call for call in calls if call.name not in ("fsync", "fdatasync")][part::PARTS]
 
 
@@ -59,7 +80,8 @@ def check_after(lab: Lab, step: str, *, by_another: bool) -> None:
     for name in ("work", "linked", "linked-too", "spare"):
         assert (lab.root / f"{name}.qcow2").is_file(), f"{name}.qcow2 is gone"
     if step == "get-over":
-        lab.require_usable("spare.qcow2", "install", "customize")  # at once, and not only after the next command
+        # at once, and not only after the next command
+        lab.require_usable("spare.qcow2", "install", "customize")
     if by_another and step != "unset":
         lab.handle("cache").get("install")
         if step in WORKING:
@@ -78,7 +100,11 @@ def get_again(lab: Lab) -> None:
     except statepool.FileInTheWay:
         pass  # it was made before the end came
     lab.require_usable("other.qcow2", "customize")
-    assert lab.digests("other") == {name: digest for name, digest in lab.digests("pool").items() if name in ("install", "customize")}
+    assert lab.digests("other") == {
+        name: digest
+        for name, digest in lab.digests("pool").items()
+        if name in ("install", "customize")
+    }
 
 
 def get_over_again(lab: Lab) -> None:

@@ -1,4 +1,7 @@
-"""kill -9 at every system call of a get, a set and an unset of a machine with two disks that changes a file: both disks, or none."""
+"""
+kill -9 at every system call of a get, a set and an unset of a machine with two disks that changes a
+file: both disks, or none.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,11 @@ from statepool.transports.copying import hash_file
 from statepool.transports.registry import open_transport
 from tests.support.crash import changing_calls, kill_at
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("strace", "alone")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.usefixtures("strace", "alone"),
+]
 
 IMAGES = ("disk", "data")
 MIB = 1 << 20
@@ -36,16 +43,23 @@ ESSENTIAL = {
     "set-ram": {"fchmod", "link", "pwrite64", "rename", "symlink", "unlink", "write"},
     "unset": {"link", "rename", "unlink", "write"},
 }
-"""What a step is known to do: a trace without these would show nothing, and all tests would pass."""
+"""
+What a step is known to do: a trace without these would show nothing, and all tests would pass.
+"""
 
 STRIDE = {"get": 4, "get-over": 6, "set-copied": 6, "set-ram": 6, "unset": 4}
-"""A test takes every so many-th call of a step, beginning with its own number. Of a set, the two tests take all."""
+"""
+A test takes every so many-th call of a step, beginning with its own number. Of a set, the two tests
+take all.
+"""
 
 WORKING = {"set": "vm", "set-copied": "linked", "set-ram": "vm"}
 
 
 def run(*command: str | Path) -> int:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, timeout=LIMIT, check=False
+    )
     assert done.returncode in (0, 1), f"{command} ended with {done.returncode}: {done.stderr}"
     return done.returncode
 
@@ -56,7 +70,10 @@ def write(image: Path, value: int, offset: int) -> None:
 
 @frozen
 class MachineLab:
-    """A directory with a pool, a cache with states of a machine, and directories with working images of it: ``vm``, ``linked`` and ``spare``."""
+    """
+    A directory with a pool, a cache with states of a machine, and directories with working images
+    of it: ``vm``, ``linked`` and ``spare``.
+    """
 
     root: Path
     template: Path
@@ -76,22 +93,40 @@ class MachineLab:
         return self.state_pool(cache).machine("vm1", IMAGES)
 
     def pools(self) -> list[Pool]:
-        names = [name for name in ("pool", "cache", "other") if (self.root / name / layout.POOL_FILE).exists()]
+        names = [
+            name
+            for name in ("pool", "cache", "other")
+            if (self.root / name / layout.POOL_FILE).exists()
+        ]
         return [Pool(open_transport(Location("file", str(self.root / name)))) for name in names]
 
     def require_whole(self) -> None:
-        """What is visible is whole, and each state of the machine is one of all its images, or of none. Changes nothing."""
+        """
+        What is visible is whole, and each state of the machine is one of all its images, or of
+        none. Changes nothing.
+        """
         for pool in self.pools():
             data = Path(pool.location.path, layout.DATA)
             for path in data.iterdir():
                 digest = Digest.from_file_name(path.name)
                 assert digest_of(path) == digest, f"{path} is torn"
             fold = pool.fold("vm1")
-            trashed = {layout.trashed(path.name) for path in Path(pool.location.path, layout.TRASH).iterdir()}
+            trashed = {
+                layout.trashed(path.name)
+                for path in Path(pool.location.path, layout.TRASH).iterdir()
+            }
             for manifest in fold.manifests:
-                assert manifest.digest is None or (data / manifest.digest.file_name).exists() or manifest.digest in trashed, f"{manifest.id} is empty"
-            listed = {member for manifest in fold.states.values() for member in member_ids(manifest)}
-            tips = {state for state in fold.states if state.state != "install" and "/" in state.object}
+                assert (
+                    manifest.digest is None
+                    or (data / manifest.digest.file_name).exists()
+                    or manifest.digest in trashed
+                ), f"{manifest.id} is empty"
+            listed = {
+                member for manifest in fold.states.values() for member in member_ids(manifest)
+            }
+            tips = {
+                state for state in fold.states if state.state != "install" and "/" in state.object
+            }
             assert tips <= listed, f"{tips - listed} in {pool} are there without the other images"
 
     def require_like(self, directory: str, content: str) -> None:
@@ -99,9 +134,20 @@ class MachineLab:
         for image in IMAGES:
             path = self.root / directory / f"{image}.qcow2"
             assert path.is_file(), f"{path} is gone"
-            assert run("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", path, self.expected / f"{content}-{image}.raw") == 0, (
-                f"{path} differs"
-            )
+            assert (
+                run(
+                    "qemu-img",
+                    "compare",
+                    "-q",
+                    "-f",
+                    "qcow2",
+                    "-F",
+                    "raw",
+                    path,
+                    self.expected / f"{content}-{image}.raw",
+                )
+                == 0
+            ), f"{path} differs"
 
     def require_clean(self) -> None:
         for path in self.root.glob(f"*/{layout.OURS}/**/*tmp*"):
@@ -110,7 +156,11 @@ class MachineLab:
         if (self.root / "other" / layout.POOL_FILE).exists():
             self.state_pool("other").gc()
         for pool in self.pools():
-            left = [str(path) for name in (layout.INCOMING, layout.TRASH) for path in Path(pool.location.path, name).iterdir()]
+            left = [
+                str(path)
+                for name in (layout.INCOMING, layout.TRASH)
+                for path in Path(pool.location.path, name).iterdir()
+            ]
             assert not left, f"left over: {left}"
         assert not list(self.root.rglob(".statepool-*")), "half a working image is left over"
 
@@ -133,11 +183,24 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> MachineLab:
 
     def remember(name: str, directory: str) -> None:
         for image in IMAGES:
-            assert run("qemu-img", "convert", "-O", "raw", lab.root / directory / f"{image}.qcow2", lab.expected / f"{name}-{image}.raw") == 0
+            assert (
+                run(
+                    "qemu-img",
+                    "convert",
+                    "-O",
+                    "raw",
+                    lab.root / directory / f"{image}.qcow2",
+                    lab.expected / f"{name}-{image}.raw",
+                )
+                == 0
+            )
 
     (lab.root / "vm").mkdir()
     for number, image in enumerate(IMAGES):
-        assert run("qemu-img", "create", "-q", "-f", "qcow2", lab.root / "vm" / f"{image}.qcow2", "1M") == 0
+        assert (
+            run("qemu-img", "create", "-q", "-f", "qcow2", lab.root / "vm" / f"{image}.qcow2", "1M")
+            == 0
+        )
         write(lab.root / "vm" / f"{image}.qcow2", 1 + number, 0)
     vm.set("install", source=lab.root / "vm")
     remember("install", "vm")
@@ -153,7 +216,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> MachineLab:
         for number, image in enumerate(IMAGES):
             write(lab.root / directory / f"{image}.qcow2", value + number, 131072)
         remember(directory, directory)
-    # With a second name, a file is not linked into the cache but copied; the other one is linked, as always.
+    # With a second name, a file is not linked into the cache but copied; the other one is linked,
+    # as always.
     os.link(lab.root / "linked" / "data.qcow2", lab.root / "data-too.qcow2")
     (lab.root / "ram.bin").write_bytes(b"what QEMU writes" * 1000)
     lab.root.rename(lab.template)
@@ -173,7 +237,11 @@ def test_killed_at_every_call(lab: MachineLab, step: str, part: int) -> None:
     assert {call.kind for call in calls} >= ESSENTIAL[step]
     failures = []
     # What is flushed or not only shows after a power cut.
-    for number, call in enumerate([call for call in calls if call.name not in ("fsync", "fdatasync")][part :: STRIDE.get(step, 2)]):
+    for number, call in enumerate(
+        [call for call in calls if call.name not in ("fsync", "fdatasync")][
+            part :: STRIDE.get(step, 2)
+        ]
+    ):
         lab.reset()
         kill_at(lab.step(step), call, cwd=lab.root)
         try:
@@ -193,10 +261,21 @@ def check_after(lab: MachineLab, step: str, *, by_another: bool) -> None:
         if step in WORKING:
             lab.require_like(WORKING[step], WORKING[step])
         if step == "get":
-            assert len(list((lab.root / "run").glob("*.qcow2"))) in (0, 2), "one image is there, and not the other"
+            assert len(list((lab.root / "run").glob("*.qcow2"))) in (0, 2), (
+                "one image is there, and not the other"
+            )
         if step == "get-over":
             states = [
-                run("qemu-img", "compare", "-q", "-F", "raw", lab.root / "spare" / f"{i}.qcow2", lab.expected / f"leaf-{i}.raw") for i in IMAGES
+                run(
+                    "qemu-img",
+                    "compare",
+                    "-q",
+                    "-F",
+                    "raw",
+                    lab.root / "spare" / f"{i}.qcow2",
+                    lab.expected / f"leaf-{i}.raw",
+                )
+                for i in IMAGES
             ]
             assert states in ([0, 0], [1, 1]), "one image was replaced, and not the other"
     AGAIN[step](lab)
@@ -222,14 +301,30 @@ def get_over_again(lab: MachineLab) -> None:
 def set_again(lab: MachineLab, directory: str) -> None:
     assert lab.machine().set("customize", source=lab.root / directory).complete
     for pool in lab.pools():
-        assert {str(state) for state in pool.fold("vm1").states} >= {"vm1 customize", "vm1/disk customize", "vm1/data customize"}
+        assert {str(state) for state in pool.fold("vm1").states} >= {
+            "vm1 customize",
+            "vm1/disk customize",
+            "vm1/data customize",
+        }
 
 
 def set_ram_again(lab: MachineLab) -> None:
-    done = subprocess.run(lab.step("set-ram"), cwd=lab.root, capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = subprocess.run(
+        lab.step("set-ram"),
+        cwd=lab.root,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
     (cache,) = (pool for pool in lab.pools() if pool.location.path.endswith("cache"))
     states = {str(state) for state in cache.fold("vm1").states}
-    assert states >= {"vm1 loggedin", "vm1 loggedin (RAM)", "vm1/disk loggedin", "vm1/data loggedin"}, done.stderr
+    assert states >= {
+        "vm1 loggedin",
+        "vm1 loggedin (RAM)",
+        "vm1/disk loggedin",
+        "vm1/data loggedin",
+    }, done.stderr
     assert not (lab.root / "ram.bin").exists()
 
 

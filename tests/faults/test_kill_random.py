@@ -1,4 +1,7 @@
-"""kill -9 at 300 random moments of sets, gets and unsets, one after the other in one lab: what one leaves behind, the next one has to live with."""
+"""
+kill -9 at 300 random moments of sets, gets and unsets, one after the other in one lab: what one
+leaves behind, the next one has to live with.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ def kill_one(lab: Lab) -> Iterator[Callable[[int, float], None]]:
     """``kill_one(seed, seconds)``: a process works in the lab, and is killed."""
     shutil.copy(lab.root / "work.qcow2", lab.root / "trial.qcow2")
     command = [sys.executable, str(Path(__file__).with_name("loop.py"))]
-    with subprocess.Popen(command, cwd=lab.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as nursery:
+    with subprocess.Popen(
+        command, cwd=lab.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as nursery:
         assert nursery.stdin is not None
         assert nursery.stdout is not None
         requests, answers = nursery.stdin, nursery.stdout

@@ -1,7 +1,9 @@
 """
-A cache that a group shares, and a pool that belongs to another account: what they leave there is never obeyed, and no path in it leads out.
+A cache that a group shares, and a pool that belongs to another account: what they leave there is
+never obeyed, and no path in it leads out.
 
-The attacker is another account of this host; the victim is the account of the tests, which must be root to be able to play both.
+The attacker is another account of this host; the victim is the account of the tests, which must be
+root to be able to play both.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as 
 
 
 def as_attacker(code: str, *arguments: Path | str) -> None:
-    """Run Python code as another account, which belongs to the group of the cache (0): in a child, since it may not reach this interpreter."""
+    """
+    Run Python code as another account, which belongs to the group of the cache (0): in a child,
+    since it may not reach this interpreter.
+    """
     child = os.fork()
     if not child:
         try:
@@ -43,7 +48,8 @@ def as_attacker(code: str, *arguments: Path | str) -> None:
             os.setresuid(ATTACKER, ATTACKER, ATTACKER)
             os.umask(0o002)
             sys.argv = ["-c", *map(str, arguments)]
-            exec(compile(code, "the attacker", "exec"), {"__name__": "__main__"})  # noqa: S102  # it is ours
+            # it is ours
+            exec(compile(code, "the attacker", "exec"), {"__name__": "__main__"})  # noqa: S102
         except BaseException:  # noqa: BLE001  # a child of a test must end here, whatever it raises
             traceback.print_exc()
             os._exit(1)
@@ -57,7 +63,10 @@ PLANT = "import sys, os; open(sys.argv[1], 'w').write(sys.argv[2])"
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory that every account can reach, as those of pytest are not."""
-    path = Path("/tmp" if os.access("/tmp", os.W_OK) else "/var/tmp") / f"statepool-test-{os.getpid()}-{time.monotonic_ns()}"
+    path = (
+        Path("/tmp" if os.access("/tmp", os.W_OK) else "/var/tmp")
+        / f"statepool-test-{os.getpid()}-{time.monotonic_ns()}"
+    )
     path.mkdir()
     path.chmod(0o755)
     yield path
@@ -72,8 +81,16 @@ def shared(place: Path) -> statepool.StatePool:
     cache.chmod(0o2775)
     statepool.init(place / "pool")
     for name, value in (("work", 1), ("other", 2)):
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", place / f"{name}.qcow2", "1M"], check=True, timeout=60)
-        subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P {value} 0 64k", place / f"{name}.qcow2"], check=True, timeout=60)
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", place / f"{name}.qcow2", "1M"],
+            check=True,
+            timeout=60,
+        )
+        subprocess.run(
+            ["qemu-io", "-f", "qcow2", "-c", f"write -q -P {value} 0 64k", place / f"{name}.qcow2"],
+            check=True,
+            timeout=60,
+        )
     before = os.umask(0o002)
     try:
         pool = statepool.StatePool(cache, [place / "pool"])
@@ -85,7 +102,10 @@ def shared(place: Path) -> statepool.StatePool:
 
 @pytest.fixture
 def precious(place: Path) -> Callable[[], None]:
-    """Files of the victim, out of the attacker's reach. :returns: what shows that they are as they were"""
+    """
+    Files of the victim, out of the attacker's reach. :returns: what shows that they are as they
+    were
+    """
     directory = place / "rootonly"
     directory.mkdir(mode=0o700)
     names = ("precious", "work.qcow2", "config.json", "0123456789abcdef.json", "x.tmp", "a.lock")
@@ -94,13 +114,17 @@ def precious(place: Path) -> Callable[[], None]:
         os.utime(directory / name, (1e9, 1e9))
 
     def check() -> None:
-        assert {path.name: path.read_text() for path in directory.iterdir()} == dict.fromkeys(names, '{"format": 1, "precious": true}')
+        assert {path.name: path.read_text() for path in directory.iterdir()} == dict.fromkeys(
+            names, '{"format": 1, "precious": true}'
+        )
 
     return check
 
 
 def everything(pool: statepool.StatePool, place: Path) -> None:
-    """What a victim does, one after the other, whatever each comes to: refusing is as good as doing."""
+    """
+    What a victim does, one after the other, whatever each comes to: refusing is as good as doing.
+    """
     disk = pool.image("vm1/disk")
     for step in (
         lambda: disk.check("install"),
@@ -121,7 +145,7 @@ def everything(pool: statepool.StatePool, place: Path) -> None:
             continue
 
 
-# -- markers -----------------------------------------------------------------------------------------------------------------------------------------
+# -- markers ---------------------------------------------------------------------------------------
 
 
 def get_machine(place: Path) -> dict[str, str]:
@@ -129,7 +153,11 @@ def get_machine(place: Path) -> dict[str, str]:
     places = [
         {"to": str(home / "a"), "temporary": str(home / "b.tmp"), "before": ""},
         {"to": str(place / "victim/evil.sh"), "temporary": str(home / "evil.tmp"), "before": ""},
-        {"to": str(place / "nothing"), "temporary": str(place / "rootonly/precious"), "before": "x"},
+        {
+            "to": str(place / "nothing"),
+            "temporary": str(place / "rootonly/precious"),
+            "before": "x",
+        },
     ]
     return {"intent": "get-machine", "places": json.dumps(places)}
 
@@ -149,7 +177,13 @@ def manifest(place: Path, **more: object) -> dict[str, object]:
 
 
 def set_image(place: Path) -> dict[str, str]:
-    facts = {"intent": "set", "working": str(place / "rootonly/work.qcow2"), "backing": "/etc/passwd", "mode": "511", "replace": "yes"}
+    facts = {
+        "intent": "set",
+        "working": str(place / "rootonly/work.qcow2"),
+        "backing": "/etc/passwd",
+        "mode": "511",
+        "replace": "yes",
+    }
     return {**facts, "manifest": json.dumps(manifest(place))}
 
 
@@ -157,28 +191,66 @@ def set_machine(place: Path) -> dict[str, str]:
     ram = {**manifest(place), "object": "vm1", "kind": "ram", "fingerprint": {}}
     status = (place / "rootonly/precious").lstat()
     stamp = f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
-    part = {"source": str(place / "rootonly/precious"), "manifest": ram, "linked": False, "backing": "", "mode": 511, "stamp": stamp}
-    machine = {"object": "vm1", "state": "evil", "kind": "machine", "size": 0, "members": {"ram": ram["digest"]}}
-    return {"intent": "set-machine", "replace": "yes", "machine": json.dumps(machine), "parts": json.dumps([part])}
+    part = {
+        "source": str(place / "rootonly/precious"),
+        "manifest": ram,
+        "linked": False,
+        "backing": "",
+        "mode": 511,
+        "stamp": stamp,
+    }
+    machine = {
+        "object": "vm1",
+        "state": "evil",
+        "kind": "machine",
+        "size": 0,
+        "members": {"ram": ram["digest"]},
+    }
+    return {
+        "intent": "set-machine",
+        "replace": "yes",
+        "machine": json.dumps(machine),
+        "parts": json.dumps([part]),
+    }
 
 
 def planted_marker(place: Path, facts: Callable[[Path], dict[str, str]]) -> dict[str, object]:
-    """:returns: a marker whose facts name the files of the attacker and of the victim, which it makes"""
+    """
+    :returns: a marker whose facts name the files of the attacker and of the victim, which it makes
+    """
     for name in ("attacker", "victim"):
         (place / name).mkdir()
     os.chown(place / "attacker", ATTACKER, 0)
-    as_attacker("import os, sys; os.chdir(sys.argv[1]); open('evil.tmp', 'w'); open('a', 'w').close(); os.link('a', 'b.tmp')", place / "attacker")
-    return {"format": 1, "digests": [manifest(place)["digest"]], "writer": DEAD, "facts": facts(place)}
+    as_attacker(
+        "import os, sys; os.chdir(sys.argv[1]); open('evil.tmp', 'w'); open('a', 'w').close();"
+        " os.link('a', 'b.tmp')",
+        place / "attacker",
+    )
+    return {
+        "format": 1,
+        "digests": [manifest(place)["digest"]],
+        "writer": DEAD,
+        "facts": facts(place),
+    }
 
 
 @pytest.mark.parametrize("facts", [get_machine, set_image, set_machine])
 def test_a_marker_of_another_account(
-    place: Path, shared: statepool.StatePool, precious: Callable[[], None], facts: Callable[[Path], dict[str, str]]
+    place: Path,
+    shared: statepool.StatePool,
+    precious: Callable[[], None],
+    facts: Callable[[Path], dict[str, str]],
 ) -> None:
     marker = planted_marker(place, facts)
     path = place / "cache" / layout.marker("deadbeefdeadbeef")
     as_attacker(PLANT, path, json.dumps(marker))
-    gathered = place / "cache" / layout.incoming("deadbeefdeadbeef", statepool.Digest.parse(str(manifest(place)["digest"])))
+    gathered = (
+        place
+        / "cache"
+        / layout.incoming(
+            "deadbeefdeadbeef", statepool.Digest.parse(str(manifest(place)["digest"]))
+        )
+    )
     as_attacker(PLANT, gathered, "bytes that are not those")
     found = [finding for finding in shared.doctor() if "unfinished" in finding.what]
     assert [finding.level.value for finding in found] == ["warning"]
@@ -191,7 +263,10 @@ def test_a_marker_of_another_account(
 
 @pytest.mark.parametrize("facts", [get_machine, set_image, set_machine])
 def test_a_file_of_the_victim_that_becomes_a_marker(
-    place: Path, shared: statepool.StatePool, precious: Callable[[], None], facts: Callable[[Path], dict[str, str]]
+    place: Path,
+    shared: statepool.StatePool,
+    precious: Callable[[], None],
+    facts: Callable[[Path], dict[str, str]],
 ) -> None:
     """What a group may write to, and rename, need not say what its owner wrote."""
     marker = planted_marker(place, facts)
@@ -226,18 +301,25 @@ def test_an_own_marker_is_obeyed(place: Path, shared: statepool.StatePool) -> No
     subprocess.run([sys.executable, "-c", UNDER_WAY, place], check=True, timeout=60)
     (path,) = (place / "cache" / layout.INCOMING).glob("*.json")
     assert len(list((place / "run").iterdir())) == 2
-    as_attacker(PLANT, path, json.dumps({"format": 1, "digests": [], "writer": DEAD, "facts": get_machine(place)}))
+    as_attacker(
+        PLANT,
+        path,
+        json.dumps({"format": 1, "digests": [], "writer": DEAD, "facts": get_machine(place)}),
+    )
     shared.image("vm1/disk").get("install")
     assert list((place / "run").iterdir()) == []
     assert not path.exists()
     assert not list((place / "cache/.statepool/accounts/0/markers").iterdir())
 
 
-# -- notes -------------------------------------------------------------------------------------------------------------------------------------------
+# -- notes -----------------------------------------------------------------------------------------
 
 
 def test_a_note_that_other_bytes_were_hashed(place: Path, shared: statepool.StatePool) -> None:
-    """The attacker puts other bytes in the place of a state, and a note that they have been looked at, wherever a note could be."""
+    """
+    The attacker puts other bytes in the place of a state, and a note that they have been looked at,
+    wherever a note could be.
+    """
     disk = shared.image("vm1/disk")
     disk.get("install")
     (data,) = (place / "cache/.statepool/data").iterdir()
@@ -261,27 +343,41 @@ for place in ("trust", "accounts/0/trust", "accounts/%d/trust" % os.getuid()):
     except PermissionError:
         pass
 """
-    as_attacker(evil, data, place / "cache", Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    as_attacker(
+        evil, data, place / "cache", Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    )
     assert data.read_bytes() != good
     disk.get("install", to=place / "test.qcow2")
     (data,) = (place / "cache/.statepool/data").iterdir()
     assert data.read_bytes() == good
 
 
-def test_a_directory_in_the_place_of_an_accounts_own(place: Path, shared: statepool.StatePool) -> None:
+def test_a_directory_in_the_place_of_an_accounts_own(
+    place: Path, shared: statepool.StatePool
+) -> None:
     """What another account has put there is not used, and doctor tells; everything else works."""
     shutil.rmtree(place / "cache/.statepool/accounts")
-    as_attacker("import os, sys; os.makedirs(sys.argv[1]); os.chmod(sys.argv[1], 0o777)", place / "cache/.statepool/accounts/0")
+    as_attacker(
+        "import os, sys; os.makedirs(sys.argv[1]); os.chmod(sys.argv[1], 0o777)",
+        place / "cache/.statepool/accounts/0",
+    )
     shared = statepool.StatePool(place / "cache", [place / "pool"])
     assert shared.image("vm1/disk").get("install", to=place / "test.qcow2").bytes == 0
     with pytest.raises(statepool.AccessDenied, match="belongs to another account"):
         shared.working_directory()
-    assert [finding.level.value for finding in shared.doctor() if "accounts/0" in finding.what] == ["warning"]
+    assert [finding.level.value for finding in shared.doctor() if "accounts/0" in finding.what] == [
+        "warning"
+    ]
     assert os.listdir(place / "cache/.statepool/accounts/0") == []
 
 
-def test_working_images_of_other_accounts(place: Path, shared: statepool.StatePool, precious: Callable[[], None]) -> None:
-    """A directory of a process that is gone, with what leads elsewhere: of pytest, of avocado, and of our own."""
+def test_working_images_of_other_accounts(
+    place: Path, shared: statepool.StatePool, precious: Callable[[], None]
+) -> None:
+    """
+    A directory of a process that is gone, with what leads elsewhere: of pytest, of avocado, and of
+    our own.
+    """
     own = shared.working_directory()
     evil = """
 import json, os, sys
@@ -308,7 +404,9 @@ for place in ("passing-0123", "pytest-1-1/x", "avocado-job/test/elsewhere"):
 
 
 def test_the_directory_of_a_run_is_exchanged(place: Path, shared: statepool.StatePool) -> None:
-    """For one in which links lead to other images of this account, while tests use those of the run."""
+    """
+    For one in which links lead to other images of this account, while tests use those of the run.
+    """
     victim = place / "rootonly"
     victim.mkdir(mode=0o700)
     shutil.copy(place / "other.qcow2", victim / "0.qcow2")
@@ -327,11 +425,18 @@ os.symlink(victim, directory + "/x")
     assert (victim / "0.qcow2").exists()
 
 
-def test_a_record_of_a_use_names_what_is_not_its_writers(place: Path, shared: statepool.StatePool, precious: Callable[[], None]) -> None:
+def test_a_record_of_a_use_names_what_is_not_its_writers(
+    place: Path, shared: statepool.StatePool, precious: Callable[[], None]
+) -> None:
     shared.image("vm1/disk").get("install", to=place / "test.qcow2")
     (uses,) = place.glob("cache/.statepool/chains/*/.uses")
     (place / "rootonly/.statepool-feedfeedfeedfeed.tmp").write_bytes(b"in the making")
-    record = {"format": 1, "working": str(place / "rootonly/precious"), "missing_since": None, "writer": DEAD}
+    record = {
+        "format": 1,
+        "working": str(place / "rootonly/precious"),
+        "missing_since": None,
+        "writer": DEAD,
+    }
     as_attacker(PLANT, uses / "feedfeedfeedfeed.json", json.dumps(record))
     for _ in range(2):  # noted by this account once, it is still nothing that this account has said
         statepool.StatePool(place / "cache", [place / "pool"]).gc()
@@ -340,16 +445,22 @@ def test_a_record_of_a_use_names_what_is_not_its_writers(place: Path, shared: st
     precious()
 
 
-# -- links in the place of directories ---------------------------------------------------------------------------------------------------------------
+# -- links in the place of directories -------------------------------------------------------------
 
 OF_POOLS = ["data", "log", "log/vm1", "incoming", "trash", "locks", "uses"]
 OF_CACHES = ["chains", "accounts", "trust", "fresh", "known", "working"]
 
 
 @pytest.mark.parametrize(
-    ("where", "name"), [("cache", "accounts/0"), *((where, name) for where in ("cache", "pool") for name in OF_POOLS + OF_CACHES)]
+    ("where", "name"),
+    [
+        ("cache", "accounts/0"),
+        *((where, name) for where in ("cache", "pool") for name in OF_POOLS + OF_CACHES),
+    ],
 )
-def test_a_link_in_the_place_of_a_directory(place: Path, shared: statepool.StatePool, precious: Callable[[], None], where: str, name: str) -> None:
+def test_a_link_in_the_place_of_a_directory(
+    place: Path, shared: statepool.StatePool, precious: Callable[[], None], where: str, name: str
+) -> None:
     path = place / where / layout.OURS / name
     if path.is_dir():
         path.rename(path.with_name(f"{path.name}-before"))
@@ -359,7 +470,9 @@ def test_a_link_in_the_place_of_a_directory(place: Path, shared: statepool.State
 
 
 @pytest.mark.parametrize("where", ["cache", "pool"])
-def test_a_link_in_the_place_of_all_that_is_ours(place: Path, shared: statepool.StatePool, precious: Callable[[], None], where: str) -> None:
+def test_a_link_in_the_place_of_all_that_is_ours(
+    place: Path, shared: statepool.StatePool, precious: Callable[[], None], where: str
+) -> None:
     (place / where / layout.OURS).rename(place / where / "before")
     (place / where / layout.OURS).symlink_to(place / "rootonly")
     everything(statepool.StatePool(place / "cache", [place / "pool"]), place)
@@ -368,14 +481,18 @@ def test_a_link_in_the_place_of_all_that_is_ours(place: Path, shared: statepool.
 
 @pytest.mark.parametrize("name", ["vm1", "vm1/disk"])
 @pytest.mark.parametrize("where", ["cache", "pool"])
-def test_a_link_in_the_view(place: Path, shared: statepool.StatePool, precious: Callable[[], None], where: str, name: str) -> None:
+def test_a_link_in_the_view(
+    place: Path, shared: statepool.StatePool, precious: Callable[[], None], where: str, name: str
+) -> None:
     (place / where / name).rename(place / where / f"{name}-before")
     (place / where / name).symlink_to(place / "rootonly")
     everything(statepool.StatePool(place / "cache", [place / "pool"]), place)
     precious()
 
 
-def test_records_of_uses_behind_a_link(place: Path, shared: statepool.StatePool, precious: Callable[[], None]) -> None:
+def test_records_of_uses_behind_a_link(
+    place: Path, shared: statepool.StatePool, precious: Callable[[], None]
+) -> None:
     """In a pool of another account, as if it were a cache."""
     chain = place / "pool/.statepool/chains" / f"blake3-{0:064d}"
     chain.mkdir(parents=True)
@@ -390,7 +507,9 @@ def noted(cache: Path) -> dict[Path, int]:
     return {path: path.lstat().st_mtime_ns for path in files}
 
 
-def test_nothing_is_noted_in_the_cache_of_a_neighbour(place: Path, shared: statepool.StatePool) -> None:
+def test_nothing_is_noted_in_the_cache_of_a_neighbour(
+    place: Path, shared: statepool.StatePool
+) -> None:
     neighbour = statepool.StatePool(place / "neighbour", [place / "pool"])
     neighbour.image("vm1/disk").get("install", to=place / "gone.qcow2")
     (place / "gone.qcow2").unlink()
@@ -403,7 +522,11 @@ def test_nothing_is_noted_in_the_cache_of_a_neighbour(place: Path, shared: state
 
 @pytest.mark.parametrize("name", [layout.INCOMING, layout.TRASH, layout.DATA, f"{layout.LOG}/vm1"])
 def test_a_directory_that_is_swapped_after_it_was_listed(
-    place: Path, shared: statepool.StatePool, precious: Callable[[], None], monkeypatch: pytest.MonkeyPatch, name: str
+    place: Path,
+    shared: statepool.StatePool,
+    precious: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
     """The owner of a pool exchanges a directory while a collector is at work in it."""
     for path in (place / "rootonly").iterdir():
@@ -415,7 +538,11 @@ def test_a_directory_that_is_swapped_after_it_was_listed(
     def scan(transport: LocalTransport, directory: str) -> list[Entry]:
         found = real(transport, directory)
         path = place / "pool" / name
-        if directory == name and transport.location.path == str(place / "pool") and not path.is_symlink():
+        if (
+            directory == name
+            and transport.location.path == str(place / "pool")
+            and not path.is_symlink()
+        ):
             path.rename(path.with_name("real"))
             path.symlink_to(place / "rootonly")
         return found
@@ -430,35 +557,54 @@ def test_a_chain_link_that_leads_elsewhere(place: Path, shared: statepool.StateP
     disk = shared.image("vm1/disk")
     disk.get("install", to=place / "test.qcow2")
     (chain,) = place.glob("cache/.statepool/chains/blake3-*")
-    as_attacker("import os, sys; os.unlink(sys.argv[1]); os.symlink('/etc/hostname', sys.argv[1])", chain / "install.qcow2")
+    as_attacker(
+        "import os, sys; os.unlink(sys.argv[1]); os.symlink('/etc/hostname', sys.argv[1])",
+        chain / "install.qcow2",
+    )
     with pytest.raises(statepool.UnsafeImage, match="chain-link"):
         disk.get("install", to=place / "other-test.qcow2")
 
 
 def test_data_that_is_a_link_elsewhere(place: Path, shared: statepool.StatePool) -> None:
-    """Only a link pool's files are behind links, and only those that this account knows to come from there."""
+    """
+    Only a link pool's files are behind links, and only those that this account knows to come from
+    there.
+    """
     (data,) = (place / "cache/.statepool/data").iterdir()
     good = data.read_bytes()
     (place / "same").write_bytes(good)
-    as_attacker("import os, sys; os.unlink(sys.argv[1]); os.symlink(sys.argv[2], sys.argv[1])", data, place / "same")
+    as_attacker(
+        "import os, sys; os.unlink(sys.argv[1]); os.symlink(sys.argv[2], sys.argv[1])",
+        data,
+        place / "same",
+    )
     shared.image("vm1/disk").get("install", to=place / "test.qcow2")
     assert not data.is_symlink()
     assert data.read_bytes() == good
 
 
-def test_no_path_in_a_pool_or_cache_is_opened_by_its_name(place: Path, shared: statepool.StatePool) -> None:
-    """The interpreter tells of every path that is given to the system; those beneath a directory are relative."""
+def test_no_path_in_a_pool_or_cache_is_opened_by_its_name(
+    place: Path, shared: statepool.StatePool
+) -> None:
+    """
+    The interpreter tells of every path that is given to the system; those beneath a directory are
+    relative.
+    """
     journey = """
 import os, sys
 place = sys.argv[1]
-roots = [f"{place}/{name}/" for name in ("cache", "pool", "second")]
+roots = tuple(f"{place}/{name}/" for name in ("cache", "pool", "second"))
+working = f"{place}/cache/.statepool/accounts/0/working/"
 found = []
 def hook(event, arguments):
-    if event == "open" or event.startswith(("os.", "shutil.")) and event not in ("os.putenv", "os.unsetenv", "os.fork"):
-        for argument in arguments[event == "os.symlink":]:  # what a link holds is no path that is used
+    if event in ("os.putenv", "os.unsetenv", "os.fork"):
+        return
+    if event == "open" or event.startswith(("os.", "shutil.")):
+        # What a link holds is no path that is used.
+        for argument in arguments[event == "os.symlink":]:
             path = os.fspath(argument) if isinstance(argument, (str, bytes, os.PathLike)) else ""
             path = os.fsdecode(path)
-            if any(path.startswith(root) for root in roots) and not path.startswith(f"{place}/cache/.statepool/accounts/0/working/"):
+            if path.startswith(roots) and not path.startswith(working):
                 found.append(f"{event}{arguments}")
 import statepool
 pool = statepool.StatePool(f"{place}/cache", [f"{place}/pool", f"{place}/second"])
@@ -474,10 +620,17 @@ with disk.working("again"): pass
 disk.unset("again", scope="own swarm cluster shared")
 disk.unset("install")
 disk.get("install")
-statepool.StatePool(f"{place}/third", [f"link://{place}/pool"]).image("vm1/disk").get("install", to=f"{place}/b.qcow2")
+third = statepool.StatePool(f"{place}/third", [f"link://{place}/pool"])
+third.image("vm1/disk").get("install", to=f"{place}/b.qcow2")
 print("\\n".join(found))
 """
-    done = subprocess.run([sys.executable, "-c", journey, place], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", journey, place],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
 
@@ -487,8 +640,10 @@ def test_what_tells_of_paths_tells(place: Path) -> None:
     code = """
 import os, sys
 found = []
-sys.addaudithook(lambda event, arguments: found.append(event) if event == "open" or event.startswith("os.") else None)
-open(sys.argv[1], "w").close(); os.rename(sys.argv[1], sys.argv[1] + "-2"); os.listdir(os.path.dirname(sys.argv[1]))
+sys.addaudithook(lambda event, arguments: found.append(event))
+open(sys.argv[1], "w").close()
+os.rename(sys.argv[1], sys.argv[1] + "-2")
+os.listdir(os.path.dirname(sys.argv[1]))
 assert {"open", "os.rename", "os.listdir"} <= set(found), found
 """
     subprocess.run([sys.executable, "-c", code, place / "file"], check=True, timeout=60)

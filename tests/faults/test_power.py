@@ -1,7 +1,9 @@
 """
-Power cuts: a file system of its own is shut down without its journal, so that everything is lost that was not flushed, and mounted again.
+Power cuts: a file system of its own is shut down without its journal, so that everything is lost
+that was not flushed, and mounted again.
 
-What a set has promised is there. What was under way is there whole or not at all; a cache may have lost what a get brought, and brings it again.
+What a set has promised is there. What was under way is there whole or not at all; a cache may have
+lost what a get brought, and brings it again.
 """
 
 from __future__ import annotations
@@ -165,8 +167,15 @@ def test_cut_in_the_middle(disk: Disk, step: str, rebooted: Callable[[], None]) 
 
 
 def between(calls: list[SystemCall]) -> list[SystemCall]:
-    """The moments after something was flushed, and after names have changed: what else is there is lost in any case."""
-    return [call for last, call in itertools.pairwise(calls) if last.kind in ("fsync", "link", "rename", "unlink", "pwrite64")]
+    """
+    The moments after something was flushed, and after names have changed: what else is there is
+    lost in any case.
+    """
+    return [
+        call
+        for last, call in itertools.pairwise(calls)
+        if last.kind in ("fsync", "link", "rename", "unlink", "pwrite64")
+    ]
 
 
 def check_after(lab: Lab, step: str) -> None:

@@ -1,11 +1,14 @@
 """
-Every interleaving of up to three actors on one pool, each of which may pause or die at each step, with locks and without.
+Every interleaving of up to three actors on one pool, each of which may pause or die at each step,
+with locks and without.
 
-The actors are the real code, down to the primitives of a transport; what they do and what must hold is in :mod:`tests.support.pool_worlds`.
-A scenario has up to half a million states; where the view would make millions of them, it is left to scenarios of fewer actors, and where records
-must come faster than an actor can take its steps, they come in one step each.
+The actors are the real code, down to the primitives of a transport; what they do and what must hold
+is in :mod:`tests.support.pool_worlds`. A scenario has up to half a million states; where the view
+would make millions of them, it is left to scenarios of fewer actors, and where records must come
+faster than an actor can take its steps, they come in one step each.
 
-The second half takes away one rule at a time, and shows that the explorer finds what the rule is for.
+The second half takes away one rule at a time, and shows that the explorer finds what the rule is
+for.
 """
 
 from __future__ import annotations
@@ -25,17 +28,38 @@ from statepool.pools.log import MachineLog
 from statepool.pools.staging import Staging
 from tests.support.interleave import Explored, Replay
 from tests.support.pool_states import C2, D_AS_C, P2, C, D, E, P, pool_with
-from tests.support.pool_worlds import Doing, append, collect, compact, explore, misjudge, oversleep, publish, read, remove, rush, sweep
+from tests.support.pool_worlds import (
+    Doing,
+    append,
+    collect,
+    compact,
+    explore,
+    misjudge,
+    oversleep,
+    publish,
+    read,
+    remove,
+    rush,
+    sweep,
+)
 
-# -- the scenarios -----------------------------------------------------------------------------------------------------------------------------------
+# -- the scenarios ---------------------------------------------------------------------------------
 
 LOCKS = pytest.mark.parametrize("locks", [False, True], ids=["without-locks", "with-locks"])
 
 
 def assert_sound(explored: Explored, *ways: set[str]) -> None:
-    """:param ways: how actors must be able to end together, in words; so that a scenario in which nothing happens does not pass"""
+    """
+    :param ways: how actors must be able to end together, in words; so that a scenario in which
+        nothing happens does not pass
+    """
     assert not explored.violations, str(explored.violations[0])
-    found = {frozenset(outcome.__name__ if isinstance(outcome, type) else str(outcome) for _, outcome in end) for end in explored.outcomes}
+    found = {
+        frozenset(
+            outcome.__name__ if isinstance(outcome, type) else str(outcome) for _, outcome in end
+        )
+        for end in explored.outcomes
+    }
     for way in ways:
         assert way in found, found
 
@@ -44,7 +68,9 @@ def assert_sound(explored: Explored, *ways: set[str]) -> None:
 def test_a_child_comes_its_parent_goes_and_bytes_are_collected(locks: bool) -> None:
     doings = {"a": publish(C), "r": remove("P"), "g": collect("P", "C")}
     explored = explore(doings, pool_with(P, symlinks=True), locks=locks, symlinks=True)
-    assert_sound(explored, {"published", "HasDependants", "collected"}, {"Conflict", "removed", "collected"})
+    assert_sound(
+        explored, {"published", "HasDependants", "collected"}, {"Conflict", "removed", "collected"}
+    )
 
 
 @LOCKS
@@ -57,13 +83,18 @@ def test_a_child_comes_while_its_parent_goes_with_all_its_children(locks: bool) 
 @LOCKS
 def test_two_contents_for_one_name(locks: bool) -> None:
     doings = {"a": publish(C, upload=False), "b": publish(C2), "g": collect("C")}
-    assert_sound(explore(doings, pool_with(P, leftover=["C"]), locks=locks), {"published", "Conflict", "collected"})
+    assert_sound(
+        explore(doings, pool_with(P, leftover=["C"]), locks=locks),
+        {"published", "Conflict", "collected"},
+    )
 
 
 @LOCKS
 def test_bytes_are_used_again_while_two_collectors_are_after_them(locks: bool) -> None:
     doings = {"a": publish(C, upload=False), "g": collect("C"), "h": collect("C")}
-    assert_sound(explore(doings, pool_with(P, leftover=["C"]), locks=locks), {"published", "collected"})
+    assert_sound(
+        explore(doings, pool_with(P, leftover=["C"]), locks=locks), {"published", "collected"}
+    )
 
 
 @LOCKS
@@ -77,7 +108,12 @@ def test_a_state_goes_and_comes_back_while_a_child_comes(locks: bool) -> None:
     # Without a view, which makes millions of states of it: the next one has it.
     doings = {"a": publish(C), "r": remove("P"), "b": publish(P)}
     explored = explore(doings, pool_with(P), locks=locks)
-    assert_sound(explored, {"published", "removed"}, {"published", "HasDependants"}, {"published", "removed", "Conflict"})
+    assert_sound(
+        explored,
+        {"published", "removed"},
+        {"published", "HasDependants"},
+        {"published", "removed", "Conflict"},
+    )
 
 
 @LOCKS
@@ -111,14 +147,20 @@ def test_a_reader_finds_all_bytes_while_they_are_moved_about(locks: bool) -> Non
 def test_a_state_gives_way_while_a_child_comes(locks: bool, how: str) -> None:
     doings = {"a": publish(P2, **{how: True}), "b": publish(C), "g": collect("P", "C")}
     explored = explore(doings, pool_with(P), locks=locks)
-    last = {"published", "collected"} if how == "supersede" else {"published", "HasDependants", "collected"}
+    last = (
+        {"published", "collected"}
+        if how == "supersede"
+        else {"published", "HasDependants", "collected"}
+    )
     assert_sound(explored, {"published", "Conflict", "collected"}, last)
 
 
 @LOCKS
 def test_a_sweep_meets_a_writer_and_what_a_dead_one_left(locks: bool) -> None:
     doings = {"a": publish(C), "s": sweep()}
-    explored = explore(doings, pool_with(P, leftover=["C", "D"], symlinks=True), locks=locks, symlinks=True)
+    explored = explore(
+        doings, pool_with(P, leftover=["C", "D"], symlinks=True), locks=locks, symlinks=True
+    )
     assert_sound(explored, {"published", "swept"})
 
 
@@ -129,9 +171,13 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @LOCKS
-def test_bytes_with_a_list_are_used_again_while_they_are_collected(locks: bool, listed: None) -> None:
+def test_bytes_with_a_list_are_used_again_while_they_are_collected(
+    locks: bool, listed: None
+) -> None:
     doings = {"a": publish(C, upload=False), "g": collect("C")}
-    assert_sound(explore(doings, pool_with(P, leftover=["C"]), locks=locks), {"published", "collected"})
+    assert_sound(
+        explore(doings, pool_with(P, leftover=["C"]), locks=locks), {"published", "collected"}
+    )
 
 
 def test_a_sweep_meets_a_writer_of_bytes_with_a_list(listed: None) -> None:
@@ -140,7 +186,9 @@ def test_a_sweep_meets_a_writer_of_bytes_with_a_list(listed: None) -> None:
 
 
 @LOCKS
-def test_a_state_with_a_list_goes_and_its_bytes_are_collected_twice(locks: bool, listed: None) -> None:
+def test_a_state_with_a_list_goes_and_its_bytes_are_collected_twice(
+    locks: bool, listed: None
+) -> None:
     doings = {"r": remove("C"), "g": collect("C"), "h": collect("C")}
     assert_sound(explore(doings, pool_with(P, C), locks=locks), {"removed", "collected"})
 
@@ -150,7 +198,9 @@ def test_a_state_with_a_list_goes_and_its_bytes_are_collected_twice(locks: bool,
 def test_a_writer_is_taken_for_dead(locks: bool, again: bool) -> None:
     doings = {"a": publish(C, again=again), "m": misjudge()}
     last = {"published", "collected"} if again else {"IntegrityError", "collected"}
-    assert_sound(explore(doings, pool_with(P), locks=locks, misjudged=True), {"published", "collected"}, last)
+    assert_sound(
+        explore(doings, pool_with(P), locks=locks, misjudged=True), {"published", "collected"}, last
+    )
 
 
 @pytest.mark.parametrize("again", [True, False], ids=["bytes-again", "taken-back"])
@@ -159,7 +209,7 @@ def test_a_writer_is_taken_for_dead_while_another_publishes_the_same(again: bool
     assert_sound(explore(doings, pool_with(P), misjudged=True), {"published", "collected"})
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -171,27 +221,39 @@ def short_logs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @LOCKS
-def test_a_child_comes_its_parent_goes_and_the_log_is_compacted(locks: bool, short_logs: None) -> None:
+def test_a_child_comes_its_parent_goes_and_the_log_is_compacted(
+    locks: bool, short_logs: None
+) -> None:
     doings = {"a": publish(C), "r": remove("P"), "k": compact()}
     explored = explore(doings, pool_with(P), locks=locks)
-    assert_sound(explored, {"published", "HasDependants", "compacted"}, {"Conflict", "removed", "compacted"})
+    assert_sound(
+        explored, {"published", "HasDependants", "compacted"}, {"Conflict", "removed", "compacted"}
+    )
 
 
 @LOCKS
 def test_two_publishers_that_compact(locks: bool, short_logs: None) -> None:
-    assert_sound(explore({"a": publish(C), "b": publish(D)}, pool_with(P), locks=locks), {"published"})
+    assert_sound(
+        explore({"a": publish(C), "b": publish(D)}, pool_with(P), locks=locks), {"published"}
+    )
 
 
 @LOCKS
 def test_a_publisher_meets_a_log_that_goes_on_without_it(locks: bool, short_logs: None) -> None:
     doings = {"a": publish(C), "s": rush(D, E), "g": collect("C")}
-    assert_sound(explore(doings, pool_with(P, leftover="DE"), locks=locks), {"published", "rushed", "collected"})
+    assert_sound(
+        explore(doings, pool_with(P, leftover="DE"), locks=locks),
+        {"published", "rushed", "collected"},
+    )
 
 
 @LOCKS
 def test_records_that_come_too_late_count_for_nothing(locks: bool, short_logs: None) -> None:
     doings = {"a": append(C), "k": compact(), "s": rush(D, E)}
-    assert_sound(explore(doings, pool_with(P, leftover="CDE"), locks=locks), {"appended", "compacted", "rushed"})
+    assert_sound(
+        explore(doings, pool_with(P, leftover="CDE"), locks=locks),
+        {"appended", "compacted", "rushed"},
+    )
 
 
 @LOCKS
@@ -201,20 +263,29 @@ def test_two_writers_and_a_log_that_goes_on_without_them(locks: bool, short_logs
 
 
 def a_reader_and_one_that_overslept() -> Explored:
-    return explore({"w": oversleep(2), "s": rush(C, E), "x": read(2, look=False)}, pool_with(P, D, leftover="CE"))
+    return explore(
+        {"w": oversleep(2), "s": rush(C, E), "x": read(2, look=False)},
+        pool_with(P, D, leftover="CE"),
+    )
 
 
 def test_a_reader_is_not_deceived_by_a_record_that_comes_too_late(short_logs: None) -> None:
     assert_sound(a_reader_and_one_that_overslept())
 
 
-# -- what each rule is for ---------------------------------------------------------------------------------------------------------------------------
+# -- what each rule is for -------------------------------------------------------------------------
 
 
 def test_without_markers_bytes_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     files = pool_with(P, leftover=["C"])
-    monkeypatch.setattr(Staging, "begin", classmethod(lambda cls, transport, marker: cls(transport, marker)))
-    (violation,) = explore({"a": publish(C, upload=False), "g": collect("C"), "h": collect("C")}, files, only_bytes=True).violations
+    monkeypatch.setattr(
+        Staging, "begin", classmethod(lambda cls, transport, marker: cls(transport, marker))
+    )
+    (violation,) = explore(
+        {"a": publish(C, upload=False), "g": collect("C"), "h": collect("C")},
+        files,
+        only_bytes=True,
+    ).violations
     assert violation.what == "the bytes of vm1/disk C are gone"
 
 
@@ -226,38 +297,54 @@ def test_without_the_trash_bytes_are_lost(monkeypatch: pytest.MonkeyPatch) -> No
         return gone
 
     monkeypatch.setattr(Collector, "_put_aside", delete)
-    (violation,) = explore({"a": publish(C, upload=False), "g": collect("C")}, pool_with(P, leftover=["C"]), only_bytes=True).violations
+    (violation,) = explore(
+        {"a": publish(C, upload=False), "g": collect("C")},
+        pool_with(P, leftover=["C"]),
+        only_bytes=True,
+    ).violations
     assert violation.what == "the bytes of vm1/disk C are gone"
 
 
-def test_without_a_remedy_who_is_taken_for_dead_leaves_a_record_without_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_remedy_who_is_taken_for_dead_leaves_a_record_without_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(LastLook, "_take_back", lambda self, machine, published: False)
-    (violation,) = explore({"a": publish(C, again=False), "m": misjudge()}, pool_with(P), misjudged=True).violations
+    (violation,) = explore(
+        {"a": publish(C, again=False), "m": misjudge()}, pool_with(P), misjudged=True
+    ).violations
     assert violation.what == "the bytes of vm1/disk C are gone"
 
 
-def test_without_a_record_of_its_own_what_another_has_published_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_record_of_its_own_what_another_has_published_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(LastLook, "is_doubted", lambda self: False)
     doings = {"a": publish(C, again=False), "b": publish(C), "m": misjudge(at_once=True)}
     (violation,) = explore(doings, pool_with(P), misjudged=True).violations
     assert violation.what == "b published vm1/disk C, and it is not there"
 
 
-def test_without_void_records_what_was_acknowledged_is_lost(short_logs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_void_records_what_was_acknowledged_is_lost(
+    short_logs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(MachineLog, "_is_void", lambda self, nonce, number: False)
     doings = {"a": append(C), "s": rush(D, E)}
     (violation,) = explore(doings, pool_with(P, leftover="CDE")).violations
     assert "published vm1/disk C, and it is not there" in violation.what
 
 
-def test_without_nonces_a_reader_is_deceived(short_logs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nonces_a_reader_is_deceived(
+    short_logs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(MachineLog, "_is_same", lambda self, content, number, nonces: True)
     (violation,) = a_reader_and_one_that_overslept().violations
     assert "was not the newest when it began" in violation.what
 
 
 def test_without_exclusive_records_the_log_forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def place(self: MachineLog, place: Any, fold: Fold, nonce: str, drafted: Any, plan: Any, alone: Any) -> Any:
+    def place(
+        self: MachineLog, place: Any, fold: Fold, nonce: str, drafted: Any, plan: Any, alone: Any
+    ) -> Any:
         path = layout.record("vm1", fold.number + 1)
         self._transport.remove(path)
         place(path)
@@ -288,4 +375,6 @@ def test_actors_that_wait_for_each_other_are_found() -> None:
 
     explored = explore({"a": both("x", "y"), "b": both("y", "x")}, pool_with(P), locks=True)
     assert explored.violations[0].what == "the actors wait for each other's locks"
-    assert_sound(explore({"a": both("x", "y"), "b": both("x", "y")}, pool_with(P), locks=True), {"done"})
+    assert_sound(
+        explore({"a": both("x", "y"), "b": both("x", "y")}, pool_with(P), locks=True), {"done"}
+    )

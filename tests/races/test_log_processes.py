@@ -1,4 +1,7 @@
-"""Real processes on one pool in a file system, killed at any moment: what is shown by single steps, once more where nothing is modelled."""
+"""
+Real processes on one pool in a file system, killed at any moment: what is shown by single steps,
+once more where nothing is modelled.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,8 @@ for number in range(10):
     manifest = Manifest("vm1/disk", f"s{me}-{number}", size=1, digest=Digest.of(b"x"))
     with pool.locks.hold("log-vm1", 300):
         log = pool.log("vm1")
-        fold, written = log.append(lambda fold: [] if manifest.id in fold.states else [Publish(manifest)])
+        new = [Publish(manifest)]
+        fold, written = log.append(lambda fold: [] if manifest.id in fold.states else new)
         assert manifest.id in fold.states
         if log.is_checkpoint_due(fold):
             log.compact()
@@ -88,14 +92,16 @@ while True:
             case 0 | 1 | 2:
                 publish(fold)
             case 3:
-                for gone in pool.remove(dice.choice(list(fold.states) or [None]), cascade=True) if fold.states else ():
-                    Collector(pool).collect([gone.digest])
+                if fold.states:
+                    for gone in pool.remove(dice.choice(list(fold.states)), cascade=True):
+                        Collector(pool).collect([gone.digest])
             case 4:
                 Collector(pool).sweep()
             case 5:
                 for manifest in fold.manifests:
                     if not pool.has_bytes(manifest.digest):
-                        assert manifest.digest not in pool.fold("vm1").digests or pool.has_bytes(manifest.digest), manifest
+                        is_kept = manifest.digest in pool.fold("vm1").digests
+                        assert not is_kept or pool.has_bytes(manifest.digest), manifest
     except (RefusedError, NotFound):
         continue
 """
@@ -111,7 +117,9 @@ def pool(tmp_path: Path) -> Pool:
 
 def start(program: str, pool: Pool, locks: str, me: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", program, pool.location.path, locks, str(me)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def say_ready(process: subprocess.Popen[bytes]) -> None:
@@ -133,7 +141,9 @@ def test_every_change_is_there_once_in_one_order(pool: Pool, locks: str) -> None
         assert process.returncode == 0, complaint.decode()
     fold = pool.fold("vm1")
     assert fold.number == APPENDERS * RECORDS
-    assert {state.state for state in fold.states} == {f"s{number}-{count}" for number in range(APPENDERS) for count in range(RECORDS)}
+    assert {state.state for state in fold.states} == {
+        f"s{number}-{count}" for number in range(APPENDERS) for count in range(RECORDS)
+    }
     checkpoints, records = pool.log("vm1").entries()
     assert checkpoints
     assert records == list(range(records[0], fold.number + 1))
@@ -151,7 +161,8 @@ def test_a_pool_is_whole_after_killings(pool: Pool, locks: str) -> None:
     for kill in range(KILLS):
         victim = dice.choice(list(processes))
         number = CHAOTIC + kill
-        # The next one starts while the victim works, so that the time of its death depends on nothing that either does.
+        # The next one starts while the victim works, so that the time of its death depends on
+        # nothing that either does.
         processes[number] = start(CHAOS, pool, locks, number)
         say_ready(processes[number])
         end(processes.pop(victim))
@@ -173,14 +184,22 @@ def assert_whole(pool: Pool) -> None:
     assert dict(pool.fold("vm1").states) == dict(fold.states)
     for manifest in fold.manifests:
         assert manifest.digest is not None
-        assert pool.transport.digest(layout.data(manifest.digest), Transfer(manifest.size)) == manifest.digest
+        assert (
+            pool.transport.digest(layout.data(manifest.digest), Transfer(manifest.size))
+            == manifest.digest
+        )
         assert fold.chain(manifest)[-1].parent is None
     names = {entry.name for entry in pool.transport.scan(layout.DATA)}
     assert names == {digest.file_name for digest in fold.digests}
     assert {Digest.from_file_name(name) for name in names} == fold.digests
-    # What is left are temporary files without a marker, which a sweep takes when they are old enough to be nobody's.
+    # What is left are temporary files without a marker, which a sweep takes when they are old
+    # enough to be nobody's.
     assert [entry.name for entry in pool.transport.scan(layout.TRASH)] == []
-    assert [entry.name for entry in pool.transport.scan(layout.INCOMING) if entry.name.endswith(".json")] == []
+    assert [
+        entry.name for entry in pool.transport.scan(layout.INCOMING) if entry.name.endswith(".json")
+    ] == []
     for state, manifest in fold.states.items():
         assert manifest.digest is not None
-        assert pool.transport.readlink(layout.view(state)) == layout.view_target(state, manifest.digest)
+        assert pool.transport.readlink(layout.view(state)) == layout.view_target(
+            state, manifest.digest
+        )

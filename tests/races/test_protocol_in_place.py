@@ -11,7 +11,19 @@ from collections.abc import Sequence
 import pytest
 from attrs import evolve, frozen
 
-from tests.support.protocol import DONE, WITH_LEFTOVER, WITH_P, Actor, C, Change, P, Place, World, explore, remover
+from tests.support.protocol import (
+    DONE,
+    WITH_LEFTOVER,
+    WITH_P,
+    Actor,
+    C,
+    Change,
+    P,
+    Place,
+    World,
+    explore,
+    remover,
+)
 from tests.support.protocol_in_place import CollectorInPlace, Found, PublisherInPlace, Sweeper
 
 D = Change("D", "c", "P")

@@ -1,4 +1,7 @@
-"""Many processes at one cache at the same moment: one does the work, the others use it; and whoever dies holds nothing."""
+"""
+Many processes at one cache at the same moment: one does the work, the others use it; and whoever
+dies holds nothing.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,8 @@ sys.stdin.readline()
 try:
     if operation == "get":
         outcome = disk.get(state, to=image)
-        print(json.dumps({"bytes": outcome.bytes, "source": outcome.source, "digest": outcome.digest}))
+        facts = {name: getattr(outcome, name) for name in ("bytes", "source", "digest")}
+        print(json.dumps(facts))
     else:
         outcome = disk.set(state, source=image)
         print(json.dumps({"complete": outcome.complete, "digest": outcome.digest}))
@@ -57,14 +61,33 @@ except statepool.StatePoolError as error:
 class Worker:
     """A process that does one thing when it is told to."""
 
-    def __init__(self, root: Path, operation: str, state: str, image: str | None, *, cache: str = "cache", hold: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        operation: str,
+        state: str,
+        image: str | None,
+        *,
+        cache: str = "cache",
+        hold: bool = False,
+    ) -> None:
         command = [sys.executable, "-c", WORKER, json.dumps([cache, operation, state, image, hold])]
-        self.process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command,
+            cwd=root,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def expect(self, word: str) -> None:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line == f"{word}\n", (line, self.process.stderr.read() if self.process.stderr and not line else "")
+        assert line == f"{word}\n", (
+            line,
+            self.process.stderr.read() if self.process.stderr and not line else "",
+        )
 
     def go(self) -> None:
         assert self.process.stdin is not None
@@ -100,17 +123,31 @@ def together(stack: ExitStack, workers: Sequence[Worker]) -> list[dict[str, Any]
 
 
 def qemu(*command: str | Path) -> None:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, timeout=LIMIT, check=False
+    )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 
 def write(image: Path, value: int, number: int) -> None:
-    qemu("qemu-io", "-f", "qcow2", "-c", f"write -P {value} {number * 256 * KIB} {256 * KIB}", image)
+    qemu(
+        "qemu-io", "-f", "qcow2", "-c", f"write -P {value} {number * 256 * KIB} {256 * KIB}", image
+    )
 
 
 def require_content(image: Path, *values: int) -> None:
-    reads = [part for number, value in enumerate(values) for part in ("-c", f"read -P {value} {number * 256 * KIB} {256 * KIB}")]
-    done = subprocess.run(["qemu-io", "-f", "qcow2", *reads, str(image)], capture_output=True, text=True, timeout=LIMIT, check=False)
+    reads = [
+        part
+        for number, value in enumerate(values)
+        for part in ("-c", f"read -P {value} {number * 256 * KIB} {256 * KIB}")
+    ]
+    done = subprocess.run(
+        ["qemu-io", "-f", "qcow2", *reads, str(image)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "verification failed" not in done.stdout, done.stdout
     qemu("qemu-img", "check", "-q", "-f", "qcow2", image)
@@ -137,11 +174,18 @@ def root(tmp_path: Path) -> Path:
 
 
 def sizes(root: Path) -> int:
-    return sum(manifest.data_size for manifest in pool_at(root / "pool").chain(StateId(OBJECT, "customize")))
+    return sum(
+        manifest.data_size
+        for manifest in pool_at(root / "pool").chain(StateId(OBJECT, "customize"))
+    )
 
 
 def published(root: Path, cache: str = "cache") -> list[str]:
-    return [str(change) for record in pool_at(root / cache).log("vm1").records() for change in record.changes]
+    return [
+        str(change)
+        for record in pool_at(root / cache).log("vm1").records()
+        for change in record.changes
+    ]
 
 
 def require_tidy(root: Path, cache: str = "cache") -> None:
@@ -152,13 +196,17 @@ def require_tidy(root: Path, cache: str = "cache") -> None:
         assert Digest.of(path.read_bytes()) == Digest.from_file_name(path.name)
 
 
-# -- getting -------------------------------------------------------------------------------------------------------------------------------------
+# -- getting ---------------------------------------------------------------------------------------
 
 
 def test_sixteen_get_one_copy(root: Path, stack: ExitStack) -> None:
-    outcomes = together(stack, [Worker(root, "get", "customize", f"work{number}.qcow2") for number in range(16)])
+    outcomes = together(
+        stack, [Worker(root, "get", "customize", f"work{number}.qcow2") for number in range(16)]
+    )
     assert not [outcome for outcome in outcomes if "error" in outcome]
-    assert sum(outcome["bytes"] for outcome in outcomes) == sizes(root), "one copy was made, no more"
+    assert sum(outcome["bytes"] for outcome in outcomes) == sizes(root), (
+        "one copy was made, no more"
+    )
     assert len({outcome["digest"] for outcome in outcomes}) == 1
     assert len(published(root)) == 2, "each member is there once in the log"
     for number in range(16):
@@ -193,7 +241,9 @@ def test_others_wait_for_who_fetches(root: Path, stack: ExitStack) -> None:
     outcome = waiting.outcome()
     assert outcome["bytes"] == sizes(root)
     require_content(root / "work.qcow2", 1, 2)
-    statepool.StatePool(cache=root / "cache", sources=[root / "pool"]).image(OBJECT).get("customize")
+    statepool.StatePool(cache=root / "cache", sources=[root / "pool"]).image(OBJECT).get(
+        "customize"
+    )
     require_tidy(root)
 
 
@@ -217,7 +267,7 @@ def test_holder_that_ends_leaves_its_work(root: Path, stack: ExitStack) -> None:
     assert len(published(root)) == 2
 
 
-# -- setting -------------------------------------------------------------------------------------------------------------------------------------
+# -- setting ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -233,18 +283,30 @@ def images(root: Path) -> list[str]:
 
 
 def test_eight_children_of_one_parent(root: Path, images: list[str], stack: ExitStack) -> None:
-    outcomes = together(stack, [Worker(root, "set", f"child{number}", image) for number, image in enumerate(images)])
+    outcomes = together(
+        stack, [Worker(root, "set", f"child{number}", image) for number, image in enumerate(images)]
+    )
     assert [outcome.get("complete") for outcome in outcomes] == [True] * 8, outcomes
     for where in ("cache", "pool"):
         fold = pool_at(root / where).fold("vm1")
-        assert {state.state for state in fold.states} == {"install", "customize", *(f"child{number}" for number in range(8))}
-        assert all(len(fold.chain(manifest)) == 3 for state, manifest in fold.states.items() if state.state.startswith("child"))
+        assert {state.state for state in fold.states} == {
+            "install",
+            "customize",
+            *(f"child{number}" for number in range(8)),
+        }
+        assert all(
+            len(fold.chain(manifest)) == 3
+            for state, manifest in fold.states.items()
+            if state.state.startswith("child")
+        )
         require_tidy(root, where)
     for number, image in enumerate(images):
         require_content(root / image, 1, 2, 10 + number)
 
 
-def test_eight_give_one_name_to_different_content(root: Path, images: list[str], stack: ExitStack) -> None:
+def test_eight_give_one_name_to_different_content(
+    root: Path, images: list[str], stack: ExitStack
+) -> None:
     outcomes = together(stack, [Worker(root, "set", "child", image) for image in images])
     winners = [number for number, outcome in enumerate(outcomes) if "error" not in outcome]
     assert len(winners) == 1, outcomes
@@ -269,7 +331,9 @@ def test_eight_give_one_name_to_the_same_content(root: Path, stack: ExitStack) -
     write(root / "work0.qcow2", 10, 2)
     for number in range(1, 8):
         shutil.copy(root / "work0.qcow2", root / f"work{number}.qcow2")
-    outcomes = together(stack, [Worker(root, "set", "child", f"work{number}.qcow2") for number in range(8)])
+    outcomes = together(
+        stack, [Worker(root, "set", "child", f"work{number}.qcow2") for number in range(8)]
+    )
     assert [outcome.get("complete") for outcome in outcomes] == [True] * 8, outcomes
     assert len([text for text in published(root) if "child" in text]) == 1
     for number in range(8):

@@ -1,5 +1,6 @@
 """
-Image files for the tests of whoever writes a transport, a backend or a tool: good ones, and all the kinds that must be refused.
+Image files for the tests of whoever writes a transport, a backend or a tool: good ones, and all the
+kinds that must be refused.
 
 They are made byte by byte: no tool is run, and no tool would make most of them.
 """
@@ -36,7 +37,8 @@ _VERSION_3 = struct.Struct(">QQQII")
 @frozen
 class Forged:
     """
-    A small qcow2 image whose every field can be a lie. As it is by default, it is a good one: empty, 1 MiB, clusters of 4 KiB.
+    A small qcow2 image whose every field can be a lie. As it is by default, it is a good one:
+    empty, 1 MiB, clusters of 4 KiB.
 
     The fields are those of the header, in the order of the format; None stands for what is true.
 
@@ -77,7 +79,10 @@ class Forged:
         """:returns: the file"""
         formats = self.formats if self.backing is not None else ()
         given = [(EXTENSION_BACKING_FORMAT, name) for name in formats] + list(self.extensions)
-        extensions = b"".join(struct.pack(">II", kind, len(data)) + data + bytes(-len(data) % 8) for kind, data in given)
+        extensions = b"".join(
+            struct.pack(">II", kind, len(data)) + data + bytes(-len(data) % 8)
+            for kind, data in given
+        )
         extensions += bytes(8) if self.ended else b""
         true_length = 112 if self.version == 3 else 72
         backing_offset = true_length + len(extensions) if self.backing is not None else 0
@@ -97,7 +102,13 @@ class Forged:
             self.snapshots_offset,
         )
         if self.version == 3:
-            fixed += _VERSION_3.pack(self.incompatible, self.compatible, self.autoclear, self.refcount_order, self.header_length)
+            fixed += _VERSION_3.pack(
+                self.incompatible,
+                self.compatible,
+                self.autoclear,
+                self.refcount_order,
+                self.header_length,
+            )
             fixed += bytes([self.compression]) + bytes(7)
         image = bytearray((3 << 12) + 8)
         first = fixed + extensions + (self.backing or b"")
@@ -157,14 +168,23 @@ HOSTILE: Mapping[str, tuple[Callable[[], bytes], str]] = MappingProxyType(
         "header-length-odd": (_root(header_length=109), "header-length"),
         "header-length-huge": (_root(header_length=0xFFFFFFF8), "header-length"),
         "extension-leaves-header": (_root(extensions=((0x12345678, bytes(4000)),)), "extensions"),
-        "extension-reaches-into-name": (_child(extensions=((0x12345678, bytes(16)),), backing_offset=144), "extensions"),
+        "extension-reaches-into-name": (
+            _child(extensions=((0x12345678, bytes(16)),), backing_offset=144),
+            "extensions",
+        ),
         "extensions-without-end": (_root(extensions=((0x12345678, b""),) * 400), "extensions"),
         # features
         "dirty": (_child(incompatible=1), "dirty"),
         "corrupt": (_child(incompatible=2), "corrupt"),
         "data-file": (_child(incompatible=4), "data-file"),
-        "data-file-named": (_child(incompatible=4, extensions=((EXTENSION_DATA_FILE, b"/etc/shadow"),)), "data-file"),
-        "data-file-named-only": (_child(extensions=((EXTENSION_DATA_FILE, b"/etc/shadow"),)), "data-file"),
+        "data-file-named": (
+            _child(incompatible=4, extensions=((EXTENSION_DATA_FILE, b"/etc/shadow"),)),
+            "data-file",
+        ),
+        "data-file-named-only": (
+            _child(extensions=((EXTENSION_DATA_FILE, b"/etc/shadow"),)),
+            "data-file",
+        ),
         "feature-5": (_child(incompatible=1 << 5), "features"),
         "feature-63": (_child(incompatible=1 << 63), "features"),
         "compression-unknown": (_child(incompatible=8, compression=2), "compression"),
@@ -172,7 +192,12 @@ HOSTILE: Mapping[str, tuple[Callable[[], bytes], str]] = MappingProxyType(
         "compression-only-announced": (_child(incompatible=8), "compression"),
         "extended-l2-small": (_child(incompatible=16), "extended-l2"),
         "aes": (_child(crypt_method=1), "encryption"),
-        "luks": (_child(crypt_method=2, extensions=((EXTENSION_LUKS, struct.pack(">QQ", 4 << 12, 4096)),)), "encryption"),
+        "luks": (
+            _child(
+                crypt_method=2, extensions=((EXTENSION_LUKS, struct.pack(">QQ", 4 << 12, 4096)),)
+            ),
+            "encryption",
+        ),
         "luks-without-header": (_child(crypt_method=2), "luks-header"),
         "encryption-unknown": (_child(crypt_method=3), "encryption"),
         # tables
@@ -192,19 +217,48 @@ HOSTILE: Mapping[str, tuple[Callable[[], bytes], str]] = MappingProxyType(
         "refcount-table-huge": (_child(refcount_clusters=0xFFFFFFFF), "refcount-table"),
         "refcount-order": (_child(refcount_order=7), "refcount-order"),
         "snapshots-past-end": (_child(snapshots=1, snapshots_offset=1 << 40), "table-past-end"),
-        "snapshots-unaligned": (_child(snapshots=1, snapshots_offset=(3 << 12) + 8, length=1 << 16), "table-alignment"),
-        "snapshots-huge": (_child(snapshots=0xFFFFFFFF, snapshots_offset=4 << 12), "snapshot-table"),
-        "bitmaps-past-end": (_child(autoclear=1, extensions=((EXTENSION_BITMAPS, struct.pack(">IIQQ", 1, 0, 4096, 1 << 40)),)), "table-past-end"),
-        "bitmaps-huge": (_child(autoclear=1, extensions=((EXTENSION_BITMAPS, struct.pack(">IIQQ", 1, 0, 1 << 40, 4 << 12)),)), "bitmap-directory"),
-        "bitmaps-cut": (_child(autoclear=1, extensions=((EXTENSION_BITMAPS, bytes(8)),)), "extensions"),
+        "snapshots-unaligned": (
+            _child(snapshots=1, snapshots_offset=(3 << 12) + 8, length=1 << 16),
+            "table-alignment",
+        ),
+        "snapshots-huge": (
+            _child(snapshots=0xFFFFFFFF, snapshots_offset=4 << 12),
+            "snapshot-table",
+        ),
+        "bitmaps-past-end": (
+            _child(
+                autoclear=1,
+                extensions=((EXTENSION_BITMAPS, struct.pack(">IIQQ", 1, 0, 4096, 1 << 40)),),
+            ),
+            "table-past-end",
+        ),
+        "bitmaps-huge": (
+            _child(
+                autoclear=1,
+                extensions=((EXTENSION_BITMAPS, struct.pack(">IIQQ", 1, 0, 1 << 40, 4 << 12)),),
+            ),
+            "bitmap-directory",
+        ),
+        "bitmaps-cut": (
+            _child(autoclear=1, extensions=((EXTENSION_BITMAPS, bytes(8)),)),
+            "extensions",
+        ),
         # backing
         "backing-absolute": (_child(backing=b"/etc/hostname"), "backing-absolute"),
-        "backing-absolute-image": (_child(backing=b"/srv/pool/vm1/disk/parent.qcow2"), "backing-absolute"),
+        "backing-absolute-image": (
+            _child(backing=b"/srv/pool/vm1/disk/parent.qcow2"),
+            "backing-absolute",
+        ),
         "backing-parent-directory": (_child(backing=b"../secret/parent.qcow2"), "backing-outside"),
         "backing-directory": (_child(backing=b"sub/parent.qcow2"), "backing-outside"),
         "backing-dot": (_child(backing=b"./parent.qcow2"), "backing-outside"),
         "backing-dots": (_child(backing=b".."), "backing-outside"),
-        "backing-json": (_child(backing=b'json:{"driver":"raw","file":{"driver":"file","filename":"/etc/hostname"}}'), "backing-json"),
+        "backing-json": (
+            _child(
+                backing=b'json:{"driver":"raw","file":{"driver":"file","filename":"/etc/hostname"}}'
+            ),
+            "backing-json",
+        ),
         "backing-nbd": (_child(backing=b"nbd:127.0.0.1:10809"), "backing-protocol"),
         "backing-nbd-url": (_child(backing=b"nbd://127.0.0.1/parent.qcow2"), "backing-protocol"),
         "backing-http": (_child(backing=b"http://127.0.0.1/parent.qcow2"), "backing-protocol"),
@@ -218,7 +272,10 @@ HOSTILE: Mapping[str, tuple[Callable[[], bytes], str]] = MappingProxyType(
         "backing-not-ascii": (_child(backing="pärent.qcow2".encode()), "backing-sibling"),
         "backing-not-utf-8": (_child(backing=b"p\xffrent.qcow2"), "backing-sibling"),
         "backing-nul": (_child(backing=b"parent.qcow2\0/etc/hostname"), "backing-characters"),
-        "backing-newline": (_child(backing=b"parent.qcow2\nbacking file format: raw"), "backing-characters"),
+        "backing-newline": (
+            _child(backing=b"parent.qcow2\nbacking file format: raw"),
+            "backing-characters",
+        ),
         "backing-too-long": (_child(backing=b"a" * 1024), "backing-name-length"),
         "backing-length-huge": (_child(backing_length=0xFFFFFFFF), "backing-name-length"),
         "backing-in-header": (_child(backing_offset=8), "backing-name-place"),
@@ -227,7 +284,10 @@ HOSTILE: Mapping[str, tuple[Callable[[], bytes], str]] = MappingProxyType(
         "backing-at-end-of-cluster": (_child(backing_offset=4090), "backing-name-place"),
         "format-missing": (_child(formats=()), "backing-format-missing"),
         "format-missing-version-2": (_child(version=2, formats=()), "backing-format-missing"),
-        "format-hidden-behind-end": (_child(formats=(), extensions=((0, b""), (EXTENSION_BACKING_FORMAT, b"qcow2"))), "backing-format-missing"),
+        "format-hidden-behind-end": (
+            _child(formats=(), extensions=((0, b""), (EXTENSION_BACKING_FORMAT, b"qcow2"))),
+            "backing-format-missing",
+        ),
         "format-raw": (_child(formats=(b"raw",)), "backing-format-false"),
         "format-empty": (_child(formats=(b"",)), "backing-format-false"),
         "format-nul": (_child(formats=(b"qcow2\0raw",)), "backing-format-false"),
@@ -235,7 +295,10 @@ HOSTILE: Mapping[str, tuple[Callable[[], bytes], str]] = MappingProxyType(
         "format-contradicted": (_child(formats=(b"raw", b"qcow2")), "backing-format-doubled"),
     }
 )
-"""Images that must be refused: their bytes, and the check that must refuse them where a plain sibling name may back an image."""
+"""
+Images that must be refused: their bytes, and the check that must refuse them where a plain sibling
+name may back an image.
+"""
 
 
 @frozen
@@ -257,7 +320,8 @@ class HostileImage:
 
 def hostile_images(directory: Path) -> Iterator[HostileImage]:
     """
-    Make every image that must be refused, each named as a state could be, and the good ones ``parent.qcow2`` and ``child.qcow2`` beside them.
+    Make every image that must be refused, each named as a state could be, and the good ones
+    ``parent.qcow2`` and ``child.qcow2`` beside them.
 
     :param directory: which exists and is empty
     :returns: them all, once they are there
@@ -306,7 +370,11 @@ def _hostile_chains(directory: Path) -> Iterator[HostileImage]:
     for name, (parent, check) in backed.items():
         yield HostileImage(name, _chained(directory, name, parent), check, walk=True)
     for number in range(1, LONG_CHAIN):
-        _chained(directory, f"chain-{number}", f"chain-{number + 1}" if number + 1 < LONG_CHAIN else "parent")
+        _chained(
+            directory,
+            f"chain-{number}",
+            f"chain-{number + 1}" if number + 1 < LONG_CHAIN else "parent",
+        )
 
 
 def _chained(directory: Path, name: str, parent: str) -> Path:

@@ -7,15 +7,19 @@ Every interleaving of several actors on one pool, with all pauses and deaths, ru
     explored = world.explore()
     assert not explored.violations
 
-An actor is a function that is given a :class:`Replay`, a transport, and does its work with it: with a :class:`~statepool.pools.pool.Pool`, a
-:class:`~statepool.pools.log.MachineLog`, or whatever stands on transports. It must do the same whenever it sees the same: no random names, no clocks.
+An actor is a function that is given a :class:`Replay`, a transport, and does its work with it: with
+a :class:`~statepool.pools.pool.Pool`, a :class:`~statepool.pools.log.MachineLog`, or whatever
+stands on transports. It must do the same whenever it sees the same: no random names, no clocks.
 
-No threads are needed. What an actor does next is a function of what it has seen, so it is run from its beginning with the recorded answers, and
-stopped by :class:`NextOperation` where they end. The state of the world is then the files, who holds which lock, and what each actor has seen; states
-that were seen before are not followed again, so all schedules are covered though nobody could count them.
+No threads are needed. What an actor does next is a function of what it has seen, so it is run from
+its beginning with the recorded answers, and stopped by :class:`NextOperation` where they end. The
+state of the world is then the files, who holds which lock, and what each actor has seen; states
+that were seen before are not followed again, so all schedules are covered though nobody could count
+them.
 
-A dead actor is one that never does anything again. Every state is checked, so whatever holds in all of them holds if any of the actors died there;
-only who holds a lock must die expressly, since that lets the others go on.
+A dead actor is one that never does anything again. Every state is checked, so whatever holds in all
+of them holds if any of the actors died there; only who holds a lock must die expressly, since that
+lets the others go on.
 """
 
 from __future__ import annotations
@@ -29,14 +33,31 @@ from attrs import define, field, frozen
 from statepool.errors import StatePoolError
 from tests.support.replay import Answer, Direct, Files, NextOperation, Node, Operation, Replay
 
-__all__ = ["Actor", "Check", "Direct", "Explored", "Files", "NextOperation", "Node", "Operation", "Outcomes", "Replay", "Step", "Violation", "World"]
+__all__ = [
+    "Actor",
+    "Check",
+    "Direct",
+    "Explored",
+    "Files",
+    "NextOperation",
+    "Node",
+    "Operation",
+    "Outcomes",
+    "Replay",
+    "Step",
+    "Violation",
+    "World",
+]
 
-# -- the explorer ------------------------------------------------------------------------------------------------------------------------------------
+# -- the explorer ----------------------------------------------------------------------------------
 
 Actor = Callable[[Replay], Any]
 
 Outcomes = Mapping[str, Any]
-"""What became of each actor that has ended: what it returned (hashable), or the class of the error it raised."""
+"""
+What became of each actor that has ended: what it returned (hashable), or the class of the error it
+raised.
+"""
 
 Check = Callable[[Files, Outcomes], str | None]
 """Says what is wrong with a state, or None."""
@@ -85,7 +106,10 @@ class Explored:
     violations: tuple[Violation, ...]
 
     def __str__(self) -> str:
-        return f"{self.states} states, {self.snapshots} snapshots, {self.ends} ends, {len(self.violations)} violations"
+        return (
+            f"{self.states} states, {self.snapshots} snapshots, {self.ends} ends,"
+            f" {len(self.violations)} violations"
+        )
 
 
 _Locks = tuple[tuple[str, int], ...]
@@ -152,7 +176,10 @@ class World:
     """Histories that go on."""
     _done: dict[tuple[int, Operation], tuple[int, int]] = field(init=False, factory=dict)
     _moves: dict[tuple[int, int], tuple[int, int]] = field(init=False, factory=dict)
-    """By files and history, what comes of the next operation: most are met in many states, which differ in what the others have seen."""
+    """
+    By files and history, what comes of the next operation: most are met in many states, which
+    differ in what the others have seen.
+    """
     _steps: dict[tuple[int, int], str | None] = field(init=False, factory=dict)
     _endings: dict[tuple[int, Any], int] = field(init=False, factory=dict)
     _violations: list[Violation] = field(init=False, factory=list)
@@ -164,7 +191,8 @@ class World:
     def explore(self) -> Explored:
         """:returns: what was found, after all states were seen, or enough violations"""
         collects = gc.isenabled()
-        gc.disable()  # it would look at millions of tuples again and again, none of which is in a circle
+        # it would look at millions of tuples again and again, none of which is in a circle
+        gc.disable()
         try:
             return self._explore()
         finally:
@@ -173,7 +201,11 @@ class World:
 
     def _explore(self) -> Explored:
         actors = range(len(self._names))
-        first: _State = (self._snapshot(self.files), (), tuple(self._begin(actor) for actor in actors))
+        first: _State = (
+            self._snapshot(self.files),
+            (),
+            tuple(self._begin(actor) for actor in actors),
+        )
         self._before[first] = None
         waiting = [first]
         checked: set[tuple[int, tuple[int, ...]]] = set()
@@ -181,14 +213,20 @@ class World:
         while waiting and len(self._violations) < self.limit:
             state = waiting.pop()
             files, locks, positions = state
-            ended = tuple([_DEAD if position in self._going else position for position in positions])
+            ended = tuple(
+                [_DEAD if position in self._going else position for position in positions]
+            )
             if (files, ended) not in checked:
                 checked.add((files, ended))
                 self._note(state, self.check(self._snapshots.values[files], self._outcomes(ended)))
             going = [actor for actor in actors if positions[actor] in self._going]
             holders = {holder for _, holder in locks}
             following = [(actor, self._dead(state, actor)) for actor in going if actor in holders]
-            moved = [(actor, after) for actor in going if (after := self._advance(state, actor)) is not None]
+            moved = [
+                (actor, after)
+                for actor in going
+                if (after := self._advance(state, actor)) is not None
+            ]
             for _, after in moved:
                 if after[0] != files:
                     self._note(state, self._step(files, after[0]))
@@ -201,22 +239,38 @@ class World:
                 if after not in self._before:
                     self._before[after] = (state, actor)
                     waiting.append(after)
-        return Explored(len(self._before), len(self._snapshots.values), ends, frozenset(outcomes), tuple(self._violations))
+        return Explored(
+            len(self._before),
+            len(self._snapshots.values),
+            ends,
+            frozenset(outcomes),
+            tuple(self._violations),
+        )
 
     def _outcomes(self, positions: Sequence[int]) -> Outcomes:
-        return {name: self._histories[at].outcome for name, at in zip(self._names, positions, strict=True) if at != _DEAD}
+        return {
+            name: self._histories[at].outcome
+            for name, at in zip(self._names, positions, strict=True)
+            if at != _DEAD
+        }
 
-    # -- what follows ------------------------------------------------------------------------------------------------------------------------------
+    # -- what follows ------------------------------------------------------------------------------
 
     @staticmethod
     def _dead(state: _State, actor: int) -> _State:
         """:returns: the state after an actor that held locks has died, which frees them"""
         files, locks, positions = state
-        return files, tuple(lock for lock in locks if lock[1] != actor), (*positions[:actor], _DEAD, *positions[actor + 1 :])
+        return (
+            files,
+            tuple(lock for lock in locks if lock[1] != actor),
+            (*positions[:actor], _DEAD, *positions[actor + 1 :]),
+        )
 
     def _step(self, before: int, after: int) -> str | None:
         if (before, after) not in self._steps:
-            self._steps[before, after] = self.step(self._snapshots.values[before], self._snapshots.values[after])
+            self._steps[before, after] = self.step(
+                self._snapshots.values[before], self._snapshots.values[after]
+            )
         return self._steps[before, after]
 
     def _advance(self, state: _State, actor: int) -> _State | None:
@@ -243,20 +297,33 @@ class World:
     def _perform(self, files: int, operation: Operation) -> tuple[int, int]:
         found = self._done.get((files, operation))
         if found is None:
-            system = Direct(self._snapshots.values[files], symlinks=self.symlinks, renames=self.renames)
+            system = Direct(
+                self._snapshots.values[files], symlinks=self.symlinks, renames=self.renames
+            )
             answer: Answer
             try:
-                answer = ("value", self.at_once[operation[1]](system) if operation[0] == "at_once" else system.do(*operation))
+                answer = (
+                    "value",
+                    (
+                        self.at_once[operation[1]](system)
+                        if operation[0] == "at_once"
+                        else system.do(*operation)
+                    ),
+                )
             except StatePoolError as error:
                 answer = ("error", (type(error), error.message))
-            after = files if system.files is self._snapshots.values[files] else self._snapshot(system.files)
+            after = (
+                files
+                if system.files is self._snapshots.values[files]
+                else self._snapshot(system.files)
+            )
             found = self._done[files, operation] = after, self._answers.number(answer, answer)
         return found
 
     def _snapshot(self, files: Files) -> int:
         return self._snapshots.number(frozenset(files.items()), files)
 
-    # -- histories ---------------------------------------------------------------------------------------------------------------------------------
+    # -- histories ---------------------------------------------------------------------------------
 
     def _begin(self, actor: int) -> int:
         return self._kept(self._replayed(_Seen(actor, None, None)))
@@ -265,7 +332,8 @@ class World:
         """:returns: the number of a history"""
         number = len(self._histories)
         if seen.next is None:
-            # All histories of an actor that end alike become one: how it came to its end matters no more.
+            # All histories of an actor that end alike become one: how it came to its end matters no
+            # more.
             number = self._endings.setdefault((seen.actor, seen.outcome), number)
         if number == len(self._histories):
             self._histories.append(seen)
@@ -276,11 +344,19 @@ class World:
     def _follow(self, position: int, answer: int) -> int:
         here = self._histories[position]
         if answer not in here.following:
-            here.following[answer] = self._kept(self._replayed(_Seen(here.actor, position, self._answers.values[answer])))
+            here.following[answer] = self._kept(
+                self._replayed(_Seen(here.actor, position, self._answers.values[answer]))
+            )
         return here.following[answer]
 
     def _replayed(self, seen: _Seen) -> _Seen:
-        transport = Replay(self._names[seen.actor], self._history(seen), symlinks=self.symlinks, renames=self.renames, locks=self.locks)
+        transport = Replay(
+            self._names[seen.actor],
+            self._history(seen),
+            symlinks=self.symlinks,
+            renames=self.renames,
+            locks=self.locks,
+        )
         try:
             seen.outcome = self.actors[transport.name](transport)
         except NextOperation as stopped:
@@ -297,7 +373,7 @@ class World:
             here = self._histories[here.above]
         return answers[::-1]
 
-    # -- what is wrong -----------------------------------------------------------------------------------------------------------------------------
+    # -- what is wrong -----------------------------------------------------------------------------
 
     def _note(self, state: _State, wrong: str | None) -> None:
         if wrong is not None:
@@ -319,8 +395,16 @@ class World:
             return [f"{name} dies"]
         operation = self._histories[was[2][actor]].next
         assert operation is not None
-        answer = self._answers.values[self._perform(was[0], operation)[1]] if operation[0] not in ("lock", "unlock") else _NOTHING
-        ended = f", and ends with {self._histories[now[2][actor]].outcome}" if now[2][actor] not in self._going else ""
+        answer = (
+            self._answers.values[self._perform(was[0], operation)[1]]
+            if operation[0] not in ("lock", "unlock")
+            else _NOTHING
+        )
+        ended = (
+            f", and ends with {self._histories[now[2][actor]].outcome}"
+            if now[2][actor] not in self._going
+            else ""
+        )
         return [f"{name}: {' '.join(map(_shown, operation))} -> {_shown(answer[1])}{ended}"]
 
 

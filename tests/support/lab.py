@@ -1,4 +1,7 @@
-"""A cache and pools with small images made byte by byte: what is tested here is what happens to bytes, not what is in them."""
+"""
+A cache and pools with small images made byte by byte: what is tested here is what happens to bytes,
+not what is in them.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,14 @@ class Lab:
     def location(self, name: str, scheme: str = "file") -> Location:
         return Location(scheme, str(self.root / name))
 
-    def pool(self, name: str = "pool", *, scheme: str = "file", transport: Transport | None = None, create: bool = True) -> Pool:
+    def pool(
+        self,
+        name: str = "pool",
+        *,
+        scheme: str = "file",
+        transport: Transport | None = None,
+        create: bool = True,
+    ) -> Pool:
         pool = Pool(transport or open_transport(self.location(name, scheme)))
         if create:
             pool.create()
@@ -62,7 +72,9 @@ class Lab:
         replace: bool = False,
         algorithm: str = DEFAULT_ALGORITHM,
     ) -> Manifest:
-        """Publish a state of vm1/disk, as another implementation would. :returns: what is known of it"""
+        """
+        Publish a state of vm1/disk, as another implementation would. :returns: what is known of it
+        """
         content = self.image(tag or state, parent.state if parent else None)
         digest = Digest.of(content, algorithm)
         assert parent is None or parent.digest is not None
@@ -85,13 +97,18 @@ class Lab:
         return manifest
 
     def chain(self, pool: Pool, *states: str) -> tuple[Manifest, ...]:
-        """Publish states that stand on one another, the first one on nothing. :returns: them, tip first"""
+        """
+        Publish states that stand on one another, the first one on nothing. :returns: them, tip
+        first
+        """
         made: list[Manifest] = []
         for state in states:
             made.append(self.put(pool, state, made[-1] if made else None))
         return tuple(reversed(made))
 
-    def unmanaged(self, name: str, state: str, parent: str | None = None, *, tag: str | None = None) -> Path:
+    def unmanaged(
+        self, name: str, state: str, parent: str | None = None, *, tag: str | None = None
+    ) -> Path:
         """Write a file as another tool would."""
         path = self.root / name / layout.view(StateId(DISK, state))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +130,11 @@ class Lab:
     @staticmethod
     def leftovers(pool: Pool) -> list[str]:
         """:returns: what is in the places where nothing is when nobody is at work"""
-        return [entry.name for directory in (layout.INCOMING, layout.TRASH) for entry in pool.transport.scan(directory)]
+        return [
+            entry.name
+            for directory in (layout.INCOMING, layout.TRASH)
+            for entry in pool.transport.scan(directory)
+        ]
 
     @staticmethod
     def data(pool: Pool) -> set[Digest]:

@@ -1,5 +1,6 @@
 """
-Running machines for tests: the tiny guest, booted once, and then had again and again within a fraction of a second.
+Running machines for tests: the tiny guest, booted once, and then had again and again within a
+fraction of a second.
 """
 
 from __future__ import annotations
@@ -76,7 +77,12 @@ class Lab:
         """
         arguments: list[str] = []
         for name, path in (("serial", directory / "serial"), ("agent", directory / "agent")):
-            arguments += ["-chardev", f"socket,id={name},path={path},server=on,wait=off", "-serial", f"chardev:{name}"]
+            arguments += [
+                "-chardev",
+                f"socket,id={name},path={path},server=on,wait=off",
+                "-serial",
+                f"chardev:{name}",
+            ]
         return MachineConfig(images, memory=MEMORY, arguments=[*arguments, *self.guest.arguments])
 
     def prepare(self) -> None:
@@ -85,8 +91,14 @@ class Lab:
             return
         disks = {name: self.place / f"{name}.qcow2" for name in IMAGES}
         for name, path in disks.items():
-            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(IMAGES[name])], check=True)
-        with self.directory() as directory, RunningMachine.start(self.config(disks, directory)) as machine:
+            subprocess.run(
+                ["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(IMAGES[name])],
+                check=True,
+            )
+        with (
+            self.directory() as directory,
+            RunningMachine.start(self.config(disks, directory)) as machine,
+        ):
             with talking_to(directory / "serial") as console:
                 console.wait_for("tick 1", timeout=BOOT_TIMEOUT)
             with open(self.ram, "wb") as file, machine.held():
@@ -103,7 +115,10 @@ class Lab:
         """:returns: copies of the disks of the booted guest, in a directory"""
         self.prepare()
         place.mkdir(parents=True, exist_ok=True)
-        return {name: Path(shutil.copy(self.place / f"{name}.qcow2", place / f"{name}.qcow2")) for name in IMAGES}
+        return {
+            name: Path(shutil.copy(self.place / f"{name}.qcow2", place / f"{name}.qcow2"))
+            for name in IMAGES
+        }
 
     @contextlib.contextmanager
     def directory(self) -> Iterator[Path]:
@@ -119,7 +134,12 @@ class Lab:
         :param images: working images with the content of the booted guest's disks
         """
         self.prepare()
-        with self.directory() as directory, RunningMachine.start(self.config(images, directory), arguments=("-incoming", "defer")) as machine:
+        with (
+            self.directory() as directory,
+            RunningMachine.start(
+                self.config(images, directory), arguments=("-incoming", "defer")
+            ) as machine,
+        ):
             with open(self.ram, "rb") as file:
                 load_ram(machine, file.fileno())
             machine.resume()
@@ -127,7 +147,9 @@ class Lab:
                 yield Talking(machine, console, images, directory)
 
     @contextlib.contextmanager
-    def foreign(self, images: Mapping[str, Path], *, arguments: Sequence[str] = ()) -> Iterator[Talking]:
+    def foreign(
+        self, images: Mapping[str, Path], *, arguments: Sequence[str] = ()
+    ) -> Iterator[Talking]:
         """
         A guest in a machine that somebody else has started, with its monitor at a socket.
 
@@ -137,14 +159,29 @@ class Lab:
         self.prepare()
         with self.directory() as directory:
             command = self.config(images, directory).command()
-            command += ["-qmp", f"unix:{directory / 'monitor'},server=on,wait=off", "-incoming", f"exec:cat {self.ram}", *arguments]
+            command += [
+                "-qmp",
+                f"unix:{directory / 'monitor'},server=on,wait=off",
+                "-incoming",
+                f"exec:cat {self.ram}",
+                *arguments,
+            ]
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
             try:
                 monitor = directory / "monitor"
-                if not wait_until(lambda: _listens(monitor) or process.poll() is not None, timeout=BOOT_TIMEOUT) or process.poll() is not None:
+                if (
+                    not wait_until(
+                        lambda: _listens(monitor) or process.poll() is not None,
+                        timeout=BOOT_TIMEOUT,
+                    )
+                    or process.poll() is not None
+                ):
                     assert process.stderr is not None
                     raise GuestError(f"QEMU did not start: {process.stderr.read().decode()}")
-                with RunningMachine.connect(monitor) as machine, talking_to(directory / "serial") as console:
+                with (
+                    RunningMachine.connect(monitor) as machine,
+                    talking_to(directory / "serial") as console,
+                ):
                     wait_until(lambda: machine.status() != "inmigrate", timeout=BOOT_TIMEOUT)
                     machine.resume()
                     yield Talking(machine, console, images, directory, process)

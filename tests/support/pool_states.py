@@ -1,4 +1,7 @@
-"""States for actors on a pool, and the files of a pool that has some of them: see :mod:`tests.support.pool_worlds`."""
+"""
+States for actors on a pool, and the files of a pool that has some of them: see
+:mod:`tests.support.pool_worlds`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,11 @@ def pieces_of(name: str) -> Pieces:
 
 def state(name: str, data: str | None = None, parent: Manifest | None = None) -> Manifest:
     """:returns: a state whose bytes are those of ``data``, by default of its name"""
-    below = Parent(parent.state, parent.digest) if parent is not None and parent.digest is not None else None
+    below = (
+        Parent(parent.state, parent.digest)
+        if parent is not None and parent.digest is not None
+        else None
+    )
     return Manifest(OBJECT, name, size=1, digest=digest_of(data or name), parent=below)
 
 
@@ -39,7 +46,9 @@ F = state("F", parent=P)
 D_AS_C = state("D", "C", parent=P)
 
 
-def pool_with(*manifests: Manifest, leftover: Sequence[str] = (), symlinks: bool = False, renames: bool = True) -> Files:
+def pool_with(
+    *manifests: Manifest, leftover: Sequence[str] = (), symlinks: bool = False, renames: bool = True
+) -> Files:
     """
     :param manifests: the states in it, parents first
     :param leftover: bytes that no record needs, as a removal leaves them

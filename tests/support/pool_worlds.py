@@ -1,19 +1,25 @@
 """
-Actors on a pool, and what must hold whatever they do: for exploring every interleaving with :mod:`tests.support.interleave`.
+Actors on a pool, and what must hold whatever they do: for exploring every interleaving with
+:mod:`tests.support.interleave`.
 
 In *every* state that any schedule comes to, so also wherever all actors die at once,
 
-* the fold can be read, and whatever it holds has its bytes, in ``data/`` or in ``trash/``, and its parent;
+* the fold can be read, and whatever it holds has its bytes, in ``data/`` or in ``trash/``, and its
+  parent;
 * what was acknowledged holds, unless another actor was told to do the opposite;
-* a sweep that comes then loses nothing, and leaves nothing that is not needed once the writers are known to be dead;
-* the view shows the fold, after that sweep and whenever all actors have ended, and lists of pieces are beside their bytes, and nowhere else.
+* a sweep that comes then loses nothing, and leaves nothing that is not needed once the writers are
+  known to be dead;
+* the view shows the fold, after that sweep and whenever all actors have ended, and lists of pieces
+  are beside their bytes, and nowhere else.
 
-And every change of the files leaves the log as it was, or one record longer: it never forks, and never forgets.
+And every change of the files leaves the log as it was, or one record longer: it never forks, and
+never forgets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import pytest
 from attrs import field, frozen
@@ -35,7 +41,7 @@ from statepool.transports.base import FileKind, Transport
 from tests.support.interleave import Actor, Direct, Explored, Files, Outcomes, Replay, World
 from tests.support.pool_states import OBJECT, C, D, E, F, digest_of, pieces_of
 
-# -- the actors --------------------------------------------------------------------------------------------------------------------------------------
+# -- the actors ------------------------------------------------------------------------------------
 
 
 @frozen
@@ -86,7 +92,12 @@ def publish(*manifests: Manifest, upload: bool = True, again: bool = True, **how
         return "published"
 
     replaces = frozenset(manifest.state for manifest in manifests) if how else frozenset()
-    return Doing(run, manifests, replaces=replaces, allowed=(Conflict, HasDependants) if again else (Conflict, HasDependants, IntegrityError))
+    return Doing(
+        run,
+        manifests,
+        replaces=replaces,
+        allowed=(Conflict, HasDependants) if again else (Conflict, HasDependants, IntegrityError),
+    )
 
 
 def remove(name: str, *, cascade: bool = False, also: Sequence[str] = ()) -> Doing:
@@ -96,7 +107,12 @@ def remove(name: str, *, cascade: bool = False, also: Sequence[str] = ()) -> Doi
         _pool_of(transport).remove(StateId(OBJECT, name), cascade=cascade)
         return "removed"
 
-    return Doing(run, removes=frozenset([name]), replaces=frozenset([name, *also]), allowed=(HasDependants, NotFound))
+    return Doing(
+        run,
+        removes=frozenset([name]),
+        replaces=frozenset([name, *also]),
+        allowed=(HasDependants, NotFound),
+    )
 
 
 def collect(*names: str) -> Doing:
@@ -121,7 +137,8 @@ def sweep() -> Doing:
 
 def misjudge(*, at_once: bool = False) -> Doing:
     """
-    Takes the writer ``a``, which lives, for dead: removes what it has in ``incoming/``, the marker last, and collects the bytes of ``C``.
+    Takes the writer ``a``, which lives, for dead: removes what it has in ``incoming/``, the marker
+    last, and collects the bytes of ``C``.
 
     :param at_once: in one step
     """
@@ -157,13 +174,17 @@ def compact() -> Doing:
     return Doing(run)
 
 
+def _missing(manifest: Manifest, fold: Fold) -> list[Publish]:
+    return [] if manifest.id in fold.states else [Publish(manifest)]
+
+
 def append(*manifests: Manifest) -> Doing:
     """Adds records one after the other, without anything around them, and compacts after each."""
 
     def run(transport: Replay) -> str:
         log = _pool_of(transport).log("vm1")
         for manifest in manifests:
-            log.append(lambda fold, manifest=manifest: [] if manifest.id in fold.states else [Publish(manifest)])  # type: ignore[misc]
+            log.append(partial(_missing, manifest))
             log.compact()
         return "appended"
 
@@ -171,7 +192,10 @@ def append(*manifests: Manifest) -> Doing:
 
 
 def rush(*manifests: Manifest) -> Doing:
-    """As :func:`append`, but each record, with its compaction, in one step: so that the others meet a log that goes on fast."""
+    """
+    As :func:`append`, but each record, with its compaction, in one step: so that the others meet a
+    log that goes on fast.
+    """
 
     def run(transport: Replay) -> str:
         for manifest in manifests:
@@ -182,7 +206,10 @@ def rush(*manifests: Manifest) -> Doing:
 
 
 def oversleep(number: int) -> Doing:
-    """A writer that folded the record before ``number``, slept, and comes too late; it sees that, and takes back what it wrote."""
+    """
+    A writer that folded the record before ``number``, slept, and comes too late; it sees that, and
+    takes back what it wrote.
+    """
 
     def run(transport: Replay) -> str:
         transport.at_once(f"late {number}")
@@ -249,15 +276,19 @@ def read(times: int = 1, *, look: bool = True) -> Doing:
         for _ in range(times):
             before = transport.at_once("newest")
             fold = pool.fold("vm1")
-            missing = frozenset(digest for digest in fold.digests if look and not pool.has_bytes(digest))
+            missing = frozenset(
+                digest for digest in fold.digests if look and not pool.has_bytes(digest)
+            )
             lost = missing & pool.fold("vm1").digests if missing else missing
-            found.append(Read(fold.number, frozenset(fold.nonces.items()), fold.number < before, lost))
+            found.append(
+                Read(fold.number, frozenset(fold.nonces.items()), fold.number < before, lost)
+            )
         return tuple(found)
 
     return Doing(run)
 
 
-# -- what must hold ----------------------------------------------------------------------------------------------------------------------------------
+# -- what must hold --------------------------------------------------------------------------------
 
 
 def _fold_of(files: Files) -> Fold:
@@ -265,16 +296,26 @@ def _fold_of(files: Files) -> Fold:
 
 
 def _trash_of(files: Files) -> set[Digest]:
-    return {found for entry in Direct(files).scan(layout.TRASH) if (found := Digest.from_file_name(entry.name.partition("-")[2])) is not None}
+    return {
+        found
+        for entry in Direct(files).scan(layout.TRASH)
+        if (found := Digest.from_file_name(entry.name.partition("-")[2])) is not None
+    }
 
 
 def _lists_of(files: Files) -> set[Digest]:
-    names = (entry.name for entry in Direct(files).scan(layout.DATA) if entry.name.endswith(".pieces"))
+    names = (
+        entry.name for entry in Direct(files).scan(layout.DATA) if entry.name.endswith(".pieces")
+    )
     return {found for name in names if (found := layout.data_of(name)) is not None}
 
 
 def _data_of(files: Files) -> set[Digest]:
-    return {found for entry in Direct(files).scan(layout.DATA) if (found := Digest.from_file_name(entry.name)) is not None}
+    return {
+        found
+        for entry in Direct(files).scan(layout.DATA)
+        if (found := Digest.from_file_name(entry.name)) is not None
+    }
 
 
 def _view_of(files: Files) -> dict[str, str]:
@@ -282,7 +323,11 @@ def _view_of(files: Files) -> dict[str, str]:
 
 
 def _view_should_be(fold: Fold) -> dict[str, str]:
-    return {layout.view(key): layout.view_target(key, manifest.digest) for key, manifest in fold.states.items() if manifest.digest}
+    return {
+        layout.view(key): layout.view_target(key, manifest.digest)
+        for key, manifest in fold.states.items()
+        if manifest.digest
+    }
 
 
 @frozen
@@ -308,15 +353,24 @@ class Rules:
         if wrong is not None:
             return wrong
         ended = len(outcomes) == len(self.doings)
-        return self._not_kept(self._fold(files), outcomes) or ((self._not_shown(files) or self._not_listed(files)) if ended else None)
+        return self._not_kept(self._fold(files), outcomes) or (
+            (self._not_shown(files) or self._not_listed(files)) if ended else None
+        )
 
     def check_bytes(self, files: Files, outcomes: Outcomes) -> str | None:
         """As :meth:`check`, but for nothing else."""
         return self._lacking(files, self._fold(files))
 
     def check_misjudged(self, files: Files, outcomes: Outcomes) -> str | None:
-        """As :meth:`check`, but a record may be without bytes while writers live that have not taken their last look."""
-        wrong = self._lacking(files, self._fold(files)) if all(name in outcomes for name, doing in self.doings.items() if doing.publishes) else None
+        """
+        As :meth:`check`, but a record may be without bytes while writers live that have not taken
+        their last look.
+        """
+        wrong = (
+            self._lacking(files, self._fold(files))
+            if all(name in outcomes for name, doing in self.doings.items() if doing.publishes)
+            else None
+        )
         return wrong or self._not_kept(self._fold(files), outcomes)
 
     def step(self, before: Files, after: Files) -> str | None:
@@ -326,7 +380,9 @@ class Rules:
         except BadRecord as error:
             return str(error)
         known = {number: nonce for number, nonce in was.nonces.items() if number in now.nonces}
-        if now.number not in (was.number, was.number + 1) or any(now.nonces[number] != nonce for number, nonce in known.items()):
+        if now.number not in (was.number, was.number + 1) or any(
+            now.nonces[number] != nonce for number, nonce in known.items()
+        ):
             return f"the log was {dict(was.nonces)} and is {dict(now.nonces)}"
         return None
 
@@ -352,7 +408,10 @@ class Rules:
         return None
 
     def _not_recovered(self, files: Files, fold: Fold) -> str | None:
-        """What is wrong if everybody dies here, and somebody sweeps twice: while it is not known that they are dead, and when it is."""
+        """
+        What is wrong if everybody dies here, and somebody sweeps twice: while it is not known that
+        they are dead, and when it is.
+        """
         transport = Direct(files, symlinks=self.symlinks, renames=self.renames)
         nonces = iter(f"sweep{number}" for number in range(100))
         pool = Pool(transport, locks=NoLocks(), nonce=lambda: next(nonces), clock=lambda: 0.0)
@@ -360,11 +419,16 @@ class Rules:
         wrong = self._changed(transport.files, fold)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Writer, "is_dead", property(lambda self: True))
-            patch.setattr(collect_module, "PASSING", -1)  # and has been for longer than any removal of it is on its way
+            # and has been for longer than any removal of it is on its way
+            patch.setattr(collect_module, "PASSING", -1)
             Collector(pool).sweep()
         if wrong is None:
             wrong = self._changed(transport.files, fold) or self._not_shown(transport.files)
-        left = [entry.name for directory in (layout.INCOMING, layout.TRASH) for entry in transport.scan(directory)]
+        left = [
+            entry.name
+            for directory in (layout.INCOMING, layout.TRASH)
+            for entry in transport.scan(directory)
+        ]
         there = _data_of(transport.files) | _lists_of(transport.files)
         if wrong is None and (left or there != fold.digests):
             wrong = f"{left} and {there - fold.digests} stay"
@@ -372,21 +436,37 @@ class Rules:
 
     def _changed(self, files: Files, fold: Fold) -> str | None:
         swept = _fold_of(files)
-        if (swept.number, dict(swept.nonces), dict(swept.states)) != (fold.number, dict(fold.nonces), dict(fold.states)):
+        if (swept.number, dict(swept.nonces), dict(swept.states)) != (
+            fold.number,
+            dict(fold.nonces),
+            dict(fold.states),
+        ):
             return "the fold changes"
         lost = fold.digests - _data_of(files)
         return f"{lost} are gone" if lost else None
 
     def _not_shown(self, files: Files) -> str | None:
         there, should = _view_of(files), _view_should_be(_fold_of(files))
-        return f"the view is {there} and should be {should}" if self.symlinks and there != should else None
+        return (
+            f"the view is {there} and should be {should}"
+            if self.symlinks and there != should
+            else None
+        )
 
     def _not_listed(self, files: Files) -> str | None:
-        lacking = {digest for digest in self._fold(files).digests - _lists_of(files) if layout.has_pieces(digest, 1)}
+        lacking = {
+            digest
+            for digest in self._fold(files).digests - _lists_of(files)
+            if layout.has_pieces(digest, 1)
+        }
         return f"the lists of {lacking} are gone" if lacking else None
 
     def _not_kept(self, fold: Fold, outcomes: Outcomes) -> str | None:
-        at_work = {name: doing for name, doing in self.doings.items() if not isinstance(outcomes.get(name), type)}
+        at_work = {
+            name: doing
+            for name, doing in self.doings.items()
+            if not isinstance(outcomes.get(name), type)
+        }
         for name, outcome in outcomes.items():
             doing = self.doings[name]
             others = [other for key, other in at_work.items() if key != name]
@@ -396,11 +476,16 @@ class Rules:
                 continue
             for manifest in doing.publishes:
                 there = fold.states.get(manifest.id)
-                same = there is not None and (there.digest, there.parent) == (manifest.digest, manifest.parent)
+                same = there is not None and (there.digest, there.parent) == (
+                    manifest.digest,
+                    manifest.parent,
+                )
                 if not same and not any(manifest.state in other.replaces for other in others):
                     return f"{name} published {manifest.id}, and it is not there"
             for gone in doing.removes:
-                if StateId(OBJECT, gone) in fold.states and not any(gone in {m.state for m in other.publishes} for other in others):
+                if StateId(OBJECT, gone) in fold.states and not any(
+                    gone in {m.state for m in other.publishes} for other in others
+                ):
                     return f"{name} removed {gone}, and it is there"
             for seen in outcome if isinstance(outcome, tuple) else ():
                 wrong = self._misread(fold, seen)
@@ -410,10 +495,15 @@ class Rules:
 
     def _misread(self, fold: Fold, seen: Read) -> str | None:
         if seen.late:
-            return f"reads the states as of record {seen.number}, which was not the newest when it began"
+            return (
+                f"reads the states as of record {seen.number}, which was not the newest when it"
+                " began"
+            )
         if seen.lost:
             return f"misses {seen.lost} while it is needed"
-        if seen.number > fold.number or any(fold.nonces.get(number, nonce) != nonce for number, nonce in seen.nonces):
+        if seen.number > fold.number or any(
+            fold.nonces.get(number, nonce) != nonce for number, nonce in seen.nonces
+        ):
             return f"reads {seen.nonces}, which never was the log"
         return None
 

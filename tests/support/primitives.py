@@ -1,4 +1,6 @@
-"""Transports that have the primitives only: all else is what the face of transports makes of them."""
+"""
+Transports that have the primitives only: all else is what the face of transports makes of them.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,17 @@ class Shelf(Transport):
 
     def scan(self, directory: str) -> list[Entry]:
         start = f"{directory}/" if directory else ""
-        below = [path.removeprefix(start).partition("/") for path in list(self.files) if path.startswith(start)]
-        return [Entry(name, kind) for name, kind in {name: FileKind.DIRECTORY if slash else FileKind.FILE for name, slash, _ in below}.items()]
+        below = [
+            path.removeprefix(start).partition("/")
+            for path in list(self.files)
+            if path.startswith(start)
+        ]
+        return [
+            Entry(name, kind)
+            for name, kind in {
+                name: FileKind.DIRECTORY if slash else FileKind.FILE for name, slash, _ in below
+            }.items()
+        ]
 
     def stat(self, path: str) -> Stat | None:
         data = self.files.get(path)
@@ -32,7 +43,11 @@ class Shelf(Transport):
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         data = self.files.get(path)
         if data is None:
-            raise MissingFile(f"cannot read {path!r} in {self.location}: it is not there", pool=str(self.location), path=path)
+            raise MissingFile(
+                f"cannot read {path!r} in {self.location}: it is not there",
+                pool=str(self.location),
+                path=path,
+            )
         return data[offset : None if size is None else offset + size]
 
 
@@ -46,7 +61,11 @@ class Store(Shelf):
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         with self._lock:
             if path in self.files:
-                raise FileExists(f"cannot create {path!r} in {self.location}: it exists", pool=str(self.location), path=path)
+                raise FileExists(
+                    f"cannot create {path!r} in {self.location}: it exists",
+                    pool=str(self.location),
+                    path=path,
+                )
             self.files[path] = data
 
     def remove(self, path: str) -> bool:

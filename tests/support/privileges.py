@@ -11,10 +11,16 @@ _VERSION = 0x20080522
 """``_LINUX_CAPABILITY_VERSION_3`` of ``linux/capability.h``: sets of 64 bits, in two halves."""
 
 _GOES_PAST_PERMISSIONS = 1 << 1 | 1 << 2
-"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of the same file: what lets root read and write whatever its mode is."""
+"""
+CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of the same file: what lets root read and write whatever
+its mode is.
+"""
 
 _OWNS_ALL = 1 << 0 | 1 << 3 | 1 << 28
-"""CAP_CHOWN, CAP_FOWNER and CAP_LEASE: what lets root do to all files what only their owners may, or make them its own."""
+"""
+CAP_CHOWN, CAP_FOWNER and CAP_LEASE: what lets root do to all files what only their owners may, or
+make them its own.
+"""
 
 
 class _Header(ctypes.Structure):
@@ -22,7 +28,11 @@ class _Header(ctypes.Structure):
 
 
 class _Half(ctypes.Structure):
-    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -31,8 +41,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 @contextmanager
 def permissions_count(*, owners_too: bool = False) -> Iterator[None]:
     """
-    Have the modes of files mean something to this thread, also if it is root's: it may do what the owner of a file may. Nothing changes for who is
-    somebody else, nor for other threads.
+    Have the modes of files mean something to this thread, also if it is root's: it may do what the
+    owner of a file may. Nothing changes for who is somebody else, nor for other threads.
 
     :param owners_too: a file of somebody else is not root's either
     """

@@ -1,12 +1,16 @@
 """
-The protocol of a pool as a model, without a line of the code: small enough to be changed before the code is, and explored in seconds.
+The protocol of a pool as a model, without a line of the code: small enough to be changed before the
+code is, and explored in seconds.
 
-A world is a log that is extended by exclusive creation, bytes named by digest, a trash, markers and gathered bytes. Each actor is a function from
-the world and where it stands to the next world; each may die at any step. A collector can also *misjudge*: it takes a living writer for dead, as
-when that was suspended for longer than markers count, or another host has its name, and removes its marker with what it has gathered.
+A world is a log that is extended by exclusive creation, bytes named by digest, a trash, markers and
+gathered bytes. Each actor is a function from the world and where it stands to the next world; each
+may die at any step. A collector can also *misjudge*: it takes a living writer for dead, as when
+that was suspended for longer than markers count, or another host has its name, and removes its
+marker with what it has gathered.
 
-What must hold in every state: an acknowledged publication is in the fold unless an acknowledged removal came, and whatever is in the fold has its
-bytes (in ``data`` or in ``trash``) and its parent. While its writer lives and has not taken its last look, a record may be without bytes.
+What must hold in every state: an acknowledged publication is in the fold unless an acknowledged
+removal came, and whatever is in the fold has its bytes (in ``data`` or in ``trash``) and its
+parent. While its writer lives and has not taken its last look, a record may be without bytes.
 """
 
 from __future__ import annotations
@@ -28,9 +32,11 @@ class Change:
 @frozen
 class World:
     """
-    All that is in a pool. Markers, gathered bytes and condemnations are pairs of who made them and a digest.
+    All that is in a pool. Markers, gathered bytes and condemnations are pairs of who made them and
+    a digest.
 
-    :param condemned: where files cannot be renamed: what a collector is about to remove where it lies
+    :param condemned: where files cannot be renamed: what a collector is about to remove where it
+        lies
     :param dead: the collectors that have died
     """
 
@@ -54,7 +60,9 @@ class World:
 
     def needs(self, digest: str) -> bool:
         """Whether a marker or a record names these bytes."""
-        return any(marked == digest for _, marked in self.marks) or any(state.digest == digest for state in self.states.values())
+        return any(marked == digest for _, marked in self.marks) or any(
+            state.digest == digest for state in self.states.values()
+        )
 
     def restored(self, digest: str) -> World:
         """The same after a look for bytes, which brings them back from the trash."""
@@ -94,9 +102,10 @@ class Publisher:
     Publishes a state.
 
     :param brings: whether it still has the bytes when it finds them gone
-    :param rules: those that it follows: ``again`` brings the bytes once more, ``back`` takes its record back, ``looks`` looks at the bytes after each
-        fold of that, ``own`` looks, before it is content with the record of another writer, for one that may be about to take that back, and writes a
-        record of its own then
+    :param rules: those that it follows: ``again`` brings the bytes once more, ``back`` takes its
+        record back, ``looks`` looks at the bytes after each fold of that, ``own`` looks, before it
+        is content with the record of another writer, for one that may be about to take that back,
+        and writes a record of its own then
     """
 
     me: str
@@ -141,7 +150,9 @@ class Publisher:
         there = world.states.get(self.state.name)
         if there == self.state and not forced:
             return world, ("look", False)
-        if (there is not None and there != self.state) or (self.state.parent and self.state.parent not in world.states):
+        if (there is not None and there != self.state) or (
+            self.state.parent and self.state.parent not in world.states
+        ):
             return world, ("end", FAILED)
         return world, ("append", len(world.log), forced)
 
@@ -157,12 +168,18 @@ class Publisher:
         return settled, ("end", DONE) if written or "own" not in self.rules else ("doubt",)
 
     def _doubt(self, world: World) -> tuple[World, Place]:
-        others = any(writer.endswith(TAKES_BACK) and digest == self.state.digest for writer, digest in world.marks)
+        others = any(
+            writer.endswith(TAKES_BACK) and digest == self.state.digest
+            for writer, digest in world.marks
+        )
         return world, ("fold", True) if others else ("confirm",)
 
     def _confirm(self, world: World) -> tuple[World, Place]:
         # Who had taken the record back before we looked for its marker has done so for good.
-        return world, ("end", DONE) if world.states.get(self.state.name) == self.state else ("fold", False)
+        return world, ("end", DONE) if world.states.get(self.state.name) == self.state else (
+            "fold",
+            False,
+        )
 
     # -- the bytes are gone although the record is there
 
@@ -178,7 +195,10 @@ class Publisher:
         return evolve(world, data=world.data | {self.state.digest}), ("end", DONE)
 
     def _back(self, world: World) -> tuple[World, Place]:
-        return world, ("judge", len(world.log)) if "looks" in self.rules else ("take", len(world.log))
+        return world, ("judge", len(world.log)) if "looks" in self.rules else (
+            "take",
+            len(world.log),
+        )
 
     def _judge(self, world: World, number: int) -> tuple[World, Place]:
         world = world.restored(self.state.digest)
@@ -214,14 +234,19 @@ def remover(name: str) -> Actor:
 
 
 def collector(me: str, *, misjudges: str = "") -> Actor:
-    """Takes away one digest after the other that nobody needs; before that, if told so, the marker of a writer that lives."""
+    """
+    Takes away one digest after the other that nobody needs; before that, if told so, the marker of
+    a writer that lives.
+    """
 
     def step(world: World, place: Place) -> tuple[World, Place]:
         if place[0] == "begin":
             gathered = frozenset(entry for entry in world.gathered if entry[0] != misjudges)
             return evolve(world, gathered=gathered), ("unmark",)
         if place[0] == "unmark":
-            return evolve(world, marks=frozenset(entry for entry in world.marks if entry[0] != misjudges)), ("choose",)
+            return evolve(
+                world, marks=frozenset(entry for entry in world.marks if entry[0] != misjudges)
+            ), ("choose",)
         if place[0] == "choose":
             needless = sorted(digest for digest in world.data if not world.needs(digest))
             return world, ("aside", needless[0]) if needless else (DONE,)
@@ -229,23 +254,33 @@ def collector(me: str, *, misjudges: str = "") -> Actor:
         if place[0] == "aside":
             if digest not in world.data:
                 return world, (DONE,)
-            return evolve(world, data=world.data - {digest}, trash=world.trash | {(me, digest)}), ("look", digest)
+            return evolve(world, data=world.data - {digest}, trash=world.trash | {(me, digest)}), (
+                "look",
+                digest,
+            )
         if place[0] == "look":
             return world, ("return" if world.needs(digest) else "delete", digest)
-        back = world.data | {digest} if place[0] == "return" and (me, digest) in world.trash else world.data
+        back = (
+            world.data | {digest}
+            if place[0] == "return" and (me, digest) in world.trash
+            else world.data
+        )
         return evolve(world, data=back, trash=world.trash - {(me, digest)}), (DONE,)
 
     return Actor(step)
 
 
-# -- the explorer ------------------------------------------------------------------------------------------------------------------------------------
+# -- the explorer ----------------------------------------------------------------------------------
 
 
-def explore(actors: Sequence[Actor], start: World, *, immortal: Sequence[int] = ()) -> tuple[int, list[str]]:
+def explore(
+    actors: Sequence[Actor], start: World, *, immortal: Sequence[int] = ()
+) -> tuple[int, list[str]]:
     """
     Follow every schedule.
 
-    :param immortal: actors that do not die: a death and a misjudgement of one writer at once are two faults
+    :param immortal: actors that do not die: a death and a misjudgement of one writer at once are
+        two faults
     :returns: how many states there are, and what is wrong with some of them
     """
     first: tuple[World, tuple[Place, ...]] = (start, tuple(("begin",) for _ in actors))
@@ -261,7 +296,9 @@ def explore(actors: Sequence[Actor], start: World, *, immortal: Sequence[int] = 
             following = [actors[number].step(world, place)]
             if number not in immortal:
                 name = actors[number].name
-                following.append((evolve(world, dead=world.dead | {name}) if name else world, (DEAD,)))
+                following.append(
+                    (evolve(world, dead=world.dead | {name}) if name else world, (DEAD,))
+                )
             for after, there in following:
                 state = after, (*places[:number], there, *places[number + 1 :])
                 if state not in seen:
@@ -274,7 +311,11 @@ def judge(actors: Sequence[Actor], world: World, places: Sequence[Place]) -> str
     """Say what is wrong with a state of the world, if anything is."""
     states = world.states
     have = world.data | {digest for _, digest in world.trash}
-    at_work = [actor.state for actor, place in zip(actors, places, strict=True) if actor.state is not None and place[0] not in ENDS]
+    at_work = [
+        actor.state
+        for actor, place in zip(actors, places, strict=True)
+        if actor.state is not None and place[0] not in ENDS
+    ]
     for state in states.values():
         if state.digest not in have and not any(other == state for other in at_work):
             return f"the bytes of {state.name} are gone"
@@ -283,7 +324,10 @@ def judge(actors: Sequence[Actor], world: World, places: Sequence[Place]) -> str
     for actor, place in zip(actors, places, strict=True):
         if place[0] != DONE or actor.state is None:
             continue
-        removed = any(other.removes == actor.state.name and there[0] != FAILED for other, there in zip(actors, places, strict=True))
+        removed = any(
+            other.removes == actor.state.name and there[0] != FAILED
+            for other, there in zip(actors, places, strict=True)
+        )
         if states.get(actor.state.name) != actor.state and not removed:
             return f"{actor.state.name} was acknowledged, and is gone"
         if actor.state.digest not in have and not removed:

@@ -179,7 +179,9 @@ class Sweeper:
 
     def _begin(self, world: World) -> tuple[World, Place]:
         alive = {entry for entry in world.condemned if entry[0] not in world.dead}
-        return evolve(world, condemned=frozenset() if self.presumes else frozenset(alive)), ("list",)
+        return evolve(world, condemned=frozenset() if self.presumes else frozenset(alive)), (
+            "list",
+        )
 
     def _list(self, world: World) -> tuple[World, Place]:
         return world, ("ask", tuple(sorted(world.trash)))

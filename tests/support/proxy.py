@@ -24,13 +24,16 @@ _TICK = 0.02
 
 class Proxy:
     """
-    Takes connections on :attr:`port`, and passes their bytes on to another port of 127.0.0.1 and back.
+    Takes connections on :attr:`port`, and passes their bytes on to another port of 127.0.0.1 and
+    back.
 
-    Its knobs are attributes: ``delay`` (seconds, in each direction), ``rate`` (bytes a second in each direction, or None), ``silent`` (what arrives
-    is kept) and ``refusing`` (new connections are closed at once). ``up`` is the direction to the server, ``down`` the one from it.
+    Its knobs are attributes: ``delay`` (seconds, in each direction), ``rate`` (bytes a second in
+    each direction, or None), ``silent`` (what arrives is kept) and ``refusing`` (new connections
+    are closed at once). ``up`` is the direction to the server, ``down`` the one from it.
 
-    What it counts: ``connections``, ``moved`` (bytes by their direction) and ``turns``, the times that something went up after something had come
-    down: with a ``delay``, about the number of questions that waited for an answer to the one before.
+    What it counts: ``connections``, ``moved`` (bytes by their direction) and ``turns``, the times
+    that something went up after something had come down: with a ``delay``, about the number of
+    questions that waited for an answer to the one before.
 
     :param target: the TCP port of the server
     """
@@ -56,20 +59,35 @@ class Proxy:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def cut_after(self, *, up: int | None = None, down: int | None = None) -> None:
-        """Cut all connections, once, when so many bytes more have gone in a direction. The bytes before the cut still arrive."""
+        """
+        Cut all connections, once, when so many bytes more have gone in a direction. The bytes
+        before the cut still arrive.
+        """
         with self._lock:
             for direction, count in (("up", up), ("down", down)):
-                self._cut_at[direction] = self.moved[direction] + count if count is not None else None
+                self._cut_at[direction] = (
+                    self.moved[direction] + count if count is not None else None
+                )
 
     def fall_silent_after(self, *, up: int | None = None, down: int | None = None) -> None:
-        """Pass nothing on any more, in either direction, when so many bytes more have gone in one; until :meth:`speak`."""
+        """
+        Pass nothing on any more, in either direction, when so many bytes more have gone in one;
+        until :meth:`speak`.
+        """
         with self._lock:
             for direction, count in (("up", up), ("down", down)):
-                self._silent_at[direction] = self.moved[direction] + count if count is not None else None
+                self._silent_at[direction] = (
+                    self.moved[direction] + count if count is not None else None
+                )
 
     def speak(self) -> None:
         """Pass bytes on again, also those that were kept."""
@@ -92,7 +110,7 @@ class Proxy:
         self._listener.close()
         self.cut()
 
-    # -- inside -------------------------------------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
         while True:
@@ -119,10 +137,20 @@ class Proxy:
             self._pump(server, client, "down")
 
     def _pump(self, source: socket.socket, target: socket.socket, direction: str) -> None:
-        """One thread takes bytes and notes when they are due, another one passes them on then: a delay does not make the link slow."""
+        """
+        One thread takes bytes and notes when they are due, another one passes them on then: a delay
+        does not make the link slow.
+        """
         ahead: queue.Queue[tuple[float, bytes]] = queue.Queue(maxsize=256)
-        threading.Thread(target=self._take, args=(source, ahead), name=f"proxy {direction} takes", daemon=True).start()
-        threading.Thread(target=self._pass_on, args=(target, ahead, direction), name=f"proxy {direction} passes on", daemon=True).start()
+        threading.Thread(
+            target=self._take, args=(source, ahead), name=f"proxy {direction} takes", daemon=True
+        ).start()
+        threading.Thread(
+            target=self._pass_on,
+            args=(target, ahead, direction),
+            name=f"proxy {direction} passes on",
+            daemon=True,
+        ).start()
 
     def _take(self, source: socket.socket, ahead: queue.Queue[tuple[float, bytes]]) -> None:
         data = b"."
@@ -133,7 +161,9 @@ class Proxy:
                 data = b""
             ahead.put((time.monotonic() + self.delay, data))
 
-    def _pass_on(self, target: socket.socket, ahead: queue.Queue[tuple[float, bytes]], direction: str) -> None:
+    def _pass_on(
+        self, target: socket.socket, ahead: queue.Queue[tuple[float, bytes]], direction: str
+    ) -> None:
         while True:
             due, data = ahead.get()
             time.sleep(max(0.0, due - time.monotonic()))
@@ -153,7 +183,11 @@ class Proxy:
         if target.fileno() < 0:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the connection has been cut")
         with self._lock:
-            limits = [limit - self.moved[direction] for limit in (self._cut_at[direction], self._silent_at[direction]) if limit is not None]
+            limits = [
+                limit - self.moved[direction]
+                for limit in (self._cut_at[direction], self._silent_at[direction])
+                if limit is not None
+            ]
         if self.rate is not None:
             limits.append(max(1, int(self.rate * _TICK)))
         count = min([len(data), *limits])
@@ -186,6 +220,8 @@ class Proxy:
 
     @staticmethod
     def _drain(ahead: queue.Queue[tuple[float, bytes]]) -> None:
-        """Until the thread that takes has come to its end, so that it does not wait for room forever."""
+        """
+        Until the thread that takes has come to its end, so that it does not wait for room forever.
+        """
         while ahead.get()[1]:
             continue

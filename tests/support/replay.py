@@ -1,5 +1,6 @@
 """
-Transports for :mod:`tests.support.interleave`: on files that are a value, and on answers that were recorded.
+Transports for :mod:`tests.support.interleave`: on files that are a value, and on answers that were
+recorded.
 """
 
 from __future__ import annotations
@@ -13,10 +14,21 @@ from typing import Any, cast
 from statepool.errors import FileExists, MissingFile, TransportError
 from statepool.model.digest import Digest
 from statepool.model.location import Location
-from statepool.transports.base import Capabilities, Entry, FileKind, Moved, Stat, Transfer, Transport
+from statepool.transports.base import (
+    Capabilities,
+    Entry,
+    FileKind,
+    Moved,
+    Stat,
+    Transfer,
+    Transport,
+)
 
 Node = tuple[FileKind, str, bytes]
-"""What has a name: its kind, for a file the name under which it was made, and its bytes; of a symbolic link, what it holds."""
+"""
+What has a name: its kind, for a file the name under which it was made, and its bytes; of a symbolic
+link, what it holds.
+"""
 
 Files = Mapping[str, Node]
 """All files of a pool, by path."""
@@ -32,7 +44,8 @@ _DIRECTORY: Node = (FileKind.DIRECTORY, "", b"")
 
 class NextOperation(BaseException):
     """
-    Stops an actor where nothing more is known of what it will see. Not an error of anybody's, so that nobody handles it.
+    Stops an actor where nothing more is known of what it will see. Not an error of anybody's, so
+    that nobody handles it.
 
     :param operation: what the actor wants to do next
     """
@@ -42,7 +55,7 @@ class NextOperation(BaseException):
         self.operation = operation
 
 
-# -- a file system as a value ------------------------------------------------------------------------------------------------------------------------
+# -- a file system as a value ----------------------------------------------------------------------
 
 
 class FileSystem:
@@ -64,8 +77,15 @@ class FileSystem:
 
     def _scan(self, directory: str) -> tuple[Entry, ...]:
         start = directory + "/" if directory else ""
-        names = (path for path in self.files if path.startswith(start) and "/" not in path[len(start) :])
-        return tuple(sorted((Entry(path[len(start) :], self.files[path][0]) for path in names), key=lambda entry: entry.name))
+        names = (
+            path for path in self.files if path.startswith(start) and "/" not in path[len(start) :]
+        )
+        return tuple(
+            sorted(
+                (Entry(path[len(start) :], self.files[path][0]) for path in names),
+                key=lambda entry: entry.name,
+            )
+        )
 
     def _stat(self, path: str) -> Stat | None:
         if path not in self.files:
@@ -148,8 +168,17 @@ class _Primitives(Transport):
 
     @property
     def capabilities(self) -> Capabilities:
-        """As a file system of this host; or as a store of blobs, in which there are neither links nor renames."""
-        return Capabilities(symlinks=self._symlinks, durable=True, local=self._renames, renames=self._renames, copies=not self._renames)
+        """
+        As a file system of this host; or as a store of blobs, in which there are neither links nor
+        renames.
+        """
+        return Capabilities(
+            symlinks=self._symlinks,
+            durable=True,
+            local=self._renames,
+            renames=self._renames,
+            copies=not self._renames,
+        )
 
     def scan(self, directory: str) -> list[Entry]:
         """As the transport's face says."""
@@ -198,7 +227,10 @@ class _Primitives(Transport):
         self.do("symlink", target, path)
 
     def make_directory(self, path: str) -> None:
-        """As the transport's face says: not in one step, so that others may come between and remove what is empty."""
+        """
+        As the transport's face says: not in one step, so that others may come between and remove
+        what is empty.
+        """
         parts = path.split("/")
         for count in range(1, len(parts) + 1):
             self.do("make_directory", "/".join(parts[:count]))
@@ -260,7 +292,9 @@ class Replay(_Primitives):
     :param answers: what it has seen
     """
 
-    def __init__(self, name: str, answers: Sequence[Answer], *, symlinks: bool, renames: bool, locks: bool) -> None:
+    def __init__(
+        self, name: str, answers: Sequence[Answer], *, symlinks: bool, renames: bool, locks: bool
+    ) -> None:
         super().__init__(symlinks=symlinks, renames=renames)
         self.name = name
         self._answers = iter(answers)
@@ -270,7 +304,8 @@ class Replay(_Primitives):
 
     def do(self, *operation: Any) -> Any:
         """Answer from the records."""
-        # While the actor is unwound, its `finally` blocks come here too: none of that will have happened.
+        # While the actor is unwound, its `finally` blocks come here too: none of that will have
+        # happened.
         if self._next is None:
             answer = next(self._answers, None)
             if answer is not None:
@@ -296,7 +331,10 @@ class Replay(_Primitives):
 
     @contextlib.contextmanager
     def hold(self, name: str, timeout: float) -> Iterator[None]:
-        """A lock that a death frees, if the explorer was told to have locks. As :meth:`statepool.pools.locks.Locks.hold`."""
+        """
+        A lock that a death frees, if the explorer was told to have locks. As
+        :meth:`statepool.pools.locks.Locks.hold`.
+        """
         if not self._locked:
             yield
             return

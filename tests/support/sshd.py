@@ -1,8 +1,9 @@
 """
 A real sshd on loopback.
 
-Nothing of the person's own configuration is used or written: host key, user key, ``known_hosts`` and the configuration of ssh are made in a
-directory of their own. With root's rights a chrooted account without a shell can be had, too. The proxy is in :mod:`tests.support.proxy`.
+Nothing of the person's own configuration is used or written: host key, user key, ``known_hosts``
+and the configuration of ssh are made in a directory of their own. With root's rights a chrooted
+account without a shell can be had, too. The proxy is in :mod:`tests.support.proxy`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ NAME = "sshd-under-test"
 """What the host key is known as, whatever port leads there."""
 
 _CHROOTS = ("/var/cache", "/run")
-"""sshd wants every directory above a chroot to be root's, and writable for nobody else: not /tmp."""
+"""
+sshd wants every directory above a chroot to be root's, and writable for nobody else: not /tmp.
+"""
 
 
 def sshd_program() -> str | None:
@@ -78,7 +81,10 @@ class Sshd:
 
     @property
     def ssh_config(self) -> Path:
-        """A configuration of ssh with the alias ``store``, for ``ssh -F`` and :attr:`Settings.ssh_config`."""
+        """
+        A configuration of ssh with the alias ``store``, for ``ssh -F`` and
+        :attr:`Settings.ssh_config`.
+        """
         return self.directory / "ssh_config"
 
     @property
@@ -89,7 +95,13 @@ class Sshd:
     def settings(self, **knobs: Any) -> Settings:
         """:returns: settings with which it can be reached, by whatever port"""
         return Settings(
-            **{"ssh_config": str(self.ssh_config), "known_hosts": str(self.known_hosts), "timeout": 20.0, "carrier": self.carrier, **knobs}
+            **{
+                "ssh_config": str(self.ssh_config),
+                "known_hosts": str(self.known_hosts),
+                "timeout": 20.0,
+                "carrier": self.carrier,
+                **knobs,
+            }
         )
 
     def location(self, path: str | Path, port: int | None = None) -> Location:
@@ -99,7 +111,9 @@ class Sshd:
         :returns: the same directory as the account sees it
         """
         seen = "/" + os.path.relpath(path, self.root) if self.root != Path("/") else str(path)
-        return Location("ssh", os.path.normpath(seen), host="127.0.0.1", user=self.user, port=port or self.port)
+        return Location(
+            "ssh", os.path.normpath(seen), host="127.0.0.1", user=self.user, port=port or self.port
+        )
 
     def directory_for(self, name: str) -> Path:
         """:returns: a new directory that the account may write, as this host sees it"""
@@ -140,13 +154,17 @@ def run_sshd(
     """
     :param chrooted: an account without a shell, whose ``/`` is a directory of its own (needs root)
     :param user: the account; that of this process, or ``nobody`` in a chroot
-    :param sftp: the program behind the subsystem, such as :data:`SFTP_SERVER` or one that runs it with faults; empty: there is no SFTP
-    :param options: lines of sshd_config(5) that go before the usual ones; the first value of a key counts
+    :param sftp: the program behind the subsystem, such as :data:`SFTP_SERVER` or one that runs it
+        with faults; empty: there is no SFTP
+    :param options: lines of sshd_config(5) that go before the usual ones; the first value of a key
+        counts
     """
     program = sshd_program()
     if program is None:
         raise FileNotFoundError("sshd is not installed (Debian: openssh-server)")
-    directory = Path(tempfile.mkdtemp(prefix="statepool-sshd-", dir=_chroot_parent() if chrooted else None))
+    directory = Path(
+        tempfile.mkdtemp(prefix="statepool-sshd-", dir=_chroot_parent() if chrooted else None)
+    )
     directory.chmod(0o755)
     user = user or ("nobody" if chrooted else pwd.getpwuid(os.getuid()).pw_name)
     root = directory / "root" if chrooted else Path("/")
@@ -155,7 +173,8 @@ def run_sshd(
     _make_keys(directory)
     _write_config(directory, port, user, root, sftp, options)
     if os.getuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True, mode=0o755)  # where it drops its rights; Debian's service makes it
+        # where it drops its rights; Debian's service makes it
+        Path("/run/sshd").mkdir(exist_ok=True, mode=0o755)
     command = [program, "-D", "-f", str(directory / "sshd_config"), "-E", str(directory / "log")]
     server = Sshd(directory, port, user, root, _start(command, port, directory), command)
     try:
@@ -175,7 +194,11 @@ def free_port() -> int:
 
 def make_key(path: Path, *, type: str = "ed25519", passphrase: str = "") -> Path:
     """:returns: the path of a new private key; its public half is beside it"""
-    subprocess.run(["ssh-keygen", "-q", "-t", type, "-N", passphrase, "-C", "statepool test", "-f", str(path)], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", type, "-N", passphrase, "-C", "statepool test", "-f", str(path)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
     return path
 
 
@@ -184,7 +207,9 @@ def _chroot_parent() -> str:
         found = os.stat(candidate) if os.path.isdir(candidate) else None
         if found is not None and found.st_uid == 0 and not found.st_mode & 0o022:
             return candidate
-    raise FileNotFoundError(f"none of {', '.join(_CHROOTS)} is a directory that only root may write")
+    raise FileNotFoundError(
+        f"none of {', '.join(_CHROOTS)} is a directory that only root may write"
+    )
 
 
 def _make_keys(directory: Path) -> None:
@@ -196,7 +221,9 @@ def _make_keys(directory: Path) -> None:
     (directory / "known_hosts").write_text(f"{NAME} {kind} {blob}\n")
 
 
-def _write_config(directory: Path, port: int, user: str, root: Path, sftp: str, options: Mapping[str, str]) -> None:
+def _write_config(
+    directory: Path, port: int, user: str, root: Path, sftp: str, options: Mapping[str, str]
+) -> None:
     lines = {
         **options,
         "Port": str(port),
@@ -218,17 +245,30 @@ def _write_config(directory: Path, port: int, user: str, root: Path, sftp: str, 
     if sftp:
         lines["Subsystem"] = f"sftp {sftp}"
     if root != Path("/"):
-        lines |= {"ChrootDirectory": str(root), "ForceCommand": "internal-sftp", "AllowTcpForwarding": "no", **options}
-    (directory / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in lines.items()))
+        lines |= {
+            "ChrootDirectory": str(root),
+            "ForceCommand": "internal-sftp",
+            "AllowTcpForwarding": "no",
+            **options,
+        }
+    (directory / "sshd_config").write_text(
+        "".join(f"{key} {value}\n" for key, value in lines.items())
+    )
     (directory / "ssh_config").write_text(
-        f"Host store\n  HostName 127.0.0.1\n  Port {port}\n  User {user}\n"
-        f"Host *\n  IdentityFile {directory}/user_key\n  IdentitiesOnly yes\n  HostKeyAlias {NAME}\n"
-        f"  UserKnownHostsFile {directory}/known_hosts\n  GlobalKnownHostsFile none\n"
+        f"Host store\n  HostName 127.0.0.1\n  Port {port}\n  User {user}\nHost *\n  IdentityFile"
+        f" {directory}/user_key\n  IdentitiesOnly yes\n  HostKeyAlias {NAME}\n  UserKnownHostsFile"
+        f" {directory}/known_hosts\n  GlobalKnownHostsFile none\n"
     )
 
 
 def _start(command: list[str], port: int, directory: Path) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+    )
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -240,7 +280,9 @@ def _start(command: list[str], port: int, directory: Path) -> subprocess.Popen[b
     process.kill()
     process.wait()
     log = directory / "log"
-    raise RuntimeError(f"sshd did not start: {log.read_text(errors='replace') if log.exists() else 'no log'}")
+    raise RuntimeError(
+        f"sshd did not start: {log.read_text(errors='replace') if log.exists() else 'no log'}"
+    )
 
 
 def _descendants(pid: int) -> list[int]:

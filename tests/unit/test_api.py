@@ -46,13 +46,18 @@ def open_pool(root: Path, cache: str = "cache", **settings: Any) -> statepool.St
     return statepool.StatePool(root / cache, [root / "pool"], settings=Settings(**settings))
 
 
-# -- making one ------------------------------------------------------------------------------------------------------------------------------------
+# -- making one ------------------------------------------------------------------------------------
 
 
 def test_nothing_is_contacted_or_made_before_it_is_asked_for(tmp_path: Path) -> None:
-    pool = statepool.StatePool(tmp_path / "cache", [tmp_path / "nowhere", f"link://{tmp_path}/linked"])
+    pool = statepool.StatePool(
+        tmp_path / "cache", [tmp_path / "nowhere", f"link://{tmp_path}/linked"]
+    )
     assert str(pool.cache) == f"file://{tmp_path}/cache"
-    assert [str(location) for location in pool.sources] == [f"file://{tmp_path}/nowhere", f"link://{tmp_path}/linked"]
+    assert [str(location) for location in pool.sources] == [
+        f"file://{tmp_path}/nowhere",
+        f"link://{tmp_path}/linked",
+    ]
     assert str(pool.image("vm1/disk")) == "vm1/disk"
     assert list(tmp_path.iterdir()) == []
 
@@ -60,7 +65,14 @@ def test_nothing_is_contacted_or_made_before_it_is_asked_for(tmp_path: Path) -> 
 def test_a_pool_can_be_named_in_several_ways(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(filled)
     source = PoolSource(Pool(open_transport(Location.parse("pool"))), "mine", Scope.SWARM)
-    for place in ("pool", filled / "pool", f"file://{filled}/pool", f":{filled}/pool", Location.parse("pool"), source):
+    for place in (
+        "pool",
+        filled / "pool",
+        f"file://{filled}/pool",
+        f":{filled}/pool",
+        Location.parse("pool"),
+        source,
+    ):
         assert statepool.StatePool("cache", [place]).image("vm1/disk").check("customize")
 
 
@@ -86,10 +98,16 @@ def test_each_pool_is_named_once(filled: Path) -> None:
 
 def test_what_they_are_called_in_a_session(tmp_path: Path) -> None:
     pool = statepool.StatePool(tmp_path / "cache", [tmp_path / "pool"])
-    assert repr(pool) == f"StatePool(cache='file://{tmp_path}/cache', sources=['file://{tmp_path}/pool'])"
+    assert (
+        repr(pool)
+        == f"StatePool(cache='file://{tmp_path}/cache', sources=['file://{tmp_path}/pool'])"
+    )
     assert repr(pool.image("vm1/disk")) == f"<ImageHandle vm1/disk in file://{tmp_path}/cache>"
     assert repr(pool.machine("vm1")) == f"<MachineHandle vm1 in file://{tmp_path}/cache>"
-    assert repr(pool.machine("vm1", ["disk", "data"])) == f"<MachineHandle vm1 with disk, data in file://{tmp_path}/cache>"
+    assert (
+        repr(pool.machine("vm1", ["disk", "data"]))
+        == f"<MachineHandle vm1 with disk, data in file://{tmp_path}/cache>"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,7 +139,12 @@ def test_a_scope_is_a_text_or_several(filled: Path) -> None:
     assert pool.show(scope=["own"]) == pool.show(scope={Scope.OWN}) == pool.show(scope="own")
     scopes: list[Any] = [1, b"own", [None]]
     for scope in scopes:
-        for ask in (pool.show, pool.sources_status, pool.image("vm1/disk").show, pool.machine("vm1").show):
+        for ask in (
+            pool.show,
+            pool.sources_status,
+            pool.image("vm1/disk").show,
+            pool.machine("vm1").show,
+        ):
             with pytest.raises(UsageError, match="not how scopes are written"):
                 ask(scope=scope)
 
@@ -150,14 +173,16 @@ def test_made_once(tmp_path: Path) -> None:
 
 
 def test_from_the_configuration(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (filled / "statepool.toml").write_text('cache = "here"\nsources = [{ location = "pool", name = "lab", scope = "swarm" }]\n')
+    (filled / "statepool.toml").write_text(
+        'cache = "here"\nsources = [{ location = "pool", name = "lab", scope = "swarm" }]\n'
+    )
     monkeypatch.chdir(filled)
     pool = statepool.from_config()
     assert pool.image("vm1/disk").get("install").verified is Verified.ARRIVED
     assert str(pool.cache) == f"file://{filled}/here"
 
 
-# -- settings --------------------------------------------------------------------------------------------------------------------------------------
+# -- settings --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -173,7 +198,9 @@ def watched(filled: Path) -> tuple[list[str], PoolSource]:
     return asked, PoolSource(Pool(FaultyTransport(inner, Fault(matches=note))), "watched")
 
 
-def test_a_trusted_get_within_the_period_asks_nobody(filled: Path, watched: tuple[list[str], PoolSource]) -> None:
+def test_a_trusted_get_within_the_period_asks_nobody(
+    filled: Path, watched: tuple[list[str], PoolSource]
+) -> None:
     asked, source = watched
     disk = statepool.StatePool(filled / "cache", [source]).image("vm1/disk")
     disk.get("customize")
@@ -187,10 +214,14 @@ def test_a_trusted_get_within_the_period_asks_nobody(filled: Path, watched: tupl
     assert asked == []
 
 
-def test_after_the_period_the_source_is_asked_a_small_question(filled: Path, watched: tuple[list[str], PoolSource]) -> None:
+def test_after_the_period_the_source_is_asked_a_small_question(
+    filled: Path, watched: tuple[list[str], PoolSource]
+) -> None:
     asked, source = watched
     statepool.StatePool(filled / "cache", [source]).image("vm1/disk").get("customize")
-    disk = statepool.StatePool(filled / "cache", [source], settings=Settings(fresh=0)).image("vm1/disk")
+    disk = statepool.StatePool(filled / "cache", [source], settings=Settings(fresh=0)).image(
+        "vm1/disk"
+    )
     disk.get("customize")
     asked.clear()
     assert disk.get("customize").verified is Verified.TRUSTED
@@ -216,13 +247,22 @@ def test_offline_no_source_is_asked(filled: Path, watched: tuple[list[str], Pool
     assert asked == []
 
 
-def test_what_is_done_offline_says_so(filled: Path, watched: tuple[list[str], PoolSource], make_image: Callable[..., Path]) -> None:
+def test_what_is_done_offline_says_so(
+    filled: Path, watched: tuple[list[str], PoolSource], make_image: Callable[..., Path]
+) -> None:
     _, source = watched
     statepool.StatePool(filled / "cache", [source]).image("vm1/disk").get("install")
     pool = statepool.StatePool(filled / "cache", [source], settings=Settings(offline=True))
     disk = pool.image("vm1/disk")
     stored = disk.set("new", source=make_image(filled / "new.qcow2"))
-    answers = [disk.get("install"), disk.get("install", dry_run=True), stored, disk.show(), pool.show(), pool.machine("vm1").show()]
+    answers = [
+        disk.get("install"),
+        disk.get("install", dry_run=True),
+        stored,
+        disk.show(),
+        pool.show(),
+        pool.machine("vm1").show(),
+    ]
     assert [answer.warnings for answer in answers] == [("offline: no source was asked",)] * 6
     # Without sources there is nothing to say.
     alone = statepool.StatePool(filled / "cache", settings=Settings(offline=True))
@@ -236,10 +276,15 @@ def test_the_depth_is_limited(filled: Path, make_image: Make, write_to_image: Wr
     with pytest.raises(statepool.UnsafeImage) as caught:
         disk.set("connect", source=filled / "work.qcow2")
     assert caught.value.check == "depth"
-    assert open_pool(filled, max_depth=3).image("vm1/disk").set("connect", source=filled / "work.qcow2").complete
+    assert (
+        open_pool(filled, max_depth=3)
+        .image("vm1/disk")
+        .set("connect", source=filled / "work.qcow2")
+        .complete
+    )
 
 
-# -- getting ---------------------------------------------------------------------------------------------------------------------------------------
+# -- getting ---------------------------------------------------------------------------------------
 
 READS = """
 import os, sys
@@ -261,7 +306,9 @@ print(verified, read() - before)
 def test_a_trusted_get_reads_no_image_data(tmp_path: Path, make_image: Make) -> None:
     statepool.init(tmp_path / "pool")
     work = make_image(tmp_path / "work.qcow2", 16 * MIB, writes=[(0, 16 * MIB, 7)])
-    statepool.StatePool(tmp_path / "seed", [tmp_path / "pool"]).image("vm1/disk").set("big", source=work)
+    statepool.StatePool(tmp_path / "seed", [tmp_path / "pool"]).image("vm1/disk").set(
+        "big", source=work
+    )
     command = [sys.executable, "-c", READS, str(tmp_path / "cache"), str(tmp_path / "pool")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     verified, count = done.stdout.split()
@@ -271,7 +318,9 @@ def test_a_trusted_get_reads_no_image_data(tmp_path: Path, make_image: Make) -> 
 
 def test_a_dry_run_makes_nothing(filled: Path) -> None:
     before = photograph(filled)
-    got = open_pool(filled).image("vm1/disk").get("customize", to=filled / "work.qcow2", dry_run=True)
+    got = (
+        open_pool(filled).image("vm1/disk").get("customize", to=filled / "work.qcow2", dry_run=True)
+    )
     assert (got.chain, got.how) == (("customize", "install"), "copy")
     assert got.bytes > 0
     assert photograph(filled) == before
@@ -280,7 +329,12 @@ def test_a_dry_run_makes_nothing(filled: Path) -> None:
 def test_a_configured_pool_that_is_empty_is_an_error(filled: Path) -> None:
     (filled / "mount").mkdir()
     pool = statepool.StatePool(filled / "cache", [filled / "mount"])
-    for ask in (pool.show, pool.verify, lambda: pool.gc(everywhere=True), lambda: pool.image("vm1/disk").get("install")):
+    for ask in (
+        pool.show,
+        pool.verify,
+        lambda: pool.gc(everywhere=True),
+        lambda: pool.image("vm1/disk").get("install"),
+    ):
         with pytest.raises(NotAPool):
             ask()
 
@@ -292,14 +346,23 @@ def test_a_source_that_comes_later(filled: Path) -> None:
     assert got.source == str(pool.sources[1])
 
 
-# -- working images --------------------------------------------------------------------------------------------------------------------------------
+# -- working images --------------------------------------------------------------------------------
 
 
-KEEPING = [("never", 0, 0), ("never", 1, 0), ("failed", 0, 0), ("failed", 1, 1), ("always", 0, 1), ("always", 1, 1)]
+KEEPING = [
+    ("never", 0, 0),
+    ("never", 1, 0),
+    ("failed", 0, 0),
+    ("failed", 1, 1),
+    ("always", 0, 1),
+    ("always", 1, 1),
+]
 
 
 @pytest.mark.parametrize(("keep", "fails", "kept"), KEEPING)
-def test_a_working_image_for_as_long_as_it_is_needed(filled: Path, keep: str, fails: int, kept: int) -> None:
+def test_a_working_image_for_as_long_as_it_is_needed(
+    filled: Path, keep: str, fails: int, kept: int
+) -> None:
     disk = open_pool(filled).image("vm1/disk")
     with contextlib.suppress(ZeroDivisionError), disk.working("customize", keep=keep) as path:
         assert path.is_file()
@@ -313,7 +376,10 @@ def test_a_working_image_for_as_long_as_it_is_needed(filled: Path, keep: str, fa
 def test_a_working_image_elsewhere(filled: Path) -> None:
     (filled / "run").mkdir()
     disk = open_pool(filled).image("vm1/disk")
-    with disk.working("customize", directory=filled / "run") as one, disk.working("customize", directory=filled / "run") as two:
+    with (
+        disk.working("customize", directory=filled / "run") as one,
+        disk.working("customize", directory=filled / "run") as two,
+    ):
         assert one != two
         assert one.parent == two.parent == filled / "run"
     assert list((filled / "run").iterdir()) == []
@@ -321,7 +387,10 @@ def test_a_working_image_elsewhere(filled: Path) -> None:
 
 def test_a_working_image_that_cannot_be(filled: Path) -> None:
     disk = open_pool(filled).image("vm1/disk")
-    with pytest.raises(UsageError, match="never, failed or always"), disk.working("customize", keep="sometimes"):
+    with (
+        pytest.raises(UsageError, match="never, failed or always"),
+        disk.working("customize", keep="sometimes"),
+    ):
         pytest.fail("the block was entered")
     with pytest.raises(NotFound), disk.working("nothing"):
         pytest.fail("the block was entered")
@@ -336,7 +405,7 @@ def test_a_place_that_is_taken(filled: Path) -> None:
     assert (filled / "work.qcow2").read_bytes()[:4] == b"QFI\xfb"
 
 
-# -- setting ---------------------------------------------------------------------------------------------------------------------------------------
+# -- setting ---------------------------------------------------------------------------------------
 
 
 def test_one_pool_that_fails_does_not_hide_the_others(filled: Path, make_image: Make) -> None:
@@ -348,7 +417,9 @@ def test_one_pool_that_fails_does_not_hide_the_others(filled: Path, make_image: 
     assert "is not a pool" in (stored.pools[1].error or "")
 
 
-def test_what_must_stay_in_one_pool_is_removed_from_none(filled: Path, write_to_image: Write) -> None:
+def test_what_must_stay_in_one_pool_is_removed_from_none(
+    filled: Path, write_to_image: Write
+) -> None:
     disk = open_pool(filled).image("vm1/disk")
     disk.get("customize", to=filled / "work.qcow2")
     write_to_image(filled / "work.qcow2", [(2 * BLOCK, BLOCK, 3)])
@@ -362,10 +433,19 @@ def test_what_must_stay_in_one_pool_is_removed_from_none(filled: Path, write_to_
 
 @pytest.mark.parametrize(
     "labels",
-    [{f"k{number}": "v" for number in range(65)}, {"a": 5}, {5: "a"}, {"a": "y" * 4097}, {"y" * 4097: "a"}, {"a": "\udcff"}],
+    [
+        {f"k{number}": "v" for number in range(65)},
+        {"a": 5},
+        {5: "a"},
+        {"a": "y" * 4097},
+        {"y" * 4097: "a"},
+        {"a": "\udcff"},
+    ],
     ids=["many", "number", "number as name", "long", "long name", "no Unicode"],
 )
-def test_labels_that_no_pool_could_keep_are_refused(filled: Path, make_image: Make, labels: dict[str, str]) -> None:
+def test_labels_that_no_pool_could_keep_are_refused(
+    filled: Path, make_image: Make, labels: dict[str, str]
+) -> None:
     work = make_image(filled / "work.qcow2", SIZE)
     before = photograph(filled)
     with pytest.raises(UsageError, match="label"):
@@ -375,8 +455,15 @@ def test_labels_that_no_pool_could_keep_are_refused(filled: Path, make_image: Ma
 
 def test_labels_are_kept(filled: Path, make_image: Make) -> None:
     labels = {"os": "débian", **{f"k{number}": "v" * 4096 for number in range(63)}}
-    open_pool(filled).image("vm1/disk").set("new", source=make_image(filled / "work.qcow2", SIZE), labels=labels)
-    assert next(one for one in open_pool(filled, "other").show() if one.manifest.state == "new").manifest.labels == labels
+    open_pool(filled).image("vm1/disk").set(
+        "new", source=make_image(filled / "work.qcow2", SIZE), labels=labels
+    )
+    assert (
+        next(
+            one for one in open_pool(filled, "other").show() if one.manifest.state == "new"
+        ).manifest.labels
+        == labels
+    )
 
 
 def test_removed_everywhere(filled: Path) -> None:
@@ -390,7 +477,11 @@ def test_removed_everywhere(filled: Path) -> None:
 def test_a_state_of_another_cache(filled: Path, make_image: Make) -> None:
     """Set in the cache only, and asked for when the pool has another of this name."""
     disk = open_pool(filled).image("vm1/disk")
-    disk.set("install", source=make_image(filled / "other.qcow2", SIZE, writes=[(0, BLOCK, 9)]), scope="own")
+    disk.set(
+        "install",
+        source=make_image(filled / "other.qcow2", SIZE, writes=[(0, BLOCK, 9)]),
+        scope="own",
+    )
     with pytest.raises(Conflict, match="is in no source"):
         disk.get("install")
 
@@ -403,8 +494,13 @@ def careful() -> Iterator[None]:
     os.umask(before)
 
 
-def test_a_cache_that_a_group_shares_stays_one(filled: Path, write_to_image: Write, careful: None) -> None:
-    """Whatever the umask of an account: the others have to go on with all of it, but for what each has for itself."""
+def test_a_cache_that_a_group_shares_stays_one(
+    filled: Path, write_to_image: Write, careful: None
+) -> None:
+    """
+    Whatever the umask of an account: the others have to go on with all of it, but for what each has
+    for itself.
+    """
     for name in ("cache", "lab"):
         (filled / name).mkdir()
         (filled / name).chmod(0o2775)
@@ -419,13 +515,21 @@ def test_a_cache_that_a_group_shares_stays_one(filled: Path, write_to_image: Wri
     pool.gc(everywhere=True)
     for root in (filled / "cache", filled / "lab"):
         shared = {path for path in root.rglob("*") if ".statepool/accounts/" not in str(path)}
-        assert {path for path in shared if path.is_dir() and path.stat().st_mode & 0o2070 != 0o2070} == set()
+        assert {
+            path for path in shared if path.is_dir() and path.stat().st_mode & 0o2070 != 0o2070
+        } == set()
         files = {path for path in shared if path.is_file() and not path.is_symlink()}
-        assert {path for path in files if path.parent.name != "data" and path.stat().st_mode & 0o060 != 0o060} == set()
-        assert {path for path in set(root.rglob("*")) - shared if path.stat().st_mode & 0o022} == set()
+        assert {
+            path
+            for path in files
+            if path.parent.name != "data" and path.stat().st_mode & 0o060 != 0o060
+        } == set()
+        assert {
+            path for path in set(root.rglob("*")) - shared if path.stat().st_mode & 0o022
+        } == set()
 
 
-# -- the log ---------------------------------------------------------------------------------------------------------------------------------------
+# -- the log ---------------------------------------------------------------------------------------
 
 
 def test_what_happened(filled: Path) -> None:

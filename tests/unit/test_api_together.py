@@ -39,7 +39,10 @@ def test_eight_threads_get(filled: Path) -> None:
         found = list(executor.map(get, range(8)))
     assert {got.digest for got in found} == {found[0].digest}
     # Each member once, perhaps not all of them by one.
-    assert sum(got.bytes for got in found) == open_pool(filled, "other").image("vm1/disk").get("customize").bytes
+    assert (
+        sum(got.bytes for got in found)
+        == open_pool(filled, "other").image("vm1/disk").get("customize").bytes
+    )
     assert len({got.working for got in found}) == 8
     log = open_pool(filled).log()
     assert [logged.number for logged in log if logged.pool == f"file://{filled}/cache"] == [1, 2]
@@ -48,7 +51,10 @@ def test_eight_threads_get(filled: Path) -> None:
 
 def test_threads_that_do_different_things(filled: Path, make_image: Make) -> None:
     pool = open_pool(filled)
-    images = [make_image(filled / f"new-{number}.qcow2", SIZE, writes=[(0, BLOCK, number + 1)]) for number in range(4)]
+    images = [
+        make_image(filled / f"new-{number}.qcow2", SIZE, writes=[(0, BLOCK, number + 1)])
+        for number in range(4)
+    ]
 
     def work(number: int) -> None:
         disk = pool.image("vm1/disk")

@@ -1,4 +1,7 @@
-"""Files beneath a directory, never through a symbolic link; by openat2, and where the kernel does not know it."""
+"""
+Files beneath a directory, never through a symbolic link; by openat2, and where the kernel does not
+know it.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,9 @@ def read(tree: Tree, path: str) -> bytes:
 
 
 def photograph(directory: Path) -> set[tuple[str, bytes]]:
-    return {(str(path), path.read_bytes() if path.is_file() else b"") for path in directory.rglob("*")}
+    return {
+        (str(path), path.read_bytes() if path.is_file() else b"") for path in directory.rglob("*")
+    }
 
 
 def test_what_is_inside(tree: Tree) -> None:
@@ -54,7 +59,18 @@ def test_what_is_inside(tree: Tree) -> None:
     assert tree.stat("").st_ino == os.stat(tree.root).st_ino
 
 
-@pytest.mark.parametrize("path", ["out/file", "a/up/file", "in/b/file", "../outside/file", "a/../../outside/file", "a/b/file/x", "/etc/hostname"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "out/file",
+        "a/up/file",
+        "in/b/file",
+        "../outside/file",
+        "a/../../outside/file",
+        "a/b/file/x",
+        "/etc/hostname",
+    ],
+)
 def test_no_path_leads_out(tree: Tree, path: str, tmp_path: Path) -> None:
     before = photograph(tmp_path)
     for attempt in (
@@ -79,8 +95,17 @@ def test_no_path_leads_out(tree: Tree, path: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["out", "a/up", "in"])
 def test_a_link_itself(tree: Tree, name: str, tmp_path: Path) -> None:
-    """It can be looked at, read, renamed and removed, and nothing else: opening it, also as a directory, tells that it is one."""
-    for flags in (os.O_RDONLY, os.O_RDONLY | os.O_DIRECTORY, os.O_PATH | os.O_DIRECTORY, os.O_WRONLY | os.O_CREAT, os.O_PATH):
+    """
+    It can be looked at, read, renamed and removed, and nothing else: opening it, also as a
+    directory, tells that it is one.
+    """
+    for flags in (
+        os.O_RDONLY,
+        os.O_RDONLY | os.O_DIRECTORY,
+        os.O_PATH | os.O_DIRECTORY,
+        os.O_WRONLY | os.O_CREAT,
+        os.O_PATH,
+    ):
         with pytest.raises(OSError) as caught:  # noqa: PT011
             tree.open(name, flags)
         assert caught.value.errno == errno.ELOOP
@@ -91,7 +116,10 @@ def test_a_link_itself(tree: Tree, name: str, tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_swapped_meanwhile(tree: Tree, tmp_path: Path) -> None:
-    """What was opened stays what it was: the names in it are those of the directory, wherever that is now."""
+    """
+    What was opened stays what it was: the names in it are those of the directory, wherever that is
+    now.
+    """
     place, name = tree.place("a/b/file")
     (tmp_path / "root/a").rename(tmp_path / "root/real")
     (tmp_path / "root/a").symlink_to(tmp_path / "outside")

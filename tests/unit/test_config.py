@@ -69,11 +69,16 @@ def test_a_fifo_is_not_waited_for(environ: dict[str, str], project: Path) -> Non
 
 
 def test_defaults(environ: dict[str, str], home: Path, project: Path) -> None:
-    assert load(environ=environ, cwd=project) == Config(cache=f"{home}/.local/share/statepool", sources=(), settings=Settings())
+    assert load(environ=environ, cwd=project) == Config(
+        cache=f"{home}/.local/share/statepool", sources=(), settings=Settings()
+    )
 
 
 def test_default_cache_follows_xdg(environ: dict[str, str], project: Path) -> None:
-    assert load(environ={**environ, "XDG_DATA_HOME": "/var/tmp/x"}, cwd=project).cache == "/var/tmp/x/statepool"
+    assert (
+        load(environ={**environ, "XDG_DATA_HOME": "/var/tmp/x"}, cwd=project).cache
+        == "/var/tmp/x/statepool"
+    )
 
 
 @pytest.mark.parametrize("where", ["home", "variable"])
@@ -99,7 +104,9 @@ def test_a_cache_in_the_place_of_earlier_versions_is_used_and_the_user_is_told(
     assert old.resolve() == new.resolve()
 
 
-def test_the_file_of_a_project_is_looked_for_from_its_directory_upwards(environ: dict[str, str], tmp_path: Path, project: Path) -> None:
+def test_the_file_of_a_project_is_looked_for_from_its_directory_upwards(
+    environ: dict[str, str], tmp_path: Path, project: Path
+) -> None:
     deep = tmp_path / "checkout/some/tests"
     deep.mkdir(parents=True)
     assert load(environ=environ, cwd=project, project=deep).files == ()
@@ -111,10 +118,14 @@ def test_the_file_of_a_project_is_looked_for_from_its_directory_upwards(environ:
     here = write(project / "statepool.toml", "fresh = 2")
     assert load(environ=environ, cwd=project, project=deep).files == (str(here),)
     assert load(environ=environ, cwd=project).files == (str(here),)
-    assert load(environ={**environ, "STATEPOOL_CONFIG": str(above)}, cwd=project, project=deep).files == (str(above),)
+    assert load(
+        environ={**environ, "STATEPOOL_CONFIG": str(above)}, cwd=project, project=deep
+    ).files == (str(above),)
 
 
-def test_a_file_of_another_account_above_a_project_is_not_obeyed(environ: dict[str, str], tmp_path: Path, project: Path) -> None:
+def test_a_file_of_another_account_above_a_project_is_not_obeyed(
+    environ: dict[str, str], tmp_path: Path, project: Path
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a file to another account")
     deep = tmp_path / "checkout/tests"
@@ -126,41 +137,70 @@ def test_a_file_of_another_account_above_a_project_is_not_obeyed(environ: dict[s
     assert load(environ=environ, cwd=project, project=deep).files == (str(above),)
 
 
-def test_relative_xdg_directories_are_ignored(environ: dict[str, str], home: Path, project: Path) -> None:
+def test_relative_xdg_directories_are_ignored(
+    environ: dict[str, str], home: Path, project: Path
+) -> None:
     write(project / "etc/statepool/statepool.toml", "fresh = 1")
     write(project / "conf/statepool/statepool.toml", "fresh = 2")
-    config = load(environ={**environ, "XDG_DATA_HOME": "x", "XDG_CACHE_HOME": "x", "XDG_CONFIG_HOME": "conf", "XDG_CONFIG_DIRS": "etc"}, cwd=project)
+    config = load(
+        environ={
+            **environ,
+            "XDG_DATA_HOME": "x",
+            "XDG_CACHE_HOME": "x",
+            "XDG_CONFIG_HOME": "conf",
+            "XDG_CONFIG_DIRS": "etc",
+        },
+        cwd=project,
+    )
     assert config.cache == f"{home}/.local/share/statepool"
     assert config.settings.fresh == 60
     assert config.files == ()
 
 
-def test_each_layer_overrides_those_before_it(environ: dict[str, str], tmp_path: Path, home: Path, project: Path) -> None:
+def test_each_layer_overrides_those_before_it(
+    environ: dict[str, str], tmp_path: Path, home: Path, project: Path
+) -> None:
     keys = {"fresh": 5.0, "lock-timeout": 4.0, "tool-timeout": 3.0, "max-depth": 2, "min-free": 1}
     names = list(keys)
-    files = [tmp_path / "etc/statepool/statepool.toml", home / ".config/statepool/statepool.toml", project / "statepool.toml"]
+    files = [
+        tmp_path / "etc/statepool/statepool.toml",
+        home / ".config/statepool/statepool.toml",
+        project / "statepool.toml",
+    ]
     for number, file in enumerate(files, 1):
         write(file, "\n".join(f"{key} = {100 + number}" for key in names[: 6 - number]))
     environ |= {"STATEPOOL_FRESH": "104", "STATEPOOL_LOCK_TIMEOUT": "104"}
     config = load({"fresh": 105}, environ=environ, cwd=project)
-    assert config.settings == Settings(fresh=105, lock_timeout=104, tool_timeout=103, max_depth=102, min_free=101)
+    assert config.settings == Settings(
+        fresh=105, lock_timeout=104, tool_timeout=103, max_depth=102, min_free=101
+    )
     assert config.files == tuple(map(str, files))
 
 
-def test_first_system_directory_matters_most(environ: dict[str, str], tmp_path: Path, project: Path) -> None:
+def test_first_system_directory_matters_most(
+    environ: dict[str, str], tmp_path: Path, project: Path
+) -> None:
     write(tmp_path / "etc1/statepool/statepool.toml", "fresh = 1")
     write(tmp_path / "etc2/statepool/statepool.toml", "fresh = 2\nmax-depth = 2")
-    settings = load(environ={**environ, "XDG_CONFIG_DIRS": f"{tmp_path}/etc1:{tmp_path}/etc2"}, cwd=project).settings
+    settings = load(
+        environ={**environ, "XDG_CONFIG_DIRS": f"{tmp_path}/etc1:{tmp_path}/etc2"}, cwd=project
+    ).settings
     assert (settings.fresh, settings.max_depth) == (1, 2)
 
 
 @pytest.mark.parametrize("by", ["argument", "variable"])
-def test_named_file_replaces_the_others(environ: dict[str, str], home: Path, project: Path, by: str) -> None:
+def test_named_file_replaces_the_others(
+    environ: dict[str, str], home: Path, project: Path, by: str
+) -> None:
     write(home / ".config/statepool/statepool.toml", "fresh = 1")
     write(project / "statepool.toml", "fresh = 2")
     mine = write(project / "sub/mine.toml", "max-depth = 7")
     if by == "argument":
-        config = load(config_file="sub/mine.toml", environ={**environ, "STATEPOOL_CONFIG": "/nowhere"}, cwd=project)
+        config = load(
+            config_file="sub/mine.toml",
+            environ={**environ, "STATEPOOL_CONFIG": "/nowhere"},
+            cwd=project,
+        )
     else:
         config = load(environ={**environ, "STATEPOOL_CONFIG": "sub/mine.toml"}, cwd=project)
     assert config.settings == Settings(max_depth=7)
@@ -170,12 +210,18 @@ def test_named_file_replaces_the_others(environ: dict[str, str], home: Path, pro
 def test_sources_are_replaced_not_added_up(environ: dict[str, str], project: Path) -> None:
     write(project / "statepool.toml", 'sources = ["/a", "/b"]')
     assert load({"sources": ["/c"]}, environ=environ, cwd=project).sources == (source("/c"),)
-    assert load({"sources": None}, environ=environ, cwd=project).sources == (source("/a"), source("/b"))
+    assert load({"sources": None}, environ=environ, cwd=project).sources == (
+        source("/a"),
+        source("/b"),
+    )
 
 
 def test_empty_variables_are_not_set(environ: dict[str, str], project: Path) -> None:
     write(project / "statepool.toml", 'cache = "/c"\nfresh = 1')
-    config = load(environ={**environ, "STATEPOOL_CACHE": "", "STATEPOOL_FRESH": "", "STATEPOOL_CONFIG": ""}, cwd=project)
+    config = load(
+        environ={**environ, "STATEPOOL_CACHE": "", "STATEPOOL_FRESH": "", "STATEPOOL_CONFIG": ""},
+        cwd=project,
+    )
     assert (config.cache, config.settings.fresh) == ("/c", 1)
 
 
@@ -187,7 +233,11 @@ def test_whole_file(environ: dict[str, str], home: Path, project: Path) -> None:
         project / "statepool.toml",
         """
         cache = "/var/cache/states"
-        sources = ["/srv/pool", { location = "ssh://lab@store:2222/srv/pool", name = "store", scope = "cluster" }, "link:///srv/links"]
+        sources = [
+            "/srv/pool",
+            { location = "ssh://lab@store:2222/srv/pool", name = "store", scope = "cluster" },
+            "link:///srv/links",
+        ]
         fresh = 1.5
         offline = true
         min-free = "10G"
@@ -206,7 +256,11 @@ def test_whole_file(environ: dict[str, str], home: Path, project: Path) -> None:
     )
     assert load(environ=environ, cwd=project) == Config(
         cache="/var/cache/states",
-        sources=(source("/srv/pool"), source("ssh://lab@store:2222/srv/pool", "store", Scope.CLUSTER), source("link:///srv/links")),
+        sources=(
+            source("/srv/pool"),
+            source("ssh://lab@store:2222/srv/pool", "store", Scope.CLUSTER),
+            source("link:///srv/links"),
+        ),
         settings=Settings(
             fresh=1.5,
             offline=True,
@@ -228,8 +282,14 @@ def test_whole_file(environ: dict[str, str], home: Path, project: Path) -> None:
 
 
 def test_sources_as_array_of_tables(environ: dict[str, str], project: Path) -> None:
-    write(project / "statepool.toml", '[[sources]]\nlocation = "/a"\nname = "one"\n[[sources]]\nlocation = "/b"\nscope = "swarm"')
-    assert load(environ=environ, cwd=project).sources == (source("/a", "one"), source("/b", scope=Scope.SWARM))
+    write(
+        project / "statepool.toml",
+        '[[sources]]\nlocation = "/a"\nname = "one"\n[[sources]]\nlocation = "/b"\nscope = "swarm"',
+    )
+    assert load(environ=environ, cwd=project).sources == (
+        source("/a", "one"),
+        source("/b", scope=Scope.SWARM),
+    )
 
 
 def test_everything_from_the_environment(environ: dict[str, str], project: Path) -> None:
@@ -271,16 +331,36 @@ def test_everything_from_the_environment(environ: dict[str, str], project: Path)
     )
 
 
-def test_paths_are_relative_to_their_file(environ: dict[str, str], home: Path, project: Path) -> None:
-    file = write(project / "conf/mine.toml", 'cache = "c"\nsources = ["p", "../q", "./r:s", "~/t", "~", "file:///u", ":/v", ":;/w", "host:/x"]')
+def test_paths_are_relative_to_their_file(
+    environ: dict[str, str], home: Path, project: Path
+) -> None:
+    file = write(
+        project / "conf/mine.toml",
+        'cache = "c"\nsources = ["p", "../q", "./r:s", "~/t", "~", "file:///u", ":/v", ":;/w",'
+        ' "host:/x"]',
+    )
     config = load(config_file=file, environ=environ, cwd="/")
     base = f"{project}/conf"
     assert config.cache == f"{base}/c"
-    expected = [f"{base}/p", f"{base}/../q", f"{base}/./r:s", home / "t", home, "/u", "/v", "link:///w", "ssh://host/x"]
-    assert [source.location for source in config.sources] == [Location.parse(str(path)) for path in expected]
+    expected = [
+        f"{base}/p",
+        f"{base}/../q",
+        f"{base}/./r:s",
+        home / "t",
+        home,
+        "/u",
+        "/v",
+        "link:///w",
+        "ssh://host/x",
+    ]
+    assert [source.location for source in config.sources] == [
+        Location.parse(str(path)) for path in expected
+    ]
 
 
-def test_paths_of_flags_are_relative_to_the_working_directory(environ: dict[str, str], project: Path) -> None:
+def test_paths_of_flags_are_relative_to_the_working_directory(
+    environ: dict[str, str], project: Path
+) -> None:
     config = load({"cache": Path("c"), "sources": ("p", Path("q"))}, environ=environ, cwd=project)
     assert config.cache == str(project / "c")
     assert config.sources == (source(project / "p"), source(project / "q"))
@@ -307,8 +387,19 @@ def test_sizes(environ: dict[str, str], project: Path, text: str, size: int) -> 
 
 @given(st.integers(0, 1 << 62))
 def test_any_whole_size_is_exact(size: int) -> None:
-    config = load({"min-free": size}, environ={"HOME": "/nowhere", "XDG_CONFIG_DIRS": "/nowhere"}, cwd="/nowhere")
-    text = load(environ={"HOME": "/nowhere", "XDG_CONFIG_DIRS": "/nowhere", "STATEPOOL_MIN_FREE": str(size)}, cwd="/nowhere")
+    config = load(
+        {"min-free": size},
+        environ={"HOME": "/nowhere", "XDG_CONFIG_DIRS": "/nowhere"},
+        cwd="/nowhere",
+    )
+    text = load(
+        environ={
+            "HOME": "/nowhere",
+            "XDG_CONFIG_DIRS": "/nowhere",
+            "STATEPOOL_MIN_FREE": str(size),
+        },
+        cwd="/nowhere",
+    )
     assert config.settings.min_free == text.settings.min_free == size
 
 
@@ -375,7 +466,9 @@ def test_any_whole_size_is_exact(size: int) -> None:
         ('ssh-password = "x"', "ssh-password"),
     ],
 )
-def test_what_a_file_cannot_say(environ: dict[str, str], project: Path, text: str, key: str) -> None:
+def test_what_a_file_cannot_say(
+    environ: dict[str, str], project: Path, text: str, key: str
+) -> None:
     assert f": {key}: " in refused(project, environ, text).message
 
 
@@ -425,27 +518,45 @@ def test_a_named_file_must_be_there(environ: dict[str, str], project: Path, name
         ("STATEPOOL_COMPRESS", "zstd"),
     ],
 )
-def test_what_a_variable_cannot_say(environ: dict[str, str], project: Path, variable: str, value: str) -> None:
+def test_what_a_variable_cannot_say(
+    environ: dict[str, str], project: Path, variable: str, value: str
+) -> None:
     with pytest.raises(ConfigError, match=f"the environment: {variable}: ") as caught:
         load(environ={**environ, variable: value}, cwd=project)
     assert caught.value.hint
 
 
-def test_mistyped_variables_are_refused_and_foreign_ones_are_not(environ: dict[str, str], project: Path) -> None:
+def test_mistyped_variables_are_refused_and_foreign_ones_are_not(
+    environ: dict[str, str], project: Path
+) -> None:
     with pytest.raises(ConfigError, match="STATEPOOL_SOURCE is not a setting") as caught:
         load(environ={**environ, "STATEPOOL_SOURCE": "/a"}, cwd=project)
     assert "STATEPOOL_SOURCES" in (caught.value.hint or "")
-    assert load(environ={**environ, "STATEPOOL_VERSION": "7"}, cwd=project) == load(environ=environ, cwd=project)
+    assert load(environ={**environ, "STATEPOOL_VERSION": "7"}, cwd=project) == load(
+        environ=environ, cwd=project
+    )
 
 
-def test_secrets_come_from_the_environment_and_are_never_shown(environ: dict[str, str], project: Path) -> None:
-    config = load(environ={**environ, "STATEPOOL_SSH_PASSWORD": "hunter2", "STATEPOOL_SSH_PASSPHRASE": "open sesame"}, cwd=project)
+def test_secrets_come_from_the_environment_and_are_never_shown(
+    environ: dict[str, str], project: Path
+) -> None:
+    config = load(
+        environ={
+            **environ,
+            "STATEPOOL_SSH_PASSWORD": "hunter2",
+            "STATEPOOL_SSH_PASSPHRASE": "open sesame",
+        },
+        cwd=project,
+    )
     assert config.settings.secrets is not None
     assert config.settings.secrets(SecretKind.PASSWORD, "kim@store:22") == "hunter2"
     assert config.settings.secrets(SecretKind.PASSPHRASE, "id_ed25519") == "open sesame"
     assert "hunter2" not in repr(config)
     assert "sesame" not in repr(config)
-    assert load(environ={**environ, "STATEPOOL_SSH_PASSWORD": ""}, cwd=project).settings.secrets is None
+    assert (
+        load(environ={**environ, "STATEPOOL_SSH_PASSWORD": ""}, cwd=project).settings.secrets
+        is None
+    )
 
 
 def test_what_an_override_cannot_say(environ: dict[str, str], project: Path) -> None:
@@ -455,19 +566,28 @@ def test_what_an_override_cannot_say(environ: dict[str, str], project: Path) -> 
         load({"colour": "red"}, environ=environ, cwd=project)
 
 
-def test_an_override_is_spelled_as_where_it_comes_from(environ: dict[str, str], project: Path) -> None:
+def test_an_override_is_spelled_as_where_it_comes_from(
+    environ: dict[str, str], project: Path
+) -> None:
     spelled = {"sources": "the command line: --source"}
     with pytest.raises(ConfigError, match=r"^the command line: --source: not a location: ''"):
         load({"sources": [""]}, environ=environ, cwd=project, spelled=spelled)
     with pytest.raises(ConfigError, match=r"^the command line: --source\.name: not a name"):
-        load({"sources": [{"location": "p", "name": "a b"}]}, environ=environ, cwd=project, spelled=spelled)
+        load(
+            {"sources": [{"location": "p", "name": "a b"}]},
+            environ=environ,
+            cwd=project,
+            spelled=spelled,
+        )
     with pytest.raises(ConfigError, match=r"^the overrides: fresh: "):
         load({"fresh": "soon"}, environ=environ, cwd=project, spelled=spelled)
     with pytest.raises(ConfigError, match=r"^the environment: STATEPOOL_SOURCES: "):
         load({}, environ={**environ, "STATEPOOL_SOURCES": "p p"}, cwd=project, spelled=spelled)
 
 
-def test_a_working_directory_that_is_gone(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_working_directory_that_is_gone(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -483,8 +603,14 @@ def test_a_file_may_begin_with_a_byte_order_mark(environ: dict[str, str], projec
 
 @pytest.mark.parametrize("given", [True, False])
 def test_an_authority(environ: dict[str, str], project: Path, given: bool) -> None:
-    write(project / "statepool.toml", f'sources = [{{ location = "/pool", authority = {str(given).lower()} }}, "/other"]')
-    assert [source.authority for source in load(environ=environ, cwd=project).sources] == [given, False]
+    write(
+        project / "statepool.toml",
+        f'sources = [{{ location = "/pool", authority = {str(given).lower()} }}, "/other"]',
+    )
+    assert [source.authority for source in load(environ=environ, cwd=project).sources] == [
+        given,
+        False,
+    ]
 
 
 def test_what_is_no_authority(environ: dict[str, str], project: Path) -> None:

@@ -25,7 +25,13 @@ EXIT_CODES = {
 }
 """The table of the command line; the classes below these inherit theirs."""
 
-FACTS = {"hint": "choose another", "object": "vm1/disk", "state": "install", "pool": "file:///srv/pool", "path": "data/x"}
+FACTS = {
+    "hint": "choose another",
+    "object": "vm1/disk",
+    "state": "install",
+    "pool": "file:///srv/pool",
+    "path": "data/x",
+}
 
 EXTRA: dict[str, dict[str, object]] = {
     "HasDependants": {"dependants": ("customize", "connect")},
@@ -38,11 +44,18 @@ EXTRA: dict[str, dict[str, object]] = {
 
 
 def classes() -> list[type[StatePoolError]]:
-    return [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, StatePoolError)]
+    return [
+        value
+        for value in vars(errors).values()
+        if inspect.isclass(value) and issubclass(value, StatePoolError)
+    ]
 
 
 def drawn() -> dict[str, tuple[str | None, int | None, str | None]]:
-    """:returns: by class in the picture of the docstring: what it hangs on, its exit code, its standard base"""
+    """
+    :returns: by class in the picture of the docstring: what it hangs on, its exit code, its
+        standard base
+    """
     tree: dict[str, tuple[str | None, int | None, str | None]] = {}
     above: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():
@@ -51,7 +64,11 @@ def drawn() -> dict[str, tuple[str | None, int | None, str | None]]:
             continue
         depth, name = len(match[1]), match[2]
         above = [(column, parent) for column, parent in above if column < depth]
-        tree[name] = (above[-1][1] if above else None, int(match[3]) if match[3] else None, match[4])
+        tree[name] = (
+            above[-1][1] if above else None,
+            int(match[3]) if match[3] else None,
+            match[4],
+        )
         above.append((depth, name))
     return tree
 
@@ -95,7 +112,10 @@ def test_facts_survive_pickling(cls: type[StatePoolError]) -> None:
 @pytest.mark.parametrize("cls", classes(), ids=lambda cls: cls.__name__)
 def test_words_are_message_and_hint(cls: type[StatePoolError]) -> None:
     assert str(cls("vm1/disk has no state 'x'")) == "vm1/disk has no state 'x'"
-    assert str(cls("vm1/disk has no state 'x'", hint="see show")) == "vm1/disk has no state 'x' (see show)"
+    assert (
+        str(cls("vm1/disk has no state 'x'", hint="see show"))
+        == "vm1/disk has no state 'x' (see show)"
+    )
 
 
 @pytest.mark.parametrize("cls", classes(), ids=lambda cls: cls.__name__)

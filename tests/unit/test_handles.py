@@ -1,4 +1,7 @@
-"""A machine with two disks, as a caller uses it: its images are got, set and removed as one, or not at all."""
+"""
+A machine with two disks, as a caller uses it: its images are got, set and removed as one, or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,16 @@ class World:
         statepool.init(root / "pool")
         (root / "vm").mkdir()
         for name in ("disk", "data"):
-            make(root / "vm" / f"{name}.qcow2", MIB, writes=[(0, 65536, 1 if name == "disk" else 2)])
+            make(
+                root / "vm" / f"{name}.qcow2", MIB, writes=[(0, 65536, 1 if name == "disk" else 2)]
+            )
 
     def pool(self, cache: str = "cache") -> statepool.StatePool:
         return statepool.StatePool(self.root / cache, [self.root / "pool"])
 
-    def machine(self, cache: str = "cache", images: tuple[str, ...] = ("disk", "data")) -> statepool.MachineHandle:
+    def machine(
+        self, cache: str = "cache", images: tuple[str, ...] = ("disk", "data")
+    ) -> statepool.MachineHandle:
         return self.pool(cache).machine("vm1", images)
 
     @property
@@ -47,7 +54,11 @@ class World:
     def photograph(self) -> dict[str, bytes]:
         """:returns: all files, besides those that are only about what others do, as locks"""
         passing = ("locks", "fresh", "known")
-        found = [path for path in self.root.rglob("*") if path.is_file() and not set(passing) & set(path.parts)]
+        found = [
+            path
+            for path in self.root.rglob("*")
+            if path.is_file() and not set(passing) & set(path.parts)
+        ]
         return {str(path.relative_to(self.root)): path.read_bytes() for path in found}
 
     def records(self, place: str) -> int:
@@ -55,7 +66,11 @@ class World:
 
     def leftovers(self) -> list[str]:
         hidden = [str(path) for path in self.root.rglob(".statepool-*")]
-        return hidden + [str(path) for place in ("cache", "pool") for path in (self.root / place / layout.INCOMING).glob("*")]
+        return hidden + [
+            str(path)
+            for place in ("cache", "pool")
+            for path in (self.root / place / layout.INCOMING).glob("*")
+        ]
 
 
 @pytest.fixture
@@ -69,7 +84,11 @@ def test_set_get_and_unset(world: World, qemu_img: Callable[..., str]) -> None:
     assert stored.object == "vm1"
     assert stored.digest == ""
     assert world.records("cache") == world.records("pool") == 1
-    assert world.names() == world.names("pool") == ["vm1 install", "vm1/data install", "vm1/disk install"]
+    assert (
+        world.names()
+        == world.names("pool")
+        == ["vm1 install", "vm1/data install", "vm1/disk install"]
+    )
     # The machine goes on in fresh overlays, and the next state stands on this one.
     for path in world.working.values():
         qemu_img("check", "-q", "-f", "qcow2", path)
@@ -86,13 +105,20 @@ def test_set_get_and_unset(world: World, qemu_img: Callable[..., str]) -> None:
     assert got.source is not None
     assert got.bytes > 0
     for name, path in world.working.items():
-        qemu_img("compare", "-f", "qcow2", "-F", "qcow2", path, world.root / "run" / f"{name}.qcow2")
+        qemu_img(
+            "compare", "-f", "qcow2", "-F", "qcow2", path, world.root / "run" / f"{name}.qcow2"
+        )
     assert other.get("customize").source is None
     both = ["vm1/data customize", "vm1/data install", "vm1/disk customize", "vm1/disk install"]
-    assert world.names("other") == ["vm1 customize", *both]  # what backs its images, and not the machine state that these belong to as well
+    # what backs its images, and not the machine state that these belong to as well
+    assert world.names("other") == ["vm1 customize", *both]
 
     assert set(world.machine().unset("customize", scope="all").states.values()) == {("customize",)}
-    assert world.names() == world.names("pool") == ["vm1 install", "vm1/data install", "vm1/disk install"]
+    assert (
+        world.names()
+        == world.names("pool")
+        == ["vm1 install", "vm1/data install", "vm1/disk install"]
+    )
     assert not world.leftovers()
 
 
@@ -103,7 +129,10 @@ def test_set_again_completes_what_a_pool_lacks(world: World) -> None:
     (world.root / "away").rename(world.root / "pool")
     again = world.machine().set("install", source=world.working)
     assert [at.result for at in again.pools] == ["present", "stored"]
-    assert [at.result for at in world.machine().set("install", source=world.working).pools] == ["present", "present"]
+    assert [at.result for at in world.machine().set("install", source=world.working).pools] == [
+        "present",
+        "present",
+    ]
 
 
 def test_two_empty_disks_are_the_same_bytes(world: World, make_image: Make) -> None:
@@ -136,7 +165,9 @@ def test_a_working_image_that_is_not_named_or_not_there(world: World, missing: s
     with pytest.raises(statepool.UsageError, match="no image extra"):
         world.machine().set("install", source={**world.working, "extra": world.root / "x"})
     with pytest.raises(statepool.UsageError, match="one file"):
-        world.machine().set("install", source={"disk": world.working["disk"], "data": world.working["disk"]})
+        world.machine().set(
+            "install", source={"disk": world.working["disk"], "data": world.working["disk"]}
+        )
     assert world.photograph() == before
     world.machine().set("install", source=world.working)
     before = world.photograph()
@@ -144,7 +175,9 @@ def test_a_working_image_that_is_not_named_or_not_there(world: World, missing: s
     with pytest.raises(statepool.UsageError, match=f"has the images {missing} too"):
         world.machine(images=()).set("customize", source=named)
     with pytest.raises(statepool.NotFound, match=r"gone\.qcow2"):
-        world.machine().set("customize", source={**world.working, missing: world.root / "gone.qcow2"})
+        world.machine().set(
+            "customize", source={**world.working, missing: world.root / "gone.qcow2"}
+        )
     assert world.photograph() == before
 
 
@@ -153,8 +186,13 @@ def test_a_name_that_one_image_has_already(world: World) -> None:
     before = world.photograph()
     with pytest.raises(statepool.UsageError, match="vm1/disk"):
         world.machine().set("other", source={"data": world.working["data"]})
-    for do in (lambda: world.machine().get("install", to=world.root / "run"), lambda: world.machine().unset("install")):
-        with pytest.raises(statepool.NotFound, match="vm1/data has a state of that name, and vm1/disk not"):
+    for do in (
+        lambda: world.machine().get("install", to=world.root / "run"),
+        lambda: world.machine().unset("install"),
+    ):
+        with pytest.raises(
+            statepool.NotFound, match="vm1/data has a state of that name, and vm1/disk not"
+        ):
             do()
     assert not world.machine().check("install")
     world.write(world.working["data"], [(0, 65536, 9)])
@@ -180,23 +218,37 @@ def test_get_makes_all_images_or_none(world: World) -> None:
         world.machine().get("install", to=world.root / "run")
     assert [path.name for path in (world.root / "run").iterdir()] == ["disk.qcow2"]
     assert (world.root / "run" / "disk.qcow2").read_bytes() == b"precious"
-    with pytest.raises(statepool.UsageError, match="it has data, for which none is named; it does not have dvd"):
-        world.machine(images=()).get("install", to={"disk": world.root / "a.qcow2", "dvd": world.root / "b.qcow2"})
+    with pytest.raises(
+        statepool.UsageError, match="it has data, for which none is named; it does not have dvd"
+    ):
+        world.machine(images=()).get(
+            "install", to={"disk": world.root / "a.qcow2", "dvd": world.root / "b.qcow2"}
+        )
     with pytest.raises(statepool.UsageError, match="one file"):
-        world.machine().get("install", to={"disk": world.root / "a.qcow2", "data": world.root / "a.qcow2"})
+        world.machine().get(
+            "install", to={"disk": world.root / "a.qcow2", "data": world.root / "a.qcow2"}
+        )
     world.machine().get("install", to=world.root / "run", overwrite=True)
-    assert sorted(path.name for path in (world.root / "run").iterdir()) == ["data.qcow2", "disk.qcow2"]
+    assert sorted(path.name for path in (world.root / "run").iterdir()) == [
+        "data.qcow2",
+        "disk.qcow2",
+    ]
     assert not world.leftovers()
 
 
-@pytest.mark.parametrize("place", ["cache/run", "pool/run", "pool", "other", "other/.statepool/data"])
+@pytest.mark.parametrize(
+    "place", ["cache/run", "pool/run", "pool", "other", "other/.statepool/data"]
+)
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_working_images_inside_of_a_pool(world: World, place: str, dry_run: bool) -> None:
     """A directory that is not there yet is not made, nor is the cache."""
     world.machine().set("install", source=world.working)
     before = world.photograph()
     machine = world.machine("other" if place.startswith("other") else "cache")
-    for to in (world.root / place, {name: world.root / place / f"{name}.qcow2" for name in ("disk", "data")}):
+    for to in (
+        world.root / place,
+        {name: world.root / place / f"{name}.qcow2" for name in ("disk", "data")},
+    ):
         with pytest.raises(statepool.RefusedError, match=r"inside the (cache|pool)"):
             machine.get("install", to=to, dry_run=dry_run)
     with pytest.raises(statepool.RefusedError, match=r"inside the (cache|pool)"):
@@ -217,7 +269,9 @@ def test_dry_runs_change_nothing(world: World) -> None:
     would_get = other.get("install", to=world.root / "run", dry_run=True)
     assert would_get.bytes > 0
     assert set(would_get.images) == {"disk", "data"}
-    assert {*world.machine().unset("install", scope="all", dry_run=True).states.values()} == {("install",)}
+    assert {*world.machine().unset("install", scope="all", dry_run=True).states.values()} == {
+        ("install",)
+    }
     assert world.photograph() == before
     assert not (world.root / "other").exists()
     assert not (world.root / "run").exists()
@@ -252,16 +306,27 @@ def test_replaced_as_a_whole(world: World, make_image: Make) -> None:
         assert len(list((world.root / place / layout.DATA).iterdir())) == 2
     # An image of it alone is not replaced under the machine state.
     with pytest.raises(statepool.RefusedError):
-        world.pool().image("vm1/disk").set("install", source=make_image(world.root / "new.qcow2", MIB, writes=[(0, 65536, 99)]), replace=True)
+        world.pool().image("vm1/disk").set(
+            "install",
+            source=make_image(world.root / "new.qcow2", MIB, writes=[(0, 65536, 99)]),
+            replace=True,
+        )
 
 
-@pytest.mark.parametrize(("keep", "fails", "kept"), [("never", 0, 0), ("failed", 1, 2), ("always", 0, 2), ("never", 1, 0)])
-def test_working_images_for_as_long_as_they_are_needed(world: World, keep: str, fails: int, kept: int) -> None:
+@pytest.mark.parametrize(
+    ("keep", "fails", "kept"),
+    [("never", 0, 0), ("failed", 1, 2), ("always", 0, 2), ("never", 1, 0)],
+)
+def test_working_images_for_as_long_as_they_are_needed(
+    world: World, keep: str, fails: int, kept: int
+) -> None:
     world.machine().set("install", source=world.working)
     machine = world.machine("other", images=())
     with contextlib.suppress(ZeroDivisionError), machine.working("install", keep=keep) as images:
         assert sorted(images) == ["data", "disk"]
-        assert all(path.is_file() and world.root / "other" in path.parents for path in images.values())
+        assert all(
+            path.is_file() and world.root / "other" in path.parents for path in images.values()
+        )
         assert 1 // (1 - fails)
     assert [path.exists() for path in images.values()].count(True) == kept
     assert len(list((world.root / "other").rglob(".uses/*.json"))) == kept
@@ -276,13 +341,17 @@ def test_removed_from_where_the_caller_says(world: World) -> None:
     with pytest.raises(statepool.UsageError):
         machine.unset("install", scope=None)  # type: ignore[arg-type]  # what it means must be said
     assert list(machine.unset("install").states) == [f"file://{world.root}/cache"]
-    assert list(machine.unset("install", scope=[statepool.Scope.SHARED]).states) == [f"file://{world.root}/pool"]
+    assert list(machine.unset("install", scope=[statepool.Scope.SHARED]).states) == [
+        f"file://{world.root}/pool"
+    ]
 
 
 def test_a_part_of_a_listing_has_its_warnings(world: World) -> None:
     world.machine().set("install", source=world.working)
     (world.root / "gone").mkdir()
-    listed = statepool.StatePool(world.root / "cache", [world.root / "pool", world.root / "gone"]).show()
+    listed = statepool.StatePool(
+        world.root / "cache", [world.root / "pool", world.root / "gone"]
+    ).show()
     assert len(listed) > 1
     assert listed.warnings
     assert listed[:1].warnings == listed.warnings
@@ -305,7 +374,10 @@ def test_root_images(world: World) -> None:
 
 
 def test_many_at_once_and_one_wins(world: World, make_image: Make) -> None:
-    """Each with images of its own: one of them becomes the state, as a whole, and the images of the others stay what they are."""
+    """
+    Each with images of its own: one of them becomes the state, as a whole, and the images of the
+    others stay what they are.
+    """
     mine: list[dict[str, Path]] = []
     for number in range(4):
         (world.root / str(number)).mkdir()

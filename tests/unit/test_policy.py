@@ -1,4 +1,7 @@
-"""Every mode of every operation, valid and not; what is left out; and that nothing is touched where something is refused."""
+"""
+Every mode of every operation, valid and not; what is left out; and that nothing is touched where
+something is refused.
+"""
 
 from __future__ import annotations
 
@@ -64,27 +67,53 @@ class Recorder(StateBackend):
 
     def _note(self, what: str, target: Target, state: str, options: Options) -> None:
         if not options.dry_run:
-            self.calls.append(f"{what} {target.object} {state}" + (" replacing" if options.replace else ""))
+            self.calls.append(
+                f"{what} {target.object} {state}" + (" replacing" if options.replace else "")
+            )
 
 
 def policy(backend: StateBackend, **how: object) -> Policy:
     return Policy(lambda subject: backend, **how)  # type: ignore[arg-type]
 
 
-def run(subject: Policy, operation: str, items: list[Item], mode: str | None = None, options: Options = DEFAULTS) -> Outcome:
+def run(
+    subject: Policy,
+    operation: str,
+    items: list[Item],
+    mode: str | None = None,
+    options: Options = DEFAULTS,
+) -> Outcome:
     outcome = getattr(subject, operation)(items, mode=mode, options=options)
     assert isinstance(outcome, Outcome)
     return outcome
 
 
 EXISTS: dict[str, dict[str, tuple[Done, list[str]]]] = {
-    "get": {"a": (Done.ABORTED, []), "r": (Done.DONE, ["get vm1/disk here"]), "i": (Done.IGNORED, [])},
-    "set": {"a": (Done.ABORTED, []), "r": (Done.KEPT, []), "f": (Done.DONE, ["set vm1/disk here replacing"])},
+    "get": {
+        "a": (Done.ABORTED, []),
+        "r": (Done.DONE, ["get vm1/disk here"]),
+        "i": (Done.IGNORED, []),
+    },
+    "set": {
+        "a": (Done.ABORTED, []),
+        "r": (Done.KEPT, []),
+        "f": (Done.DONE, ["set vm1/disk here replacing"]),
+    },
     "unset": {"r": (Done.KEPT, []), "f": (Done.DONE, ["unset vm1/disk here"])},
-    "push": {"a": (Done.ABORTED, []), "r": (Done.KEPT, []), "f": (Done.DONE, ["set vm1/disk here replacing"])},
-    "pop": {"a": (Done.ABORTED, []), "r": (Done.DONE, ["get vm1/disk here", "unset vm1/disk here"]), "i": (Done.IGNORED, [])},
+    "push": {
+        "a": (Done.ABORTED, []),
+        "r": (Done.KEPT, []),
+        "f": (Done.DONE, ["set vm1/disk here replacing"]),
+    },
+    "pop": {
+        "a": (Done.ABORTED, []),
+        "r": (Done.DONE, ["get vm1/disk here", "unset vm1/disk here"]),
+        "i": (Done.IGNORED, []),
+    },
 }
-"""What each first letter means for a state that is there; letters that are not named are no letters."""
+"""
+What each first letter means for a state that is there; letters that are not named are no letters.
+"""
 
 MISSING: dict[str, dict[str, tuple[Done, list[str]]]] = {
     "get": {"a": (Done.ABORTED, []), "i": (Done.IGNORED, [])},
@@ -99,7 +128,10 @@ MISSING: dict[str, dict[str, tuple[Done, list[str]]]] = {
 @pytest.mark.parametrize("operation", list(EXISTS))
 @pytest.mark.parametrize("mode", ["".join(pair) for pair in itertools.product(LETTERS, repeat=2)])
 def test_every_mode(operation: str, mode: str) -> None:
-    for state, expected in (("here", EXISTS[operation].get(mode[0])), ("new", MISSING[operation].get(mode[1]))):
+    for state, expected in (
+        ("here", EXISTS[operation].get(mode[0])),
+        ("new", MISSING[operation].get(mode[1])),
+    ):
         backend = Recorder("here")
         item = Item(Image("vm1", "disk"), state, WORK)
         if mode[0] not in EXISTS[operation] or mode[1] not in MISSING[operation]:
@@ -115,7 +147,9 @@ def test_every_mode(operation: str, mode: str) -> None:
         assert found.object == "vm1/disk"
         assert found.state == state
         assert outcome.complete == (expected[0] is not Done.ABORTED)
-        assert outcome.exit_code == {(Done.ABORTED, True): 4, (Done.ABORTED, False): 3}.get((expected[0], found.exists), 0)
+        assert outcome.exit_code == {(Done.ABORTED, True): 4, (Done.ABORTED, False): 3}.get(
+            (expected[0], found.exists), 0
+        )
         assert f"{LONG[mode[0] if found.exists else mode[1]]}" in found.why
 
 
@@ -137,16 +171,23 @@ CHECKS = [
 
 
 @pytest.mark.parametrize(("mode", "there", "works", "present", "calls"), CHECKS)
-def test_every_mode_of_a_check(mode: str, there: set[str], works: bool, present: bool, calls: list[str]) -> None:
+def test_every_mode_of_a_check(
+    mode: str, there: set[str], works: bool, present: bool, calls: list[str]
+) -> None:
     backend = Recorder(*there)
-    outcome = run(policy(backend), "check", [Item(Image("vm1", "disk"), "here", WORK if works else {})], mode)
+    outcome = run(
+        policy(backend), "check", [Item(Image("vm1", "disk"), "here", WORK if works else {})], mode
+    )
     assert outcome.complete == present
     assert outcome.exit_code == (0 if present else 3)
     assert outcome.items[0].done is (Done.KEPT if present else Done.ABSENT)
     assert backend.calls == calls
 
 
-@pytest.mark.parametrize("mode", [pair[0] + pair[1] for pair in itertools.product(LETTERS, repeat=2) if set(pair) & {"a", "i"}])
+@pytest.mark.parametrize(
+    "mode",
+    [pair[0] + pair[1] for pair in itertools.product(LETTERS, repeat=2) if set(pair) & {"a", "i"}],
+)
 def test_modes_that_a_check_does_not_have(mode: str) -> None:
     backend = Recorder("here")
     with pytest.raises(statepool.UsageError, match="check has no mode"):
@@ -186,7 +227,7 @@ def test_defaults(operation: str, state: str, done: Done) -> None:
     assert [item.done for item in outcome.items] == [done]
 
 
-# -- many objects ------------------------------------------------------------------------------------------------------------------------------------
+# -- many objects ----------------------------------------------------------------------------------
 
 VM1 = Machine("vm1", ("disk", "data"))
 VM2 = Machine("vm2", ("disk",))
@@ -197,17 +238,35 @@ VM2 = Machine("vm2", ("disk",))
     [
         (("machines",), (), ["get vm1 here", "get vm2 here"]),
         (("images",), (), ["get vm1/disk here", "get vm1/data here", "get vm2/disk here"]),
-        (("images", "machines"), (), ["get vm1/disk here", "get vm1/data here", "get vm1 here", "get vm2/disk here", "get vm2 here"]),
+        (
+            ("images", "machines"),
+            (),
+            [
+                "get vm1/disk here",
+                "get vm1/data here",
+                "get vm1 here",
+                "get vm2/disk here",
+                "get vm2 here",
+            ],
+        ),
         (("images", "machines"), ("images",), ["get vm1 here", "get vm2 here"]),
-        (("images", "machines"), ("machines",), ["get vm1/disk here", "get vm1/data here", "get vm2/disk here"]),
+        (
+            ("images", "machines"),
+            ("machines",),
+            ["get vm1/disk here", "get vm1/data here", "get vm2/disk here"],
+        ),
         (("images", "machines"), ("machines", "images"), []),
     ],
 )
-def test_machines_and_images(kinds: tuple[str, ...], skip: tuple[str, ...], expected: list[str]) -> None:
+def test_machines_and_images(
+    kinds: tuple[str, ...], skip: tuple[str, ...], expected: list[str]
+) -> None:
     backend = Recorder("here")
     outcome = run(policy(backend, skip=skip), "get", items_of([VM1, VM2], "here", kinds=kinds))
     assert backend.calls == expected
-    assert [item.done for item in outcome.items].count(Done.SKIPPED) == len(outcome.items) - len(expected)
+    assert [item.done for item in outcome.items].count(Done.SKIPPED) == len(outcome.items) - len(
+        expected
+    )
     assert all("are skipped" in item.why for item in outcome.items if item.done is Done.SKIPPED)
 
 
@@ -220,14 +279,23 @@ def test_read_only_images() -> None:
             return super().set(target, state, options)
 
     working = {"vm1": {"disk": Path("disk.qcow2"), "data": Path("data.qcow2")}}
-    items = items_of([VM1], "new", kinds=("images", "machines"), working=working, read_only=["vm1/data"])
+    items = items_of(
+        [VM1], "new", kinds=("images", "machines"), working=working, read_only=["vm1/data"]
+    )
     outcome = run(Policy(lambda subject: Seeing()), "set", items, "rf")
-    assert [(item.object, item.done) for item in outcome.items] == [("vm1/disk", Done.DONE), ("vm1/data", Done.SKIPPED), ("vm1", Done.DONE)]
+    assert [(item.object, item.done) for item in outcome.items] == [
+        ("vm1/disk", Done.DONE),
+        ("vm1/data", Done.SKIPPED),
+        ("vm1", Done.DONE),
+    ]
     assert outcome.items[1].why == "it is read-only"
     assert seen[-1].working == {"disk": Path("disk.qcow2")}
     assert seen[-1].object.images == ("disk",)  # type: ignore[union-attr]
     outcome = run(policy(Recorder()), "set", items_of([VM2], "new", read_only=["vm2/disk"]))
-    assert (outcome.items[0].done, outcome.items[0].why) == (Done.SKIPPED, "all its images are read-only")
+    assert (outcome.items[0].done, outcome.items[0].why) == (
+        Done.SKIPPED,
+        "all its images are read-only",
+    )
 
 
 def test_nothing_asked_and_root_states() -> None:
@@ -241,8 +309,14 @@ def test_nothing_asked_and_root_states() -> None:
                 run(policy(backend), operation, [Item(disk, name)])
     assert backend.calls == []
     for operation in ("get", "set", "unset"):
-        assert run(policy(backend), operation, [Item(disk, "root", WORK)]).items[0].done is Done.DONE
-    assert backend.calls == ["get vm1/disk root", "set vm1/disk root replacing", "unset vm1/disk root"]
+        assert (
+            run(policy(backend), operation, [Item(disk, "root", WORK)]).items[0].done is Done.DONE
+        )
+    assert backend.calls == [
+        "get vm1/disk root",
+        "set vm1/disk root replacing",
+        "unset vm1/disk root",
+    ]
     assert run(policy(backend), "check", [Item(disk, "root")]).items[0].done is Done.ABSENT
 
 
@@ -274,7 +348,12 @@ def test_one_that_fails_does_not_hide_what_the_others_did() -> None:
 def test_dry_runs_and_values(operation: str) -> None:
     backend = Recorder("here")
     state = "here" if operation in ("get", "unset", "pop") else "new"
-    outcome = run(policy(backend), operation, [Item(Image("vm1", "disk"), state, WORK)], options=Options(dry_run=True))
+    outcome = run(
+        policy(backend),
+        operation,
+        [Item(Image("vm1", "disk"), state, WORK)],
+        options=Options(dry_run=True),
+    )
     assert backend.calls == []
     assert backend.states == {"here"}
     assert outcome.items[0].why.startswith("it would be")
@@ -291,32 +370,61 @@ def test_bad_names_and_kinds() -> None:
         items_of([VM1], "here", kinds=["nets"])
 
 
-# -- with real backends ------------------------------------------------------------------------------------------------------------------------------
+# -- with real backends ----------------------------------------------------------------------------
 
 
-def test_with_images_and_machines(tmp_path: Path, make_image: Callable[..., Path], write_to_image: Callable[..., None]) -> None:
+def test_with_images_and_machines(
+    tmp_path: Path, make_image: Callable[..., Path], write_to_image: Callable[..., None]
+) -> None:
     statepool.init(tmp_path / "pool")
     pool = statepool.StatePool(tmp_path / "cache", [tmp_path / "pool"])
-    working = {"vm1": {name: make_image(tmp_path / f"{name}.qcow2", 1 << 20, writes=[(0, 65536, 1)]) for name in ("disk", "data")}}
+    working = {
+        "vm1": {
+            name: make_image(tmp_path / f"{name}.qcow2", 1 << 20, writes=[(0, 65536, 1)])
+            for name in ("disk", "data")
+        }
+    }
     items = items_of([VM1], "step", working=working)
     assert pool.policy().push(items).complete
     assert pool.machine("vm1").check("step")
     again = pool.policy().push(items)
     assert [item.done for item in again.items] == [Done.ABORTED]
-    # What stands on the state itself and was written to since is its new content, if that is forced.
-    disk = items_of([VM1], "alone", kinds=["images"], working={"vm1": {"disk": working["vm1"]["disk"]}})[:1]
+    # What stands on the state itself and was written to since is its new content, if that is
+    # forced.
+    disk = items_of(
+        [VM1], "alone", kinds=["images"], working={"vm1": {"disk": working["vm1"]["disk"]}}
+    )[:1]
     assert pool.policy().set(disk).complete
     write_to_image(working["vm1"]["disk"], [(65536, 65536, 2)])
     assert pool.policy().set(disk, mode="rf").items[0].done is Done.KEPT
     forced = pool.policy().set(disk)
     assert forced.complete, forced
     assert pool.policy().unset(items_of([VM1], "alone", kinds=["images"])[:1]).complete
-    popped = pool.policy().pop(items_of([VM1], "step", working={"vm1": {name: tmp_path / "run" / f"{name}.qcow2" for name in ("disk", "data")}}))
+    popped = pool.policy().pop(
+        items_of(
+            [VM1],
+            "step",
+            working={
+                "vm1": {name: tmp_path / "run" / f"{name}.qcow2" for name in ("disk", "data")}
+            },
+        )
+    )
     assert popped.items[0].done is Done.FAILED
     assert "no directory" in popped.items[0].why
     (tmp_path / "run").mkdir()
-    popped = pool.policy().pop(items_of([VM1], "step", working={"vm1": {name: tmp_path / "run" / f"{name}.qcow2" for name in ("disk", "data")}}))
+    popped = pool.policy().pop(
+        items_of(
+            [VM1],
+            "step",
+            working={
+                "vm1": {name: tmp_path / "run" / f"{name}.qcow2" for name in ("disk", "data")}
+            },
+        )
+    )
     assert popped.complete, popped
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["data.qcow2", "disk.qcow2"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "data.qcow2",
+        "disk.qcow2",
+    ]
     assert not pool.machine("vm1").check("step")
     assert isinstance(pool.policy(), Policy)

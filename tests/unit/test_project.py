@@ -38,7 +38,11 @@ def words(text: str) -> list[str]:
 
 def entry_points() -> list[tuple[str, str, str]]:
     groups = ini("setup.cfg")["options.entry_points"]
-    return [(group, *(part.strip() for part in line.split("="))) for group in groups for line in words(groups[group])]
+    return [
+        (group, *(part.strip() for part in line.split("=")))
+        for group in groups
+        for line in words(groups[group])
+    ]
 
 
 @pytest.mark.parametrize(("group", "name", "target"), entry_points())
@@ -46,7 +50,11 @@ def test_entry_points_lead_somewhere(group: str, name: str, target: str) -> None
     module, _, attribute = target.partition(":")
     if target.startswith("avocado_statepool"):
         # Only where avocado is installed can it be imported, and tests/compat/avocado does so.
-        source = (ROOT / "plugins" / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+        source = (
+            (ROOT / "plugins" / module.replace(".", "/"))
+            .with_suffix(".py")
+            .read_text(encoding="utf-8")
+        )
         assert re.search(rf"^(class|def) {attribute}\b", source, re.MULTILINE)
         return
     found = importlib.import_module(module)
@@ -59,15 +67,25 @@ def test_the_command_begins_where_interruptions_are_looked_after() -> None:
 
 def test_all_groups_are_there() -> None:
     others = {group for group, _, _ in entry_points() if not group.startswith("avocado.plugins.")}
-    assert others == {"console_scripts", "statepool.transports", "statepool.backends", "statepool.archives", "pytest11"}
+    assert others == {
+        "console_scripts",
+        "statepool.transports",
+        "statepool.backends",
+        "statepool.archives",
+        "pytest11",
+    }
 
 
 def test_every_room_is_packaged() -> None:
-    """What lacks an ``__init__.py`` is found here by chance, and missing where the package is installed."""
+    """
+    What lacks an ``__init__.py`` is found here by chance, and missing where the package is
+    installed.
+    """
     rooms = {path.parent for path in (ROOT / "statepool").rglob("*.py")}
     assert [str(room) for room in sorted(rooms) if not (room / "__init__.py").exists()] == []
     packages = {".".join(room.relative_to(ROOT).parts) for room in rooms} | {
-        ".".join(path.parent.relative_to(ROOT / "plugins").parts) for path in ROOT.glob("plugins/*/**/__init__.py")
+        ".".join(path.parent.relative_to(ROOT / "plugins").parts)
+        for path in ROOT.glob("plugins/*/**/__init__.py")
     }
     assert set(words(ini("setup.cfg")["options"]["packages"])) == packages
 
@@ -83,7 +101,14 @@ def test_make_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert phony is not None
-    help_text = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    help_text = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
     assert re.findall(r"^  ([a-z-]+) +\w", help_text, re.MULTILINE) == phony[1].split()
 
 
@@ -99,23 +124,42 @@ def test_scripts_can_be_run(name: str) -> None:
 def test_pages_are_right(name: str) -> None:
     """docutils finds nothing to complain of, and links to other pages lead somewhere."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    settings = {"report_level": 2, "halt_level": 2, "warning_stream": False, "syntax_highlight": "none"}
+    settings = {
+        "report_level": 2,
+        "halt_level": 2,
+        "warning_stream": False,
+        "syntax_highlight": "none",
+    }
     docutils.core.publish_doctree(text, source_path=name, settings_overrides=settings)
     for target in re.findall(r"<([\w./-]+)>`_", text):
-        assert (ROOT / name).parent.joinpath(target).exists(), f"{name} links to {target}, which is not there"
+        assert (ROOT / name).parent.joinpath(target).exists(), (
+            f"{name} links to {target}, which is not there"
+        )
 
 
 def listed() -> set[str]:
-    return set(re.findall(r"^``([^`]+)``  ", (ROOT / "FILES.rst").read_text(encoding="utf-8"), re.MULTILINE))
+    return set(
+        re.findall(
+            r"^``([^`]+)``  ", (ROOT / "FILES.rst").read_text(encoding="utf-8"), re.MULTILINE
+        )
+    )
 
 
 def test_list_of_files_is_true() -> None:
-    missing = [name for name in listed() if not (ROOT / name).exists() or name.endswith("/") != (ROOT / name).is_dir()]
+    missing = [
+        name
+        for name in listed()
+        if not (ROOT / name).exists() or name.endswith("/") != (ROOT / name).is_dir()
+    ]
     assert missing == []
 
 
 def test_list_of_files_is_complete() -> None:
-    package = {f"statepool/{entry.name}{'/' if entry.is_dir() else ''}" for entry in os.scandir(ROOT / "statepool") if entry.name != "__pycache__"}
+    package = {
+        f"statepool/{entry.name}{'/' if entry.is_dir() else ''}"
+        for entry in os.scandir(ROOT / "statepool")
+        if entry.name != "__pycache__"
+    }
     assert package - listed() == set()
 
 
@@ -127,8 +171,19 @@ def test_readme_names_files_as_they_are() -> None:
 
 def test_signals_that_who_starts_the_tests_ignores_are_not_ignored_by_what_they_start() -> None:
     """As in the background of a shell, or under nohup: tests of interruption would wait in vain."""
-    tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/unit/cli/test_errors.py", "-k", "from_the_keyboard or at_a_terminal"]
+    tests = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "tests/unit/cli/test_errors.py",
+        "-k",
+        "from_the_keyboard or at_a_terminal",
+    ]
     command = ["sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", *tests]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout

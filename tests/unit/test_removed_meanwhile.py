@@ -53,21 +53,27 @@ def test_before_it_is_used(disk: statepool.ImageHandle, other: None) -> None:
     assert disk.get("customize").chain == ("customize", "install")
 
 
-def test_before_it_is_compared_with_what_a_source_has(filled: Path, disk: statepool.ImageHandle, other: None) -> None:
+def test_before_it_is_compared_with_what_a_source_has(
+    filled: Path, disk: statepool.ImageHandle, other: None
+) -> None:
     shutil.rmtree(filled / "cache/.statepool/fresh")
     assert disk.get("customize").chain == ("customize", "install")
     assert statepool.StatePool(filled / "cache").image("vm1/disk").check("customize")
 
 
 @pytest.mark.parametrize("state", ["connect"])
-def test_before_it_is_stored_elsewhere(filled: Path, disk: statepool.ImageHandle, write_to_image: Write, other: None) -> None:
+def test_before_it_is_stored_elsewhere(
+    filled: Path, disk: statepool.ImageHandle, write_to_image: Write, other: None
+) -> None:
     write_to_image(filled / "work.qcow2", [(0, 65536, 9)])
     own, there = disk.set("connect", source=filled / "work.qcow2").pools
     assert (own.result, there.result) == (Presence.STORED, Presence.FAILED)
     assert "there is no state connect of vm1/disk" in str(there.error)
 
 
-def test_before_it_gets_new_content(filled: Path, disk: statepool.ImageHandle, write_to_image: Write, other: None) -> None:
+def test_before_it_gets_new_content(
+    filled: Path, disk: statepool.ImageHandle, write_to_image: Write, other: None
+) -> None:
     write_to_image(filled / "work.qcow2", [(0, 65536, 9)])
     with pytest.raises(NotFound, match="there is no state customize of vm1/disk in"):
         disk.set("customize", source=filled / "work.qcow2", squash=True)

@@ -1,5 +1,6 @@
 """
-The door for avocado-i2n: state backends with its class methods and its parameters, over statepool's pools.
+The door for avocado-i2n: state backends with its class methods and its parameters, over statepool's
+pools.
 
 ::
 
@@ -7,10 +8,11 @@ The door for avocado-i2n: state backends with its class methods and its paramete
 
     states.register()
 
-or, for some of them only, ``avocado_i2n.states.setup.BACKENDS["qcow2ext"] = states.QCOW2ExtBackend``.
+or, for some of them only, ``avocado_i2n.states.setup.BACKENDS["qcow2ext"] =
+states.QCOW2ExtBackend``.
 
-Parameters are anything with the methods of ``virttest.utils_params.Params``. Neither avocado-i2n nor virttest is imported, except by what makes a new
-disk or starts a machine, which is virttest's.
+Parameters are anything with the methods of ``virttest.utils_params.Params``. Neither avocado-i2n
+nor virttest is imported, except by what makes a new disk or starts a machine, which is virttest's.
 """
 
 from __future__ import annotations
@@ -43,7 +45,10 @@ __all__ = [
 ]
 
 SKIP_LOCKS = False
-"""Whether :func:`image_lock` does nothing. Nothing here needs that lock: it is for code that takes it beside us."""
+"""
+Whether :func:`image_lock` does nothing. Nothing here needs that lock: it is for code that takes it
+beside us.
+"""
 
 _PAUSE = 0.01
 """Seconds between two looks at a lock that somebody else has."""
@@ -51,14 +56,21 @@ _PAUSE = 0.01
 _PLACES = {
     "qcow2": ("QCOW2Backend", "QCOW2ExtBackend", "QCOW2VTBackend"),
     "ramfile": ("RamfileBackend",),
-    "pool": ("TransferOps", "QCOW2ImageTransfer", "RootSourcedStateBackend", "SourcedStateBackend", "image_lock"),
+    "pool": (
+        "TransferOps",
+        "QCOW2ImageTransfer",
+        "RootSourcedStateBackend",
+        "SourcedStateBackend",
+        "image_lock",
+    ),
 }
 """Which modules of ``avocado_i2n.states`` have what."""
 
 
 def register() -> None:
     """
-    Put all of this in the places where avocado-i2n has its own, before or after it has read its command line.
+    Put all of this in the places where avocado-i2n has its own, before or after it has read its
+    command line.
 
     :raises ImportError: avocado-i2n is not installed
     """
@@ -67,7 +79,9 @@ def register() -> None:
         for name in names:
             setattr(place, name, globals()[name])
     setup = importlib.import_module("avocado_i2n.states.setup")
-    setup.BACKENDS.update(qcow2=QCOW2Backend, qcow2ext=QCOW2ExtBackend, qcow2vt=QCOW2VTBackend, ramfile=RamfileBackend)
+    setup.BACKENDS.update(
+        qcow2=QCOW2Backend, qcow2ext=QCOW2ExtBackend, qcow2vt=QCOW2VTBackend, ramfile=RamfileBackend
+    )
 
 
 @contextlib.contextmanager
@@ -101,7 +115,9 @@ def _acquire(file: IO[bytes], path: str, timeout: float) -> None:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             if time.monotonic() >= deadline:
-                raise LockTimeout(f"{path} has been locked for {timeout} s", path=path, hint="see who works there") from error
+                raise LockTimeout(
+                    f"{path} has been locked for {timeout} s", path=path, hint="see who works there"
+                ) from error
             time.sleep(_PAUSE)
         else:
             return

@@ -38,14 +38,16 @@ class QCOW2Backend(RootSourcedStateBackend):
         """Keep the content of the image."""
         from statepool import Options
 
-        _internal(params).set(_target(params), p.state_of("set", params), Options(replace=replaces(params)))
+        _internal(params).set(
+            _target(params), p.state_of("set", params), Options(replace=replaces(params))
+        )
 
     @classmethod
     def unset(cls, params: Any, object: Any = None) -> None:
         """Remove a state from the image."""
         _internal(params).unset(_target(params), p.state_of("unset", params))
 
-    # -- the image itself --------------------------------------------------------------------------------------------------------------------------
+    # -- the image itself --------------------------------------------------------------------------
 
     @classmethod
     def _check_root(cls, params: Any, object: Any = None) -> bool:
@@ -69,7 +71,10 @@ class QCOW2Backend(RootSourcedStateBackend):
 
 
 class QCOW2ExtBackend(SourcedStateBackend, QCOW2Backend):
-    """States of an image as chains of files in the cache and its pools: the usual backend. The root state is that the machine has its disk."""
+    """
+    States of an image as chains of files in the cache and its pools: the usual backend. The root
+    state is that the machine has its disk.
+    """
 
     @classmethod
     def _show(cls, params: Any, object: Any = None) -> list[str]:
@@ -79,13 +84,22 @@ class QCOW2ExtBackend(SourcedStateBackend, QCOW2Backend):
     def _get(cls, params: Any, object: Any = None) -> None:
         path = p.working_image(params)
         path.parent.mkdir(parents=True, exist_ok=True)
-        p.open_pool(params).image(p.image_of(params)).get(p.state_of("get", params), to=path, overwrite=True)
+        p.open_pool(params).image(p.image_of(params)).get(
+            p.state_of("get", params), to=path, overwrite=True
+        )
 
     @classmethod
     def _set(cls, params: Any, object: Any = None) -> None:
         force = replaces(params)
         image = p.open_pool(params).image(p.image_of(params))
-        failures(image.set(p.state_of("set", params), source=p.working_image(params), replace=force, squash=force))
+        failures(
+            image.set(
+                p.state_of("set", params),
+                source=p.working_image(params),
+                replace=force,
+                squash=force,
+            )
+        )
 
     @classmethod
     def _unset(cls, params: Any, object: Any = None) -> None:
@@ -128,7 +142,8 @@ def stop(params: Any, object: Any) -> None:
 
 def make_disk(params: Any) -> None:
     """
-    Have a disk made, as the machine's parameters describe it, if it has none. That is virttest's business.
+    Have a disk made, as the machine's parameters describe it, if it has none. That is virttest's
+    business.
 
     :raises UsageError: virttest is not installed
     """
@@ -141,7 +156,11 @@ def make_disk(params: Any) -> None:
         from virttest import env_process
     except ImportError as error:
         hint = "install avocado-framework-plugin-vt, or make the disk with qemu-img create"
-        raise UsageError(f"there is no disk {path}, and virttest is not here to make one", path=str(path), hint=hint) from error
+        raise UsageError(
+            f"there is no disk {path}, and virttest is not here to make one",
+            path=str(path),
+            hint=hint,
+        ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     params.update({"create_image": "yes", "force_create_image": "yes"})
     env_process.preprocess_image(None, params, str(path.with_suffix("")))

@@ -1,8 +1,8 @@
 """
 States of machines: running ones with their RAM, and those that are off with all their images.
 
-A running machine is asked by QMP, at a socket that nobody else uses: QEMU lets one in at a time. The parameter ``statepool_monitor`` names it, or an
-attribute of this name of the machine.
+A running machine is asked by QMP, at a socket that nobody else uses: QEMU lets one in at a time.
+The parameter ``statepool_monitor`` names it, or an attribute of this name of the machine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ class _Machines:
         if not _wanted(params):
             return
         if object is None:
-            raise UsageError(f"there is no {params['vms']} to start", hint="give it by the environment, or use_env = no")
+            raise UsageError(
+                f"there is no {params['vms']} to start",
+                hint="give it by the environment, or use_env = no",
+            )
         if not object.is_alive():
             object.create()
 
@@ -68,7 +71,9 @@ class QCOW2VTBackend(_Machines, QCOW2Backend):
         """Keep what the machine is like."""
         from statepool import Options
 
-        _live(params).set(_target(params, object), p.state_of("set", params), Options(replace=replaces(params)))
+        _live(params).set(
+            _target(params, object), p.state_of("set", params), Options(replace=replaces(params))
+        )
 
     @classmethod
     def unset(cls, params: Any, object: Any = None) -> None:
@@ -92,7 +97,8 @@ class RamfileBackend(_Machines, SourcedStateBackend):
     """
     States of a machine with all its images, of one moment: with its RAM if it runs.
 
-    ``image_state_backend`` is there since avocado-i2n sets it. Images and RAM belong together here, so that it is not used.
+    ``image_state_backend`` is there since avocado-i2n sets it. Images and RAM belong together here,
+    so that it is not used.
     """
 
     image_state_backend: Any = QCOW2ExtBackend
@@ -120,9 +126,17 @@ class RamfileBackend(_Machines, SourcedStateBackend):
 
         pool, state = p.open_pool(params), p.state_of("set", params)
         if object is None or not object.is_alive():
-            failures(pool.machine(p.machine_of(params)).set(state, source=_places(params), replace=replaces(params)))
+            failures(
+                pool.machine(p.machine_of(params)).set(
+                    state, source=_places(params), replace=replaces(params)
+                )
+            )
         else:
-            failures(pool.backend("ramfile").set(_target(params, object), state, Options(replace=replaces(params))))
+            failures(
+                pool.backend("ramfile").set(
+                    _target(params, object), state, Options(replace=replaces(params))
+                )
+            )
 
     @classmethod
     def _unset(cls, params: Any, object: Any = None) -> None:
@@ -135,7 +149,10 @@ class RamfileBackend(_Machines, SourcedStateBackend):
 
     @classmethod
     def check_root(cls, params: Any, object: Any = None) -> bool:
-        """:returns: whether the machine has its images, and runs; with ``use_env = no``, only the first"""
+        """
+        :returns: whether the machine has its images, and runs; with ``use_env = no``, only the
+            first
+        """
         return cls._runs(params, object)
 
     @classmethod
@@ -170,6 +187,9 @@ def _target(params: Any, object: Any) -> Any:
 
     monitor = params.get(_MONITOR) or getattr(object, _MONITOR, None)
     if not monitor:
-        hint = f"{_MONITOR} = /path, and start QEMU with -qmp unix:/path,server=on,wait=off besides its other monitors"
+        hint = (
+            f"{_MONITOR} = /path, and start QEMU with -qmp unix:/path,server=on,wait=off besides"
+            " its other monitors"
+        )
         raise UsageError(f"nobody says where {params['vms']} can be asked by QMP", hint=hint)
     return Target(p.machine_of(params), _places(params), Path(monitor))

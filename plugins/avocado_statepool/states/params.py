@@ -1,9 +1,11 @@
 """
 What parameters of avocado-i2n say: which object, which pools, which files.
 
-The names are those of avocado-i2n 103.0: ``vms``, ``images``, ``object_type``, ``object_id``, ``swarm_pool`` (the cache), ``shared_pool``,
-``show_location`` and its like, ``pool_scope``, ``image_name``, ``image_format``, ``vms_base_dir``, ``images_base_dir``, ``update_pool_timeout``,
-``nets_host``, ``nets_gateway``, ``nets_shell_host``, ``nets_shell_port``, ``nets_username``, ``nets_password``.
+The names are those of avocado-i2n 103.0: ``vms``, ``images``, ``object_type``, ``object_id``,
+``swarm_pool`` (the cache), ``shared_pool``, ``show_location`` and its like, ``pool_scope``,
+``image_name``, ``image_format``, ``vms_base_dir``, ``images_base_dir``, ``update_pool_timeout``,
+``nets_host``, ``nets_gateway``, ``nets_shell_host``, ``nets_shell_port``, ``nets_username``,
+``nets_password``.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Source:
     password: str = ""
 
 
-# -- objects -----------------------------------------------------------------------------------------------------------------------------------------
+# -- objects ---------------------------------------------------------------------------------------
 
 
 def is_machine(params: Any) -> bool:
@@ -64,7 +66,9 @@ def image_of(params: Any) -> Image:
 
 
 def root_of(params: Any) -> Image:
-    """:returns: the image that a root state is of: it goes by the names of the machine and of the file"""
+    """
+    :returns: the image that a root state is of: it goes by the names of the machine and of the file
+    """
     from statepool import Image
 
     return Image(params["vms"], os.path.basename(params["image_name"]))
@@ -90,16 +94,29 @@ def state_of(do: str, params: Any) -> str:
     return str(params[f"{do}_state"])
 
 
-# -- files -------------------------------------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def working_image(params: Any) -> Path:
-    """:returns: where the machine's disk is: ``image_name``, in the machine's directory in ``vms_base_dir``"""
-    return _image_file(params, os.path.join(params["vms_base_dir"], params["vms"]) if params.get("vms_base_dir") else params["images_base_dir"])
+    """
+    :returns: where the machine's disk is: ``image_name``, in the machine's directory in
+        ``vms_base_dir``
+    """
+    return _image_file(
+        params,
+        (
+            os.path.join(params["vms_base_dir"], params["vms"])
+            if params.get("vms_base_dir")
+            else params["images_base_dir"]
+        ),
+    )
 
 
 def root_image(params: Any) -> Path:
-    """:returns: where the object itself is: ``image_name`` in ``images_base_dir``, or in the machine's directory"""
+    """
+    :returns: where the object itself is: ``image_name`` in ``images_base_dir``, or in the machine's
+        directory
+    """
     place = params.get("images_base_dir")
     if place:
         path = _image_file(params, place)
@@ -113,11 +130,15 @@ def _image_file(params: Any, directory: str) -> Path:
 
     form = params.get("image_format") or "qcow2"
     if form != "qcow2":
-        raise UsageError(f"{params['vms']}/{params['images']} is of the format {form}: states are kept of qcow2 images", hint="image_format = qcow2")
+        raise UsageError(
+            f"{params['vms']}/{params['images']} is of the format {form}: states are kept of qcow2"
+            " images",
+            hint="image_format = qcow2",
+        )
     return Path(os.path.join(directory, f"{params['image_name']}.qcow2"))
 
 
-# -- pools -------------------------------------------------------------------------------------------------------------------------------------------
+# -- pools -----------------------------------------------------------------------------------------
 
 
 def scopes_of(params: Any) -> list[str]:
@@ -141,7 +162,10 @@ def sources_of(do: str, params: Any) -> list[Source]:
     """
     found = [source_of(text, params) for text in params.objects(f"{do}_location")]
     scopes = scopes_of(params)
-    return sorted((source for source in found if source.scope != OWN and source.scope in scopes), key=lambda source: -source.rank)
+    return sorted(
+        (source for source in found if source.scope != OWN and source.scope in scopes),
+        key=lambda source: -source.rank,
+    )
 
 
 def source_of(text: str, params: Any) -> Source:
@@ -161,11 +185,20 @@ def source_of(text: str, params: Any) -> Source:
     host = f"[{host}]" if ":" in host else host
     account = f"{user}@{host}:{port or 22}"
     location = f"ssh://{f'{user}@' if user else ''}{host}{f':{port}' if port else ''}{path}"
-    return Source(text, location, _scope(params, far, path), _rank(params, far, path), account, far.get("nets_password") or "")
+    return Source(
+        text,
+        location,
+        _scope(params, far, path),
+        _rank(params, far, path),
+        account,
+        far.get("nets_password") or "",
+    )
 
 
 def _rank(own: Any, far: Any, path: str) -> int:
-    same_net, same_host = (bool(own.get(key, "") == far.get(key, "")) for key in ("nets_gateway", "nets_host"))
+    same_net, same_host = (
+        bool(own.get(key, "") == far.get(key, "")) for key in ("nets_gateway", "nets_host")
+    )
     near = 1000 * same_net + 100 * same_host
     return near + (10 if path == own["swarm_pool"] else 1)
 
@@ -212,7 +245,13 @@ def open_pool(params: Any, sources: Iterable[Source] = ()) -> StatePool:
             "lock-timeout": str(timeout),
             "fresh": 0,  # it asks each time, as avocado-i2n does
         }
-        config = Config.load(given, spelled={"cache": "the parameters: swarm_pool", "lock-timeout": "the parameters: update_pool_timeout"})
+        config = Config.load(
+            given,
+            spelled={
+                "cache": "the parameters: swarm_pool",
+                "lock-timeout": "the parameters: update_pool_timeout",
+            },
+        )
         passwords = {source.account: source.password for source in known if source.password}
         _POOLS[key] = from_config(_with_passwords(config, passwords) if passwords else config)
     return _POOLS[key]

@@ -13,37 +13,50 @@ class RootSourcedStateBackend:
     """
     Root states of the machine's own disk and of the shared pool.
 
-    Whoever derives from this writes ``_check_root``, ``_get_root``, ``_set_root`` and ``_unset_root``, which are about the disk.
+    Whoever derives from this writes ``_check_root``, ``_get_root``, ``_set_root`` and
+    ``_unset_root``, which are about the disk.
     """
 
     transport = QCOW2ImageTransfer
 
     @classmethod
     def check_root(cls, params: Any, object: Any = None) -> bool:
-        """:returns: whether the object is there, or can be had; one that has to run must run here"""
+        """
+        :returns: whether the object is there, or can be had; one that has to run must run here
+        """
         if cls._check_root(params, object):
             return True
-        return p.scopes_of(params) != [p.OWN] and not p.is_machine(params) and cls.transport.check_root(params, object)
+        return (
+            p.scopes_of(params) != [p.OWN]
+            and not p.is_machine(params)
+            and cls.transport.check_root(params, object)
+        )
 
     @classmethod
     def get_root(cls, params: Any, object: Any = None) -> None:
         """
         Have the object here.
 
-        A disk that is here stays as it is, as long as ``own`` is in the scope: it may hold what nobody else has.
+        A disk that is here stays as it is, as long as ``own`` is in the scope: it may hold what
+        nobody else has.
         """
         scopes = p.scopes_of(params)
         if p.OWN not in scopes:
             cls.transport.get_root(params, object)
             return
-        if scopes != [p.OWN] and not cls._check_root(params, object) and cls.transport.check_root(params, object):
+        if (
+            scopes != [p.OWN]
+            and not cls._check_root(params, object)
+            and cls.transport.check_root(params, object)
+        ):
             cls.transport.get_root(params, object)
         cls._get_root(params, object)
 
     @classmethod
     def set_root(cls, params: Any, object: Any = None) -> None:
         """
-        Make the object here (scope ``own``), or that of the shared pool of the one here (scope ``shared``).
+        Make the object here (scope ``own``), or that of the shared pool of the one here (scope
+        ``shared``).
 
         :raises UsageError: another scope is given; or there is no object here
         """
@@ -54,7 +67,8 @@ class RootSourcedStateBackend:
             return
         if not cls._check_root(params, object):
             raise UsageError(
-                f"there is no disk here to make the root image of {params['vms']} of", hint=f"{p.root_image(params)} is where it should be"
+                f"there is no disk here to make the root image of {params['vms']} of",
+                hint=f"{p.root_image(params)} is where it should be",
             )
         cls.transport.set_root(params, object)
 
@@ -74,7 +88,10 @@ class RootSourcedStateBackend:
 
         scopes = p.scopes_of(params)
         if scopes not in ([p.OWN], ["shared"]):
-            raise UsageError(f"a root state is set and removed in one scope, not in {' '.join(scopes)!r}", hint="pool_scope = own, or shared")
+            raise UsageError(
+                f"a root state is set and removed in one scope, not in {' '.join(scopes)!r}",
+                hint="pool_scope = own, or shared",
+            )
         return scopes[0]
 
     @classmethod
@@ -98,14 +115,18 @@ class SourcedStateBackend:
     """
     States of the cache and of the pools that ``pool_scope`` permits.
 
-    Whoever derives from this writes ``_show``, ``_get``, ``_set`` and ``_unset``, which are about the cache and the machine's own disk.
+    Whoever derives from this writes ``_show``, ``_get``, ``_set`` and ``_unset``, which are about
+    the cache and the machine's own disk.
     """
 
     transport = QCOW2ImageTransfer
 
     @classmethod
     def get_sources(cls, do: str, params: Any) -> list[str]:
-        """:returns: the pools that ``show_location`` and its like name and ``pool_scope`` permits, the nearest first"""
+        """
+        :returns: the pools that ``show_location`` and its like name and ``pool_scope`` permits, the
+            nearest first
+        """
         return [source.text for source in p.sources_of(do, params)]
 
     @classmethod
@@ -119,7 +140,8 @@ class SourcedStateBackend:
     @classmethod
     def get(cls, params: Any, object: Any = None) -> None:
         """
-        Bring a state into the cache, from the best pool that has it, and then have it on the machine's own disk, if ``own`` is in the scope.
+        Bring a state into the cache, from the best pool that has it, and then have it on the
+        machine's own disk, if ``own`` is in the scope.
 
         :raises NotFound: nobody has it
         """
@@ -132,7 +154,11 @@ class SourcedStateBackend:
 
     @classmethod
     def _bring(cls, params: Any, pool: Any, scope: str) -> None:
-        handle = pool.machine(p.machine_of(params)) if p.is_machine(params) else pool.image(p.image_of(params))
+        handle = (
+            pool.machine(p.machine_of(params))
+            if p.is_machine(params)
+            else pool.image(p.image_of(params))
+        )
         got = handle.get(p.state_of("get", params), scope=scope)
         for text in got.warnings:
             p.LOG.warning("%s %s: %s", got.object, got.state, text)
@@ -140,7 +166,8 @@ class SourcedStateBackend:
     @classmethod
     def set(cls, params: Any, object: Any = None) -> None:
         """
-        Make the machine's own disk a state of the cache, if ``own`` is in the scope, and store it in the pools.
+        Make the machine's own disk a state of the cache, if ``own`` is in the scope, and store it
+        in the pools.
 
         :raises NotFound: it is to be stored only, and the cache does not have it
         :raises TransportError: it could not be stored in all of them
@@ -154,7 +181,8 @@ class SourcedStateBackend:
         """
         Remove a state from the pools, and from the cache, if ``own`` is in the scope.
 
-        avocado-i2n removes a state before it sets one of the same name: then nothing is done, since :meth:`set` replaces it.
+        avocado-i2n removes a state before it sets one of the same name: then nothing is done, since
+        :meth:`set` replaces it.
 
         :raises HasDependants: something stands on it
         """
@@ -189,7 +217,10 @@ def _at(do: str, source: str, params: Any) -> Any:
 
 
 def _in_all(do: str, params: Any, work: Callable[[Any], None]) -> None:
-    """Do something with each pool. One that fails does not keep us from the others; the first error is raised when all have been tried."""
+    """
+    Do something with each pool. One that fails does not keep us from the others; the first error is
+    raised when all have been tried.
+    """
     from statepool import StatePoolError
 
     errors: list[StatePoolError] = []
@@ -204,5 +235,9 @@ def _in_all(do: str, params: Any, work: Callable[[Any], None]) -> None:
 
 
 def _is_replaced(params: Any) -> bool:
-    # As avocado_i2n.states.setup.set_states leaves them where it is about to set what it asks us to remove.
-    return bool(params.get("check_opts") == "soft_boot=yes" and params.get("set_state") == params.get("unset_state") == params.get("check_state"))
+    # As avocado_i2n.states.setup.set_states leaves them where it is about to set what it asks us to
+    # remove.
+    return bool(
+        params.get("check_opts") == "soft_boot=yes"
+        and params.get("set_state") == params.get("unset_state") == params.get("check_state")
+    )

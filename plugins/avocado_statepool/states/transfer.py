@@ -35,7 +35,8 @@ class _Place:
     @classmethod
     def parse(cls, path: str, params: Any) -> _Place:
         """
-        :param path: ``POOL/MACHINE/IMAGE/STATE.qcow2``, ``POOL/MACHINE/STATE.state`` or ``POOL/MACHINE/IMAGE.qcow2``
+        :param path: ``POOL/MACHINE/IMAGE/STATE.qcow2``, ``POOL/MACHINE/STATE.state`` or
+            ``POOL/MACHINE/IMAGE.qcow2``
         :raises UsageError: it is none of these
         """
         from statepool import UsageError
@@ -50,7 +51,10 @@ class _Place:
                 return cls(_join(parts[:-2]), parts[-2], "", name.removesuffix(".state"))
             if name.endswith(".qcow2"):
                 return cls(_join(parts[:-2]), parts[-2], name.removesuffix(".qcow2"), ROOT)
-        raise UsageError(f"{path} is no file of a state of {params['vms']}", hint="MACHINE/IMAGE/STATE.qcow2 or MACHINE/STATE.state in a pool")
+        raise UsageError(
+            f"{path} is no file of a state of {params['vms']}",
+            hint="MACHINE/IMAGE/STATE.qcow2 or MACHINE/STATE.state in a pool",
+        )
 
     @property
     def subject(self) -> Image | Machine:
@@ -60,8 +64,13 @@ class _Place:
         return Image(self.machine, self.image) if self.image else Machine(self.machine)
 
     def handle(self, pool: StatePool) -> Any:
-        """:returns: the object in a state pool: images and machines have ``get``, ``set`` and so on alike"""
-        return pool.image(f"{self.machine}/{self.image}") if self.image else pool.machine(self.machine)
+        """
+        :returns: the object in a state pool: images and machines have ``get``, ``set`` and so on
+            alike
+        """
+        return (
+            pool.image(f"{self.machine}/{self.image}") if self.image else pool.machine(self.machine)
+        )
 
 
 def _join(parts: tuple[str, ...]) -> str:
@@ -76,12 +85,17 @@ def failures(stored: SetResult) -> None:
 
     wrong = [f"{at.pool}: {at.error}" for at in stored.pools if at.error]
     if wrong:
-        raise TransportError(f"{stored.object} {stored.state} could not be stored: {'; '.join(wrong)}", object=stored.object, state=stored.state)
+        raise TransportError(
+            f"{stored.object} {stored.state} could not be stored: {'; '.join(wrong)}",
+            object=stored.object,
+            state=stored.state,
+        )
 
 
 class TransferOps:
     """
-    Files of a pool, as avocado-i2n moves them: each stands for a state, and all that backs it goes with it.
+    Files of a pool, as avocado-i2n moves them: each stands for a state, and all that backs it goes
+    with it.
 
     A pool's path is ``:/path`` (local), ``:;/path`` (links) or ``net:/path`` (another host).
     """
@@ -94,24 +108,39 @@ class TransferOps:
         known = (params.get("object_id"), params["vms"])
         depth = 2 if len(parts) > 2 and parts[-2] in known else 1
         link = ";" if path.startswith(";") else ""
-        pool = p.open_pool(params, [p.source_of(f"{prefix}{colon}{link}{_join(parts[:-depth])}", params)])
+        pool = p.open_pool(
+            params, [p.source_of(f"{prefix}{colon}{link}{_join(parts[:-depth])}", params)]
+        )
         scope = "swarm cluster shared"
         if depth == 2:
             found = pool.image(f"{parts[-2]}/{parts[-1]}").show(scope=scope)
             return [f"{one.manifest.state}.qcow2" for one in found if one.manifest.state != ROOT]
         found = pool.machine(parts[-1]).show(scope=scope)
-        names = [f"{one.manifest.object.partition('/')[2]}.qcow2" for one in found if one.manifest.state == ROOT]
-        return names + [f"{one.manifest.state}.state" for one in found if str(one.manifest.kind) == "ram"]
+        names = [
+            f"{one.manifest.object.partition('/')[2]}.qcow2"
+            for one in found
+            if one.manifest.state == ROOT
+        ]
+        return names + [
+            f"{one.manifest.state}.state" for one in found if str(one.manifest.kind) == "ram"
+        ]
 
     @classmethod
     def compare(cls, cache_path: str, pool_path: str, params: Any) -> bool:
-        """:returns: whether the cache and a pool have the same state, all that backs it included; no image data is read"""
+        """
+        :returns: whether the cache and a pool have the same state, all that backs it included; no
+            image data is read
+        """
         place, source = _there(pool_path, params)
         pool = p.open_pool(params, [source])
         subject = f"{place.machine}/{place.image}" if place.image else place.machine
         digests = []
         for scope in (p.OWN, source.scope):
-            found = [one for one in pool.show(subject, scope=scope) if one.manifest.object == subject and one.manifest.state == place.state]
+            found = [
+                one
+                for one in pool.show(subject, scope=scope)
+                if one.manifest.object == subject and one.manifest.state == place.state
+            ]
             digests.append({str(one.manifest.kind): one.manifest.digest for one in found})
         own, far = digests
         return bool(own) and own == far and None not in own.values()
@@ -135,7 +164,11 @@ class TransferOps:
             handle = place.handle(p.open_pool(params, [source]))
             failures(handle.set(ROOT, source=cache_path, scope=source.scope, replace=True))
         else:
-            failures(place.handle(p.open_pool(params, [source])).store(place.state, to=source.location, replace=True))
+            failures(
+                place.handle(p.open_pool(params, [source])).store(
+                    place.state, to=source.location, replace=True
+                )
+            )
 
     @classmethod
     def delete(cls, pool_path: str, params: Any) -> None:
@@ -161,17 +194,24 @@ def _of_kind(name: str, prefix: str) -> Any:
         *before, pool_path, params = arguments
         return getattr(TransferOps, name)(*before, f"{prefix}{pool_path}", params)
 
-    call.__doc__ = f"As ``{name}``, for a path {f'without its {prefix}' if prefix else 'on another host, net:/path'}."
+    call.__doc__ = (
+        f"As ``{name}``, for a path"
+        f" {f'without its {prefix}' if prefix else 'on another host, net:/path'}."
+    )
     return staticmethod(call)
 
 
 for _name in ("list", "compare", "download", "upload", "delete"):
     for _kind, _prefix in (("local", ":"), ("link", ":;"), ("remote", "")):
-        setattr(TransferOps, f"{_name}_{_kind}", _of_kind(_name, _prefix))  # list_local and so on, as avocado-i2n has them
+        # list_local and so on, as avocado-i2n has them
+        setattr(TransferOps, f"{_name}_{_kind}", _of_kind(_name, _prefix))
 
 
 class QCOW2ImageTransfer:
-    """States of one pool: ``show_location``, ``get_location`` and so on name it; ``shared_pool`` for root images."""
+    """
+    States of one pool: ``show_location``, ``get_location`` and so on name it; ``shared_pool`` for
+    root images.
+    """
 
     ops = TransferOps
 
@@ -180,34 +220,51 @@ class QCOW2ImageTransfer:
         """:returns: where the machine's disk is"""
         return str(p.working_image(params))
 
-    # -- chains ------------------------------------------------------------------------------------------------------------------------------------
+    # -- chains ------------------------------------------------------------------------------------
 
     @classmethod
     def get_dependency(cls, state: str, params: Any) -> str:
         """:returns: the state that backs a state of the cache; empty if none does"""
         found = p.open_pool(params).image(p.image_of(params)).show(scope=p.OWN)
-        return next((one.manifest.parent.state for one in found if one.manifest.state == state and one.manifest.parent is not None), "")
+        return next(
+            (
+                one.manifest.parent.state
+                for one in found
+                if one.manifest.state == state and one.manifest.parent is not None
+            ),
+            "",
+        )
 
     @classmethod
     def compare_chain(cls, state: str, cache_dir: str, pool_dir: str, params: Any) -> bool:
-        """:returns: whether the cache and a pool have the same chain of a state, of all images that are meant; every digest is compared"""
-        return all(cls.ops.compare(here, there, each) for here, there, each in cls._files(state, cache_dir, pool_dir, params))
+        """
+        :returns: whether the cache and a pool have the same chain of a state, of all images that
+            are meant; every digest is compared
+        """
+        return all(
+            cls.ops.compare(here, there, each)
+            for here, there, each in cls._files(state, cache_dir, pool_dir, params)
+        )
 
     @classmethod
-    def transfer_chain(cls, state: str, cache_dir: str, pool_dir: str, params: Any, down: bool = True) -> None:
+    def transfer_chain(
+        cls, state: str, cache_dir: str, pool_dir: str, params: Any, down: bool = True
+    ) -> None:
         """Move what is missing of a chain, parents first."""
         move: Callable[[str, str, Any], None] = cls.ops.download if down else cls.ops.upload
         for here, there, each in cls._files(state, cache_dir, pool_dir, params):
             move(here, there, each)
 
     @staticmethod
-    def _files(state: str, cache_dir: str, pool_dir: str, params: Any) -> Iterator[tuple[str, str, Any]]:
+    def _files(
+        state: str, cache_dir: str, pool_dir: str, params: Any
+    ) -> Iterator[tuple[str, str, Any]]:
         name = params.get("object_id") or params["vms"]
         for each in p.each_image(params):
             file = os.path.join(name, each["images"], f"{state}.qcow2")
             yield os.path.join(cache_dir, file), os.path.join(pool_dir, file), each
 
-    # -- states ------------------------------------------------------------------------------------------------------------------------------------
+    # -- states ------------------------------------------------------------------------------------
 
     @classmethod
     def show(cls, params: Any, object: Any = None) -> list[str]:
@@ -219,13 +276,17 @@ class QCOW2ImageTransfer:
     def get(cls, params: Any, object: Any = None) -> None:
         """Bring a state with its chain into the cache."""
         source = p.source_of(params["get_location"], params)
-        subject_of(params, p.open_pool(params, [source])).get(p.state_of("get", params), scope=source.scope)
+        subject_of(params, p.open_pool(params, [source])).get(
+            p.state_of("get", params), scope=source.scope
+        )
 
     @classmethod
     def set(cls, params: Any, object: Any = None) -> None:
         """Store a state of the cache with its chain."""
         source = p.source_of(params["set_location"], params)
-        stored = subject_of(params, p.open_pool(params, [source])).store(p.state_of("set", params), to=source.location, replace=replaces(params))
+        stored = subject_of(params, p.open_pool(params, [source])).store(
+            p.state_of("set", params), to=source.location, replace=replaces(params)
+        )
         failures(stored)
 
     @classmethod
@@ -239,11 +300,13 @@ class QCOW2ImageTransfer:
 
         source = p.source_of(params["unset_location"], params)
         try:
-            subject_of(params, p.open_pool(params, [source])).unset(p.state_of("unset", params), scope=source.scope)
+            subject_of(params, p.open_pool(params, [source])).unset(
+                p.state_of("unset", params), scope=source.scope
+            )
         except NotFound as error:
             p.LOG.debug("%s", error)
 
-    # -- root images -------------------------------------------------------------------------------------------------------------------------------
+    # -- root images -------------------------------------------------------------------------------
 
     @classmethod
     def check_root(cls, params: Any, object: Any = None) -> bool:
@@ -251,7 +314,11 @@ class QCOW2ImageTransfer:
         source = p.shared_pool(params)
         if source is None:
             return False
-        found = p.open_pool(params, [source]).image(p.root_of(params)).show(scope="swarm cluster shared")
+        found = (
+            p.open_pool(params, [source])
+            .image(p.root_of(params))
+            .show(scope="swarm cluster shared")
+        )
         return any(one.manifest.state == ROOT for one in found)
 
     @classmethod
@@ -277,25 +344,43 @@ def _root(params: Any) -> ImageHandle:
 
     source = p.shared_pool(params)
     if source is None:
-        raise UsageError(f"there is no shared pool for the root image of {params['vms']}", hint="shared_pool = /path")
+        raise UsageError(
+            f"there is no shared pool for the root image of {params['vms']}",
+            hint="shared_pool = /path",
+        )
     return p.open_pool(params, [source]).image(p.root_of(params))
 
 
 def subject_of(params: Any, pool: StatePool) -> Any:
     """:returns: the handle of what states are of: both kinds have ``get``, ``set`` and ``unset``"""
-    return pool.machine(p.machine_of(params)) if p.is_machine(params) else pool.image(p.image_of(params))
+    return (
+        pool.machine(p.machine_of(params))
+        if p.is_machine(params)
+        else pool.image(p.image_of(params))
+    )
 
 
 def names_of(params: Any, pool: StatePool, scope: str) -> list[str]:
-    """:returns: the names of the states of an object that can be used; of a machine, those of all its images"""
+    """
+    :returns: the names of the states of an object that can be used; of a machine, those of all its
+        images
+    """
     handle = subject_of(params, pool)
-    found = [one for one in handle.show(scope=scope) if one.problem is None and one.manifest.state != ROOT]
+    found = [
+        one
+        for one in handle.show(scope=scope)
+        if one.problem is None and one.manifest.state != ROOT
+    ]
     if not p.is_machine(params):
         return sorted({one.manifest.state for one in found})
     whole = {one.manifest.state for one in found if str(one.manifest.kind) == "machine"}
-    ram = {one.manifest.state for one in found if str(one.manifest.kind) == "ram" and not one.managed}
+    ram = {
+        one.manifest.state for one in found if str(one.manifest.kind) == "ram" and not one.managed
+    }
     for name in params.objects("images"):
-        ram &= {one.manifest.state for one in found if one.manifest.object.partition("/")[2] == name}
+        ram &= {
+            one.manifest.state for one in found if one.manifest.object.partition("/")[2] == name
+        }
     return sorted(whole | ram)
 
 

@@ -1,5 +1,6 @@
 """
-Answering what ``ssh`` asks while it logs in: by a script that it starts (``SSH_ASKPASS``), which asks us through two FIFOs in a private directory.
+Answering what ``ssh`` asks while it logs in: by a script that it starts (``SSH_ASKPASS``), which
+asks us through two FIFOs in a private directory.
 
 So a secret is never in the arguments or the environment of a process, nor in a file.
 """
@@ -38,7 +39,8 @@ class Askpass:
     What a starting ``ssh`` may ask. Made by :func:`answering`.
 
     :param secrets: asked for passwords and passphrases
-    :param account: of the host: what :data:`~statepool.model.secrets.Secrets` is told for ``ssh``'s own name of it
+    :param account: of the host: what :data:`~statepool.model.secrets.Secrets` is told for ``ssh``'s
+        own name of it
     """
 
     directory: Path
@@ -67,7 +69,10 @@ class Askpass:
         if (found := _PASSPHRASE.search(prompt)) is not None:
             kind, subject = SecretKind.PASSPHRASE, found[1]
         elif (found := _PASSWORD.search(prompt)) is not None:
-            kind, subject = SecretKind.PASSWORD, self.account[1] if found[1] == self.account[0] else found[1]
+            kind, subject = (
+                SecretKind.PASSWORD,
+                self.account[1] if found[1] == self.account[0] else found[1],
+            )
         else:
             return None  # it wants something that is no secret, such as a touch
         secret = self.secrets(kind, subject) or None
@@ -94,8 +99,11 @@ def answering(secrets: Secrets, account: tuple[str, str]) -> Iterator[Askpass]:
         script = directory / "askpass"
         script.write_text(_SCRIPT.format(directory=shlex.quote(str(directory))))
         script.chmod(0o700)
-        # Both ends of each are open here: a question never ends the FIFO, and an answer waits there until the script reads it.
-        questions, answers = (os.open(directory / name, os.O_RDWR | os.O_NONBLOCK) for name in ("asked", "answer"))
+        # Both ends of each are open here: a question never ends the FIFO, and an answer waits there
+        # until the script reads it.
+        questions, answers = (
+            os.open(directory / name, os.O_RDWR | os.O_NONBLOCK) for name in ("asked", "answer")
+        )
         try:
             yield Askpass(directory, secrets, account, questions, answers)
         finally:

@@ -1,5 +1,6 @@
 """
-Many small questions to an SFTP server, in a number of round trips that does not grow with how many they are.
+Many small questions to an SFTP server, in a number of round trips that does not grow with how many
+they are.
 
 What is asked of one file is asked of all of them, before the first answer is waited for.
 """
@@ -38,16 +39,25 @@ OPEN_AT_ONCE = 200
 """Files that are open there at the same time at most; OpenSSH takes about a thousand."""
 
 ASKED_AT_ONCE = 16_384
-"""Questions without an answer at most: what they are answered with has to fit into the window of the channel."""
+"""
+Questions without an answer at most: what they are answered with has to fit into the window of the
+channel.
+"""
 
 READ_AT_ONCE = 256
 """Pieces of files that are asked for at the same time at most."""
 
 MOST_LISTED = 128 << 20
-"""Bytes of names that are taken of directories which are listed together. Each name takes about two hundred."""
+"""
+Bytes of names that are taken of directories which are listed together. Each name takes about two
+hundred.
+"""
 
 LISTED_FIRST = 16
-"""Parts of a directory that are asked for at once. OpenSSH puts a hundred names into each; what is too much is answered in a few bytes."""
+"""
+Parts of a directory that are asked for at once. OpenSSH puts a hundred names into each; what is too
+much is answered in a few bytes.
+"""
 
 LISTED_NEXT = 128
 """Parts that are asked for if these were not all."""
@@ -77,8 +87,14 @@ def look(sftp: Sftp, paths: Sequence[bytes], *, follow: bool = False) -> list[At
 
 
 def _looked(sftp: Sftp, requests: Sequence[tuple[int, bytes]]) -> list[Attributes | None]:
-    """Answers are taken apart as they come, since they can be longer than they should be, and all of them, so that the channel stays of use."""
-    answers = [answer if isinstance(answer, Refused) else attributes_in(answer) for answer in sftp.each_answer(requests)]
+    """
+    Answers are taken apart as they come, since they can be longer than they should be, and all of
+    them, so that the channel stays of use.
+    """
+    answers = [
+        answer if isinstance(answer, Refused) else attributes_in(answer)
+        for answer in sftp.each_answer(requests)
+    ]
     return [_unless_gone(answer) for answer in answers]
 
 
@@ -115,7 +131,7 @@ def _close(sftp: Sftp, handles: Sequence[bytes | None]) -> None:
     sftp.forget(sftp.send(*((Kind.CLOSE, handle) for handle in handles if handle is not None)))
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 class TooMuch(Exception):
@@ -142,7 +158,8 @@ def read(
     """
     :param size: how much of each at most, in bytes; None: to the end
     :param most: how much of all of them together, in bytes
-    :returns: content of files; None of those that are not there, and :data:`NOT_A_FILE` of what is something else, of which nothing is opened
+    :returns: content of files; None of those that are not there, and :data:`NOT_A_FILE` of what is
+        something else, of which nothing is opened
     :raises TooMuch: it is more, as far as the server says; nothing was read
     """
     found = look(sftp, paths)
@@ -157,24 +174,47 @@ def read(
     return content
 
 
-def _read_group(sftp: Sftp, group: Sequence[tuple[bytes, Attributes | None]], limits: Limits, offset: int, size: int | None) -> list[bytes | None]:
+def _read_group(
+    sftp: Sftp,
+    group: Sequence[tuple[bytes, Attributes | None]],
+    limits: Limits,
+    offset: int,
+    size: int | None,
+) -> list[bytes | None]:
     flags = int(Flag.READ).to_bytes(4, "big") + attributes()
-    handles = _open(sftp, [(Kind.OPEN, string(path) + flags) if there is not None and there.is_file else None for path, there in group])
-    wanted = [_wanted(there, offset, size) if handle is not None else 0 for handle, (_, there) in zip(handles, group, strict=True)]
+    handles = _open(
+        sftp,
+        [
+            (Kind.OPEN, string(path) + flags) if there is not None and there.is_file else None
+            for path, there in group
+        ],
+    )
+    wanted = [
+        _wanted(there, offset, size) if handle is not None else 0
+        for handle, (_, there) in zip(handles, group, strict=True)
+    ]
     parts: list[list[bytes]] = [[] for _ in group]
     ended: set[int] = set()
     pieces = _pieces(wanted, min(limits.read, LONGEST), ended)
     while some := list(islice(pieces, READ_AT_ONCE)):
-        requests = [(Kind.READ, (handles[index] or b"") + struct.pack(">QI", offset + start, length)) for index, start, length in some]
+        requests = [
+            (Kind.READ, (handles[index] or b"") + struct.pack(">QI", offset + start, length))
+            for index, start, length in some
+        ]
         for (index, start, length), answer in zip(some, sftp.each_answer(requests), strict=True):
             parts[index].append(_rest(sftp, handles[index] or b"", offset + start, length, answer))
             if len(parts[index][-1]) < length:
                 ended.add(index)
     _close(sftp, handles)
-    return [_content(there, handle, part) for (_, there), handle, part in zip(group, handles, parts, strict=True)]
+    return [
+        _content(there, handle, part)
+        for (_, there), handle, part in zip(group, handles, parts, strict=True)
+    ]
 
 
-def _pieces(wanted: Sequence[int], longest: int, ended: Container[int]) -> Iterator[tuple[int, int, int]]:
+def _pieces(
+    wanted: Sequence[int], longest: int, ended: Container[int]
+) -> Iterator[tuple[int, int, int]]:
     """
     :param wanted: how many bytes of each file
     :param longest: bytes of one piece
@@ -200,7 +240,10 @@ def _content(there: Attributes | None, handle: bytes | None, parts: list[bytes])
 
 
 def _rest(sftp: Sftp, handle: bytes, offset: int, length: int, answer: Answer | Refused) -> bytes:
-    """:returns: what an answer has, and what it should have had and does not, unless the file ends there"""
+    """
+    :returns: what an answer has, and what it should have had and does not, unless the file ends
+        there
+    """
     got, turns = b"", 0
     while not isinstance(answer, Refused):
         got += b"".join(data_in(answer))
@@ -210,7 +253,9 @@ def _rest(sftp: Sftp, handle: bytes, offset: int, length: int, answer: Answer | 
             return got
         turns += 1
         require_progress(turns)
-        (answer,) = sftp.ask_all([(Kind.READ, handle + struct.pack(">QI", offset + len(got), length - len(got)))])
+        (answer,) = sftp.ask_all(
+            [(Kind.READ, handle + struct.pack(">QI", offset + len(got), length - len(got)))]
+        )
     if answer.code != Code.EOF:
         raise answer
     return got
@@ -219,35 +264,56 @@ def _rest(sftp: Sftp, handle: bytes, offset: int, length: int, answer: Answer | 
 def writes(handle: bytes, data: bytes, limits: Limits) -> list[tuple[int, bytes]]:
     """:returns: the requests that write a small file"""
     length = min(limits.write, LONGEST)
-    return [(Kind.WRITE, handle + struct.pack(">Q", start) + string(data[start : start + length])) for start in range(0, len(data), length)]
+    return [
+        (Kind.WRITE, handle + struct.pack(">Q", start) + string(data[start : start + length]))
+        for start in range(0, len(data), length)
+    ]
 
 
-# -- directories -------------------------------------------------------------------------------------------------------------------------------------
+# -- directories -----------------------------------------------------------------------------------
 
 
-def scan(sftp: Sftp, paths: Sequence[bytes], *, follow: Sequence[bool]) -> list[list[tuple[str, Attributes]]]:
+def scan(
+    sftp: Sftp, paths: Sequence[bytes], *, follow: Sequence[bool]
+) -> list[list[tuple[str, Attributes]]]:
     """
     :param follow: of each of them, whether it may be a symbolic link
-    :returns: what is in directories, without names that are not UTF-8; nothing if they do not exist; :data:`NOT_A_DIRECTORY` for anything else
+    :returns: what is in directories, without names that are not UTF-8; nothing if they do not
+        exist; :data:`NOT_A_DIRECTORY` for anything else
     """
-    looks = [(Kind.STAT if links else Kind.LSTAT, string(path)) for path, links in zip(paths, follow, strict=True)]
+    looks = [
+        (Kind.STAT if links else Kind.LSTAT, string(path))
+        for path, links in zip(paths, follow, strict=True)
+    ]
     found = [there for group in _groups(looks, ASKED_AT_ONCE) for there in _looked(sftp, group)]
     names: list[list[tuple[str, Attributes]]] = []
     for group in _groups(list(zip(paths, found, strict=True)), OPEN_AT_ONCE):
-        listed = _scan_group(sftp, [path if there is not None and there.is_directory else None for path, there in group])
-        names += [NOT_A_DIRECTORY if there is not None and not there.is_directory else part for (_, there), part in zip(group, listed, strict=True)]
+        listed = _scan_group(
+            sftp,
+            [path if there is not None and there.is_directory else None for path, there in group],
+        )
+        names += [
+            NOT_A_DIRECTORY if there is not None and not there.is_directory else part
+            for (_, there), part in zip(group, listed, strict=True)
+        ]
     return names
 
 
 def _scan_group(sftp: Sftp, paths: list[bytes | None]) -> list[list[tuple[str, Attributes]]]:
-    handles = _open(sftp, [(Kind.OPENDIR, string(path)) if path is not None else None for path in paths])
+    handles = _open(
+        sftp, [(Kind.OPENDIR, string(path)) if path is not None else None for path in paths]
+    )
     found: list[list[tuple[str, Attributes]]] = [[] for _ in paths]
     open_ = [index for index, handle in enumerate(handles) if handle is not None]
     count, length = LISTED_FIRST, 0
     while open_:
-        asked = [(index, (Kind.READDIR, handles[index] or b"")) for index in open_ for _ in range(count)]
+        asked = [
+            (index, (Kind.READDIR, handles[index] or b"")) for index in open_ for _ in range(count)
+        ]
         ended: set[int] = set()
-        for (index, _), answer in zip(asked, sftp.each_answer([request for _, request in asked]), strict=True):
+        for (index, _), answer in zip(
+            asked, sftp.each_answer([request for _, request in asked]), strict=True
+        ):
             if isinstance(answer, Refused):
                 if answer.code != Code.EOF:
                     raise answer
@@ -255,7 +321,10 @@ def _scan_group(sftp: Sftp, paths: list[bytes | None]) -> list[list[tuple[str, A
                 continue
             length += answer.length
             if length > MOST_LISTED:
-                raise Garbled(f"the server does not come to the end of a listing: {length} bytes of names so far")
+                raise Garbled(
+                    f"the server does not come to the end of a listing: {length} bytes of names"
+                    " so far"
+                )
             found[index] += _utf8(names_in(answer))
         open_ = [index for index in open_ if index not in ended]
         count = LISTED_NEXT
@@ -283,7 +352,9 @@ def has_entries(sftp: Sftp, path: bytes) -> bool:
         return False
     (answer,) = sftp.ask_all([(Kind.READDIR, handle)])
     _close(sftp, [handle])
-    return isinstance(answer, Answer) and any(name not in (b".", b"..") for name, _ in names_in(answer))
+    return isinstance(answer, Answer) and any(
+        name not in (b".", b"..") for name, _ in names_in(answer)
+    )
 
 
 def make_directories(sftp: Sftp, root: bytes, path: str) -> str | None:
@@ -304,7 +375,11 @@ def make_directories(sftp: Sftp, root: bytes, path: str) -> str | None:
     made, found = answers[: len(makes)], answers[len(makes) :]
     permissions = stat.S_IMODE(_granted_mode(found[0])) | stat.S_IRWXU
     sftp.ask_all(
-        [(Kind.SETSTAT, string(full) + attributes(mode=permissions)) for full, answer in zip(wanted, made, strict=True) if isinstance(answer, Answer)]
+        [
+            (Kind.SETSTAT, string(full) + attributes(mode=permissions))
+            for full, answer in zip(wanted, made, strict=True)
+            if isinstance(answer, Answer)
+        ]
     )
     for count, (answer, there) in enumerate(zip(made, found[1:], strict=True), 1):
         if isinstance(answer, Answer):
@@ -325,4 +400,9 @@ def _granted_mode(answer: Answer | Refused) -> int:
 
 def _make_root(sftp: Sftp, root: bytes) -> None:
     parts = root.split(b"/")[1:]
-    sftp.ask_all([(Kind.MKDIR, string(b"/" + b"/".join(parts[:count])) + attributes()) for count in range(1, len(parts) + 1)])
+    sftp.ask_all(
+        [
+            (Kind.MKDIR, string(b"/" + b"/".join(parts[:count])) + attributes())
+            for count in range(1, len(parts) + 1)
+        ]
+    )

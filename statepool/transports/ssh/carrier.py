@@ -1,8 +1,10 @@
 """
-What carries SSH: a connection to one account of a host, with byte streams of SFTP and of commands on it.
+What carries SSH: a connection to one account of a host, with byte streams of SFTP and of commands
+on it.
 
-The protocol on these streams is ours (``sftp.py``, ``shell.py``); how they come about is a carrier's business. There are two: the installed program
-``ssh`` (``openssh.py``), and the library paramiko (``library.py``).
+The protocol on these streams is ours (``sftp.py``, ``shell.py``); how they come about is a
+carrier's business. There are two: the installed program ``ssh`` (``openssh.py``), and the library
+paramiko (``library.py``).
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ class Endpoint:
         :raises InvalidLocation: its path begins with ``~``, which nobody expands there
         """
         if location.path.startswith("/~"):
-            raise InvalidLocation(f"{location} has no absolute path: nothing expands the ~ there", hint="write the path as that host sees it")
+            raise InvalidLocation(
+                f"{location} has no absolute path: nothing expands the ~ there",
+                hint="write the path as that host sees it",
+            )
         return cls(location.host or "localhost", location.port, location.user)
 
     def __str__(self) -> str:
@@ -65,7 +70,8 @@ class Stream(Protocol):
     """
     Bytes to and from a subsystem or a command of the far side. A channel of paramiko is one.
 
-    Its methods raise :class:`OSError` or :class:`EOFError`; a :class:`TimeoutError` where a wait takes longer than its timeout.
+    Its methods raise :class:`OSError` or :class:`EOFError`; a :class:`TimeoutError` where a wait
+    takes longer than its timeout.
     """
 
     def send(self, data: bytes, /) -> int:
@@ -107,12 +113,15 @@ class Facts:
 
 
 class LinkGone(ConnectionError):
-    """The connection had ended before anything was sent on it: the same can be done on another one."""
+    """
+    The connection had ended before anything was sent on it: the same can be done on another one.
+    """
 
 
 class Carrier(ABC):
     """
-    A connection to one account of a host. Several threads can use it, but only one at a time may connect or close it.
+    A connection to one account of a host. Several threads can use it, but only one at a time may
+    connect or close it.
 
     :param endpoint: where
     :param settings: how
@@ -154,7 +163,8 @@ class Carrier(ABC):
         """
         Start a command on the far side, or its SFTP.
 
-        :param command: for the shell there; the caller quotes what is in it. None: the subsystem ``sftp``
+        :param command: for the shell there; the caller quotes what is in it. None: the subsystem
+            ``sftp``
         :param window: how many bytes the far side may send ahead, where the carrier has a say in it
         :returns: its input and output, with the timeout set
         :raises TransportError: the server opens no further channel
@@ -176,7 +186,10 @@ class Carrier(ABC):
 
     @abstractmethod
     def after_fork(self) -> None:
-        """Forget the connection, in the child: it is the parent's. Nothing is sent, and no lock is taken."""
+        """
+        Forget the connection, in the child: it is the parent's. Nothing is sent, and no lock is
+        taken.
+        """
 
     def said(self, stream: Stream) -> str:
         """:returns: what a stream that has ended has printed on standard error"""
@@ -185,9 +198,11 @@ class Carrier(ABC):
     @contextmanager
     def expecting(self, *, hard: bool = False) -> Iterator[None]:
         """
-        Within, the connection is given up if nothing at all is heard for the timeout: for waits that the carrier would not end.
+        Within, the connection is given up if nothing at all is heard for the timeout: for waits
+        that the carrier would not end.
 
-        :param hard: if what is waited for has not come within twice the timeout, whatever else is heard
+        :param hard: if what is waited for has not come within twice the timeout, whatever else is
+            heard
         """
         yield
 

@@ -1,5 +1,6 @@
 """
-Which carrier is used: the installed program ``ssh``, unless it is not there or another one is configured.
+Which carrier is used: the installed program ``ssh``, unless it is not there or another one is
+configured.
 """
 
 from __future__ import annotations
@@ -24,11 +25,18 @@ def choose(settings: Settings) -> tuple[CarrierName, str]:
         return CarrierName.PARAMIKO, "it is configured"
     if settings.carrier is CarrierName.OPENSSH:
         if program is None:
-            raise ConfigError("carrier = openssh: there is no program ssh here", hint="install it (Debian: openssh-client), or leave out carrier")
+            raise ConfigError(
+                "carrier = openssh: there is no program ssh here",
+                hint="install it (Debian: openssh-client), or leave out carrier",
+            )
         return CarrierName.OPENSSH, "it is configured"
     if program is not None and _has_name():
         return CarrierName.OPENSSH, f"{program} is installed"
-    why = "the account of this process has no name, which ssh insists on" if program is not None else "there is no program ssh here"
+    why = (
+        "the account of this process has no name, which ssh insists on"
+        if program is not None
+        else "there is no program ssh here"
+    )
     if find_spec("paramiko") is None:
         raise ConfigError(
             f"nothing here carries SSH: {why}, and no Python package paramiko",

@@ -1,5 +1,6 @@
 """
-The channels of one connection on which SFTP is spoken: a few, lent to one thread at a time, so that threads do not wait for one another.
+The channels of one connection on which SFTP is spoken: a few, lent to one thread at a time, so that
+threads do not wait for one another.
 """
 
 from __future__ import annotations
@@ -17,10 +18,16 @@ from statepool.transports.ssh.packets import Garbled
 from statepool.transports.ssh.sftp import Sftp
 
 MOST = 6
-"""Channels on one connection. OpenSSH permits ten sessions unless it is told otherwise (``MaxSessions``), and commands want some too."""
+"""
+Channels on one connection. OpenSSH permits ten sessions unless it is told otherwise
+(``MaxSessions``), and commands want some too.
+"""
 
 GRACE = 1.0
-"""Seconds by which a channel waits longer than the connection below it, which knows better why nothing comes."""
+"""
+Seconds by which a channel waits longer than the connection below it, which knows better why nothing
+comes.
+"""
 
 
 class Channels:
@@ -45,7 +52,8 @@ class Channels:
     @contextmanager
     def lent(self) -> Iterator[Sftp]:
         """
-        :returns: a client for this thread, as long as a ``with`` block lasts. What it raises is not translated.
+        :returns: a client for this thread, as long as a ``with`` block lasts. What it raises is not
+            translated.
         :raises TransportError: there is no connection to be had, or no SFTP on it
         """
         if os.getpid() != self._pid:
@@ -59,7 +67,10 @@ class Channels:
 
     @contextmanager
     def spared(self) -> Iterator[Sftp | None]:
-        """As :meth:`lent`, for what can be done without: to None if there is none to be had at once, or if it would be the last one for others."""
+        """
+        As :meth:`lent`, for what can be done without: to None if there is none to be had at once,
+        or if it would be the last one for others.
+        """
         taken = self._take_spare() if os.getpid() == self._pid else None
         if taken is None:
             yield None
@@ -83,7 +94,9 @@ class Channels:
         try:
             return self._open(), epoch
         except BaseException as error:
-            if self._goes_on_without(error, epoch) or (isinstance(error, TransportError) and self._connection.is_open):
+            if self._goes_on_without(error, epoch) or (
+                isinstance(error, TransportError) and self._connection.is_open
+            ):
                 return None  # it would only have been a help
             raise
 
@@ -118,13 +131,20 @@ class Channels:
             raise
 
     def _goes_on_without(self, error: BaseException, epoch: int) -> bool:
-        """:returns: whether the server just gives no further channel, and there are others to wait for"""
+        """
+        :returns: whether the server just gives no further channel, and there are others to wait for
+        """
         with self._changed:
             if epoch != self._epoch:
                 return False
             self._count -= 1
             self._changed.notify()
-            if not self._count or not self._connection.is_open or not isinstance(error, TransportError) or not error.transient:
+            if (
+                not self._count
+                or not self._connection.is_open
+                or not isinstance(error, TransportError)
+                or not error.transient
+            ):
                 return False
             self._most = self._count
             return True
@@ -152,7 +172,8 @@ class Channels:
         self._end(sftp)
 
     def _end(self, sftp: Sftp) -> None:
-        with suppress(TransportError), self._connection.translating("close a channel to"):  # closing tells the other side, if there is one
+        # closing tells the other side, if there is one
+        with suppress(TransportError), self._connection.translating("close a channel to"):
             sftp.close()
 
     def _open(self) -> Sftp:
@@ -173,12 +194,19 @@ class Channels:
                 if isinstance(error, Garbled) and error.text is not None:
                     raise TransportError(
                         f"{connection} writes something where SFTP should begin: {error.text!r}",
-                        hint="the start-up files of the account's shell there do it, such as ~/.bashrc: let them write nothing unless the shell is "
-                        "interactive; or its shell says that it lets nobody in",
+                        hint=(
+                            "the start-up files of the account's shell there do it, such as"
+                            " ~/.bashrc: let them write nothing unless the shell is interactive; or"
+                            " its shell says that it lets nobody in"
+                        ),
                         pool=str(connection),
                     ) from error
                 hint = "a line in sshd_config(5) there makes it: Subsystem sftp internal-sftp"
-                raise TransportError(f"{connection} has no SFTP ({reason or said(error)})", hint=hint, pool=str(connection)) from error
+                raise TransportError(
+                    f"{connection} has no SFTP ({reason or said(error)})",
+                    hint=hint,
+                    pool=str(connection),
+                ) from error
 
 
 def channels_of(connection: Connection) -> Channels:

@@ -1,13 +1,16 @@
 """
-Bytes that are compressed on their way: by zstd at both ends, through a command on a channel of its own, while the files are still opened, sized,
-flushed and closed by SFTP.
+Bytes that are compressed on their way: by zstd at both ends, through a command on a channel of its
+own, while the files are still opened, sized, flushed and closed by SFTP.
 
-It pays where the link is slower than the two processors, and the bytes can be compressed; so ``auto`` measures. A transfer begins without, which
-shows how fast the link is. If it is slow, and what has been seen so far gets smaller, compression is tried, and goes on for as long as it is faster.
+It pays where the link is slower than the two processors, and the bytes can be compressed; so
+``auto`` measures. A transfer begins without, which shows how fast the link is. If it is slow, and
+what has been seen so far gets smaller, compression is tried, and goes on for as long as it is
+faster.
 
-What arrives is checked as always: zstd checks what it unpacks, the programs there say whether they failed, the length of the file is compared, and
-all bytes are hashed here. Whatever goes wrong with the programs, while the connection holds, is no reason to fail: the rest, and what may be in
-doubt, is moved without them.
+What arrives is checked as always: zstd checks what it unpacks, the programs there say whether they
+failed, the length of the file is compared, and all bytes are hashed here. Whatever goes wrong with
+the programs, while the connection holds, is no reason to fail: the rest, and what may be in doubt,
+is moved without them.
 """
 
 from __future__ import annotations
@@ -29,7 +32,10 @@ from statepool.transports.ssh.shell import Command, Shell, quoted
 MIB = 1 << 20
 
 LEVEL = 1
-"""Of zstd: the fastest one. Higher ones are slower than the links that are worth it (docs/measurements.rst)."""
+"""
+Of zstd: the fastest one. Higher ones are slower than the links that are worth it
+(docs/measurements.rst).
+"""
 
 LEAST = 1 * MIB
 """Bytes of data that are worth starting two programs for."""
@@ -59,10 +65,16 @@ SAMPLE = 32 << 10
 """Bytes looked at in each of them."""
 
 _GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of it, less their whole parts, lie evenly between 0 and 1, and fall in with no rhythm that a file may have."""
+"""
+Multiples of it, less their whole parts, lie evenly between 0 and 1, and fall in with no rhythm that
+a file may have.
+"""
 
 MOST_SEGMENTS = 200
-"""Extents that are told apart on one command line; the zeros between those that are close to each other cost next to nothing."""
+"""
+Extents that are told apart on one command line; the zeros between those that are close to each
+other cost next to nothing.
+"""
 
 CHUNK = 256 << 10
 """Bytes that are unpacked, written and hashed at a time. Zeros in all of them stay a hole."""
@@ -73,12 +85,20 @@ PACKET = 32 << 10
 LARGEST_WINDOW = 8 * MIB
 """Bytes of memory that a packed stream may ask for."""
 
-_PACK_IN_PYTHON = "import sys, zstandard; zstandard.ZstdCompressor(level=1, write_checksum=True).copy_stream(sys.stdin.buffer, sys.stdout.buffer)"
-_UNPACK_IN_PYTHON = "import sys, zstandard; zstandard.ZstdDecompressor().copy_stream(sys.stdin.buffer, sys.stdout.buffer)"
+_PACK_IN_PYTHON = (
+    "import sys, zstandard; zstandard.ZstdCompressor(level=1,"
+    " write_checksum=True).copy_stream(sys.stdin.buffer, sys.stdout.buffer)"
+)
+_UNPACK_IN_PYTHON = (
+    "import sys, zstandard; zstandard.ZstdDecompressor().copy_stream(sys.stdin.buffer,"
+    " sys.stdout.buffer)"
+)
 
 
 class ProgramFailed(Exception):
-    """The far end of a compressed transfer does not do what it should, though the connection holds."""
+    """
+    The far end of a compressed transfer does not do what it should, though the connection holds.
+    """
 
 
 @define(eq=False)
@@ -115,12 +135,20 @@ class Packer:
     @property
     def packs(self) -> str:
         """What compresses its input there."""
-        return f"zstd -{LEVEL} -q -c" if "zstd" in self.shell.programs else f"python3 -c {shlex.quote(_PACK_IN_PYTHON)}"
+        return (
+            f"zstd -{LEVEL} -q -c"
+            if "zstd" in self.shell.programs
+            else f"python3 -c {shlex.quote(_PACK_IN_PYTHON)}"
+        )
 
     @property
     def unpacks(self) -> str:
         """What unpacks its input there."""
-        return "zstd -d -q -c" if "zstd" in self.shell.programs else f"python3 -c {shlex.quote(_UNPACK_IN_PYTHON)}"
+        return (
+            "zstd -d -q -c"
+            if "zstd" in self.shell.programs
+            else f"python3 -c {shlex.quote(_UNPACK_IN_PYTHON)}"
+        )
 
 
 def packer(shell: Shell, path: str, how: Compress, size: int) -> Packer | None:
@@ -129,11 +157,16 @@ def packer(shell: Shell, path: str, how: Compress, size: int) -> Packer | None:
     :param path: of the file there, absolute
     :param how: whether to compress
     :param size: of what is to be moved, in bytes
-    :returns: what may compress on its way to or from there, or None where there is nothing to gain. The shell has not been asked yet.
+    :returns: what may compress on its way to or from there, or None where there is nothing to gain.
+        The shell has not been asked yet.
     """
     least = LEAST if how is Compress.ON else WARM_UP + 2 * MEASURED
     word = quoted(path)
-    return Packer(shell, word, how) if how is not Compress.OFF and size >= least and word is not None else None
+    return (
+        Packer(shell, word, how)
+        if how is not Compress.OFF and size >= least and word is not None
+        else None
+    )
 
 
 class _Choosing:
@@ -186,7 +219,10 @@ class _Choosing:
         return sum(length for _, length in within(self._extents, self._hashed, self._job.size))
 
     def _after(self, count: int) -> int:
-        """:returns: the offset up to which there are so many bytes of data from here; the size of the file if there are less"""
+        """
+        :returns: the offset up to which there are so many bytes of data from here; the size of the
+            file if there are less
+        """
         for offset, length in within(self._extents, self._hashed, self._job.size):
             if count <= length:
                 return offset + count
@@ -213,7 +249,8 @@ class _Watch:
         """
         now = self._clock()
         if self._begin is None:
-            self._begin = now  # before the first bytes, the programs had to be started: that is over
+            # before the first bytes, the programs had to be started: that is over
+            self._begin = now
             return True
         self._counted += count
         if self._counted < MEASURED:
@@ -257,11 +294,15 @@ class PackedDownload(Download, _Choosing):
             if done and (stream.read(1) or command.exit_status() != 0):
                 raise ProgramFailed(f"{self._packer.packs} says more than it should, or failed")
 
-    def _unpack(self, stream: _Stream, segments: list[Extent], goes_on: Callable[[int], bool]) -> bool:
+    def _unpack(
+        self, stream: _Stream, segments: list[Extent], goes_on: Callable[[int], bool]
+    ) -> bool:
         """:returns: whether all of it came; False if enough was seen"""
         import zstandard
 
-        reader = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).stream_reader(cast("IO[bytes]", stream), read_size=4 * MIB)
+        reader = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).stream_reader(
+            cast("IO[bytes]", stream), read_size=4 * MIB
+        )
         buffer = memoryview(bytearray(CHUNK))
         for offset, length in segments:
             self._job.hash_zeros(offset - self._hashed)
@@ -312,9 +353,15 @@ class PackedUpload(Upload, _Choosing):
     def _pack(self, end: int, goes_on: Callable[[int], bool]) -> None:
         begin, segments = self._hashed, self._segments(end)
         parts = " && ".join(f"w {offset} {length}" for offset, length in segments)
-        put = 'w() { dd of="$p" bs=1M iflag=fullblock,count_bytes oflag=seek_bytes conv=notrunc seek=$1 count=$2 2>/dev/null; }'
+        put = (
+            'w() { dd of="$p" bs=1M iflag=fullblock,count_bytes oflag=seek_bytes conv=notrunc'
+            " seek=$1 count=$2 2>/dev/null; }"
+        )
         length = 'length() { wc -c <"$p"; }'
-        both = f"{{ {self._packer.unpacks} 2>/dev/null || say bad >&3; }} | {{ {{ {parts}; }} && say good $(length) >&3 || say bad >&3; }}"
+        both = (
+            f"{{ {self._packer.unpacks} 2>/dev/null || say bad >&3; }} | {{ {{ {parts}; }} && say"
+            " good $(length) >&3 || say bad >&3; }"
+        )
         try:
             with self._packer.start(f"{put}; {length}; exec 3>&1; say go; {both}") as command:
                 answers = command.lines(self._packer.shell.patience)
@@ -334,7 +381,9 @@ class PackedUpload(Upload, _Choosing):
             self._send_again(begin)
             raise
 
-    def _send_packed(self, command: Command, segments: list[Extent], goes_on: Callable[[int], bool]) -> None:
+    def _send_packed(
+        self, command: Command, segments: list[Extent], goes_on: Callable[[int], bool]
+    ) -> None:
         import zstandard
 
         job = self._job
@@ -388,7 +437,7 @@ class _Stream:
         return data
 
 
-# -- extents -----------------------------------------------------------------------------------------------------------------------------------------
+# -- extents ---------------------------------------------------------------------------------------
 
 
 def within(extents: Iterable[Extent], begin: int, end: int) -> Iterator[Extent]:

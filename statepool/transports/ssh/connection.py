@@ -1,7 +1,8 @@
 """
 One connection for each account of a host, shared by all that this process does there.
 
-It is made when it is first needed, kept, made again when it has died, and made anew after a fork: two processes on one connection would garble it.
+It is made when it is first needed, kept, made again when it has died, and made anew after a fork:
+two processes on one connection would garble it.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Connection:
                 self._carrier = carrier_for(self.endpoint, self.settings)
             if not self._carrier.is_open:
                 if self._failure is not None and self._attempts != asked:
-                    raise copy.copy(self._failure) from self._failure  # of an attempt that we have waited for: the next one would take as long
+                    # of an attempt that we have waited for: the next one would take as long
+                    raise copy.copy(self._failure) from self._failure
                 self._connect(self._carrier)
             return self._carrier
 
@@ -82,10 +84,14 @@ class Connection:
         return self._carrier is not None and self._carrier.is_open
 
     def open(self, command: str | None = None, *, window: int = 4 << 20) -> Stream:
-        """As :meth:`~statepool.transports.ssh.carrier.Carrier.open`, on a connection that is made where there is none."""
+        """
+        As :meth:`~statepool.transports.ssh.carrier.Carrier.open`, on a connection that is made
+        where there is none.
+        """
         doing = "start SFTP on" if command is None else "run a command on"
         carrier = self.carrier
-        with self.answering(doing), contextlib.suppress(LinkGone):  # it has ended since it was seen to be open
+        # it has ended since it was seen to be open
+        with self.answering(doing), contextlib.suppress(LinkGone):
             return carrier.open(command, window=window)
         carrier = self.carrier
         with self.answering(doing):
@@ -103,17 +109,22 @@ class Connection:
     @contextlib.contextmanager
     def answering(self, doing: str, subject: Subject | None = None) -> Iterator[None]:
         """
-        As :meth:`translating`, for requests whose answer a carrier waits for without end: something has to be heard within the timeout, and the
-        answer within twice that, whatever else arrives.
+        As :meth:`translating`, for requests whose answer a carrier waits for without end: something
+        has to be heard within the timeout, and the answer within twice that, whatever else arrives.
         """
         with self.translating(doing, subject), self.expecting(), self.expecting(hard=True):
             yield
 
     @contextlib.contextmanager
     def translating(self, doing: str, subject: Subject | None = None) -> Iterator[None]:
-        """As :func:`~statepool.transports.ssh.failures.translating`; what became of the link below explains what a carrier only suspects."""
+        """
+        As :func:`~statepool.transports.ssh.failures.translating`; what became of the link below
+        explains what a carrier only suspects.
+        """
         named = subject or Subject(str(self), f"ssh://{self}")
-        explaining = self._carrier.explaining() if self._carrier is not None else contextlib.nullcontext()
+        explaining = (
+            self._carrier.explaining() if self._carrier is not None else contextlib.nullcontext()
+        )
         with translating(doing, named, self.settings.timeout), explaining:
             yield
 
@@ -131,11 +142,14 @@ class Connection:
         self.epoch += 1
 
 
-# -- the connections of this process -----------------------------------------------------------------------------------------------------------------
+# -- the connections of this process ---------------------------------------------------------------
 
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 _shared: dict[tuple[object, ...], list[Connection]] = {}
-"""By the endpoint, and by the settings that matter for a connection; several where different functions are asked for secrets."""
+"""
+By the endpoint, and by the settings that matter for a connection; several where different functions
+are asked for secrets.
+"""
 
 _shared_lock = threading.Lock()
 
@@ -150,7 +164,10 @@ def connection_to(location: Location, settings: Settings, user: object = None) -
     endpoint = Endpoint.of(location)
     with _shared_lock:
         alike = _shared.setdefault(_key(endpoint, settings), [])
-        found = next((connection for connection in alike if connection.settings.secrets == settings.secrets), None)
+        found = next(
+            (connection for connection in alike if connection.settings.secrets == settings.secrets),
+            None,
+        )
         if found is None:
             found = Connection(endpoint, settings)
             alike.append(found)
@@ -161,7 +178,8 @@ def connection_to(location: Location, settings: Settings, user: object = None) -
 
 def release(connection: Connection, user: object) -> None:
     """
-    Release a connection. It stays open for later users, unless it was made with a function that gives secrets: then no other user may have it.
+    Release a connection. It stays open for later users, unless it was made with a function that
+    gives secrets: then no other user may have it.
 
     :param user: as for :func:`connection_to`; who uses it once more all the same makes it again
     """
@@ -176,7 +194,14 @@ def release(connection: Connection, user: object) -> None:
 
 
 def _key(endpoint: Endpoint, settings: Settings) -> tuple[object, ...]:
-    return endpoint, settings.timeout, settings.connect_timeout, settings.ssh_config, settings.known_hosts, settings.carrier
+    return (
+        endpoint,
+        settings.timeout,
+        settings.connect_timeout,
+        settings.ssh_config,
+        settings.known_hosts,
+        settings.carrier,
+    )
 
 
 def _in_the_child() -> None:

@@ -1,8 +1,9 @@
 """
 The names of a pool on another host: looking, making, linking, renaming and removing, by SFTP.
 
-The protocol has no way to open a file without following a symbolic link: so each file, and each directory of the pool on the way to it, is looked at
-first, which nobody but an account of that host can outrun. What was read is held against its digest in any case.
+The protocol has no way to open a file without following a symbolic link: so each file, and each
+directory of the pool on the way to it, is looked at first, which nobody but an account of that host
+can outrun. What was read is held against its digest in any case.
 """
 
 from __future__ import annotations
@@ -74,14 +75,17 @@ class SSHFiles(Transport):
         self._channels = channels_of(self._connection)
         self._server: tuple[int, Server] | None = None
 
-    # -- looking ---------------------------------------------------------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
         """As the transport's face says. The pool's own directory may be behind a symbolic link."""
         return self.scan_many([directory])[0]
 
     def stat(self, path: str) -> Stat | None:
-        """As the transport's face says; without an identity, which the protocol does not tell, and with times in whole seconds."""
+        """
+        As the transport's face says; without an identity, which the protocol does not tell, and
+        with times in whole seconds.
+        """
         return self.stat_many([path])[0]
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
@@ -91,7 +95,9 @@ class SSHFiles(Transport):
         :raises UnsafeImage: it is not a regular file
         """
         with self._at("read", path) as sftp:
-            (content,) = batches.read(sftp, [self._full(path)], self._look(sftp).limits, offset=offset, size=size)
+            (content,) = batches.read(
+                sftp, [self._full(path)], self._look(sftp).limits, offset=offset, size=size
+            )
         if content is None:
             raise self._missing("read", path)
         if content is batches.NOT_A_FILE:
@@ -101,33 +107,50 @@ class SSHFiles(Transport):
     def readlink(self, path: str) -> str:
         """As the transport's face says."""
         with self._at("read", path) as sftp:
-            found, target = sftp.ask_all([(Kind.LSTAT, string(self._full(path))), (Kind.READLINK, string(self._full(path)))])
+            found, target = sftp.ask_all(
+                [(Kind.LSTAT, string(self._full(path))), (Kind.READLINK, string(self._full(path)))]
+            )
             if isinstance(found, Answer) and not attributes_in(found).is_link:
                 subject = self._subject(path)
-                raise TransportError(f"{subject.text} is not a symbolic link", pool=subject.pool, path=path)
+                raise TransportError(
+                    f"{subject.text} is not a symbolic link", pool=subject.pool, path=path
+                )
             return os.fsdecode(names_in(granted(target))[0][0])
 
     def scan_many(self, directories: Sequence[str]) -> list[list[Entry]]:
         """As the transport's face says."""
         with self._at("list", *directories) as sftp:
-            found = batches.scan(sftp, [self._full(directory) for directory in directories], follow=[not directory for directory in directories])
+            found = batches.scan(
+                sftp,
+                [self._full(directory) for directory in directories],
+                follow=[not directory for directory in directories],
+            )
         for directory, names in zip(directories, found, strict=True):
             if names is batches.NOT_A_DIRECTORY:
-                raise TransportError(f"cannot list {self._subject(directory).text}: it is not a directory", pool=str(self.location), path=directory)
+                raise TransportError(
+                    f"cannot list {self._subject(directory).text}: it is not a directory",
+                    pool=str(self.location),
+                    path=directory,
+                )
         return [[Entry(name, _kind(there)) for name, there in names] for names in found]
 
     def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
         """As the transport's face says."""
         with self._at("look at", *paths) as sftp:
             found = batches.look(sftp, [self._full(path) for path in paths])
-        return [Stat(_kind(there), there.size, there.mtime * 10**9) if there is not None else None for there in found]
+        return [
+            Stat(_kind(there), there.size, there.mtime * 10**9) if there is not None else None
+            for there in found
+        ]
 
     def read_many(self, paths: Sequence[str], size: int) -> list[bytes | None]:
         """As the transport's face says."""
         with self._at("read", *paths) as sftp:
             full = [self._full(path) for path in paths]
             try:
-                found = batches.read(sftp, full, self._look(sftp).limits, size=size, most=base.MOST_TOGETHER)
+                found = batches.read(
+                    sftp, full, self._look(sftp).limits, size=size, most=base.MOST_TOGETHER
+                )
             except batches.TooMuch as error:
                 raise base.too_much(self.location, paths[full.index(error.path)]) from error
         for path, content in zip(paths, found, strict=True):
@@ -135,12 +158,12 @@ class SSHFiles(Transport):
                 raise not_regular(self._subject(path))
         return found
 
-    # -- names -----------------------------------------------------------------------------------------------------------------------------------
+    # -- names -------------------------------------------------------------------------------------
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        As the transport's face says. Where the server has no hard links the file is created under its own name, and grows there: a reader can see it
-        in part, for a moment.
+        As the transport's face says. Where the server has no hard links the file is created under
+        its own name, and grows there: a reader can see it in part, for a moment.
         """
         with self._at("create", path, needed=len(data)) as sftp:
             if not self._look(sftp).has(HARDLINK):
@@ -149,14 +172,17 @@ class SSHFiles(Transport):
             for attempt in range(1, _ATTEMPTS + 1):
                 private = self._write_private(sftp, data, flush, path)
                 link = extension(HARDLINK, string(private), string(self._full(path)))
-                linked, there, _ = sftp.ask_all([link, (Kind.LSTAT, string(self._full(path))), (Kind.REMOVE, string(private))])
+                linked, there, _ = sftp.ask_all(
+                    [link, (Kind.LSTAT, string(self._full(path))), (Kind.REMOVE, string(private))]
+                )
                 if self._is_made(linked, there, path, attempt):
                     return
 
     def link(self, source: str, target: str) -> None:
         """
-        As the transport's face says. Where the server has no hard links, a file among those of ours is renamed instead, which is enough for what is
-        gathered in ``incoming``: nobody looks for it there again.
+        As the transport's face says. Where the server has no hard links, a file among those of ours
+        is renamed instead, which is enough for what is gathered in ``incoming``: nobody looks for
+        it there again.
         """
         with self._at("link", target, source) as sftp:
             old, new = self._full(source), self._full(target)
@@ -167,17 +193,26 @@ class SSHFiles(Transport):
                     raise self._exists(target)
                 request = (Kind.RENAME, string(old) + string(new))
             for attempt in range(1, _ATTEMPTS + 1):
-                before, linked, after = sftp.ask_all([(Kind.LSTAT, string(old)), request, (Kind.LSTAT, string(new))])
-                if isinstance(linked, Refused) and isinstance(before, Refused) and before.code == Code.NO_SUCH_FILE:
+                before, linked, after = sftp.ask_all(
+                    [(Kind.LSTAT, string(old)), request, (Kind.LSTAT, string(new))]
+                )
+                if (
+                    isinstance(linked, Refused)
+                    and isinstance(before, Refused)
+                    and before.code == Code.NO_SUCH_FILE
+                ):
                     raise self._missing("link", source)
                 if self._is_made(linked, after, target, attempt):
                     return
 
-    def _is_made(self, made: Answer | Refused, there: Answer | Refused, path: str, attempt: int) -> bool:
+    def _is_made(
+        self, made: Answer | Refused, there: Answer | Refused, path: str, attempt: int
+    ) -> bool:
         """
         :param made: the answer to a request that makes a new name
         :param there: what the server knew of that name directly afterwards
-        :returns: whether it was made; False if it is worth another attempt: the name existed, and does not any more
+        :returns: whether it was made; False if it is worth another attempt: the name existed, and
+            does not any more
         :raises FileExists: it exists, which a server only calls a failure
         """
         if isinstance(made, Answer):
@@ -200,24 +235,36 @@ class SSHFiles(Transport):
             )
 
     def _exists(self, path: str) -> FileExists:
-        return FileExists(f"cannot create {self._subject(path).text}: it exists", pool=str(self.location), path=path)
+        return FileExists(
+            f"cannot create {self._subject(path).text}: it exists",
+            pool=str(self.location),
+            path=path,
+        )
 
     def rename(self, source: str, target: str) -> None:
-        """As the transport's face says. Where the server only has the plain rename of SFTP, a file that is there is removed before."""
+        """
+        As the transport's face says. Where the server only has the plain rename of SFTP, a file
+        that is there is removed before.
+        """
         with self._at("rename", target, source) as sftp:
             old, new = self._full(source), self._full(target)
             if not self._look(sftp).has(POSIX_RENAME):
                 self._rename_plainly(sftp, source, target)
                 return
             before, renamed, after = sftp.ask_all(
-                [(Kind.LSTAT, string(new)), extension(POSIX_RENAME, string(old), string(new)), (Kind.LSTAT, string(old))]
+                [
+                    (Kind.LSTAT, string(new)),
+                    extension(POSIX_RENAME, string(old), string(new)),
+                    (Kind.LSTAT, string(old)),
+                ]
             )
             if isinstance(renamed, Refused):
                 if isinstance(after, Refused) and after.code == Code.NO_SUCH_FILE:
                     raise self._missing("rename", source)
                 raise renamed
             if isinstance(before, Answer) and isinstance(after, Answer):
-                # rename(2) does nothing if both are names of one file already. Here the old one goes, as in every other case.
+                # rename(2) does nothing if both are names of one file already. Here the old one
+                # goes, as in every other case.
                 sftp.ask_all([(Kind.REMOVE, string(old))])
 
     def _rename_plainly(self, sftp: Sftp, source: str, target: str) -> None:
@@ -255,32 +302,50 @@ class SSHFiles(Transport):
     def _private_link(self, sftp: Sftp, target: bytes, path: str) -> bytes:
         """:returns: a new symbolic link under a name that nobody looks at"""
         first, second = self._private(path)
-        # In the order of OpenSSH, which is not that of the protocol: so what came of it is looked at.
-        made, found = sftp.ask_all([(Kind.SYMLINK, string(target) + string(first)), (Kind.READLINK, string(first))])
+        # In the order of OpenSSH, which is not that of the protocol: so what came of it is looked
+        # at.
+        made, found = sftp.ask_all(
+            [(Kind.SYMLINK, string(target) + string(first)), (Kind.READLINK, string(first))]
+        )
         if isinstance(made, Refused) and made.code == Code.NO_SUCH_FILE and first != second:
-            made, found = sftp.ask_all([(Kind.SYMLINK, string(target) + string(second)), (Kind.READLINK, string(second))])
+            made, found = sftp.ask_all(
+                [(Kind.SYMLINK, string(target) + string(second)), (Kind.READLINK, string(second))]
+            )
             first = second
         granted(made)
         if names_in(granted(found))[0][0] != target:
             sftp.ask_all([(Kind.REMOVE, string(first))])
             subject = self._subject(path)
-            raise TransportError(f"the server makes another symbolic link than it is told to: {subject.text}", pool=subject.pool, path=path)
+            raise TransportError(
+                f"the server makes another symbolic link than it is told to: {subject.text}",
+                pool=subject.pool,
+                path=path,
+            )
         return first
 
     def _replace(self, sftp: Sftp, private: bytes, full: bytes) -> None:
         if self._look(sftp).has(POSIX_RENAME):
             sftp.extended(POSIX_RENAME, string(private), string(full))
             return
-        _, renamed = sftp.ask_all([(Kind.REMOVE, string(full)), (Kind.RENAME, string(private) + string(full))])
+        _, renamed = sftp.ask_all(
+            [(Kind.REMOVE, string(full)), (Kind.RENAME, string(private) + string(full))]
+        )
         granted(renamed)
 
     def make_directory(self, path: str) -> None:
-        """As the transport's face says. The pool's own directory is made as that account's umask has it."""
+        """
+        As the transport's face says. The pool's own directory is made as that account's umask has
+        it.
+        """
         with self._at("make the directory", f"{path}/" if path else "") as sftp:
             made = batches.make_directories(sftp, self._root, path)
         if made is not None:
             subject = self._subject(path)
-            raise FileExists(f"cannot make the directory {subject.text}: {made} is a file", pool=subject.pool, path=path)
+            raise FileExists(
+                f"cannot make the directory {subject.text}: {made} is a file",
+                pool=subject.pool,
+                path=path,
+            )
 
     def remove_directory(self, path: str) -> bool:
         """As the transport's face says."""
@@ -288,26 +353,33 @@ class SSHFiles(Transport):
             answer = sftp.ask_all([(Kind.RMDIR, string(self._full(path)))])[0]
             if isinstance(answer, Answer):
                 return True
-            if answer.code == Code.NO_SUCH_FILE or (answer.code == Code.FAILURE and batches.has_entries(sftp, self._full(path))):
+            if answer.code == Code.NO_SUCH_FILE or (
+                answer.code == Code.FAILURE and batches.has_entries(sftp, self._full(path))
+            ):
                 return False
             raise answer
 
     def flush(self, directory: str) -> None:
-        """As the transport's face says: where the server can flush, opening the directory as a file is enough for it."""
+        """
+        As the transport's face says: where the server can flush, opening the directory as a file is
+        enough for it.
+        """
         with self._at("flush the directory", f"{directory}/" if directory else "") as sftp:
             if not self._look(sftp).has(FSYNC):
                 return
             with self._opened(sftp, self._full(directory), Flag.READ) as handle:
                 sftp.extended(FSYNC, string(handle))
 
-    # -- below -----------------------------------------------------------------------------------------------------------------------------------
+    # -- below -------------------------------------------------------------------------------------
 
     @contextmanager
     def _at(self, doing: str, *paths: str, needed: int = 0) -> Iterator[Sftp]:
         """
-        A client for one thread. What the server refuses within, and does not mean anything special there, is told in our words.
+        A client for one thread. What the server refuses within, and does not mean anything special
+        there, is told in our words.
 
-        :param paths: what it is about, the one that messages name first; if there are more than two, they name none
+        :param paths: what it is about, the one that messages name first; if there are more than
+            two, they name none
         """
         subject = self._subject(paths[0].rstrip("/") if 0 < len(paths) <= 2 else "")
         with self._connection.translating(doing, subject):
@@ -316,30 +388,48 @@ class SSHFiles(Transport):
                     self._refuse_links_above(sftp, paths)
                     yield sftp
             except Garbled as error:
-                raise TransportError(f"cannot {doing} {subject.text}: {error}", pool=subject.pool, path=subject.path) from error
+                raise TransportError(
+                    f"cannot {doing} {subject.text}: {error}", pool=subject.pool, path=subject.path
+                ) from error
             except Refused as error:
                 raise self._explained(error, doing, subject, needed) from error
 
     def _refuse_links_above(self, sftp: Sftp, paths: Sequence[str]) -> None:
         """
-        Refuse paths on which a directory of the pool is a symbolic link, which the server would follow.
+        Refuse paths on which a directory of the pool is a symbolic link, which the server would
+        follow.
 
-        SFTP has nothing better than to look first: what another account of that host changes after it has been looked at is followed.
+        SFTP has nothing better than to look first: what another account of that host changes after
+        it has been looked at is followed.
         """
         now = time.monotonic()
-        above = {"/".join(parts[:count]) for parts in (path.split("/") for path in paths) for count in range(1, len(parts))}
-        unseen = sorted(path for path in above if now - self._plain.get(path, -_PLAIN_FOR) >= _PLAIN_FOR)
-        for path, found in zip(unseen, batches.look(sftp, [self._full(path) for path in unseen]), strict=True):
+        above = {
+            "/".join(parts[:count])
+            for parts in (path.split("/") for path in paths)
+            for count in range(1, len(parts))
+        }
+        unseen = sorted(
+            path for path in above if now - self._plain.get(path, -_PLAIN_FOR) >= _PLAIN_FOR
+        )
+        for path, found in zip(
+            unseen, batches.look(sftp, [self._full(path) for path in unseen]), strict=True
+        ):
             if found is not None and found.is_link:
                 raise linked(self._subject(path))
             if found is not None:
                 self._plain[path] = now
 
-    def _explained(self, refused: Refused, doing: str, subject: Subject, needed: int) -> TransportError | NoSpace:
-        """When the channel has been given back: whoever waits for a second one, and does not let go of the first, may wait for themselves."""
+    def _explained(
+        self, refused: Refused, doing: str, subject: Subject, needed: int
+    ) -> TransportError | NoSpace:
+        """
+        When the channel has been given back: whoever waits for a second one, and does not let go of
+        the first, may wait for themselves.
+        """
         free = None
         if needed and refused.code == Code.FAILURE:
-            with suppress(StatePoolError):  # what the server refused matters more than why nobody knows its free space
+            # what the server refused matters more than why nobody knows its free space
+            with suppress(StatePoolError):
                 free = self.free_space()
         return explained(refused, doing, subject, needed=needed, free=free)
 
@@ -351,7 +441,11 @@ class SSHFiles(Transport):
         return f"{self.location.path.rstrip('/')}/{path}"
 
     def _missing(self, doing: str, path: str) -> MissingFile:
-        return MissingFile(f"cannot {doing} {self._subject(path).text}: it is not there", pool=str(self.location), path=path)
+        return MissingFile(
+            f"cannot {doing} {self._subject(path).text}: it is not there",
+            pool=str(self.location),
+            path=path,
+        )
 
     def _look(self, sftp: Sftp) -> Server:
         """:returns: what is known of the server, and asked once on each connection"""
@@ -363,14 +457,21 @@ class SSHFiles(Transport):
         if not self._look(sftp).has(STATVFS):
             return None
         answer = sftp.ask_all([extension(STATVFS, string(self._root or b"/"))])[0]
-        # Its numbers are those of struct statvfs: the second is the size of a block, the fifth counts those that this account may use.
+        # Its numbers are those of struct statvfs: the second is the size of a block, the fifth
+        # counts those that this account may use.
         _, block, _, _, available = numbers_in(granted(answer), 5)
         return block * available
 
     @contextmanager
-    def _opened(self, sftp: Sftp, full: bytes, flags: Flag, mode: int | None = None) -> Iterator[bytes]:
+    def _opened(
+        self, sftp: Sftp, full: bytes, flags: Flag, mode: int | None = None
+    ) -> Iterator[bytes]:
         """:returns: the handle of a file, as long as a ``with`` block lasts"""
-        handle = handle_in(sftp.ask(Kind.OPEN, string(full) + int(flags).to_bytes(4, "big") + attributes(mode=mode)))
+        handle = handle_in(
+            sftp.ask(
+                Kind.OPEN, string(full) + int(flags).to_bytes(4, "big") + attributes(mode=mode)
+            )
+        )
         try:
             yield handle
         except BaseException:
@@ -389,7 +490,10 @@ class SSHFiles(Transport):
             raise wrong_length(self._subject(path), size, found.size)
 
     def _private(self, path: str) -> list[bytes]:
-        """:returns: names that nobody looks at, where to try them one after the other: what is no pool has no directory for them"""
+        """
+        :returns: names that nobody looks at, where to try them one after the other: what is no pool
+            has no directory for them
+        """
         name = f".tmp-{os.urandom(10).hex()}"
         above = path.rpartition("/")[0]
         return [self._full(f"{INCOMING}/{name}"), self._full(f"{above}/{name}" if above else name)]
@@ -407,13 +511,19 @@ class SSHFiles(Transport):
         """Make a small file, with its content on stable storage."""
         server = self._look(sftp)
         mode = server.small_files if server.small_files is not None else 0o644
-        opened, there = sftp.ask_all([(Kind.OPEN, string(full) + int(NEW).to_bytes(4, "big") + attributes(mode=mode)), (Kind.LSTAT, string(full))])
+        opened, there = sftp.ask_all(
+            [
+                (Kind.OPEN, string(full) + int(NEW).to_bytes(4, "big") + attributes(mode=mode)),
+                (Kind.LSTAT, string(full)),
+            ]
+        )
         if isinstance(opened, Refused) and opened.code == Code.NO_SUCH_FILE:
             raise self._missing("create", path) from opened
         self._is_made(opened, there, path, _ATTEMPTS)
         handle = string(handle_in(granted(opened)))
         requests = batches.writes(handle, data, server.limits)
-        if server.small_files is not None:  # whatever the umask of that account: others who may look into the pool need it
+        # whatever the umask of that account: others who may look into the pool need it
+        if server.small_files is not None:
             requests.append((Kind.FSETSTAT, handle + attributes(mode=mode)))
         if flush and server.has(FSYNC):
             requests.append(extension(FSYNC, handle))

@@ -1,7 +1,9 @@
 """
-What has to be known of a host to connect to it, and what is said of its key where that is not believed.
+What has to be known of a host to connect to it, and what is said of its key where that is not
+believed.
 
-A host is talked to only if its key is in the ``known_hosts`` of the user or of the system; nothing in a configuration of ssh softens this.
+A host is talked to only if its key is in the ``known_hosts`` of the user or of the system; nothing
+in a configuration of ssh softens this.
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ class HostSettings:
     @property
     def known_as(self) -> str:
         """How ``known_hosts`` spells it (sshd(8))."""
-        return self.alias or (self.address if self.port == SSH_PORT else f"[{self.address}]:{self.port}")
+        return self.alias or (
+            self.address if self.port == SSH_PORT else f"[{self.address}]:{self.port}"
+        )
 
 
 def unknown_key(key: HostKey, host: HostSettings, pool: str | None) -> AccessDenied:
@@ -84,12 +88,17 @@ def unknown_key(key: HostKey, host: HostSettings, pool: str | None) -> AccessDen
     file = shlex.quote(str(host.known_hosts[0])) if host.known_hosts else "~/.ssh/known_hosts"
     return AccessDenied(
         f"the key of {host.name} is not known: {key.type} {key.fingerprint}",
-        hint=f"if its operator confirms that fingerprint: {_line_command(key, host)} >> {file}. The line is: {key.line(host.known_as)}",
+        hint=(
+            f"if its operator confirms that fingerprint: {_line_command(key, host)} >> {file}. The"
+            f" line is: {key.line(host.known_as)}"
+        ),
         pool=pool,
     )
 
 
-def changed_key(key: HostKey, host: HostSettings, path: Path, number: int, old: str, pool: str | None) -> AccessDenied:
+def changed_key(
+    key: HostKey, host: HostSettings, path: Path, number: int, old: str, pool: str | None
+) -> AccessDenied:
     """
     :param key: what the host showed
     :param path: the file in which it has another key
@@ -98,9 +107,12 @@ def changed_key(key: HostKey, host: HostSettings, path: Path, number: int, old: 
     """
     forget = f"ssh-keygen -f {shlex.quote(str(path))} -R {shlex.quote(host.known_as)}"
     return AccessDenied(
-        f"the key of {host.name} has changed: it has {key.fingerprint}, and {path}, line {number} says {old}. "
-        "The host was set up anew, or somebody else answers in its place",
-        hint=f"if its operator confirms the new key: {forget}, then {_line_command(key, host)} >> {shlex.quote(str(path))}",
+        f"the key of {host.name} has changed: it has {key.fingerprint}, and {path}, line {number}"
+        f" says {old}. The host was set up anew, or somebody else answers in its place",
+        hint=(
+            f"if its operator confirms the new key: {forget}, then {_line_command(key, host)} >>"
+            f" {shlex.quote(str(path))}"
+        ),
         pool=pool,
     )
 
@@ -108,12 +120,17 @@ def changed_key(key: HostKey, host: HostSettings, path: Path, number: int, old: 
 def revoked_key(host: HostSettings, fingerprint: str, pool: str | None) -> AccessDenied:
     """:returns: the error for a key that is marked as one that is not to be believed"""
     return AccessDenied(
-        f"the key of {host.name} is revoked: {fingerprint}", hint="do not connect; ask the operator of that host for another key", pool=pool
+        f"the key of {host.name} is revoked: {fingerprint}",
+        hint="do not connect; ask the operator of that host for another key",
+        pool=pool,
     )
 
 
 def _line_command(key: HostKey, host: HostSettings) -> str:
-    """:returns: a command that prints the line that admits the key: ssh-keyscan knows no aliases, and goes through no other host"""
+    """
+    :returns: a command that prints the line that admits the key: ssh-keyscan knows no aliases, and
+        goes through no other host
+    """
     if host.alias or host.proxied:
         return f"echo {shlex.quote(key.line(host.known_as))}"
     port = f" -p {host.port}" if host.port != SSH_PORT else ""

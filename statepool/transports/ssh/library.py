@@ -1,8 +1,9 @@
 """
 SSH by paramiko, for where there is no program ``ssh``.
 
-It reads a configuration of ssh, keys, agents and known hosts itself, and knows less of each than ssh does. What it does not know and would change
-where or how one connects is an error that names the other carrier.
+It reads a configuration of ssh, keys, agents and known hosts itself, and knows less of each than
+ssh does. What it does not know and would change where or how one connects is an error that names
+the other carrier.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from attrs import define
 
 from statepool.model.settings import CarrierName, Settings
 from statepool.transports.ssh.carrier import CIPHERS, Carrier, Endpoint, Facts, LinkGone, Stream
-from statepool.transports.ssh.failures import no_common_way, no_greeting, said, translating, understanding, unreached
+from statepool.transports.ssh.failures import (
+    no_common_way,
+    no_greeting,
+    said,
+    translating,
+    understanding,
+    unreached,
+)
 from statepool.transports.ssh.hosts import HostKey, HostSettings
 from statepool.transports.ssh.library_hosts import check_host_key, known_types, resolve
 from statepool.transports.ssh.library_messages import PACKET, packetizer
@@ -71,7 +79,9 @@ class Paramiko(Carrier):
 
         transport = self._now().transport
         with understanding(transport, "open a channel to", self.subject):
-            channel = transport.open_session(window_size=window, max_packet_size=PACKET, timeout=2 * self.settings.timeout)
+            channel = transport.open_session(
+                window_size=window, max_packet_size=PACKET, timeout=2 * self.settings.timeout
+            )
             channel.settimeout(self.settings.timeout)
             self._channels.add(channel)
             if command is not None:
@@ -122,7 +132,8 @@ class Paramiko(Carrier):
         if self._link is not None:
             self._link.socket.abandon()
             self._link.transport.active = False
-            self._buried += [self._link.transport, *self._channels]  # kept: they would take their locks to be taken apart
+            # kept: they would take their locks to be taken apart
+            self._buried += [self._link.transport, *self._channels]
         self._link = None
 
     def _now(self) -> _Link:
@@ -131,7 +142,7 @@ class Paramiko(Carrier):
             raise LinkGone("there is no connection any more")
         return link
 
-    # -- connecting ----------------------------------------------------------------------------------------------------------------------------------
+    # -- connecting --------------------------------------------------------------------------------
 
     def connect(self) -> None:
         self.close()
@@ -151,7 +162,12 @@ class Paramiko(Carrier):
         try:
             link = dial(host.address, host.port, deadline - time.monotonic())
         except OSError as error:
-            raise unreached(error, f"{host.address}, port {host.port}", self.settings.connect_timeout, self.subject) from error
+            raise unreached(
+                error,
+                f"{host.address}, port {host.port}",
+                self.settings.connect_timeout,
+                self.subject,
+            ) from error
         tune(link, self.settings.timeout)
         return link
 
@@ -166,8 +182,15 @@ class Paramiko(Carrier):
         options = transport.get_security_options()
         options.ciphers = CIPHERS
         known = known_types(host)
-        preferred = [kind for kind in options.key_types if kind.replace("rsa-sha2-256", "ssh-rsa").replace("rsa-sha2-512", "ssh-rsa") in known]
-        options.key_types = (*preferred, *(kind for kind in options.key_types if kind not in preferred))
+        preferred = [
+            kind
+            for kind in options.key_types
+            if kind.replace("rsa-sha2-256", "ssh-rsa").replace("rsa-sha2-512", "ssh-rsa") in known
+        ]
+        options.key_types = (
+            *preferred,
+            *(kind for kind in options.key_types if kind not in preferred),
+        )
         try:
             with (
                 translating("connect to", self._named(host), self.settings.timeout),
@@ -205,7 +228,10 @@ def _greet(transport: Any, link: WatchedSocket, host: HostSettings) -> None:
 
 
 def _quiet() -> None:
-    """What paramiko logs is for whoever asks for it; without a handler Python would print it on standard error."""
+    """
+    What paramiko logs is for whoever asks for it; without a handler Python would print it on
+    standard error.
+    """
     logger = logging.getLogger("paramiko")
     if not any(isinstance(handler, logging.NullHandler) for handler in logger.handlers):
         logger.addHandler(logging.NullHandler())

@@ -1,7 +1,8 @@
 """
 What paramiko makes of a configuration of ssh, and of the files of known hosts.
 
-A keyword that it does not honour, and that would change where or how one connects, is an error that names the other carrier.
+A keyword that it does not honour, and that would change where or how one connects, is an error that
+names the other carrier.
 """
 
 from __future__ import annotations
@@ -16,17 +17,34 @@ from typing import Any
 from statepool.errors import AccessDenied, ConfigError
 from statepool.model.settings import Settings
 from statepool.transports.ssh.carrier import SSH_PORT, Endpoint
-from statepool.transports.ssh.hosts import HostKey, HostSettings, changed_key, revoked_key, unknown_key
+from statepool.transports.ssh.hosts import (
+    HostKey,
+    HostSettings,
+    changed_key,
+    revoked_key,
+    unknown_key,
+)
 
 CONFIGS = ("~/.ssh/config", "/etc/ssh/ssh_config")
 
-KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
+KNOWN_HOSTS = (
+    "~/.ssh/known_hosts",
+    "~/.ssh/known_hosts2",
+    "/etc/ssh/ssh_known_hosts",
+    "/etc/ssh/ssh_known_hosts2",
+)
 """The defaults of ssh_config(5)."""
 
 DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 """Tried where no ``IdentityFile`` is configured."""
 
-NOT_HONOURED = ("ProxyCommand", "ProxyJump", "IdentityAgent", "KnownHostsCommand", "CertificateFile")
+NOT_HONOURED = (
+    "ProxyCommand",
+    "ProxyJump",
+    "IdentityAgent",
+    "KnownHostsCommand",
+    "CertificateFile",
+)
 
 OTHER = "install ssh (Debian: openssh-client), and leave out carrier = paramiko"
 
@@ -43,7 +61,11 @@ def resolve(endpoint: Endpoint, settings: Settings) -> HostSettings:
     for keyword in NOT_HONOURED:
         value = str(found.get(keyword.lower()) or "none")
         if value.lower() != "none":
-            raise ConfigError(f"{endpoint.host} is configured with {keyword} {value}, which paramiko does not honour", hint=OTHER)
+            raise ConfigError(
+                f"{endpoint.host} is configured with {keyword} {value}, which paramiko does not"
+                " honour",
+                hint=OTHER,
+            )
     configured: list[str] = found.get("identityfile", [])
     chosen = [key for key in configured if key.lower() != "none"]
     return HostSettings(
@@ -53,7 +75,9 @@ def resolve(endpoint: Endpoint, settings: Settings) -> HostSettings:
         user=endpoint.user or found.get("user") or _local_user(endpoint),
         known_hosts=_known_hosts(found, settings),
         alias=found.get("hostkeyalias"),
-        keys=tuple(Path(os.path.expanduser(key)) for key in (chosen if configured else DEFAULT_KEYS)),
+        keys=tuple(
+            Path(os.path.expanduser(key)) for key in (chosen if configured else DEFAULT_KEYS)
+        ),
         keys_are_chosen=bool(chosen),
         only_these_keys=found.get("identitiesonly", "no").lower() in ("yes", "true"),
     )
@@ -67,10 +91,16 @@ def _lookup(endpoint: Endpoint, settings: Settings) -> Any:
     for name in [own] if own is not None else CONFIGS:
         text = _text(Path(os.path.expanduser(name)), needed=own is not None)
         if any(_COMMAND.match(line) for line in text.splitlines()):
-            raise ConfigError(f"{name} has Match exec, which paramiko does not honour", hint=OTHER, path=name)
+            raise ConfigError(
+                f"{name} has Match exec, which paramiko does not honour", hint=OTHER, path=name
+            )
         included = [found[1] for line in text.splitlines() if (found := _INCLUDED.match(line))]
         if included and name != CONFIGS[1]:
-            raise ConfigError(f"{name} has Include {included[0]}, which paramiko does not honour", hint=OTHER, path=name)
+            raise ConfigError(
+                f"{name} has Include {included[0]}, which paramiko does not honour",
+                hint=OTHER,
+                path=name,
+            )
         try:
             config.parse(text.splitlines())
         except (paramiko.SSHException, ValueError) as error:
@@ -78,7 +108,10 @@ def _lookup(endpoint: Endpoint, settings: Settings) -> Any:
     try:
         return config.lookup(endpoint.host)
     except Exception as error:  # a parser raises whatever it stumbles over
-        raise ConfigError(f"the configuration of ssh for {endpoint.host} cannot be used: {error}", hint="see ssh_config(5)") from error
+        raise ConfigError(
+            f"the configuration of ssh for {endpoint.host} cannot be used: {error}",
+            hint="see ssh_config(5)",
+        ) from error
 
 
 def _text(path: Path, *, needed: bool) -> str:
@@ -87,18 +120,28 @@ def _text(path: Path, *, needed: bool) -> str:
     except (FileNotFoundError, NotADirectoryError) as error:
         if not needed:
             return ""
-        raise ConfigError(f"{path}: there is no such file", hint="check the setting ssh-config", path=str(path)) from error
+        raise ConfigError(
+            f"{path}: there is no such file", hint="check the setting ssh-config", path=str(path)
+        ) from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}", hint="make it a readable file", path=str(path)) from error
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}",
+            hint="make it a readable file",
+            path=str(path),
+        ) from error
 
 
 def _local_user(endpoint: Endpoint) -> str:
-    """In a container an account need not have a name. Of the environment it is not believed: ssh does not do so, either."""
+    """
+    In a container an account need not have a name. Of the environment it is not believed: ssh does
+    not do so, either.
+    """
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         raise ConfigError(
-            f"nobody says which account of {endpoint.host} is meant, and that of this process (uid {os.getuid()}) has no name",
+            f"nobody says which account of {endpoint.host} is meant, and that of this process (uid"
+            f" {os.getuid()}) has no name",
             hint=f"write ssh://user@{endpoint.host}/path, or User in ~/.ssh/config",
         ) from None
 
@@ -107,7 +150,10 @@ def _port(text: str | None, endpoint: Endpoint) -> int:
     if text is None:
         return SSH_PORT
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
-        raise ConfigError(f"the configuration of ssh has a Port for {endpoint.host} that is none: {text!r}", hint="ports are 1 to 65535")
+        raise ConfigError(
+            f"the configuration of ssh has a Port for {endpoint.host} that is none: {text!r}",
+            hint="ports are 1 to 65535",
+        )
     return int(text)
 
 
@@ -116,10 +162,12 @@ def _known_hosts(found: Any, settings: Settings) -> tuple[Path, ...]:
         return (Path(os.path.expanduser(settings.known_hosts)),)
     users = found.get("userknownhostsfile", "").split() or KNOWN_HOSTS[:2]
     systems = found.get("globalknownhostsfile", "").split() or KNOWN_HOSTS[2:]
-    return tuple(Path(os.path.expanduser(name)) for name in (*users, *systems) if name.lower() != "none")
+    return tuple(
+        Path(os.path.expanduser(name)) for name in (*users, *systems) if name.lower() != "none"
+    )
 
 
-# -- the keys of hosts -------------------------------------------------------------------------------------------------------------------------------
+# -- the keys of hosts -----------------------------------------------------------------------------
 
 
 def known_types(host: HostSettings) -> set[str]:
@@ -132,7 +180,12 @@ def check_host_key(shown: HostKey, host: HostSettings, pool: str | None) -> None
     :param shown: what the host showed, and proved to have
     :raises AccessDenied: it is not known, not the one that is known, or revoked
     """
-    marked = [(marker, path, rest) for path in host.known_hosts for _, (marker, *rest) in _lines(path) if marker.startswith("@")]
+    marked = [
+        (marker, path, rest)
+        for path in host.known_hosts
+        for _, (marker, *rest) in _lines(path)
+        if marker.startswith("@")
+    ]
     for marker, path, rest in marked:
         # Whatever host it is marked for.
         if marker == "@revoked" and shown.line("").split() == rest[1:3]:
@@ -144,7 +197,10 @@ def check_host_key(shown: HostKey, host: HostSettings, pool: str | None) -> None
         if key.type == shown.type:
             raise changed_key(shown, host, path, number, key.fingerprint, pool)
     if any(marker == "@cert-authority" for marker, _, _ in marked):
-        what = f"the key of {host.name} is not known: {shown.type} {shown.fingerprint}; paramiko does not honour @cert-authority"
+        what = (
+            f"the key of {host.name} is not known: {shown.type} {shown.fingerprint}; paramiko does"
+            " not honour @cert-authority"
+        )
         raise AccessDenied(what, hint=OTHER, pool=pool)
     raise unknown_key(shown, host, pool)
 
@@ -159,7 +215,9 @@ def _known(host: HostSettings) -> Iterator[tuple[Path, int, HostKey]]:
             keys = HostKeys()
             try:
                 entry = HostKeyEntry.from_line(" ".join(words))
-                for name in entry.hostnames if entry is not None and not words[0].startswith("@") else ():
+                for name in (
+                    entry.hostnames if entry is not None and not words[0].startswith("@") else ()
+                ):
                     keys.add(name, entry.key.get_name(), entry.key)
             except (SSHException, InvalidHostKey, ValueError):
                 continue  # as ssh does: a line that cannot be read admits nobody
@@ -175,7 +233,9 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         return
     except OSError as error:
         hint = "it holds the keys of hosts that are trusted"
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}", hint=hint, path=str(path)) from error
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}", hint=hint, path=str(path)
+        ) from error
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if words and not words[0].startswith("#"):

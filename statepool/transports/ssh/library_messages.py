@@ -1,8 +1,8 @@
 """
 What paramiko reads of a server or of an agent, bounded.
 
-It reads zeros where a message has ended and goes on: a count of 2**32 - 1 that is all there is keeps a processor busy for hours and fills the memory.
-And it takes a packet of any length.
+It reads zeros where a message has ended and goes on: a count of 2**32 - 1 that is all there is
+keeps a processor busy for hours and fills the memory. And it takes a packet of any length.
 """
 
 from __future__ import annotations
@@ -11,23 +11,33 @@ from functools import cache
 from typing import Any
 
 PACKET = 1 << 18
-"""The largest packet that a server is told we take, in bytes: one answer of 255 KiB, the most that OpenSSH's SFTP server gives, fits into it."""
+"""
+The largest packet that a server is told we take, in bytes: one answer of 255 KiB, the most that
+OpenSSH's SFTP server gives, fits into it.
+"""
 
 _LONGEST_PACKET = 2 * PACKET
-"""The longest that is read, in bytes: with the frame of a channel, padding and what a server may add (RFC 4253, section 6.1, asks for 35,000)."""
+"""
+The longest that is read, in bytes: with the frame of a channel, padding and what a server may add
+(RFC 4253, section 6.1, asks for 35,000).
+"""
 
 _LONGEST_REPLY = 1 << 18
-"""The longest reply of an agent, in bytes: as ssh (``MAX_AGENT_REPLY_LEN`` in OpenSSH's ``authfd.c``)."""
+"""
+The longest reply of an agent, in bytes: as ssh (``MAX_AGENT_REPLY_LEN`` in OpenSSH's ``authfd.c``).
+"""
 
 REKEY_BYTES = 1 << 33
 """
-New keys are agreed on after so many bytes. paramiko's half a GiB interrupts a transfer every second or so; RFC 4344, section 3.2, asks for it after
-2**32 blocks of AES, which are 64 GiB.
+New keys are agreed on after so many bytes. paramiko's half a GiB interrupts a transfer every second
+or so; RFC 4344, section 3.2, asks for it after 2**32 blocks of AES, which are 64 GiB.
 """
 
 
 def packetizer() -> Any:
-    """:returns: a class for the ``packetizer_class`` of a transport, whose messages end where they end"""
+    """
+    :returns: a class for the ``packetizer_class`` of a transport, whose messages end where they end
+    """
     from paramiko.packet import Packetizer
 
     class Bounded(Packetizer):  # type: ignore[misc]  # paramiko has no types

@@ -1,7 +1,8 @@
 """
 Saying who we are: keys from files and from the agent, then a password, each as ssh would offer it.
 
-Nothing asks a terminal. A passphrase or a password comes from :class:`~statepool.model.settings.Settings`.
+Nothing asks a terminal. A passphrase or a password comes from
+:class:`~statepool.model.settings.Settings`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _UNSIGNED = "key cannot be used for signing"
 """What paramiko says of an agent that does not sign, and ends the connection."""
 
 _PATIENCE = 2
-"""So many keys were offered: what ends the connection then is probably MaxAuthTries of sshd_config(5)."""
+"""
+So many keys were offered: what ends the connection then is probably MaxAuthTries of sshd_config(5).
+"""
 
 
 @define
@@ -99,11 +102,19 @@ class Login:
             if not transport.is_active() and str(error) != _UNSIGNED:
                 raise
             if not transport.is_active():
-                raise denied(str(self.host), "publickey", [*self.tried, f"{name}: the agent did not sign with it"], self.subject.pool) from error
+                raise denied(
+                    str(self.host),
+                    "publickey",
+                    [*self.tried, f"{name}: the agent did not sign with it"],
+                    self.subject.pool,
+                ) from error
             self.tried.append(f"{name}: {said(error)}")  # the server has no such algorithm
             return False
         if further:
-            self.tried.append(f"{name}: accepted, but the server also wants {in_short(' or '.join(sorted(further)))}")
+            self.tried.append(
+                f"{name}: accepted, but the server also wants"
+                f" {in_short(' or '.join(sorted(further)))}"
+            )
             return self._offer_password(transport)
         return True
 
@@ -122,25 +133,37 @@ class Login:
             self.tried.append("the password: not accepted")
             return False
         if further:
-            self.tried.append(f"the password: accepted, but the server also wants {in_short(' or '.join(sorted(further)))}")
+            self.tried.append(
+                "the password: accepted, but the server also wants"
+                f" {in_short(' or '.join(sorted(further)))}"
+            )
         return not further
 
-    # -- keys ---------------------------------------------------------------------------------------------------------------------------------------
+    # -- keys --------------------------------------------------------------------------------------
 
     def _keys(self) -> Iterator[tuple[Any, str]]:
         """
-        :returns: keys with their names, in the order of ssh: those of the agent that were configured, the configured files, then the other ones of
-            the agent; without any configured, the agent's go before the default files
+        :returns: keys with their names, in the order of ssh: those of the agent that were
+            configured, the configured files, then the other ones of the agent; without any
+            configured, the agent's go before the default files
         """
         agent = self._agent_keys()
-        public = {blob for path in self.host.keys if (blob := _public_blob(path)) is not None} if self.host.keys_are_chosen else set()
+        public = (
+            {blob for path in self.host.keys if (blob := _public_blob(path)) is not None}
+            if self.host.keys_are_chosen
+            else set()
+        )
         chosen = [(key, name) for key, name in agent if key.asbytes() in public]
         others = [(key, name) for key, name in agent if key.asbytes() not in public]
         if not self.host.keys_are_chosen:
             yield from others
         yield from chosen
         for path in self.host.keys:
-            key = None if _public_blob(path) in {key.asbytes() for key, _ in chosen} else self._load(path)
+            key = (
+                None
+                if _public_blob(path) in {key.asbytes() for key, _ in chosen}
+                else self._load(path)
+            )
             if key is not None:
                 yield key, str(path)
         if self.host.keys_are_chosen and not self.host.only_these_keys:
@@ -177,7 +200,11 @@ class Login:
             self.tried.append(f"{path}: cannot be read: {error.strerror}")
         except _Unusable as error:
             certificate = f"{path}-cert.pub"
-            what = f"{certificate}: cannot be read" if os.path.lexists(certificate) else f"{path}: is not a private key that paramiko knows"
+            what = (
+                f"{certificate}: cannot be read"
+                if os.path.lexists(certificate)
+                else f"{path}: is not a private key that paramiko knows"
+            )
             self.tried.append(f"{what} ({error})")
         return None
 
@@ -190,20 +217,29 @@ class Login:
             with _parsing():
                 return _pkey().from_path(path, passphrase.encode(errors="surrogateescape"))
         except _Unusable as error:
-            known = isinstance(error.__cause__, ValueError) or type(error.__cause__).__name__ == "InvalidTag"
-            self.tried.append(f"{path}: {'the passphrase is not the right one' if known else f'is not a private key that paramiko knows ({error})'}")
+            known = (
+                isinstance(error.__cause__, ValueError)
+                or type(error.__cause__).__name__ == "InvalidTag"
+            )
+            what = f"is not a private key that paramiko knows ({error})"
+            self.tried.append(f"{path}: {'the passphrase is not the right one' if known else what}")
             return None
 
     def _secret(self, kind: SecretKind, subject: str) -> str | None:
         return self.secrets(kind, subject) if self.secrets is not None else None
 
-    # -- errors -------------------------------------------------------------------------------------------------------------------------------------
+    # -- errors ------------------------------------------------------------------------------------
 
     def _denied(self, allowed: set[str]) -> AccessDenied:
-        return denied(str(self.host), in_short(", ".join(sorted(allowed))), self.tried, self.subject.pool)
+        return denied(
+            str(self.host), in_short(", ".join(sorted(allowed))), self.tried, self.subject.pool
+        )
 
     def _cut_off(self, error: Exception) -> NoReturn:
-        """The connection ended meanwhile: by an accident, or because the server has heard enough. paramiko does not tell which."""
+        """
+        The connection ended meanwhile: by an accident, or because the server has heard enough.
+        paramiko does not tell which.
+        """
         if len(self.tried) < _PATIENCE:
             raise error
         raise cut_off(str(self.host), self.tried, self.subject.pool) from error
@@ -232,7 +268,9 @@ def _pkey() -> Any:
 def _public_blob(path: Path) -> bytes | None:
     """:returns: the public half of a key, where its file lies beside that of the private one"""
     try:
-        fields = path.with_name(path.name + ".pub").read_text(encoding="utf-8", errors="replace").split()
+        fields = (
+            path.with_name(path.name + ".pub").read_text(encoding="utf-8", errors="replace").split()
+        )
         return binascii.a2b_base64(fields[1]) if len(fields) > 1 else None
     except (OSError, ValueError):
         return None

@@ -1,5 +1,6 @@
 """
-Many bytes over SFTP: requests are far ahead of their answers, what arrives is written and hashed at once, and every answer to a write is looked at.
+Many bytes over SFTP: requests are far ahead of their answers, what arrives is written and hashed at
+once, and every answer to a write is looked at.
 """
 
 from __future__ import annotations
@@ -15,20 +16,36 @@ from statepool.model.digest import Hasher
 from statepool.model.progress import Progress
 from statepool.transports.copying import data_extents
 from statepool.transports.failures import Subject, translating, wrong_length
-from statepool.transports.ssh.packets import Code, Garbled, Kind, Limits, Refused, attributes, check, data_in, string
+from statepool.transports.ssh.packets import (
+    Code,
+    Garbled,
+    Kind,
+    Limits,
+    Refused,
+    attributes,
+    check,
+    data_in,
+    string,
+)
 from statepool.transports.ssh.sftp import Sftp
 
 AHEAD = 64
 """Requests that have no answer yet at most, as OpenSSH's own client has it."""
 
 REFILL = 16
-"""Requests for reading that are sent together: each packet costs as much as the next, whatever is in it."""
+"""
+Requests for reading that are sent together: each packet costs as much as the next, whatever is in
+it.
+"""
 
 LONGEST = 255 << 10
 """Bytes of one request at most: what OpenSSH's server takes, since its packets are 256 KiB long."""
 
 MOST_TURNS = 64
-"""Requests until all of a piece is there: a server may answer with less than it was asked for, but with 4 KiB of 255 in the mean it gets nowhere."""
+"""
+Requests until all of a piece is there: a server may answer with less than it was asked for, but
+with 4 KiB of 255 in the mean it gets nowhere.
+"""
 
 MOST_EXTENTS = 100_000
 """Extents of a local file that are told apart when it is sent; smaller holes are sent as zeros."""
@@ -110,7 +127,7 @@ def cut(extents: tuple[Extent, ...], begin: int, end: int, length: int) -> Itera
             first += piece
 
 
-# -- from there --------------------------------------------------------------------------------------------------------------------------------------
+# -- from there ------------------------------------------------------------------------------------
 
 
 @define(eq=False)
@@ -136,7 +153,16 @@ class Download:
     :param keep: whether to write it here
     """
 
-    def __init__(self, sftp: Sftp, handle: bytes, job: Job, limits: Limits, extents: tuple[Extent, ...], *, keep: bool = True) -> None:
+    def __init__(
+        self,
+        sftp: Sftp,
+        handle: bytes,
+        job: Job,
+        limits: Limits,
+        extents: tuple[Extent, ...],
+        *,
+        keep: bool = True,
+    ) -> None:
         self._sftp = sftp
         self._handle = string(handle)
         self._job = job
@@ -152,7 +178,8 @@ class Download:
     def run(self) -> int:
         """:returns: how many bytes arrived"""
         self._begin()
-        # Whoever judges how fast it comes is asked while a piece is under way, too: it may never be whole.
+        # Whoever judges how fast it comes is asked while a piece is under way, too: it may never be
+        # whole.
         with self._sftp.heard(lambda: self._job.progress.advance(0)):
             self._move(self._job.size)
         self._finish()
@@ -189,13 +216,21 @@ class Download:
 
     def _ask_more(self) -> None:
         pieces: list[_Piece] = []
-        while len(self._asked) + len(pieces) < AHEAD and (extent := next(self._coming, None)) is not None:
+        while (
+            len(self._asked) + len(pieces) < AHEAD
+            and (extent := next(self._coming, None)) is not None
+        ):
             pieces.append(_Piece(*extent, missing=extent[1]))
         self._order.extend(pieces)
         self._ask([(piece, piece.offset, piece.length) for piece in pieces])
 
     def _ask(self, wanted: list[tuple[_Piece, int, int]]) -> None:
-        numbers = self._sftp.send(*((Kind.READ, self._handle + struct.pack(">QI", offset, length)) for _, offset, length in wanted))
+        numbers = self._sftp.send(
+            *(
+                (Kind.READ, self._handle + struct.pack(">QI", offset, length))
+                for _, offset, length in wanted
+            )
+        )
         self._asked.update(zip(numbers, wanted, strict=True))
 
     def _arrived(self, piece: _Piece, offset: int, length: int, parts: list[memoryview]) -> None:
@@ -209,7 +244,8 @@ class Download:
             piece.turns += 1
             require_progress(piece.turns)
             self._ask([(piece, offset + count, length - count)])
-        # In their order, whatever order the server has: so the length of our copy tells how far it came.
+        # In their order, whatever order the server has: so the length of our copy tells how far it
+        # came.
         while self._order and not self._order[0].missing:
             self._take(self._order.popleft())
 
@@ -235,7 +271,10 @@ def require_progress(turns: int) -> None:
 
 
 def write_here(descriptor: int, parts: list[memoryview], offset: int) -> None:
-    """Write pieces that follow each other, unless all of them are zeros: the file is new, and has holes where nothing is written."""
+    """
+    Write pieces that follow each other, unless all of them are zeros: the file is new, and has
+    holes where nothing is written.
+    """
     if not parts[0][0] and all(_is_empty(part) for part in parts):
         return  # a hole that nobody told us of
     if len(parts) > MOST_PARTS:
@@ -253,7 +292,7 @@ def _is_empty(part: memoryview) -> bool:
     return not part[-1] and not bytes(part).strip(b"\0")
 
 
-# -- to there ----------------------------------------------------------------------------------------------------------------------------------------
+# -- to there --------------------------------------------------------------------------------------
 
 
 class Upload:
@@ -301,7 +340,9 @@ class Upload:
 
     def _finish(self) -> None:
         # Holes have not been sent, also one at the end: so the length is set.
-        self._asked[self._sftp.send((Kind.FSETSTAT, self._handle + attributes(size=self._job.size)))[0]] = None
+        self._asked[
+            self._sftp.send((Kind.FSETSTAT, self._handle + attributes(size=self._job.size)))[0]
+        ] = None
         while self._asked:
             self._check_one()
 
@@ -322,18 +363,24 @@ class Upload:
         return data
 
     def _write(self, offset: int, data: bytes) -> None:
-        self._asked[self._sftp.send_data(Kind.WRITE, self._handle + struct.pack(">Q", offset), memoryview(data))] = None
+        self._asked[
+            self._sftp.send_data(
+                Kind.WRITE, self._handle + struct.pack(">Q", offset), memoryview(data)
+            )
+        ] = None
         self.sent += len(data)
         self._job.note_written(len(data))
 
     def _check_one(self) -> None:
-        self._sftp.begin()  # answers are short, and each can take as long as what was sent before is on its way
+        # answers are short, and each can take as long as what was sent before is on its way
+        self._sftp.begin()
         number, answer = self._sftp.next_answer(self._asked)
         del self._asked[number]
         try:
             check(answer)
         except Refused:
-            # Why, nobody says: it can be asked for when the answers to all that is under way are there.
+            # Why, nobody says: it can be asked for when the answers to all that is under way are
+            # there.
             while self._asked:
                 del self._asked[self._sftp.next_answer(self._asked)[0]]
             raise

@@ -1,8 +1,9 @@
 """
-Talking to a multiplexing ``ssh`` (a "master") over its control socket: the messages of OpenSSH's file ``PROTOCOL.mux``, version 4 of the protocol.
+Talking to a multiplexing ``ssh`` (a "master") over its control socket: the messages of OpenSSH's
+file ``PROTOCOL.mux``, version 4 of the protocol.
 
-A master opens each session on the connection that it has, and reads and writes the descriptors that it is sent for it. So no further program has to
-be started for a session, and none copies its bytes.
+A master opens each session on the connection that it has, and reads and writes the descriptors that
+it is sent for it. So no further program has to be started for a session, and none copies its bytes.
 """
 
 from __future__ import annotations
@@ -99,7 +100,10 @@ class Master:
             name = b"sftp" if command is None else os.fsencode(command)
             _send(link, struct.pack(">II", _NEW_SESSION, 1) + words + string(b"") + string(name))
             for descriptor in (far.fileno(), far.fileno(), far_errors):
-                link.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))])
+                link.sendmsg(
+                    [b"\0"],
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))],
+                )
             kind, rest = _received(link)
             if kind in _FAILURES:
                 raise SessionRefused(rest[8:].decode("utf-8", "replace"))

@@ -1,10 +1,12 @@
 """
-SSH by the installed program ``ssh``: all that it can and is configured to do works, because it *is* ssh.
+SSH by the installed program ``ssh``: all that it can and is configured to do works, because it *is*
+ssh.
 
-One ``ssh`` logs in, and stays in the background as the master of a private control socket: sessions are opened through it (``mux.py``). Other
-processes of the same user with the same settings find it there and use it too; a short time after the last of them has ended, it ends. Where the
-server has no more sessions for all of them on one connection, a process gets another one for itself. A master that may be let in by a password or a
-passphrase is used by its own process only.
+One ``ssh`` logs in, and stays in the background as the master of a private control socket: sessions
+are opened through it (``mux.py``). Other processes of the same user with the same settings find it
+there and use it too; a short time after the last of them has ended, it ends. Where the server has
+no more sessions for all of them on one connection, a process gets another one for itself. A master
+that may be let in by a password or a passphrase is used by its own process only.
 """
 
 from __future__ import annotations
@@ -31,7 +33,15 @@ from statepool.transports.ssh.carrier import CIPHERS, Carrier, Endpoint, Facts, 
 from statepool.transports.ssh.complaints import Complaint
 from statepool.transports.ssh.failures import refused_channel, translating
 from statepool.transports.ssh.mux import Master, MasterStream, SessionRefused
-from statepool.transports.ssh.program import configured, identity, look, quoted, run, settings_of, sockets_directory
+from statepool.transports.ssh.program import (
+    configured,
+    identity,
+    look,
+    quoted,
+    run,
+    settings_of,
+    sockets_directory,
+)
 
 PERSISTS = 20
 """Seconds for which a master stays when nobody uses it any more."""
@@ -55,7 +65,10 @@ _OURS = {
     "NumberOfPasswordPrompts": "1",
     "LogLevel": "DEBUG1",
 }
-"""Options that go before those of the user's configuration. What is logged before it goes into the background is for error messages."""
+"""
+Options that go before those of the user's configuration. What is logged before it goes into the
+background is for error messages.
+"""
 
 
 class OpenSSH(Carrier):
@@ -88,13 +101,15 @@ class OpenSSH(Carrier):
                 if self._shared is shared:  # another thread may have done it
                     if shared.is_ours_alone:
                         raise self._refused(error) from error
-                    # Others have taken what the server permits on one connection: this process gets another one. The streams of the old one go on.
+                    # Others have taken what the server permits on one connection: this process gets
+                    # another one. The streams of the old one go on.
                     self._shared = self._start()
                     shared.let_go()
             return self.open(command, window=window)
         except (LinkGone, TimeoutError) as error:
             with self._replacing:
-                if self._shared is shared:  # no request shall wait for this one again; its streams may go on
+                # no request shall wait for this one again; its streams may go on
+                if self._shared is shared:
                     self._shared = None
                     if isinstance(error, TimeoutError):
                         shared.master.stop_listening()
@@ -105,7 +120,10 @@ class OpenSSH(Carrier):
         return stream
 
     def _refused(self, error: SessionRefused) -> TransportError:
-        what = f"cannot open a channel to {self.subject.text}: the server opens no further channel ({error})"
+        what = (
+            f"cannot open a channel to {self.subject.text}: the server opens no further channel"
+            f" ({error})"
+        )
         return refused_channel(2, what, self.subject)
 
     @contextlib.contextmanager
@@ -134,7 +152,8 @@ class OpenSSH(Carrier):
             shared.let_go()
 
     def after_fork(self) -> None:
-        self._replacing = threading.Lock()  # a thread that is not there any more may hold the old one
+        # a thread that is not there any more may hold the old one
+        self._replacing = threading.Lock()
         if self._shared is not None:
             self._shared.let_go()
         self._shared = None
@@ -147,7 +166,7 @@ class OpenSSH(Carrier):
             raise LinkGone("there is no connection any more")
         return shared
 
-    # -- connecting ----------------------------------------------------------------------------------------------------------------------------------
+    # -- connecting --------------------------------------------------------------------------------
 
     def connect(self) -> None:
         if self._shared is not None:
@@ -167,10 +186,19 @@ class OpenSSH(Carrier):
                     pass
             except (FileNotFoundError, NotADirectoryError) as error:
                 if needed:
-                    raise ConfigError(f"{path}: there is no such file", hint="check the setting ssh-config", path=path) from error
+                    raise ConfigError(
+                        f"{path}: there is no such file",
+                        hint="check the setting ssh-config",
+                        path=path,
+                    ) from error
             except OSError as error:
-                hint = "make it a readable file; one holds the configuration of ssh, one the keys of hosts that are trusted"
-                raise ConfigError(f"{path}: cannot be read: {error.strerror}", hint=hint, path=path) from error
+                hint = (
+                    "make it a readable file; one holds the configuration of ssh, one the keys of"
+                    " hosts that are trusted"
+                )
+                raise ConfigError(
+                    f"{path}: cannot be read: {error.strerror}", hint=hint, path=path
+                ) from error
 
     def _found(self) -> _Shared | None:
         """:returns: a master that another process has started"""
@@ -187,12 +215,16 @@ class OpenSSH(Carrier):
     @property
     def _link(self) -> str:
         """
-        The symbolic link that names the control socket for all processes with the same settings: the files that say whom to trust are part of them.
+        The symbolic link that names the control socket for all processes with the same settings:
+        the files that say whom to trust are part of them.
         """
         files = [os.path.expanduser(name or default) for name, default in self._files()]
         stamps = [(path, _stamp(path)) for path in files]
         values = (self._words(), stamps, identity(), self.settings.connect_timeout)
-        return os.path.join(sockets_directory(), hashlib.sha256(repr(values).encode(errors="surrogateescape")).hexdigest()[:16])
+        return os.path.join(
+            sockets_directory(),
+            hashlib.sha256(repr(values).encode(errors="surrogateescape")).hexdigest()[:16],
+        )
 
     def _files(self) -> Iterator[tuple[str | None, str]]:
         yield self.settings.ssh_config, "~/.ssh/config"
@@ -205,7 +237,11 @@ class OpenSSH(Carrier):
         if settings.ssh_config is not None:
             words += ["-F", os.path.abspath(os.path.expanduser(settings.ssh_config))]
         # A server that says nothing for the timeout is given up.
-        options = {**_OURS, "ServerAliveInterval": str(max(1, int(settings.timeout / 2))), "ServerAliveCountMax": "1"}
+        options = {
+            **_OURS,
+            "ServerAliveInterval": str(max(1, int(settings.timeout / 2))),
+            "ServerAliveCountMax": "1",
+        }
         options["BatchMode"] = "no" if settings.secrets is not None else "yes"
         if settings.known_hosts is not None:
             path = os.path.abspath(os.path.expanduser(settings.known_hosts))
@@ -225,23 +261,44 @@ class OpenSSH(Carrier):
         fast = [cipher for cipher in CIPHERS[:2] if cipher in offered]
         ciphers = ",".join([*fast, *(cipher for cipher in offered if cipher not in fast)])
         path = f"{self._link}.{tokens.token_hex(4)}"
-        command = [*words, "-o", f"Ciphers={ciphers}", "-o", f"ControlPath={quoted(path)}", "-n", "-N", "-f", "--", self.endpoint.host]
+        command = [
+            *words,
+            "-o",
+            f"Ciphers={ciphers}",
+            "-o",
+            f"ControlPath={quoted(path)}",
+            "-n",
+            "-N",
+            "-f",
+            "--",
+            self.endpoint.host,
+        ]
         with contextlib.ExitStack() as stack:
             output = stack.enter_context(tempfile.TemporaryFile())
             asking = None
             if self.settings.secrets is not None:
-                asking = stack.enter_context(answering(self.settings.secrets, (f"{host.user}@{host.address}", str(host))))
+                asking = stack.enter_context(
+                    answering(self.settings.secrets, (f"{host.user}@{host.address}", str(host)))
+                )
             users = stack.enter_context(_users(path))
             code = run(command, output, asking, self.settings.connect_timeout)
             output.seek(0)
-            complaint = Complaint(output.read().decode("utf-8", "replace"), host, self.settings, self.subject.pool, asking)
+            complaint = Complaint(
+                output.read().decode("utf-8", "replace"),
+                host,
+                self.settings,
+                self.subject.pool,
+                asking,
+            )
             if code is None:
                 raise complaint.timed_out()
             if code != 0:
                 with contextlib.suppress(OSError):
                     os.unlink(f"{path}.users")
                 subject = Subject(str(host), self.subject.pool)
-                raise complaint.error(subject, lambda: look(words, self.endpoint.host, self.settings.connect_timeout))
+                raise complaint.error(
+                    subject, lambda: look(words, self.endpoint.host, self.settings.connect_timeout)
+                )
             users.write(complaint.facts)
             users.flush()
             return self._begun(path)
@@ -299,12 +356,15 @@ class _Shared:
         self.users.close()
 
 
-# -- where masters are found -------------------------------------------------------------------------------------------------------------------------
+# -- where masters are found -----------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _users(path: str) -> Iterator[IO[bytes]]:
-    """:returns: the file that processes lock that use a master; those of masters that are gone are removed"""
+    """
+    :returns: the file that processes lock that use a master; those of masters that are gone are
+        removed
+    """
     directory = os.path.dirname(path)
     for name in os.listdir(directory):
         other = os.path.join(directory, name)
@@ -322,7 +382,11 @@ def _users(path: str) -> Iterator[IO[bytes]]:
 def _forget(users: str) -> None:
     """Remove what is left of a master that has ended, and which nobody uses."""
     path = users.removesuffix(".users")
-    with contextlib.suppress(OSError), open(users, "r+b") as file, socket.socket(socket.AF_UNIX) as link:
+    with (
+        contextlib.suppress(OSError),
+        open(users, "r+b") as file,
+        socket.socket(socket.AF_UNIX) as link,
+    ):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if link.connect_ex(path):
             os.unlink(users)

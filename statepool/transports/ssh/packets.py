@@ -1,6 +1,6 @@
 """
-The packets of SFTP: version 3 of the protocol (draft-ietf-secsh-filexfer-02), which all servers speak, and some extensions of OpenSSH (its file
-``PROTOCOL``).
+The packets of SFTP: version 3 of the protocol (draft-ietf-secsh-filexfer-02), which all servers
+speak, and some extensions of OpenSSH (its file ``PROTOCOL``).
 
 Names are bytes here, as on the wire.
 """
@@ -49,7 +49,10 @@ class Kind(enum.IntEnum):
 
 
 class Code(enum.IntEnum):
-    """What a status says. OpenSSH folds all that it has no code for into FAILURE: EEXIST, ENOSPC, EIO, ENOTEMPTY and others."""
+    """
+    What a status says. OpenSSH folds all that it has no code for into FAILURE: EEXIST, ENOSPC, EIO,
+    ENOTEMPTY and others.
+    """
 
     OK = 0
     EOF = 1
@@ -82,7 +85,10 @@ _SIZE, _OWNER, _MODE, _TIMES, _EXTENDED = 1, 2, 4, 8, 0x80000000
 
 
 MOST_WORDS = 1000
-"""Bytes of a server's own words that are passed on: they end in messages, and a server may send megabytes."""
+"""
+Bytes of a server's own words that are passed on: they end in messages, and a server may send
+megabytes.
+"""
 
 
 class Refused(Exception):
@@ -180,7 +186,11 @@ def string(value: bytes) -> bytes:
 def attributes(*, size: int | None = None, mode: int | None = None) -> bytes:
     """:returns: attributes to be set, as they go over the wire"""
     flags = (_SIZE if size is not None else 0) | (_MODE if mode is not None else 0)
-    return struct.pack(">I", flags) + (struct.pack(">Q", size) if size is not None else b"") + (struct.pack(">I", mode) if mode is not None else b"")
+    return (
+        struct.pack(">I", flags)
+        + (struct.pack(">Q", size) if size is not None else b"")
+        + (struct.pack(">I", mode) if mode is not None else b"")
+    )
 
 
 class Reader:
@@ -240,7 +250,10 @@ def check(answer: Answer) -> Answer:
         reader = Reader(answer.body)
         code = reader.number()
         if code != Code.OK:
-            raise Refused(code, "" if reader.is_done else reader.string()[:MOST_WORDS].decode("utf-8", "replace"))
+            raise Refused(
+                code,
+                "" if reader.is_done else reader.string()[:MOST_WORDS].decode("utf-8", "replace"),
+            )
     return answer
 
 
@@ -252,7 +265,7 @@ def checked(answer: Answer) -> Answer | Refused:
         return refused
 
 
-# -- reading answers ---------------------------------------------------------------------------------------------------------------------------------
+# -- reading answers -------------------------------------------------------------------------------
 
 
 def handle_in(answer: Answer) -> bytes:
@@ -268,7 +281,9 @@ def attributes_in(answer: Answer) -> Attributes:
 
 
 def names_in(answer: Answer) -> list[tuple[bytes, Attributes]]:
-    """:returns: names in a directory, or the one name that was asked for, with what is known of them"""
+    """
+    :returns: names in a directory, or the one name that was asked for, with what is known of them
+    """
     _require(answer, Kind.NAME)
     reader, found = Reader(answer.body), []
     for _ in range(reader.number()):
@@ -276,7 +291,8 @@ def names_in(answer: Answer) -> list[tuple[bytes, Attributes]]:
         reader.string()  # the line of a listing, for people
         found.append((name, reader.attributes()))
     if not found:
-        raise Garbled("the server answers with no name at all")  # where there are no more, it has to say so
+        # where there are no more, it has to say so
+        raise Garbled("the server answers with no name at all")
     return found
 
 
@@ -287,7 +303,8 @@ def data_in(answer: Answer) -> list[memoryview]:
     if sum(map(len, parts)) != int.from_bytes(head, "big"):
         raise Garbled("an answer is not as long as it says")
     if not parts:
-        raise Garbled("the server answers with no byte at all")  # at the end of a file, it has to say so
+        # at the end of a file, it has to say so
+        raise Garbled("the server answers with no byte at all")
     return parts
 
 

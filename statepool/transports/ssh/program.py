@@ -1,5 +1,6 @@
 """
-Running the program ``ssh``: with no terminal that it could ask, no secrets in its environment, and messages that are not translated.
+Running the program ``ssh``: with no terminal that it could ask, no secrets in its environment, and
+messages that are not translated.
 """
 
 from __future__ import annotations
@@ -39,11 +40,22 @@ def environment() -> dict[str, str]:
     return {**environ, "LC_ALL": "C", "SSH_ASKPASS_REQUIRE": "never"}
 
 
-def run(command: list[str], output: IO[bytes], asking: Askpass | None, seconds: float) -> int | None:
+def run(
+    command: list[str], output: IO[bytes], asking: Askpass | None, seconds: float
+) -> int | None:
     """:returns: the exit status of a command, or None if it took too long"""
     environ = {**environment(), **(asking.environ if asking is not None else {})}
-    # In a session of its own it has no terminal that it could ask, and what is typed here does not interrupt it.
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environ, cwd="/", start_new_session=True)
+    # In a session of its own it has no terminal that it could ask, and what is typed here does not
+    # interrupt it.
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=environ,
+        cwd="/",
+        start_new_session=True,
+    )
     deadline = time.monotonic() + seconds
     try:
         while (code := process.poll()) is None and time.monotonic() < deadline:
@@ -71,13 +83,29 @@ def configured(words: list[str], host: str, seconds: float) -> dict[str, list[st
     """
     try:
         done = subprocess.run(
-            [*words, "-G", "--", host], stdin=subprocess.DEVNULL, capture_output=True, env=environment(), check=False, cwd="/", timeout=seconds
+            [*words, "-G", "--", host],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment(),
+            check=False,
+            cwd="/",
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired as error:
-        raise ConfigError(f"the configuration of ssh for {host} takes longer than {seconds:g} seconds", hint="look at its Match exec") from error
+        raise ConfigError(
+            f"the configuration of ssh for {host} takes longer than {seconds:g} seconds",
+            hint="look at its Match exec",
+        ) from error
     if done.returncode != 0:
-        lines = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if not line.startswith("debug")]
-        raise ConfigError(f"ssh cannot be used: {'; '.join(line.strip() for line in lines)}", hint="see ssh_config(5)")
+        lines = [
+            line
+            for line in done.stderr.decode("utf-8", "replace").splitlines()
+            if not line.startswith("debug")
+        ]
+        raise ConfigError(
+            f"ssh cannot be used: {'; '.join(line.strip() for line in lines)}",
+            hint="see ssh_config(5)",
+        )
     found: dict[str, list[str]] = {}
     for line in done.stdout.decode("utf-8", "replace").splitlines():
         keyword, _, value = line.partition(" ")
@@ -85,7 +113,9 @@ def configured(words: list[str], host: str, seconds: float) -> dict[str, list[st
     return found
 
 
-def settings_of(found: dict[str, list[str]], endpoint: Endpoint, settings: Settings) -> HostSettings:
+def settings_of(
+    found: dict[str, list[str]], endpoint: Endpoint, settings: Settings
+) -> HostSettings:
     """
     :param found: what the configuration of ssh says
     :returns: what has to be known of the host
@@ -95,7 +125,11 @@ def settings_of(found: dict[str, list[str]], endpoint: Endpoint, settings: Setti
         value = found.get(keyword, ["none"])[0]
         return value if value != "none" else None
 
-    files = [settings.known_hosts] if settings.known_hosts is not None else (word("userknownhostsfile") or "").split()
+    files = (
+        [settings.known_hosts]
+        if settings.known_hosts is not None
+        else (word("userknownhostsfile") or "").split()
+    )
     return HostSettings(
         name=endpoint.host,
         address=word("hostname") or endpoint.host,
@@ -141,9 +175,25 @@ def look(words: list[str], name: str, seconds: float) -> Looked:
             "ControlMaster": "no",
             "ControlPath": "none",
         }
-        command = [words[0], *(word for key, value in options.items() for word in ("-o", f"{key}={value}")), *words[1:], "-n", "-N", "--", name]
+        command = [
+            words[0],
+            *(word for key, value in options.items() for word in ("-o", f"{key}={value}")),
+            *words[1:],
+            "-n",
+            "-N",
+            "--",
+            name,
+        ]
         try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment(), timeout=seconds, check=False, cwd="/")
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env=environment(),
+                timeout=seconds,
+                check=False,
+                cwd="/",
+            )
         except subprocess.TimeoutExpired:
             return Looked(None, "")
         fields = file.read_text().split() if file.exists() else []
@@ -157,17 +207,28 @@ def identity() -> tuple[str | None, str | None]:
 
 
 def sockets_directory() -> str:
-    """:returns: a directory that only this user can look into, with a short name; the same for all of the user's processes, if that can be had"""
+    """
+    :returns: a directory that only this user can look into, with a short name; the same for all of
+        the user's processes, if that can be had
+    """
     name = f"statepool-ssh-{os.getuid()}"
     for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
         path = os.path.join(base, name) if base else ""
-        if not path or len(os.fsencode(path)) + len("/0123456789abcdef.01234567.0123456789abcdef") > LONGEST_SOCKET:
+        if (
+            not path
+            or len(os.fsencode(path)) + len("/0123456789abcdef.01234567.0123456789abcdef")
+            > LONGEST_SOCKET
+        ):
             continue
         with contextlib.suppress(OSError):
             os.mkdir(path, 0o700)
         with contextlib.suppress(OSError):
             found = os.lstat(path)
-            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+            if (
+                stat.S_ISDIR(found.st_mode)
+                and found.st_uid == os.getuid()
+                and not found.st_mode & 0o077
+            ):
                 return path
     return _directory_of_this_process()  # another account has taken the name
 

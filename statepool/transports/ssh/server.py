@@ -9,14 +9,30 @@ from attrs import frozen
 from statepool.errors import AccessDenied, MissingFile, NoSpace, TransportError
 from statepool.transports.base import small_file_mode
 from statepool.transports.failures import Subject
-from statepool.transports.ssh.packets import LIMITS, Answer, Code, Kind, Limits, Refused, attributes_in, extension, numbers_in, string
+from statepool.transports.ssh.packets import (
+    LIMITS,
+    Answer,
+    Code,
+    Kind,
+    Limits,
+    Refused,
+    attributes_in,
+    extension,
+    numbers_in,
+    string,
+)
 from statepool.transports.ssh.sftp import Sftp
 
 _MARGIN = 1 << 20
-"""Bytes that may still be free on a disk that is full for us: file systems keep some for themselves."""
+"""
+Bytes that may still be free on a disk that is full for us: file systems keep some for themselves.
+"""
 
 _LEAST = 4 << 10
-"""Bytes of one request; limits below that are not believed. A file would be cut into so many pieces that they take more memory than it does."""
+"""
+Bytes of one request; limits below that are not believed. A file would be cut into so many pieces
+that they take more memory than it does.
+"""
 
 
 @frozen
@@ -27,7 +43,8 @@ class Server:
     :param extensions: their names, with what it says of them
     :param limits: of one request
     :param has_links: symbolic links can be made and read
-    :param small_files: the mode of what is written there besides bytes of states; None: nobody else looks into the pool
+    :param small_files: the mode of what is written there besides bytes of states; None: nobody else
+        looks into the pool
     """
 
     extensions: Mapping[bytes, bytes]
@@ -50,13 +67,21 @@ def look_at(sftp: Sftp, root: bytes) -> Server:
         questions.append(extension(LIMITS))
     found, link, *limits = sftp.ask_all(questions)
     # A server without symbolic links, or that does not permit them, says so of what is none, too.
-    has_links = isinstance(link, Answer) or link.code not in (Code.UNSUPPORTED, Code.PERMISSION_DENIED)
+    has_links = isinstance(link, Answer) or link.code not in (
+        Code.UNSUPPORTED,
+        Code.PERMISSION_DENIED,
+    )
     mode = small_file_mode(attributes_in(found).mode if isinstance(found, Answer) else 0)
-    return Server(sftp.extensions, _limits(limits), has_links, mode if mode != small_file_mode(0) else None)
+    return Server(
+        sftp.extensions, _limits(limits), has_links, mode if mode != small_file_mode(0) else None
+    )
 
 
 def _limits(answers: list[Answer | Refused]) -> Limits:
-    """OpenSSH answers with the lengths of a packet, of a read and of a write, and the number of open files; 0 is what it does not tell."""
+    """
+    OpenSSH answers with the lengths of a packet, of a read and of a write, and the number of open
+    files; 0 is what it does not tell.
+    """
     usual = Limits()
     if not answers or isinstance(answers[0], Refused):
         return usual
@@ -64,24 +89,54 @@ def _limits(answers: list[Answer | Refused]) -> Limits:
     return Limits(read if read >= _LEAST else usual.read, write if write >= _LEAST else usual.write)
 
 
-def explained(refused: Refused, doing: str, subject: Subject, *, needed: int = 0, free: int | None = None) -> TransportError | NoSpace:
+def explained(
+    refused: Refused, doing: str, subject: Subject, *, needed: int = 0, free: int | None = None
+) -> TransportError | NoSpace:
     """
     :param refused: what a server said of a file
     :param doing: what was to be done with it: ``read``, ``create``
     :param needed: bytes that were to be written
-    :param free: bytes that are free there, where that is known: a full disk is just a failure to a server
+    :param free: bytes that are free there, where that is known: a full disk is just a failure to a
+        server
     :returns: the error of ours to raise from it
     """
     what = f"cannot {doing} {subject.text}"
     if refused.code == Code.NO_SUCH_FILE:
-        return MissingFile(f"{what}: No such file or directory", pool=subject.pool, path=subject.path)
+        return MissingFile(
+            f"{what}: No such file or directory", pool=subject.pool, path=subject.path
+        )
     if refused.code == Code.PERMISSION_DENIED:
-        hint = "look at the owner and the mode of the file and of the directories above it, on that host"
-        return AccessDenied(f"{what}: Permission denied", hint=hint, pool=subject.pool, path=subject.path)
+        hint = (
+            "look at the owner and the mode of the file and of the directories above it, on that"
+            " host"
+        )
+        return AccessDenied(
+            f"{what}: Permission denied", hint=hint, pool=subject.pool, path=subject.path
+        )
     if free is not None and free < min(needed, _MARGIN):
         hint = "free some space there, for example with statepool gc --everywhere"
-        return NoSpace(f"{what}: No space left on device", needed=needed, available=free, hint=hint, pool=subject.pool, path=subject.path)
+        return NoSpace(
+            f"{what}: No space left on device",
+            needed=needed,
+            available=free,
+            hint=hint,
+            pool=subject.pool,
+            path=subject.path,
+        )
     if refused.code == Code.UNSUPPORTED:
-        return TransportError(f"{what}: the server cannot do that", hint="statepool doctor says what it lacks", pool=subject.pool, path=subject.path)
-    hint = "an SFTP server has no other word for a full or failing disk, a quota, or a limit: its log may say more"
-    return TransportError(f"{what}: the server says only {refused.text or refused.code!r}", hint=hint, pool=subject.pool, path=subject.path)
+        return TransportError(
+            f"{what}: the server cannot do that",
+            hint="statepool doctor says what it lacks",
+            pool=subject.pool,
+            path=subject.path,
+        )
+    hint = (
+        "an SFTP server has no other word for a full or failing disk, a quota, or a limit: its log"
+        " may say more"
+    )
+    return TransportError(
+        f"{what}: the server says only {refused.text or refused.code!r}",
+        hint=hint,
+        pool=subject.pool,
+        path=subject.path,
+    )

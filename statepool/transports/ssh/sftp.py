@@ -1,8 +1,9 @@
 """
 SFTP on one channel: requests go out ahead, and every answer is looked at.
 
-A carrier brings the channel; the protocol on it is ours: paramiko's own client drops the list of extensions, does not collect all the answers to
-writes, and cannot ask a second question before the first is answered.
+A carrier brings the channel; the protocol on it is ours: paramiko's own client drops the list of
+extensions, does not collect all the answers to writes, and cannot ask a second question before the
+first is answered.
 """
 
 from __future__ import annotations
@@ -14,23 +15,44 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
-from statepool.transports.ssh.packets import VERSION, Answer, Garbled, Kind, Reader, Refused, check, checked, extension, extensions_in, split
+from statepool.transports.ssh.packets import (
+    VERSION,
+    Answer,
+    Garbled,
+    Kind,
+    Reader,
+    Refused,
+    check,
+    checked,
+    extension,
+    extensions_in,
+    split,
+)
 from statepool.transports.ssh.wire import Pace
 
 SENT_AT_ONCE = 32 << 10
 """Bytes of one packet of ours at most: more than that OpenSSH does not take on one channel."""
 
 RECEIVED_AT_ONCE = 4 << 20
-"""Bytes asked of the channel at most. All that is there is best: what remains would be moved to the front of its buffer."""
+"""
+Bytes asked of the channel at most. All that is there is best: what remains would be moved to the
+front of its buffer.
+"""
 
 LONGEST_ANSWER = 16 << 20
 """Bytes; whoever announces more does not speak SFTP, such as a shell that greets everybody."""
 
 OPERATION = 4
-"""How many times as long as one answer all those may take that belong together, beside what their length takes at the least rate."""
+"""
+How many times as long as one answer all those may take that belong together, beside what their
+length takes at the least rate.
+"""
 
 MOST_KEPT = 256 << 20
-"""Bytes of answers that came before their turn, at most: 64 of 255 KiB are what an orderly server can have under way."""
+"""
+Bytes of answers that came before their turn, at most: 64 of 255 KiB are what an orderly server can
+have under way.
+"""
 
 
 class Channel(Protocol):
@@ -83,7 +105,10 @@ class _Input:
         if not 0 <= length <= LONGEST_ANSWER:
             begin = (head + bytes(self._chunk))[:_SHOWN].partition(b"\0")[0]
             text = begin.decode(errors="replace").strip()
-            raise Garbled(f"the server does not speak SFTP: it begins with {begin!r}", text if begin.isascii() else None)
+            raise Garbled(
+                f"the server does not speak SFTP: it begins with {begin!r}",
+                text if begin.isascii() else None,
+            )
         return head[4], self._take(length)
 
     def _take(self, count: int) -> list[memoryview]:
@@ -119,13 +144,16 @@ class Sftp:
 
     :param channel: on which the subsystem ``sftp`` has been started
     :param expecting: told of every wait
-    :param patience: how long an answer may take, in seconds, beside what its length takes at the least rate
+    :param patience: how long an answer may take, in seconds, beside what its length takes at the
+        least rate
     :raises Garbled: the other end does not speak SFTP
     :raises EOFError: the connection is lost; so in all methods
     :raises TimeoutError: nothing came for too long; so in all methods
     """
 
-    def __init__(self, channel: Channel, expecting: Expecting = nullcontext, patience: float = math.inf) -> None:
+    def __init__(
+        self, channel: Channel, expecting: Expecting = nullcontext, patience: float = math.inf
+    ) -> None:
         self._channel = channel
         self._expecting = expecting
         self._input = _Input(channel, expecting, patience)
@@ -136,7 +164,9 @@ class Sftp:
         self._write(struct.pack(">IBI", 5, Kind.INIT, VERSION))
         kind, parts = self._input.packet()
         if kind != Kind.VERSION:
-            raise Garbled(f"the server does not speak SFTP: it answers with a packet of type {kind}")
+            raise Garbled(
+                f"the server does not speak SFTP: it answers with a packet of type {kind}"
+            )
         reader = Reader(b"".join(parts))
         self.version = reader.number()
         self.extensions: Mapping[bytes, bytes] = extensions_in(reader)
@@ -154,7 +184,8 @@ class Sftp:
     @contextmanager
     def heard(self, told: Callable[[], object]) -> Iterator[None]:
         """
-        :param told: called whenever something has arrived, as long as a ``with`` block lasts; what it raises ends the wait, and the channel
+        :param told: called whenever something has arrived, as long as a ``with`` block lasts; what
+            it raises ends the wait, and the channel
         """
         self._input.heard = told
         try:
@@ -166,7 +197,7 @@ class Sftp:
         """End it; nothing is waited for."""
         self._channel.close()
 
-    # -- questions and answers ---------------------------------------------------------------------------------------------------------------------
+    # -- questions and answers ---------------------------------------------------------------------
 
     def send(self, *requests: tuple[int, bytes]) -> list[int]:
         """
@@ -188,7 +219,11 @@ class Sftp:
         """As :meth:`send`, of one request that ends with much data."""
         self._last += 1
         self._waiting[self._last] = None
-        first = struct.pack(">IBI", len(head) + 4 + len(data) + 5, kind, self._last) + head + struct.pack(">I", len(data))
+        first = (
+            struct.pack(">IBI", len(head) + 4 + len(data) + 5, kind, self._last)
+            + head
+            + struct.pack(">I", len(data))
+        )
         begin = min(SENT_AT_ONCE - len(first), len(data))
         self._write(first + bytes(data[:begin]))
         for offset in range(begin, len(data), SENT_AT_ONCE):
@@ -204,7 +239,10 @@ class Sftp:
         return found
 
     def next_answer(self, numbers: Mapping[int, object]) -> tuple[int, Answer]:
-        """:returns: the answer to one of these questions that comes first, and the number of the question"""
+        """
+        :returns: the answer to one of these questions that comes first, and the number of the
+            question
+        """
         while True:
             number = self._receive()
             if number in numbers:
@@ -239,7 +277,10 @@ class Sftp:
         return list(self.each_answer(requests))
 
     def each_answer(self, requests: Sequence[tuple[int, bytes]]) -> Iterator[Answer | Refused]:
-        """As :meth:`ask_all`, but one after the other, for answers that can be long: whoever has seen enough gives up the channel."""
+        """
+        As :meth:`ask_all`, but one after the other, for answers that can be long: whoever has seen
+        enough gives up the channel.
+        """
         for number in self.send(*requests):
             yield checked(self.answer(number))
 

@@ -1,12 +1,15 @@
 """
-What a shell on the far side helps with: locks of the kernel there, and digests made there. It is never required.
+What a shell on the far side helps with: locks of the kernel there, and digests made there. It is
+never required.
 
-Many accounts have none. Some refuse to run a command, some run something else instead, such as ``internal-sftp``. So a command proves that it was a
-shell that ran it: it prints a nonce, and only lines that begin with it are looked at, whatever else is printed when somebody logs in.
+Many accounts have none. Some refuse to run a command, some run something else instead, such as
+``internal-sftp``. So a command proves that it was a shell that ran it: it prints a nonce, and only
+lines that begin with it are looked at, whatever else is printed when somebody logs in.
 
-What is run is a script of our own for ``/bin/sh``, in one line. Nothing of it comes from a manifest or from a pool. The only thing that a person has
-chosen is the path of the pool: it is quoted, twice, since the account's own shell (which need not be a POSIX one) hands the script on to ``/bin/sh``.
-Paths with what some shells take for special even in quotes get no help.
+What is run is a script of our own for ``/bin/sh``, in one line. Nothing of it comes from a manifest
+or from a pool. The only thing that a person has chosen is the path of the pool: it is quoted,
+twice, since the account's own shell (which need not be a POSIX one) hands the script on to
+``/bin/sh``. Paths with what some shells take for special even in quotes get no help.
 """
 
 from __future__ import annotations
@@ -34,7 +37,10 @@ ANSWERS_WITHIN = 10.0
 """Seconds within which a shell shows that it is one, at most; less if the timeout is shorter."""
 
 LEAST_HASHED = 1 << 20
-"""Bytes in a second that a far side hashes at least: one that says for longer that it is at it is not believed."""
+"""
+Bytes in a second that a far side hashes at least: one that says for longer that it is at it is not
+believed.
+"""
 
 PROGRAMS = ("flock", "b3sum", "sha256sum", "zstd", "python3", "timeout")
 """What of a far side can be of use."""
@@ -49,21 +55,29 @@ BEAT = 20.0
 """Seconds between two signs of life of whoever holds a lock there."""
 
 PATIENCE = 90
-"""Seconds without a sign of life after which a lock is let go there: a host that lost its power closes no connection."""
+"""
+Seconds without a sign of life after which a lock is let go there: a host that lost its power closes
+no connection.
+"""
 
 MOST_NOISE = 1 << 20
 """Bytes that may be printed before what we wait for."""
 
 _SPECIAL = re.compile(r"[\x00-\x1f\x7f\\!\ud800-\udfff]")
-"""Control characters end a line; a backslash is special between single quotes in fish(1), and an exclamation mark in csh(1)."""
+"""
+Control characters end a line; a backslash is special between single quotes in fish(1), and an
+exclamation mark in csh(1).
+"""
 
 _B3_IN_PYTHON = (
-    "import sys, blake3; h = blake3.blake3(max_threads=blake3.blake3.AUTO); f = open(sys.argv[1], 'rb', buffering=0); "
-    "any(h.update(b) is None for b in iter(lambda: f.read(1 << 21), b'')); print(h.hexdigest())"
+    "import sys, blake3; h = blake3.blake3(max_threads=blake3.blake3.AUTO); f = open(sys.argv[1],"
+    " 'rb', buffering=0); any(h.update(b) is None for b in iter(lambda: f.read(1 << 21), b''));"
+    " print(h.hexdigest())"
 )
 
 _PIECES_IN_PYTHON = (
-    f"import sys, blake3; f = sys.stdin.buffer; any(print(blake3.blake3(b).hexdigest(), flush=True) for b in iter(lambda: f.read({PIECE}), b''))"
+    "import sys, blake3; f = sys.stdin.buffer; any(print(blake3.blake3(b).hexdigest(), flush=True)"
+    f" for b in iter(lambda: f.read({PIECE}), b''))"
 )
 
 
@@ -100,7 +114,8 @@ class Shell:
     @property
     def programs(self) -> frozenset[str]:
         """
-        Those of :data:`PROGRAMS` that are there, and ``sh``; nothing where there is no shell. Asked for once.
+        Those of :data:`PROGRAMS` that are there, and ``sh``; nothing where there is no shell. Asked
+        for once.
 
         :raises TransportError: the connection was lost
         """
@@ -114,20 +129,33 @@ class Shell:
         if self._modules is None:
             found = frozenset[str]()
             if "python3" in self.programs:
-                script = "; ".join(f"python3 -c 'import {name}' 2>/dev/null && say has {name}" for name in MODULES)
-                found = frozenset(line[1] for line in self._ask(script) if line[0] == "has" and len(line) == 2)
+                script = "; ".join(
+                    f"python3 -c 'import {name}' 2>/dev/null && say has {name}" for name in MODULES
+                )
+                found = frozenset(
+                    line[1] for line in self._ask(script) if line[0] == "has" and len(line) == 2
+                )
             self._modules = found
         return self._modules
 
     def _look(self) -> frozenset[str]:
         words = " ".join(PROGRAMS)
-        script = f"say has sh; for p in {words}; do command -v $p >/dev/null 2>&1 && say has $p; done; say end"
+        script = (
+            f"say has sh; for p in {words}; do command -v $p >/dev/null 2>&1 && say has $p; done;"
+            " say end"
+        )
         try:
-            return frozenset(line[1] for line in self._ask(script) if line[0] == "has" and len(line) == 2 and line[1] in (*PROGRAMS, "sh"))
+            return frozenset(
+                line[1]
+                for line in self._ask(script)
+                if line[0] == "has" and len(line) == 2 and line[1] in (*PROGRAMS, "sh")
+            )
         except TransportError:
             if not self._connection.is_open:
                 raise
-            return frozenset()  # it refused, or said nothing: the connection holds, so it is the account that has no shell
+            # it refused, or said nothing: the connection holds, so it is the account that has no
+            # shell
+            return frozenset()
 
     def _ask(self, script: str) -> list[list[str]]:
         """:returns: what a script says that is soon done"""
@@ -145,10 +173,17 @@ class Shell:
         nonce = secrets.token_hex(8)
         # The first line ends what others may have printed without an end.
         text = f"echo; say() {{ echo {nonce} $*; }}; {script}"
-        return Command(self._connection, self._connection.open(f"exec /bin/sh -c {shlex.quote(text)}", window=window), nonce)
+        return Command(
+            self._connection,
+            self._connection.open(f"exec /bin/sh -c {shlex.quote(text)}", window=window),
+            nonce,
+        )
 
     def try_start(self, script: str) -> Command | None:
-        """:returns: as :meth:`start`, or None if the server runs no further command now: it allows so many at a time, and no more"""
+        """
+        :returns: as :meth:`start`, or None if the server runs no further command now: it allows so
+            many at a time, and no more
+        """
         try:
             return self.start(script)
         except TransportError:
@@ -156,16 +191,18 @@ class Shell:
                 raise
             return None
 
-    # -- locks -------------------------------------------------------------------------------------------------------------------------------------
+    # -- locks -------------------------------------------------------------------------------------
 
     def hold(self, path: str, timeout: float) -> contextlib.AbstractContextManager[None] | None:
         """
-        Lock a file there by flock(2), as :class:`~statepool.pools.locks.FileLocks` does here; the kernel lets it go when the connection dies.
+        Lock a file there by flock(2), as :class:`~statepool.pools.locks.FileLocks` does here; the
+        kernel lets it go when the connection dies.
 
         :param path: the lock file, absolute; it is made if it is missing
         :param timeout: how long to wait for another holder, in seconds
-        :returns: holds the lock for as long as a ``with`` block lasts, and raises :class:`~statepool.errors.LockTimeout` where it is entered; None
-            where there is no such lock
+        :returns: holds the lock for as long as a ``with`` block lasts, and raises
+            :class:`~statepool.errors.LockTimeout` where it is entered; None where there is no such
+            lock
         """
         word = quoted(path)
         if word is None or "flock" not in self.programs:
@@ -180,18 +217,24 @@ class Shell:
             answer = next((line[0] for line in lines if line[0] != "wait"), "no")
             if answer == "busy":
                 raise LockTimeout(
-                    f"another process held {path} on {self._connection} for more than {timeout:g} s",
+                    f"another process held {path} on {self._connection} for more than"
+                    f" {timeout:g} s",
                     seconds=timeout,
                     path=path,
                     hint="wait for it, or raise lock-timeout",
                 )
             if answer != "held" and not self.is_connected:
                 raise TransportError(
-                    f"cannot lock {path} on {self._connection}: the connection was lost", hint="try again", transient=True, path=path
+                    f"cannot lock {path} on {self._connection}: the connection was lost",
+                    hint="try again",
+                    transient=True,
+                    path=path,
                 )
             if answer != "held":
                 hint = "make it writable for the group of the pool, on that host"
-                raise AccessDenied(f"the lock {path} on {self._connection} cannot be opened", path=path, hint=hint)
+                raise AccessDenied(
+                    f"the lock {path} on {self._connection} cannot be opened", path=path, hint=hint
+                )
             beat = _Beat(command)
             beat.start()
             try:
@@ -201,16 +244,28 @@ class Shell:
                 command.finish()
 
     def _locking(self, word: str, timeout: float) -> str:
-        """A script that takes a lock, says so, and keeps it until its input ends, or nothing comes any more."""
+        """
+        A script that takes a lock, says so, and keeps it until its input ends, or nothing comes any
+        more.
+        """
         rounds = max(math.ceil(timeout / TICK), 1)
         how = f"-w {timeout / rounds:.3f}" if timeout > 0 else "-n"
         again = "test $? -eq 1 || exit; n=$((n-1)); test $n -gt 0 || { say busy; exit; }; say wait"
-        keep = f'while test "$(timeout {PATIENCE} head -c 1)" = x; do :; done' if "timeout" in self.programs else "cat >/dev/null"
-        return f"umask 002; exec 9>>{word}; n={rounds}; until flock {how} 9; do {again}; done; say held; {keep}"
+        keep = (
+            f'while test "$(timeout {PATIENCE} head -c 1)" = x; do :; done'
+            if "timeout" in self.programs
+            else "cat >/dev/null"
+        )
+        return (
+            f"umask 002; exec 9>>{word}; n={rounds}; until flock {how} 9; do {again}; done; say"
+            f" held; {keep}"
+        )
 
-    # -- digests -----------------------------------------------------------------------------------------------------------------------------------
+    # -- digests -----------------------------------------------------------------------------------
 
-    def digest(self, path: str, size: int, algorithm: str, pieces: Pieces | None = None) -> Digest | None:
+    def digest(
+        self, path: str, size: int, algorithm: str, pieces: Pieces | None = None
+    ) -> Digest | None:
         """
         Have a file read there.
 
@@ -218,7 +273,8 @@ class Shell:
         :param size: how long it must be, in bytes
         :param algorithm: of the digest
         :param pieces: gets the digests of its pieces, where the algorithm has some
-        :returns: that of its bytes, or None where it could not be made, for whatever reason: then it has to be read from here
+        :returns: that of its bytes, or None where it could not be made, for whatever reason: then
+            it has to be read from here
         """
         word = quoted(path)
         if word is None:
@@ -230,22 +286,34 @@ class Shell:
         program = self._hashing(algorithm)
         # The ticker must not hold our output open when it is killed.
         tick = f"(while sleep {TICK} >/dev/null 2>&1; do say wait; done) & t=$!"
-        found = self._hashed(f"{tick}; d=$({program} {word}); kill $t; say digest $d", word, size) if program is not None else []
+        found = (
+            self._hashed(f"{tick}; d=$({program} {word}); kill $t; say digest $d", word, size)
+            if program is not None
+            else []
+        )
         return _digest(algorithm, found[0]) if found else None
 
     def _hash_pieces(self, word: str, size: int) -> bytes | None:
         """
-        Have the pieces of a file hashed by the programs that make BLAKE3 digests, which need not know of pieces.
+        Have the pieces of a file hashed by the programs that make BLAKE3 digests, which need not
+        know of pieces.
 
         :returns: the digests
         """
         if "b3sum" in self.programs:
-            # The loop has the file open: each dd goes on where the one before it ended. What was read before an error must not pass for a piece.
+            # The loop has the file open: each dd goes on where the one before it ended. What was
+            # read before an error must not pass for a piece.
             read = f"{{ dd bs={PIECE} count=1 iflag=fullblock 2>/dev/null || say bad >&3; }}"
             able = "dd if=/dev/null of=/dev/null iflag=fullblock 2>/dev/null || exit; exec 3>&1"
-            hashing = f"{able}; n={count(size)}; while test $n -gt 0; do say digest $({read} | b3sum --no-names); n=$((n-1)); done <{word}"
+            hashing = (
+                f"{able}; n={count(size)}; while test $n -gt 0; do say digest $({read} | b3sum"
+                f" --no-names); n=$((n-1)); done <{word}"
+            )
         elif "blake3" in self.modules:
-            hashing = f"python3 -c {shlex.quote(_PIECES_IN_PYTHON)} <{word} | while read d; do say digest $d; done"
+            hashing = (
+                f"python3 -c {shlex.quote(_PIECES_IN_PYTHON)} <{word} | while read d; do say digest"
+                " $d; done"
+            )
         else:
             return None
         found = self._hashed(hashing, word, size)
@@ -260,13 +328,18 @@ class Shell:
         :param hashing: a script that says digests of the file that ``word`` names
         :returns: them, or nothing if anything else came
         """
-        check = f"test -L {word} && exit; test -f {word} || exit; test $(wc -c <{word}) -eq {size:d} || exit"
+        check = (
+            f"test -L {word} && exit; test -f {word} || exit; test $(wc -c <{word}) -eq {size:d} ||"
+            " exit"
+        )
         command, found = self.try_start(f"{check}; {hashing}"), list[str]()
         if command is None:
             return found
         with command:
             command.end_of_input()
-            for line in command.lines(self.patience, within=4 * self.patience + size / LEAST_HASHED):
+            for line in command.lines(
+                self.patience, within=4 * self.patience + size / LEAST_HASHED
+            ):
                 if line[0] == "bad" or len(found) > max(count(size), 1):
                     return []
                 if line[0] == "digest" and len(line) > 1:
@@ -302,11 +375,14 @@ class Command:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(TransportError), self.connection.translating("close a channel to"):  # closing tells the other side, if there is one
+        # closing tells the other side, if there is one
+        with contextlib.suppress(TransportError), self.connection.translating("close a channel to"):
             self.stream.close()
 
     def end_of_input(self) -> None:
-        """Nothing more comes from here: whatever else may run there instead of our script ends now."""
+        """
+        Nothing more comes from here: whatever else may run there instead of our script ends now.
+        """
         with self.connection.translating("run a command on"):
             self.stream.shutdown_write()
 
@@ -338,7 +414,9 @@ class Command:
                 else:
                     noise += len(line) + 1
             if noise > MOST_NOISE or len(rest) > MOST_NOISE:
-                raise TransportError(f"the shell of {self.connection} says too much", pool=str(self.connection))
+                raise TransportError(
+                    f"the shell of {self.connection} says too much", pool=str(self.connection)
+                )
 
     def _late(self, seconds: float) -> TransportError:
         return TransportError(
@@ -373,7 +451,9 @@ class Command:
     def exit_status(self) -> int:
         """:returns: that of the script, once it has ended; -1 if it was killed"""
         with self.connection.translating("run a command on"):
-            return self.connection.carrier.exit_status(self.stream, self.connection.settings.timeout)
+            return self.connection.carrier.exit_status(
+                self.stream, self.connection.settings.timeout
+            )
 
     def send(self, data: bytes) -> None:
         """Give it input."""
@@ -406,7 +486,8 @@ class _Beat:
         self._thread.join()
 
     def _run(self) -> None:
-        with contextlib.suppress(TransportError):  # the lock went with the connection; whoever works here meets that too
+        # the lock went with the connection; whoever works here meets that too
+        with contextlib.suppress(TransportError):
             while not self._done.wait(BEAT):
                 self._command.send(b"x")
 

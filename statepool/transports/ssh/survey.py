@@ -20,16 +20,55 @@ SLOW = 0.05
 _QUESTIONS = 5
 
 _LACKING = (
-    (FSYNC, Level.WARNING, "it cannot flush files: what is stored there may be lost in a power cut, and outcomes say so", "OpenSSH can since 6.5"),
-    (HARDLINK, Level.WARNING, "it makes no hard links: a record can be seen there, for a moment, before it is whole", "OpenSSH does since 5.7"),
-    (POSIX_RENAME, Level.NOTE, "it does not replace a file in one step: the old one is removed first", "OpenSSH does since 4.8"),
-    (STATVFS, Level.NOTE, "it does not tell how much space is free: a full disk is noticed when nothing fits any more", "OpenSSH does since 5.1"),
-    (LIMITS, Level.NOTE, "it does not tell how much it takes at once: 32 KiB at a time go there and back, which is slow", "OpenSSH does since 8.5"),
+    (
+        FSYNC,
+        Level.WARNING,
+        (
+            "it cannot flush files: what is stored there may be lost in a power cut, and outcomes"
+            " say so"
+        ),
+        "OpenSSH can since 6.5",
+    ),
+    (
+        HARDLINK,
+        Level.WARNING,
+        "it makes no hard links: a record can be seen there, for a moment, before it is whole",
+        "OpenSSH does since 5.7",
+    ),
+    (
+        POSIX_RENAME,
+        Level.NOTE,
+        "it does not replace a file in one step: the old one is removed first",
+        "OpenSSH does since 4.8",
+    ),
+    (
+        STATVFS,
+        Level.NOTE,
+        (
+            "it does not tell how much space is free: a full disk is noticed when nothing fits any"
+            " more"
+        ),
+        "OpenSSH does since 5.1",
+    ),
+    (
+        LIMITS,
+        Level.NOTE,
+        (
+            "it does not tell how much it takes at once: 32 KiB at a time go there and back, which"
+            " is slow"
+        ),
+        "OpenSSH does since 8.5",
+    ),
 )
-"""Extensions of SFTP, what it means to be without them, and since when OpenSSH has them (its release notes)."""
+"""
+Extensions of SFTP, what it means to be without them, and since when OpenSSH has them (its release
+notes).
+"""
 
 
-def survey(where: str, connection: Connection, server: Server, shell: Shell, ask: Callable[[], object]) -> Iterator[Finding]:
+def survey(
+    where: str, connection: Connection, server: Server, shell: Shell, ask: Callable[[], object]
+) -> Iterator[Finding]:
     """
     :param where: the location of the pool
     :param connection: to the host
@@ -54,7 +93,12 @@ def _link(where: str, connection: Connection, ask: Callable[[], object]) -> Iter
     seconds = _round_trip(ask)
     if seconds > SLOW:
         what = f"one question takes {seconds * 1000:.0f} ms there and back"
-        yield Finding(Level.NOTE, where, what, "a pool that is nearer answers sooner: make it a source before this one")
+        yield Finding(
+            Level.NOTE,
+            where,
+            what,
+            "a pool that is nearer answers sooner: make it a source before this one",
+        )
 
 
 def _round_trip(ask: Callable[[], object]) -> float:
@@ -79,13 +123,23 @@ def _files(where: str, server: Server) -> Iterator[Finding]:
 def _shell(where: str, shell: Shell) -> Iterator[Finding]:
     programs = shell.programs
     if not programs:
-        what = "the account has no shell: verify reads the bytes over the network, and locks of users of that host are not seen"
+        what = (
+            "the account has no shell: verify reads the bytes over the network, and locks of users"
+            " of that host are not seen"
+        )
         yield Finding(Level.NOTE, where, what, "none is needed; with one, both is done there")
         return
     hashing = {"b3sum"} & programs | {"blake3"} & shell.modules
-    yield Finding(Level.OK, where, f"a shell with {', '.join(sorted(programs - {'sh'} | hashing)) or 'none of the programs that could help'}")
+    helpful = ", ".join(sorted(programs - {"sh"} | hashing))
+    what = f"a shell with {helpful or 'none of the programs that could help'}"
+    yield Finding(Level.OK, where, what)
     if "flock" not in programs:
-        yield Finding(Level.NOTE, where, "no flock there: locks of users of that host are not seen", "install it there (Debian: util-linux)")
+        yield Finding(
+            Level.NOTE,
+            where,
+            "no flock there: locks of users of that host are not seen",
+            "install it there (Debian: util-linux)",
+        )
     if not hashing:
         what = "nothing there makes BLAKE3 digests: verify reads the bytes over the network"
         yield Finding(Level.NOTE, where, what, "install b3sum there, or blake3 for its Python")

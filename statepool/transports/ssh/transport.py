@@ -1,8 +1,10 @@
 """
 ``ssh://``: a pool on another host, by SFTP.
 
-SFTP alone is enough. What makes a publication durable and exclusive (fsync, hard links) are extensions that OpenSSH has; where a server lacks one,
-the next best is done, and :attr:`SSHTransport.capabilities` and ``docs/design.rst`` say what that means. A shell, where the account has one, helps.
+SFTP alone is enough. What makes a publication durable and exclusive (fsync, hard links) are
+extensions that OpenSSH has; where a server lacks one, the next best is done, and
+:attr:`SSHTransport.capabilities` and ``docs/design.rst`` say what that means. A shell, where the
+account has one, helps.
 """
 
 from __future__ import annotations
@@ -67,7 +69,11 @@ class SSHTransport(SSHFiles):
     def open(cls, location: Location, settings: Settings) -> Transport:
         """:returns: a transport that tries again what may pass, as the settings say"""
         transport = cls(location, settings)
-        return Retrying(transport, retries=settings.retries, pause=settings.retry_pause) if settings.retries else transport
+        return (
+            Retrying(transport, retries=settings.retries, pause=settings.retry_pause)
+            if settings.retries
+            else transport
+        )
 
     @property
     def capabilities(self) -> Capabilities:
@@ -76,20 +82,28 @@ class SSHTransport(SSHFiles):
             server = self._look(sftp)
         return Capabilities(symlinks=server.has_links, durable=server.has(FSYNC), resumes=True)
 
-    # -- bytes -----------------------------------------------------------------------------------------------------------------------------------
+    # -- bytes -------------------------------------------------------------------------------------
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
-        """As the transport's face says. Only the ``extents`` are asked for: if there is anything else, the digest is not that of the file there."""
+        """
+        As the transport's face says. Only the ``extents`` are asked for: if there is anything else,
+        the digest is not that of the file there.
+        """
         job = self._job(target, path, transfer)
         with self._at("read", path) as sftp:
             received = self._download(sftp, path, job, transfer.extents, keep=True)
         return Moved(Digest(transfer.algorithm, job.hasher.hexdigest()), "stream", received)
 
     def digest(self, path: str, transfer: Transfer) -> Digest:
-        """As the transport's face says: there, if the account has a shell and the programs for it; otherwise all of it is read from here."""
+        """
+        As the transport's face says: there, if the account has a shell and the programs for it;
+        otherwise all of it is read from here.
+        """
         with self._at("read", path) as sftp:
             self._require_file(sftp, path, transfer.size)
-        found = shell_of(self._connection).digest(self._seen(path), transfer.size, transfer.algorithm, transfer.pieces)
+        found = shell_of(self._connection).digest(
+            self._seen(path), transfer.size, transfer.algorithm, transfer.pieces
+        )
         if found is not None:
             transfer.progress.advance(transfer.size)
             return found
@@ -100,9 +114,13 @@ class SSHTransport(SSHFiles):
 
     def _job(self, local: int, path: str, transfer: Transfer) -> Job:
         hasher = new_hasher(transfer.algorithm, pieces=transfer.pieces, done=transfer.done)
-        return Job(local, transfer.size, hasher, transfer.progress, self._subject(path), transfer.done)
+        return Job(
+            local, transfer.size, hasher, transfer.progress, self._subject(path), transfer.done
+        )
 
-    def _download(self, sftp: Sftp, path: str, job: Job, extents: tuple[tuple[int, int], ...], *, keep: bool) -> int:
+    def _download(
+        self, sftp: Sftp, path: str, job: Job, extents: tuple[tuple[int, int], ...], *, keep: bool
+    ) -> int:
         full = self._full(path)
         self._require_file(sftp, path, job.size)
         if extents:
@@ -112,7 +130,9 @@ class SSHTransport(SSHFiles):
             wanted = extents if extents and are_in_order(extents) else whole
             packer = self._packer(path, job) if keep else None
             arguments = sftp, handle, job, self._look(sftp).limits, wanted
-            received = (PackedDownload(packer, *arguments) if packer else Download(*arguments, keep=keep)).run()
+            received = (
+                PackedDownload(packer, *arguments) if packer else Download(*arguments, keep=keep)
+            ).run()
             found = attributes_in(sftp.ask(Kind.FSTAT, string(handle)))
             if found.size != job.size:
                 raise wrong_length(self._subject(path), job.size, found.size)
@@ -120,15 +140,20 @@ class SSHTransport(SSHFiles):
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        As the transport's face says. Where the data is, the file system here knows better than ``extents``.
+        As the transport's face says. Where the data is, the file system here knows better than
+        ``extents``.
 
-        If the connection breaks, or the user interrupts it, what has arrived stays there, and its length tells how much: no byte of it is behind one
-        that is missing.
+        If the connection breaks, or the user interrupts it, what has arrived stays there, and its
+        length tells how much: no byte of it is behind one that is missing.
         """
         subject, size, done = self._subject(path), transfer.size, transfer.done
         found = os.fstat(source)
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:
-            raise wrong_length(Subject(f"the local file for {subject.text}", subject.pool, path), size, found.st_size)
+            raise wrong_length(
+                Subject(f"the local file for {subject.text}", subject.pool, path),
+                size,
+                found.st_size,
+            )
         begun = done
         try:
             with self._at("write", path, needed=size) as sftp:
@@ -136,23 +161,36 @@ class SSHTransport(SSHFiles):
                 job = self._job(source, path, evolve(transfer, done=begun))
                 sent = self._upload(sftp, path, job)
         except BaseException as error:
-            # When the channel has been given back, and after a look at what is free: the room of the file may be what the disk there lacks.
+            # When the channel has been given back, and after a look at what is free: the room of
+            # the file may be what the disk there lacks.
             if not _can_be_resumed(error):
                 self._discard(path)
             raise
         if os.fstat(source).st_size != size:
             self._discard(path)
-            raise wrong_length(Subject(f"the local file for {subject.text}", subject.pool, path), size, os.fstat(source).st_size)
-        again = sum(length for _, length in cut(data_extents(source, size, limit=MOST_EXTENTS), begun, done, size))
+            raise wrong_length(
+                Subject(f"the local file for {subject.text}", subject.pool, path),
+                size,
+                os.fstat(source).st_size,
+            )
+        again = sum(
+            length
+            for _, length in cut(data_extents(source, size, limit=MOST_EXTENTS), begun, done, size)
+        )
         return Moved(Digest(transfer.algorithm, job.hasher.hexdigest()), "stream", sent, again)
 
     def _can_go_on(self, sftp: Sftp, path: str) -> bool:
         """
-        Whether what an earlier attempt left there can be gone on with. If the answer to a flush of it was lost, another flush would not say what was
-        wrong: the bytes have to be written again. Of another process's file the mode tells, which is read-only before the last flush.
+        Whether what an earlier attempt left there can be gone on with. If the answer to a flush of
+        it was lost, another flush would not say what was wrong: the bytes have to be written again.
+        Of another process's file the mode tells, which is read-only before the last flush.
         """
         found = batches.look(sftp, [self._full(path)])[0]
-        return found is not None and bool(found.mode & stat.S_IWUSR) and self._file(path) not in _unheard
+        return (
+            found is not None
+            and bool(found.mode & stat.S_IWUSR)
+            and self._file(path) not in _unheard
+        )
 
     def _upload(self, sftp: Sftp, path: str, job: Job) -> int:
         full, server = self._full(path), self._look(sftp)
@@ -164,8 +202,15 @@ class SSHTransport(SSHFiles):
                 sftp.ask(Kind.FSETSTAT, string(handle) + attributes(size=job.done))
             packer = self._packer(path, job)
             with self._flushing(path, job) as job:
-                sent = (PackedUpload(packer, sftp, handle, job, server.limits) if packer else Upload(sftp, handle, job, server.limits)).run()
-            requests: list[tuple[int, bytes]] = [(Kind.FSETSTAT, string(handle) + attributes(mode=0o444)), (Kind.FSTAT, string(handle))]
+                sent = (
+                    PackedUpload(packer, sftp, handle, job, server.limits)
+                    if packer
+                    else Upload(sftp, handle, job, server.limits)
+                ).run()
+            requests: list[tuple[int, bytes]] = [
+                (Kind.FSETSTAT, string(handle) + attributes(mode=0o444)),
+                (Kind.FSTAT, string(handle)),
+            ]
             if server.has(FSYNC):
                 requests.append(extension(FSYNC, string(handle)))
             with _unheard.asking(self._file(path)):
@@ -177,15 +222,20 @@ class SSHTransport(SSHFiles):
     @contextmanager
     def _flushing(self, path: str, job: Job) -> Iterator[Job]:
         """
-        What is written there is flushed there on the way, by a second channel, where there is one: the first one is full of what is being written.
+        What is written there is flushed there on the way, by a second channel, where there is one:
+        the first one is full of what is being written.
 
         :returns: the job, for which that is done
         """
         with ExitStack() as stack:
-            other = stack.enter_context(self._channels.spared()) if job.size - job.done > STEP else None
+            other = (
+                stack.enter_context(self._channels.spared()) if job.size - job.done > STEP else None
+            )
             if other is not None and self._look(other).has(FSYNC):
                 handle = stack.enter_context(self._opened(other, self._full(path), Flag.WRITE))
-                flushing = stack.enter_context(FlushBehind(lambda: partial(self._flush_file, other, path, handle)))
+                flushing = stack.enter_context(
+                    FlushBehind(lambda: partial(self._flush_file, other, path, handle))
+                )
                 job = evolve(job, wrote=flushing.wrote)
             yield job
 
@@ -198,14 +248,16 @@ class SSHTransport(SSHFiles):
         return self._connection.endpoint, self._full(path)
 
     def _packer(self, path: str, job: Job) -> Packer | None:
-        return packer(shell_of(self._connection), self._seen(path), self._compress, job.size - job.done)
+        return packer(
+            shell_of(self._connection), self._seen(path), self._compress, job.size - job.done
+        )
 
     def _discard(self, path: str) -> None:
         """What is not whole and will not be goes, if it can: otherwise a collector finds it."""
         with suppress(StatePoolError):
             self.remove(path)
 
-    # -- names -----------------------------------------------------------------------------------------------------------------------------------
+    # -- names -------------------------------------------------------------------------------------
 
     def rename(self, source: str, target: str) -> None:
         """As the transport's face says."""
@@ -219,7 +271,7 @@ class SSHTransport(SSHFiles):
         _unheard.forget(self._file(path))
         return removed
 
-    # -- the rest --------------------------------------------------------------------------------------------------------------------------------
+    # -- the rest ----------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
         """As the transport's face says."""
@@ -230,18 +282,33 @@ class SSHTransport(SSHFiles):
         """As the transport's face says."""
         with self._at("look at", "") as sftp:
             server = self._look(sftp)
-        return list(survey(str(self.location), self._connection, server, shell_of(self._connection), lambda: self.stat("")))
+        return list(
+            survey(
+                str(self.location),
+                self._connection,
+                server,
+                shell_of(self._connection),
+                lambda: self.stat(""),
+            )
+        )
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
         """As the transport's face says: where the account has a shell."""
         return shell_of(self._connection).hold(self._seen(path), timeout)
 
     def close(self) -> None:
-        """Let go of idle channels; the connection stays, for other pools on that host, unless nobody else could use it."""
+        """
+        Let go of idle channels; the connection stays, for other pools on that host, unless nobody
+        else could use it.
+        """
         self._channels.close()
         release(self._connection, self)
 
 
 def _can_be_resumed(error: BaseException) -> bool:
     """Whether an upload has only been interrupted, by the link or by the user."""
-    return is_lost(error) or isinstance(error, TimeoutError | KeyboardInterrupt) or (isinstance(error, TransportError) and error.transient)
+    return (
+        is_lost(error)
+        or isinstance(error, TimeoutError | KeyboardInterrupt)
+        or (isinstance(error, TransportError) and error.transient)
+    )

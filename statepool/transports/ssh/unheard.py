@@ -1,8 +1,9 @@
 """
 Flushes whose answer nobody has heard.
 
-The kernel tells an error of writing once for each descriptor. If the connection was lost while a server flushed a file, the error went to one that is
-gone: whoever opens the file anew and flushes it finds nothing wrong, and its bytes can be read there, from memory alone.
+The kernel tells an error of writing once for each descriptor. If the connection was lost while a
+server flushed a file, the error went to one that is gone: whoever opens the file anew and flushes
+it finds nothing wrong, and its bytes can be read there, from memory alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from contextlib import contextmanager
 
 
 class UnheardFlushes:
-    """Which files of other hosts this process has asked to flush, without hearing that it was done. Several threads can use it."""
+    """
+    Which files of other hosts this process has asked to flush, without hearing that it was done.
+    Several threads can use it.
+    """
 
     def __init__(self) -> None:
         self._files: set[Hashable] = set()
@@ -32,7 +36,10 @@ class UnheardFlushes:
         self.forget(file)
 
     def rename(self, file: Hashable, name: Hashable) -> None:
-        """Before a file gets another name: the answer to that can be lost too, so both names are remembered."""
+        """
+        Before a file gets another name: the answer to that can be lost too, so both names are
+        remembered.
+        """
         with self._lock:
             if file in self._files:
                 self._files.add(name)

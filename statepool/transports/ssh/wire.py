@@ -1,8 +1,9 @@
 """
 The TCP connection below SSH, and the watch over it.
 
-paramiko waits without end for some answers, and in a write to a link that has fallen silent. Both end here: its own thread looks at the socket ten
-times a second, and this socket says then that nobody answers any more.
+paramiko waits without end for some answers, and in a write to a link that has fallen silent. Both
+end here: its own thread looks at the socket ten times a second, and this socket says then that
+nobody answers any more.
 """
 
 from __future__ import annotations
@@ -22,14 +23,23 @@ from attrs import define, field
 T = TypeVar("T")
 
 KEEPALIVE = 15.0
-"""Seconds without traffic after which something is sent, so that nobody on the way forgets the connection, and we learn that it is dead."""
+"""
+Seconds without traffic after which something is sent, so that nobody on the way forgets the
+connection, and we learn that it is dead.
+"""
 
 RECEIVED_AT_ONCE = 256 << 10
-"""Bytes asked of the kernel at most. paramiko asks for the head of each packet, and then for its rest: two system calls for 32 KiB."""
+"""
+Bytes asked of the kernel at most. paramiko asks for the head of each packet, and then for its rest:
+two system calls for 32 KiB.
+"""
 
 
 LEAST_RATE = 4 << 10
-"""Bytes in a second. What comes more slowly, longer than an answer may take, is not waited for: it may come so for ever."""
+"""
+Bytes in a second. What comes more slowly, longer than an answer may take, is not waited for: it may
+come so for ever.
+"""
 
 
 class Pace:
@@ -53,12 +63,15 @@ class Pace:
         self._waited += seconds
         self._came += count
         if self._waited > self._patience + self._came / LEAST_RATE:
-            raise TimeoutError(errno.ETIMEDOUT, f"{self._came} bytes came in {self._waited:.0f} seconds")
+            raise TimeoutError(
+                errno.ETIMEDOUT, f"{self._came} bytes came in {self._waited:.0f} seconds"
+            )
 
 
 class LinkSilent(ConnectionAbortedError):
     """
-    Nothing moved for too long. Not a :class:`TimeoutError`: paramiko takes those for a reason to go on waiting.
+    Nothing moved for too long. Not a :class:`TimeoutError`: paramiko takes those for a reason to go
+    on waiting.
 
     :param seconds: how long
     """
@@ -70,7 +83,10 @@ class LinkSilent(ConnectionAbortedError):
 
 @define(eq=False)
 class Waiting:
-    """Somebody waits for an answer until ``deadline`` (of the monotonic clock). Unless it is ``hard``, it is put off when something is heard."""
+    """
+    Somebody waits for an answer until ``deadline`` (of the monotonic clock). Unless it is ``hard``,
+    it is put off when something is heard.
+    """
 
     seconds: float
     deadline: float
@@ -92,7 +108,9 @@ class WatchedSocket:
     sent: int = 0
     failure: OSError | None = None
     ended: bool = False
-    """Nothing comes any more. paramiko knows it a moment later, after it has told those who wait."""
+    """
+    Nothing comes any more. paramiko knows it a moment later, after it has told those who wait.
+    """
 
     _closed: bool = False
     _ahead: memoryview = field(factory=lambda: memoryview(b""))
@@ -101,7 +119,7 @@ class WatchedSocket:
     _waiting: set[Waiting] = field(factory=set)
     _stuck_since: float | None = None
 
-    # -- what paramiko calls ------------------------------------------------------------------------------------------------------------------------
+    # -- what paramiko calls -----------------------------------------------------------------------
 
     def recv(self, size: int) -> bytes:
         if not self._ahead:
@@ -151,7 +169,7 @@ class WatchedSocket:
         self._closed = True
         self.link.close()
 
-    # -- what we call -------------------------------------------------------------------------------------------------------------------------------
+    # -- what we call ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def expecting(self, seconds: float, *, hard: bool = False) -> Iterator[None]:
@@ -169,7 +187,10 @@ class WatchedSocket:
             self._waiting.discard(waiting)
 
     def abandon(self) -> None:
-        """After a fork, in the child: forget the connection, which is the parent's. Nothing is sent, and no lock is taken."""
+        """
+        After a fork, in the child: forget the connection, which is the parent's. Nothing is sent,
+        and no lock is taken.
+        """
         self._closed = True
         if isinstance(self.link, socket.socket):
             self.link.close()
@@ -196,7 +217,8 @@ def dial(host: str, port: int, seconds: float) -> socket.socket:
     """
     :param seconds: how long it may take, all addresses of the host together
     :returns: a connected socket
-    :raises OSError: why the last address could not be reached; :class:`TimeoutError` if none answered in time
+    :raises OSError: why the last address could not be reached; :class:`TimeoutError` if none
+        answered in time
     """
     deadline = time.monotonic() + seconds
     failure: OSError = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
@@ -218,7 +240,8 @@ def dial(host: str, port: int, seconds: float) -> socket.socket:
 
 def tune(link: socket.socket, timeout: float) -> None:
     """
-    Small questions go out at once, and the kernel gives up a connection whose other end acknowledges nothing (tcp(7)).
+    Small questions go out at once, and the kernel gives up a connection whose other end
+    acknowledges nothing (tcp(7)).
 
     :param timeout: how long that may be, in seconds
     """
@@ -251,7 +274,11 @@ def within(seconds: float, work: Callable[[], T], name: str) -> T:
 def _resolve(host: str, port: int, seconds: float) -> list[Any]:
     """The resolver of the C library knows no time limit."""
     try:
-        return within(seconds, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), f"resolve {host}")
+        return within(
+            seconds,
+            lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
+            f"resolve {host}",
+        )
     except UnicodeError as error:  # a part of it is too long, for example
         raise socket.gaierror(socket.EAI_NONAME, "this cannot be the name of a host") from error
     except TimeoutError:

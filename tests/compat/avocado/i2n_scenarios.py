@@ -1,5 +1,6 @@
 """
-Scenarios with the real avocado-i2n, run in an environment that has it: ``python i2n_scenarios.py SCENARIO [ARGUMENT...]`` in an empty directory.
+Scenarios with the real avocado-i2n, run in an environment that has it: ``python i2n_scenarios.py
+SCENARIO [ARGUMENT...]`` in an empty directory.
 
 avocado-i2n's own functions drive our backends, with its own parameters.
 """
@@ -62,13 +63,22 @@ def params(**more: str) -> Any:
 
 def one_image(**more: str) -> Any:
     """:returns: parameters as a backend gets them, for ``vm1/disk``"""
-    found = params(**{"images": "disk", "object_type": "nets/vms/images", "object_name": "net1/vm1/disk", **more})
+    found = params(
+        **{
+            "images": "disk",
+            "object_type": "nets/vms/images",
+            "object_name": "net1/vm1/disk",
+            **more,
+        }
+    )
     return found.object_params("disk")
 
 
 def io(path: Path, *commands: str) -> None:
     words = [word for command in commands for word in ("-c", command)]
-    done = subprocess.run(["qemu-io", "-f", "qcow2", *words, path], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["qemu-io", "-f", "qcow2", *words, path], check=True, capture_output=True, text=True
+    )
     assert "verification failed" not in done.stdout, done.stdout
 
 
@@ -101,7 +111,7 @@ def ours() -> None:
     }
 
 
-# -- the scenarios -----------------------------------------------------------------------------------------------------------------------------------
+# -- the scenarios ---------------------------------------------------------------------------------
 
 
 def images() -> None:
@@ -130,15 +140,27 @@ def images() -> None:
     # Policies are avocado-i2n's.
     from avocado.core.exceptions import TestAbortError
 
-    refused(TestAbortError, "already exists", lambda: setup.set_states(params(**IMAGES, set_state="install", set_mode="af")))
-    refused(TestAbortError, "doesn't exist", lambda: setup.get_states(params(**IMAGES, get_state="nothing")))
+    refused(
+        TestAbortError,
+        "already exists",
+        lambda: setup.set_states(params(**IMAGES, set_state="install", set_mode="af")),
+    )
+    refused(
+        TestAbortError,
+        "doesn't exist",
+        lambda: setup.get_states(params(**IMAGES, get_state="nothing")),
+    )
     # A forced set replaces, without what stands on it losing its parent.
     setup.get_states(params(**IMAGES, get_state="customize"))
     io(DISK, "write -P 5 128k 64k")
     setup.set_states(params(**IMAGES, set_state="customize"))
     setup.get_states(params(**{**other, "swarm_pool": f"{WORK}/third"}, get_state="customize"))
     io(DISK, "read -P 2 64k 64k", "read -P 5 128k 64k")
-    refused(statepool.HasDependants, "customize", lambda: setup.unset_states(params(**IMAGES, unset_state="install")))
+    refused(
+        statepool.HasDependants,
+        "customize",
+        lambda: setup.unset_states(params(**IMAGES, unset_state="install")),
+    )
     # unset follows the scope.
     setup.unset_states(params(**IMAGES, unset_state="customize", pool_scope="own"))
     assert shown(pool_scope="own") == ["install"]
@@ -151,7 +173,9 @@ def registered() -> None:
     """The same, with ours in the places of theirs."""
     setup.BACKENDS = {}
     states.register()
-    assert all(backend.__module__.startswith("avocado_statepool.") for backend in setup.BACKENDS.values())
+    assert all(
+        backend.__module__.startswith("avocado_statepool.") for backend in setup.BACKENDS.values()
+    )
     images()
 
 
@@ -190,12 +214,17 @@ def their_pool() -> None:
     io(DISK, "write -P 2 64k 64k")
     QCOW2ExtBackend.set(one_image(set_state="customize", swarm_pool=f"{WORK}/theirs"))
     DISK.unlink()
-    os.rename("theirs", "elsewhere")  # what backs customize is not where its backing name says any more: ours come along all the same
+    # what backs customize is not where its backing name says any more: ours come along all the same
+    os.rename("theirs", "elsewhere")
     assert states.QCOW2ExtBackend.show(one_image()) == ["customize", "install"]
     states.QCOW2ExtBackend.get(one_image(get_state="customize"))
     io(DISK, "read -P 1 0 64k", "read -P 2 64k 64k", "write -P 3 128k 64k")
     before = sorted(Path("shared").rglob("*"))
-    refused(statepool.StatePoolError, "statepool init", lambda: states.QCOW2ExtBackend.set(one_image(set_state="connect")))
+    refused(
+        statepool.StatePoolError,
+        "statepool init",
+        lambda: states.QCOW2ExtBackend.set(one_image(set_state="connect")),
+    )
     assert sorted(Path("shared").rglob("*")) == before
     statepool.init("shared")
     statepool.adopt("shared", relocate=True)
@@ -211,24 +240,44 @@ def mirrors() -> None:
     """Two mirrors: a set stores in both, a get asks one after the other."""
     for name in ("shared", "second"):
         statepool.init(name)
-    both = {f"{do}_location": f":{WORK}/shared :{WORK}/second" for do in ("show", "get", "set", "unset")}
+    both = {
+        f"{do}_location": f":{WORK}/shared :{WORK}/second" for do in ("show", "get", "set", "unset")
+    }
     new_disks()
     states.QCOW2ExtBackend.set(one_image(**both, set_state="install"))
     for name in ("shared", "second"):
-        assert states.QCOW2ExtBackend.show(one_image(show_location=f":{WORK}/{name}", pool_scope="shared")) == ["install"]
-    states.QCOW2ExtBackend.unset(one_image(unset_location=f":{WORK}/shared", unset_state="install", pool_scope="shared"))
+        assert states.QCOW2ExtBackend.show(
+            one_image(show_location=f":{WORK}/{name}", pool_scope="shared")
+        ) == ["install"]
+    states.QCOW2ExtBackend.unset(
+        one_image(unset_location=f":{WORK}/shared", unset_state="install", pool_scope="shared")
+    )
     other = {**both, "swarm_pool": f"{WORK}/other"}
     assert states.QCOW2ExtBackend.show(one_image(**other)) == ["install"]
     states.QCOW2ExtBackend.get(one_image(**other, get_state="install"))
     io(DISK, "read -P 1 0 64k")
     # One that cannot be written is an error, and does not keep us from the other.
     gone = {**both, "set_location": f":{WORK}/nowhere :{WORK}/shared"}
-    refused(statepool.StatePoolError, "nowhere", lambda: states.QCOW2ExtBackend.set(one_image(**gone, set_state="install", pool_scope="shared")))
-    assert states.QCOW2ExtBackend.show(one_image(show_location=f":{WORK}/shared", pool_scope="shared")) == ["install"]
+    refused(
+        statepool.StatePoolError,
+        "nowhere",
+        lambda: states.QCOW2ExtBackend.set(
+            one_image(**gone, set_state="install", pool_scope="shared")
+        ),
+    )
+    assert states.QCOW2ExtBackend.show(
+        one_image(show_location=f":{WORK}/shared", pool_scope="shared")
+    ) == ["install"]
     # Bytes that are linked, not copied.
-    states.QCOW2ExtBackend.get(one_image(get_location=f":;{WORK}/shared", get_state="install", swarm_pool=f"{WORK}/linked"))
+    states.QCOW2ExtBackend.get(
+        one_image(get_location=f":;{WORK}/shared", get_state="install", swarm_pool=f"{WORK}/linked")
+    )
     io(DISK, "read -P 1 0 64k")
-    refused(statepool.UsageError, "pool_scope", lambda: states.QCOW2ExtBackend.show(one_image(pool_scope="own everywhere")))
+    refused(
+        statepool.UsageError,
+        "pool_scope",
+        lambda: states.QCOW2ExtBackend.show(one_image(pool_scope="own everywhere")),
+    )
 
 
 def roots() -> None:
@@ -237,7 +286,10 @@ def roots() -> None:
     inside = {**IMAGES, "states_images": "qcow2", "images": "disk"}
     assert not states.QCOW2Backend.check_root(one_image())
     assert not setup.check_states(params(**inside, check_state="root", check_mode="rr"))
-    assert setup.check_states(params(**inside, check_state="root", check_mode="rf", pool_scope="own"))  # virttest makes the disk
+    # virttest makes the disk
+    assert setup.check_states(
+        params(**inside, check_state="root", check_mode="rf", pool_scope="own")
+    )
     io(DISK, "write -P 1 0 64k")
     setup.set_states(params(**inside, set_state="inside"))
     io(DISK, "write -P 2 0 64k")
@@ -260,7 +312,11 @@ def roots() -> None:
     io(DISK, "read -P 1 0 64k")
     states.QCOW2Backend.unset_root(one_image(pool_scope="shared"))
     assert not states.QCOW2ImageTransfer.check_root(one_image())
-    refused(statepool.UsageError, "one scope", lambda: states.QCOW2Backend.set_root(one_image(pool_scope="own shared")))
+    refused(
+        statepool.UsageError,
+        "one scope",
+        lambda: states.QCOW2Backend.set_root(one_image(pool_scope="own shared")),
+    )
 
 
 def files() -> None:
@@ -280,22 +336,42 @@ def files() -> None:
     assert transfer.compare_chain("customize", cache, pool, one_image())
     assert sorted(ops.list(f"{pool}/vm1/disk", one_image())) == ["customize.qcow2", "install.qcow2"]
     for kind in ("local", "link"):
-        assert sorted(getattr(ops, f"list_{kind}")(f"{WORK}/shared/vm1/disk", one_image())) == ["customize.qcow2", "install.qcow2"]
-    assert ops.compare_local(f"{cache}/vm1/disk/install.qcow2", f"{WORK}/shared/vm1/disk/install.qcow2", one_image())
+        assert sorted(getattr(ops, f"list_{kind}")(f"{WORK}/shared/vm1/disk", one_image())) == [
+            "customize.qcow2",
+            "install.qcow2",
+        ]
+    assert ops.compare_local(
+        f"{cache}/vm1/disk/install.qcow2", f"{WORK}/shared/vm1/disk/install.qcow2", one_image()
+    )
     # Two files that are not there are not the same.
     assert not ops.compare(f"{cache}/vm1/disk/no.qcow2", f"{pool}/vm1/disk/no.qcow2", one_image())
     other = one_image(swarm_pool=f"{WORK}/other")
-    ops.download(f"{WORK}/other/vm1/disk/customize.qcow2", f"{pool}/vm1/disk/customize.qcow2", other)
-    assert ext.show(one_image(swarm_pool=f"{WORK}/other", pool_scope="own")) == ["customize", "install"]
-    refused(statepool.HasDependants, "customize", lambda: ops.delete(f"{pool}/vm1/disk/install.qcow2", one_image()))
+    ops.download(
+        f"{WORK}/other/vm1/disk/customize.qcow2", f"{pool}/vm1/disk/customize.qcow2", other
+    )
+    assert ext.show(one_image(swarm_pool=f"{WORK}/other", pool_scope="own")) == [
+        "customize",
+        "install",
+    ]
+    refused(
+        statepool.HasDependants,
+        "customize",
+        lambda: ops.delete(f"{pool}/vm1/disk/install.qcow2", one_image()),
+    )
     ops.delete(f"{pool}/vm1/disk/customize.qcow2", one_image())
     assert ops.list(f"{pool}/vm1/disk", one_image()) == ["install.qcow2"]
-    refused(statepool.NotFound, "there is no state no", lambda: ops.download("x", f"{pool}/vm1/disk/no.qcow2", other))
+    refused(
+        statepool.NotFound,
+        "there is no state no",
+        lambda: ops.download("x", f"{pool}/vm1/disk/no.qcow2", other),
+    )
     path = f"{WORK}/locks/file"
     with states.image_lock(path, 1) as held:
         assert held is not None
         code = f"from avocado_statepool import states\nwith states.image_lock({path!r}, 0.2): pass"
-        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        second = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
         assert "LockTimeout" in second.stderr
         states.SKIP_LOCKS = True
         with states.image_lock(path) as skipped:
@@ -328,7 +404,10 @@ def listens(path: Path) -> bool:
 
 
 class Guest:
-    """A machine as virttest has it, as far as it is needed: with a real guest, and a monitor that nobody else uses."""
+    """
+    A machine as virttest has it, as far as it is needed: with a real guest, and a monitor that
+    nobody else uses.
+    """
 
     def __init__(self, packages: str) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="guest-"))
@@ -338,10 +417,19 @@ class Guest:
         self.process: subprocess.Popen[bytes] | None = None
 
     def create(self, *arguments: str) -> None:
-        serial = ["-chardev", f"socket,id=serial,path={self.place}/serial,server=on,wait=off", "-serial", "chardev:serial"]
-        config = statepool.MachineConfig({"disk": DISK, "data": DATA}, memory=MEMORY, arguments=[*serial, *self.guest.arguments])
+        serial = [
+            "-chardev",
+            f"socket,id=serial,path={self.place}/serial,server=on,wait=off",
+            "-serial",
+            "chardev:serial",
+        ]
+        config = statepool.MachineConfig(
+            {"disk": DISK, "data": DATA}, memory=MEMORY, arguments=[*serial, *self.guest.arguments]
+        )
         monitor = ["-qmp", f"unix:{self._sockets[0]},server=on,wait=off"]
-        self.process = subprocess.Popen([*config.command(), *monitor, *arguments], stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [*config.command(), *monitor, *arguments], stdin=subprocess.DEVNULL
+        )
         while not all(listens(path) for path in self._sockets):
             assert self.process.poll() is None
             time.sleep(0.01)
@@ -405,7 +493,11 @@ def running(packages: str) -> None:
         setup.unset_states(params(**on, unset_state_vms="up"), vm)
         assert setup.show_states(params(**on), vm) == []
         vm.statepool_monitor = None
-        refused(statepool.UsageError, "statepool_monitor", lambda: states.RamfileBackend.set(params(**on, set_state="x"), vm))
+        refused(
+            statepool.UsageError,
+            "statepool_monitor",
+            lambda: states.RamfileBackend.set(params(**on, set_state="x"), vm),
+        )
     finally:
         vm.destroy()
         shutil.rmtree(vm.place)

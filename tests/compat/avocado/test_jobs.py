@@ -1,4 +1,7 @@
-"""Jobs of the real avocado, of its newest release and of its long-term one, with tests that ask for states."""
+"""
+Jobs of the real avocado, of its newest release and of its long-term one, with tests that ask for
+states.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +44,17 @@ class Suite(Test):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("version", "cold", "warm"), [("113", "1", "3"), ("103", "3", "1")])
-def test_a_suite_cold_and_warm_serial_and_parallel(suite: Any, version: str, cold: str, warm: str) -> None:
+def test_a_suite_cold_and_warm_serial_and_parallel(
+    suite: Any, version: str, cold: str, warm: str
+) -> None:
     suite.write(SUITE)
     first = suite.run(version, "--max-parallel-tasks", cold)
     assert set(first.statuses.values()) == {"PASS"}, first.out
     # Whoever comes first, the bytes of each state are brought once.
-    everything = {one.manifest.digest: one.manifest.data_size for one in statepool.StatePool("elsewhere", ["pool"]).show()}
+    everything = {
+        one.manifest.digest: one.manifest.data_size
+        for one in statepool.StatePool("elsewhere", ["pool"]).show()
+    }
     assert sum(given["bytes"] for given in first.given) == sum(everything.values())
     assert suite.images() == []
     again = suite.run(version, "--max-parallel-tasks", warm)
@@ -75,9 +83,15 @@ def test_a_state_that_cannot_be_had_skips_the_test_or_fails_the_job(suite: Any) 
     suite.write(MISSING)
     skipped = suite.run("113")
     assert skipped.statuses == {"test_unknown": "SKIP", "test_wrong": "SKIP"}
-    told = "test_suite.py:Suite.test_unknown cannot have its state: there is no state nothing of vm1/disk"
+    told = (
+        "test_suite.py:Suite.test_unknown cannot have its state: there is no state nothing of"
+        " vm1/disk"
+    )
     assert told in skipped.out
-    assert "test_suite.py:Suite.test_wrong cannot have its state: 'customize' is neither machine/image/state nor machine/state; write" in skipped.out
+    assert (
+        "test_suite.py:Suite.test_wrong cannot have its state: 'customize' is neither"
+        " machine/image/state nor machine/state; write" in skipped.out
+    )
     failed = suite.run("103", "--vm-state-fail-on-missing", code=1)
     assert failed.statuses == {"test_unknown": "ERROR", "test_wrong": "ERROR"}
     assert told in failed.out
@@ -85,7 +99,8 @@ def test_a_state_that_cannot_be_had_skips_the_test_or_fails_the_job(suite: Any) 
     assert (failed.results / "results.xml").read_text().count("<error") == 2
     nowhere = suite.run("113", "--vm-state-fail-on-missing", pool="nowhere", code=1)
     assert "test_suite.py:Suite.test_unknown cannot have its state" in nowhere.out
-    assert "statepool init" in (nowhere.results / "results.json").read_text()  # avocado cuts what it prints after 255 characters
+    # avocado cuts what it prints after 255 characters
+    assert "statepool init" in (nowhere.results / "results.json").read_text()
     assert suite.images() == []
 
 
@@ -96,7 +111,9 @@ def test_the_command_and_the_cache(suite: Any) -> None:
     got = suite.avocado("113", "--config", str(config), "statepool", "get", "vm1/disk", "customize")
     assert got.returncode == 0, got.stdout + got.stderr
     assert "every byte was checked" in got.stdout
-    missing = suite.avocado("113", "--config", str(config), "statepool", "check", "vm1/disk", "nothing")
+    missing = suite.avocado(
+        "113", "--config", str(config), "statepool", "check", "vm1/disk", "nothing"
+    )
     assert missing.returncode == 3
     pool = statepool.StatePool("cache")
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "mine.qcow2", "1M"], check=True)
@@ -109,7 +126,9 @@ def test_the_command_and_the_cache(suite: Any) -> None:
     ]
     cleared = suite.avocado("113", "--config", str(config), "cache", "clear", "statepool")
     assert "vm3/disk only-here stays" in cleared.stdout + cleared.stderr
-    assert [(one.manifest.object, one.manifest.state) for one in pool.show()] == [("vm3/disk", "only-here")]
+    assert [(one.manifest.object, one.manifest.state) for one in pool.show()] == [
+        ("vm3/disk", "only-here")
+    ]
 
 
 KILLED = """
@@ -123,8 +142,10 @@ images = JobImages(open_pool({"statepool.cache": "cache", "statepool.sources": [
 images.begin()
 logdir = Path("results", job, "test-results", "1-test")
 for _ in range(2):  # a test of the same name, once more
-    record = images.provision([Wish("vm1/disk", "install"), Wish("vm1/disk", "customize", "here.qcow2")], logdir, "test")
-print(len([path for given in record.given for path in given.images.values() if Path(path).is_file()]), flush=True)
+    wishes = [Wish("vm1/disk", "install"), Wish("vm1/disk", "customize", "here.qcow2")]
+    record = images.provision(wishes, logdir, "test")
+paths = [path for given in record.given for path in given.images.values()]
+print(sum(Path(path).is_file() for path in paths), flush=True)
 if kill == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 for _ in range(2):
@@ -176,7 +197,7 @@ try:
     main()
 except SystemExit:
     pass
-print(sorted(name for name in ("statepool", "attrs", "avocado_statepool.results") if name in sys.modules))
+print(sorted({"statepool", "attrs", "avocado_statepool.results"} & set(sys.modules)))
 """
 
 

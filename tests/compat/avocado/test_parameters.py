@@ -11,7 +11,13 @@ import pytest
 
 import statepool
 from avocado_statepool.record import Given, Record, unlink_images, working
-from avocado_statepool.states import QCOW2ExtBackend, QCOW2ImageTransfer, SourcedStateBackend, TransferOps, params
+from avocado_statepool.states import (
+    QCOW2ExtBackend,
+    QCOW2ImageTransfer,
+    SourcedStateBackend,
+    TransferOps,
+    params,
+)
 from avocado_statepool.wishes import Wish, WrongDependency, split
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,7 +30,14 @@ class Params(dict[str, str]):
         return list(dict.fromkeys(self.get(key, "").split()))
 
     def object_params(self, name: str) -> Params:
-        return Params(self, **{key.removesuffix(f"_{name}"): value for key, value in self.items() if key.endswith(f"_{name}")})
+        return Params(
+            self,
+            **{
+                key.removesuffix(f"_{name}"): value
+                for key, value in self.items()
+                if key.endswith(f"_{name}")
+            },
+        )
 
     def copy(self) -> Params:
         return Params(self)
@@ -47,8 +60,20 @@ def given(**more: str) -> Params:
 
 
 def test_importing_needs_nothing_of_others() -> None:
-    code = "import avocado_statepool.states, sys; print(*[name for name in sys.modules if name.partition('.')[0] in sys.argv[1:]])"
-    command = [sys.executable, "-c", code, "avocado", "avocado_i2n", "virttest", "statepool", "paramiko"]
+    code = (
+        "import avocado_statepool.states, sys; print(*[name for name in sys.modules if"
+        " name.partition('.')[0] in sys.argv[1:]])"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "avocado",
+        "avocado_i2n",
+        "virttest",
+        "statepool",
+        "paramiko",
+    ]
     done = subprocess.run(command, cwd=ROOT / "plugins", capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
@@ -71,7 +96,12 @@ def test_sources_come_nearest_first_and_know_their_scope() -> None:
         ("ssh://here/pool", "cluster"),
     ]
     assert (sources[2].account, sources[2].password) == ("lab@10.0.0.1:2222", "secret")
-    assert SourcedStateBackend.get_sources("get", found) == [":/shared", ":;/linked", "near:/pool", "far:/pool"]
+    assert SourcedStateBackend.get_sources("get", found) == [
+        ":/shared",
+        ":;/linked",
+        "near:/pool",
+        "far:/pool",
+    ]
     found["pool_scope"] = "own cluster"
     assert SourcedStateBackend.get_sources("get", found) == ["far:/pool"]
     found["pool_scope"] = "own all"
@@ -80,14 +110,24 @@ def test_sources_come_nearest_first_and_know_their_scope() -> None:
 
 
 def test_passwords_are_for_their_account_only(tmp_path: Path) -> None:
-    found = given(swarm_pool=str(tmp_path / "cache"), nets_shell_host_near="store", nets_username_near="lab", nets_password_near="secret")
+    found = given(
+        swarm_pool=str(tmp_path / "cache"),
+        nets_shell_host_near="store",
+        nets_username_near="lab",
+        nets_password_near="secret",
+    )
     pool = params.open_pool(found, [params.source_of("near:/pool", found)])
     secrets: Any = pool.settings.secrets
     assert secrets(statepool.SecretKind.PASSWORD, "lab@store:22") == "secret"
     assert secrets(statepool.SecretKind.PASSWORD, "lab@elsewhere:22") is None
     assert secrets(statepool.SecretKind.PASSPHRASE, "lab@store:22") is None
     assert "secret" not in repr(pool.settings)
-    found = given(swarm_pool=str(tmp_path / "cache"), nets_shell_host_near="::1", nets_shell_port_near="2222", nets_password_near="mine")
+    found = given(
+        swarm_pool=str(tmp_path / "cache"),
+        nets_shell_host_near="::1",
+        nets_shell_port_near="2222",
+        nets_password_near="mine",
+    )
     secrets = params.open_pool(found, [params.source_of("near:/pool", found)]).settings.secrets
     assert secrets(statepool.SecretKind.PASSWORD, "anybody@[::1]:2222") == "mine"
     assert secrets(statepool.SecretKind.PASSWORD, "anybody@[::1]:22") is None
@@ -100,7 +140,10 @@ def test_locations_of_statepool_can_be_used(text: str) -> None:
 
 def test_files_are_where_avocado_i2n_has_them() -> None:
     assert QCOW2ImageTransfer.get_image_path(given()) == "/run/vm1/disk.qcow2"
-    assert QCOW2ImageTransfer.get_image_path(given(image_name="/elsewhere/disk")) == "/elsewhere/disk.qcow2"
+    assert (
+        QCOW2ImageTransfer.get_image_path(given(image_name="/elsewhere/disk"))
+        == "/elsewhere/disk.qcow2"
+    )
     with pytest.raises(statepool.UsageError, match="raw"):
         QCOW2ImageTransfer.get_image_path(given(image_format="raw"))
 
@@ -115,15 +158,27 @@ def test_a_cache_alone_has_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{}, {"uri": "state"}, {"uri": 7}, {"uri": "a/b/c/d"}, {"uri": "vm1/disk/x", "state": "x"}, {"uri": "vm1/disk/x", "args": ["y"]}]
+    "wrong",
+    [
+        {},
+        {"uri": "state"},
+        {"uri": 7},
+        {"uri": "a/b/c/d"},
+        {"uri": "vm1/disk/x", "state": "x"},
+        {"uri": "vm1/disk/x", "args": ["y"]},
+    ],
 )
 def test_wrong_dependencies_are_refused_with_what_to_write(wrong: dict[str, Any]) -> None:
-    with pytest.raises(WrongDependency, match=r'write \{"type": "vm-state", "uri": "vm1/disk/customize"\}'):
+    with pytest.raises(
+        WrongDependency, match=r'write \{"type": "vm-state", "uri": "vm1/disk/customize"\}'
+    ):
         Wish.parse(wrong)
 
 
 def test_dependencies_of_others_are_left_to_them() -> None:
-    ours, others = split([{"type": "vm-state", "uri": "vm1/disk/x"}, {"type": "package", "name": "y"}])
+    ours, others = split(
+        [{"type": "vm-state", "uri": "vm1/disk/x"}, {"type": "package", "name": "y"}]
+    )
     assert ours == [{"uri": "vm1/disk/x"}]
     assert others == [{"type": "package", "name": "y"}]
     assert Wish.parse(ours[0]) == Wish("vm1/disk", "x")

@@ -1,4 +1,6 @@
-"""Export and import as a person at a shell has them: real processes, pipes, and what cuts them short."""
+"""
+Export and import as a person at a shell has them: real processes, pipes, and what cuts them short.
+"""
 
 from __future__ import annotations
 
@@ -83,11 +85,15 @@ def test_a_walk(home: Path, run_statepool: Run, qemu_img: Tool) -> None:
     run_statepool("--cache", "home", "get", DISK, "customize", "--to", "one.qcow2")
     run_statepool("--cache", "away", "get", DISK, "customize", "--to", "two.qcow2")
     qemu_img("compare", home / "one.qcow2", home / "two.qcow2")
-    assert [path.name for path in home.iterdir() if "customize" in path.name] == ["customize.statepool"]
+    assert [path.name for path in home.iterdir() if "customize" in path.name] == [
+        "customize.statepool"
+    ]
 
 
 def test_json(home: Path, run_statepool: Run) -> None:
-    exported = run_statepool("--cache", "home", "--json", "export", DISK, "customize", "-o", "b").json["exported"]
+    exported = run_statepool(
+        "--cache", "home", "--json", "export", DISK, "customize", "-o", "b"
+    ).json["exported"]
     assert (exported["path"], exported["bytes"]) == (str(home / "b"), (home / "b").stat().st_size)
     imported = run_statepool("--cache", "away", "--json", "import", "b").json
     assert imported["imported"]["chain"] == ["customize", "install"]
@@ -117,7 +123,9 @@ def test_a_pipe_to_another_host(home: Path, sshd: Sshd) -> None:
     "options",
     ["compression_type=zstd", "cluster_size=16k,extended_l2=on", "cluster_size=2M", "compat=0.10"],
 )
-def test_kinds_of_images(tmp_path: Path, make_image: Make, run_statepool: Run, qemu_img: Tool, options: str) -> None:
+def test_kinds_of_images(
+    tmp_path: Path, make_image: Make, run_statepool: Run, qemu_img: Tool, options: str
+) -> None:
     image = make_image(tmp_path / "work.qcow2", 16 * MIB, writes=[(0, 3 * MIB, 1)], options=options)
     if "zstd" in options:
         qemu_img(
@@ -135,9 +143,13 @@ def test_kinds_of_images(tmp_path: Path, make_image: Make, run_statepool: Run, q
         image = tmp_path / "packed.qcow2"
     run_statepool("--cache", "home", "set", DISK, "install", "--from", image)
     for compress in ("zstd", "none"):
-        run_statepool("--cache", "home", "export", DISK, "install", "-o", compress, "--compress", compress)
+        run_statepool(
+            "--cache", "home", "export", DISK, "install", "-o", compress, "--compress", compress
+        )
         run_statepool("--cache", f"away-{compress}", "import", compress)
-        run_statepool("--cache", f"away-{compress}", "get", DISK, "install", "--to", f"{compress}.qcow2")
+        run_statepool(
+            "--cache", f"away-{compress}", "get", DISK, "install", "--to", f"{compress}.qcow2"
+        )
         qemu_img("compare", image, tmp_path / f"{compress}.qcow2")
 
 
@@ -235,7 +247,9 @@ def test_a_full_disk(home: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4 * MIB, 4 * MIB))
 
     words = command(*EXPORT, "--compress", "none", "-o", "bundle")
-    done = subprocess.run(words, cwd=home, preexec_fn=limit, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, cwd=home, preexec_fn=limit, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 8
     assert photograph(home) == before
     done = shell(home, f"statepool --cache home export {DISK} customize --compress none -o bundle")
@@ -313,7 +327,9 @@ def test_from_a_source_and_into_another_pool(home: Path, run_statepool: Run) -> 
     for name in ("pool", "far"):
         statepool.init(home / name)
     run_statepool("sync", "home", "pool")
-    run_statepool("--cache", "cache", "--source", "pool", "export", DISK, "customize", "-o", "bundle")
+    run_statepool(
+        "--cache", "cache", "--source", "pool", "export", DISK, "customize", "-o", "bundle"
+    )
     assert states(home / "cache") == ["customize", "install"]
     told = run_statepool("--cache", "away", "import", "bundle", "--to", "far").out
     assert f"stored in {home / 'far'}" in told

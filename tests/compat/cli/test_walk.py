@@ -24,13 +24,18 @@ Tool = Callable[..., str]
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
     """A project: one cache, and one pool as its source."""
-    (tmp_path / "statepool.toml").write_text('cache = "cache"\nsources = [{ location = "pool", name = "lab" }]\n')
+    (tmp_path / "statepool.toml").write_text(
+        'cache = "cache"\nsources = [{ location = "pool", name = "lab" }]\n'
+    )
     return tmp_path
 
 
 @pytest.fixture
 def filled(here: Path, make_image: Make, write_to_image: Write) -> Path:
-    """The same with a chain of two in cache and pool, and ``work.qcow2`` on its tip; made in this process, as the first of these walks makes it."""
+    """
+    The same with a chain of two in cache and pool, and ``work.qcow2`` on its tip; made in this
+    process, as the first of these walks makes it.
+    """
     statepool.init(here / "pool")
     disk = statepool.StatePool(here / "cache", [here / "pool"]).image("vm1/disk")
     work = make_image(here / "work.qcow2", 8 * MIB, writes=[(0, MIB, 1)])
@@ -61,9 +66,13 @@ def error(ran: Any) -> dict[str, Any]:
 
 
 def states(run_statepool: Run, *words: str | Path) -> dict[str, list[str]]:
-    """The names of the states of vm1/disk, each with its pools, by the last part of their locations."""
+    """
+    The names of the states of vm1/disk, each with its pools, by the last part of their locations.
+    """
     listed = run_statepool("show", "vm1/disk", "--json", *words).json["states"]
-    return {state["state"]: [pool.rpartition("/")[2] for pool in state["pools"]] for state in listed}
+    return {
+        state["state"]: [pool.rpartition("/")[2] for pool in state["pools"]] for state in listed
+    }
 
 
 # -- there and back
@@ -87,12 +96,21 @@ def test_from_an_empty_directory_to_a_machine_elsewhere(
     assert run_statepool("check", "vm1/disk", "customize").out == ""
 
     shown = run_statepool("show").out.splitlines()
-    assert [line.split()[:2] for line in shown] == [["OBJECT", "STATE"], ["vm1/disk", "customize"], ["vm1/disk", "install"]]
+    assert [line.split()[:2] for line in shown] == [
+        ["OBJECT", "STATE"],
+        ["vm1/disk", "customize"],
+        ["vm1/disk", "install"],
+    ]
     assert all(line.endswith("cache lab") for line in shown[1:])
     (tip, root) = run_statepool("show", "vm1", "--json").json["states"]
     assert tip["parent"] == {"state": "install", "digest": root["digest"]}
     assert tip["labels"] == {"os": "debian"}
-    assert (root["parent"], root["virtual_size"], root["managed"], root["problem"]) == (None, 8 * MIB, True, None)
+    assert (root["parent"], root["virtual_size"], root["managed"], root["problem"]) == (
+        None,
+        8 * MIB,
+        True,
+        None,
+    )
 
     tree = run_statepool("tree").out.splitlines()
     assert tree[0] == "vm1/disk"
@@ -101,63 +119,113 @@ def test_from_an_empty_directory_to_a_machine_elsewhere(
     assert "s0 -> s1;" in run_statepool("tree", "--dot").out
 
     other = here / "elsewhere" / "cache"
-    got = run_statepool("get", "vm1/disk", "customize", "--cache", other, "--to", "copy.qcow2", "--json").json["got"]
+    got = run_statepool(
+        "get", "vm1/disk", "customize", "--cache", other, "--to", "copy.qcow2", "--json"
+    ).json["got"]
     assert got["chain"] == ["customize", "install"]
     assert got["source"] == f"file://{here}/pool"
     assert (got["verified"], got["working"]) == ("arrived", str(here / "copy.qcow2"))
     assert got["digest"] == tip["digest"]
-    assert "Images are identical" in qemu_img("compare", "-f", "qcow2", "-F", "qcow2", here / "work.qcow2", here / "copy.qcow2")
+    assert "Images are identical" in qemu_img(
+        "compare", "-f", "qcow2", "-F", "qcow2", here / "work.qcow2", here / "copy.qcow2"
+    )
     qemu_img("check", "-q", "-f", "qcow2", here / "copy.qcow2")
 
     write_to_image(here / "copy.qcow2", [(0, 4096, 9)])
-    again = run_statepool("get", "vm1/disk", "customize", "--cache", other, "--to", "copy.qcow2", "--overwrite", "--json").json["got"]
+    again = run_statepool(
+        "get",
+        "vm1/disk",
+        "customize",
+        "--cache",
+        other,
+        "--to",
+        "copy.qcow2",
+        "--overwrite",
+        "--json",
+    ).json["got"]
     assert (again["source"], again["bytes"], again["verified"]) == (None, 0, "trusted")
-    assert "Images are identical" in qemu_img("compare", "-f", "qcow2", "-F", "qcow2", here / "work.qcow2", here / "copy.qcow2")
+    assert "Images are identical" in qemu_img(
+        "compare", "-f", "qcow2", "-F", "qcow2", here / "work.qcow2", here / "copy.qcow2"
+    )
 
 
-def test_a_machine_goes_on_after_a_set(filled: Path, run_statepool: Run, write_to_image: Write, qemu_img: Tool) -> None:
+def test_a_machine_goes_on_after_a_set(
+    filled: Path, run_statepool: Run, write_to_image: Write, qemu_img: Tool
+) -> None:
     write_to_image(filled / "work.qcow2", [(2 * MIB, MIB, 3)])
     shutil.copy(filled / "work.qcow2", filled / "before.qcow2")
     run_statepool("set", "vm1/disk", "connect", "--from", "work.qcow2")
-    assert "Images are identical" in qemu_img("compare", "-f", "qcow2", "-F", "qcow2", filled / "work.qcow2", filled / "before.qcow2")
-    depths = [(state["state"], state["depth"]) for state in run_statepool("tree", "--json").json["states"]]
+    assert "Images are identical" in qemu_img(
+        "compare", "-f", "qcow2", "-F", "qcow2", filled / "work.qcow2", filled / "before.qcow2"
+    )
+    depths = [
+        (state["state"], state["depth"]) for state in run_statepool("tree", "--json").json["states"]
+    ]
     assert depths == [("install", 0), ("customize", 1), ("connect", 2)]
 
 
 def test_setting_what_is_there_changes_nothing(filled: Path, run_statepool: Run) -> None:
-    stored = run_statepool("set", "vm1/disk", "customize", "--from", "work.qcow2", "--json").json["stored"]
+    stored = run_statepool("set", "vm1/disk", "customize", "--from", "work.qcow2", "--json").json[
+        "stored"
+    ]
     assert [at["result"] for at in stored["pools"]] == ["present", "present"]
     assert stored["complete"] is True
 
 
 def test_what_happened_is_in_the_log(filled: Path, run_statepool: Run) -> None:
     records = run_statepool("log", "vm1/disk", "--json").json["records"]
-    assert [(record["pool"].rpartition("/")[2], record["number"]) for record in records] == [("cache", 1), ("cache", 2), ("pool", 1), ("pool", 2)]
+    assert [(record["pool"].rpartition("/")[2], record["number"]) for record in records] == [
+        ("cache", 1),
+        ("cache", 2),
+        ("pool", 1),
+        ("pool", 2),
+    ]
     assert all("customize" in record["changes"][0] for record in records[1::2])
 
 
 def test_damage_is_found(filled: Path, run_statepool: Run) -> None:
-    assert [item["problem"] for item in run_statepool("verify", "--json").json["checked"]] == [None] * 4
-    (victim,) = [path for path in (filled / "pool/.statepool/data").iterdir() if path.name.endswith(_digest(run_statepool, "install"))]
+    assert [item["problem"] for item in run_statepool("verify", "--json").json["checked"]] == [
+        None
+    ] * 4
+    (victim,) = [
+        path
+        for path in (filled / "pool/.statepool/data").iterdir()
+        if path.name.endswith(_digest(run_statepool, "install"))
+    ]
     victim.chmod(0o644)
     with victim.open("r+b") as file:
         file.seek(victim.stat().st_size // 2)
         file.write(b"not what was there")
     checked = run_statepool("verify", "--json", code=5).json["checked"]
-    assert [(item["pool"].rpartition("/")[2], item["state"]) for item in checked if item["problem"]] == [("pool", "install")]
+    assert [
+        (item["pool"].rpartition("/")[2], item["state"]) for item in checked if item["problem"]
+    ] == [("pool", "install")]
     assert "install" in run_statepool("verify", "vm1/disk", "install", "-q", code=5).out
-    assert error(run_statepool("get", "vm1/disk", "customize", "--cache", "new", "--json", code=5))["kind"] == "DigestMismatch"
+    assert (
+        error(run_statepool("get", "vm1/disk", "customize", "--cache", "new", "--json", code=5))[
+            "kind"
+        ]
+        == "DigestMismatch"
+    )
     assert run_statepool("check", "vm1/disk", "install").code == 0
 
 
 def _digest(run_statepool: Run, name: str) -> str:
-    (found,) = [state["digest"] for state in run_statepool("show", "--json").json["states"] if state["state"] == name]
+    (found,) = [
+        state["digest"]
+        for state in run_statepool("show", "--json").json["states"]
+        if state["state"] == name
+    ]
     return str(found).partition(":")[2]
 
 
 def test_removing(filled: Path, run_statepool: Run) -> None:
     removed = run_statepool("unset", "vm1/disk", "customize", "--json").json["removed"]
-    assert removed == {"object": "vm1/disk", "states": {f"file://{filled}/cache": ["customize"]}, "errors": {}}
+    assert removed == {
+        "object": "vm1/disk",
+        "states": {f"file://{filled}/cache": ["customize"]},
+        "errors": {},
+    }
     assert states(run_statepool) == {"customize": ["pool"], "install": ["cache", "pool"]}
     run_statepool("unset", "vm1/disk", "install", "--everywhere", "--cascade")
     run_statepool("show", "vm1/disk", code=3)
@@ -170,29 +238,50 @@ def test_removing(filled: Path, run_statepool: Run) -> None:
 
 def test_a_sound_house_has_no_findings(filled: Path, run_statepool: Run) -> None:
     findings = run_statepool("doctor", "--json").json["findings"]
-    assert {finding["where"] for finding in findings} >= {f"file://{filled}/cache", f"file://{filled}/pool"}
+    assert {finding["where"] for finding in findings} >= {
+        f"file://{filled}/cache",
+        f"file://{filled}/pool",
+    }
     assert "error" not in {finding["level"] for finding in findings}
 
 
 def test_a_source_that_is_gone_is_a_finding(filled: Path, run_statepool: Run) -> None:
     shutil.rmtree(filled / "pool")
-    assert "error" in {finding["level"] for finding in run_statepool("doctor", "--json", code=1).json["findings"]}
+    assert "error" in {
+        finding["level"] for finding in run_statepool("doctor", "--json", code=1).json["findings"]
+    }
 
 
-def test_files_of_another_tool_are_listed_and_adopted(here: Path, run_statepool: Run, make_image: Make) -> None:
+def test_files_of_another_tool_are_listed_and_adopted(
+    here: Path, run_statepool: Run, make_image: Make
+) -> None:
     disk = here / "pool/vm1/disk"
     make_image(disk / "install.qcow2", 4 * MIB, writes=[(0, MIB, 1)])
-    make_image(disk / "customize.qcow2", None, backing=disk / "install.qcow2", writes=[(MIB, MIB, 2)])
+    make_image(
+        disk / "customize.qcow2", None, backing=disk / "install.qcow2", writes=[(MIB, MIB, 2)]
+    )
     listed = run_statepool("show", "--json").json["states"]
-    assert [(state["state"], state["managed"]) for state in listed] == [("customize", False), ("install", False)]
+    assert [(state["state"], state["managed"]) for state in listed] == [
+        ("customize", False),
+        ("install", False),
+    ]
     assert "unmanaged" in run_statepool("show").out
     run_statepool("get", "vm1/disk", "customize", "--to", "work.qcow2")
     run_statepool("init", "pool")
     run_statepool("adopt", "pool", "--dry-run")
-    assert [state["managed"] for state in run_statepool("show", "--json", "--cache", "new").json["states"]] == [False, False]
+    assert [
+        state["managed"]
+        for state in run_statepool("show", "--json", "--cache", "new").json["states"]
+    ] == [False, False]
     adopted = run_statepool("adopt", "pool", "--relocate", "--json").json["adopted"]
-    assert sorted((item["state"], item["problem"]) for item in adopted) == [("customize", None), ("install", None)]
-    assert [state["managed"] for state in run_statepool("show", "--json", "--cache", "new").json["states"]] == [True, True]
+    assert sorted((item["state"], item["problem"]) for item in adopted) == [
+        ("customize", None),
+        ("install", None),
+    ]
+    assert [
+        state["managed"]
+        for state in run_statepool("show", "--json", "--cache", "new").json["states"]
+    ] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +297,9 @@ def test_files_of_another_tool_are_listed_and_adopted(here: Path, run_statepool:
     ],
 )
 @pytest.mark.parametrize("form", [["--json"], []])
-def test_a_dry_run_changes_nothing(filled: Path, run_statepool: Run, words: list[str], form: list[str]) -> None:
+def test_a_dry_run_changes_nothing(
+    filled: Path, run_statepool: Run, words: list[str], form: list[str]
+) -> None:
     before = everything(filled)
     run_statepool(*words, "--dry-run", *form)
     assert everything(filled) == before
@@ -251,7 +342,9 @@ def test_a_dry_run_changes_nothing(filled: Path, run_statepool: Run, words: list
         (["adopt", "empty"], 7, "NotAPool"),
     ],
 )
-def test_refusals(filled: Path, run_statepool: Run, make_image: Make, words: list[str], code: int, kind: str) -> None:
+def test_refusals(
+    filled: Path, run_statepool: Run, make_image: Make, words: list[str], code: int, kind: str
+) -> None:
     make_image(filled / "other.qcow2", 4 * MIB, writes=[(0, MIB, 7)])
     (filled / "raw.img").write_bytes(bytes(MIB))
     (filled / "empty").mkdir()
@@ -274,11 +367,18 @@ def test_dependants_are_named(filled: Path, run_statepool: Run) -> None:
     assert found["state"] == "install"
 
 
-def test_replacing_is_asked_for(filled: Path, run_statepool: Run, make_image: Make, write_to_image: Write) -> None:
+def test_replacing_is_asked_for(
+    filled: Path, run_statepool: Run, make_image: Make, write_to_image: Write
+) -> None:
     run_statepool("get", "vm1/disk", "install", "--to", "new.qcow2")
     write_to_image(filled / "new.qcow2", [(3 * MIB, MIB, 9)])
     before = _digest(run_statepool, "customize")
-    assert error(run_statepool("set", "vm1/disk", "customize", "--from", "new.qcow2", "--json", code=4))["kind"] == "Conflict"
+    assert (
+        error(
+            run_statepool("set", "vm1/disk", "customize", "--from", "new.qcow2", "--json", code=4)
+        )["kind"]
+        == "Conflict"
+    )
     assert _digest(run_statepool, "customize") == before
     run_statepool("set", "vm1/disk", "customize", "--from", "new.qcow2", "--replace")
     assert _digest(run_statepool, "customize") != before
@@ -286,28 +386,42 @@ def test_replacing_is_asked_for(filled: Path, run_statepool: Run, make_image: Ma
     run_statepool("set", "vm1/disk", "install", "--from", "root.qcow2", "--replace", code=4)
 
 
-def test_a_pool_that_cannot_take_a_state_does_not_hide_those_that_can(filled: Path, run_statepool: Run, write_to_image: Write) -> None:
+def test_a_pool_that_cannot_take_a_state_does_not_hide_those_that_can(
+    filled: Path, run_statepool: Run, write_to_image: Write
+) -> None:
     both = ["--source", "pool", "--source", "pool2"]
     run_statepool("init", "pool2")
     (filled / "pool/.statepool/pool.json").write_text('{"format": 99}')
     write_to_image(filled / "work.qcow2", [(0, 4096, 9)])
     ran = run_statepool("set", "vm1/disk", "connect", "--from", "work.qcow2", *both, code=7)
-    assert [line.split()[-1].rpartition("/")[2] for line in ran.out.splitlines()] == ["cache", "pool2"]
+    assert [line.split()[-1].rpartition("/")[2] for line in ran.out.splitlines()] == [
+        "cache",
+        "pool2",
+    ]
     (line,) = ran.err.splitlines()
     assert f"vm1/disk connect is not in {filled}/pool: " in line
     assert "format 99" in line
-    stored = run_statepool("set", "vm1/disk", "connect", "--from", "work.qcow2", *both, "--json", code=7).json["stored"]
+    stored = run_statepool(
+        "set", "vm1/disk", "connect", "--from", "work.qcow2", *both, "--json", code=7
+    ).json["stored"]
     assert [at["result"] for at in stored["pools"]] == ["present", "failed", "present"]
     assert stored["complete"] is False
 
-    removed = run_statepool("unset", "vm1/disk", "connect", "--everywhere", *both, "--json", code=7).json["removed"]
+    removed = run_statepool(
+        "unset", "vm1/disk", "connect", "--everywhere", *both, "--json", code=7
+    ).json["removed"]
     assert removed["states"] == {f"file://{filled}/pool2": ["connect"]}
     assert list(removed["errors"]) == [f"file://{filled}/pool"]
-    assert run_statepool("check", "vm1/disk", "connect", "--source", "pool2").out == "", "the cache comes last, and keeps it until the sources let go"
+    assert run_statepool("check", "vm1/disk", "connect", "--source", "pool2").out == "", (
+        "the cache comes last, and keeps it until the sources let go"
+    )
 
 
 def test_json_and_text_end_with_the_same_code(filled: Path, run_statepool: Run) -> None:
-    for words, code in ((["check", "vm1/disk", "install"], 0), (["check", "vm1/disk", "nothing"], 3)):
+    for words, code in (
+        (["check", "vm1/disk", "install"], 0),
+        (["check", "vm1/disk", "nothing"], 3),
+    ):
         assert run_statepool(*words, code=code).err == ""
         assert run_statepool(*words, "--json", code=code).json["present"] is (code == 0)
 

@@ -25,22 +25,50 @@ if TYPE_CHECKING:
 POOLS = ("--cache", "cache", "--source", "pool")
 
 
-def test_set_while_a_machine_runs(world: World, guests: Lab, run_statepool: Callable[..., Any]) -> None:
+def test_set_while_a_machine_runs(
+    world: World, guests: Lab, run_statepool: Callable[..., Any]
+) -> None:
     images = world.images("install")
     sources = [f"{name}={path}" for name, path in images.items()]
     with guests.foreign(images) as guest:
         guest.machine.close()
         guest.console.write("one")
-        told = run_statepool(*POOLS, "set", "vm1/disk", "one", "--from", images["disk"], "--monitor", guest.monitor)
+        told = run_statepool(
+            *POOLS, "set", "vm1/disk", "one", "--from", images["disk"], "--monitor", guest.monitor
+        )
         assert "vm1/disk one: stored" in told.out
         guest.console.write("two")
-        told = run_statepool(*POOLS, "set", "vm1", "two", "--from", sources[0], "--from", sources[1], "--monitor", guest.monitor, "--compress")
+        told = run_statepool(
+            *POOLS,
+            "set",
+            "vm1",
+            "two",
+            "--from",
+            sources[0],
+            "--from",
+            sources[1],
+            "--monitor",
+            guest.monitor,
+            "--compress",
+        )
         assert "vm1 two: stored" in told.out
         run_statepool(*POOLS, "set", "vm1/disk", "three", "--from", images["disk"], code=4)
-        told = run_statepool(*POOLS, "set", "vm1/disk", "three", "--from", images["disk"], "--monitor", "nowhere", code=3)
+        told = run_statepool(
+            *POOLS,
+            "set",
+            "vm1/disk",
+            "three",
+            "--from",
+            images["disk"],
+            "--monitor",
+            "nowhere",
+            code=3,
+        )
         assert "there is no socket" in told.err
         for wrong in (["--agent", "x"], ["--compress"]):
-            run_statepool(*POOLS, "set", "vm1/disk", "three", "--from", images["disk"], *wrong, code=2)
+            run_statepool(
+                *POOLS, "set", "vm1/disk", "three", "--from", images["disk"], *wrong, code=2
+            )
         before = guest.console.tick()
         assert guest.console.tick() > before
         with RunningMachine.connect(guest.monitor) as machine:
@@ -50,8 +78,25 @@ def test_set_while_a_machine_runs(world: World, guests: Lab, run_statepool: Call
 
 def run_in_background(world: World, guests: Lab, *arguments: str) -> subprocess.Popen[str]:
     kernel = ["--", *guests.guest.arguments]
-    command = [sys.executable, "-m", "statepool", *POOLS, "run", *arguments, "--memory", "128", *kernel]
-    return subprocess.Popen(command, cwd=world.place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "statepool",
+        *POOLS,
+        "run",
+        *arguments,
+        "--memory",
+        "128",
+        *kernel,
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=world.place,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> None:
@@ -82,7 +127,9 @@ def test_a_person_boots_a_state_and_keeps_it(world: World, guests: Lab) -> None:
 
 
 def test_what_a_machine_writes_is_not_mixed_with_json(world: World, guests: Lab) -> None:
-    with run_in_background(world, guests, "vm1/disk", "install", "--set", "kept", "--json") as process:
+    with run_in_background(
+        world, guests, "vm1/disk", "install", "--set", "kept", "--json"
+    ) as process:
         assert process.stdin is not None
         assert process.stderr is not None
         assert any("tick 1" in line for line in process.stderr)
@@ -112,8 +159,25 @@ def test_a_terminal_is_as_it_was(world: World, how: signal.Signals | None) -> No
     """Also if we are ended, or QEMU is killed, which has set it up for itself."""
     master, terminal = os.openpty()
     before = termios.tcgetattr(terminal)
-    command = [sys.executable, "-m", "statepool", *POOLS, "run", "vm1/disk", "install", "--memory", "64"]
-    with subprocess.Popen(command, cwd=world.place, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, start_new_session=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "statepool",
+        *POOLS,
+        "run",
+        "vm1/disk",
+        "install",
+        "--memory",
+        "64",
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=world.place,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
         try:
             assert wait_until(lambda: termios.tcgetattr(terminal) != before, timeout=60)
             (machine,) = map(int, children(process.pid))
@@ -121,7 +185,8 @@ def test_a_terminal_is_as_it_was(world: World, how: signal.Signals | None) -> No
                 os.kill(machine, signal.SIGKILL)
             else:
                 process.send_signal(how)
-            assert process.wait(timeout=60) in ((0, 1) if how is None else (-how,))  # 1 if QEMU had not greeted us yet
+            # 1 if QEMU had not greeted us yet
+            assert process.wait(timeout=60) in ((0, 1) if how is None else (-how,))
             assert termios.tcgetattr(terminal) == before
             assert os.get_blocking(terminal)
             assert not Path(f"/proc/{machine}").exists()
@@ -134,7 +199,11 @@ def test_a_terminal_is_as_it_was(world: World, how: signal.Signals | None) -> No
 
 def children(pid: int) -> list[str]:
     """:returns: what any thread of a process has started"""
-    return [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [
+        child
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
 
 
 def test_what_cannot_be_run(world: World, run_statepool: Callable[..., Any]) -> None:
@@ -155,9 +224,32 @@ def test_a_state_with_ram_goes_on_for_a_person(world: World, guests: Lab) -> Non
     with guests.directory() as directory:
         extra: list[str] = []
         for name in ("serial", "agent"):
-            extra += ["-chardev", f"socket,id={name},path={directory / name},server=on,wait=off", "-serial", f"chardev:{name}"]
-        command = [sys.executable, "-m", "statepool", *POOLS, "run", "vm1", "loggedin", "--memory", "128", "--vnc", f"unix:{directory / 'vnc'}", "--"]
-        with subprocess.Popen([*command, *extra, *guests.guest.arguments], cwd=world.place, stderr=subprocess.PIPE, text=True) as process:
+            extra += [
+                "-chardev",
+                f"socket,id={name},path={directory / name},server=on,wait=off",
+                "-serial",
+                f"chardev:{name}",
+            ]
+        command = [
+            sys.executable,
+            "-m",
+            "statepool",
+            *POOLS,
+            "run",
+            "vm1",
+            "loggedin",
+            "--memory",
+            "128",
+            "--vnc",
+            f"unix:{directory / 'vnc'}",
+            "--",
+        ]
+        with subprocess.Popen(
+            [*command, *extra, *guests.guest.arguments],
+            cwd=world.place,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
             try:
                 wait_for_socket(directory / "serial", process)
                 with talking_to(directory / "serial") as console:

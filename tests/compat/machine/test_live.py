@@ -34,7 +34,13 @@ def test_a_disk_is_set_while_the_machine_goes_on(world: World, guests: Lab) -> N
         inode = images["disk"].stat().st_ino
         stored = backend.set(world.disk(images), "one")
         assert stored.complete
-        assert world.cache.data(world.cache.pool.find(backend.own_state(world.disk(), "one")).digest).stat().st_ino == inode  # not copied
+        # not copied
+        assert (
+            world.cache.data(world.cache.pool.find(backend.own_state(world.disk(), "one")).digest)
+            .stat()
+            .st_ino
+            == inode
+        )
         before = console.tick()
         console.write("second")
         assert console.tick() > before
@@ -44,7 +50,8 @@ def test_a_disk_is_set_while_the_machine_goes_on(world: World, guests: Lab) -> N
         assert [p.name for p in images["disk"].parent.iterdir() if p.suffix == ".below"] == []
     chain = world.cache.pool.chain(backend.own_state(world.disk(), "two"))
     assert [manifest.state for manifest in chain] == ["two", "one", "install"]
-    # What the machine wrote since is under the name that it always had, and can be set as that of any machine that was stopped.
+    # What the machine wrote since is under the name that it always had, and can be set as that of
+    # any machine that was stopped.
     world.states.image("vm1/disk").set("three", source=images["disk"])
     assert names(images["disk"].parent) == ["data.qcow2", "disk.qcow2"]
     for state, marker in (("one", b"first"), ("two", b"second"), ("three", b"third")):
@@ -56,7 +63,9 @@ def test_a_disk_is_set_while_the_machine_goes_on(world: World, guests: Lab) -> N
         assert QemuImg().check(copy).get("corruptions", 0) == 0
 
 
-def test_a_set_that_fails_leaves_the_machine_where_it_was(world: World, guests: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_that_fails_leaves_the_machine_where_it_was(
+    world: World, guests: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = world.images("install")
     with guests.running(images) as guest:
         guest.console.write("first")
@@ -109,23 +118,37 @@ DRIVES = {
 
 
 @pytest.mark.parametrize("how", DRIVES)
-def test_machines_that_others_start_have_disks_of_all_kinds(world: World, guests: Lab, how: str) -> None:
+def test_machines_that_others_start_have_disks_of_all_kinds(
+    world: World, guests: Lab, how: str
+) -> None:
     images = world.images("install")
-    arguments = [word.format(name=name, path=path) for name, path in images.items() for word in DRIVES[how]]
+    arguments = [
+        word.format(name=name, path=path) for name, path in images.items() for word in DRIVES[how]
+    ]
     with guests.foreign({}, arguments=arguments) as guest:
         machine = world.states.machine("vm1")
         for number in range(2):
             guest.console.write(f"marker-{number}")
             machine.set_running(f"ram-{number}", guest.machine, images=images)
-            machine.set_running_image("disk", f"disk-{number}", guest.machine, source=images["disk"])
+            machine.set_running_image(
+                "disk", f"disk-{number}", guest.machine, source=images["disk"]
+            )
         guest.console.write("last")
-    assert [manifest.state for manifest in world.cache.pool.chain(StateId("vm1/disk", "disk-1"))] == ["disk-1", "ram-1", "disk-0", "ram-0", "install"]
+    assert [
+        manifest.state for manifest in world.cache.pool.chain(StateId("vm1/disk", "disk-1"))
+    ] == ["disk-1", "ram-1", "disk-0", "ram-0", "install"]
 
 
 def test_an_image_that_qemu_keeps_open_for_writing(world: World, guests: Lab) -> None:
     images = world.images("install")
-    arguments = [word.format(name=name, path=path) for name, path in images.items() for word in DRIVES["libvirt"]]
-    with guests.foreign({}, arguments=[word.removesuffix(",auto-read-only=on") for word in arguments]) as guest:
+    arguments = [
+        word.format(name=name, path=path)
+        for name, path in images.items()
+        for word in DRIVES["libvirt"]
+    ]
+    with guests.foreign(
+        {}, arguments=[word.removesuffix(",auto-read-only=on") for word in arguments]
+    ) as guest:
         guest.console.write("before")
         with pytest.raises(RefusedError, match="open for writing below an overlay"):
             world.states.machine("vm1").set_running("ram", guest.machine, images=images)
@@ -147,7 +170,10 @@ def test_what_is_refused_while_a_machine_runs(world: World, guests: Lab) -> None
         with pytest.raises(Conflict, match="vm1/disk install exists in"):
             backend.set(world.disk(images), "install")
         with pytest.raises(NotFound, match="does not run on"):
-            backend.set(evolve(world.disk(images), working={"disk": world.place / "first/disk.qcow2"}), "one")
+            backend.set(
+                evolve(world.disk(images), working={"disk": world.place / "first/disk.qcow2"}),
+                "one",
+            )
         with pytest.raises(UsageError, match="no running machine is named"):
             LiveImageBackend(world.context).set(world.disk(images), "one")
         assert backend.set(world.disk(images), "one", Options(dry_run=True)).complete
@@ -205,7 +231,9 @@ def test_file_systems_are_consistent_where_an_agent_answers(world: World, guests
         backend = LiveImageBackend(world.context, guest.machine, agent=guest.agent)
         backend.set(world.disk(images), "clean")
         guest.console.ask("save file later", "done later")
-        world_without = LiveImageBackend(world.context, guest.machine, agent=guest.directory / "nobody")
+        world_without = LiveImageBackend(
+            world.context, guest.machine, agent=guest.directory / "nobody"
+        )
         with pytest.raises((MachineError, NotFound)):
             world_without.set(world.disk(images), "other")
         assert guest.machine.status() == "running"
@@ -215,5 +243,7 @@ def test_file_systems_are_consistent_where_an_agent_answers(world: World, guests
     QemuImg().convert(copy, raw, target_format="raw")
     done = subprocess.run(["e2fsck", "-fn", raw], capture_output=True, text=True, check=False)
     assert (done.returncode, "recovering journal" in done.stdout) == (0, False), done.stdout
-    dumped = subprocess.run(["debugfs", "-R", "cat file", raw], capture_output=True, text=True, check=True)
+    dumped = subprocess.run(
+        ["debugfs", "-R", "cat file", raw], capture_output=True, text=True, check=True
+    )
     assert dumped.stdout == "written\n"

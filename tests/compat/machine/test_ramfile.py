@@ -1,4 +1,7 @@
-"""States of running machines with their RAM: time goes back, from this cache and from another one, and what does not fit is refused."""
+"""
+States of running machines with their RAM: time goes back, from this cache and from another one, and
+what does not fit is refused.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ def save(world: World, guest: Talking, state: str = "loggedin", *, compress: boo
     """:returns: a tick before which the state was saved"""
     guest.console.write("before")
     guest.console.write("before", disk="vdb")
-    stored = RamfileBackend(world.context, guest.machine, compress=compress).set(world.target(dict(guest.images)), state)
+    stored = RamfileBackend(world.context, guest.machine, compress=compress).set(
+        world.target(dict(guest.images)), state
+    )
     assert stored.complete
     then = guest.console.tick()
     guest.console.write("after")
@@ -79,7 +84,9 @@ def test_time_goes_back_here_and_elsewhere(world: World, guests: Lab, compress: 
     (world.place / "elsewhere").mkdir()
     images = {name: world.place / "elsewhere" / f"{name}.qcow2" for name in IMAGES}
     with guests.directory() as directory:
-        got, machine = RamfileBackend(other._context).start(world.target(images), "loggedin", guests.config({}, directory))
+        got, machine = RamfileBackend(other._context).start(
+            world.target(images), "loggedin", guests.config({}, directory)
+        )
         with machine, talking_to(directory / "serial") as console:
             assert got.bytes > 0
             check_back(console, then)
@@ -87,11 +94,17 @@ def test_time_goes_back_here_and_elsewhere(world: World, guests: Lab, compress: 
             console.write("later")
             machine.pause()
         other.image("vm1/disk").set("later", source=images["disk"])
-    assert [manifest.state for manifest in other._cache.pool.chain(StateId("vm1/disk", "later"))] == ["later", "loggedin", "install"]
+    assert [
+        manifest.state for manifest in other._cache.pool.chain(StateId("vm1/disk", "later"))
+    ] == ["later", "loggedin", "install"]
 
 
 def test_ram_comes_from_another_host(world: World, guests: Lab, sshd: Sshd, saved: int) -> None:
-    other = StatePool(cache=world.place / "other", sources=[sshd.location(world.place / "pool")], settings=sshd.settings())
+    other = StatePool(
+        cache=world.place / "other",
+        sources=[sshd.location(world.place / "pool")],
+        settings=sshd.settings(),
+    )
     (world.place / "elsewhere").mkdir()
     images = {name: world.place / "elsewhere" / f"{name}.qcow2" for name in IMAGES}
     with guests.directory() as directory:
@@ -106,7 +119,9 @@ def test_a_machine_of_somebody_else_is_saved_and_loaded(world: World, guests: La
         guest.machine.close()
         guest.console.write("before")
         guest.console.write("before", disk="vdb")
-        RamfileBackend(world.context).set(world.target(dict(guest.images), guest.monitor), "loggedin")
+        RamfileBackend(world.context).set(
+            world.target(dict(guest.images), guest.monitor), "loggedin"
+        )
         then = guest.console.tick()
         with RunningMachine.connect(guest.monitor) as machine:
             assert machine.status() == "running"
@@ -114,7 +129,9 @@ def test_a_machine_of_somebody_else_is_saved_and_loaded(world: World, guests: La
     with guests.directory() as directory:
         socket = directory / "monitor"
         config = guests.config(images, directory)
-        with RunningMachine.start(config, arguments=("-qmp", f"unix:{socket},server=on,wait=off", *INCOMING)) as machine:
+        with RunningMachine.start(
+            config, arguments=("-qmp", f"unix:{socket},server=on,wait=off", *INCOMING)
+        ) as machine:
             RamfileBackend(world.context).get(world.target(monitor=socket), "loggedin")
             assert machine.status() == "running"
             with talking_to(directory / "serial") as console:
@@ -124,7 +141,9 @@ def test_a_machine_of_somebody_else_is_saved_and_loaded(world: World, guests: La
 def test_what_stands_still_stays_so(world: World, guests: Lab) -> None:
     with guests.running(world.images("install")) as guest:
         guest.machine.pause()
-        RamfileBackend(world.context, guest.machine).set(world.target(dict(guest.images)), "loggedin")
+        RamfileBackend(world.context, guest.machine).set(
+            world.target(dict(guest.images)), "loggedin"
+        )
         assert guest.machine.status() == "paused"
         guest.machine.resume()
         guest.console.write("goes-on")
@@ -135,7 +154,11 @@ def test_what_is_refused(world: World, guests: Lab, saved: int) -> None:
     backend = RamfileBackend(world.context)
     with guests.directory() as directory:
         with pytest.raises(NotFound, match="install has no RAM"):
-            backend.start(world.target({name: world.place / f"{name}.x" for name in IMAGES}), "install", guests.config({}, directory))
+            backend.start(
+                world.target({name: world.place / f"{name}.x" for name in IMAGES}),
+                "install",
+                guests.config({}, directory),
+            )
         with guests.running(world.images("install", to="third")) as guest:
             live = RamfileBackend(world.context, guest.machine)
             with pytest.raises(Conflict, match="exists in"):
@@ -145,7 +168,10 @@ def test_what_is_refused(world: World, guests: Lab, saved: int) -> None:
             with pytest.raises(RefusedError, match="no unwritten working image"):
                 live.get(world.target(), "loggedin")
             with pytest.raises(RefusedError, match="also writes to"):
-                RamfileBackend(world.context, guest.machine).set(evolve(world.target({"disk": guest.images["disk"]}), object=Machine("vm1")), "new")
+                RamfileBackend(world.context, guest.machine).set(
+                    evolve(world.target({"disk": guest.images["disk"]}), object=Machine("vm1")),
+                    "new",
+                )
             with pytest.raises(RefusedError, match="also writes to"):
                 live.set(world.target({**guest.images, "data": images["data"]}), "new")
             assert guest.machine.status() == "running"
@@ -154,7 +180,9 @@ def test_what_is_refused(world: World, guests: Lab, saved: int) -> None:
     assert world.cache.pool.find(StateId("vm1", "new", Kind.MACHINE)) is None
 
 
-def test_what_runs_inside_of_a_pool_is_not_started_again(world: World, guests: Lab, saved: int) -> None:
+def test_what_runs_inside_of_a_pool_is_not_started_again(
+    world: World, guests: Lab, saved: int
+) -> None:
     """New working images cannot be made there, which is known before the machine is ended."""
     names = {name: path.name for name, path in world.images("install", to="third").items()}
     inside = (world.place / "third").rename(world.place / "pool" / "third")
@@ -171,15 +199,24 @@ def test_what_runs_inside_of_a_pool_is_not_started_again(world: World, guests: L
         ({"machine": "pc"}, "the machine type is pc-i440fx"),
         ({"cpu": "Nehalem"}, "the CPU is Nehalem"),
         ({"processors": 2}, "the number of processors is 2, not 1"),
-        ({"extra": ("-device", "virtio-rng-pci")}, r"there is the device PCI 00:0\d.0 1af4:1005 besides"),
+        (
+            {"extra": ("-device", "virtio-rng-pci")},
+            r"there is the device PCI 00:0\d.0 1af4:1005 besides",
+        ),
     ],
 )
-def test_another_machine_than_the_one_that_was_saved(world: World, guests: Lab, saved: int, change: dict[str, object], told: str) -> None:
+def test_another_machine_than_the_one_that_was_saved(
+    world: World, guests: Lab, saved: int, change: dict[str, object], told: str
+) -> None:
     with guests.directory() as directory:
         config = guests.config({}, directory)
         extra = change.get("extra", ())
         assert isinstance(extra, tuple)
-        other = evolve(config, arguments=[*config.arguments, *extra], **{name: value for name, value in change.items() if name != "extra"})
+        other = evolve(
+            config,
+            arguments=[*config.arguments, *extra],
+            **{name: value for name, value in change.items() if name != "extra"},
+        )
         (world.place / "next").mkdir()
         images = {name: world.place / "next" / f"{name}.qcow2" for name in IMAGES}
         with pytest.raises(Incompatible, match=told) as caught:
@@ -188,9 +225,13 @@ def test_another_machine_than_the_one_that_was_saved(world: World, guests: Lab, 
         if "memory" in change or "machine" in change:
             # QEMU itself refuses these, whatever one says.
             with pytest.raises(IntegrityError, match="could not be loaded"):
-                RamfileBackend(world.context, force=True).start(world.target(images), "loggedin", other, Options(overwrite=True))
+                RamfileBackend(world.context, force=True).start(
+                    world.target(images), "loggedin", other, Options(overwrite=True)
+                )
         if "extra" in change:
-            _, machine = RamfileBackend(world.context, force=True).start(world.target(images), "loggedin", other, Options(overwrite=True))
+            _, machine = RamfileBackend(world.context, force=True).start(
+                world.target(images), "loggedin", other, Options(overwrite=True)
+            )
             machine.close()
 
 
@@ -204,7 +245,9 @@ def test_a_missing_device(world: World, guests: Lab) -> None:
         (world.place / "next").mkdir()
         images = {name: world.place / "next" / f"{name}.qcow2" for name in IMAGES}
         world.states.machine("vm1").get("loggedin", to=images)
-        with RunningMachine.start(config.with_images({"disk": images["disk"]}), arguments=INCOMING) as machine:
+        with RunningMachine.start(
+            config.with_images({"disk": images["disk"]}), arguments=INCOMING
+        ) as machine:
             with pytest.raises(Incompatible, match=r"the device PCI 00:02.0 1af4:1001 is missing"):
                 RamfileBackend(world.context, machine).get(world.target(), "loggedin")
             assert machine.status() == "inmigrate"
@@ -223,8 +266,12 @@ def test_damaged_ram_is_not_loaded(world: World, guests: Lab, saved: int) -> Non
         images = {name: world.place / "next" / f"{name}.qcow2" for name in IMAGES}
         alone = StatePool(cache=world.cache.root)
         with pytest.raises(IntegrityError):
-            RamfileBackend(alone._context).start(world.target(images), "loggedin", guests.config({}, directory))
-        got, machine = RamfileBackend(world.context).start(world.target(images), "loggedin", guests.config({}, directory))
+            RamfileBackend(alone._context).start(
+                world.target(images), "loggedin", guests.config({}, directory)
+            )
+        got, machine = RamfileBackend(world.context).start(
+            world.target(images), "loggedin", guests.config({}, directory)
+        )
         with machine, talking_to(directory / "serial") as console:
             assert got.bytes >= manifest.size // 2
             check_back(console, saved)
@@ -249,7 +296,9 @@ def test_no_room_for_ram(world: World, guests: Lab, monkeypatch: pytest.MonkeyPa
 def test_a_state_with_ram_is_like_others(world: World, guests: Lab, saved: int) -> None:
     machine = world.states.machine("vm1")
     assert machine.check("loggedin")
-    kinds = sorted(str(one.manifest.kind) for one in machine.show() if one.manifest.state == "loggedin")
+    kinds = sorted(
+        str(one.manifest.kind) for one in machine.show() if one.manifest.state == "loggedin"
+    )
     assert kinds == ["image", "image", "machine", "ram"]
     assert all(one.problem is None for one in world.states.verify("vm1"))
     machine.unset("loggedin", scope="all")

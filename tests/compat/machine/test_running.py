@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from statepool.errors import Conflict, IntegrityError, InUse, MachineError, NoSpace, NotFound, RefusedError
+from statepool.errors import (
+    Conflict,
+    IntegrityError,
+    InUse,
+    MachineError,
+    NoSpace,
+    NotFound,
+    RefusedError,
+)
 from statepool.machine.description import MachineConfig
 from statepool.machine.disks import disk_of, disks
 from statepool.machine.monitor import Monitor
@@ -27,7 +35,7 @@ EMPTY = MachineConfig(memory=64 << 20, machine="none")
 """A machine without anything in it, which starts at once."""
 
 
-# -- time goes back ----------------------------------------------------------------------------------------------------------------------------------
+# -- time goes back --------------------------------------------------------------------------------
 
 
 def test_a_snapshot_brings_ram_and_disks_back(guests: Lab, tmp_path: Path) -> None:
@@ -71,15 +79,19 @@ def test_ram_in_a_file_brings_ram_back(guests: Lab, tmp_path: Path) -> None:
     assert max(ticks) < 60
 
 
-# -- in the run state that it was in before ----------------------------------------------------------------------------------------------------------
+# -- in the run state that it was in before --------------------------------------------------------
 
 
-def test_a_failed_load_inside_of_qemu_leaves_the_machine_running(guests: Lab, tmp_path: Path) -> None:
+def test_a_failed_load_inside_of_qemu_leaves_the_machine_running(
+    guests: Lab, tmp_path: Path
+) -> None:
     """QEMU itself leaves a machine stopped whose load failed."""
     with guests.running(guests.copies(tmp_path)) as guest:
         before = guest.console.tick()
         with pytest.raises(MachineError, match="boom"), guest.machine.held():
-            guest.machine.execute("snapshot-load", job_id="x", tag="nope", vmstate="disk0", devices=["disk0", "disk1"])
+            guest.machine.execute(
+                "snapshot-load", job_id="x", tag="nope", vmstate="disk0", devices=["disk0", "disk1"]
+            )
             assert wait_until(lambda: guest.machine.status() != "running", timeout=30)
             raise MachineError("boom")
         assert guest.machine.status() == "running"
@@ -89,7 +101,11 @@ def test_a_failed_load_inside_of_qemu_leaves_the_machine_running(guests: Lab, tm
 def test_no_room_for_ram(guests: Lab, tmp_path: Path) -> None:
     with guests.running(guests.copies(tmp_path)) as guest:
         before = guest.console.tick()
-        with open("/dev/full", "wb") as full, pytest.raises(NoSpace, match="no room for the RAM"), guest.machine.held():
+        with (
+            open("/dev/full", "wb") as full,
+            pytest.raises(NoSpace, match="no room for the RAM"),
+            guest.machine.held(),
+        ):
             guest.machine.pause()
             save_ram(guest.machine, full.fileno())
         assert guest.machine.status() == "running"
@@ -99,11 +115,17 @@ def test_no_room_for_ram(guests: Lab, tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["short", "foreign", "empty"])
 def test_ram_that_is_not_what_it_should_be(guests: Lab, tmp_path: Path, damage: str) -> None:
     images = guests.copies(tmp_path)
-    data = {"short": guests.ram.read_bytes()[: 1 << 20], "foreign": b"#!/bin/sh\n" * 1000, "empty": b""}[damage]
+    data = {
+        "short": guests.ram.read_bytes()[: 1 << 20],
+        "foreign": b"#!/bin/sh\n" * 1000,
+        "empty": b"",
+    }[damage]
     (tmp_path / "ram").write_bytes(data)
     with (
         guests.directory() as directory,
-        RunningMachine.start(guests.config(images, directory), arguments=("-incoming", "defer")) as machine,
+        RunningMachine.start(
+            guests.config(images, directory), arguments=("-incoming", "defer")
+        ) as machine,
         open(tmp_path / "ram", "rb") as file,
         pytest.raises(IntegrityError, match="could not be loaded"),
     ):
@@ -112,12 +134,15 @@ def test_ram_that_is_not_what_it_should_be(guests: Lab, tmp_path: Path, damage: 
 
 def test_ram_for_a_machine_that_runs(guests: Lab, tmp_path: Path) -> None:
     with guests.running(guests.copies(tmp_path)) as guest:
-        with open(guests.ram, "rb") as file, pytest.raises(RefusedError, match="it is running already"):
+        with (
+            open(guests.ram, "rb") as file,
+            pytest.raises(RefusedError, match="it is running already"),
+        ):
             load_ram(guest.machine, file.fileno())
         assert guest.machine.status() == "running"
 
 
-# -- disks -------------------------------------------------------------------------------------------------------------------------------------------
+# -- disks -----------------------------------------------------------------------------------------
 
 
 def test_disks_are_found_by_their_files(guests: Lab, tmp_path: Path) -> None:
@@ -132,22 +157,34 @@ def test_disks_are_found_by_their_files(guests: Lab, tmp_path: Path) -> None:
 def test_raw_and_read_only_images(tmp_path: Path) -> None:
     raw = tmp_path / "raw.img"
     raw.write_bytes(bytes(1 << 20))
-    readonly = ("-blockdev", f"driver=raw,node-name=r,read-only=on,file.driver=file,file.filename={raw}", "-device", "virtio-blk-pci,drive=r")
+    readonly = (
+        "-blockdev",
+        f"driver=raw,node-name=r,read-only=on,file.driver=file,file.filename={raw}",
+        "-device",
+        "virtio-blk-pci,drive=r",
+    )
     config = MachineConfig(memory=64 << 20, arguments=(*readonly, "-S"))
     with RunningMachine.start(config) as machine:
         with pytest.raises(RefusedError, match="no disk that it can write to"):
             save_snapshot(machine, "x")
         with pytest.raises(RefusedError, match="for reading only"):
             disk_of(machine, raw)
-    writable = ("-blockdev", f"driver=raw,node-name=r,file.driver=file,file.filename={raw}", "-device", "virtio-blk-pci,drive=r")
-    with RunningMachine.start(MachineConfig(memory=64 << 20, arguments=(*writable, "-S"))) as machine:
+    writable = (
+        "-blockdev",
+        f"driver=raw,node-name=r,file.driver=file,file.filename={raw}",
+        "-device",
+        "virtio-blk-pci,drive=r",
+    )
+    with RunningMachine.start(
+        MachineConfig(memory=64 << 20, arguments=(*writable, "-S"))
+    ) as machine:
         with pytest.raises(RefusedError, match=r"not QCOW2: .*raw.img \(raw\)"):
             save_snapshot(machine, "x")
         with pytest.raises(RefusedError, match="as raw, not as QCOW2"):
             disk_of(machine, raw)
 
 
-# -- monitors of others ------------------------------------------------------------------------------------------------------------------------------
+# -- monitors of others ----------------------------------------------------------------------------
 
 
 def greet(listener: socket.socket) -> None:
@@ -194,7 +231,7 @@ def test_a_qemu_that_dies(guests: Lab, tmp_path: Path) -> None:
             save_snapshot(guest.machine, "x")
 
 
-# -- a QEMU of our own -------------------------------------------------------------------------------------------------------------------------------
+# -- a QEMU of our own -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -202,7 +239,10 @@ def test_a_qemu_that_dies(guests: Lab, tmp_path: Path) -> None:
     [
         (MachineConfig(binary="qemu-system-nothing"), "qemu-system-nothing is not installed"),
         (MachineConfig(machine="no-such-machine"), "did not start: unsupported machine type"),
-        (MachineConfig({"disk": Path("nowhere/x.qcow2")}, arguments=("-S",)), "did not start: .*Could not open"),
+        (
+            MachineConfig({"disk": Path("nowhere/x.qcow2")}, arguments=("-S",)),
+            "did not start: .*Could not open",
+        ),
         (MachineConfig(arguments=("-no-such-option",)), "did not start: .*invalid option"),
     ],
 )
@@ -213,7 +253,12 @@ def test_a_machine_that_does_not_start_says_why(config: MachineConfig, message: 
 
 def test_what_is_wrong_is_told_under_whatever_name_qemu_has(tmp_path: Path) -> None:
     program = tmp_path / "my-qemu"
-    said = ["my-qemu: warning: old", "my-qemu: no such thing", "my-qemu: warning: odd", "Try harder"]
+    said = [
+        "my-qemu: warning: old",
+        "my-qemu: no such thing",
+        "my-qemu: warning: odd",
+        "Try harder",
+    ]
     program.write_text("#!/bin/sh\n" + "".join(f"echo {line} >&2\n" for line in said))
     program.chmod(0o755)
     with pytest.raises(MachineError, match="did not start: no such thing"):
@@ -222,7 +267,11 @@ def test_what_is_wrong_is_told_under_whatever_name_qemu_has(tmp_path: Path) -> N
 
 def leftovers() -> tuple[int, int, int]:
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
-    return len(os.listdir("/proc/self/fd")), threading.active_count(), len(children.read_text().split())
+    return (
+        len(os.listdir("/proc/self/fd")),
+        threading.active_count(),
+        len(children.read_text().split()),
+    )
 
 
 def test_starts_and_stops_leave_nothing(tmp_path: Path) -> None:
@@ -242,16 +291,16 @@ def test_starts_and_stops_leave_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None])
 def test_a_machine_of_ours_does_not_outlive_us(how: signal.Signals | None) -> None:
     program = (
-        "import sys, threading, time\n"
-        "from statepool.machine.description import MachineConfig\n"
-        "from statepool.machine.running import RunningMachine\n"
-        "machines = []\n"
-        "start = lambda: machines.append(RunningMachine.start(MachineConfig(memory=64 << 20, machine='none')))\n"
-        "thread = threading.Thread(target=start); thread.start(); thread.join()\n"
-        "print(machines[0].pid, machines[0].status(), flush=True)\n"
-        "sys.stdin.read()\n"
+        "import sys, threading, time\nfrom statepool.machine.description import MachineConfig\nfrom"
+        " statepool.machine.running import RunningMachine\nmachines = []\nstart = lambda:"
+        " machines.append(RunningMachine.start(MachineConfig(memory=64 << 20,"
+        " machine='none')))\nthread = threading.Thread(target=start); thread.start();"
+        " thread.join()\nprint(machines[0].pid, machines[0].status(),"
+        " flush=True)\nsys.stdin.read()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
         assert child.stdout is not None
         assert child.stdin is not None
         pid, status = child.stdout.readline().split()
@@ -283,10 +332,18 @@ def test_a_machine_that_has_ended_is_not_running(end: str) -> None:
         else:
             machine.close()
         assert not machine.is_running
-        with pytest.raises(MachineError, match="was closed" if end == "close" else "has ended: it (ended|was ended)"):
+        with pytest.raises(
+            MachineError,
+            match="was closed" if end == "close" else "has ended: it (ended|was ended)",
+        ):
             machine.execute("query-status")
     assert not machine.is_running
-    for use in (machine.status, machine.pause, lambda: machine.monitor.execute_many([]), lambda: machine.monitor.send_descriptor("x", 0)):
+    for use in (
+        machine.status,
+        machine.pause,
+        lambda: machine.monitor.execute_many([]),
+        lambda: machine.monitor.send_descriptor("x", 0),
+    ):
         with pytest.raises(MachineError, match="the machine was closed"):
             use()
 
@@ -303,7 +360,7 @@ def test_a_machine_of_others_that_has_ended_is_not_running(guests: Lab, tmp_path
         assert not guest.machine.is_running
 
 
-# -- threads, programs with a loop of their own, forks -----------------------------------------------------------------------------------------------
+# -- threads, programs with a loop of their own, forks ---------------------------------------------
 
 
 def test_many_threads_share_a_machine() -> None:

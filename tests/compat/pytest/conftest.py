@@ -60,27 +60,49 @@ class Suite:
     root: Path
 
     def write(self, text: str, name: str = "test_suite.py") -> None:
-        header = "import os, subprocess\nfrom pathlib import Path\nimport pytest\nfrom pytest_statepool import vm_state_builder\n\n"
+        header = (
+            "import os, subprocess\nfrom pathlib import Path\nimport pytest\nfrom pytest_statepool"
+            " import vm_state_builder\n\n"
+        )
         (self.root / name).write_text(header + text)
 
     def command(self, *arguments: str) -> list[str]:
-        plugins = [word for name in ("xdist", "pytest_statepool", "recorder", "no:cacheprovider") for word in ("-p", name)]
+        plugins = [
+            word
+            for name in ("xdist", "pytest_statepool", "recorder", "no:cacheprovider")
+            for word in ("-p", name)
+        ]
         return [sys.executable, "-m", "pytest", *plugins, *arguments]
 
     @property
     def environ(self) -> dict[str, str]:
         path = os.pathsep.join([str(self.root), str(ROOT), str(ROOT / "plugins")])
         # Plugins that are installed and that nobody here asks for take a second to load.
-        ours = {name: value for name, value in os.environ.items() if name not in ("CI", "BUILD_NUMBER")}  # there pytest says much of it twice
+        # there pytest says much of it twice
+        ours = {
+            name: value for name, value in os.environ.items() if name not in ("CI", "BUILD_NUMBER")
+        }
         return {**ours, "PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
     def run(self, *arguments: str, code: int | None = 0) -> Outcome:
         (self.root / "outcomes.jsonl").unlink(missing_ok=True)
-        done = subprocess.run(self.command(*arguments), cwd=self.root, env=self.environ, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            self.command(*arguments),
+            cwd=self.root,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         out = done.stdout + done.stderr
         assert code is None or done.returncode == code, out
         path = self.root / "outcomes.jsonl"
-        tests = dict(json.loads(line) for line in path.read_text().splitlines()) if path.exists() else {}
+        tests = (
+            dict(json.loads(line) for line in path.read_text().splitlines())
+            if path.exists()
+            else {}
+        )
         return Outcome(done.returncode, out, tests)
 
     def built(self) -> list[str]:
@@ -102,7 +124,9 @@ def guests_programs() -> None:
 
 
 @pytest.fixture
-def suite(tmp_path: Path, make_image: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Suite:
+def suite(
+    tmp_path: Path, make_image: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Suite:
     root = tmp_path / "suite"
     root.mkdir()
     monkeypatch.chdir(root)
@@ -110,7 +134,9 @@ def suite(tmp_path: Path, make_image: Callable[..., Path], monkeypatch: pytest.M
     disk = statepool.StatePool(tmp_path / "author", ["pool"]).image("vm1/disk")
     disk.set("install", source=make_image(root / "base.qcow2", SIZE, writes=[(0, 65536, 1)]))
     disk.get("install", to="child.qcow2")
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 2 64k 64k", "child.qcow2"], check=True)
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", "write -q -P 2 64k 64k", "child.qcow2"], check=True
+    )
     disk.set("customize", source="child.qcow2")
     (root / "pytest.ini").write_text("[pytest]\nvm_state_pool = pool\nvm_state_cache = cache\n")
     (root / "recorder.py").write_text(RECORDER)

@@ -16,7 +16,8 @@ BUILDER = """
 def build_{state}(image):
     with open("built.log", "a") as file:
         file.write("{state}\\n")
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P {value} {offset} 64k", image], check=True)
+    command = ["qemu-io", "-f", "qcow2", "-c", "write -q -P {value} {offset} 64k", image]
+    subprocess.run(command, check=True)
 """
 
 
@@ -25,7 +26,10 @@ def builder(state: str, parent: str | None, value: int, offset: int = 0) -> str:
 
 
 def asking(*states: str, body: str = "pass") -> str:
-    return "".join(f'\n@pytest.mark.vm_state("vm1/disk", "{state}")\ndef test_{state}(vm_state):\n    {body}\n' for state in states)
+    return "".join(
+        f'\n@pytest.mark.vm_state("vm1/disk", "{state}")\ndef test_{state}(vm_state):\n    {body}\n'
+        for state in states
+    )
 
 
 def tree(grandchild: int = 5, child: int = 4) -> str:
@@ -82,14 +86,20 @@ def test_building_anew_removes_nothing(suite: Any, arguments: list[str]) -> None
     built = next(state for state in known(suite) if state.startswith("base--"))
     disk = statepool.StatePool(suite.root / "author", [suite.root / "pool"]).image("vm1/disk")
     disk.get(built, to="mine.qcow2")
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 9 1M 64k", "mine.qcow2"], check=True)
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", "write -q -P 9 1M 64k", "mine.qcow2"], check=True
+    )
     disk.set("my-work", source="mine.qcow2")
     before = known(suite)
     out = suite.run("--vm-state-rebuild", *arguments).out
     after = known(suite)
     assert before.items() < after.items()
     assert sorted(suite.built()) == ["base", "base", "leaf", "leaf"]
-    lines = [line.partition(": ")[2] for line in out.splitlines() if line.startswith("superseded, and still there: ")]
+    lines = [
+        line.partition(": ")[2]
+        for line in out.splitlines()
+        if line.startswith("superseded, and still there: ")
+    ]
     assert len(lines) == 2
     assert any(line.startswith(f"vm1/disk {built}: statepool --cache ") for line in lines)
     suite.run(*arguments)
@@ -97,7 +107,9 @@ def test_building_anew_removes_nothing(suite: Any, arguments: list[str]) -> None
     # Each line has a command that works as it is, in this order: what stands on something first.
     for line in sorted(lines, reverse=True):
         command = shlex.split(line.partition(": ")[2])
-        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", *command], capture_output=True, text=True, check=False
+        )
         assert done.returncode == (4 if built in command else 0), done.stderr
     assert {"my-work", built} < known(suite).keys()
 
@@ -122,7 +134,11 @@ def test_what_cannot_be_built_anew_stays(suite: Any) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["-x"], ["-n", "1"], ["-n", "2", "-x"]])
 def test_nothing_stays_of_building_anew(suite: Any, arguments: list[str]) -> None:
-    suite.write(builder("base", "install", 3) + asking("base", body="assert 0") + "\ndef test_other(): pass\n")
+    suite.write(
+        builder("base", "install", 3)
+        + asking("base", body="assert 0")
+        + "\ndef test_other(): pass\n"
+    )
     suite.run("--vm-state-rebuild", *arguments, code=None)
     assert suite.built() == ["base"]
     assert list((suite.root / "cache/.statepool/working").iterdir()) == []
@@ -158,7 +174,10 @@ def test_a_parent_that_nobody_has_or_builds(suite: Any) -> None:
     suite.write(builder("one", "nothing", 1) + asking("one"))
     out = suite.run(code=1).out
     assert "test_suite.py::test_one cannot have vm1/disk one: the builder at " in out
-    assert "test_suite.py:7 starts from vm1/disk nothing, which no pool has and no builder makes" in out
+    assert (
+        "test_suite.py:7 starts from vm1/disk nothing, which no pool has and no builder makes"
+        in out
+    )
     assert 'declare @vm_state_builder("vm1/disk", "nothing")' in out
     assert "Traceback" not in out
 
@@ -176,15 +195,32 @@ def look(image):
 @pytest.mark.parametrize(
     ("work", "shown"),
     [
-        ("helper.give_up(image)", ["helper.py:8: in give_up", '    raise RuntimeError("no network")', "E   RuntimeError: no network"]),
-        ("helper.look(image)", ["helper.py:11: in look", '    assert image.stat().st_size < 0, "it is as long as before"']),
-        ("assert image.name == 'other.qcow2'", ["E   AssertionError: assert 'disk.qcow2' == 'other.qcow2'"]),
+        (
+            "helper.give_up(image)",
+            [
+                "helper.py:8: in give_up",
+                '    raise RuntimeError("no network")',
+                "E   RuntimeError: no network",
+            ],
+        ),
+        (
+            "helper.look(image)",
+            [
+                "helper.py:11: in look",
+                '    assert image.stat().st_size < 0, "it is as long as before"',
+            ],
+        ),
+        (
+            "assert image.name == 'other.qcow2'",
+            ["E   AssertionError: assert 'disk.qcow2' == 'other.qcow2'"],
+        ),
     ],
 )
 def test_a_builder_that_fails(suite: Any, work: str, shown: list[str], timeout: int | None) -> None:
     suite.write(HELPER, "helper.py")
     suite.write(
-        f'import helper\n@vm_state_builder("vm1/disk", "one", parent="install", timeout={timeout})\ndef build(image):\n    {work}\n' + asking("one")
+        'import helper\n@vm_state_builder("vm1/disk", "one", parent="install",'
+        f" timeout={timeout})\ndef build(image):\n    {work}\n" + asking("one")
     )
     out = suite.run(code=1).out
     lines = out.splitlines()
@@ -192,23 +228,36 @@ def test_a_builder_that_fails(suite: Any, work: str, shown: list[str], timeout: 
     assert "test_suite.py::test_one cannot have vm1/disk one: the builder of one--" in out
     assert lines[first + 1] == f"    {work}"
     assert [line for line in lines if line in shown] == shown
-    for ours in ("fixtures.py", "provision.py", "ensure.py", "futures", "thread", "During handling"):
+    for ours in (
+        "fixtures.py",
+        "provision.py",
+        "ensure.py",
+        "futures",
+        "thread",
+        "During handling",
+    ):
         assert ours not in out
     assert suite.images() == []
 
 
 def test_a_builder_that_leaves_no_image(suite: Any) -> None:
-    suite.write('@vm_state_builder("vm1/disk", "one")\ndef build(image): image.write_text("no image")\n' + asking("one"))
+    suite.write(
+        '@vm_state_builder("vm1/disk", "one")\ndef build(image): image.write_text("no image")\n'
+        + asking("one")
+    )
     out = suite.run(code=1).out
     assert "the image that it left cannot be used" in out
     assert "hidden" not in out
     assert ".py:" not in out.replace("test_suite.py::", "")
 
 
-def test_what_a_builder_starts_inherits_no_passwords(suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_builder_starts_inherits_no_passwords(
+    suite: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STATEPOOL_SSH_PASSWORD", "secret word")
     suite.write(
-        '@vm_state_builder("vm1/disk", "one", parent="install")\ndef build(image):\n    subprocess.run("env >environ", shell=True, check=True)\n'
+        '@vm_state_builder("vm1/disk", "one", parent="install")\ndef build(image):\n   '
+        ' subprocess.run("env >environ", shell=True, check=True)\n'
         + asking("one", body='assert os.environ["STATEPOOL_SSH_PASSWORD"] == "secret word"')
     )
     suite.run()
@@ -218,10 +267,22 @@ def test_what_a_builder_starts_inherits_no_passwords(suite: Any, monkeypatch: py
 
 def test_the_configuration_is_found_from_the_root_directory(suite: Any) -> None:
     (suite.root / "pytest.ini").write_text("[pytest]\n")
-    (suite.root / "statepool.toml").write_text('cache = "cache"\nsources = [{ location = "pool", name = "store" }]\n')
+    (suite.root / "statepool.toml").write_text(
+        'cache = "cache"\nsources = [{ location = "pool", name = "store" }]\n'
+    )
     (suite.root / "elsewhere").mkdir()
     suite.write(asking("install"))
     words = suite.command("--rootdir", "..", "-c", "../pytest.ini", "../test_suite.py")
-    done = subprocess.run(words, cwd=suite.root / "elsewhere", env=suite.environ, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words,
+        cwd=suite.root / "elsewhere",
+        env=suite.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"statepool: cache {suite.root}/cache, pool store, as {suite.root}/statepool.toml says" in done.stdout
+    assert (
+        f"statepool: cache {suite.root}/cache, pool store, as {suite.root}/statepool.toml says"
+        in done.stdout
+    )

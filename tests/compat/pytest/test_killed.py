@@ -1,4 +1,6 @@
-"""A run that is killed leaves no machine running, no lock, and after the next start no working image."""
+"""
+A run that is killed leaves no machine running, no lock, and after the next start no working image.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ def vm_config():
 @pytest.mark.vm_state("vm1/disk", "customize")
 @pytest.mark.parametrize("number", range(2))
 def test_it(vm, vm_state, number):
-    Path(f"{os.getpid()}-{number}.part").write_text(json.dumps([os.getpid(), vm.pid, str(vm_state.path)]))
-    os.rename(f"{os.getpid()}-{number}.part", f"{number}.started")
+    started = Path(f"{os.getpid()}-{number}.part")
+    started.write_text(json.dumps([os.getpid(), vm.pid, str(vm_state.path)]))
+    os.rename(started, f"{number}.started")
     while not os.path.exists("go"):
         time.sleep(0.02)
 """
@@ -61,11 +64,26 @@ def locked(place: Path) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize(("arguments", "victim"), [((), "controller"), (("-n", "2"), "controller"), (("-n", "2"), "worker"), (("-n", "2"), "all")])
-def test_nothing_stays(suite: Any, guests_programs: None, arguments: tuple[str, ...], victim: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "victim"),
+    [
+        ((), "controller"),
+        (("-n", "2"), "controller"),
+        (("-n", "2"), "worker"),
+        (("-n", "2"), "all"),
+    ],
+)
+def test_nothing_stays(
+    suite: Any, guests_programs: None, arguments: tuple[str, ...], victim: str
+) -> None:
     suite.write(TESTS)
     run = subprocess.Popen(
-        suite.command(*arguments), cwd=suite.root, env=suite.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        suite.command(*arguments),
+        cwd=suite.root,
+        env=suite.environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         count = 2 if arguments else 1
@@ -83,9 +101,16 @@ def test_nothing_stays(suite: Any, guests_programs: None, arguments: tuple[str, 
             (suite.root / "go").touch()
             assert run.wait(90) == 1
         else:
-            os.kill(run.pid, signal.SIGKILL) if victim == "controller" else os.killpg(run.pid, signal.SIGKILL)
+            (
+                os.kill(run.pid, signal.SIGKILL)
+                if victim == "controller"
+                else os.killpg(run.pid, signal.SIGKILL)
+            )
             run.wait()
-        wait_for(lambda: not any(map(is_there, [*machines, *(worker for worker, _, _ in started)])), "QEMU or a worker outlives the run")
+        wait_for(
+            lambda: not any(map(is_there, [*machines, *(worker for worker, _, _ in started)])),
+            "QEMU or a worker outlives the run",
+        )
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)

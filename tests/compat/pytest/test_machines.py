@@ -40,20 +40,32 @@ def is_running(pid: int) -> bool:
 
 def machines(suite: Any) -> list[tuple[int, list[str]]]:
     """:returns: process ids and images of the machines that ran"""
-    return [(pid, images) for pid, images in map(json.loads, (suite.root / "machines.jsonl").read_text().splitlines())]
+    return [
+        (pid, images)
+        for pid, images in map(json.loads, (suite.root / "machines.jsonl").read_text().splitlines())
+    ]
 
 
 @pytest.fixture(scope="module")
 def pool_with_machine(tmp_path_factory: pytest.TempPathFactory, guests_programs: None) -> Path:
-    """With the machine ``vm2`` in a state ``off`` of its two images, and in a state ``on`` with its RAM."""
+    """
+    With the machine ``vm2`` in a state ``off`` of its two images, and in a state ``on`` with its
+    RAM.
+    """
     place = tmp_path_factory.mktemp("author")
     statepool.init(place / "pool")
-    vm = statepool.StatePool(place / "cache", [place / "pool"]).machine("vm2", images=("data", "disk"))
+    vm = statepool.StatePool(place / "cache", [place / "pool"]).machine(
+        "vm2", images=("data", "disk")
+    )
     images = {name: place / f"{name}.qcow2" for name in ("disk", "data")}
     for path in images.values():
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(SIZE)], check=True)
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(SIZE)], check=True
+        )
     vm.set("off", source=images)
-    config = statepool.MachineConfig({name: images[name] for name in ("data", "disk")}, memory=MEMORY)
+    config = statepool.MachineConfig(
+        {name: images[name] for name in ("data", "disk")}, memory=MEMORY
+    )
     with statepool.RunningMachine.start(config) as machine:
         vm.set_running("on", machine)
     return place / "pool"
@@ -61,7 +73,9 @@ def pool_with_machine(tmp_path_factory: pytest.TempPathFactory, guests_programs:
 
 @pytest.fixture
 def of_machine(suite: Any, pool_with_machine: Path) -> Any:
-    (suite.root / "pytest.ini").write_text(f"[pytest]\nvm_state_pool = {pool_with_machine}\n  pool\nvm_state_cache = cache\n")
+    (suite.root / "pytest.ini").write_text(
+        f"[pytest]\nvm_state_pool = {pool_with_machine}\n  pool\nvm_state_cache = cache\n"
+    )
     return suite
 
 
@@ -92,7 +106,8 @@ def test_on(vm, vm_state):
 @pytest.mark.vm_state("vm2", "off")
 @pytest.mark.vm_state("vm1/disk", "install")
 def test_two(make_vm, vm_state):
-    one, two = make_vm(vm_state["vm1/disk"]), make_vm(vm_state["vm2/data"], config=statepool.MachineConfig(memory=32 << 20))
+    config = statepool.MachineConfig(memory=32 << 20)
+    one, two = make_vm(vm_state["vm1/disk"]), make_vm(vm_state["vm2/data"], config=config)
     assert (list(one.config.images), list(two.config.images)) == (["disk"], ["data"])
     note(one, vm_state)
     note(two, vm_state)
@@ -105,7 +120,8 @@ def test_none(vm): pass
 
 @pytest.mark.vm_state("vm1/disk", "install")
 def test_mixed(make_vm, vm_state, make_vm_state):
-    with pytest.raises(pytest.fail.Exception, match="one machine cannot be started on working images of vm1 and vm2"):
+    said = "one machine cannot be started on working images of vm1 and vm2"
+    with pytest.raises(pytest.fail.Exception, match=said):
         make_vm(vm_state, make_vm_state("vm2/disk", "off"))
     with pytest.raises(pytest.fail.Exception, match="two working images of vm1/disk"):
         make_vm(vm_state, vm_state)
@@ -122,14 +138,19 @@ def test_mixed(make_vm, vm_state, make_vm_state):
         "test_none": "setup failed",
         "test_mixed": "passed",
     }
-    assert "test_suite.py::test_which uses vm, and its markers name vm1 and vm2: start each of them by make_vm" in outcome.out
+    assert (
+        "test_suite.py::test_which uses vm, and its markers name vm1 and vm2: start each of them by"
+        " make_vm" in outcome.out
+    )
     assert "test_suite.py::test_none uses vm_state without saying which" in outcome.out
     assert len(machines(of_machine)) == 6
     assert not any(is_running(pid) for pid, _ in machines(of_machine))
     assert of_machine.images() == []
 
 
-def test_ram_of_another_machine_is_refused(of_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ram_of_another_machine_is_refused(
+    of_machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     of_machine.write(NOTES + '\n@pytest.mark.vm_state("vm2", "on")\ndef test_on(vm): pass\n')
     monkeypatch.setenv("MEMORY", str(64 << 20))
     outcome = of_machine.run(code=1)
@@ -138,8 +159,18 @@ def test_ram_of_another_machine_is_refused(of_machine: Any, monkeypatch: pytest.
     assert of_machine.images() == []
 
 
-@pytest.mark.parametrize(("lacking", "said"), [("qemu-system-x86_64", "install qemu-system-x86"), ("qemu-img", "install qemu-utils")])
-def test_without_a_program(suite: Any, guests_programs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [("qemu-system-x86_64", "install qemu-system-x86"), ("qemu-img", "install qemu-utils")],
+)
+def test_without_a_program(
+    suite: Any,
+    guests_programs: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lacking: str,
+    said: str,
+) -> None:
     programs = tmp_path / "programs"
     programs.mkdir()
     for program in ("qemu-img", "qemu-io", "qemu-system-x86_64", "setpriv", "sh"):
@@ -147,16 +178,14 @@ def test_without_a_program(suite: Any, guests_programs: None, tmp_path: Path, mo
         if program != lacking and found is not None:
             (programs / program).symlink_to(found)
     monkeypatch.setenv("PATH", str(programs))
-    suite.write(
-        """
+    suite.write("""
 @vm_state_builder("vm1/disk", "built", parent="install")
 def build(image):
     open(image, "r+b").close()
 
 @pytest.mark.vm_state("vm1/disk", "built")
 def test_it(vm): pass
-"""
-    )
+""")
     out = suite.run(code=1).out
     assert "test_suite.py::test_it cannot" in out
     assert f"{lacking} is not installed" in out
@@ -169,11 +198,17 @@ def test_it(vm): pass
     ("text", "message"),
     [
         (
-            '@pytest.mark.vm_state("vm1", "x")\n@pytest.mark.vm_state("vm1/disk", "x")\ndef test_it(vm): pass\n',
+            (
+                '@pytest.mark.vm_state("vm1", "x")\n@pytest.mark.vm_state("vm1/disk", "x")\ndef'
+                " test_it(vm): pass\n"
+            ),
             "test_suite.py::test_it: its markers name the machine vm1 and also vm1/disk",
         ),
         (
-            '@vm_state_builder("vm1", "x")\ndef build(image): pass\n@pytest.mark.vm_state("vm1", "x")\ndef test_it(vm): pass\n',
+            (
+                '@vm_state_builder("vm1", "x")\ndef build(image):'
+                ' pass\n@pytest.mark.vm_state("vm1", "x")\ndef test_it(vm): pass\n'
+            ),
             "vm1 is a machine, and builders build images",
         ),
     ],

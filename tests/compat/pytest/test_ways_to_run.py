@@ -58,8 +58,7 @@ def test_without_xdist_and_with_strict_markers(suite: Any) -> None:
 
 def test_groups_of_workers(suite: Any) -> None:
     # What pytest-xdist makes of groups depends on its version, and on that of pytest.
-    suite.write(
-        """
+    suite.write("""
 @pytest.fixture(autouse=True)
 def note(request):
     yield
@@ -75,17 +74,26 @@ class TestMine:
     @pytest.mark.vm_state("vm1/disk", "customize")
     def test_state(self, vm_state): pass
     def test_plain(self): pass
-"""
-    )
+""")
     suite.run("-n", "2", "--dist=loadgroup")
     found = (suite.root / "groups").read_text().splitlines()
-    assert sorted(found) == ["test_it ['vm_state vm1/disk install']"] * 2 + ["test_plain ['mine']", "test_state ['mine']"]
+    assert sorted(found) == ["test_it ['vm_state vm1/disk install']"] * 2 + [
+        "test_plain ['mine']",
+        "test_state ['mine']",
+    ]
     assert suite.images() == []
 
 
-@pytest.mark.parametrize("arguments", [("-n", "2"), ("-n", "1", "--dist=no"), ("-n", "2", "--dist=loadgroup")])
-@pytest.mark.parametrize(("wrong", "state"), [("", ""), ('@vm_state_builder("vm1/disk", "x")\ndef other(image): pass\n', ', "x"')])
-def test_workers_say_what_is_wrong(suite: Any, arguments: tuple[str, ...], wrong: str, state: str) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("-n", "2"), ("-n", "1", "--dist=no"), ("-n", "2", "--dist=loadgroup")]
+)
+@pytest.mark.parametrize(
+    ("wrong", "state"),
+    [("", ""), ('@vm_state_builder("vm1/disk", "x")\ndef other(image): pass\n', ', "x"')],
+)
+def test_workers_say_what_is_wrong(
+    suite: Any, arguments: tuple[str, ...], wrong: str, state: str
+) -> None:
     suite.write(
         '@vm_state_builder("vm1/disk", "x")\ndef one(image): pass\n'
         + wrong
@@ -93,7 +101,9 @@ def test_workers_say_what_is_wrong(suite: Any, arguments: tuple[str, ...], wrong
         + f'@pytest.mark.vm_state("vm1/disk"{state})\ndef test_wrong(vm_state): pass\n'
     )
     # Versions of pytest-xdist differ in whether the name of a test has that of its group behind it.
-    test, _, said = suite.run(code=4).out.strip().splitlines()[-1].partition(": ")[2].partition(": ")
+    test, _, said = (
+        suite.run(code=4).out.strip().splitlines()[-1].partition(": ")[2].partition(": ")
+    )
     assert test == "test_suite.py::test_wrong"
     outcome = suite.run(*arguments, code=1)
     assert test in outcome.out
@@ -105,16 +115,14 @@ def test_workers_say_what_is_wrong(suite: Any, arguments: tuple[str, ...], wrong
 
 
 def test_only_collecting_and_stopping_early(suite: Any) -> None:
-    suite.write(
-        """
+    suite.write("""
 @pytest.mark.vm_state("vm1/disk", "install")
 @pytest.mark.parametrize("number", range(3))
 def test_it(vm_state, number): assert number != 1
 
 @pytest.mark.vm_state("vm1/../disk", "install")
 def test_wrong(vm_state): pass
-"""
-    )
+""")
     out = suite.run("--collect-only", "-k", "test_it").out
     assert "3/4 tests collected" in out
     assert "statepool: cache" in out
@@ -126,15 +134,13 @@ def test_wrong(vm_state): pass
 
 def test_a_test_that_is_run_once_more(suite: Any) -> None:
     (suite.root / "conftest.py").write_text(AGAIN)
-    suite.write(
-        """
+    suite.write("""
 @pytest.mark.vm_state("vm1/disk", "install")
 def test_it(vm_state):
     first = not os.path.exists("been-here")
     open("been-here", "a").close()
     assert not first
-"""
-    )
+""")
     outcome = suite.run("--vm-state-keep=failed")
     assert outcome.tests == {"test_it": "passed"}
     (kept,) = suite.images()  # of the first time only
@@ -148,18 +154,32 @@ def test_two_pools_in_one_run(suite: Any, tmp_path: Path) -> None:
     other.set("third", source="third.qcow2")
     (suite.root / "zzz").mkdir()
     for name, conftest in {
-        "configured": 'def vm_state_config():\n    return statepool.Config.load({"cache": "cache2", "sources": ["second"]})\n',
+        "configured": (
+            'def vm_state_config():\n    return statepool.Config.load({"cache": "cache2",'
+            ' "sources": ["second"]})\n'
+        ),
         "made": 'def vm_state_pool():\n    return statepool.StatePool("cache3", ["second"])\n',
     }.items():
         (suite.root / name).mkdir()
-        (suite.root / name / "conftest.py").write_text('import pytest, statepool\n\n@pytest.fixture(scope="session")\n' + conftest)
+        (suite.root / name / "conftest.py").write_text(
+            'import pytest, statepool\n\n@pytest.fixture(scope="session")\n' + conftest
+        )
         cache = {"configured": "cache2", "made": "cache3"}[name]
         suite.write(
-            f'@pytest.mark.vm_state("vm1/disk", "third")\ndef test_{name}(vm_state): assert "/{cache}/" in str(vm_state.path)\n',
+            f'@pytest.mark.vm_state("vm1/disk", "third")\ndef test_{name}(vm_state): assert'
+            f' "/{cache}/" in str(vm_state.path)\n',
             f"{name}/test_{name}.py",
         )
-    suite.write('@pytest.mark.vm_state("vm1/disk", "customize")\ndef test_first(vm_state): assert "/cache/" in str(vm_state.path)\n', "test_a.py")
-    suite.write('@pytest.mark.vm_state("vm1/disk", "customize")\ndef test_last(vm_state): assert "/cache/" in str(vm_state.path)\n', "zzz/test_z.py")
+    suite.write(
+        '@pytest.mark.vm_state("vm1/disk", "customize")\ndef test_first(vm_state): assert "/cache/"'
+        " in str(vm_state.path)\n",
+        "test_a.py",
+    )
+    suite.write(
+        '@pytest.mark.vm_state("vm1/disk", "customize")\ndef test_last(vm_state): assert "/cache/"'
+        " in str(vm_state.path)\n",
+        "zzz/test_z.py",
+    )
     outcome = suite.run("test_a.py", "configured", "made", "zzz")
     assert set(outcome.tests.values()) == {"passed"}
     assert len(outcome.tests) == 4

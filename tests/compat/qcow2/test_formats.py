@@ -62,19 +62,39 @@ def test_an_image_of_another_format_and_the_command_that_converts_it(
     tmp_path: Path, raw: Path, qemu_img: Callable[..., str], driver: str, options: str, name: str
 ) -> None:
     path = tmp_path / f"an image.{driver}"
-    write("convert", "-f", "raw", "-O", driver, *(["-o", options] if options else []), str(raw), str(path))
+    write(
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        driver,
+        *(["-o", options] if options else []),
+        str(raw),
+        str(path),
+    )
     error = refusal(path)
     assert name in error.message
     command = (error.hint or "").partition(": ")[2]
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False).returncode == 0, command
-    assert same_disk(tmp_path / "NEW.qcow2", raw) or driver == "vpc"  # the last one of which counts in cylinders
+    # the last one of which counts in cylinders
+    assert same_disk(tmp_path / "NEW.qcow2", raw) or driver == "vpc"
 
 
 def test_an_encrypted_volume(tmp_path: Path, raw: Path, qemu_img: Callable[..., str]) -> None:
     path = tmp_path / "v.luks"
     (tmp_path / "FILE").write_text("word")
     secret = ["--object", f"secret,id=key,file={tmp_path / 'FILE'}"]
-    write("create", "-q", *secret, "-f", "luks", "-o", "key-secret=key,iter-time=10", str(path), str(SIZE))
+    write(
+        "create",
+        "-q",
+        *secret,
+        "-f",
+        "luks",
+        "-o",
+        "key-secret=key,iter-time=10",
+        str(path),
+        str(SIZE),
+    )
     error = refusal(path)
     assert "an encrypted LUKS volume" in error.message
     command = (error.hint or "").partition("FILE: ")[2]
@@ -82,18 +102,28 @@ def test_an_encrypted_volume(tmp_path: Path, raw: Path, qemu_img: Callable[..., 
     assert (tmp_path / "NEW.qcow2").exists()
 
 
-@pytest.mark.parametrize(("program", "name"), [("gzip", "gzip"), ("xz", "xz"), ("zstd", "zstd"), ("bzip2", "bzip2"), ("lz4", "lz4")])
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [("gzip", "gzip"), ("xz", "xz"), ("zstd", "zstd"), ("bzip2", "bzip2"), ("lz4", "lz4")],
+)
 def test_a_compressed_image(tmp_path: Path, raw: Path, program: str, name: str) -> None:
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
     image = tmp_path / "d.qcow2"
-    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image)], check=True)
+    subprocess.run(
+        ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image)], check=True
+    )
     subprocess.run([program, "-q", "-m" if program == "lz4" else "-k", str(image)], check=True)
     packed = next(tmp_path.glob("d.qcow2.*"))
     image.unlink()
     error = refusal(packed)
     assert f"it is compressed by {name}" in error.message
-    assert subprocess.run(["sh", "-c", (error.hint or "").partition("in it: ")[2]], cwd=tmp_path, check=False).returncode == 0
+    assert (
+        subprocess.run(
+            ["sh", "-c", (error.hint or "").partition("in it: ")[2]], cwd=tmp_path, check=False
+        ).returncode
+        == 0
+    )
     assert same_disk(image, raw)
 
 

@@ -14,7 +14,13 @@ import pytest
 from statepool.errors import ToolError, UnsafeImage
 from statepool.qcow2.checks import Backing, check_file, warnings
 from statepool.qcow2.clusters import check_clusters
-from statepool.qcow2.header import apply_patches, backing_patch, is_empty_overlay, read_header_file, reader
+from statepool.qcow2.header import (
+    apply_patches,
+    backing_patch,
+    is_empty_overlay,
+    read_header_file,
+    reader,
+)
 from statepool.qcow2.tool import QemuImg
 
 QemuImgRun = Callable[..., str]
@@ -43,7 +49,8 @@ OPTIONS = [
 ]
 
 CASES = [(options, backed) for options in OPTIONS for backed in (False, True)]
-CASES += [("preallocation=metadata", False), ("preallocation=falloc", False)]  # qemu-img refuses these over a backing file
+# qemu-img refuses these over a backing file
+CASES += [("preallocation=metadata", False), ("preallocation=falloc", False)]
 
 
 @pytest.fixture
@@ -57,7 +64,11 @@ def said(qemu_img: QemuImgRun) -> Callable[[Path], dict[str, Any]]:
 
 @pytest.mark.parametrize(("options", "backed"), CASES)
 def test_what_qemu_img_makes_is_read_as_qemu_img_reads_it(
-    tmp_path: Path, make_image: MakeImage, said: Callable[[Path], dict[str, Any]], options: str, backed: bool
+    tmp_path: Path,
+    make_image: MakeImage,
+    said: Callable[[Path], dict[str, Any]],
+    options: str,
+    backed: bool,
 ) -> None:
     make_image(tmp_path / "parent.qcow2", 5 << 20)
     path = make_image(
@@ -89,17 +100,33 @@ def test_what_qemu_img_makes_is_read_as_qemu_img_reads_it(
 
 
 @pytest.mark.parametrize("compression", ["zlib", "zstd"])
-def test_compressed_images(tmp_path: Path, make_image: MakeImage, qemu_img: QemuImgRun, compression: str) -> None:
+def test_compressed_images(
+    tmp_path: Path, make_image: MakeImage, qemu_img: QemuImgRun, compression: str
+) -> None:
     source = make_image(tmp_path / "source.qcow2", 4 << 20, writes=[(0, 3 << 20, 0x11)])
     path = tmp_path / "x.qcow2"
-    qemu_img("convert", "-f", "qcow2", "-O", "qcow2", "-c", "-o", f"compression_type={compression}", source, path)
+    qemu_img(
+        "convert",
+        "-f",
+        "qcow2",
+        "-O",
+        "qcow2",
+        "-c",
+        "-o",
+        f"compression_type={compression}",
+        source,
+        path,
+    )
     header = check_file(path, parent=None)
     with path.open("rb") as file:
         check_clusters(reader(file.fileno()), header, "it")
 
 
 def test_snapshots_and_bitmaps_are_seen_as_qemu_img_sees_them(
-    tmp_path: Path, make_image: MakeImage, qemu_img: QemuImgRun, said: Callable[[Path], dict[str, Any]]
+    tmp_path: Path,
+    make_image: MakeImage,
+    qemu_img: QemuImgRun,
+    said: Callable[[Path], dict[str, Any]],
 ) -> None:
     path = make_image(tmp_path / "x.qcow2", writes=[(0, 65536, 1)])
     assert warnings(check_file(path)) == ()
@@ -109,7 +136,9 @@ def test_snapshots_and_bitmaps_are_seen_as_qemu_img_sees_them(
     header = check_file(path)
     assert header.snapshots == len(said(path)["snapshots"]) == 2
     assert header.bitmap_directory is not None
-    assert header.bitmap_directory.count == len(said(path)["format-specific"]["data"]["bitmaps"]) == 1
+    assert (
+        header.bitmap_directory.count == len(said(path)["format-specific"]["data"]["bitmaps"]) == 1
+    )
     assert len(warnings(header)) == 2
     qemu_img("bitmap", "--remove", "-f", "qcow2", path, "changes")
     qemu_img("snapshot", "-d", "one", path)
@@ -117,7 +146,9 @@ def test_snapshots_and_bitmaps_are_seen_as_qemu_img_sees_them(
     assert warnings(check_file(path)) == ()
 
 
-def test_an_image_that_has_lost_its_backing_name_has_none(tmp_path: Path, make_image: MakeImage, qemu_img: QemuImgRun) -> None:
+def test_an_image_that_has_lost_its_backing_name_has_none(
+    tmp_path: Path, make_image: MakeImage, qemu_img: QemuImgRun
+) -> None:
     make_image(tmp_path / "parent.qcow2")
     path = make_image(tmp_path / "x.qcow2", None, backing="parent.qcow2")
     qemu_img("rebase", "-f", "qcow2", "-b", "", path)
@@ -128,8 +159,21 @@ def test_an_image_that_is_encrypted_by_luks(tmp_path: Path, qemu_img: QemuImgRun
     path = tmp_path / "x.qcow2"
     secret = "secret,id=key,data=abc"
     options = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"
-    create = ("qemu-img", "create", "-q", "-f", "qcow2", "--object", secret, "-o", options, str(path), "1M")
-    # qemu-img measures how fast this machine derives keys. Where the CPU's time is counted in coarse ticks, that fails now and then.
+    create = (
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "--object",
+        secret,
+        "-o",
+        options,
+        str(path),
+        "1M",
+    )
+    # qemu-img measures how fast this machine derives keys. Where the CPU's time is counted in
+    # coarse ticks, that fails now and then.
     for _ in range(50):
         done = subprocess.run(create, capture_output=True, text=True, check=False)
         if "Unable to get accurate CPU usage" not in done.stderr:
@@ -148,7 +192,9 @@ def test_an_image_with_an_external_data_file(tmp_path: Path, qemu_img: QemuImgRu
     assert caught.value.check == "data-file"
 
 
-def test_a_backing_format_that_qemu_img_was_told_falsely(tmp_path: Path, make_image: MakeImage, qemu_img: QemuImgRun) -> None:
+def test_a_backing_format_that_qemu_img_was_told_falsely(
+    tmp_path: Path, make_image: MakeImage, qemu_img: QemuImgRun
+) -> None:
     make_image(tmp_path / "parent.qcow2")
     path = tmp_path / "x.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-b", "parent.qcow2", "-F", "raw", path)
@@ -157,10 +203,16 @@ def test_a_backing_format_that_qemu_img_was_told_falsely(tmp_path: Path, make_im
     assert caught.value.check == "backing-format-false"
 
 
-def test_a_lazy_image_that_was_not_closed_is_dirty(tmp_path: Path, make_image: MakeImage, qemu_img: QemuImgRun) -> None:
+def test_a_lazy_image_that_was_not_closed_is_dirty(
+    tmp_path: Path, make_image: MakeImage, qemu_img: QemuImgRun
+) -> None:
     path = make_image(tmp_path / "x.qcow2", options="lazy_refcounts=on")
     # Ends itself by SIGABRT after the write, before it could close the image.
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 64k", "-c", "flush", "-c", "abort", str(path)], capture_output=True, check=False)
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", "write 0 64k", "-c", "flush", "-c", "abort", str(path)],
+        capture_output=True,
+        check=False,
+    )
     with pytest.raises(UnsafeImage) as caught:
         check_file(path)
     assert caught.value.check == "dirty"
@@ -169,7 +221,9 @@ def test_a_lazy_image_that_was_not_closed_is_dirty(tmp_path: Path, make_image: M
 
 
 def test_data_that_was_cut_off_is_missed(tmp_path: Path, make_image: MakeImage) -> None:
-    path = make_image(tmp_path / "x.qcow2", 8 << 20, writes=[(number << 16, 65536, 0x5A) for number in range(128)])
+    path = make_image(
+        tmp_path / "x.qcow2", 8 << 20, writes=[(number << 16, 65536, 0x5A) for number in range(128)]
+    )
     whole = path.stat().st_size
     refused = 0
     for length in range(5 << 16, whole, 1 << 16):
@@ -182,19 +236,43 @@ def test_data_that_was_cut_off_is_missed(tmp_path: Path, make_image: MakeImage) 
     assert refused > 100
 
 
-# -- patches -----------------------------------------------------------------------------------------------------------------------------------------
+# -- patches ---------------------------------------------------------------------------------------
 
-NAMES = ["p.qcow2", "parent.qcow2", "a-name-that-is-much-longer-than-the-one-which-was-there-before.qcow2", "/" + "directory/" * 90 + "parent.qcow2"]
+NAMES = [
+    "p.qcow2",
+    "parent.qcow2",
+    "a-name-that-is-much-longer-than-the-one-which-was-there-before.qcow2",
+    "/" + "directory/" * 90 + "parent.qcow2",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("options", ["", "compat=0.10", "cluster_size=2M", "cluster_size=4096", "extended_l2=on,compression_type=zstd"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "compat=0.10",
+        "cluster_size=2M",
+        "cluster_size=4096",
+        "extended_l2=on,compression_type=zstd",
+    ],
+)
 def test_a_patched_image_has_its_new_name_and_its_old_content(
-    tmp_path: Path, make_image: MakeImage, said: Callable[[Path], dict[str, Any]], options: str, name: str
+    tmp_path: Path,
+    make_image: MakeImage,
+    said: Callable[[Path], dict[str, Any]],
+    options: str,
+    name: str,
 ) -> None:
     tool = QemuImg()
     old = make_image(tmp_path / "old" / "parent.qcow2", 4 << 20, writes=[(0, 1 << 20, 0x33)])
-    path = make_image(tmp_path / "x.qcow2", None, backing=old, options=options or None, writes=[(1 << 19, 70000, 0x44)])
+    path = make_image(
+        tmp_path / "x.qcow2",
+        None,
+        backing=old,
+        options=options or None,
+        writes=[(1 << 19, 70000, 0x44)],
+    )
     before = tmp_path / "before.qcow2"
     before.write_bytes(path.read_bytes())
     header = check_file(path, backing=Backing.WORKING)
@@ -213,7 +291,9 @@ def test_a_patched_image_has_its_new_name_and_its_old_content(
         assert tool.compare(path, before)
 
 
-def test_what_cannot_be_patched_can_be_rebased(tmp_path: Path, make_image: MakeImage, said: Callable[[Path], dict[str, Any]]) -> None:
+def test_what_cannot_be_patched_can_be_rebased(
+    tmp_path: Path, make_image: MakeImage, said: Callable[[Path], dict[str, Any]]
+) -> None:
     make_image(tmp_path / "p.qcow2")
     path = make_image(tmp_path / "x.qcow2", None, backing="p.qcow2", options="cluster_size=512")
     name = "a" * 100 + ".qcow2"

@@ -18,7 +18,9 @@ MakeImage = Callable[..., Path]
 
 @contextmanager
 def qemu_io(*arguments: str | Path) -> Iterator[int]:
-    with subprocess.Popen(["qemu-io", *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        ["qemu-io", *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write("length\n")
@@ -36,7 +38,9 @@ UNLOCKED = "driver=qcow2,file.driver=file,file.locking=off,file.filename="
 @pytest.mark.parametrize("locking", [True, False], ids=["locked", "not locked"])
 def test_a_writer(tmp_path: Path, make_image: MakeImage, locking: bool) -> None:
     path = make_image(tmp_path / "x.qcow2")
-    with qemu_io(*(["-f", "qcow2", path] if locking else ["--image-opts", f"{UNLOCKED}{path}"])) as pid:
+    with qemu_io(
+        *(["-f", "qcow2", path] if locking else ["--image-opts", f"{UNLOCKED}{path}"])
+    ) as pid:
         assert is_open(path)
         for claim in (exclusive, shared):
             with pytest.raises(InUse, match=rf"qemu-io \(process {pid}\)"), claim(path):
@@ -66,7 +70,9 @@ def test_what_backs_an_image_in_use_is_in_use(tmp_path: Path, make_image: MakeIm
 
 
 @pytest.mark.parametrize("writes", [True, False], ids=["writer", "reader"])
-def test_its_locks_alone_give_it_away(tmp_path: Path, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, writes: bool) -> None:
+def test_its_locks_alone_give_it_away(
+    tmp_path: Path, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, writes: bool
+) -> None:
     monkeypatch.setattr(opened, "try_lease", lambda *_: None)
     monkeypatch.setattr(opened, "_openers", lambda _: ([], False))
     path = make_image(tmp_path / "x.qcow2")

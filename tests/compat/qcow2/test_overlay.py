@@ -62,20 +62,31 @@ def test_cluster_sizes(tmp_path: Path, bits: int) -> None:
     for size in (0, 1, 10 << 20, GIB, 64 * GIB, TIB, 16 * TIB):
         if is_native(size, "parent.qcow2", cluster_size=1 << bits):
             compared += 1
-            assert overlay_bytes(size, "parent.qcow2", cluster_size=1 << bits) == qemu_imgs(tmp_path, size, "parent.qcow2", 1 << bits)
+            assert overlay_bytes(size, "parent.qcow2", cluster_size=1 << bits) == qemu_imgs(
+                tmp_path, size, "parent.qcow2", 1 << bits
+            )
     assert compared >= 3
 
 
-@pytest.mark.parametrize(("size", "cluster_size"), [(GIB, 4096), (GIB, 512), (64 * GIB, 512), (32 * TIB, 8192)])
-def test_what_qemu_img_lays_out_otherwise_is_made_by_it(tmp_path: Path, size: int, cluster_size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "cluster_size"), [(GIB, 4096), (GIB, 512), (64 * GIB, 512), (32 * TIB, 8192)]
+)
+def test_what_qemu_img_lays_out_otherwise_is_made_by_it(
+    tmp_path: Path, size: int, cluster_size: int
+) -> None:
     assert not is_native(size, "parent.qcow2", cluster_size=cluster_size)
     create_overlay(tmp_path / "ours.qcow2", size, "parent.qcow2", cluster_size=cluster_size)
-    assert (tmp_path / "ours.qcow2").read_bytes() == qemu_imgs(tmp_path, size, "parent.qcow2", cluster_size)
+    assert (tmp_path / "ours.qcow2").read_bytes() == qemu_imgs(
+        tmp_path, size, "parent.qcow2", cluster_size
+    )
     assert check_file(tmp_path / "ours.qcow2", parent="parent").cluster_size == cluster_size
 
 
 def test_an_overlay_is_a_sound_image_with_its_parents_content(
-    tmp_path: Path, make_image: Callable[..., Path], qemu_img: Callable[..., str], write_to_image: Callable[..., None]
+    tmp_path: Path,
+    make_image: Callable[..., Path],
+    qemu_img: Callable[..., str],
+    write_to_image: Callable[..., None],
 ) -> None:
     tool = QemuImg()
     parent = make_image(tmp_path / "parent.qcow2", 5 << 20, writes=[(0, 3 << 20, 0x77)])
@@ -85,7 +96,9 @@ def test_an_overlay_is_a_sound_image_with_its_parents_content(
         assert tool.compare(path, parent)
         write_to_image(path, [(1 << 20, 1 << 20, 0x12)])
         assert not tool.compare(path, parent)
-        assert {key: tool.check(path).get(key, 0) for key in ("corruptions", "leaks", "check-errors")} == {
+        assert {
+            key: tool.check(path).get(key, 0) for key in ("corruptions", "leaks", "check-errors")
+        } == {
             "corruptions": 0,
             "leaks": 0,
             "check-errors": 0,

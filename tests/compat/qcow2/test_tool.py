@@ -15,7 +15,17 @@ from statepool.qcow2.checks import Backing, check_file
 from statepool.qcow2.tool import QemuImg
 
 MakeImage = Callable[..., Path]
-STRANGE = ["-x.qcow2", "--output=json", "nbd:x.qcow2", "json:{}", "a,b=c.qcow2", "new\nline.qcow2", "sp ace.qcow2", "ü.qcow2", "%s.qcow2"]
+STRANGE = [
+    "-x.qcow2",
+    "--output=json",
+    "nbd:x.qcow2",
+    "json:{}",
+    "a,b=c.qcow2",
+    "new\nline.qcow2",
+    "sp ace.qcow2",
+    "ü.qcow2",
+    "%s.qcow2",
+]
 
 
 def test_the_version(qemu_img: Callable[..., str]) -> None:
@@ -25,7 +35,9 @@ def test_the_version(qemu_img: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_files_with_strange_names(tmp_path: Path, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_files_with_strange_names(
+    tmp_path: Path, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     made = make_image(tmp_path / "made" / "plain.qcow2", 1 << 20, writes=[(0, 4096, 7)])
     monkeypatch.chdir(tmp_path)
     shutil.copy(made, tmp_path / name)
@@ -47,7 +59,10 @@ def test_what_backs_an_image_need_not_be_there(tmp_path: Path) -> None:
     assert tool.info(tmp_path / "x.qcow2")["backing-filename"] == "nothing.qcow2"
     tool.rebase_unsafe(tmp_path / "x.qcow2", "nothing-else.qcow2")
     info = tool.info(tmp_path / "x.qcow2")
-    assert (info["backing-filename"], info["backing-filename-format"]) == ("nothing-else.qcow2", "qcow2")
+    assert (info["backing-filename"], info["backing-filename-format"]) == (
+        "nothing-else.qcow2",
+        "qcow2",
+    )
     with pytest.raises(ToolError, match="nothing-else"):
         tool.check(tmp_path / "x.qcow2")
 
@@ -83,8 +98,12 @@ def test_a_comparison(tmp_path: Path, make_image: MakeImage) -> None:
 def test_a_rebased_image_holds_what_lay_between(tmp_path: Path, make_image: MakeImage) -> None:
     tool = QemuImg()
     parent = make_image(tmp_path / "parent.qcow2", 8 << 20, writes=[(0, 6 << 20, 1)])
-    middle = make_image(tmp_path / "middle.qcow2", None, backing="parent.qcow2", writes=[(0, 65536, 2)])
-    tip = make_image(tmp_path / "tip.qcow2", None, backing="middle.qcow2", writes=[(1 << 20, 65536, 3)])
+    middle = make_image(
+        tmp_path / "middle.qcow2", None, backing="parent.qcow2", writes=[(0, 65536, 2)]
+    )
+    tip = make_image(
+        tmp_path / "tip.qcow2", None, backing="middle.qcow2", writes=[(1 << 20, 65536, 3)]
+    )
     squashed = tmp_path / "squashed.qcow2"
     shutil.copy(tip, squashed)
     tool.rebase(squashed, "parent.qcow2")
@@ -96,7 +115,9 @@ def test_a_rebased_image_holds_what_lay_between(tmp_path: Path, make_image: Make
 def test_a_conversion_holds_everything_a_guest_sees(tmp_path: Path, make_image: MakeImage) -> None:
     tool = QemuImg()
     make_image(tmp_path / "parent.qcow2", 8 << 20, writes=[(0, 6 << 20, 1)])
-    tip = make_image(tmp_path / "tip.qcow2", None, backing="parent.qcow2", writes=[(1 << 20, 65536, 3)])
+    tip = make_image(
+        tmp_path / "tip.qcow2", None, backing="parent.qcow2", writes=[(1 << 20, 65536, 3)]
+    )
     tool.convert(tip, tmp_path / "whole.qcow2", options=["compat=0.10", "cluster_size=4096"])
     header = check_file(tmp_path / "whole.qcow2", backing=Backing.NONE)
     assert (header.version, header.cluster_size) == (2, 4096)
@@ -110,9 +131,16 @@ def test_a_raw_image_becomes_one_that_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_an_image_that_somebody_writes_to(tmp_path: Path, make_image: MakeImage, share: bool) -> None:
+def test_an_image_that_somebody_writes_to(
+    tmp_path: Path, make_image: MakeImage, share: bool
+) -> None:
     path = make_image(tmp_path / "x.qcow2")
-    with subprocess.Popen(["qemu-io", "-f", "qcow2", str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        ["qemu-io", "-f", "qcow2", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write("length\n")

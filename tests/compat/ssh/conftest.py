@@ -1,4 +1,7 @@
-"""What tests of connections share: servers that are as wished, and configurations of ssh that lead to them."""
+"""
+What tests of connections share: servers that are as wished, and configurations of ssh that lead to
+them.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +126,11 @@ class Account(paramiko.ServerInterface):
         return self.methods
 
     def check_auth_password(self, username: str, password: str) -> int:
-        return paramiko.AUTH_SUCCESSFUL if "password" in self.methods and password == self.password else paramiko.AUTH_FAILED
+        return (
+            paramiko.AUTH_SUCCESSFUL
+            if "password" in self.methods and password == self.password
+            else paramiko.AUTH_FAILED
+        )
 
     def check_auth_interactive(self, username: str, submethods: str) -> Any:
         return paramiko.InteractiveQuery("", "", ("Password: ", False))
@@ -138,7 +145,9 @@ class Account(paramiko.ServerInterface):
 class Served:
     """A server of our own that runs."""
 
-    def __init__(self, directory: Path, account: Callable[[], paramiko.ServerInterface], files: Any = None) -> None:
+    def __init__(
+        self, directory: Path, account: Callable[[], paramiko.ServerInterface], files: Any = None
+    ) -> None:
         self.directory = directory
         self.account = account
         self.files = files
@@ -158,7 +167,9 @@ class Served:
             except OSError:
                 return
             transport = paramiko.Transport(link)
-            transport.add_server_key(paramiko.Ed25519Key.from_private_key_file(str(self.directory / "fake_key")))
+            transport.add_server_key(
+                paramiko.Ed25519Key.from_private_key_file(str(self.directory / "fake_key"))
+            )
             if self.files is not None:
                 transport.set_subsystem_handler("sftp", paramiko.SFTPServer, self.files)
             self.transports.append(transport)
@@ -170,7 +181,15 @@ class Served:
     def settings(self, **knobs: Any) -> Settings:
         config = self.directory / "fake_ssh_config"
         config.write_text(f"Host *\n  HostKeyAlias {NAME}\n  IdentityFile none\n")
-        return Settings(**{"ssh_config": str(config), "known_hosts": str(self.known_hosts), "timeout": 10, "carrier": Sshd.carrier, **knobs})
+        return Settings(
+            **{
+                "ssh_config": str(config),
+                "known_hosts": str(self.known_hosts),
+                "timeout": 10,
+                "carrier": Sshd.carrier,
+                **knobs,
+            }
+        )
 
     def close(self) -> None:
         self.listener.close()
@@ -194,7 +213,10 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 
 @pytest.fixture
 def password_server(serve: Callable[..., Served]) -> Callable[[str], Served]:
-    """``password_server(methods)``: a server that takes the password ``hunter2``, by the methods given."""
+    """
+    ``password_server(methods)``: a server that takes the password ``hunter2``, by the methods
+    given.
+    """
     return lambda methods: serve(lambda: Account(methods, "hunter2"))
 
 
@@ -260,7 +282,12 @@ class BareFiles(paramiko.SFTPServerInterface):
         return attributes
 
     def list_folder(self, path: str) -> Any:
-        return told(lambda: [self._attributes(entry.stat(follow_symlinks=False), entry.name) for entry in os.scandir(path)])
+        return told(
+            lambda: [
+                self._attributes(entry.stat(follow_symlinks=False), entry.name)
+                for entry in os.scandir(path)
+            ]
+        )
 
     def stat(self, path: str) -> Any:
         return told(lambda: self._attributes(os.stat(path)))
@@ -276,7 +303,11 @@ class BareFiles(paramiko.SFTPServerInterface):
         return told(lambda: os.unlink(path))
 
     def rename(self, oldpath: str, newpath: str) -> Any:
-        return paramiko.SFTP_FAILURE if os.path.lexists(newpath) else told(lambda: os.rename(oldpath, newpath))
+        return (
+            paramiko.SFTP_FAILURE
+            if os.path.lexists(newpath)
+            else told(lambda: os.rename(oldpath, newpath))
+        )
 
     def mkdir(self, path: str, attr: Any) -> Any:
         return told(lambda: os.mkdir(path))
@@ -296,10 +327,15 @@ class BareFiles(paramiko.SFTPServerInterface):
 
 @pytest.fixture
 def bare_server(serve: Callable[..., Served]) -> Callable[..., Served]:
-    """``bare_server(ahead=0)``: SFTP without any extension, for whoever comes, by a clock that may be ahead."""
+    """
+    ``bare_server(ahead=0)``: SFTP without any extension, for whoever comes, by a clock that may be
+    ahead.
+    """
 
     class Anybody(Account):
         def check_auth_none(self, username: str) -> int:
             return paramiko.AUTH_SUCCESSFUL
 
-    return lambda ahead=0: serve(lambda: Anybody("none", ""), lambda server: BareFiles(server, ahead))
+    return lambda ahead=0: serve(
+        lambda: Anybody("none", ""), lambda server: BareFiles(server, ahead)
+    )

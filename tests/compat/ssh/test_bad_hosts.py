@@ -1,4 +1,7 @@
-"""Hosts that cannot be reached, or are not what they should be: each a clear error, none of them a hang."""
+"""
+Hosts that cannot be reached, or are not what they should be: each a clear error, none of them a
+hang.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,13 @@ only_paramiko = pytest.mark.parametrize("carrier", ["paramiko"], indirect=True)
 
 
 def quick() -> Settings:
-    return Settings(connect_timeout=1, timeout=1, retries=0, ssh_config=os.devnull, carrier=CarrierName(Sshd.carrier))
+    return Settings(
+        connect_timeout=1,
+        timeout=1,
+        retries=0,
+        ssh_config=os.devnull,
+        carrier=CarrierName(Sshd.carrier),
+    )
 
 
 def at(port: int, host: str = "127.0.0.1") -> Location:
@@ -51,7 +60,10 @@ def failure(connection: Connection) -> TransportError:
 
 @pytest.fixture
 def answering() -> Iterator[Callable[[bytes, bool], int]]:
-    """``answering(data, stay)``: the port of a server that says these bytes to everybody, and then stays or goes."""
+    """
+    ``answering(data, stay)``: the port of a server that says these bytes to everybody, and then
+    stays or goes.
+    """
     listeners: list[socket.socket] = []
 
     def start(data: bytes, stay: bool) -> int:
@@ -96,29 +108,61 @@ def test_a_name_that_does_not_exist(connect: Connect) -> None:
 
 def test_no_route(tmp_path: Path) -> None:
     """In a network of its own, where there is nothing."""
-    if os.getuid() != 0 or subprocess.run(["unshare", "-n", "true"], check=False, capture_output=True).returncode != 0:
+    if (
+        os.getuid() != 0
+        or subprocess.run(["unshare", "-n", "true"], check=False, capture_output=True).returncode
+        != 0
+    ):
         pytest.skip("a network of one's own takes root's rights")
-    command = ["unshare", "-n", sys.executable, "-m", "statepool", "--cache", str(tmp_path), "--source", "ssh://kim@192.0.2.1/pool", "show"]
+    command = [
+        "unshare",
+        "-n",
+        sys.executable,
+        "-m",
+        "statepool",
+        "--cache",
+        str(tmp_path),
+        "--source",
+        "ssh://kim@192.0.2.1/pool",
+        "show",
+    ]
     environ = {**os.environ, "STATEPOOL_RETRIES": "1", "STATEPOOL_RETRY_PAUSE": "0"}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 7
-    assert done.stderr.startswith("statepool: cannot connect to 192.0.2.1, port 22: Network is unreachable (")
+    assert done.stderr.startswith(
+        "statepool: cannot connect to 192.0.2.1, port 22: Network is unreachable ("
+    )
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"SSH-2.0-x\r\n", b"\0" * 100], ids=["nothing", "greeting", "noise"])
-def test_a_server_that_falls_silent(carrier: str, connect: Connect, answering: Callable[[bytes, bool], int], data: bytes) -> None:
+@pytest.mark.parametrize(
+    "data", [b"", b"SSH-2.0-x\r\n", b"\0" * 100], ids=["nothing", "greeting", "noise"]
+)
+def test_a_server_that_falls_silent(
+    carrier: str, connect: Connect, answering: Callable[[bytes, bool], int], data: bytes
+) -> None:
     error = failure(connect(at(answering(data, True)), quick()))
     noticed = carrier == "openssh" and data.startswith(b"\0")
-    assert ("did not greet us as SSH does" if noticed else "no answer for 1 seconds") in error.message
+    assert (
+        "did not greet us as SSH does" if noticed else "no answer for 1 seconds"
+    ) in error.message
     assert error.transient
 
 
 @pytest.mark.parametrize(
-    "data", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"hello\r\n" * 200, b"\xff\xfe\n"], ids=["http", "nothing", "chat", "noise"]
+    "data",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"hello\r\n" * 200, b"\xff\xfe\n"],
+    ids=["http", "nothing", "chat", "noise"],
 )
-def test_a_server_that_does_not_speak_ssh(connect: Connect, answering: Callable[[bytes, bool], int], data: bytes) -> None:
-    assert "did not greet us as SSH does" in failure(connect(at(answering(data, False)), quick())).message
+def test_a_server_that_does_not_speak_ssh(
+    connect: Connect, answering: Callable[[bytes, bool], int], data: bytes
+) -> None:
+    assert (
+        "did not greet us as SSH does"
+        in failure(connect(at(answering(data, False)), quick())).message
+    )
 
 
 def handshake(*packets: bytes) -> bytes:
@@ -131,8 +175,12 @@ def handshake(*packets: bytes) -> bytes:
 
 
 JUNK = {
-    "ways to agree on keys that are no text": b"\x14" + bytes(16) + string(b"\xff\xfe") + string(b"x") * 9 + bytes(5),
-    "a farewell that is no text": b"\x01" + struct.pack(">I", 2) + string(b"\xff\xfe") + string(b""),
+    "ways to agree on keys that are no text": (
+        b"\x14" + bytes(16) + string(b"\xff\xfe") + string(b"x") * 9 + bytes(5)
+    ),
+    "a farewell that is no text": (
+        b"\x01" + struct.pack(">I", 2) + string(b"\xff\xfe") + string(b"")
+    ),
     "nothing in a packet": b"",
 }
 ENDLESS = struct.pack(">I", 0xFFFFFFFF)
@@ -140,7 +188,9 @@ ENDLESS = struct.pack(">I", 0xFFFFFFFF)
 
 
 @pytest.mark.parametrize("packet", JUNK.values(), ids=JUNK)
-def test_a_server_that_talks_junk(connect: Connect, answering: Callable[[bytes, bool], int], packet: bytes) -> None:
+def test_a_server_that_talks_junk(
+    connect: Connect, answering: Callable[[bytes, bool], int], packet: bytes
+) -> None:
     error = failure(connect(at(answering(handshake(packet), True)), quick()))
     assert "does not keep to the protocol" in error.message
     assert not error.transient
@@ -148,11 +198,22 @@ def test_a_server_that_talks_junk(connect: Connect, answering: Callable[[bytes, 
 
 def test_a_packet_without_an_end(connect: Connect, answering: Callable[[bytes, bool], int]) -> None:
     length = struct.pack(">IB", 0xFFFFFFFF - 3, 8)
-    assert "does not keep to the protocol" in failure(connect(at(answering(b"SSH-2.0-x\r\n" + length + bytes(100), True)), quick())).message
+    assert (
+        "does not keep to the protocol"
+        in failure(
+            connect(at(answering(b"SSH-2.0-x\r\n" + length + bytes(100), True)), quick())
+        ).message
+    )
 
 
-@pytest.mark.parametrize("message", [b"\x07" + ENDLESS, b"\x3c" + string(b"") * 3 + ENDLESS], ids=["extensions", "questions"])
-def test_a_server_that_announces_what_does_not_come(serve: Callable[..., Any], connect: Connect, message: bytes) -> None:
+@pytest.mark.parametrize(
+    "message",
+    [b"\x07" + ENDLESS, b"\x3c" + string(b"") * 3 + ENDLESS],
+    ids=["extensions", "questions"],
+)
+def test_a_server_that_announces_what_does_not_come(
+    serve: Callable[..., Any], connect: Connect, message: bytes
+) -> None:
     """It is told from an answer that is late: nothing goes on counting in our process."""
 
     class Announcing(Anybody):
@@ -172,24 +233,45 @@ def test_a_server_that_announces_what_does_not_come(serve: Callable[..., Any], c
             server.transports[-1]._send_message(paramiko.Message(message))
 
     server = serve(Announcing)
-    error = failure(connect(at(server.port), server.settings(timeout=20, connect_timeout=20, retries=0, secrets=lambda kind, subject: "x")))
+    error = failure(
+        connect(
+            at(server.port),
+            server.settings(
+                timeout=20, connect_timeout=20, retries=0, secrets=lambda kind, subject: "x"
+            ),
+        )
+    )
     assert "does not keep to the protocol" in error.message
 
 
 def test_a_mirror_that_talks_junk_is_one_that_fails(
-    carrier: str, run_statepool: Callable[..., Any], answering: Callable[[bytes, bool], int], make_image: Callable[..., Path], tmp_path: Path
+    carrier: str,
+    run_statepool: Callable[..., Any],
+    answering: Callable[[bytes, bool], int],
+    make_image: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     statepool.init(tmp_path / "pool")
-    statepool.StatePool(cache=tmp_path / "first", sources=[tmp_path / "pool"]).image("vm1/disk").set(
-        "install", source=make_image(tmp_path / "work.qcow2")
-    )
+    statepool.StatePool(cache=tmp_path / "first", sources=[tmp_path / "pool"]).image(
+        "vm1/disk"
+    ).set("install", source=make_image(tmp_path / "work.qcow2"))
     port = answering(handshake(*JUNK.values()), True)
     sources = "--source", f"ssh://kim@127.0.0.1:{port}/pool", "--source", tmp_path / "pool"
-    environ = {"STATEPOOL_CARRIER": carrier, "STATEPOOL_SSH_CONFIG": os.devnull, "STATEPOOL_KNOWN_HOSTS": os.devnull, "STATEPOOL_RETRIES": "0"}
+    environ = {
+        "STATEPOOL_CARRIER": carrier,
+        "STATEPOOL_SSH_CONFIG": os.devnull,
+        "STATEPOOL_KNOWN_HOSTS": os.devnull,
+        "STATEPOOL_RETRIES": "0",
+    }
     for command in (("get", "vm1/disk", "install"), ("show",)):
         ran = run_statepool("--cache", tmp_path / "cache", *sources, *command, env=environ)
         assert "does not keep to the protocol" in ran.err
-    assert "internal error" not in run_statepool("--cache", tmp_path / "cache", *sources, "doctor", env=environ, code=None).err
+    assert (
+        "internal error"
+        not in run_statepool(
+            "--cache", tmp_path / "cache", *sources, "doctor", env=environ, code=None
+        ).err
+    )
 
 
 class Anybody(paramiko.ServerInterface):
@@ -206,7 +288,9 @@ class Anybody(paramiko.ServerInterface):
 
 
 @pytest.mark.parametrize("what", ["channel", "subsystem"])
-def test_a_request_that_is_never_answered(serve: Callable[..., Any], connect: Connect, what: str) -> None:
+def test_a_request_that_is_never_answered(
+    serve: Callable[..., Any], connect: Connect, what: str
+) -> None:
     """Though something is heard all the time."""
     done = threading.Event()
 
@@ -318,47 +402,84 @@ def test_a_proxy_that_refuses(sshd: Sshd, proxy: Proxy, connect: Connect) -> Non
 
 @only_paramiko
 @pytest.mark.parametrize(
-    "line", ["ProxyCommand touch @/run", "ProxyJump other", "IdentityAgent @/agent", "Include @/more", "Match exec 'touch @/run'"]
+    "line",
+    [
+        "ProxyCommand touch @/run",
+        "ProxyJump other",
+        "IdentityAgent @/agent",
+        "Include @/more",
+        "Match exec 'touch @/run'",
+    ],
 )
-def test_what_paramiko_does_not_honour_names_the_other_carrier(connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path, line: str) -> None:
+def test_what_paramiko_does_not_honour_names_the_other_carrier(
+    connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path, line: str
+) -> None:
     (tmp_path / "more").touch()
     text = "Host away\n  " + line.replace("@/", f"{tmp_path}/") + "\n"
     with pytest.raises(ConfigError, match=line.partition(" ")[0]) as caught:
-        connect(Location("ssh", "/", host="away"), Settings(carrier=CarrierName(Sshd.carrier), ssh_config=ssh_config(text))).sftp()
+        connect(
+            Location("ssh", "/", host="away"),
+            Settings(carrier=CarrierName(Sshd.carrier), ssh_config=ssh_config(text)),
+        ).sftp()
     assert "install ssh" in (caught.value.hint or "")
     assert not (tmp_path / "run").exists()
 
 
 @only_openssh
-def test_a_proxy_command_is_run(sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str]) -> None:
-    text = sshd.ssh_config.read_text() + f"Host away\n  User {sshd.user}\n  ProxyCommand python3 -c '{RELAY}' {sshd.port}\n"
-    assert connect(Location("ssh", "/", host="away"), sshd.settings(ssh_config=ssh_config(text))).sftp().listdir("/")
+def test_a_proxy_command_is_run(
+    sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str]
+) -> None:
+    text = (
+        sshd.ssh_config.read_text()
+        + f"Host away\n  User {sshd.user}\n  ProxyCommand python3 -c '{RELAY}' {sshd.port}\n"
+    )
+    assert (
+        connect(Location("ssh", "/", host="away"), sshd.settings(ssh_config=ssh_config(text)))
+        .sftp()
+        .listdir("/")
+    )
 
 
 RELAY = (
-    'import os,socket,sys,threading as t;s=socket.create_connection(("127.0.0.1",int(sys.argv[1])));'
-    't.Thread(target=lambda:[os.write(1,d) for d in iter(lambda:s.recv(65536),b"")],daemon=True).start();'
+    "import os,socket,sys,threading as t;"
+    's=socket.create_connection(("127.0.0.1",int(sys.argv[1])));'
+    'read=lambda:[os.write(1,d) for d in iter(lambda:s.recv(65536),b"")];'
+    "t.Thread(target=read,daemon=True).start();"
     '[s.sendall(d) for d in iter(lambda:os.read(0,65536),b"")]'
 )
 """What nc(1) does."""
 
 
 @only_openssh
-def test_a_proxy_command_that_fails_is_quoted(connect: Connect, ssh_config: Callable[[str], str]) -> None:
+def test_a_proxy_command_that_fails_is_quoted(
+    connect: Connect, ssh_config: Callable[[str], str]
+) -> None:
     text = "Host away\n  ProxyCommand sh -c 'echo the gate is shut >&2; exit 3'\n"
-    error = failure(connect(Location("ssh", "/", host="away"), Settings(carrier=CarrierName(Sshd.carrier), ssh_config=ssh_config(text))))
+    error = failure(
+        connect(
+            Location("ssh", "/", host="away"),
+            Settings(carrier=CarrierName(Sshd.carrier), ssh_config=ssh_config(text)),
+        )
+    )
     assert "the gate is shut" in error.message
 
 
 def unusable(connect: Connect, path: str) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
-        connect(Location("ssh", "/", host="store"), Settings(carrier=CarrierName(Sshd.carrier), ssh_config=path)).sftp()
+        connect(
+            Location("ssh", "/", host="store"),
+            Settings(carrier=CarrierName(Sshd.carrier), ssh_config=path),
+        ).sftp()
     assert caught.value.exit_code == 2
     return caught.value
 
 
 UNUSABLE = {
-    "openssh": [("Host *\n  Port no-port\n", "line 2"), ("Host *\n  ProxyJump a:b:c\n", "ProxyJump"), ("Nonsense yes\n", "Nonsense")],
+    "openssh": [
+        ("Host *\n  Port no-port\n", "line 2"),
+        ("Host *\n  ProxyJump a:b:c\n", "ProxyJump"),
+        ("Nonsense yes\n", "Nonsense"),
+    ],
     "paramiko": [
         ("Host *\n  Port ssh\n", "Port"),
         ("Host *\n  =\n", "ssh_config"),
@@ -370,17 +491,27 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize(
-    ("carrier", "text", "words"), [(carrier, *case) for carrier, cases in UNUSABLE.items() for case in cases], indirect=["carrier"]
+    ("carrier", "text", "words"),
+    [(carrier, *case) for carrier, cases in UNUSABLE.items() for case in cases],
+    indirect=["carrier"],
 )
-def test_a_configuration_of_ssh_that_cannot_be_used(connect: Connect, ssh_config: Callable[[str], str], text: str, words: str) -> None:
+def test_a_configuration_of_ssh_that_cannot_be_used(
+    connect: Connect, ssh_config: Callable[[str], str], text: str, words: str
+) -> None:
     assert words.lower() in str(unusable(connect, ssh_config(text))).lower()
 
 
 def test_a_configuration_of_ssh_that_is_not_there(connect: Connect, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        connect(Location("ssh", "/", host="store"), Settings(carrier=CarrierName(Sshd.carrier), ssh_config=str(tmp_path / "none"))).sftp()
+        connect(
+            Location("ssh", "/", host="store"),
+            Settings(carrier=CarrierName(Sshd.carrier), ssh_config=str(tmp_path / "none")),
+        ).sftp()
     with pytest.raises(ConfigError, match="cannot be read"):
-        connect(Location("ssh", "/", host="store"), Settings(carrier=CarrierName(Sshd.carrier), ssh_config=str(tmp_path))).sftp()
+        connect(
+            Location("ssh", "/", host="store"),
+            Settings(carrier=CarrierName(Sshd.carrier), ssh_config=str(tmp_path)),
+        ).sftp()
 
 
 def test_known_hosts_that_cannot_be_read(sshd: Sshd, connect: Connect, tmp_path: Path) -> None:

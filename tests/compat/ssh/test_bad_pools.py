@@ -1,4 +1,7 @@
-"""Pools on other hosts that are missing, closed, hostile or odd: one clear line and its exit code, and nothing is changed; never a hang."""
+"""
+Pools on other hosts that are missing, closed, hostile or odd: one clear line and its exit code, and
+nothing is changed; never a hang.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,14 @@ USAGE, REFUSED, INTEGRITY, TRANSPORT = 2, 4, 5, 7
 class There:
     """A pool on another host, and the command line that uses it."""
 
-    def __init__(self, run: Callable[..., Any], settings: Settings, directory: Path, location: Location, here: Path) -> None:
+    def __init__(
+        self,
+        run: Callable[..., Any],
+        settings: Settings,
+        directory: Path,
+        location: Location,
+        here: Path,
+    ) -> None:
         self.run_statepool = run
         self.settings = settings
         self.directory = directory
@@ -38,9 +48,22 @@ class There:
             "STATEPOOL_TIMEOUT": "20",
         }
 
-    def run(self, *arguments: str | Path, code: int | None = 0, env: Mapping[str, str] = {}, cache: str = "cache") -> Any:
+    def run(
+        self,
+        *arguments: str | Path,
+        code: int | None = 0,
+        env: Mapping[str, str] = {},
+        cache: str = "cache",
+    ) -> Any:
         source = () if arguments[0] in ("init", "adopt") else ("--source", str(self.location))
-        return self.run_statepool("--cache", self.here / cache, *source, *arguments, code=code, env={**self.environ, **env})
+        return self.run_statepool(
+            "--cache",
+            self.here / cache,
+            *source,
+            *arguments,
+            code=code,
+            env={**self.environ, **env},
+        )
 
     def refused(self, code: int, *arguments: str | Path, **more: Any) -> str:
         """:returns: the one line that says why. Nothing there was changed."""
@@ -53,10 +76,16 @@ class There:
 
     def states(self, cache: str = "cache") -> statepool.StatePool:
         """:returns: the same in this process, which is faster"""
-        return statepool.StatePool(cache=self.here / cache, sources=[self.location], settings=self.settings)
+        return statepool.StatePool(
+            cache=self.here / cache, sources=[self.location], settings=self.settings
+        )
 
     def findings(self) -> str:
-        return "\n".join(f"{finding.what} ({finding.cure})" for finding in self.states().doctor() if finding.where == str(self.location))
+        return "\n".join(
+            f"{finding.what} ({finding.cure})"
+            for finding in self.states().doctor()
+            if finding.where == str(self.location)
+        )
 
     def get(self, state: str = "customize") -> None:
         """Into a cache that has nothing yet."""
@@ -68,14 +97,22 @@ def on(run_statepool: Callable[..., Any], tmp_path: Path) -> Callable[..., There
     """``on(server, directory)``: a pool on a server, whether it is there or not."""
 
     def make(server: Any, directory: Path, **knobs: Any) -> There:
-        location = server.location(directory) if isinstance(server, Sshd) else Location("ssh", str(directory), "127.0.0.1", "kim", server.port)
-        return There(run_statepool, server.settings(retries=0, **knobs), directory, location, tmp_path)
+        location = (
+            server.location(directory)
+            if isinstance(server, Sshd)
+            else Location("ssh", str(directory), "127.0.0.1", "kim", server.port)
+        )
+        return There(
+            run_statepool, server.settings(retries=0, **knobs), directory, location, tmp_path
+        )
 
     return make
 
 
 @pytest.fixture
-def filled(sshd: Sshd, on: Callable[..., There], tmp_path: Path, make_image: Callable[..., Path]) -> There:
+def filled(
+    sshd: Sshd, on: Callable[..., There], tmp_path: Path, make_image: Callable[..., Path]
+) -> There:
     """A pool with ``install`` and ``customize``."""
     place = on(sshd, tmp_path / "pool")
     fill(place, make_image, by=place.directory)
@@ -89,7 +126,9 @@ def fill(place: There, make_image: Callable[..., Path], by: Path | None = None) 
     where = by or place.location
     statepool.init(where, settings=place.settings)
     work = make_image(place.here / "work.qcow2", 1024 * KIB, writes=[(0, 256 * KIB, 1)])
-    image = statepool.StatePool(cache=place.here / "cache", sources=[where], settings=place.settings).image("vm1/disk")
+    image = statepool.StatePool(
+        cache=place.here / "cache", sources=[where], settings=place.settings
+    ).image("vm1/disk")
     for state in ("install", "customize"):
         image.set(state, source=work)
 
@@ -98,16 +137,28 @@ def fill(place: There, make_image: Callable[..., Path], by: Path | None = None) 
 
 
 def test_an_unknown_host(filled: There) -> None:
-    line = filled.refused(TRANSPORT, "show", env={"STATEPOOL_KNOWN_HOSTS": os.devnull, "STATEPOOL_SSH_CONFIG": os.devnull})
+    line = filled.refused(
+        TRANSPORT,
+        "show",
+        env={"STATEPOOL_KNOWN_HOSTS": os.devnull, "STATEPOOL_SSH_CONFIG": os.devnull},
+    )
     assert "is not known" in line
     assert "ssh-keyscan" in line
 
 
-def test_a_wrong_key_and_a_password_that_is_not_shown(sshd: Sshd, on: Callable[..., There], tmp_path: Path) -> None:
+def test_a_wrong_key_and_a_password_that_is_not_shown(
+    sshd: Sshd, on: Callable[..., There], tmp_path: Path
+) -> None:
     config = tmp_path / "wrong_config"
-    config.write_text(f"Host *\n  IdentityFile {make_key(tmp_path / 'wrong')}\n  HostKeyAlias sshd-under-test\n")
+    config.write_text(
+        f"Host *\n  IdentityFile {make_key(tmp_path / 'wrong')}\n  HostKeyAlias sshd-under-test\n"
+    )
     place = on(sshd, tmp_path)
-    env = {"STATEPOOL_SSH_CONFIG": str(config), "STATEPOOL_SSH_PASSWORD": "hunter2", "STATEPOOL_SSH_PASSPHRASE": "open sesame"}
+    env = {
+        "STATEPOOL_SSH_CONFIG": str(config),
+        "STATEPOOL_SSH_PASSWORD": "hunter2",
+        "STATEPOOL_SSH_PASSPHRASE": "open sesame",
+    }
     for verbose in ((), ("-v",)):
         ran = place.run("show", *verbose, code=TRANSPORT, env=env)
         assert "does not let us in" in ran.err
@@ -145,23 +196,36 @@ def test_a_directory_below_a_file(sshd: Sshd, on: Callable[..., There], tmp_path
         place.refused(TRANSPORT, *arguments)
 
 
-def test_a_path_outside_of_what_the_account_may_see(chrooted_sshd: Sshd, on: Callable[..., There], tmp_path: Path) -> None:
+def test_a_path_outside_of_what_the_account_may_see(
+    chrooted_sshd: Sshd, on: Callable[..., There], tmp_path: Path
+) -> None:
     place = on(chrooted_sshd, chrooted_sshd.root)
-    place.location = Location("ssh", "/../../etc", "127.0.0.1", chrooted_sshd.user, chrooted_sshd.port)
+    place.location = Location(
+        "ssh", "/../../etc", "127.0.0.1", chrooted_sshd.user, chrooted_sshd.port
+    )
     place.refused(TRANSPORT, "show")
 
 
-@pytest.mark.parametrize("arguments", [("show",), ("get", "vm1/disk", "install"), ("init", "LOCATION")])
-def test_a_directory_that_the_account_may_not_enter(chrooted_sshd: Sshd, on: Callable[..., There], arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("show",), ("get", "vm1/disk", "install"), ("init", "LOCATION")]
+)
+def test_a_directory_that_the_account_may_not_enter(
+    chrooted_sshd: Sshd, on: Callable[..., There], arguments: tuple[str, ...]
+) -> None:
     directory = chrooted_sshd.directory_for(f"closed-{arguments[0]}")
     os.chown(directory, 0, 0)
     directory.chmod(0o700)
     place = on(chrooted_sshd, directory)
-    line = place.refused(TRANSPORT, *(str(place.location) if argument == "LOCATION" else argument for argument in arguments))
+    line = place.refused(
+        TRANSPORT,
+        *(str(place.location) if argument == "LOCATION" else argument for argument in arguments),
+    )
     assert "Permission denied" in line
 
 
-def test_a_pool_that_the_account_may_only_read(chrooted_sshd: Sshd, on: Callable[..., There], make_image: Callable[..., Path]) -> None:
+def test_a_pool_that_the_account_may_only_read(
+    chrooted_sshd: Sshd, on: Callable[..., There], make_image: Callable[..., Path]
+) -> None:
     place = on(chrooted_sshd, chrooted_sshd.directory_for("read-only"))
     fill(place, make_image)
     for path in (place.directory, *place.directory.rglob("*")):
@@ -186,8 +250,24 @@ def names(place: There) -> list[str]:
 def test_names_that_are_not_ours(filled: There) -> None:
     there = os.fsencode(filled.directory)
     expected = names(filled)
-    for directory in (b"", b"/vm1", b"/vm1/disk", b"/.statepool/log", b"/.statepool/log/vm1", b"/.statepool/incoming", b"/.statepool/data"):
-        for name in (b"\xff\xfe.qcow2", b"line\nbreak.qcow2", b" ", b"-rf", b"$(reboot)", b"a" * 255, b"..."):
+    for directory in (
+        b"",
+        b"/vm1",
+        b"/vm1/disk",
+        b"/.statepool/log",
+        b"/.statepool/log/vm1",
+        b"/.statepool/incoming",
+        b"/.statepool/data",
+    ):
+        for name in (
+            b"\xff\xfe.qcow2",
+            b"line\nbreak.qcow2",
+            b" ",
+            b"-rf",
+            b"$(reboot)",
+            b"a" * 255,
+            b"...",
+        ):
             Path(os.fsdecode(there + directory + b"/" + name)).write_bytes(b"x")
     (filled.directory / "vm1/disk" / "dir.qcow2").mkdir()
     os.mkfifo(filled.directory / "vm1/disk/fifo.qcow2")
@@ -213,7 +293,10 @@ def test_links_in_the_place_of_states(filled: There, tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_a_link(filled: There, tmp_path: Path) -> None:
-    """The very same bytes behind a link are not believed either: it can lead elsewhere in the next moment."""
+    """
+    The very same bytes behind a link are not believed either: it can lead elsewhere in the next
+    moment.
+    """
     for file in (filled.directory / ".statepool/data").iterdir():
         moved = tmp_path / file.name
         shutil.move(file, moved)
@@ -252,7 +335,9 @@ def test_bytes_that_are_not_those_promised(filled: There) -> None:
 # -- servers that cannot, or know the time otherwise
 
 
-def test_a_server_without_any_extension(bare_server: Callable[..., Any], on: Callable[..., There], make_image: Callable[..., Path]) -> None:
+def test_a_server_without_any_extension(
+    bare_server: Callable[..., Any], on: Callable[..., There], make_image: Callable[..., Path]
+) -> None:
     server = bare_server()
     place = on(server, server.directory / "pool")
     fill(place, make_image)
@@ -281,18 +366,27 @@ def test_a_server_without_any_extension(bare_server: Callable[..., Any], on: Cal
 
 
 @pytest.mark.parametrize("ahead", [86400, -86400])
-def test_a_clock_that_is_a_day_off(bare_server: Callable[..., Any], on: Callable[..., There], make_image: Callable[..., Path], ahead: int) -> None:
+def test_a_clock_that_is_a_day_off(
+    bare_server: Callable[..., Any],
+    on: Callable[..., There],
+    make_image: Callable[..., Path],
+    ahead: int,
+) -> None:
     server = bare_server(ahead=ahead)
     place = on(server, server.directory / "pool")
     fill(place, make_image)
-    # Somebody of another host is at it just now: what has no marker yet is no leftover, by whatever clock.
+    # Somebody of another host is at it just now: what has no marker yet is no leftover, by whatever
+    # clock.
     young = place.directory / ".statepool/incoming/00000000-bytes"
     young.write_bytes(b"x")
     place.states().gc(everywhere=True)
     assert young.exists()
     place.get()
     place.states().image("vm1/disk").set("third", source=place.here / "work.qcow2")
-    assert re.search(rf"its clock is about 86(399|40[0-9]) seconds {'ahead of' if ahead > 0 else 'behind'} ours", place.findings())
+    assert re.search(
+        rf"its clock is about 86(399|40[0-9]) seconds {'ahead of' if ahead > 0 else 'behind'} ours",
+        place.findings(),
+    )
 
 
 def test_what_doctor_says_of_a_good_host(filled: There) -> None:

@@ -44,8 +44,15 @@ class Lab:
 
     def configure(self, cache: str) -> None:
         """From now on another host is meant: one with this cache."""
-        knobs = {"known-hosts": os.environ["TEST_KNOWN_HOSTS"], "ssh-config": os.environ["TEST_SSH_CONFIG"]}
-        lines = [f"cache = {json.dumps(cache)}", f"sources = [{json.dumps(self.location)}]", "fresh = 0"]
+        knobs = {
+            "known-hosts": os.environ["TEST_KNOWN_HOSTS"],
+            "ssh-config": os.environ["TEST_SSH_CONFIG"],
+        }
+        lines = [
+            f"cache = {json.dumps(cache)}",
+            f"sources = [{json.dumps(self.location)}]",
+            "fresh = 0",
+        ]
         lines += [f"{key} = {json.dumps(value)}" for key, value in knobs.items()]
         (self.here / "statepool.toml").write_text("\n".join(lines) + "\n")
 
@@ -71,9 +78,17 @@ def test_a_walk(lab: Lab, run_statepool: Run, make_image: Make, write_to_image: 
 
     run_statepool("init", lab.location)
     work = make_image(lab.here / "work.qcow2", 16 * MIB, writes=[(0, 3 * MIB, 1)])
-    stored = json.loads(run_statepool("set", "vm1/disk", "install", "--from", work, "--json").out)["stored"]
+    stored = json.loads(run_statepool("set", "vm1/disk", "install", "--from", work, "--json").out)[
+        "stored"
+    ]
     at = stored["pools"][1]
-    assert (at["pool"], at["result"], at["durable"], at["resumed"], at["again"]) == (lab.location, "stored", True, 0, 0)
+    assert (at["pool"], at["result"], at["durable"], at["resumed"], at["again"]) == (
+        lab.location,
+        "stored",
+        True,
+        0,
+        0,
+    )
     write_to_image(work, [(4 * MIB, MIB, 2)])
     run_statepool("set", "vm1/disk", "customize", "--from", work)
     assert (lab.there / "vm1/disk/customize.qcow2").is_symlink(), "people there see it, too"
@@ -82,9 +97,15 @@ def test_a_walk(lab: Lab, run_statepool: Run, make_image: Make, write_to_image: 
     assert states("vm1/disk") == {"install": [lab.location], "customize": [lab.location]}
     assert "customize" in run_statepool("tree").out
     assert run_statepool("check", "vm1/disk", "customize").code == 0
-    got = json.loads(run_statepool("get", "vm1/disk", "customize", "--to", lab.here / "other.qcow2", "--json").out)["got"]
+    got = json.loads(
+        run_statepool(
+            "get", "vm1/disk", "customize", "--to", lab.here / "other.qcow2", "--json"
+        ).out
+    )["got"]
     assert (got["source"], got["how"], got["verified"]) == (lab.location, "stream", "arrived")
-    assert json.loads(run_statepool("get", "vm1/disk", "customize", "--json").out)["got"]["bytes"] == 0
+    assert (
+        json.loads(run_statepool("get", "vm1/disk", "customize", "--json").out)["got"]["bytes"] == 0
+    )
 
     checked = json.loads(run_statepool("verify", "--json", "--source", lab.location).out)
     assert {one["problem"] for one in checked["checked"]} == {None}
@@ -97,7 +118,9 @@ def test_a_walk(lab: Lab, run_statepool: Run, make_image: Make, write_to_image: 
     assert list((lab.there / ".statepool/incoming").iterdir()) == []
 
 
-def test_a_pool_whose_path_is_no_text(lab: Lab, server: Sshd, run_statepool: Run, make_image: Make) -> None:
+def test_a_pool_whose_path_is_no_text(
+    lab: Lab, server: Sshd, run_statepool: Run, make_image: Make
+) -> None:
     named = lab.there / "p\udcff"
     location = str(server.location(named))
     assert location.endswith("/p%FF")
@@ -106,30 +129,54 @@ def test_a_pool_whose_path_is_no_text(lab: Lab, server: Sshd, run_statepool: Run
     work = make_image(lab.here / "work.qcow2", 4 * MIB, writes=[(0, MIB, 1)])
     run_statepool("--source", location, "set", "vm1/disk", "install", "--from", work)
     checked = json.loads(run_statepool("verify", "--source", location, "--json").out)["checked"]
-    assert [(one["pool"], one["problem"]) for one in checked if one["pool"] == location] == [(location, None)]
+    assert [(one["pool"], one["problem"]) for one in checked if one["pool"] == location] == [
+        (location, None)
+    ]
     raw = f"ssh://{server.user}@127.0.0.1:{server.port}{server.location(named).path}"
-    assert json.loads(run_statepool("--cache", "new", "--source", raw, "get", "vm1/disk", "install", "--json").out)["got"]["source"] == location
+    assert (
+        json.loads(
+            run_statepool(
+                "--cache", "new", "--source", raw, "get", "vm1/disk", "install", "--json"
+            ).out
+        )["got"]["source"]
+        == location
+    )
     run_statepool("--source", location, "unset", "vm1/disk", "install", "--everywhere")
 
 
-def test_files_of_another_tool_are_got_and_adopted(lab: Lab, server: Sshd, run_statepool: Run, make_image: Make) -> None:
+def test_files_of_another_tool_are_got_and_adopted(
+    lab: Lab, server: Sshd, run_statepool: Run, make_image: Make
+) -> None:
     make_image(lab.there / "vm1/disk/install.qcow2", 4 * MIB, writes=[(0, MIB, 1)])
-    make_image(lab.there / "vm1/disk/customize.qcow2", None, backing="install.qcow2", writes=[(MIB, MIB, 2)])
+    make_image(
+        lab.there / "vm1/disk/customize.qcow2",
+        None,
+        backing="install.qcow2",
+        writes=[(MIB, MIB, 2)],
+    )
     for path in (lab.there / "vm1", lab.there / "vm1/disk", *(lab.there / "vm1/disk").iterdir()):
         shutil.chown(path, server.user)
     got = json.loads(run_statepool("get", "vm1/disk", "customize", "--json").out)["got"]
     assert got["verified"] == "unmanaged"
     run_statepool("init", lab.location)
     adopted = json.loads(run_statepool("adopt", lab.location, "--json").out)
-    assert [(one["state"], one["problem"]) for one in adopted["adopted"]] == [("install", None), ("customize", None)]
+    assert [(one["state"], one["problem"]) for one in adopted["adopted"]] == [
+        ("install", None),
+        ("customize", None),
+    ]
     lab.configure("elsewhere")
-    assert json.loads(run_statepool("get", "vm1/disk", "customize", "--json").out)["got"]["verified"] == "arrived"
+    assert (
+        json.loads(run_statepool("get", "vm1/disk", "customize", "--json").out)["got"]["verified"]
+        == "arrived"
+    )
 
 
 def test_what_is_damaged_there_is_named(lab: Lab, run_statepool: Run, make_image: Make) -> None:
     run_statepool("init", lab.location)
     work = make_image(lab.here / "work.qcow2", 4 * MIB, writes=[(0, MIB, 1)])
-    digest = json.loads(run_statepool("set", "vm1/disk", "install", "--from", work, "--json").out)["stored"]["digest"]
+    digest = json.loads(run_statepool("set", "vm1/disk", "install", "--from", work, "--json").out)[
+        "stored"
+    ]["digest"]
     data = lab.there / ".statepool/data" / digest.replace(":", "-")
     content = bytearray(data.read_bytes())
     content[-1000] ^= 0xFF

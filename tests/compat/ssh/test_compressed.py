@@ -1,4 +1,7 @@
-"""Bytes that are compressed on their way to and from another host arrive as they are, whatever the programs there do."""
+"""
+Bytes that are compressed on their way to and from another host arrive as they are, whatever the
+programs there do.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ from statepool.transports.ssh import SSHTransport, compressed
 from tests.support.sshd import SFTP_SERVER, Sshd, run_sshd, sshd_program
 
 pytestmark = pytest.mark.skipif(
-    sshd_program() is None or shutil.which("zstd") is None, reason="sshd or zstd is not installed (Debian: openssh-server)"
+    sshd_program() is None or shutil.which("zstd") is None,
+    reason="sshd or zstd is not installed (Debian: openssh-server)",
 )
 
 MIB = 1 << 20
@@ -54,7 +58,10 @@ class Place:
 
 def place(sshd: Sshd, **knobs: object) -> Place:
     directory = sshd.directory_for(f"pool $(touch pwned) 'of' {os.urandom(4).hex()}")
-    return Place(directory, SSHTransport(sshd.location(directory), sshd.settings(**{"compress": "on", **knobs})))
+    return Place(
+        directory,
+        SSHTransport(sshd.location(directory), sshd.settings(**{"compress": "on", **knobs})),
+    )
 
 
 @pytest.fixture
@@ -79,7 +86,10 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
 
 @pytest.fixture
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Place]]:
-    """``programs(zstd="...")``: a place where that script is the program of that name; an empty one is not there at all."""
+    """
+    ``programs(zstd="...")``: a place where that script is the program of that name; an empty one is
+    not there at all.
+    """
     with ExitStack() as stack:
 
         def start(timeout: float = 20.0, **scripts: str) -> Place:
@@ -95,7 +105,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
             command = tmp_path_factory.mktemp("command") / "command"
             command.write_text(f'#!/bin/sh\nPATH={tools}\neval "$SSH_ORIGINAL_COMMAND"\n')
             command.chmod(0o755)
-            server = stack.enter_context(run_sshd(sftp=SFTP_SERVER, options={"ForceCommand": str(command)}))
+            server = stack.enter_context(
+                run_sshd(sftp=SFTP_SERVER, options={"ForceCommand": str(command)})
+            )
             return place(server, timeout=timeout)
 
         yield start
@@ -122,7 +134,7 @@ def stored(place: Place, source: int, data: bytes = DATA, **how: Any) -> int:
     return moved.sent
 
 
-# -- as it should be ---------------------------------------------------------------------------------------------------------------------------------
+# -- as it should be -------------------------------------------------------------------------------
 
 
 def test_less_is_sent(there: Place, opened: Opened) -> None:
@@ -179,9 +191,16 @@ def test_it_is_not_done_unless_it_pays(sshd: Sshd, opened: Opened, how: str) -> 
     assert stored(there, opened(DATA)) == len(DATA)
 
 
-@pytest.mark.parametrize(("fast", "share"), [(1e12, 0.7), (0.0, 1.0)], ids=["slow link", "fast link"])
-def test_auto_measures(sshd: Sshd, opened: Opened, monkeypatch: pytest.MonkeyPatch, fast: float, share: float) -> None:
-    """On a link that counts as slow it is tried; whether it goes on then is up to the machine, so no beat is missed here."""
+@pytest.mark.parametrize(
+    ("fast", "share"), [(1e12, 0.7), (0.0, 1.0)], ids=["slow link", "fast link"]
+)
+def test_auto_measures(
+    sshd: Sshd, opened: Opened, monkeypatch: pytest.MonkeyPatch, fast: float, share: float
+) -> None:
+    """
+    On a link that counts as slow it is tried; whether it goes on then is up to the machine, so no
+    beat is missed here.
+    """
     monkeypatch.setattr(compressed, "FAST", fast)
     monkeypatch.setattr(compressed, "WARM_UP", 64 << 10)
     monkeypatch.setattr(compressed, "MEASURED", 256 << 10)
@@ -192,7 +211,9 @@ def test_auto_measures(sshd: Sshd, opened: Opened, monkeypatch: pytest.MonkeyPat
     assert stored(there, opened(DATA)) <= share * len(DATA)
 
 
-def test_auto_gives_up_what_is_slower(sshd: Sshd, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_gives_up_what_is_slower(
+    sshd: Sshd, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compressed, "FAST", 1e12)
     monkeypatch.setattr(compressed, "WARM_UP", 64 << 10)
     monkeypatch.setattr(compressed, "MEASURED", 256 << 10)
@@ -203,7 +224,7 @@ def test_auto_gives_up_what_is_slower(sshd: Sshd, opened: Opened, monkeypatch: p
     assert stored(there, opened(DATA)) > 0.7 * len(DATA)
 
 
-# -- programs that fail ------------------------------------------------------------------------------------------------------------------------------
+# -- programs that fail ----------------------------------------------------------------------------
 
 REAL = shutil.which("zstd")
 
@@ -220,7 +241,9 @@ FAILING = {
 
 
 @pytest.mark.parametrize("script", FAILING.values(), ids=FAILING.keys())
-def test_whatever_a_program_does_the_bytes_arrive(programs: Callable[..., Place], opened: Opened, script: str) -> None:
+def test_whatever_a_program_does_the_bytes_arrive(
+    programs: Callable[..., Place], opened: Opened, script: str
+) -> None:
     place = programs(zstd=script)
     place.put()
     fetched(place, opened())
@@ -234,8 +257,12 @@ def test_a_dd_that_fails_is_noticed(programs: Callable[..., Place], opened: Open
     stored(place, opened(DATA))
 
 
-def test_a_dd_that_lies_is_found_out_by_the_digest(programs: Callable[..., Place], opened: Opened) -> None:
-    """Nothing that fails: bytes that are wrong. Whoever fetches has the digest to hold against it."""
+def test_a_dd_that_lies_is_found_out_by_the_digest(
+    programs: Callable[..., Place], opened: Opened
+) -> None:
+    """
+    Nothing that fails: bytes that are wrong. Whoever fetches has the digest to hold against it.
+    """
     place = programs(dd="head -c 6291456 /dev/zero")
     place.put()
     moved = place.transport.fetch("a", opened(), Transfer(len(DATA)))
@@ -243,7 +270,9 @@ def test_a_dd_that_lies_is_found_out_by_the_digest(programs: Callable[..., Place
     assert moved.digest != Digest.of(DATA)
 
 
-def test_a_program_that_falls_silent_ends_by_the_timeout(programs: Callable[..., Place], opened: Opened) -> None:
+def test_a_program_that_falls_silent_ends_by_the_timeout(
+    programs: Callable[..., Place], opened: Opened
+) -> None:
     place = programs(zstd="sleep 100", timeout=1.0)
     place.put()
     with pytest.raises(TransportError) as caught:
@@ -251,7 +280,7 @@ def test_a_program_that_falls_silent_ends_by_the_timeout(programs: Callable[...,
     assert caught.value.transient
 
 
-# -- on the way --------------------------------------------------------------------------------------------------------------------------------------
+# -- on the way ------------------------------------------------------------------------------------
 
 
 class Then(Counter):
@@ -269,12 +298,16 @@ class Then(Counter):
             self._do()
 
 
-def test_a_connection_that_breaks_is_told_and_the_rest_can_be_had(sshd: Sshd, there: Place, opened: Opened) -> None:
+def test_a_connection_that_breaks_is_told_and_the_rest_can_be_had(
+    sshd: Sshd, there: Place, opened: Opened
+) -> None:
     data = DATA * 8
     there.put(data)
     target = opened()
     with pytest.raises(TransportError) as caught:
-        there.transport.fetch("a", target, Transfer(len(data), progress=Then(MIB, sshd.kill_sessions)))
+        there.transport.fetch(
+            "a", target, Transfer(len(data), progress=Then(MIB, sshd.kill_sessions))
+        )
     assert caught.value.transient
     done = os.fstat(target).st_size
     assert os.pread(target, done, 0) == data[:done]
@@ -282,7 +315,9 @@ def test_a_connection_that_breaks_is_told_and_the_rest_can_be_had(sshd: Sshd, th
 
     source = opened(data)
     with pytest.raises(TransportError) as caught:
-        there.transport.store(source, "a", Transfer(len(data), progress=Then(8 * MIB, sshd.kill_sessions)))
+        there.transport.store(
+            source, "a", Transfer(len(data), progress=Then(8 * MIB, sshd.kill_sessions))
+        )
     assert caught.value.transient
     left = (there.directory / "a").read_bytes()
     assert left == data[: len(left)]

@@ -1,4 +1,7 @@
-"""A connection is made once, kept, revived, made anew after a fork; and it ends what nobody else would."""
+"""
+A connection is made once, kept, revived, made anew after a fork; and it ends what nobody else
+would.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,11 @@ def test_files_and_commands(carrier: str, sshd: Sshd, connect: Connect, place: P
     assert not connection.is_open
     assert connection.sftp().listdir(str(place)) == ["file"]
     stream = connection.open("echo said")
-    assert (stream.recv(100), stream.recv(100), connection.carrier.exit_status(stream, 60)) == (b"said\n", b"", 0)
+    assert (stream.recv(100), stream.recv(100), connection.carrier.exit_status(stream, 60)) == (
+        b"said\n",
+        b"",
+        0,
+    )
     assert connection.is_open
     assert connection.carrier.name == carrier
     assert connection.carrier.facts.cipher == CIPHERS[0]
@@ -61,9 +68,13 @@ def test_a_chrooted_account_has_files_only(chrooted_sshd: Sshd, connect: Connect
     assert connection.carrier.exit_status(connection.open("echo said"), 60) != 0
 
 
-def test_one_connection_for_all_that_is_done_there(sshd: Sshd, proxy: Proxy, files: Callable[..., Any]) -> None:
+def test_one_connection_for_all_that_is_done_there(
+    sshd: Sshd, proxy: Proxy, files: Callable[..., Any]
+) -> None:
     settings = sshd.settings()
-    one, other = (connection_to(sshd.location(path, proxy.port), settings) for path in ("/one", "/other"))
+    one, other = (
+        connection_to(sshd.location(path, proxy.port), settings) for path in ("/one", "/other")
+    )
     assert one is other
 
     def ask(number: int) -> bool:
@@ -97,8 +108,14 @@ class Person:
 
 
 def test_a_connection_ends_with_the_last_who_has_the_same_secrets(sshd: Sshd, place: Path) -> None:
-    one, same, other = (SSHTransport(sshd.location(place), sshd.settings(secrets=Person(name))) for name in ("kim", "kim", "lee"))
-    shared, separate = (connection_to(sshd.location(place), sshd.settings(secrets=Person(name))) for name in ("kim", "lee"))
+    one, same, other = (
+        SSHTransport(sshd.location(place), sshd.settings(secrets=Person(name)))
+        for name in ("kim", "kim", "lee")
+    )
+    shared, separate = (
+        connection_to(sshd.location(place), sshd.settings(secrets=Person(name)))
+        for name in ("kim", "lee")
+    )
     assert shared is not separate
     for transport in (one, same, other):
         assert transport.stat("file") is not None
@@ -114,12 +131,17 @@ def test_a_connection_ends_with_the_last_who_has_the_same_secrets(sshd: Sshd, pl
     assert not shared.is_open
 
 
-def test_it_is_revived_when_it_has_died(sshd: Sshd, proxy: Proxy, connect: Connect, place: Path) -> None:
+def test_it_is_revived_when_it_has_died(
+    sshd: Sshd, proxy: Proxy, connect: Connect, place: Path
+) -> None:
     connection = connect(sshd.location(place, proxy.port), sshd.settings())
     files = connection.sftp()
     epoch = connection.epoch
     proxy.cut()
-    with pytest.raises(TransportError, match="the connection was lost") as caught, connection.translating("list"):
+    with (
+        pytest.raises(TransportError, match="the connection was lost") as caught,
+        connection.translating("list"),
+    ):
         files.listdir(str(place))
     assert caught.value.transient
     assert connection.sftp().listdir(str(place)) == ["file"]
@@ -150,12 +172,15 @@ def test_a_close_is_not_the_end(sshd: Sshd, connect: Connect, place: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # that is the point
-def test_a_fork_makes_its_own(carrier: str, sshd: Sshd, proxy: Proxy, connect: Connect, place: Path) -> None:
+def test_a_fork_makes_its_own(
+    carrier: str, sshd: Sshd, proxy: Proxy, connect: Connect, place: Path
+) -> None:
     connection = connect(sshd.location(place, proxy.port), sshd.settings())
     files = connection.sftp()
     stop = threading.Event()
 
-    def use() -> None:  # the locks of the connection are held at the moment of the fork, more often than not
+    # the locks of the connection are held at the moment of the fork, more often than not
+    def use() -> None:
         while not stop.is_set():
             files.listdir(str(place))
 
@@ -167,7 +192,12 @@ def test_a_fork_makes_its_own(carrier: str, sshd: Sshd, proxy: Proxy, connect: C
             if child == 0:
                 code = 1
                 try:
-                    code = 0 if not connection.is_open and connection.sftp().listdir(str(place)) == ["file"] else 2
+                    code = (
+                        0
+                        if not connection.is_open
+                        and connection.sftp().listdir(str(place)) == ["file"]
+                        else 2
+                    )
                 finally:
                     os._exit(code)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -182,7 +212,9 @@ def test_a_fork_makes_its_own(carrier: str, sshd: Sshd, proxy: Proxy, connect: C
 
 
 @pytest.mark.parametrize("heard", [0, 20, 500, 1200, 1800])
-def test_silence_while_connecting_is_an_error(sshd: Sshd, proxy: Proxy, connect: Connect, heard: int) -> None:
+def test_silence_while_connecting_is_an_error(
+    sshd: Sshd, proxy: Proxy, connect: Connect, heard: int
+) -> None:
     proxy.fall_silent_after(down=heard)
     with pytest.raises(TransportError, match="no answer for") as caught:
         connect(sshd.location("/", proxy.port), quick(sshd)).sftp()
@@ -190,11 +222,18 @@ def test_silence_while_connecting_is_an_error(sshd: Sshd, proxy: Proxy, connect:
     assert caught.value.exit_code == 7
 
 
-def test_silence_of_a_kept_connection_is_an_error(sshd: Sshd, proxy: Proxy, connect: Connect) -> None:
+def test_silence_of_a_kept_connection_is_an_error(
+    sshd: Sshd, proxy: Proxy, connect: Connect
+) -> None:
     connection = connect(sshd.location("/", proxy.port), quick(sshd, connect_timeout=5))
     files = connection.sftp()
     proxy.silent = True
-    for ask in (connection.sftp, connection.open, lambda: connection.open("true"), lambda: files.stat("/")):
+    for ask in (
+        connection.sftp,
+        connection.open,
+        lambda: connection.open("true"),
+        lambda: files.stat("/"),
+    ):
         with pytest.raises(TransportError) as caught, connection.translating("ask"):
             ask()
         assert caught.value.transient
@@ -202,7 +241,9 @@ def test_silence_of_a_kept_connection_is_an_error(sshd: Sshd, proxy: Proxy, conn
     assert connection.sftp().listdir("/")
 
 
-def test_many_who_wait_for_a_connection_are_told_at_once_that_there_is_none(sshd: Sshd, proxy: Proxy, connect: Connect) -> None:
+def test_many_who_wait_for_a_connection_are_told_at_once_that_there_is_none(
+    sshd: Sshd, proxy: Proxy, connect: Connect
+) -> None:
     proxy.silent = True
     connection = connect(sshd.location("/", proxy.port), quick(sshd, connect_timeout=5))
     start = threading.Barrier(8)
@@ -232,7 +273,9 @@ def test_silence_while_writing_is_an_error(sshd: Sshd, proxy: Proxy, connect: Co
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("count", [0, 100, 900, 1500, 2000])
-def test_a_cut_while_connecting_is_an_error_that_may_pass(sshd: Sshd, proxy: Proxy, connect: Connect, direction: str, count: int) -> None:
+def test_a_cut_while_connecting_is_an_error_that_may_pass(
+    sshd: Sshd, proxy: Proxy, connect: Connect, direction: str, count: int
+) -> None:
     proxy.cut_after(**{direction: count})
     with pytest.raises(TransportError) as caught:
         connection = connect(sshd.location("/", proxy.port), sshd.settings())
@@ -242,7 +285,9 @@ def test_a_cut_while_connecting_is_an_error_that_may_pass(sshd: Sshd, proxy: Pro
     assert connection.sftp().listdir("/")
 
 
-def test_a_slow_link_is_none_of_this(sshd: Sshd, proxy: Proxy, connect: Connect, place: Path) -> None:
+def test_a_slow_link_is_none_of_this(
+    sshd: Sshd, proxy: Proxy, connect: Connect, place: Path
+) -> None:
     proxy.delay = 0.1
     connection = connect(sshd.location(place, proxy.port), sshd.settings(timeout=5))
     assert connection.sftp().listdir(str(place)) == ["file"]
@@ -258,13 +303,16 @@ def test_an_alias(sshd: Sshd, connect: Connect, place: Path) -> None:
 
 def config_for(sshd: Sshd, port: int, alias: str, more: str = "") -> str:
     return (
-        f"Host {alias}\n  HostName 127.0.0.1\n  Port {port}\n  User {sshd.user}\n  IdentityFile {sshd.identity}\n"
-        f"  UserKnownHostsFile {sshd.known_hosts}\n  HostKeyAlias sshd-under-test\n{more}"
+        f"Host {alias}\n  HostName 127.0.0.1\n  Port {port}\n  User {sshd.user}\n  IdentityFile"
+        f" {sshd.identity}\n  UserKnownHostsFile {sshd.known_hosts}\n  HostKeyAlias"
+        f" sshd-under-test\n{more}"
     )
 
 
 @only_openssh
-def test_through_other_hosts(sshd: Sshd, proxy: Proxy, connect: Connect, place: Path, ssh_config: Callable[[str], str]) -> None:
+def test_through_other_hosts(
+    sshd: Sshd, proxy: Proxy, connect: Connect, place: Path, ssh_config: Callable[[str], str]
+) -> None:
     with Proxy(sshd.port) as second:
         text = config_for(sshd, proxy.port, "first") + config_for(sshd, second.port, "second")
         text += config_for(sshd, sshd.port, "third", "  ProxyJump first,second\n")
@@ -287,8 +335,13 @@ def test_a_jump_to_itself(sshd: Sshd, connect: Connect, ssh_config: Callable[[st
 
 
 @only_openssh
-def test_a_host_on_the_way_that_does_not_reach_the_next(sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str]) -> None:
-    text = config_for(sshd, sshd.port, "first") + "Host away\n  HostName 127.0.0.1\n  Port 1\n  ProxyJump first\n"
+def test_a_host_on_the_way_that_does_not_reach_the_next(
+    sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str]
+) -> None:
+    text = (
+        config_for(sshd, sshd.port, "first")
+        + "Host away\n  HostName 127.0.0.1\n  Port 1\n  ProxyJump first\n"
+    )
     settings = sshd.settings(ssh_config=ssh_config(text))
     with pytest.raises(TransportError, match=r"cannot reach .*127\.0\.0\.1:1 through"):
         connect(Location("ssh", "/", host="away"), settings).sftp()

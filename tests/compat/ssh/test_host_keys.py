@@ -1,4 +1,7 @@
-"""A host is only believed to be itself if its key is known; the error says what would make it so, and that works."""
+"""
+A host is only believed to be itself if its key is known; the error says what would make it so, and
+that works.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,12 @@ pytestmark = pytest.mark.usefixtures("carrier")
 
 @pytest.fixture
 def hosts(sshd: Sshd, tmp_path: Path, connect: Connect, ssh_config: Callable[[str], str]) -> Hosts:
-    return Hosts(sshd, tmp_path / "known_hosts", connect, ssh_config(f"Host *\n  IdentityFile {sshd.identity}\n  IdentitiesOnly yes\n"))
+    return Hosts(
+        sshd,
+        tmp_path / "known_hosts",
+        connect,
+        ssh_config(f"Host *\n  IdentityFile {sshd.identity}\n  IdentitiesOnly yes\n"),
+    )
 
 
 class Hosts:
@@ -52,7 +60,9 @@ class Hosts:
 
 
 def fingerprint(public: Path) -> str:
-    return subprocess.run(["ssh-keygen", "-lf", str(public)], capture_output=True, text=True, check=True).stdout.split()[1]
+    return subprocess.run(
+        ["ssh-keygen", "-lf", str(public)], capture_output=True, text=True, check=True
+    ).stdout.split()[1]
 
 
 def shell(command: str) -> None:
@@ -112,31 +122,58 @@ def test_hashed_names(hosts: Hosts) -> None:
     hosts.try_it()
 
 
-@pytest.mark.parametrize("line", ["[127.0.0.1]:1 KEY", "*,!127.0.0.1,!NAME KEY", "NAME ssh-ed25519 AAAA", "NAME ssh-ed25519 !", "#NAME KEY", "NAME"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[127.0.0.1]:1 KEY",
+        "*,!127.0.0.1,!NAME KEY",
+        "NAME ssh-ed25519 AAAA",
+        "NAME ssh-ed25519 !",
+        "#NAME KEY",
+        "NAME",
+    ],
+)
 def test_lines_that_do_not_admit_it(hosts: Hosts, line: str) -> None:
     hosts.file.write_text(line.replace("NAME", hosts.name).replace("KEY", hosts.key) + "\n")
     hosts.refused()
 
 
-@pytest.mark.parametrize("line", ["other,NAME KEY comment", "[127.0.0.*]:* KEY", "* KEY", "\t NAME\tKEY"])
+@pytest.mark.parametrize(
+    "line", ["other,NAME KEY comment", "[127.0.0.*]:* KEY", "* KEY", "\t NAME\tKEY"]
+)
 def test_lines_that_admit_it(carrier: str, hosts: Hosts, line: str) -> None:
     if carrier == "paramiko" and "*" in line:
         pytest.skip("paramiko knows no patterns")
-    hosts.file.write_text("nonsense\n\n" + line.replace("NAME", hosts.name).replace("KEY", hosts.key) + "\n")
+    hosts.file.write_text(
+        "nonsense\n\n" + line.replace("NAME", hosts.name).replace("KEY", hosts.key) + "\n"
+    )
     hosts.try_it()
 
 
-def test_ssh_config_cannot_make_us_careless(sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
-    text = f"Host *\n  StrictHostKeyChecking no\n  UserKnownHostsFile {tmp_path}/none\n  IdentityFile {sshd.identity}\n"
+def test_ssh_config_cannot_make_us_careless(
+    sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path
+) -> None:
+    text = (
+        f"Host *\n  StrictHostKeyChecking no\n  UserKnownHostsFile {tmp_path}/none\n  IdentityFile"
+        f" {sshd.identity}\n"
+    )
     settings = sshd.settings(known_hosts=None, ssh_config=ssh_config(text))
     with pytest.raises(AccessDenied, match="is not known"):
         _ = connect(sshd.location("/"), settings).carrier
 
 
-def test_an_alias_that_has_a_key_of_its_own(sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
-    text = f"Host store\n  HostName 127.0.0.1\n  Port {sshd.port}\n  HostKeyAlias lab\n  IdentityFile {sshd.identity}\n"
+def test_an_alias_that_has_a_key_of_its_own(
+    sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path
+) -> None:
+    text = (
+        f"Host store\n  HostName 127.0.0.1\n  Port {sshd.port}\n  HostKeyAlias lab\n  IdentityFile"
+        f" {sshd.identity}\n"
+    )
     settings = sshd.settings(ssh_config=ssh_config(text), known_hosts=str(tmp_path / "known hosts"))
-    for before, command in [("", r"(echo .*? >> '.*?')\. The line is"), (hosts_line(tmp_path, "lab"), r": (ssh-keygen .*), then (echo .*)")]:
+    for before, command in [
+        ("", r"(echo .*? >> '.*?')\. The line is"),
+        (hosts_line(tmp_path, "lab"), r": (ssh-keygen .*), then (echo .*)"),
+    ]:
         (tmp_path / "known hosts").write_text(before)
         with pytest.raises(AccessDenied) as caught:
             _ = connect(Location("ssh", "/", host="store"), settings).carrier
@@ -149,10 +186,13 @@ def test_an_alias_that_has_a_key_of_its_own(sshd: Sshd, connect: Connect, ssh_co
 
 def hosts_line(directory: Path, name: str) -> str:
     """:returns: the line of a key that nobody has"""
-    return f"{name} {' '.join(make_key(directory / 'nobodys').with_suffix('.pub').read_text().split()[:2])}\n"
+    key = make_key(directory / "nobodys").with_suffix(".pub").read_text()
+    return f"{name} {' '.join(key.split()[:2])}\n"
 
 
-def test_a_revoked_key_of_one_type_and_a_known_one_of_another(connect: Connect, tmp_path: Path) -> None:
+def test_a_revoked_key_of_one_type_and_a_known_one_of_another(
+    connect: Connect, tmp_path: Path
+) -> None:
     keys = [make_key(tmp_path / kind, type=kind) for kind in ("ed25519", "rsa")]
     with run_sshd(options={"HostKey": "\nHostKey ".join(map(str, keys))}) as server:
         rsa = " ".join(keys[1].with_suffix(".pub").read_text().split()[:2])
@@ -164,12 +204,19 @@ def test_a_host_with_several_keys_of_which_one_is_known(connect: Connect, tmp_pa
     keys = [make_key(tmp_path / kind, type=kind) for kind in ("ed25519", "ecdsa", "rsa")]
     with run_sshd(options={"HostKey": "\nHostKey ".join(map(str, keys))}) as server:
         for key in keys:
-            server.known_hosts.write_text(f"{NAME} {' '.join(key.with_suffix('.pub').read_text().split()[:2])}\n")
+            server.known_hosts.write_text(
+                f"{NAME} {' '.join(key.with_suffix('.pub').read_text().split()[:2])}\n"
+            )
             assert connect(server.location("/"), server.settings()).carrier.is_open
 
 
-def test_an_address_of_ipv6(connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
-    if not socket.has_ipv6 or "00000000000000000000000000000001" not in Path("/proc/net/if_inet6").read_text():
+def test_an_address_of_ipv6(
+    connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path
+) -> None:
+    if (
+        not socket.has_ipv6
+        or "00000000000000000000000000000001" not in Path("/proc/net/if_inet6").read_text()
+    ):
         pytest.skip("no IPv6 here")
     with run_sshd(options={"ListenAddress": "127.0.0.1\nListenAddress ::1"}) as server:
         config = ssh_config(f"Host *\n  IdentityFile {server.identity}\n")

@@ -1,4 +1,6 @@
-"""Keys from files and agents, passphrases and passwords; and what is said when none of them will do."""
+"""
+Keys from files and agents, passphrases and passwords; and what is said when none of them will do.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,18 @@ from tests.support.sshd import Sshd, make_key, run_sshd
 Connect = Callable[..., Connection]
 pytestmark = [
     pytest.mark.usefixtures("carrier"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # paramiko leaves sockets of agents open
+    # paramiko leaves sockets of agents open
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 only_paramiko = pytest.mark.parametrize("carrier", ["paramiko"], indirect=True)
 Config = Callable[[str], str]
 
 
 def config_with(sshd: Sshd, *lines: str) -> str:
-    return "\n  ".join(["Host *", f"HostKeyAlias {sshd.known_hosts.read_text().split()[0]}", *lines]) + "\n"
+    return (
+        "\n  ".join(["Host *", f"HostKeyAlias {sshd.known_hosts.read_text().split()[0]}", *lines])
+        + "\n"
+    )
 
 
 @pytest.fixture
@@ -40,16 +46,30 @@ def locked_key(sshd: Sshd, tmp_path: Path) -> Path:
     path = tmp_path / "locked"
     path.write_bytes(sshd.identity.read_bytes())
     path.chmod(0o600)
-    subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "open sesame", "-f", str(path)], check=True, capture_output=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-p", "-P", "", "-N", "open sesame", "-f", str(path)],
+        check=True,
+        capture_output=True,
+    )
     return path
 
 
 @pytest.fixture
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
     """``agent(key)``: an agent of this test's own, that has the key."""
-    started = subprocess.run(["ssh-agent", "-s", "-a", str(tmp_path / "agent")], capture_output=True, text=True, check=True).stdout
+    started = subprocess.run(
+        ["ssh-agent", "-s", "-a", str(tmp_path / "agent")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
-    yield lambda key: subprocess.run(["ssh-add", "-q", str(key)], check=True, stdin=subprocess.DEVNULL) and None
+    yield (
+        lambda key: (
+            subprocess.run(["ssh-add", "-q", str(key)], check=True, stdin=subprocess.DEVNULL)
+            and None
+        )
+    )
     os.kill(int(started.split("SSH_AGENT_PID=")[1].split(";")[0]), signal.SIGTERM)
 
 
@@ -64,80 +84,164 @@ def refused(connection: Connection) -> AccessDenied:
 
 def test_the_wrong_key(sshd: Sshd, connect: Connect, ssh_config: Config, tmp_path: Path) -> None:
     wrong = make_key(tmp_path / "wrong")
-    error = refused(connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd, f"IdentityFile {wrong}")))))
+    error = refused(
+        connect(
+            sshd.location("/"),
+            sshd.settings(ssh_config=ssh_config(config_with(sshd, f"IdentityFile {wrong}"))),
+        )
+    )
     assert f"{wrong}: not accepted" in error.message
     assert "takes publickey" in error.message
 
 
 def test_no_key_at_all(sshd: Sshd, connect: Connect, ssh_config: Config) -> None:
-    assert "nothing to offer" in refused(connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd))))).message
+    assert (
+        "nothing to offer"
+        in refused(
+            connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd))))
+        ).message
+    )
 
 
-@pytest.mark.parametrize(("name", "words"), [("missing", "no such file"), ("text", "not a private key"), ("", "cannot be read")])
-def test_a_key_file_that_is_none(sshd: Sshd, connect: Connect, ssh_config: Config, tmp_path: Path, name: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("missing", "no such file"), ("text", "not a private key"), ("", "cannot be read")],
+)
+def test_a_key_file_that_is_none(
+    sshd: Sshd, connect: Connect, ssh_config: Config, tmp_path: Path, name: str, words: str
+) -> None:
     (tmp_path / "text").write_text("hello\n")
     (tmp_path / "text").chmod(0o600)  # else ssh refuses it for its mode
-    settings = sshd.settings(ssh_config=ssh_config(config_with(sshd, f"IdentityFile {tmp_path}/{name}")))
+    settings = sshd.settings(
+        ssh_config=ssh_config(config_with(sshd, f"IdentityFile {tmp_path}/{name}"))
+    )
     assert words in refused(connect(sshd.location("/"), settings)).message
 
 
 def test_an_account_that_does_not_exist(sshd: Sshd, connect: Connect) -> None:
     location = sshd.location("/")
-    assert "nosuchuser@127.0.0.1" in refused(connect(type(location)("ssh", "/", "127.0.0.1", "nosuchuser", sshd.port), sshd.settings())).message
+    assert (
+        "nosuchuser@127.0.0.1"
+        in refused(
+            connect(
+                type(location)("ssh", "/", "127.0.0.1", "nosuchuser", sshd.port), sshd.settings()
+            )
+        ).message
+    )
 
 
 @pytest.mark.parametrize("type", ["ecdsa", "rsa"])
-def test_keys_of_other_types(connect: Connect, ssh_config: Config, tmp_path: Path, type: str) -> None:
+def test_keys_of_other_types(
+    connect: Connect, ssh_config: Config, tmp_path: Path, type: str
+) -> None:
     key = make_key(tmp_path / "key", type=type)
     with run_sshd(options={"AuthorizedKeysFile": f"{key}.pub"}) as server:
-        settings = server.settings(ssh_config=ssh_config(config_with(server, f"IdentityFile {key}")))
+        settings = server.settings(
+            ssh_config=ssh_config(config_with(server, f"IdentityFile {key}"))
+        )
         assert connect(server.location("/"), settings).carrier.is_open
 
 
-@only_paramiko  # ssh looks into the home directory that the system has for the account, whatever HOME says
-def test_the_default_keys(sshd: Sshd, connect: Connect, ssh_config: Config, nobodys_environment: Path) -> None:
+# ssh looks into the home directory that the system has for the account, whatever HOME says
+@only_paramiko
+def test_the_default_keys(
+    sshd: Sshd, connect: Connect, ssh_config: Config, nobodys_environment: Path
+) -> None:
     (nobodys_environment / ".ssh").mkdir()
     (nobodys_environment / ".ssh/id_ed25519").write_bytes(sshd.identity.read_bytes())
-    assert connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd)))).carrier.is_open
+    assert connect(
+        sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd)))
+    ).carrier.is_open
 
 
 def test_a_key_with_a_certificate(connect: Connect, ssh_config: Config, tmp_path: Path) -> None:
     authority, key = make_key(tmp_path / "authority"), make_key(tmp_path / "key")
-    with run_sshd(options={"TrustedUserCAKeys": f"{authority}.pub", "AuthorizedKeysFile": "none"}) as server:
-        settings = server.settings(ssh_config=ssh_config(config_with(server, f"IdentityFile {key}")))
+    with run_sshd(
+        options={"TrustedUserCAKeys": f"{authority}.pub", "AuthorizedKeysFile": "none"}
+    ) as server:
+        settings = server.settings(
+            ssh_config=ssh_config(config_with(server, f"IdentityFile {key}"))
+        )
         refused(connect(server.location("/"), settings))
-        subprocess.run(["ssh-keygen", "-q", "-s", str(authority), "-I", "test", "-n", server.user, f"{key}.pub"], check=True, capture_output=True)
+        subprocess.run(
+            [
+                "ssh-keygen",
+                "-q",
+                "-s",
+                str(authority),
+                "-I",
+                "test",
+                "-n",
+                server.user,
+                f"{key}.pub",
+            ],
+            check=True,
+            capture_output=True,
+        )
         assert connect(server.location("/"), settings).carrier.is_open
 
 
 @pytest.mark.parametrize("type", ["ed25519", "ecdsa", "rsa"])
 @pytest.mark.parametrize(
     ("format", "options"),
-    [("PEM", []), ("PKCS8", []), ("RFC4716", ["-Z", "aes256-gcm@openssh.com"]), ("RFC4716", ["-Z", "aes256-cbc"])],
+    [
+        ("PEM", []),
+        ("PKCS8", []),
+        ("RFC4716", ["-Z", "aes256-gcm@openssh.com"]),
+        ("RFC4716", ["-Z", "aes256-cbc"]),
+    ],
     ids=["pem", "pkcs8", "gcm", "cbc"],
 )
 def test_every_way_to_lock_a_key(
-    carrier: str, connect: Connect, ssh_config: Config, tmp_path: Path, type: str, format: str, options: list[str]
+    carrier: str,
+    connect: Connect,
+    ssh_config: Config,
+    tmp_path: Path,
+    type: str,
+    format: str,
+    options: list[str],
 ) -> None:
-    if carrier == "paramiko" and ((format == "PKCS8" and type != "ed25519") or "aes256-gcm@openssh.com" in options):
+    if carrier == "paramiko" and (
+        (format == "PKCS8" and type != "ed25519") or "aes256-gcm@openssh.com" in options
+    ):
         pytest.skip("paramiko reads no keys of that format")
     if carrier == "openssh" and type != "ed25519":
-        pytest.skip("ssh reads what ssh-keygen writes: one kind shows that we tell it the passphrase")
+        pytest.skip(
+            "ssh reads what ssh-keygen writes: one kind shows that we tell it the passphrase"
+        )
     key = make_key(tmp_path / "key", type=type)
     new = ["-P", "", "-N", "open sesame", "-m", format, *options]
-    subprocess.run(["ssh-keygen", "-q", "-p", *new, "-f", str(key)], check=True, capture_output=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-p", *new, "-f", str(key)], check=True, capture_output=True
+    )
     with run_sshd(options={"AuthorizedKeysFile": f"{key}.pub"}) as server:
         text = ssh_config(config_with(server, f"IdentityFile {key}", "IdentitiesOnly yes"))
-        for given, words in [(None, "needs a passphrase"), ("", "needs a passphrase"), ("close sesame", "the passphrase is not the right one")]:
+        for given, words in [
+            (None, "needs a passphrase"),
+            ("", "needs a passphrase"),
+            ("close sesame", "the passphrase is not the right one"),
+        ]:
             secrets = GivenSecrets(passphrase=given)
-            assert f"{key}: {words}" in refused(connect(server.location("/"), server.settings(ssh_config=text, secrets=secrets))).message
+            assert (
+                f"{key}: {words}"
+                in refused(
+                    connect(server.location("/"), server.settings(ssh_config=text, secrets=secrets))
+                ).message
+            )
         settings = server.settings(ssh_config=text, secrets=GivenSecrets(passphrase="open sesame"))
         assert connect(server.location("/"), settings).carrier.is_open
 
 
-@pytest.mark.parametrize("content", [b"junk\n", b"\xff\xfe\n", b"ssh-ed25519-cert-v01@openssh.com AAAA x\n", None])
+@pytest.mark.parametrize(
+    "content", [b"junk\n", b"\xff\xfe\n", b"ssh-ed25519-cert-v01@openssh.com AAAA x\n", None]
+)
 def test_a_key_with_a_certificate_that_is_none(
-    carrier: str, sshd: Sshd, connect: Connect, ssh_config: Config, tmp_path: Path, content: bytes | None
+    carrier: str,
+    sshd: Sshd,
+    connect: Connect,
+    ssh_config: Config,
+    tmp_path: Path,
+    content: bytes | None,
 ) -> None:
     keys = [tmp_path / "mine", make_key(tmp_path / "other")]
     keys[0].write_bytes(sshd.identity.read_bytes())
@@ -145,18 +249,29 @@ def test_a_key_with_a_certificate_that_is_none(
     for key in keys:
         certificate = Path(f"{key}-cert.pub")
         certificate.mkdir() if content is None else certificate.write_bytes(content)
-    settings = [sshd.settings(ssh_config=ssh_config(config_with(sshd, f"IdentityFile {key}"))) for key in keys[1:]]
-    words = f"{keys[1]}-cert.pub: cannot be read" if carrier == "paramiko" else f"{keys[1]}: not accepted"
+    settings = [
+        sshd.settings(ssh_config=ssh_config(config_with(sshd, f"IdentityFile {key}")))
+        for key in keys[1:]
+    ]
+    words = (
+        f"{keys[1]}-cert.pub: cannot be read"
+        if carrier == "paramiko"
+        else f"{keys[1]}: not accepted"
+    )
     assert words in refused(connect(sshd.location("/"), settings[0])).message
     if carrier == "openssh":
-        settings = [sshd.settings(ssh_config=ssh_config(config_with(sshd, f"IdentityFile {keys[0]}")))]
+        settings = [
+            sshd.settings(ssh_config=ssh_config(config_with(sshd, f"IdentityFile {keys[0]}")))
+        ]
         assert connect(sshd.location("/"), settings[0]).carrier.is_open, "the key itself will do"
 
 
 # -- agents
 
 
-def test_a_key_of_the_agent(sshd: Sshd, connect: Connect, ssh_config: Config, agent: Callable[[Path], None]) -> None:
+def test_a_key_of_the_agent(
+    sshd: Sshd, connect: Connect, ssh_config: Config, agent: Callable[[Path], None]
+) -> None:
     settings = sshd.settings(ssh_config=ssh_config(config_with(sshd)))
     refused(connect(sshd.location("/"), settings))
     agent(sshd.identity)
@@ -170,24 +285,38 @@ def test_a_configured_key_that_only_the_agent_has(
     agent(make_key(tmp_path / "other"))
     (tmp_path / "mine.pub").write_bytes(sshd.identity.with_suffix(".pub").read_bytes())
     only = "IdentitiesOnly yes"
-    settings = sshd.settings(ssh_config=ssh_config(config_with(sshd, f"IdentityFile {tmp_path}/mine", only)))
+    settings = sshd.settings(
+        ssh_config=ssh_config(config_with(sshd, f"IdentityFile {tmp_path}/mine", only))
+    )
     assert connect(sshd.location("/"), settings).carrier.is_open
-    settings = sshd.settings(ssh_config=ssh_config(config_with(sshd, f"IdentityFile {tmp_path}/other", only)))
+    settings = sshd.settings(
+        ssh_config=ssh_config(config_with(sshd, f"IdentityFile {tmp_path}/other", only))
+    )
     error = refused(connect(sshd.location("/"), settings))
     assert error.message.count("not accepted") == 1, "the agent's other key is not offered"
 
 
 def test_an_agent_that_is_gone(
-    carrier: str, sshd: Sshd, connect: Connect, ssh_config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    carrier: str,
+    sshd: Sshd,
+    connect: Connect,
+    ssh_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "gone"))
-    error = refused(connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd)))))
+    error = refused(
+        connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd))))
+    )
     if carrier == "openssh":
         assert "the agent: cannot be reached (No such file" in error.message
 
 
 class OddAgent:
-    """An agent of our own, which has one key: what it answers a request with is a function's business; None is silence."""
+    """
+    An agent of our own, which has one key: what it answers a request with is a function's business;
+    None is silence.
+    """
 
     def __init__(self, path: Path, answer: Callable[[bytes], bytes | None]) -> None:
         self.answer = answer
@@ -225,7 +354,11 @@ def text(data: bytes) -> bytes:
 
 
 def keys_answer(*keys: tuple[bytes, bytes]) -> bytes:
-    return b"\x0c" + struct.pack(">I", len(keys)) + b"".join(text(blob) + text(comment) for blob, comment in keys)
+    return (
+        b"\x0c"
+        + struct.pack(">I", len(keys))
+        + b"".join(text(blob) + text(comment) for blob, comment in keys)
+    )
 
 
 def blob_of(key: Path) -> bytes:
@@ -233,7 +366,9 @@ def blob_of(key: Path) -> bytes:
 
 
 @pytest.fixture
-def odd_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[bytes], bytes | None]], OddAgent]]:
+def odd_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Callable[[bytes], bytes | None]], OddAgent]]:
     """``odd_agent(answer)``: an agent that answers so."""
     made: list[OddAgent] = []
 
@@ -247,22 +382,33 @@ def odd_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         agent.close()
 
 
-def test_an_agent_that_says_nothing(carrier: str, sshd: Sshd, connect: Connect, ssh_config: Config, odd_agent) -> None:
+def test_an_agent_that_says_nothing(
+    carrier: str, sshd: Sshd, connect: Connect, ssh_config: Config, odd_agent
+) -> None:
     odd_agent(lambda request: None)
     knobs = {"connect_timeout": 2, "retries": 0}
     with pytest.raises((AccessDenied, TransportError), match="no answer for") as caught:
-        _ = connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd)), **knobs)).carrier
+        _ = connect(
+            sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd)), **knobs)
+        ).carrier
     assert "agent" in str(caught.value)
     if carrier == "paramiko":
-        assert connect(sshd.location("/"), sshd.settings(**knobs)).carrier.is_open, "the key in a file will do"
+        assert connect(sshd.location("/"), sshd.settings(**knobs)).carrier.is_open, (
+            "the key in a file will do"
+        )
 
 
 @pytest.mark.parametrize("answer", [None, b"\x05", b""])
-def test_an_agent_that_does_not_sign(carrier: str, sshd: Sshd, connect: Connect, ssh_config: Config, odd_agent, answer: bytes | None) -> None:
+def test_an_agent_that_does_not_sign(
+    carrier: str, sshd: Sshd, connect: Connect, ssh_config: Config, odd_agent, answer: bytes | None
+) -> None:
     listed = keys_answer((blob_of(sshd.identity), b"mine"))
     odd_agent(lambda request: listed if request[0] == 11 else answer)
     with pytest.raises((AccessDenied, TransportError)) as caught:
-        _ = connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(config_with(sshd)), connect_timeout=3, retries=0)).carrier
+        _ = connect(
+            sshd.location("/"),
+            sshd.settings(ssh_config=ssh_config(config_with(sshd)), connect_timeout=3, retries=0),
+        ).carrier
     if answer is not None and carrier == "openssh":
         assert "the agent's key mine: the agent did not sign with it" in caught.value.message
 
@@ -276,7 +422,9 @@ def test_an_agent_that_does_not_sign(carrier: str, sshd: Sshd, connect: Connect,
         (keys_answer((b"\0\0\0\x02\xff\xff", b"x")), "Tried: "),
     ],
 )
-def test_an_agent_that_talks_nonsense(sshd: Sshd, connect: Connect, ssh_config: Config, odd_agent, answer: bytes, words: str) -> None:
+def test_an_agent_that_talks_nonsense(
+    sshd: Sshd, connect: Connect, ssh_config: Config, odd_agent, answer: bytes, words: str
+) -> None:
     odd_agent(lambda request: answer)
     settings = sshd.settings(ssh_config=ssh_config(config_with(sshd)), connect_timeout=4)
     said = refused(connect(sshd.location("/"), settings)).message
@@ -285,9 +433,28 @@ def test_an_agent_that_talks_nonsense(sshd: Sshd, connect: Connect, ssh_config: 
 
 
 def test_a_comment_that_is_not_utf_8(
-    carrier: str, sshd: Sshd, connect: Connect, ssh_config: Config, agent: Callable[[Path], None], tmp_path: Path
+    carrier: str,
+    sshd: Sshd,
+    connect: Connect,
+    ssh_config: Config,
+    agent: Callable[[Path], None],
+    tmp_path: Path,
 ) -> None:
-    subprocess.run([b"ssh-keygen", b"-q", b"-t", b"ed25519", b"-N", b"", b"-C", b"m\xfcller", b"-f", bytes(tmp_path / "latin")], check=True)
+    subprocess.run(
+        [
+            b"ssh-keygen",
+            b"-q",
+            b"-t",
+            b"ed25519",
+            b"-N",
+            b"",
+            b"-C",
+            b"m\xfcller",
+            b"-f",
+            bytes(tmp_path / "latin"),
+        ],
+        check=True,
+    )
     agent(tmp_path / "latin")
     settings = sshd.settings(ssh_config=ssh_config(config_with(sshd)))
     expected = "the agent's key m\\374ller: not accepted" if carrier == "openssh" else "the agent: "
@@ -301,7 +468,13 @@ def test_a_comment_that_is_not_utf_8(
 # -- passphrases and passwords
 
 
-def test_a_passphrase(sshd: Sshd, connect: Connect, ssh_config: Config, locked_key: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_passphrase(
+    sshd: Sshd,
+    connect: Connect,
+    ssh_config: Config,
+    locked_key: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.DEBUG)
     text = ssh_config(config_with(sshd, f"IdentityFile {locked_key}"))
     asked: list[tuple[SecretKind, str]] = []
@@ -316,10 +489,21 @@ def test_a_passphrase(sshd: Sshd, connect: Connect, ssh_config: Config, locked_k
     assert "sesame" not in caplog.text
 
 
-@pytest.mark.parametrize(("given", "words"), [(None, "needs a passphrase"), ("close sesame", "not the right one")])
-def test_no_passphrase_or_a_wrong_one(sshd: Sshd, connect: Connect, ssh_config: Config, locked_key: Path, given: str | None, words: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "words"), [(None, "needs a passphrase"), ("close sesame", "not the right one")]
+)
+def test_no_passphrase_or_a_wrong_one(
+    sshd: Sshd,
+    connect: Connect,
+    ssh_config: Config,
+    locked_key: Path,
+    given: str | None,
+    words: str,
+) -> None:
     secrets = GivenSecrets(passphrase=given) if given else None
-    settings = sshd.settings(ssh_config=ssh_config(config_with(sshd, f"IdentityFile {locked_key}")), secrets=secrets)
+    settings = sshd.settings(
+        ssh_config=ssh_config(config_with(sshd, f"IdentityFile {locked_key}")), secrets=secrets
+    )
     error = refused(connect(sshd.location("/"), settings))
     assert f"{locked_key}: " in error.message
     assert words in error.message
@@ -327,11 +511,15 @@ def test_no_passphrase_or_a_wrong_one(sshd: Sshd, connect: Connect, ssh_config: 
 
 
 @pytest.mark.parametrize("methods", ["password", "keyboard-interactive"])
-def test_a_password(password_server, connect: Connect, sshd: Sshd, methods: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_password(
+    password_server, connect: Connect, sshd: Sshd, methods: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     server = password_server(methods)
     location = sshd.location("/", server.port)
-    assert connect(location, server.settings(secrets=GivenSecrets(password="hunter2"))).carrier.is_open
+    assert connect(
+        location, server.settings(secrets=GivenSecrets(password="hunter2"))
+    ).carrier.is_open
     error = refused(connect(location, server.settings(secrets=GivenSecrets(password="hunter3"))))
     assert "the password: not accepted" in error.message
     error = refused(connect(location, server.settings()))
@@ -340,16 +528,22 @@ def test_a_password(password_server, connect: Connect, sshd: Sshd, methods: str,
 
 
 def test_a_server_that_wants_both(connect: Connect) -> None:
-    with run_sshd(options={"AuthenticationMethods": "publickey,password", "PasswordAuthentication": "yes"}) as server:
+    with run_sshd(
+        options={"AuthenticationMethods": "publickey,password", "PasswordAuthentication": "yes"}
+    ) as server:
         error = refused(connect(server.location("/"), server.settings()))
     assert "accepted, but the server also wants password" in error.message
 
 
-def test_a_server_that_loses_its_patience(connect: Connect, ssh_config: Config, tmp_path: Path) -> None:
+def test_a_server_that_loses_its_patience(
+    connect: Connect, ssh_config: Config, tmp_path: Path
+) -> None:
     keys = [make_key(tmp_path / f"key{number}") for number in range(5)]
     with run_sshd(options={"MaxAuthTries": "3"}) as server:
         text = config_with(server, *(f"IdentityFile {key}" for key in keys))
-        with pytest.raises(TransportError, match="ended the connection while we logged in") as caught:
+        with pytest.raises(
+            TransportError, match="ended the connection while we logged in"
+        ) as caught:
             _ = connect(server.location("/"), server.settings(ssh_config=ssh_config(text))).carrier
     assert "MaxAuthTries" in (caught.value.hint or "")
     assert str(keys[0]) in caught.value.message

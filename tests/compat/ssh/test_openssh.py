@@ -30,7 +30,9 @@ from statepool.transports.ssh.program import sockets_directory
 from tests.support.proxy import Proxy
 from tests.support.sshd import NAME, Sshd, make_key, run_sshd
 
-pytestmark = pytest.mark.skipif(shutil.which("ssh") is None, reason="ssh is not installed (Debian: openssh-client)")
+pytestmark = pytest.mark.skipif(
+    shutil.which("ssh") is None, reason="ssh is not installed (Debian: openssh-client)"
+)
 
 Connect = Callable[..., Any]
 MIB = 1 << 20
@@ -67,7 +69,9 @@ def _is_connected(pid: int, port: int) -> bool:
     except OSError:
         return False
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return any(fields[2].endswith(f":{port:04X}") and f"socket:[{fields[9]}]" in inodes for fields in lines)
+    return any(
+        fields[2].endswith(f":{port:04X}") and f"socket:[{fields[9]}]" in inodes for fields in lines
+    )
 
 
 LIST = """
@@ -76,7 +80,8 @@ from statepool.model.location import Location
 from statepool.model.settings import Settings
 from statepool.transports.ssh import SSHTransport
 where, config, known = sys.argv[1:]
-transport = SSHTransport(Location.parse(where), Settings(ssh_config=config, known_hosts=known, timeout=20.0, carrier="openssh"))
+settings = Settings(ssh_config=config, known_hosts=known, timeout=20.0, carrier="openssh")
+transport = SSHTransport(Location.parse(where), settings)
 print(len(transport.scan("")), "paramiko" in sys.modules, flush=True)
 sys.stdin.readline()
 """
@@ -85,7 +90,12 @@ sys.stdin.readline()
 def start(location: Location, sshd: Sshd) -> subprocess.Popen[str]:
     """:returns: a process that has listed a pool, and waits for a line"""
     arguments = [str(location), str(sshd.ssh_config), str(sshd.known_hosts)]
-    process = subprocess.Popen([sys.executable, "-c", LIST, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", LIST, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "1 False\n"
     return process
@@ -96,10 +106,12 @@ def end(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0
 
 
-# -- masters -----------------------------------------------------------------------------------------------------------------------------------------
+# -- masters ---------------------------------------------------------------------------------------
 
 
-def test_processes_use_one_connection_after_one_another_and_at_once(sshd: Sshd, proxy: Proxy, place: Path) -> None:
+def test_processes_use_one_connection_after_one_another_and_at_once(
+    sshd: Sshd, proxy: Proxy, place: Path
+) -> None:
     location = sshd.location(place, proxy.port)
     end(start(location, sshd))
     first, second = start(location, sshd), start(location, sshd)
@@ -149,11 +161,14 @@ def test_threads_that_are_refused_get_one_further_connection_together(place: Pat
 def test_a_master_ends_a_while_after_its_last_user_was_killed(
     sshd: Sshd, proxy: Proxy, connect: Connect, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(openssh._OURS, "ControlPersist", "9")  # seconds, within which a loaded machine gets to look
+    # seconds, within which a loaded machine gets to look
+    monkeypatch.setitem(openssh._OURS, "ControlPersist", "9")
     child = os.fork()
     if child == 0:
         try:
-            connection = connection_to(sshd.location(place, proxy.port), sshd.settings(connect_timeout=19))
+            connection = connection_to(
+                sshd.location(place, proxy.port), sshd.settings(connect_timeout=19)
+            )
             connection.open("cat")
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -163,11 +178,17 @@ def test_a_master_ends_a_while_after_its_last_user_was_killed(
         time.sleep(0.05)
 
 
-def test_it_ends_at_once_with_the_one_who_has_secrets(sshd: Sshd, proxy: Proxy, connect: Connect) -> None:
-    connection = connect(sshd.location("/", proxy.port), sshd.settings(secrets=lambda kind, subject: None))
+def test_it_ends_at_once_with_the_one_who_has_secrets(
+    sshd: Sshd, proxy: Proxy, connect: Connect
+) -> None:
+    connection = connect(
+        sshd.location("/", proxy.port), sshd.settings(secrets=lambda kind, subject: None)
+    )
     connection.sftp()
     assert len(masters(proxy.port)) == 1
-    other = connect(sshd.location("/", proxy.port), sshd.settings(secrets=lambda kind, subject: None))
+    other = connect(
+        sshd.location("/", proxy.port), sshd.settings(secrets=lambda kind, subject: None)
+    )
     other.sftp()
     assert proxy.connections == 2, "it is not shared"
     connection.close()
@@ -176,9 +197,14 @@ def test_it_ends_at_once_with_the_one_who_has_secrets(sshd: Sshd, proxy: Proxy, 
         time.sleep(0.05)
 
 
-def test_a_master_that_dies_in_the_middle_is_replaced(sshd: Sshd, proxy: Proxy, place: Path, tmp_path: Path) -> None:
+def test_a_master_that_dies_in_the_middle_is_replaced(
+    sshd: Sshd, proxy: Proxy, place: Path, tmp_path: Path
+) -> None:
     (place / "large").write_bytes(os.urandom(8 * MIB))
-    transport = open_transport(sshd.location(place, proxy.port), sshd.settings(retry_pause=0.01, compress="off", connect_timeout=18))
+    transport = open_transport(
+        sshd.location(place, proxy.port),
+        sshd.settings(retry_pause=0.01, compress="off", connect_timeout=18),
+    )
     proxy.rate = 8.0 * MIB
     killed = threading.Event()
 
@@ -198,7 +224,9 @@ def test_a_master_that_dies_in_the_middle_is_replaced(sshd: Sshd, proxy: Proxy, 
     assert proxy.connections == 2
 
 
-def test_a_master_is_replaced_that_is_there_but_takes_nothing_any_more(sshd: Sshd, proxy: Proxy, place: Path) -> None:
+def test_a_master_is_replaced_that_is_there_but_takes_nothing_any_more(
+    sshd: Sshd, proxy: Proxy, place: Path
+) -> None:
     """As one is for a moment before it ends: its socket is gone first."""
     connection = connection_to(sshd.location(place, proxy.port), sshd.settings())
     with contextlib.closing(connection.open("echo first")) as stream:
@@ -213,9 +241,14 @@ def test_a_master_is_replaced_that_is_there_but_takes_nothing_any_more(sshd: Ssh
     assert proxy.connections == 2
 
 
-def test_the_users_own_masters_are_left_alone(sshd: Sshd, proxy: Proxy, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
+def test_the_users_own_masters_are_left_alone(
+    sshd: Sshd, proxy: Proxy, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path
+) -> None:
     own = tmp_path / "own"
-    text = f"Host *\n  ControlMaster auto\n  ControlPersist 30\n  ControlPath {own}\n" + sshd.ssh_config.read_text()
+    text = (
+        f"Host *\n  ControlMaster auto\n  ControlPersist 30\n  ControlPath {own}\n"
+        + sshd.ssh_config.read_text()
+    )
     settings = sshd.settings(ssh_config=ssh_config(text))
     assert connect(sshd.location("/", proxy.port), settings).sftp().listdir("/")
     assert not own.exists()
@@ -223,13 +256,22 @@ def test_the_users_own_masters_are_left_alone(sshd: Sshd, proxy: Proxy, connect:
     subprocess.run([*command, "true"], check=True, capture_output=True)
     try:
         assert own.exists()
-        assert connect(sshd.location("/", proxy.port), sshd.settings(ssh_config=settings.ssh_config, connect_timeout=17)).sftp().listdir("/")
+        assert (
+            connect(
+                sshd.location("/", proxy.port),
+                sshd.settings(ssh_config=settings.ssh_config, connect_timeout=17),
+            )
+            .sftp()
+            .listdir("/")
+        )
         assert proxy.connections == 3, "one of the user's own, two of ours"
     finally:
         subprocess.run([*command[:3], "-O", "exit", *command[3:]], check=False, capture_output=True)
 
 
-def test_what_the_user_trusts_is_asked_anew_when_it_has_changed(sshd: Sshd, proxy: Proxy, connect: Connect, tmp_path: Path) -> None:
+def test_what_the_user_trusts_is_asked_anew_when_it_has_changed(
+    sshd: Sshd, proxy: Proxy, connect: Connect, tmp_path: Path
+) -> None:
     known = tmp_path / "known"
     known.write_text(sshd.known_hosts.read_text())
     settings = sshd.settings(known_hosts=str(known))
@@ -246,18 +288,47 @@ def test_sockets_are_nobody_elses(sshd: Sshd, connect: Connect) -> None:
     assert any(entry.is_socket() for entry in directory.iterdir())
 
 
-# -- processes, threads and interruptions ------------------------------------------------------------------------------------------------------------
+# -- processes, threads and interruptions ----------------------------------------------------------
 
 
-def test_an_interrupted_get_leaves_a_pool_that_can_be_used(sshd: Sshd, proxy: Proxy, tmp_path: Path, make_image: Callable[..., Path]) -> None:
+def test_an_interrupted_get_leaves_a_pool_that_can_be_used(
+    sshd: Sshd, proxy: Proxy, tmp_path: Path, make_image: Callable[..., Path]
+) -> None:
     statepool.init(tmp_path / "pool")
     filler = statepool.StatePool(cache=tmp_path / "filler", sources=[tmp_path / "pool"])
-    filler.image("vm1/disk").set("install", source=make_image(tmp_path / "work.qcow2", 32 * MIB, writes=[(n * MIB, MIB, n + 1) for n in range(12)]))
+    filler.image("vm1/disk").set(
+        "install",
+        source=make_image(
+            tmp_path / "work.qcow2", 32 * MIB, writes=[(n * MIB, MIB, n + 1) for n in range(12)]
+        ),
+    )
     proxy.rate = 2.0 * MIB
     location = sshd.location(tmp_path / "pool", proxy.port)
-    environ = {**os.environ, "STATEPOOL_SSH_CONFIG": str(sshd.ssh_config), "STATEPOOL_KNOWN_HOSTS": str(sshd.known_hosts)}
-    command = [sys.executable, "-m", "statepool", "--cache", str(tmp_path / "cache"), "--source", str(location), "get", "vm1/disk", "install"]
-    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    environ = {
+        **os.environ,
+        "STATEPOOL_SSH_CONFIG": str(sshd.ssh_config),
+        "STATEPOOL_KNOWN_HOSTS": str(sshd.known_hosts),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "statepool",
+        "--cache",
+        str(tmp_path / "cache"),
+        "--source",
+        str(location),
+        "get",
+        "vm1/disk",
+        "install",
+    ]
+    process = subprocess.Popen(
+        command,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     while proxy.moved["down"] < 3 * MIB:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -285,7 +356,9 @@ def test_without_descriptors_there_is_an_error_and_no_hang(sshd: Sshd, connect: 
     connection = connect(sshd.location("/"), sshd.settings(connect_timeout=14))
     connection.sftp()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 3, before[1]))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 3, before[1])
+    )
     taken: list[int] = []
     try:
         with contextlib.suppress(OSError):
@@ -302,14 +375,20 @@ def test_without_descriptors_there_is_an_error_and_no_hang(sshd: Sshd, connect: 
     assert connection.sftp().listdir("/")
 
 
-# -- what it asks, and what it says ------------------------------------------------------------------------------------------------------------------
+# -- what it asks, and what it says ----------------------------------------------------------------
 
 
-def test_secrets_are_in_no_command_line_and_in_no_environment(sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
+def test_secrets_are_in_no_command_line_and_in_no_environment(
+    sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path
+) -> None:
     key = tmp_path / "locked"
     shutil.copy(sshd.identity, key)
     word = "open-" + os.urandom(8).hex()
-    subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", word, "-f", str(key)], check=True, capture_output=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-p", "-P", "", "-N", word, "-f", str(key)],
+        check=True,
+        capture_output=True,
+    )
     seen: list[bytes] = []
 
     def look() -> None:
@@ -324,14 +403,19 @@ def test_secrets_are_in_no_command_line_and_in_no_environment(sshd: Sshd, connec
         threading.Timer(0.02, look).start()
         return word
 
-    settings = sshd.settings(ssh_config=ssh_config(f"Host *\n  HostKeyAlias {NAME}\n  IdentityFile {key}\n"), secrets=answer)
+    settings = sshd.settings(
+        ssh_config=ssh_config(f"Host *\n  HostKeyAlias {NAME}\n  IdentityFile {key}\n"),
+        secrets=answer,
+    )
     connect(sshd.location("/"), settings).sftp()
     look()
     assert seen
     assert not any(word.encode() in text for text in seen)
 
 
-def test_nothing_is_asked_where_nobody_can_answer(sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
+def test_nothing_is_asked_where_nobody_can_answer(
+    sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path
+) -> None:
     """Even if the configuration wants it, and a program for it is there."""
     asking = tmp_path / "asking"
     asking.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nsleep 100\n")
@@ -342,11 +426,16 @@ def test_nothing_is_asked_where_nobody_can_answer(sshd: Sshd, connect: Connect, 
         patch.setenv("DISPLAY", ":7")
         text = ssh_config("Host *\n  BatchMode no\n  StrictHostKeyChecking ask\n")
         with pytest.raises(AccessDenied, match="is not known"):
-            connect(sshd.location("/"), sshd.settings(ssh_config=text, known_hosts=str(tmp_path / "none"))).sftp()
+            connect(
+                sshd.location("/"),
+                sshd.settings(ssh_config=text, known_hosts=str(tmp_path / "none")),
+            ).sftp()
     assert not (tmp_path / "asked").exists()
 
 
-def test_banners_and_warnings_are_no_errors(connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
+def test_banners_and_warnings_are_no_errors(
+    connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path
+) -> None:
     banner = tmp_path / "banner"
     banner.write_text("Host key verification failed.\nkim@store: Permission denied (publickey).\n")
     with run_sshd(options={"Banner": str(banner), "PrintMotd": "yes"}) as server:
@@ -356,43 +445,67 @@ def test_banners_and_warnings_are_no_errors(connect: Connect, ssh_config: Callab
         assert connection.sftp().listdir("/")
         stream = connection.open("echo hi")
         assert stream.recv(100) == b"hi\n"
-        other = ssh_config(f"Host *\n  HostKeyAlias {NAME}\n  IdentityFile {make_key(tmp_path / 'wrong')}\n")
+        other = ssh_config(
+            f"Host *\n  HostKeyAlias {NAME}\n  IdentityFile {make_key(tmp_path / 'wrong')}\n"
+        )
         with pytest.raises(AccessDenied, match="does not let us in"):
             connect(server.location("/"), server.settings(ssh_config=other)).sftp()
 
 
-# -- what only it can do -----------------------------------------------------------------------------------------------------------------------------
+# -- what only it can do ---------------------------------------------------------------------------
 
 
 def test_authorities_that_certify_hosts(connect: Connect, tmp_path: Path) -> None:
     authority, key = make_key(tmp_path / "authority"), make_key(tmp_path / "host")
-    subprocess.run(["ssh-keygen", "-q", "-s", str(authority), "-I", "host", "-h", "-n", NAME, f"{key}.pub"], check=True, capture_output=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-s", str(authority), "-I", "host", "-h", "-n", NAME, f"{key}.pub"],
+        check=True,
+        capture_output=True,
+    )
     with run_sshd(options={"HostKey": f"{key}\nHostCertificate {key}-cert.pub"}) as server:
-        server.known_hosts.write_text(f"@cert-authority {NAME} {authority.with_suffix('.pub').read_text()}")
+        server.known_hosts.write_text(
+            f"@cert-authority {NAME} {authority.with_suffix('.pub').read_text()}"
+        )
         assert connect(server.location("/"), server.settings()).sftp().listdir("/")
         with pytest.raises(AccessDenied, match="@cert-authority") as caught:
             connect(server.location("/"), server.settings(carrier="paramiko")).sftp()
     assert "install ssh" in (caught.value.hint or "")
 
 
-def test_an_agent_of_its_own(sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path) -> None:
-    started = subprocess.run(["ssh-agent", "-s", "-a", str(tmp_path / "agent")], capture_output=True, text=True, check=True).stdout
+def test_an_agent_of_its_own(
+    sshd: Sshd, connect: Connect, ssh_config: Callable[[str], str], tmp_path: Path
+) -> None:
+    started = subprocess.run(
+        ["ssh-agent", "-s", "-a", str(tmp_path / "agent")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     try:
         environ = {**os.environ, "SSH_AUTH_SOCK": str(tmp_path / "agent")}
-        subprocess.run(["ssh-add", "-q", str(sshd.identity)], check=True, env=environ, stdin=subprocess.DEVNULL)
+        subprocess.run(
+            ["ssh-add", "-q", str(sshd.identity)], check=True, env=environ, stdin=subprocess.DEVNULL
+        )
         text = f"Host *\n  HostKeyAlias {NAME}\n  IdentityAgent {tmp_path}/agent\n"
-        assert connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(text))).sftp().listdir("/")
+        assert (
+            connect(sshd.location("/"), sshd.settings(ssh_config=ssh_config(text)))
+            .sftp()
+            .listdir("/")
+        )
     finally:
         os.kill(int(started.split("SSH_AGENT_PID=")[1].split(";")[0]), signal.SIGTERM)
 
 
-def test_a_source_can_have_its_own_carrier(sshd: Sshd, tmp_path: Path, run_statepool: Callable[..., Any]) -> None:
+def test_a_source_can_have_its_own_carrier(
+    sshd: Sshd, tmp_path: Path, run_statepool: Callable[..., Any]
+) -> None:
     statepool.init(tmp_path / "pool")
     statepool.init(tmp_path / "other")
     one, two = sshd.location(tmp_path / "pool"), sshd.location(tmp_path / "other")
     (tmp_path / "statepool.toml").write_text(
-        f'ssh-config = "{sshd.ssh_config}"\nknown-hosts = "{sshd.known_hosts}"\n'
-        f'sources = [{{ location = "{one}", name = "one" }}, {{ location = "{two}", name = "two", carrier = "paramiko" }}]\n'
+        f'ssh-config = "{sshd.ssh_config}"\nknown-hosts = "{sshd.known_hosts}"\nsources = [{{'
+        f' location = "{one}", name = "one" }}, {{ location = "{two}", name = "two", carrier ='
+        ' "paramiko" }]\n'
     )
     ran = run_statepool("doctor", code=None)
     told = ran.out
@@ -402,10 +515,20 @@ def test_a_source_can_have_its_own_carrier(sshd: Sshd, tmp_path: Path, run_state
     assert "paramiko carries SSH: it is configured" in told
 
 
-def test_without_either_the_command_says_what_to_install(sshd: Sshd, tmp_path: Path, run_statepool: Callable[..., Any]) -> None:
+def test_without_either_the_command_says_what_to_install(
+    sshd: Sshd, tmp_path: Path, run_statepool: Callable[..., Any]
+) -> None:
     (tmp_path / "paramiko.py").write_text("raise ImportError\n")
     environ = {"PATH": str(tmp_path), "STATEPOOL_CARRIER": "openssh"}
-    ran = run_statepool("--cache", tmp_path / "cache", "--source", sshd.location("/"), "show", env=environ, code=None)
+    ran = run_statepool(
+        "--cache",
+        tmp_path / "cache",
+        "--source",
+        sshd.location("/"),
+        "show",
+        env=environ,
+        code=None,
+    )
     assert "there is no program ssh here" in ran.err
     assert "openssh-client" in ran.err
 

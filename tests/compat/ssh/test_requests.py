@@ -1,4 +1,7 @@
-"""How much is asked of another host: nothing where nothing need be, and no more in turn for many states than for few."""
+"""
+How much is asked of another host: nothing where nothing need be, and no more in turn for many
+states than for few.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,16 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fill(directory: Path, tmp_path: Path, make_image: Callable[..., Path]) -> Callable[[str, int], None]:
+def fill(
+    directory: Path, tmp_path: Path, make_image: Callable[..., Path]
+) -> Callable[[str, int], None]:
     """``fill(machine, count)``: so many states of it, in one chain."""
 
     def make(machine: str, count: int) -> None:
         work = make_image(tmp_path / f"{machine}.qcow2", 1024 * KIB)
-        image = statepool.StatePool(cache=tmp_path / "filler", sources=[directory]).image(f"{machine}/disk")
+        image = statepool.StatePool(cache=tmp_path / "filler", sources=[directory]).image(
+            f"{machine}/disk"
+        )
         for number in range(count):
             image.set(f"state{number}", source=work)
 
@@ -35,13 +42,23 @@ def fill(directory: Path, tmp_path: Path, make_image: Callable[..., Path]) -> Ca
 
 
 @pytest.fixture
-def opened(sshd: Sshd, directory: Path, tmp_path: Path, proxy: Proxy) -> Iterator[Callable[..., statepool.StatePool]]:
-    """``opened(fresh=...)``: the pool as another process would have it, without a connection, by way of the proxy."""
+def opened(
+    sshd: Sshd, directory: Path, tmp_path: Path, proxy: Proxy
+) -> Iterator[Callable[..., statepool.StatePool]]:
+    """
+    ``opened(fresh=...)``: the pool as another process would have it, without a connection, by way
+    of the proxy.
+    """
     made: list[Settings] = []
 
     def make(**knobs: float) -> statepool.StatePool:
-        made.append(sshd.settings(connect_timeout=20 + len(made), **knobs))  # what differs in this does not share a connection
-        return statepool.StatePool(cache=tmp_path / "cache", sources=[sshd.location(directory, proxy.port)], settings=made[-1])
+        # what differs in this does not share a connection
+        made.append(sshd.settings(connect_timeout=20 + len(made), **knobs))
+        return statepool.StatePool(
+            cache=tmp_path / "cache",
+            sources=[sshd.location(directory, proxy.port)],
+            settings=made[-1],
+        )
 
     yield make
     from statepool.transports.ssh.connection import connection_to
@@ -50,7 +67,9 @@ def opened(sshd: Sshd, directory: Path, tmp_path: Path, proxy: Proxy) -> Iterato
         connection_to(sshd.location(directory, proxy.port), settings).close()
 
 
-def test_a_trusted_get_opens_no_connection_while_it_is_fresh(opened, fill, proxy: Proxy, tmp_path: Path) -> None:
+def test_a_trusted_get_opens_no_connection_while_it_is_fresh(
+    opened, fill, proxy: Proxy, tmp_path: Path
+) -> None:
     fill("vm1", 2)
     opened().image("vm1/disk").get("state1")
     assert proxy.connections == 1
@@ -58,7 +77,9 @@ def test_a_trusted_get_opens_no_connection_while_it_is_fresh(opened, fill, proxy
     assert proxy.connections == 1
 
 
-def test_a_trusted_get_asks_one_small_thing_after_that(opened, fill, proxy: Proxy, tmp_path: Path) -> None:
+def test_a_trusted_get_asks_one_small_thing_after_that(
+    opened, fill, proxy: Proxy, tmp_path: Path
+) -> None:
     fill("vm1", 2)
     states = opened(fresh=0)
     states.image("vm1/disk").get("state1")
@@ -67,7 +88,8 @@ def test_a_trusted_get_asks_one_small_thing_after_that(opened, fill, proxy: Prox
     states.image("vm1/disk").get("state1", to=tmp_path / "work.qcow2")
     assert proxy.moved["up"] - before["up"] < 4 * KIB
     assert proxy.moved["down"] - before["down"] < 4 * KIB
-    assert 1 <= proxy.turns - turns <= 5  # is there a next record, and is the last one still there: each opened, read and closed
+    # is there a next record, and is the last one still there: each opened, read and closed
+    assert 1 <= proxy.turns - turns <= 5
     assert proxy.connections == 1
 
 

@@ -1,4 +1,6 @@
-"""A shell on another host: what it is found to be, the locks of its kernel, and digests made there."""
+"""
+A shell on another host: what it is found to be, the locks of its kernel, and digests made there.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from statepool.transports.ssh.connection import connection_to
 from statepool.transports.ssh.shell import Shell
 from tests.support.sshd import Sshd, run_sshd, sshd_program
 
-pytestmark = pytest.mark.skipif(sshd_program() is None, reason="sshd is not installed (Debian: openssh-server)")
+pytestmark = pytest.mark.skipif(
+    sshd_program() is None, reason="sshd is not installed (Debian: openssh-server)"
+)
 
 NASTY = 'it\'s a $(touch pwned) `touch pwned` "pool"; touch pwned #'
 """Part of the path of a pool that a person has chosen, for reasons of their own."""
@@ -58,7 +62,7 @@ def server() -> Iterator[Callable[..., Shell]]:
         yield start
 
 
-# -- is there one? -----------------------------------------------------------------------------------------------------------------------------------
+# -- is there one? ---------------------------------------------------------------------------------
 
 
 def test_a_shell_says_what_there_is(shell: Shell) -> None:
@@ -91,12 +95,14 @@ def test_a_chrooted_account_has_none(server: Callable[..., Shell]) -> None:
 
 def test_a_shell_that_greets_everybody_is_one(server: Callable[..., Shell], tmp_path: Path) -> None:
     greeting = tmp_path / "greeting"
-    greeting.write_text("#!/bin/sh\necho 'Welcome!'; printf 'no end of line '; eval \"$SSH_ORIGINAL_COMMAND\"\n")
+    greeting.write_text(
+        "#!/bin/sh\necho 'Welcome!'; printf 'no end of line '; eval \"$SSH_ORIGINAL_COMMAND\"\n"
+    )
     greeting.chmod(0o755)
     assert {"sh", "flock"} <= server(ForceCommand=str(greeting)).programs
 
 
-# -- locks -------------------------------------------------------------------------------------------------------------------------------------------
+# -- locks -----------------------------------------------------------------------------------------
 
 
 def held(shell: Shell, path: Path, timeout: float = 0) -> ExitStack:
@@ -158,17 +164,25 @@ def test_the_kernel_lets_go_when_the_connection_dies(sshd: Sshd, shell: Shell, p
         pass
 
 
-def test_a_lock_of_a_host_that_has_gone_silent_is_let_go(shell: Shell, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_of_a_host_that_has_gone_silent_is_let_go(
+    shell: Shell, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that lost its power, or its network, closes no connection."""
     monkeypatch.setattr(module, "PATIENCE", 1)
     with held(shell, place / "name.lock"), FileLocks(Tree(place), "").hold("name", 60):
         pass
 
 
-def test_a_lock_of_a_host_that_is_alive_is_not(shell: Shell, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_of_a_host_that_is_alive_is_not(
+    shell: Shell, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "PATIENCE", 4)
     monkeypatch.setattr(module, "BEAT", 0.2)
-    with held(shell, place / "name.lock"), pytest.raises(LockTimeout), FileLocks(Tree(place), "").hold("name", 6):
+    with (
+        held(shell, place / "name.lock"),
+        pytest.raises(LockTimeout),
+        FileLocks(Tree(place), "").hold("name", 6),
+    ):
         pass
 
 
@@ -177,7 +191,9 @@ def test_a_lock_that_cannot_be_made(shell: Shell, place: Path) -> None:
         held(shell, place / "nowhere" / "name.lock")
 
 
-def test_a_server_that_runs_no_further_command_gives_no_help(server: Callable[..., Shell], tmp_path: Path) -> None:
+def test_a_server_that_runs_no_further_command_gives_no_help(
+    server: Callable[..., Shell], tmp_path: Path
+) -> None:
     shell = server(MaxSessions="1")
     (tmp_path / "file").write_bytes(b"12345")
     assert "flock" in shell.programs
@@ -189,7 +205,9 @@ def test_a_server_that_runs_no_further_command_gives_no_help(server: Callable[..
         assert shell.digest(str(tmp_path / "file"), 5, "sha256") is None
 
 
-def test_a_connection_that_dies_while_a_lock_is_waited_for_is_told(sshd: Sshd, shell: Shell, place: Path) -> None:
+def test_a_connection_that_dies_while_a_lock_is_waited_for_is_told(
+    sshd: Sshd, shell: Shell, place: Path
+) -> None:
     with FileLocks(Tree(place), "").hold("name", 0):
         lock = shell.hold(str(place / "name.lock"), 100)
         assert lock is not None
@@ -207,7 +225,7 @@ def test_a_path_that_no_shell_is_told_of_has_no_lock(shell: Shell, place: Path) 
     assert os.listdir(place) == []
 
 
-# -- digests -----------------------------------------------------------------------------------------------------------------------------------------
+# -- digests ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["plain", "-n", "$(touch pwned)", "two words", "it's"])
@@ -223,7 +241,14 @@ def test_what_is_not_as_it_should_be_has_none(shell: Shell, place: Path) -> None
     (place / "link").symlink_to("file")
     (place / "directory").mkdir()
     os.mkfifo(place / "pipe")
-    for name, size in [("file", 4), ("file", 6), ("link", 5), ("directory", 4096), ("pipe", 0), ("nothing", 0)]:
+    for name, size in [
+        ("file", 4),
+        ("file", 6),
+        ("link", 5),
+        ("directory", 4096),
+        ("pipe", 0),
+        ("nothing", 0),
+    ]:
         assert shell.digest(f"{place}/{name}", size, "sha256") is None, name
 
 
@@ -234,19 +259,30 @@ def with_tools(server: Callable[..., Shell], place: Path) -> Callable[..., Shell
     def make(**scripts: str) -> Shell:
         tools = Path(os.path.realpath(place)).parent.parent / f"tools-{os.urandom(4).hex()}"
         tools.mkdir()
-        for name, script in {**scripts, "command": f'PATH={tools}:$PATH\neval "$SSH_ORIGINAL_COMMAND"'}.items():
+        for name, script in {
+            **scripts,
+            "command": f'PATH={tools}:$PATH\neval "$SSH_ORIGINAL_COMMAND"',
+        }.items():
             (tools / name).write_text(f"#!/bin/sh\n{script}\n")
             (tools / name).chmod(0o755)
-        return server(timeout=60.0, ForceCommand=str(tools / "command"))  # some of them have to start Python
+        # some of them have to start Python
+        return server(timeout=60.0, ForceCommand=str(tools / "command"))
 
     return make
 
 
 @pytest.mark.parametrize("answer", ["", "not a digest", "ab" * 32])
-def test_blake3_is_made_there_by_whatever_makes_it(with_tools: Callable[..., Shell], place: Path, answer: str) -> None:
-    """The program is believed as far as its answer can be a digest: bytes are checked again by whoever uses them."""
+def test_blake3_is_made_there_by_whatever_makes_it(
+    with_tools: Callable[..., Shell], place: Path, answer: str
+) -> None:
+    """
+    The program is believed as far as its answer can be a digest: bytes are checked again by whoever
+    uses them.
+    """
     asked = Path(os.path.realpath(place)).parent.parent / f"asked-{os.urandom(4).hex()}"
-    shell = with_tools(b3sum=f'test "$1 $2" = "--no-names --" && printf %s "$3" >{asked} && echo {answer}')
+    shell = with_tools(
+        b3sum=f'test "$1 $2" = "--no-names --" && printf %s "$3" >{asked} && echo {answer}'
+    )
     assert "b3sum" in shell.programs
     (place / "file").write_bytes(b"12345")
     found = shell.digest(f"{place}/file", 5, "blake3")
@@ -263,7 +299,9 @@ MAKES_BLAKE3 = {
 
 
 @pytest.mark.parametrize("tool", MAKES_BLAKE3)
-def test_digests_of_pieces_are_made_there_by_programs_that_know_none(with_tools: Callable[..., Shell], place: Path, tool: str) -> None:
+def test_digests_of_pieces_are_made_there_by_programs_that_know_none(
+    with_tools: Callable[..., Shell], place: Path, tool: str
+) -> None:
     shell = with_tools(**{tool: MAKES_BLAKE3[tool]})
     for size in (1, PIECE, 2 * PIECE + 5):
         data, pieces = os.urandom(size), Pieces(b"x" * LENGTH)
@@ -285,14 +323,25 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_pieces_that_nobody_could_make_there(with_tools: Callable[..., Shell], place: Path, answer: str) -> None:
+def test_pieces_that_nobody_could_make_there(
+    with_tools: Callable[..., Shell], place: Path, answer: str
+) -> None:
     shell = with_tools(b3sum=ANSWERS[answer])
-    data = next(data for number in range(10_000) if blake3.blake3(data := b"%d" % number).hexdigest().startswith("0a"))
+    data = next(
+        data
+        for number in range(10_000)
+        if blake3.blake3(data := b"%d" % number).hexdigest().startswith("0a")
+    )
     (place / "file").write_bytes(bytes(PIECE) + data)
     assert shell.digest(f"{place}/file", PIECE + len(data), "blake3p") is None
 
 
-def test_a_piece_that_cannot_be_read_there_is_not_hashed_as_far_as_it_was(with_tools: Callable[..., Shell], place: Path) -> None:
-    shell = with_tools(dd="case $* in if=/dev/null*) exit 0;; esac; head -c 100; exit 1", b3sum=MAKES_BLAKE3["b3sum"])
+def test_a_piece_that_cannot_be_read_there_is_not_hashed_as_far_as_it_was(
+    with_tools: Callable[..., Shell], place: Path
+) -> None:
+    shell = with_tools(
+        dd="case $* in if=/dev/null*) exit 0;; esac; head -c 100; exit 1",
+        b3sum=MAKES_BLAKE3["b3sum"],
+    )
     (place / "file").write_bytes(bytes(PIECE))
     assert shell.digest(f"{place}/file", PIECE, "blake3p") is None

@@ -22,7 +22,10 @@ from tests.support.sshd import Sshd
 
 @pytest.fixture
 def trips(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """``trips()``: how often since the last call something was asked after something else had been heard."""
+    """
+    ``trips()``: how often since the last call something was asked after something else had been
+    heard.
+    """
     state = {"count": 0, "heard": True}
     write, receive = Sftp._write, Sftp._receive
 
@@ -50,7 +53,9 @@ def place(sshd: Sshd, tmp_path: Path) -> Path:
     return sshd.directory_for(f"{tmp_path.name}-{os.urandom(4).hex()}")
 
 
-def test_many_small_questions_are_asked_at_once(sshd: Sshd, place: Path, trips: Callable[[], int]) -> None:
+def test_many_small_questions_are_asked_at_once(
+    sshd: Sshd, place: Path, trips: Callable[[], int]
+) -> None:
     for number in range(150):
         (place / f"d{number}").mkdir()
         (place / f"d{number}/f").write_bytes(b"%d" % number)
@@ -65,7 +70,10 @@ def test_many_small_questions_are_asked_at_once(sshd: Sshd, place: Path, trips: 
         scans = trips()
         assert all(stat is not None for stat in transport.stat_many(files))
         stats = trips()
-        assert transport.read_many([*files, "none"], 100) == [*(b"%d" % number for number in range(count)), None]
+        assert transport.read_many([*files, "none"], 100) == [
+            *(b"%d" % number for number in range(count)),
+            None,
+        ]
         return [scans, stats, trips()]
 
     asked(1)  # what is asked once on each connection
@@ -73,17 +81,26 @@ def test_many_small_questions_are_asked_at_once(sshd: Sshd, place: Path, trips: 
     assert max(asked(150)) <= 4
 
 
-def test_a_listing_takes_as_many_trips_for_many_states_as_for_few(sshd: Sshd, place: Path, tmp_path: Path, trips: Callable[[], int]) -> None:
+def test_a_listing_takes_as_many_trips_for_many_states_as_for_few(
+    sshd: Sshd, place: Path, tmp_path: Path, trips: Callable[[], int]
+) -> None:
     statepool.init(place)
     pool = Pool(LocalTransport(Location("file", str(place))))
 
     def publish(first: int, last: int) -> None:
         for number in range(first, last):
             digest = Digest.of(b"%d" % number)
-            pool.append("vm1", lambda _, digest=digest, number=number: [Publish(Manifest("vm1/disk", f"s{number}", size=1, digest=digest))])  # type: ignore[misc]
+            pool.append(
+                "vm1",
+                lambda _, digest=digest, number=number: [
+                    Publish(Manifest("vm1/disk", f"s{number}", size=1, digest=digest))
+                ],
+            )  # type: ignore[misc]
 
     def shown(cache: str) -> int:
-        states = statepool.StatePool(cache=tmp_path / cache, sources=[str(sshd.location(place))], settings=sshd.settings())
+        states = statepool.StatePool(
+            cache=tmp_path / cache, sources=[str(sshd.location(place))], settings=sshd.settings()
+        )
         trips()
         listed = len(states.image("vm1/disk").show())
         assert listed == count

@@ -1,4 +1,7 @@
-"""Several workers that want the same of a pool on another host: one moves the bytes, the others wait, and find them."""
+"""
+Several workers that want the same of a pool on another host: one moves the bytes, the others wait,
+and find them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ from statepool.transports.local import LocalTransport
 from statepool.transports.ssh import SSHTransport
 from tests.support.sshd import Sshd, run_sshd, sshd_program
 
-pytestmark = pytest.mark.skipif(sshd_program() is None, reason="sshd is not installed (Debian: openssh-server)")
+pytestmark = pytest.mark.skipif(
+    sshd_program() is None, reason="sshd is not installed (Debian: openssh-server)"
+)
 
 MIB = 1 << 20
 SIZE = 12 * MIB
@@ -43,7 +48,8 @@ GET = (
     BEGIN
     + """
 import statepool
-got = statepool.StatePool(cache=cache, sources=[source], settings=settings).image("vm1/disk").get("customize")
+pool = statepool.StatePool(cache=cache, sources=[source], settings=settings)
+got = pool.image("vm1/disk").get("customize")
 print(json.dumps(got.bytes))
 """
 )
@@ -106,7 +112,12 @@ def start() -> Iterator[Callable[..., Worker]]:
 
     def run(script: str, cache: Path, sshd: Sshd, location: Location, how: str = "quick") -> Worker:
         arguments = [str(cache), str(location), str(sshd.ssh_config), str(sshd.known_hosts), how]
-        worker = subprocess.Popen([sys.executable, "-c", script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        worker = subprocess.Popen(
+            [sys.executable, "-c", script, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         started.append(worker)
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"
@@ -141,13 +152,25 @@ def far(sshd: Sshd, tmp_path: Path) -> Pool:
 
 @pytest.mark.parametrize("sshd", [False], ids=["shell"], indirect=True)
 def test_eight_processes_of_one_host_fetch_a_chain_once(
-    sshd: Sshd, far: Pool, start: Callable[..., Worker], tmp_path: Path, make_image: Callable[..., Path]
+    sshd: Sshd,
+    far: Pool,
+    start: Callable[..., Worker],
+    tmp_path: Path,
+    make_image: Callable[..., Path],
 ) -> None:
-    source = statepool.StatePool(cache=tmp_path / "elsewhere", sources=[str(far.location)], settings=sshd.settings())
+    source = statepool.StatePool(
+        cache=tmp_path / "elsewhere", sources=[str(far.location)], settings=sshd.settings()
+    )
     disk = source.image("vm1/disk")
-    disk.set("install", source=make_image(tmp_path / "work.qcow2", 16 * MIB, writes=[(0, 6 * MIB, 1)]))
+    disk.set(
+        "install", source=make_image(tmp_path / "work.qcow2", 16 * MIB, writes=[(0, 6 * MIB, 1)])
+    )
     work = tmp_path / "work.qcow2"
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -P 2 {2 * MIB} {MIB}", work], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", f"write -P 2 {2 * MIB} {MIB}", work],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     disk.set("customize", source=work)
     size = sum(manifest.data_size for manifest in far.fold("vm1").states.values())
 
@@ -184,7 +207,9 @@ def whole(pool: Pool, manifest: Manifest) -> bool:
     return pool.transport.digest(layout.data(manifest.digest), Transfer(SIZE)) == manifest.digest
 
 
-def test_workers_that_store_the_same_send_it_once(sshd: Sshd, far: Pool, cache: tuple[Path, Manifest], start: Callable[..., Worker]) -> None:
+def test_workers_that_store_the_same_send_it_once(
+    sshd: Sshd, far: Pool, cache: tuple[Path, Manifest], start: Callable[..., Worker]
+) -> None:
     root, manifest = cache
     workers = [start(STORE, root, sshd, far.location) for _ in range(3)]
     for worker in workers:
@@ -193,12 +218,19 @@ def test_workers_that_store_the_same_send_it_once(sshd: Sshd, far: Pool, cache: 
     assert whole(far, manifest)
     names = [entry.name for entry in far.transport.scan(layout.LOCKS)]
     assert names
-    assert all(is_claim(name) for name in names) == (sshd.user == "nobody"), "claims are made where there is no shell, and only there"
+    assert all(is_claim(name) for name in names) == (sshd.user == "nobody"), (
+        "claims are made where there is no shell, and only there"
+    )
 
 
-def test_one_that_is_killed_while_it_sends_is_succeeded(sshd: Sshd, far: Pool, cache: tuple[Path, Manifest], start: Callable[..., Worker]) -> None:
+def test_one_that_is_killed_while_it_sends_is_succeeded(
+    sshd: Sshd, far: Pool, cache: tuple[Path, Manifest], start: Callable[..., Worker]
+) -> None:
     root, manifest = cache
-    slow, other = start(STORE, root, sshd, far.location, "slow"), start(STORE, root, sshd, far.location)
+    slow, other = (
+        start(STORE, root, sshd, far.location, "slow"),
+        start(STORE, root, sshd, far.location),
+    )
     go(slow)
     assert slow.stdout is not None
     assert slow.stdout.readline() == "sending\n"

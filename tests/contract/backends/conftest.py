@@ -24,7 +24,9 @@ SIZE = 256 << 10
 class ImageBench(Bench):
     """One image of a machine that is off."""
 
-    def __init__(self, backend: StateBackend, directory: Path, tools: tuple[Callable[..., Any], ...]) -> None:
+    def __init__(
+        self, backend: StateBackend, directory: Path, tools: tuple[Callable[..., Any], ...]
+    ) -> None:
         super().__init__(backend, [directory])
         self._directory = directory
         self._make, self._write, self._qemu_img = tools
@@ -32,7 +34,10 @@ class ImageBench(Bench):
 
     def target(self) -> Target:
         self._made += 1
-        return Target(Image("vm1", "disk"), {"disk": self._make(self._directory / f"work-{self._made}.qcow2", SIZE)})
+        return Target(
+            Image("vm1", "disk"),
+            {"disk": self._make(self._directory / f"work-{self._made}.qcow2", SIZE)},
+        )
 
     def write(self, target: Target, value: int) -> None:
         self._write(target.working["disk"], [(0, SIZE, value)])

@@ -1,4 +1,6 @@
-"""External overlays in a cache and a pool, in a cache alone, and with a pool that is only referred to."""
+"""
+External overlays in a cache and a pool, in a cache alone, and with a pool that is only referred to.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class TestQCOW2ExtBackend(BackendContract):
         removed = bench.backend.unset(target, "customize", Options(scope=frozenset({Scope.SHARED})))
         assert removed.states == {str(context.sources[0]): ("customize",)}
         assert bench.backend.check(target, "customize")
-        assert bench.backend.unset(target, "customize", Options(scope=OWN)).states == {str(context.cache.pool): ("customize",)}
+        assert bench.backend.unset(target, "customize", Options(scope=OWN)).states == {
+            str(context.cache.pool): ("customize",)
+        }
         assert not bench.backend.check(target, "customize")
 
     def test_a_scope_without_pools(self, bench: Bench) -> None:
@@ -78,7 +82,10 @@ class TestWithoutSources(BackendContract):
 
 
 class TestWithALinkPool(BackendContract):
-    """What is set here is in both places; the cache refers to the pool only for what it gets from there."""
+    """
+    What is set here is in both places; the cache refers to the pool only for what it gets from
+    there.
+    """
 
     @pytest.fixture
     def bench(self, context: Context, image_bench: Callable[..., Bench]) -> Bench:

@@ -57,8 +57,12 @@ class TestQCOW2Backend(BackendContract):
     roots = False
 
     @pytest.fixture
-    def bench(self, context: Context, tmp_path: Path, make_image: Any, write_to_image: Any, qemu_img: Any) -> InternalBench:
-        return InternalBench(QCOW2Backend(context), tmp_path, (make_image, write_to_image, qemu_img))
+    def bench(
+        self, context: Context, tmp_path: Path, make_image: Any, write_to_image: Any, qemu_img: Any
+    ) -> InternalBench:
+        return InternalBench(
+            QCOW2Backend(context), tmp_path, (make_image, write_to_image, qemu_img)
+        )
 
     def test_names_of_digits(self, bench: InternalBench) -> None:
         """qemu-img takes a name of digits for the number of a snapshot."""
@@ -74,7 +78,9 @@ class TestQCOW2Backend(BackendContract):
         assert bench.read(target, "1") == 2
 
     def test_killed_while_replacing(self, bench: InternalBench, qemu_img: Any) -> None:
-        """There are two of the name then: the old one counts, and both go, or give way, together."""
+        """
+        There are two of the name then: the old one counts, and both go, or give way, together.
+        """
         target = bench.target()
         put(bench, target, "install", 7)
         bench.write(target, 8)
@@ -93,7 +99,12 @@ class TestQCOW2Backend(BackendContract):
         put(bench, target, "install", 7)
         before = bench.photograph()
         # A program that has the image open as QEMU does; once it has answered, it surely has.
-        with subprocess.Popen(["qemu-io", "-f", "qcow2", bench.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        with subprocess.Popen(
+            ["qemu-io", "-f", "qcow2", bench.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as holder:
             assert holder.stdin is not None
             assert holder.stdout is not None
             holder.stdin.write("length\n")
@@ -128,17 +139,28 @@ class TestQCOW2Backend(BackendContract):
             with pytest.raises(NotFound):
                 do(target, "root")
 
-    def test_states_of_a_running_machine_are_left_alone(self, bench: InternalBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_states_of_a_running_machine_are_left_alone(
+        self, bench: InternalBench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         target = bench.target()
         put(bench, target, "install", 7)
         real = bench.backend._tool.snapshots  # type: ignore[attr-defined]
-        monkeypatch.setattr(bench.backend._tool, "snapshots", lambda path: [{**one, "vm-state-size": 4096} for one in real(path)])  # type: ignore[attr-defined]
+        monkeypatch.setattr(
+            bench.backend._tool,
+            "snapshots",
+            lambda path: [{**one, "vm-state-size": 4096} for one in real(path)],
+        )  # type: ignore[attr-defined]
         assert names(bench, target) == []
-        for do in (lambda: bench.backend.get(target, "install", OVERWRITE), lambda: bench.backend.unset(target, "install")):
+        for do in (
+            lambda: bench.backend.get(target, "install", OVERWRITE),
+            lambda: bench.backend.unset(target, "install"),
+        ):
             with pytest.raises(Conflict, match="running machine"):
                 do()
 
-    def test_working_images_of_the_cache_only(self, bench: InternalBench, context: Context, make_image: Any, tmp_path: Path) -> None:
+    def test_working_images_of_the_cache_only(
+        self, bench: InternalBench, context: Context, make_image: Any, tmp_path: Path
+    ) -> None:
         make_image(tmp_path / "below.qcow2", SIZE)
         make_image(tmp_path / "above.qcow2", None, backing=tmp_path / "below.qcow2")
         elsewhere = Target(Image("vm1", "disk"), {"disk": tmp_path / "above.qcow2"})

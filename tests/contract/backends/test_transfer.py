@@ -26,7 +26,10 @@ DISK = Target(Image("vm1", "disk"))
 
 
 class Cached:
-    """The part of a bench that is about the cache: what is set comes from there, and what is got is looked at there."""
+    """
+    The part of a bench that is about the cache: what is set comes from there, and what is got is
+    looked at there.
+    """
 
     def __init__(self, inner: Any, backend: QCOW2ImageTransfer) -> None:
         self._inner = inner
@@ -54,7 +57,9 @@ class TestQCOW2ImageTransfer(BackendContract):
     makes_working = False
 
     @pytest.fixture
-    def bench(self, context: Context, image_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> Bench:
+    def bench(
+        self, context: Context, image_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+    ) -> Bench:
         backend = QCOW2ImageTransfer(context)
         bench = image_bench(backend)
         cached = Cached(bench, backend)
@@ -76,7 +81,9 @@ class TestQCOW2ImageTransfer(BackendContract):
             ("install", Relation.SAME),
         ]
         transfer.transfer_chain(DISK, "customize", up=True)
-        assert {relation for _, relation in transfer.compare_chain(DISK, "customize")} == {Relation.SAME}
+        assert {relation for _, relation in transfer.compare_chain(DISK, "customize")} == {
+            Relation.SAME
+        }
 
     def test_other_content_is_compared_as_different(self, bench: Bench, context: Context) -> None:
         transfer = QCOW2ImageTransfer(context)
@@ -84,15 +91,21 @@ class TestQCOW2ImageTransfer(BackendContract):
         target = bench.target()
         bench.write(target, 100)
         bench.offer(target, "install")
-        assert [relation for _, relation in transfer.compare_chain(DISK, "install")] == [Relation.DIFFERENT]
+        assert [relation for _, relation in transfer.compare_chain(DISK, "install")] == [
+            Relation.DIFFERENT
+        ]
 
     def test_down_again(self, bench: Bench, context: Context, tmp_path: Path) -> None:
         chain(bench)
-        other = Cache.open(Pool(open_transport(Location("file", str(tmp_path / "other")))), Settings())
+        other = Cache.open(
+            Pool(open_transport(Location("file", str(tmp_path / "other")))), Settings()
+        )
         transfer = QCOW2ImageTransfer(evolve(context, cache=other))
         fetched = transfer.transfer_chain(DISK, "customize", up=False)
         assert fetched.bytes > 0
-        assert {relation for _, relation in transfer.compare_chain(DISK, "customize")} == {Relation.SAME}
+        assert {relation for _, relation in transfer.compare_chain(DISK, "customize")} == {
+            Relation.SAME
+        }
 
     def test_what_the_cache_lacks_cannot_be_compared_or_stored(self, context: Context) -> None:
         transfer = QCOW2ImageTransfer(context)

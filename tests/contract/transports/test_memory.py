@@ -19,4 +19,6 @@ class TestMemoryTransport(TransportContract):
 class TestFaultyTransport(TransportContract):
     @pytest.fixture
     def transport(self) -> Transport:
-        return FaultyTransport(MemoryTransport(MemoryStore()), Flip(matches=on("fetch", path="elsewhere"), offset=1))
+        return FaultyTransport(
+            MemoryTransport(MemoryStore()), Flip(matches=on("fetch", path="elsewhere"), offset=1)
+        )

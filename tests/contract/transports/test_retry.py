@@ -1,4 +1,7 @@
-"""A transport that tries again does what every transport does, also when each call fails at first, or when nobody hears that it was done."""
+"""
+A transport that tries again does what every transport does, also when each call fails at first, or
+when nobody hears that it was done.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ def fault(request: pytest.FixtureRequest) -> Fault:
 
 
 class RetryingContract(TransportContract):
-    """Of two things nobody can tell who did them when the answer was lost: so they count as done."""
+    """
+    Of two things nobody can tell who did them when the answer was lost: so they count as done.
+    """
 
     deaths = 2
 
@@ -79,4 +84,8 @@ class TestAroundLocal(RetryingContract):
     @pytest.fixture
     def transport(self, fault: Fault, tmp_path: Path) -> Transport:
         (tmp_path / "pool").mkdir()
-        return Retrying(FaultyTransport(LocalTransport(Location("file", str(tmp_path / "pool"))), fault), retries=4, pause=0)
+        return Retrying(
+            FaultyTransport(LocalTransport(Location("file", str(tmp_path / "pool"))), fault),
+            retries=4,
+            pause=0,
+        )

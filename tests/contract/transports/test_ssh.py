@@ -1,4 +1,7 @@
-"""Files of another host: by a real sshd on loopback, one that gives a shell, and one that has locked the account up."""
+"""
+Files of another host: by a real sshd on loopback, one that gives a shell, and one that has locked
+the account up.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +62,12 @@ class TestChrooted(TransportContract):
         yield from reached(chrooted, tmp_path, carrier)
 
 
-@pytest.mark.parametrize(("directory", "file"), [(0o755, 0o644), (0o2750, 0o640), (0o2770, 0o664), (0o700, 0o600)])
-def test_who_may_look_into_a_pool_may_read_its_records(strict: Sshd, tmp_path: Path, directory: int, file: int) -> None:
+@pytest.mark.parametrize(
+    ("directory", "file"), [(0o755, 0o644), (0o2750, 0o640), (0o2770, 0o664), (0o700, 0o600)]
+)
+def test_who_may_look_into_a_pool_may_read_its_records(
+    strict: Sshd, tmp_path: Path, directory: int, file: int
+) -> None:
     """Whatever the umask of the account there."""
     place = strict.directory_for(tmp_path.name)
     place.chmod(directory)

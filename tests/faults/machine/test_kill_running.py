@@ -20,7 +20,9 @@ from statepool.qcow2.tool import QemuImg
 from tests.support.machines import IMAGES, Lab, Talking
 
 ROUNDS = int(os.environ.get("KILLS", "5"))
-"""Of each test; the seed is fixed, and the moments are not, since no two runs take the same time."""
+"""
+Of each test; the seed is fixed, and the moments are not, since no two runs take the same time.
+"""
 
 MACHINE = Machine("vm1", tuple(IMAGES))
 
@@ -39,8 +41,20 @@ def working(states: StatePool, place: Path) -> dict[str, Path]:
 
 
 def command(tmp_path: Path, guest: Talking, state: str, *, ram: bool) -> list[str]:
-    sources = [f"{name}={path}" for name, path in guest.images.items()] if ram else [str(guest.images["disk"])]
-    words = [sys.executable, "-m", "statepool", "--cache", str(tmp_path / "cache"), "--source", str(tmp_path / "pool")]
+    sources = (
+        [f"{name}={path}" for name, path in guest.images.items()]
+        if ram
+        else [str(guest.images["disk"])]
+    )
+    words = [
+        sys.executable,
+        "-m",
+        "statepool",
+        "--cache",
+        str(tmp_path / "cache"),
+        "--source",
+        str(tmp_path / "pool"),
+    ]
     words += ["set", "vm1" if ram else "vm1/disk", state, "--monitor", str(guest.monitor)]
     return [*words, *(word for source in sources for word in ("--from", source))]
 
@@ -75,7 +89,9 @@ def test_we_are_killed(states: StatePool, guests: Lab, tmp_path: Path, ram: bool
                 longest = time.monotonic() - began
                 continue
             guest.console.write(f"before-{number}")
-            with subprocess.Popen(command(tmp_path, guest, f"s{number}", ram=ram), stderr=subprocess.DEVNULL) as setter:
+            with subprocess.Popen(
+                command(tmp_path, guest, f"s{number}", ram=ram), stderr=subprocess.DEVNULL
+            ) as setter:
                 time.sleep(longest * chance.uniform(0.2, 1.0))
                 setter.kill()
             assert wait_until(lambda: is_running(guest.monitor), timeout=60)
@@ -107,7 +123,10 @@ def test_a_machine_that_we_had_stopped_goes_on(guests: Lab, tmp_path: Path) -> N
         guest.machine.close()
         for _ in range(3):
             with subprocess.Popen(
-                [sys.executable, "-c", program, str(guest.monitor)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", program, str(guest.monitor)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             ) as child:
                 assert child.stdout is not None
                 assert child.stdout.readline() == "paused\n"
@@ -118,7 +137,12 @@ def test_a_machine_that_we_had_stopped_goes_on(guests: Lab, tmp_path: Path) -> N
         # One that somebody else had stopped stays so.
         with RunningMachine.connect(guest.monitor) as machine:
             machine.pause()
-        with subprocess.Popen([sys.executable, "-c", program, str(guest.monitor)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(
+            [sys.executable, "-c", program, str(guest.monitor)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == "paused\n"
             child.kill()
@@ -135,7 +159,13 @@ def test_qemu_is_killed(states: StatePool, guests: Lab, tmp_path: Path) -> None:
             assert guest.process is not None
             guest.console.write(f"before-{number}")
             machine = states.machine(MACHINE)
-            killer = subprocess.Popen(["sh", "-c", f"sleep {longest * chance.uniform(0, 1):.3f}; kill -9 {guest.process.pid}"])
+            killer = subprocess.Popen(
+                [
+                    "sh",
+                    "-c",
+                    f"sleep {longest * chance.uniform(0, 1):.3f}; kill -9 {guest.process.pid}",
+                ]
+            )
             began = time.monotonic()
             try:
                 machine.set_running(f"s{number}", guest.machine, images=images)
@@ -153,15 +183,31 @@ def test_qemu_is_killed(states: StatePool, guests: Lab, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_we_are_killed_while_a_state_is_loaded(states: StatePool, guests: Lab, tmp_path: Path) -> None:
+def test_we_are_killed_while_a_state_is_loaded(
+    states: StatePool, guests: Lab, tmp_path: Path
+) -> None:
     """What we started is gone with us, and the cache is whole."""
     with guests.running(working(states, tmp_path / "run")) as guest:
         states.machine(MACHINE).set_running("loggedin", guest.machine)
     chance = random.Random(7)
     kernel = ["--memory", "128", "--", *guests.guest.arguments]
-    run = [sys.executable, "-m", "statepool", "--cache", str(tmp_path / "cache"), "run", "vm1", "loggedin", "--vnc", f"unix:{tmp_path}/v", "--force"]
+    run = [
+        sys.executable,
+        "-m",
+        "statepool",
+        "--cache",
+        str(tmp_path / "cache"),
+        "run",
+        "vm1",
+        "loggedin",
+        "--vnc",
+        f"unix:{tmp_path}/v",
+        "--force",
+    ]
     for _ in range(ROUNDS):
-        with subprocess.Popen([*run, *kernel], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as runner:
+        with subprocess.Popen(
+            [*run, *kernel], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as runner:
             time.sleep(chance.uniform(0.3, 1.5))
             children = descendants(runner.pid)
             runner.send_signal(signal.SIGKILL)

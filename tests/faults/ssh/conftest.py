@@ -45,7 +45,9 @@ class Lab:
 
     def settings(self, **knobs: Any) -> Settings:
         """:returns: settings in which nothing is asked twice"""
-        return self.server.settings(**{"retries": 0, "timeout": 10.0, "fresh": 0.0, "compress": "off", **knobs})
+        return self.server.settings(
+            **{"retries": 0, "timeout": 10.0, "fresh": 0.0, "compress": "off", **knobs}
+        )
 
     @property
     def location(self) -> Location:
@@ -59,11 +61,15 @@ class Lab:
     def image(self, cache: str, *, alone: bool = False, **knobs: Any) -> Any:
         """:returns: the image, as a host with this cache sees it"""
         sources = [] if alone else [str(self.location)]
-        return statepool.StatePool(cache=self.root / cache, sources=sources, settings=self.settings(**knobs)).image(OBJECT)
+        return statepool.StatePool(
+            cache=self.root / cache, sources=sources, settings=self.settings(**knobs)
+        ).image(OBJECT)
 
     def cache(self, name: str) -> Cache:
         """:returns: a cache, with what it knows"""
-        return Cache.open(Pool(LocalTransport(Location("file", str(self.root / name)))), self.settings())
+        return Cache.open(
+            Pool(LocalTransport(Location("file", str(self.root / name)))), self.settings()
+        )
 
     def chain(self, cache: str, state: str) -> tuple[Manifest, ...]:
         """:returns: what a cache knows of a state, tip first"""
@@ -71,10 +77,15 @@ class Lab:
 
     def parts(self) -> list[Path]:
         """:returns: what interrupted transfers have left in the pool"""
-        return [path for path in (self.there / layout.INCOMING).iterdir() if layout.part_of(path.name)]
+        return [
+            path for path in (self.there / layout.INCOMING).iterdir() if layout.part_of(path.name)
+        ]
 
     def states(self, place: Path) -> set[str]:
-        """:returns: the states in a cache or pool; the test fails unless all that is visible there is whole"""
+        """
+        :returns: the states in a cache or pool; the test fails unless all that is visible there is
+            whole
+        """
         pool = Pool(LocalTransport(Location("file", str(place))))
         found = set()
         for machine in pool.logged_machines():
@@ -99,6 +110,10 @@ def lab(sshd: Sshd, tmp_path: Path) -> Iterator[Lab]:
 @pytest.fixture
 def filled(lab: Lab, make_image: Callable[..., Path]) -> Lab:
     """With a state of 12 MiB in a cache named ``cache``, and nowhere else."""
-    work = make_image(lab.root / "work.qcow2", 32 * MIB, writes=[(number * MIB, MIB, number + 1) for number in range(12)])
+    work = make_image(
+        lab.root / "work.qcow2",
+        32 * MIB,
+        writes=[(number * MIB, MIB, number + 1) for number in range(12)],
+    )
     assert lab.image("cache", alone=True).set("install", source=work).complete
     return lab

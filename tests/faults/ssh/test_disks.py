@@ -1,4 +1,7 @@
-"""The disk on the far side is full, or fails: that is always reported, and nothing is visible that is not whole."""
+"""
+The disk on the far side is full, or fails: that is always reported, and nothing is visible that is
+not whole.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +46,15 @@ def source(tmp_path: Path) -> Iterator[int]:
     os.close(descriptor)
 
 
-# -- it fails ----------------------------------------------------------------------------------------------------------------------------------------
+# -- it fails --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def failing() -> Iterator[Callable[..., Sshd]]:
-    """``failing("write:error=EIO:when=3")``: from now on, this happens to files named ``target`` in each session of the server, or in one only."""
+    """
+    ``failing("write:error=EIO:when=3")``: from now on, this happens to files named ``target`` in
+    each session of the server, or in one only.
+    """
     if shutil.which("strace") is None or sshd_program() is None or not os.path.exists(SFTP_SERVER):
         pytest.skip("strace or sshd is not installed (Debian: strace, openssh-server)")
     with run_sshd(sftp="/proc/self/cwd/none") as server:
@@ -60,9 +66,21 @@ def failing() -> Iterator[Callable[..., Sshd]]:
 
         def fail(how: str, *, once: bool = False) -> Sshd:
             calls = how.partition(":")[0]
-            command = f"strace -f -qq -o /dev/null -P {place}/target -e trace={calls} -e inject={how} {SFTP_SERVER}"
-            condition = f"mkdir {os.fspath(place)}.{os.urandom(4).hex()}" if once else "true" if how else "false"
-            wrapper.write_text(f"#!/bin/sh\nif {condition} 2>/dev/null; then exec {command}; else exec {SFTP_SERVER}; fi\n")
+            command = (
+                f"strace -f -qq -o /dev/null -P {place}/target -e trace={calls} -e inject={how}"
+                f" {SFTP_SERVER}"
+            )
+            condition = (
+                f"mkdir {os.fspath(place)}.{os.urandom(4).hex()}"
+                if once
+                else "true"
+                if how
+                else "false"
+            )
+            wrapper.write_text(
+                f"#!/bin/sh\nif {condition} 2>/dev/null; then exec {command}; else exec"
+                f" {SFTP_SERVER}; fi\n"
+            )
             wrapper.chmod(0o755)
             return server
 
@@ -73,13 +91,26 @@ def failing() -> Iterator[Callable[..., Sshd]]:
 
 def reach(server: Sshd) -> SSHTransport:
     """:returns: a transport on a new connection"""
-    location, settings = server.location(server.directory / "pools/failing"), server.settings(retries=0, timeout=30.0)
+    location, settings = (
+        server.location(server.directory / "pools/failing"),
+        server.settings(retries=0, timeout=30.0),
+    )
     connection_to(location, settings).close()
     return SSHTransport(location, settings)
 
 
-@pytest.mark.parametrize("call", ["write:error=EIO:when=1", "write:error=EIO:when=7", "write:error=ENOSPC:when=13", "fsync:error=EIO:when=1"])
-def test_a_failed_call_at_the_far_side_is_reported(failing: Callable[..., Sshd], source: int, call: str) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        "write:error=EIO:when=1",
+        "write:error=EIO:when=7",
+        "write:error=ENOSPC:when=13",
+        "fsync:error=EIO:when=1",
+    ],
+)
+def test_a_failed_call_at_the_far_side_is_reported(
+    failing: Callable[..., Sshd], source: int, call: str
+) -> None:
     server = failing(call)
     transport = reach(server)
     with pytest.raises((TransportError, NoSpace)):
@@ -87,7 +118,9 @@ def test_a_failed_call_at_the_far_side_is_reported(failing: Callable[..., Sshd],
     assert not (server.directory / "pools/failing/target").exists()
     failing("")
     transport = reach(server)
-    assert transport.store(source, "target", Transfer(SIZE)).digest == transport.digest("target", Transfer(SIZE))
+    assert transport.store(source, "target", Transfer(SIZE)).digest == transport.digest(
+        "target", Transfer(SIZE)
+    )
 
 
 @pytest.fixture
@@ -99,8 +132,13 @@ def often_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("often_flushed")
-def test_a_flush_that_fails_on_the_way_is_reported(failing: Callable[..., Sshd], source: int) -> None:
-    """The second one, which only the second channel comes to: what the first one asks for in the end would find nothing wrong."""
+def test_a_flush_that_fails_on_the_way_is_reported(
+    failing: Callable[..., Sshd], source: int
+) -> None:
+    """
+    The second one, which only the second channel comes to: what the first one asks for in the end
+    would find nothing wrong.
+    """
     server = failing("fsync:error=EIO:when=2")
     with pytest.raises(TransportError):
         reach(server).store(source, "target", Transfer(SIZE))
@@ -108,14 +146,21 @@ def test_a_flush_that_fails_on_the_way_is_reported(failing: Callable[..., Sshd],
 
 
 def failing_too_late(failing: Callable[..., Sshd]) -> tuple[Location, Settings]:
-    """:returns: a pool where the first flush fails when nobody listens any more; each one after that finds nothing wrong"""
+    """
+    :returns: a pool where the first flush fails when nobody listens any more; each one after that
+        finds nothing wrong
+    """
     server = failing("fsync:error=EIO:delay_enter=30000000:when=1", once=True)
     location = server.location(server.directory / "pools/failing")
     return location, server.settings(timeout=8.0, retry_pause=0.01, compress="off")
 
 
-def test_a_flush_whose_failure_nobody_heard_is_made_up_for(failing: Callable[..., Sshd], source: int) -> None:
-    """The bytes are written again: another flush of what is there would not tell that it is lost."""
+def test_a_flush_whose_failure_nobody_heard_is_made_up_for(
+    failing: Callable[..., Sshd], source: int
+) -> None:
+    """
+    The bytes are written again: another flush of what is there would not tell that it is lost.
+    """
     location, settings = failing_too_late(failing)
     transport = open_transport(location, evolve(settings, retries=2))
     moved = transport.store(source, "target", Transfer(SIZE))
@@ -124,7 +169,9 @@ def test_a_flush_whose_failure_nobody_heard_is_made_up_for(failing: Callable[...
 
 
 @pytest.mark.usefixtures("often_flushed")
-def test_a_flush_on_the_way_whose_failure_nobody_heard_is_made_up_for(failing: Callable[..., Sshd], source: int) -> None:
+def test_a_flush_on_the_way_whose_failure_nobody_heard_is_made_up_for(
+    failing: Callable[..., Sshd], source: int
+) -> None:
     """By the next command too, which goes on under another name."""
     location, settings = failing_too_late(failing)
     transport = SSHTransport(location, settings)
@@ -139,10 +186,14 @@ def test_a_flush_on_the_way_whose_failure_nobody_heard_is_made_up_for(failing: C
     assert transport.digest("other", Transfer(SIZE)) == moved.digest
 
 
-def test_a_file_that_another_process_had_begun_to_flush_is_written_again(source: int, sshd: Sshd, tmp_path: Path) -> None:
+def test_a_file_that_another_process_had_begun_to_flush_is_written_again(
+    source: int, sshd: Sshd, tmp_path: Path
+) -> None:
     shutil.copy(f"/proc/self/fd/{source}", tmp_path / "target")
     (tmp_path / "target").chmod(0o444)
-    moved = SSHTransport(sshd.location(tmp_path), sshd.settings()).store(source, "target", Transfer(SIZE, done=SIZE))
+    moved = SSHTransport(sshd.location(tmp_path), sshd.settings()).store(
+        source, "target", Transfer(SIZE, done=SIZE)
+    )
     assert (moved.sent, moved.again) == (SIZE, SIZE)
     assert (tmp_path / "target").read_bytes() == os.pread(source, SIZE, 0)
 
@@ -150,8 +201,12 @@ def test_a_file_that_another_process_had_begun_to_flush_is_written_again(source:
 @pytest.mark.usefixtures("often_flushed")
 def test_a_server_without_room_for_a_second_channel(source: int, tmp_path: Path) -> None:
     with run_sshd(options={"MaxSessions": "1"}) as server:
-        transport = SSHTransport(server.location(tmp_path), server.settings(retries=0, compress="off"))
-        assert transport.store(source, "target", Transfer(SIZE)).digest == transport.digest("target", Transfer(SIZE))
+        transport = SSHTransport(
+            server.location(tmp_path), server.settings(retries=0, compress="off")
+        )
+        assert transport.store(source, "target", Transfer(SIZE)).digest == transport.digest(
+            "target", Transfer(SIZE)
+        )
 
 
 class Impatient(Counter):
@@ -162,20 +217,26 @@ class Impatient(Counter):
 
 
 def test_a_store_that_fails_on_the_only_channel(source: int, tmp_path: Path) -> None:
-    """What is left of it is removed when the channel has been given back: nobody waits for themselves."""
+    """
+    What is left of it is removed when the channel has been given back: nobody waits for themselves.
+    """
     with run_sshd(options={"MaxSessions": "1"}) as server:
-        transport = SSHTransport(server.location(tmp_path), server.settings(retries=0, compress="off"))
+        transport = SSHTransport(
+            server.location(tmp_path), server.settings(retries=0, compress="off")
+        )
         with pytest.raises(ArithmeticError):
             transport.store(source, "target", Transfer(SIZE, progress=Impatient()))
 
 
-def test_a_write_that_does_less_than_it_should_is_noticed(failing: Callable[..., Sshd], source: int) -> None:
+def test_a_write_that_does_less_than_it_should_is_noticed(
+    failing: Callable[..., Sshd], source: int
+) -> None:
     server = failing("write:retval=100:when=5")
     with pytest.raises(TransportError):
         reach(server).store(source, "target", Transfer(SIZE))
 
 
-# -- it is full --------------------------------------------------------------------------------------------------------------------------------------
+# -- it is full ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -185,7 +246,9 @@ def small(lab: Lab) -> Iterator[Path]:
         pytest.skip("only root can mount")
     shutil.rmtree(lab.there)
     lab.there.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m,mode=755", "tmpfs", str(lab.there)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m,mode=755", "tmpfs", str(lab.there)], check=True
+    )
     try:
         statepool.init(lab.there)
         yield lab.there
@@ -221,10 +284,18 @@ def test_a_full_disk_behind_the_only_channel(small: Path, source: int) -> None:
 
 
 def test_a_disk_that_is_full_at_any_stage(
-    lab: Lab, small: Path, make_image: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab,
+    small: Path,
+    make_image: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From no room at all to enough of it, a few KiB at a time: markers, bytes, records and names each meet the end of it."""
-    monkeypatch.setattr(SSHTransport, "free_space", lambda self: None)  # somebody else takes the room when it has been asked for
+    """
+    From no room at all to enough of it, a few KiB at a time: markers, bytes, records and names each
+    meet the end of it.
+    """
+    # somebody else takes the room when it has been asked for
+    monkeypatch.setattr(SSHTransport, "free_space", lambda self: None)
     work = make_image(tmp_path / "work.qcow2", MIB, writes=[(0, 64 * KIB, 1)])
     assert lab.image("cache", alone=True).set("install", source=work).complete
     chain = lab.chain("cache", "install")
@@ -238,7 +309,10 @@ def test_a_disk_that_is_full_at_any_stage(
         assert lab.states(small) <= {"install"}
         assert outcome.result is Presence.FAILED or lab.states(small) == {"install"}
         filler.unlink()
-        assert Push(lab.cache("cache"), lab.pool()).attempt(chain).result in (Presence.STORED, Presence.PRESENT)
+        assert Push(lab.cache("cache"), lab.pool()).attempt(chain).result in (
+            Presence.STORED,
+            Presence.PRESENT,
+        )
         assert lab.states(small) == {"install"}
         lab.image("cache").unset("install", scope="shared")
         statepool.StatePool(cache=lab.root / "cache", sources=[small]).gc()

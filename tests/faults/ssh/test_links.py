@@ -1,4 +1,7 @@
-"""The link is cut or falls silent, or the server dies: the right error, nothing visible that is not whole, and the next run goes on from there."""
+"""
+The link is cut or falls silent, or the server dies: the right error, nothing visible that is not
+whole, and the next run goes on from there.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +41,17 @@ def push_or_raise(lab: Lab) -> StoredAt:
 
 
 def places(seed: int, count: int) -> list[int]:
-    """:returns: after how many bytes to cut: some at the beginning, where the small questions are, the rest anywhere"""
+    """
+    :returns: after how many bytes to cut: some at the beginning, where the small questions are, the
+        rest anywhere
+    """
     chosen = random.Random(seed)
-    return sorted([*(chosen.randrange(40_000) for _ in range(count // 4)), *(chosen.randrange(SIZE) for _ in range(count - count // 4))])
+    return sorted(
+        [
+            *(chosen.randrange(40_000) for _ in range(count // 4)),
+            *(chosen.randrange(SIZE) for _ in range(count - count // 4)),
+        ]
+    )
 
 
 def start_again(lab: Lab) -> None:
@@ -66,7 +77,8 @@ def test_an_upload_that_is_cut_is_an_error_and_is_resumed(filled: Lab, direction
             left = max((path.stat().st_size for path in filled.parts()), default=0)
             second = push(filled)
             assert second.result in (Presence.STORED, Presence.PRESENT)
-            assert second.result is Presence.PRESENT or second.resumed >= left  # the server may have written more since
+            # the server may have written more since
+            assert second.result is Presence.PRESENT or second.resumed >= left
         filled.proxy.cut_after()
         assert filled.states(filled.there) == {"install"}
         assert filled.parts() == []
@@ -96,7 +108,8 @@ def test_a_download_that_is_cut_is_an_error_and_is_resumed(filled: Lab, directio
         assert filled.states(filled.root / cache) == {"install"}
         assert list((filled.root / cache / layout.INCOMING).iterdir()) == []
     assert failures >= CUTS // 4
-    assert resumed > MIB or direction == "up"  # all questions have been asked before much of the answer is there
+    # all questions have been asked before much of the answer is there
+    assert resumed > MIB or direction == "up"
 
 
 def test_tries_of_one_command_go_on_where_the_last_one_stopped(filled: Lab) -> None:
@@ -124,18 +137,27 @@ def test_bytes_that_somebody_spoilt_meanwhile_are_brought_anew(filled: Lab) -> N
     filled.proxy.cut_after(down=6 * MIB)
     with pytest.raises(TransportError):
         filled.image("elsewhere").get("install")
-    (part,) = (path for path in (filled.root / "elsewhere" / layout.INCOMING).iterdir() if layout.part_of(path.name))
+    (part,) = (
+        path
+        for path in (filled.root / "elsewhere" / layout.INCOMING).iterdir()
+        if layout.part_of(path.name)
+    )
     assert part.stat().st_size > MIB
     with open(part, "r+b") as file:
         file.seek(MIB)
         file.write(b"spoilt")
     got = filled.image("elsewhere").get("install")
-    assert (got.resumed, got.again) == (0, 0), "the source's list of pieces tells before anything is moved"
+    assert (got.resumed, got.again) == (0, 0), (
+        "the source's list of pieces tells before anything is moved"
+    )
     assert filled.states(filled.there) == filled.states(filled.root / "elsewhere") == {"install"}
 
 
 def test_the_server_dies_on_the_way(filled: Lab) -> None:
-    for direction, work in (("up", lambda: push_or_raise(filled)), ("down", lambda: filled.image("elsewhere").get("install"))):
+    for direction, work in (
+        ("up", lambda: push_or_raise(filled)),
+        ("down", lambda: filled.image("elsewhere").get("install")),
+    ):
         filled.proxy.rate = 16 * MIB
         end = filled.proxy.moved[direction] + 5 * MIB
         killer = threading.Thread(target=_kill_when, args=(filled, direction, end))
@@ -176,7 +198,8 @@ def test_a_silent_link_is_an_error_within_twice_the_timeout(filled: Lab, what: s
     assert digest is not None
     source = os.open(filled.cache("cache").data(digest), os.O_RDONLY)
     target = os.open(filled.root / "target", os.O_RDWR | os.O_CREAT)
-    with pytest.raises(TransportError) as caught:  # that it comes at all is the point: nothing else would end this
+    # that it comes at all is the point: nothing else would end this
+    with pytest.raises(TransportError) as caught:
         if what == "asking":
             transport.scan("")
         elif what == "storing":

@@ -1,4 +1,7 @@
-"""Two hosts with a cache each work in one pool, through two servers, and are killed again and again: nothing is torn, and no promise is broken."""
+"""
+Two hosts with a cache each work in one pool, through two servers, and are killed again and again:
+nothing is torn, and no promise is broken.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ class Host:
 
     def start(self) -> None:
         with open(self.errors, "ab") as errors:
-            self._process = subprocess.Popen([sys.executable, str(WORKER), *self._command], stderr=errors)
+            self._process = subprocess.Popen(
+                [sys.executable, str(WORKER), *self._command], stderr=errors
+            )
 
     def kill(self) -> None:
         assert self._process is not None
@@ -73,7 +78,9 @@ SECONDS = float(os.environ.get("SOAK_SECONDS", "10"))
 
 @pytest.mark.timeout(1200 + 2 * SECONDS)
 def test_no_acknowledged_state_is_lost(lab: Lab, make_image: Callable[..., Path]) -> None:
-    image = make_image(lab.root / "image.qcow2", 4 * MIB, writes=[(0, 64 << 10, 1), (3 * MIB, 64 << 10, 2)])
+    image = make_image(
+        lab.root / "image.qcow2", 4 * MIB, writes=[(0, 64 << 10, 1), (3 * MIB, 64 << 10, 2)]
+    )
     chance = random.Random(3)
     with run_sshd() as second:
         hosts = [Host("first", lab.server, lab, image), Host("second", second, lab, image)]
@@ -95,4 +102,7 @@ def test_no_acknowledged_state_is_lost(lab: Lab, make_image: Callable[..., Path]
         checked = statepool.StatePool(cache=lab.root / "judge", sources=[lab.there]).verify()
         assert {one.state for one in checked if one.problem is None} >= promised
         for host in hosts:
-            assert lab.states(lab.root / f"cache-{'first' if host is hosts[0] else 'second'}") >= host.promised
+            assert (
+                lab.states(lab.root / f"cache-{'first' if host is hosts[0] else 'second'}")
+                >= host.promised
+            )

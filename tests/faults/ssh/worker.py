@@ -1,8 +1,10 @@
 """
-One worker of a host: ``worker.py NAME CACHE LOCATION SSH_CONFIG KNOWN_HOSTS IMAGE JOURNAL``, until it is killed.
+One worker of a host: ``worker.py NAME CACHE LOCATION SSH_CONFIG KNOWN_HOSTS IMAGE JOURNAL``, until
+it is killed.
 
-It sets states of its own, gets those of everybody, and unsets some of its own. In the journal it says what it has been promised: ``set STATE`` when a
-set was complete, and ``unset STATE`` before an unset begins.
+It sets states of its own, gets those of everybody, and unsets some of its own. In the journal it
+says what it has been promised: ``set STATE`` when a set was complete, and ``unset STATE`` before an
+unset begins.
 """
 
 import os
@@ -25,7 +27,15 @@ def unique(image: str, path: str) -> None:
         file.write(os.urandom(64))
 
 
-def work(name: str, cache: str, location: str, ssh_config: str, known_hosts: str, image: str, journal: int) -> None:
+def work(
+    name: str,
+    cache: str,
+    location: str,
+    ssh_config: str,
+    known_hosts: str,
+    image: str,
+    journal: int,
+) -> None:
     settings = Settings(fresh=0.0, ssh_config=ssh_config, known_hosts=known_hosts, timeout=20.0)
     disk = statepool.StatePool(cache=cache, sources=[location], settings=settings).image(OBJECT)
     chance = random.Random(f"{name} {time.time_ns()}")

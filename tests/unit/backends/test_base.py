@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from statepool.backends.base import DEFAULTS, ENTRY_POINTS, Options, StateBackend, Target, load_backend
+from statepool.backends.base import (
+    DEFAULTS,
+    ENTRY_POINTS,
+    Options,
+    StateBackend,
+    Target,
+    load_backend,
+)
 from statepool.backends.external import QCOW2ExtBackend
 from statepool.errors import UsageError
 from statepool.model.objects import Image
@@ -16,8 +23,12 @@ from statepool.model.scope import Scope
 
 
 def register(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
-    entries = importlib.metadata.EntryPoints(importlib.metadata.EntryPoint(name, value, ENTRY_POINTS) for name, value in values.items())
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: entries.select(group=group))
+    entries = importlib.metadata.EntryPoints(
+        importlib.metadata.EntryPoint(name, value, ENTRY_POINTS) for name, value in values.items()
+    )
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda *, group: entries.select(group=group)
+    )
 
 
 def test_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +42,9 @@ def test_a_name_that_nobody_registered(monkeypatch: pytest.MonkeyPatch) -> None:
         load_backend("lvm")
 
 
-@pytest.mark.parametrize("value", ["statepool.backends.base:load_backend", "pathlib:Path", "statepool.errors:UsageError"])
+@pytest.mark.parametrize(
+    "value", ["statepool.backends.base:load_backend", "pathlib:Path", "statepool.errors:UsageError"]
+)
 def test_what_is_no_backend(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     register(monkeypatch, strange=value)
     with pytest.raises(UsageError, match="is registered as the backend 'strange', but is none"):

@@ -55,14 +55,19 @@ def archive(contents: Contents) -> bytes:
     parts = [contents.beginning]
     for manifest in contents.files:
         data = ROOT if manifest.digest == named(ROOT) else TIP
-        packed = b"".join(data[start : start + length] for start, length in manifest.extents or ((0, len(data)),))
+        packed = b"".join(
+            data[start : start + length] for start, length in manifest.extents or ((0, len(data)),)
+        )
         parts += [data_header(manifest), packed, padding(len(packed))]
     return b"".join([*parts, contents.closing])
 
 
 def test_the_bytes_stay_what_they_are() -> None:
     """Bundles are kept for years: whoever has to change this sum needs another format."""
-    assert hashlib.sha256(archive(Contents.of(chain()))).hexdigest() == "8ebca0b4f2dcb4b83d4d0cf614150a417fd70b09a088db37286f0b829a2152d4"
+    assert (
+        hashlib.sha256(archive(Contents.of(chain()))).hexdigest()
+        == "8ebca0b4f2dcb4b83d4d0cf614150a417fd70b09a088db37286f0b829a2152d4"
+    )
 
 
 def test_what_does_not_matter_changes_nothing() -> None:
@@ -79,7 +84,9 @@ def test_what_does_not_matter_changes_nothing() -> None:
 
 
 def vars_of(manifest: Manifest) -> dict[str, object]:
-    return {name: getattr(manifest, name) for name in ("object", "state", "size", "digest", "created")}
+    return {
+        name: getattr(manifest, name) for name in ("object", "state", "size", "digest", "created")
+    }
 
 
 def test_as_tar_sees_it() -> None:
@@ -88,12 +95,17 @@ def test_as_tar_sees_it() -> None:
         names = [member.name for member in members]
         assert names[:9] == [
             ".statepool",
-            *(f".statepool/{name}" for name in ("data", "log", "incoming", "trash", "locks", "uses", "pool.json")),
+            *(
+                f".statepool/{name}"
+                for name in ("data", "log", "incoming", "trash", "locks", "uses", "pool.json")
+            ),
             ".statepool/log/vm1/00000000000000000001.json",
         ]
         assert names[9:11] == [f".statepool/data/{named(data).file_name}" for data in (ROOT, TIP)]
         assert names[11:] == ["vm1/disk/install.qcow2", "vm1/disk/customize.qcow2"]
-        assert {(member.uid, member.gid, member.uname, member.gname, member.mtime) for member in members} == {(0, 0, "", "", 0)}
+        assert {
+            (member.uid, member.gid, member.uname, member.gname, member.mtime) for member in members
+        } == {(0, 0, "", "", 0)}
         for member, data in zip(members[9:11], (ROOT, TIP), strict=True):
             file = opened.extractfile(member)
             assert file is not None
@@ -144,7 +156,7 @@ def test_more_texts_than_a_reader_takes() -> None:
         Contents.of(parts)
 
 
-# -- holes -------------------------------------------------------------------------------------------------------------------------------------------
+# -- holes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -162,7 +174,9 @@ def test_more_texts_than_a_reader_takes() -> None:
         (bytes(BLOCK) + b"x" * (BLOCK + 1) + bytes(3 * BLOCK), ((BLOCK, 2 * BLOCK),)),
     ],
 )
-def test_where_a_file_has_data(tmp_path: Path, content: bytes, expected: tuple[tuple[int, int], ...]) -> None:
+def test_where_a_file_has_data(
+    tmp_path: Path, content: bytes, expected: tuple[tuple[int, int], ...]
+) -> None:
     """However the file was written."""
     (tmp_path / "dense").write_bytes(content)
     with open(tmp_path / "sparse", "wb") as file:
@@ -184,7 +198,7 @@ def test_not_more_places_than_a_manifest_has(tmp_path: Path) -> None:
     assert len(found) == 1000
 
 
-# -- the file that is made ---------------------------------------------------------------------------------------------------------------------------
+# -- the file that is made -------------------------------------------------------------------------
 
 
 def test_a_file_that_fails_is_not_there(tmp_path: Path) -> None:

@@ -38,15 +38,21 @@ def refused(world: World, bundle: bytes) -> IntegrityError:
 
 @pytest.mark.parametrize("compress", COMPRESSIONS)
 @hypothesis.given(data=st.data())
-def test_any_byte_that_differs(lasting: World, bundles: dict[str, bytes], compress: str, data: st.DataObject) -> None:
+def test_any_byte_that_differs(
+    lasting: World, bundles: dict[str, bytes], compress: str, data: st.DataObject
+) -> None:
     bundle = bytearray(bundles[compress])
-    bundle[data.draw(st.integers(0, len(bundle) - 1), "where")] ^= data.draw(st.integers(1, 255), "how")
+    bundle[data.draw(st.integers(0, len(bundle) - 1), "where")] ^= data.draw(
+        st.integers(1, 255), "how"
+    )
     refused(lasting, bytes(bundle))
 
 
 @pytest.mark.parametrize("compress", COMPRESSIONS)
 @hypothesis.given(data=st.data())
-def test_any_length_that_is_shorter(lasting: World, bundles: dict[str, bytes], compress: str, data: st.DataObject) -> None:
+def test_any_length_that_is_shorter(
+    lasting: World, bundles: dict[str, bytes], compress: str, data: st.DataObject
+) -> None:
     refused(
         lasting,
         bundles[compress][: data.draw(st.integers(0, len(bundles[compress]) - 1), "length")],
@@ -55,7 +61,9 @@ def test_any_length_that_is_shorter(lasting: World, bundles: dict[str, bytes], c
 
 @pytest.mark.parametrize("compress", COMPRESSIONS)
 @pytest.mark.parametrize("more", [b"\0", bytes(BLOCK), b"something else", b"\x28\xb5\x2f\xfd"])
-def test_whatever_follows(lasting: World, bundles: dict[str, bytes], compress: str, more: bytes) -> None:
+def test_whatever_follows(
+    lasting: World, bundles: dict[str, bytes], compress: str, more: bytes
+) -> None:
     refused(lasting, bundles[compress] + more)
 
 
@@ -70,7 +78,9 @@ def test_all_parts_of_an_archive_count(lasting: World, bundles: dict[str, bytes]
 
 def test_two_frames_with_the_same_content(lasting: World, bundles: dict[str, bytes]) -> None:
     """What zstd itself does not find: another level, another frame, the same content."""
-    done = subprocess.run(["zstd", "-19", "-c"], input=bundles["none"], capture_output=True, check=True)
+    done = subprocess.run(
+        ["zstd", "-19", "-c"], input=bundles["none"], capture_output=True, check=True
+    )
     trailer = bundles["zstd"][-12:]
     assert "its checksum is another one" in refused(lasting, done.stdout + trailer).message
 

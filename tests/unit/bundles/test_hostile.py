@@ -72,7 +72,9 @@ class Parts:
         return [change["publish"] for change in json.loads(self.contents.record)["changes"]]
 
 
-def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, target: str = "", **how: Any) -> bytes:
+def member(
+    name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, target: str = "", **how: Any
+) -> bytes:
     info = tarfile.TarInfo(name)
     info.type, info.size, info.linkname = kind, size, target
     for key, value in how.items():
@@ -87,7 +89,13 @@ def good(lasting: World) -> Parts:
     return Parts(contents, tuple(data[str(manifest.digest)] for manifest in contents.files))
 
 
-def refused(world: World, bundle: bytes, kind: type[StatePoolError] = IntegrityError, *, most: int = 64 * MIB) -> StatePoolError:
+def refused(
+    world: World,
+    bundle: bytes,
+    kind: type[StatePoolError] = IntegrityError,
+    *,
+    most: int = 64 * MIB,
+) -> StatePoolError:
     """:returns: why it was, at the price of little memory; the cache has not changed"""
     before = world.photograph()
     (world.root / "hostile").write_bytes(bundle)
@@ -144,7 +152,9 @@ ANYTHING: list[tuple[str, Callable[[Parts], bytes]]] = [
 
 @pytest.mark.parametrize(("told", "header"), ANYTHING)
 @pytest.mark.parametrize("place", ["prelude", "record", "data", "view", "end"])
-def test_anything_where_it_has_no_place(lasting: World, good: Parts, place: str, told: str, header: Callable[[Parts], bytes]) -> None:
+def test_anything_where_it_has_no_place(
+    lasting: World, good: Parts, place: str, told: str, header: Callable[[Parts], bytes]
+) -> None:
     strange = header(good)
     built = {
         "prelude": evolve(good, prelude=PRELUDE[:BLOCK] + strange + PRELUDE[BLOCK:]),
@@ -177,7 +187,9 @@ def test_many_members(lasting: World, good: Parts) -> None:
 
 def test_a_record_that_is_too_long(lasting: World, good: Parts) -> None:
     for size in (layouts.MOST_RECORD + 1, (1 << 33) - 1, 1 << 40):
-        error = refused(lasting, evolve(good, record=member(good.contents.record_path, size=size)).built())
+        error = refused(
+            lasting, evolve(good, record=member(good.contents.record_path, size=size)).built()
+        )
         assert "has no record" in error.message
 
 
@@ -214,7 +226,9 @@ LIES: list[tuple[str, Callable[[Parts], Parts]]] = [
     ("extents", lambda parts: parts.with_manifest(0, extents=[[0, 1 << 40]])),
     (
         "extents",
-        lambda parts: parts.with_manifest(0, extents=[[1024 * number, 512] for number in range(1001)]),
+        lambda parts: parts.with_manifest(
+            0, extents=[[1024 * number, 512] for number in range(1001)]
+        ),
     ),
     ("that is no blocks of tar", lambda parts: parts.with_manifest(0, extents=[[1, 512]])),
     ("that is no blocks of tar", lambda parts: parts.with_manifest(0, extents=[[0, 511]])),
@@ -222,7 +236,9 @@ LIES: list[tuple[str, Callable[[Parts], Parts]]] = [
     ("not only publish", lambda parts: parts.with_record(changes=[{"remove": parts.manifests[0]}])),
     (
         "not only publish",
-        lambda parts: parts.with_record(changes=[{"publish": parts.manifests[0], "supersedes": "blake3:" + "0" * 64}]),
+        lambda parts: parts.with_record(
+            changes=[{"publish": parts.manifests[0], "supersedes": "blake3:" + "0" * 64}]
+        ),
     ),
     ("changes nothing", lambda parts: parts.with_record(changes=[])),
     (
@@ -236,16 +252,24 @@ LIES: list[tuple[str, Callable[[Parts], Parts]]] = [
     ),
     (
         "other states",
-        lambda parts: parts.with_record(changes=[{"publish": one} for one in (parts.manifests[0] | {"state": "x"}, *parts.manifests)]),
+        lambda parts: parts.with_record(
+            changes=[
+                {"publish": one} for one in (parts.manifests[0] | {"state": "x"}, *parts.manifests)
+            ]
+        ),
     ),
     ("install", lambda parts: parts.with_record(changes=[{"publish": parts.manifests[1]}])),
     (
         "other states",
-        lambda parts: parts.with_record(changes=[{"publish": one} for one in reversed(parts.manifests)]),
+        lambda parts: parts.with_record(
+            changes=[{"publish": one} for one in reversed(parts.manifests)]
+        ),
     ),
     (
         "over what is there",
-        lambda parts: parts.with_record(changes=[{"publish": one} for one in (parts.manifests[0], *parts.manifests)]),
+        lambda parts: parts.with_record(
+            changes=[{"publish": one} for one in (parts.manifests[0], *parts.manifests)]
+        ),
     ),
     ("the same bytes", lambda parts: parts.with_manifest(1, digest=parts.manifests[0]["digest"])),
     ("without its machine", lambda parts: parts.with_record(changes=[{"publish": RAM}])),
@@ -253,7 +277,9 @@ LIES: list[tuple[str, Callable[[Parts], Parts]]] = [
 
 
 @pytest.mark.parametrize(("told", "lie"), LIES)
-def test_a_record_that_lies_about_the_states(lasting: World, good: Parts, told: str, lie: Callable[[Parts], Parts]) -> None:
+def test_a_record_that_lies_about_the_states(
+    lasting: World, good: Parts, told: str, lie: Callable[[Parts], Parts]
+) -> None:
     error = refused(lasting, lie(good).built())
     assert told in error.message
     assert str(lasting.root / "hostile") in error.message
@@ -263,7 +289,13 @@ def test_a_chain_that_is_too_deep(lasting: World, good: Parts) -> None:
     below, changes = None, []
     for number in range(2000):
         digest = str(Digest.of(str(number).encode()))
-        state = {"object": DISK, "state": f"s{number}", "size": 1, "digest": digest, "parent": below}
+        state = {
+            "object": DISK,
+            "state": f"s{number}",
+            "size": 1,
+            "digest": digest,
+            "parent": below,
+        }
         changes.append({"publish": state})
         below = {"state": f"s{number}", "digest": digest}
     error = refused(lasting, good.with_record(changes=changes).built(), UnsafeImage)
@@ -274,7 +306,15 @@ def test_a_record_of_as_many_places_as_fit(lasting: World, good: Parts) -> None:
     """What is made of a record takes many times its length, and no more than that."""
     extents = [[1024 * number, 512] for number in range(1000)]
     changes = [
-        {"publish": {"object": DISK, "state": f"s{number}", "size": 1 << 20, "digest": str(Digest.of(str(number).encode())), "extents": extents}}
+        {
+            "publish": {
+                "object": DISK,
+                "state": f"s{number}",
+                "size": 1 << 20,
+                "digest": str(Digest.of(str(number).encode())),
+                "extents": extents,
+            }
+        }
         for number in range(layouts.MOST_RECORD // 14_500)
     ]
     bundle = good.with_record(changes=changes)
@@ -312,15 +352,17 @@ def test_an_image_far_longer_than_its_disk(lasting: World, good: Parts) -> None:
     image += bytes(-len(image) % BLOCK)
     lying = good.with_manifest(0, size=1 << 39, extents=[[0, len(image)]])
     contents = Contents.read(lying.contents.record, "the bundle")
-    error = refused(lasting, evolve(lying, contents=contents, data=(image, good.data[1])).built(), UnsafeImage)
+    error = refused(
+        lasting, evolve(lying, contents=contents, data=(image, good.data[1])).built(), UnsafeImage
+    )
     assert isinstance(error, UnsafeImage)
     assert error.check == "proportion"
 
 
 def test_hostile_images(lasting: World, good: Parts, tmp_path: Path) -> None:
     """
-    Each is refused by the check that would refuse it in any other pool, but for absolute backing names: of these the directory is ignored, and what
-    is left is not the name of its parent.
+    Each is refused by the check that would refuse it in any other pool, but for absolute backing
+    names: of these the directory is ignored, and what is left is not the name of its parent.
     """
     (tmp_path / "images").mkdir()
     refusals = {}
@@ -336,11 +378,15 @@ def test_hostile_images(lasting: World, good: Parts, tmp_path: Path) -> None:
         }
         lying = good.with_record(changes=[{"publish": manifest}])
         contents = Contents.read(lying.contents.record, "the bundle")
-        error = refused(lasting, evolve(lying, contents=contents, data=(content,)).built(), UnsafeImage)
+        error = refused(
+            lasting, evolve(lying, contents=contents, data=(content,)).built(), UnsafeImage
+        )
         assert isinstance(error, UnsafeImage)
         refusals[image.name] = (image.check, error.check)
     others = {name for name, (expected, check) in refusals.items() if expected != check}
-    assert others == {name for name, (expected, _) in refusals.items() if expected == "backing-absolute"}
+    assert others == {
+        name for name, (expected, _) in refusals.items() if expected == "backing-absolute"
+    }
     assert len(refusals) > 50
 
 

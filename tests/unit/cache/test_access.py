@@ -1,4 +1,7 @@
-"""Who may do what with a working image, before and after another file took its place, and at each moment between."""
+"""
+Who may do what with a working image, before and after another file took its place, and at each
+moment between.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +44,25 @@ MINE = StateId("vm1/disk", "mine")
 ACL = "system.posix_acl_access"
 DEFAULT_ACL = "system.posix_acl_default"
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to somebody else")
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can give files to somebody else"
+)
 
 MACHINE = StateId("vm1", "mine", Kind.MACHINE)
 
 
 def acl(owner: int, group: int, other: int, *, mask: int, **named: int) -> bytes:
-    """:returns: an ACL in which DAEMON may do what ``named`` says, as ``linux/posix_acl_xattr.h`` has it"""
-    entries = [(1, owner, 0xFFFFFFFF), (2, named["daemon"], DAEMON), (4, group, 0xFFFFFFFF), (0x10, mask, 0xFFFFFFFF), (0x20, other, 0xFFFFFFFF)]
+    """
+    :returns: an ACL in which DAEMON may do what ``named`` says, as ``linux/posix_acl_xattr.h`` has
+        it
+    """
+    entries = [
+        (1, owner, 0xFFFFFFFF),
+        (2, named["daemon"], DAEMON),
+        (4, group, 0xFFFFFFFF),
+        (0x10, mask, 0xFFFFFFFF),
+        (0x20, other, 0xFFFFFFFF),
+    ]
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
@@ -99,8 +113,12 @@ def replace(request: pytest.FixtureRequest, cache: Cache, work: Path) -> Callabl
         "set-copied": lambda: Capture(cache, MINE, {MINE: work}).run(),
         "set-machine": lambda: Capture(cache, MACHINE, files_of(MACHINE, {"disk": work})).run(),
         "squash": lambda: Squash(Capture(cache, BASE, {BASE: work})).run(),
-        "get": lambda: make_working(cache, chain, check_place(work, cache, (), overwrite=True), overwrite=True),
-        "get-machine": lambda: make_together(cache, {check_place(work, cache, (), overwrite=True): chain}, overwrite=True),
+        "get": lambda: make_working(
+            cache, chain, check_place(work, cache, (), overwrite=True), overwrite=True
+        ),
+        "get-machine": lambda: make_together(
+            cache, {check_place(work, cache, (), overwrite=True): chain}, overwrite=True
+        ),
     }
     return ways[request.param]
 
@@ -132,7 +150,10 @@ def test_the_umask_changes_nothing(work: Path, replace: Callable[[], object], um
 
 
 def test_acl_and_attributes_stay(cache: Cache, work: Path, replace: Callable[[], object]) -> None:
-    """And none of them on the bytes of a state: nobody else may write to these, nor read there what was noted on the image."""
+    """
+    And none of them on the bytes of a state: nobody else may write to these, nor read there what
+    was noted on the image.
+    """
     work.chmod(0o600)
     set_attribute(work, ACL, acl(6, 0, 0, mask=6, daemon=6))
     set_attribute(work, "user.owner", b"me")
@@ -145,7 +166,9 @@ def test_acl_and_attributes_stay(cache: Cache, work: Path, replace: Callable[[],
         assert stat.S_IMODE(path.stat().st_mode) == 0o444
 
 
-def test_default_acl_and_setgid_of_the_directory_add_nothing(place: Path, work: Path, replace: Callable[[], object]) -> None:
+def test_default_acl_and_setgid_of_the_directory_add_nothing(
+    place: Path, work: Path, replace: Callable[[], object]
+) -> None:
     work.chmod(0o600)
     os.chown(place, 0, FRIENDS)
     place.chmod(0o2775)
@@ -154,8 +177,13 @@ def test_default_acl_and_setgid_of_the_directory_add_nothing(place: Path, work: 
     assert seen(work) == (0, os.getegid(), 0o600, {})
 
 
-def test_it_is_never_open_to_more(cache: Cache, place: Path, work: Path, replace: Callable[[], object]) -> None:
-    """After each call into the system, no file beside the image, nor the image, nor a copy that is being made, is open to others than it was to."""
+def test_it_is_never_open_to_more(
+    cache: Cache, place: Path, work: Path, replace: Callable[[], object]
+) -> None:
+    """
+    After each call into the system, no file beside the image, nor the image, nor a copy that is
+    being made, is open to others than it was to.
+    """
     os.chown(work, STRANGER, FRIENDS)
     work.chmod(0o640)
     os.chmod(place, 0o2777)
@@ -168,7 +196,10 @@ def test_it_is_never_open_to_more(cache: Cache, place: Path, work: Path, replace
         for entry in os.scandir(place):
             found = entry.stat(follow_symlinks=False)
             if found.st_mode & 0o027 or (found.st_mode & 0o040 and found.st_gid != FRIENDS):
-                wider.append(f"{entry.name} {found.st_uid}:{found.st_gid} {found.st_mode:o} after {argument.__name__}")
+                wider.append(
+                    f"{entry.name} {found.st_uid}:{found.st_gid} {found.st_mode:o} after"
+                    f" {argument.__name__}"
+                )
 
     umask = os.umask(0)
     sys.setprofile(look)
@@ -182,7 +213,9 @@ def test_it_is_never_open_to_more(cache: Cache, place: Path, work: Path, replace
 
 
 @pytest.mark.parametrize("way", ["image", "machine"])
-def test_a_set_that_fails_gives_all_of_it_back(cache: Cache, work: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_that_fails_gives_all_of_it_back(
+    cache: Cache, work: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = private(work)
 
     def fail(*names: Any, **options: Any) -> bool:
@@ -197,7 +230,9 @@ def test_a_set_that_fails_gives_all_of_it_back(cache: Cache, work: Path, way: st
 
 @pytest.mark.parametrize("way", ["image", "machine"])
 @pytest.mark.parametrize("forwards", [True, False])
-def test_after_a_crash_it_is_the_same(lab: Lab, cache: Cache, work: Path, way: str, forwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_crash_it_is_the_same(
+    lab: Lab, cache: Cache, work: Path, way: str, forwards: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = private(work)
     inode = work.stat().st_ino
     with monkeypatch.context() as crash:
@@ -217,14 +252,23 @@ def test_after_a_crash_it_is_the_same(lab: Lab, cache: Cache, work: Path, way: s
         assert seen(cache.data(made.digest)) == (0, FRIENDS, 0o444, {})
 
 
-def test_a_copy_that_goes_back_is_the_same(lab: Lab, cache: Cache, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bytes have got their name, and somebody else needs them under it: the image becomes a copy of them."""
+def test_a_copy_that_goes_back_is_the_same(
+    lab: Lab, cache: Cache, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The bytes have got their name, and somebody else needs them under it: the image becomes a copy
+    of them.
+    """
     before = private(work)
     with monkeypatch.context() as crash:
         die(crash, cache, after_naming=True)
         with pytest.raises(Conflict, match="the end"):
             take(cache, work, "image")
-    (named,) = [path for path in (cache.root / ".statepool/data").iterdir() if os.path.samestat(path.stat(), work.stat())]
+    (named,) = [
+        path
+        for path in (cache.root / ".statepool/data").iterdir()
+        if os.path.samestat(path.stat(), work.stat())
+    ]
     monkeypatch.setattr(capture_journal, "finish", raising(Conflict("somebody else was faster")))
     monkeypatch.setattr(capture_journal, "_unnamed", lambda *arguments: False)
     capture_journal.recover(cache)
@@ -234,8 +278,13 @@ def test_a_copy_that_goes_back_is_the_same(lab: Lab, cache: Cache, work: Path, m
     assert lab.leftovers(cache.pool) == []
 
 
-def test_what_was_written_to_a_half_taken_image_goes_back_with_it(cache: Cache, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may write to it all the same, and make it longer: no command fails for that, and the guest finds what it wrote."""
+def test_what_was_written_to_a_half_taken_image_goes_back_with_it(
+    cache: Cache, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Root may write to it all the same, and make it longer: no command fails for that, and the guest
+    finds what it wrote.
+    """
     with monkeypatch.context() as crash:
         die(crash, cache, after_naming=True)
         with pytest.raises(Conflict, match="the end"):
@@ -253,7 +302,15 @@ def test_what_was_written_to_a_half_taken_image_goes_back_with_it(cache: Cache, 
 def test_markers_without_an_owner_are_read(cache: Cache, work: Path) -> None:
     """As they were written before."""
     manifest = json.dumps(cache.pool.chain(BASE)[0].to_json())
-    facts = {"intent": "set", "working": str(work), "backing": "", "mode": str(0o600), "owner": "7", "replace": "no", "manifest": manifest}
+    facts = {
+        "intent": "set",
+        "working": str(work),
+        "backing": "",
+        "mode": str(0o600),
+        "owner": "7",
+        "replace": "no",
+        "manifest": manifest,
+    }
     (part,) = capture_journal.Journal.from_facts(facts).parts
     assert part.access.uid == 7
     del facts["owner"]
@@ -264,8 +321,13 @@ def test_markers_without_an_owner_are_read(cache: Cache, work: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["image", "machine"])
-def test_an_owner_that_is_not_root_may_have_noted_something(lab: Lab, cache: Cache, work: Path, way: str) -> None:
-    """As browsers note on a file where it came from: its owner may not remove that from a file that nobody may write to."""
+def test_an_owner_that_is_not_root_may_have_noted_something(
+    lab: Lab, cache: Cache, work: Path, way: str
+) -> None:
+    """
+    As browsers note on a file where it came from: its owner may not remove that from a file that
+    nobody may write to.
+    """
     set_attribute(work, "user.xdg.origin.url", b"https://example.org")
     with permissions_count():
         take(cache, work, way)
@@ -278,12 +340,17 @@ def test_an_owner_that_is_not_root_may_have_noted_something(lab: Lab, cache: Cac
 
 
 @pytest.mark.parametrize("to", [(STRANGER, 0), (0, FRIENDS)], ids=["owner", "group"])
-def test_where_we_may_not_it_is_refused_first(lab: Lab, work: Path, replace: Callable[[], object], to: tuple[int, int]) -> None:
+def test_where_we_may_not_it_is_refused_first(
+    lab: Lab, work: Path, replace: Callable[[], object], to: tuple[int, int]
+) -> None:
     os.chown(work, *to)
     work.chmod(0o666)
     # That a parent was hashed may be noted.
     before = photograph(lab.root, besides=["/trust/"])
-    with permissions_count(owners_too=True), pytest.raises(AccessDenied, match="may not make another file in its place") as refused:
+    with (
+        permissions_count(owners_too=True),
+        pytest.raises(AccessDenied, match="may not make another file in its place") as refused,
+    ):
         replace()
     assert refused.value.hint
     assert photograph(lab.root, besides=["/trust/"]) == before
@@ -297,7 +364,9 @@ def test_what_a_link_leads_to_says_who_may_read(lab: Lab, cache: Cache, place: P
     (place / "dead.qcow2").symlink_to(lab.root / "nowhere")
     chain = cache.pool.chain(BASE)
     for name in ("link.qcow2", "dead.qcow2"):
-        make_working(cache, chain, check_place(place / name, cache, (), overwrite=True), overwrite=True)
+        make_working(
+            cache, chain, check_place(place / name, cache, (), overwrite=True), overwrite=True
+        )
         assert not (place / name).is_symlink()
     assert seen(place / "link.qcow2")[2] == 0o600
 
@@ -310,8 +379,13 @@ def test_a_running_machine_goes_on_in_an_image_that_is_as_open(work: Path) -> No
     names.clear()
 
 
-def test_its_owner_who_waits_to_write_does_not_write_to_the_state(lab: Lab, cache: Cache, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was opened before the file was closed stays open; the kernel lets it in when we give up our lease."""
+def test_its_owner_who_waits_to_write_does_not_write_to_the_state(
+    lab: Lab, cache: Cache, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    What was opened before the file was closed stays open; the kernel lets it in when we give up our
+    lease.
+    """
     os.chown(work, STRANGER, FRIENDS)
     content = work.read_bytes()
     closing = access.close_to_others
@@ -329,7 +403,7 @@ def test_its_owner_who_waits_to_write_does_not_write_to_the_state(lab: Lab, cach
     assert lab.leftovers(cache.pool) == []
 
 
-# -- below -------------------------------------------------------------------------------------------------------------------------------------------
+# -- below -----------------------------------------------------------------------------------------
 
 
 def private(work: Path) -> tuple[int, int, int, dict[str, bytes]]:
@@ -341,7 +415,11 @@ def private(work: Path) -> tuple[int, int, int, dict[str, bytes]]:
 
 
 def take(cache: Cache, work: Path, way: str) -> object:
-    return Capture(cache, MINE, {MINE: work}).run() if way == "image" else Capture(cache, MACHINE, files_of(MACHINE, {"disk": work})).run()
+    return (
+        Capture(cache, MINE, {MINE: work}).run()
+        if way == "image"
+        else Capture(cache, MACHINE, files_of(MACHINE, {"disk": work})).run()
+    )
 
 
 def die(crash: pytest.MonkeyPatch, cache: Cache, *, after_naming: bool = False) -> None:

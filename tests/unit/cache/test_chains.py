@@ -66,11 +66,17 @@ def test_the_same_bytes_over_another_parent(cache: Cache, chain: tuple[Manifest,
     assert cache.chains.prepare(chain) != cache.chains.prepare(moved)
 
 
-def test_what_a_backing_name_stands_for(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+def test_what_a_backing_name_stands_for(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path
+) -> None:
     tip = cache.chains.prepare(chain)
     standing = cache.chains.parse(str(tip))
     assert standing is not None
-    assert (standing.key, standing.digest, standing.state) == (key_of(chain), chain[0].digest, "customize")
+    assert (standing.key, standing.digest, standing.state) == (
+        key_of(chain),
+        chain[0].digest,
+        "customize",
+    )
     (tmp_path / "other-way").symlink_to(tmp_path / "cache")
     assert cache.chains.parse(str(tip).replace("/cache/", "/other-way/")) == standing
     below = cache.chains.parse(str(tip.with_name("install.qcow2")))
@@ -92,12 +98,23 @@ def test_what_a_backing_name_stands_for(cache: Cache, chain: tuple[Manifest, ...
         "{chain}/../{zeros}/customize.qcow2",
     ],
 )
-def test_a_backing_name_that_leads_elsewhere(cache: Cache, chain: tuple[Manifest, ...], name: str) -> None:
+def test_a_backing_name_that_leads_elsewhere(
+    cache: Cache, chain: tuple[Manifest, ...], name: str
+) -> None:
     tip = cache.chains.prepare(chain)
-    assert cache.chains.parse(name.format(cache=cache.root, chain=tip.parent, zeros=Digest("blake3", "0" * 64).file_name)) is None
+    assert (
+        cache.chains.parse(
+            name.format(
+                cache=cache.root, chain=tip.parent, zeros=Digest("blake3", "0" * 64).file_name
+            )
+        )
+        is None
+    )
 
 
-def test_what_a_working_image_stands_on_is_held(cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path]) -> None:
+def test_what_a_working_image_stands_on_is_held(
+    cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path]
+) -> None:
     assert cache.chains.gc_roots() == frozenset()
     path = work(chain)
     assert cache.chains.gc_roots() == digests(chain)
@@ -109,13 +126,17 @@ def test_what_a_working_image_stands_on_is_held(cache: Cache, chain: tuple[Manif
     assert cache.chains.gc_roots() == frozenset()
 
 
-def test_what_a_process_has_open_is_held(cache: Cache, chain: tuple[Manifest, ...], lab: Any) -> None:
+def test_what_a_process_has_open_is_held(
+    cache: Cache, chain: tuple[Manifest, ...], lab: Any
+) -> None:
     """A machine whose working image was moved away, and whose record with it."""
     import subprocess
     import sys
 
     cache.chains.prepare(chain)
-    program = "import sys; file = open(sys.argv[1], 'rb'); print('open', flush=True); sys.stdin.read()"
+    program = (
+        "import sys; file = open(sys.argv[1], 'rb'); print('open', flush=True); sys.stdin.read()"
+    )
     assert chain[1].digest is not None
     command = [sys.executable, "-c", program, str(cache.data(chain[1].digest))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -126,19 +147,25 @@ def test_what_a_process_has_open_is_held(cache: Cache, chain: tuple[Manifest, ..
     assert cache.chains.gc_roots() == frozenset()
 
 
-def test_only_the_others_are_forgotten(cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path], tmp_path: Path) -> None:
+def test_only_the_others_are_forgotten(
+    cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path], tmp_path: Path
+) -> None:
     work(chain)
     work(chain, "other.qcow2")
     mine = cache.chains.use(chain, tmp_path / "work.qcow2")
     cache.chains.release(tmp_path / "work.qcow2", besides=mine)
     assert Path(mine) in records(cache, chain)
-    assert sorted(json.loads(record.read_bytes())["working"] for record in records(cache, chain)) == [
+    assert sorted(
+        json.loads(record.read_bytes())["working"] for record in records(cache, chain)
+    ) == [
         str(tmp_path / "other.qcow2"),
         str(tmp_path / "work.qcow2"),
     ]
 
 
-def test_an_image_that_vanished_is_waited_for(cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path]) -> None:
+def test_an_image_that_vanished_is_waited_for(
+    cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path]
+) -> None:
     path = work(chain)
     key, start = key_of(chain), 1_000_000.0
     path.unlink()
@@ -149,7 +176,9 @@ def test_an_image_that_vanished_is_waited_for(cache: Cache, chain: tuple[Manifes
     assert GRACE == 7 * DAY
 
 
-def test_an_image_that_came_back_is_waited_for_anew(cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path]) -> None:
+def test_an_image_that_came_back_is_waited_for_anew(
+    cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path]
+) -> None:
     path = work(chain)
     key, start = key_of(chain), 1_000_000.0
     away = path.rename(path.with_name("away"))
@@ -163,18 +192,36 @@ def test_an_image_that_came_back_is_waited_for_anew(cache: Cache, chain: tuple[M
 
 @pytest.mark.parametrize("content", [b"raw now", CHILD.build()])
 def test_an_image_that_stands_on_something_else_now(
-    cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path], content: bytes, tmp_path: Path
+    cache: Cache,
+    chain: tuple[Manifest, ...],
+    work: Callable[..., Path],
+    content: bytes,
+    tmp_path: Path,
 ) -> None:
     path = work(chain)
     path.write_bytes(content)
     start = 1_000_000.0
-    users = cache.chains.users(key_of(chain), now=start), cache.chains.users(key_of(chain), now=start + GRACE)
+    users = (
+        cache.chains.users(key_of(chain), now=start),
+        cache.chains.users(key_of(chain), now=start + GRACE),
+    )
     # What cannot be read may still stand on it; what stands on another chain does not.
     assert users == (([str(path)],) * 2 if content == b"raw now" else ([str(path)], []))
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"working": "/x", "missing_since": "long ago"}', b'{"working": "/x", "writer": 7}'])
-def test_a_record_that_was_torn(cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path], content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b'{"working": "/x", "missing_since": "long ago"}',
+        b'{"working": "/x", "writer": 7}',
+    ],
+)
+def test_a_record_that_was_torn(
+    cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path], content: bytes
+) -> None:
     work(chain).unlink()
     (record,) = records(cache, chain)
     record.write_bytes(content)
@@ -184,7 +231,9 @@ def test_a_record_that_was_torn(cache: Cache, chain: tuple[Manifest, ...], work:
     assert cache.chains.users(key, now=start + GRACE) == []
 
 
-def test_pruned_when_nobody_needs_it(cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path]) -> None:
+def test_pruned_when_nobody_needs_it(
+    cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path]
+) -> None:
     path = work(chain)
     directory = cache.chains.directory_of(key_of(chain))
     cache.chains.prune(digests(chain), set())
@@ -201,7 +250,9 @@ def test_pruned_when_nobody_needs_it(cache: Cache, chain: tuple[Manifest, ...], 
     assert cache.chains.idle(set()) == []
 
 
-def test_all_that_are_idle_are_pruned(cache: Cache, chain: tuple[Manifest, ...], lab: Any, work: Callable[..., Path]) -> None:
+def test_all_that_are_idle_are_pruned(
+    cache: Cache, chain: tuple[Manifest, ...], lab: Any, work: Callable[..., Path]
+) -> None:
     other = lab.chain(cache.pool, "alone")
     cache.chains.prepare(other)
     work(chain)
@@ -210,7 +261,9 @@ def test_all_that_are_idle_are_pruned(cache: Cache, chain: tuple[Manifest, ...],
     assert not cache.chains.directory_of(key_of(other)).exists()
 
 
-def test_a_removal_that_was_interrupted(cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path]) -> None:
+def test_a_removal_that_was_interrupted(
+    cache: Cache, chain: tuple[Manifest, ...], work: Callable[..., Path]
+) -> None:
     """Nobody used it, or somebody began to, just then."""
     path = work(chain)
     directory = cache.chains.directory_of(key_of(chain))
@@ -230,7 +283,10 @@ def test_a_removal_that_was_interrupted(cache: Cache, chain: tuple[Manifest, ...
 
 
 def at_call(number: int, do: Callable[[], object], then: Callable[[], object]) -> bool:
-    """Do something, and something else after its call ``number`` into the system. :returns: whether there were so many"""
+    """
+    Do something, and something else after its call ``number`` into the system. :returns: whether
+    there were so many
+    """
     count = 0
 
     def look(frame: object, event: str, argument: Any) -> None:
@@ -249,8 +305,13 @@ def at_call(number: int, do: Callable[[], object], then: Callable[[], object]) -
 
 
 @pytest.mark.parametrize("first", ["removal", "use"])
-def test_a_removal_and_a_use_at_the_same_moment(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, first: str) -> None:
-    """Whatever comes between two calls of one of them: a chain with a record of use is whole, and one without is gone, or whole."""
+def test_a_removal_and_a_use_at_the_same_moment(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, first: str
+) -> None:
+    """
+    Whatever comes between two calls of one of them: a chain with a record of use is whole, and one
+    without is gone, or whole.
+    """
     path, other = tmp_path / "work.qcow2", Chains(Tree(cache.root), lambda digest: None)
     directory = cache.chains.directory_of(key_of(chain))
     used: list[Beneath] = []
@@ -266,7 +327,9 @@ def test_a_removal_and_a_use_at_the_same_moment(cache: Cache, chain: tuple[Manif
         shutil.rmtree(directory, ignore_errors=True)
         used.clear()
         other.prepare(chain)
-        more = at_call(number, remove if first == "removal" else use, use if first == "removal" else remove)
+        more = at_call(
+            number, remove if first == "removal" else use, use if first == "removal" else remove
+        )
         if used:
             assert used[-1].stat() is not None, number
             assert other.members(key_of(chain)) == digests(chain), number
@@ -276,7 +339,9 @@ def test_a_removal_and_a_use_at_the_same_moment(cache: Cache, chain: tuple[Manif
     assert number > 10
 
 
-def test_a_directory_that_cannot_be_renamed(cache: Cache, chain: tuple[Manifest, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_renamed(
+    cache: Cache, chain: tuple[Manifest, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As one of a lower layer of overlayfs."""
     cache.chains.prepare(chain)
     directory = cache.chains.directory_of(key_of(chain))
@@ -290,7 +355,9 @@ def test_a_directory_that_cannot_be_renamed(cache: Cache, chain: tuple[Manifest,
     assert not directory.exists()
 
 
-def test_what_a_removal_that_was_killed_has_left_goes_with_the_next(cache: Cache, chain: tuple[Manifest, ...]) -> None:
+def test_what_a_removal_that_was_killed_has_left_goes_with_the_next(
+    cache: Cache, chain: tuple[Manifest, ...]
+) -> None:
     cache.chains.prepare(chain)
     directory = cache.chains.directory_of(key_of(chain))
     for link in directory.glob("*.qcow2"):
@@ -300,7 +367,9 @@ def test_what_a_removal_that_was_killed_has_left_goes_with_the_next(cache: Cache
 
 
 def leave(note: os.PathLike[str]) -> Path:
-    """As if the writer of a record had been killed over the image. :returns: what it left of that"""
+    """
+    As if the writer of a record had been killed over the image. :returns: what it left of that
+    """
     record = Path(note)
     data = json.loads(record.read_bytes())
     data["writer"] = evolve(Writer.current(), pid=2**22 + 1).to_json()
@@ -310,7 +379,9 @@ def leave(note: os.PathLike[str]) -> Path:
     return temporary
 
 
-def test_a_working_image_that_was_never_finished(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_working_image_that_was_never_finished(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = cache.chains.use(chain, tmp_path / "work.qcow2")
     temporary = tmp_path / f".statepool-{Path(record).stem}.tmp"
     temporary.write_bytes(b"half")
@@ -321,7 +392,9 @@ def test_a_working_image_that_was_never_finished(cache: Cache, chain: tuple[Mani
     assert not temporary.exists()
 
 
-def test_what_a_killed_process_left_goes_with_its_record(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+def test_what_a_killed_process_left_goes_with_its_record(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path
+) -> None:
     """By a process that had looked for such files before."""
     cache.chains.recover()
     temporary = leave(cache.chains.use(chain, tmp_path / "work.qcow2"))
@@ -330,7 +403,9 @@ def test_what_a_killed_process_left_goes_with_its_record(cache: Cache, chain: tu
     assert records(cache, chain) == []
 
 
-def test_what_a_killed_process_left_where_we_may_not_go(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+def test_what_a_killed_process_left_where_we_may_not_go(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path
+) -> None:
     closed = tmp_path / "closed"
     closed.mkdir()
     temporary = leave(cache.chains.use(chain, closed / "work.qcow2"))
@@ -351,7 +426,9 @@ def test_without_a_directory(tmp_path: Path) -> None:
     assert chains.parse(str(tmp_path / "nothing/x/y.qcow2")) is None
 
 
-def test_a_copy_of_a_cache_whose_links_were_followed(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+def test_a_copy_of_a_cache_whose_links_were_followed(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path
+) -> None:
     """There are files where the links were: they become links again, or go with the chain."""
     cache.chains.prepare(chain)
     directory = cache.chains.directory_of(key_of(chain))

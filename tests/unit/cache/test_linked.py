@@ -45,7 +45,9 @@ def grow_old(pool: Pool) -> None:
         os.utime(path, (time.time() - UNSETTLED - 1,) * 2)
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, place: object, name: str, between: Callable[[], object]) -> None:
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, place: object, name: str, between: Callable[[], object]
+) -> None:
     """After the first call of a function, something happens."""
     real, calls = getattr(place, name), []
 
@@ -69,29 +71,43 @@ def test_a_use_before_its_link_stays(cache: Cache, pool: Pool, install: Manifest
     assert records(pool) == []
 
 
-def test_caches_of_two_hosts_of_one_name_are_two(cache: Cache, pool: Pool, install: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_of_two_hosts_of_one_name_are_two(
+    cache: Cache, pool: Pool, install: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert install.digest is not None
     here = Writer.current()
     with monkeypatch.context() as there:
-        there.setattr(Writer, "current", classmethod(lambda cls: evolve(here, machine="0" * 32, boot="another")))
+        there.setattr(
+            Writer,
+            "current",
+            classmethod(lambda cls: evolve(here, machine="0" * 32, boot="another")),
+        )
         note_use(pool.transport, install.digest, cache.root)
     note_use(pool.transport, install.digest, cache.root)
     assert len(records(pool)) == 2
     grow_old(pool)
-    assert len(users(pool)[install.digest]) == 1, "ours is over, and nothing is known of that of the other"
+    assert len(users(pool)[install.digest]) == 1, (
+        "ours is over, and nothing is known of that of the other"
+    )
 
 
-def test_a_use_of_a_host_that_was_renamed_is_its_own(cache: Cache, pool: Pool, install: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_use_of_a_host_that_was_renamed_is_its_own(
+    cache: Cache, pool: Pool, install: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert install.digest is not None
     here = Writer.current()
     with monkeypatch.context() as before:
-        before.setattr(Writer, "current", classmethod(lambda cls: evolve(here, host="its-old-name")))
+        before.setattr(
+            Writer, "current", classmethod(lambda cls: evolve(here, host="its-old-name"))
+        )
         note_use(pool.transport, install.digest, cache.root)
     grow_old(pool)
     assert users(pool) == {}
 
 
-def test_a_use_that_is_as_old_as_the_clock_of_this_process_is_wrong(cache: Cache, lab: Any, install: Manifest) -> None:
+def test_a_use_that_is_as_old_as_the_clock_of_this_process_is_wrong(
+    cache: Cache, lab: Any, install: Manifest
+) -> None:
     assert install.digest is not None
     ahead = Pool(lab.pool().transport, clock=lambda: time.time() + 8 * 24 * 3600)
     note_use(ahead.transport, install.digest, cache.root)
@@ -120,20 +136,31 @@ def test_bytes_that_are_removed_before_the_link_is_made(
         lab.fetch(cache, lab.pool(scheme="link"), "install")
 
 
-def test_bytes_that_a_collector_holds_come_back(lab: Any, cache: Cache, pool: Pool, install: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_a_collector_holds_come_back(
+    lab: Any, cache: Cache, pool: Pool, install: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert install.digest is not None
     aside, digest = layout.trash("05b1066973e496ba", install.digest), install.digest
-    interrupted(monkeypatch, fetch, "note_use", lambda: pool.transport.rename(layout.data(digest), aside))
+    interrupted(
+        monkeypatch, fetch, "note_use", lambda: pool.transport.rename(layout.data(digest), aside)
+    )
     lab.fetch(cache, lab.pool(scheme="link"), "install")
     assert cache.data(install.digest).exists()
 
 
-def test_a_link_that_is_made_while_its_use_is_taken_away(cache: Cache, pool: Pool, install: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_is_made_while_its_use_is_taken_away(
+    cache: Cache, pool: Pool, install: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert install.digest is not None
     note_use(pool.transport, install.digest, cache.root)
     grow_old(pool)
     digest = install.digest
-    interrupted(monkeypatch, linked, "_is_over", lambda: cache.data(digest).symlink_to(lab_file(pool, digest)))
+    interrupted(
+        monkeypatch,
+        linked,
+        "_is_over",
+        lambda: cache.data(digest).symlink_to(lab_file(pool, digest)),
+    )
     users(pool)
     assert list(users(pool)) == [install.digest]
 
@@ -144,7 +171,9 @@ def lab_file(pool: Pool, digest: Digest) -> Path:
     return path
 
 
-def test_a_cache_that_is_closed_to_us_keeps_its_uses(lab: Any, cache: Cache, pool: Pool, install: Manifest) -> None:
+def test_a_cache_that_is_closed_to_us_keeps_its_uses(
+    lab: Any, cache: Cache, pool: Pool, install: Manifest
+) -> None:
     lab.fetch(cache, lab.pool(scheme="link"), "install")
     grow_old(pool)
     cache.root.chmod(0)
@@ -155,14 +184,18 @@ def test_a_cache_that_is_closed_to_us_keeps_its_uses(lab: Any, cache: Cache, poo
         cache.root.chmod(0o755)
 
 
-def test_a_cache_that_is_gone_uses_nothing(lab: Any, cache: Cache, pool: Pool, install: Manifest) -> None:
+def test_a_cache_that_is_gone_uses_nothing(
+    lab: Any, cache: Cache, pool: Pool, install: Manifest
+) -> None:
     lab.fetch(cache, lab.pool(scheme="link"), "install")
     shutil.rmtree(cache.root)
     assert users(pool) == {}
 
 
 @pytest.mark.parametrize("collected_later", [False, True])
-def test_what_a_cache_gives_up_is_free_at_once(lab: Any, cache: Cache, pool: Pool, install: Manifest, collected_later: bool) -> None:
+def test_what_a_cache_gives_up_is_free_at_once(
+    lab: Any, cache: Cache, pool: Pool, install: Manifest, collected_later: bool
+) -> None:
     assert install.digest is not None
     lab.fetch(cache, lab.pool(scheme="link"), "install")
     cache.pool.remove(install.id)
@@ -189,7 +222,10 @@ def test_a_chain_of_links_that_nobody_uses(lab: Any, pool: Pool, install: Manife
     linked.image("vm1/disk").get("install", to=lab.root / "work.qcow2", overwrite=True)
     cache = lab.cache()
     assert cache.chains.gc_roots() == {install.digest}
-    with open(lab_file(pool, customize.digest)) as file, subprocess.Popen(["sleep", "60"], stdin=file) as process:
+    with (
+        open(lab_file(pool, customize.digest)) as file,
+        subprocess.Popen(["sleep", "60"], stdin=file) as process,
+    ):
         file.close()
         assert cache.chains.gc_roots() == {install.digest, customize.digest}
         process.kill()

@@ -43,9 +43,15 @@ def test_what_was_never_asked(fresh: LookupCache) -> None:
     assert fresh.answers(INSTALL) == {}
 
 
-@pytest.mark.parametrize(("later", "expected"), [(0, True), (59.9, True), (60, False), (3600, False), (-1, False)])
-def test_an_answer_holds_for_the_period(fresh: LookupCache, clock: Clock, later: float, expected: bool) -> None:
-    """One from the future does not: the clock was put back, and nobody knows how long ago it was."""
+@pytest.mark.parametrize(
+    ("later", "expected"), [(0, True), (59.9, True), (60, False), (3600, False), (-1, False)]
+)
+def test_an_answer_holds_for_the_period(
+    fresh: LookupCache, clock: Clock, later: float, expected: bool
+) -> None:
+    """
+    One from the future does not: the clock was put back, and nobody knows how long ago it was.
+    """
     fresh.note(INSTALL, "file:///pool", "log:1:a", DIGEST)
     answer = fresh.answers(INSTALL)["file:///pool"]
     clock.now += later
@@ -64,11 +70,17 @@ def test_each_source_and_each_state_for_itself(fresh: LookupCache) -> None:
     fresh.note(INSTALL, "file:///b", "none", None)
     fresh.note(StateId("vm1/disk", "root"), "file:///a", "log:7:a", None)
     fresh.note(StateId("vm1", "install", Kind.RAM), "file:///a", "log:8:a", None)
-    assert {source: answer.token for source, answer in fresh.answers(INSTALL).items()} == {"file:///a": "log:1:a", "file:///b": "none"}
+    assert {source: answer.token for source, answer in fresh.answers(INSTALL).items()} == {
+        "file:///a": "log:1:a",
+        "file:///b": "none",
+    }
     assert fresh.answers(INSTALL)["file:///b"].digest is None
     assert fresh.answers(StateId("vm1/disk", "root"))["file:///a"].token == "log:7:a"
     fresh.note(INSTALL, "file:///a", "log:2:b", None)
-    assert {source: answer.token for source, answer in fresh.answers(INSTALL).items()} == {"file:///a": "log:2:b", "file:///b": "none"}
+    assert {source: answer.token for source, answer in fresh.answers(INSTALL).items()} == {
+        "file:///a": "log:2:b",
+        "file:///b": "none",
+    }
 
 
 def test_names_do_not_meet(fresh: LookupCache) -> None:
@@ -81,10 +93,18 @@ def test_names_do_not_meet(fresh: LookupCache) -> None:
     ]
     for number, state in enumerate(states):
         fresh.note(state, "file:///pool", str(number), None)
-    assert [fresh.answers(state)["file:///pool"].token for state in states] == ["0", "1", "2", "3", "4"]
+    assert [fresh.answers(state)["file:///pool"].token for state in states] == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b'{"answers": []}', b'{"answers": {"a": {}}}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"null", b"[]", b'{"answers": []}', b'{"answers": {"a": {}}}']
+)
 def test_a_note_that_was_torn(fresh: LookupCache, tmp_path: Path, content: bytes) -> None:
     fresh.note(INSTALL, "file:///pool", "log:1:a", DIGEST)
     (file,) = (path for path in (tmp_path / ".statepool/fresh").rglob("*") if path.is_file())

@@ -1,4 +1,7 @@
-"""Working images and pools on file systems without hard links: exFAT, SMB, directories that virtual machines share with their hosts."""
+"""
+Working images and pools on file systems without hard links: exFAT, SMB, directories that virtual
+machines share with their hosts.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +51,18 @@ def chain(lab: Lab, cache: Cache) -> tuple[Manifest, ...]:
 
 @pytest.fixture(params=["renames", "only names"])
 def no_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, chain: object) -> str:
-    """There are no hard links in the directory ``place``; nor exclusive renames, if there are only names."""
+    """
+    There are no hard links in the directory ``place``; nor exclusive renames, if there are only
+    names.
+    """
     original = os.link
 
     def link(source: str, target: str, *, dst_dir_fd: int | None = None, **options: Any) -> None:
-        where = os.path.dirname(target) if dst_dir_fd is None else os.readlink(f"/proc/self/fd/{dst_dir_fd}")
+        where = (
+            os.path.dirname(target)
+            if dst_dir_fd is None
+            else os.readlink(f"/proc/self/fd/{dst_dir_fd}")
+        )
         if os.path.basename(where) == "place":
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         original(source, target, dst_dir_fd=dst_dir_fd, **options)
@@ -76,7 +86,9 @@ def test_a_working_image(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Pa
 
 
 @pytest.mark.usefixtures("no_links")
-def test_an_image_that_comes_in_the_way_stays(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+def test_an_image_that_comes_in_the_way_stays(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path
+) -> None:
     path = tmp_path / "place/work.qcow2"
     path.parent.mkdir()
     path.write_bytes(b"mine")
@@ -87,7 +99,9 @@ def test_an_image_that_comes_in_the_way_stays(cache: Cache, chain: tuple[Manifes
 
 @pytest.mark.usefixtures("no_links")
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_images_of_a_machine(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, overwrite: bool) -> None:
+def test_images_of_a_machine(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, overwrite: bool
+) -> None:
     places = places_of(tmp_path, overwrite)
     make_together(cache, dict.fromkeys(places, chain), overwrite=overwrite)
     require_new(cache, chain, places)
@@ -97,7 +111,12 @@ def test_images_of_a_machine(cache: Cache, chain: tuple[Manifest, ...], tmp_path
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("put", [0, 1, 2, 3])
 def test_images_of_a_machine_after_a_crash(
-    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool, put: int
+    cache: Cache,
+    chain: tuple[Manifest, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overwrite: bool,
+    put: int,
 ) -> None:
     """When one is in its place, all will be; before that, none."""
     places = places_of(tmp_path, overwrite)
@@ -125,7 +144,9 @@ def test_images_of_a_machine_after_a_crash(
     if put:
         require_new(cache, chain, places)
     else:
-        assert [path.read_bytes() for path in places if path.exists()] == ([b"old"] * 3 if overwrite else [])
+        assert [path.read_bytes() for path in places if path.exists()] == (
+            [b"old"] * 3 if overwrite else []
+        )
     assert [path.name for path in places[0].parent.iterdir() if path not in places] == []
     assert read_markers(cache.pool.transport) == []
 
@@ -133,7 +154,11 @@ def test_images_of_a_machine_after_a_crash(
 @pytest.mark.usefixtures("no_links")
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_images_of_a_machine_that_fail(
-    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+    cache: Cache,
+    chain: tuple[Manifest, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overwrite: bool,
 ) -> None:
     places = places_of(tmp_path, overwrite)
     original = get_journal.Place.put
@@ -146,7 +171,9 @@ def test_images_of_a_machine_that_fail(
     monkeypatch.setattr(get_journal.Place, "put", full)
     with pytest.raises(OSError, match="error"):
         make_together(cache, dict.fromkeys(places, chain), overwrite=overwrite)
-    assert sorted(os.listdir(places[0].parent)) == ([path.name for path in places] if overwrite else [])
+    assert sorted(os.listdir(places[0].parent)) == (
+        [path.name for path in places] if overwrite else []
+    )
     assert read_markers(cache.pool.transport) == []
 
 
@@ -156,13 +183,17 @@ def test_a_pool_needs_exclusive_names_only(lab: Lab, monkeypatch: pytest.MonkeyP
     pool = lab.pool("share")
     chain = lab.chain(pool, "install", "customize")
     lab.put(pool, "customize", chain[1], tag="other", replace=True)
-    assert sorted(state.state for state in Pool(LocalTransport(pool.location)).fold("vm1").states) == ["customize", "install"]
+    assert sorted(
+        state.state for state in Pool(LocalTransport(pool.location)).fold("vm1").states
+    ) == ["customize", "install"]
     with pytest.raises(FileExists):
         pool.transport.create(".statepool/pool.json", b"again")
     assert lab.leftovers(pool) == []
 
 
-def test_a_pool_without_symbolic_links_has_no_view(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_without_symbolic_links_has_no_view(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "symlink", refuse(errno.EPERM))
     pool = lab.pool("share")
     lab.put(pool, "install")
@@ -170,7 +201,9 @@ def test_a_pool_without_symbolic_links_has_no_view(lab: Lab, monkeypatch: pytest
     assert not pool.transport.capabilities.symlinks
 
 
-def test_a_pool_where_nothing_is_exclusive_is_refused_in_true_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_where_nothing_is_exclusive_is_refused_in_true_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "link", refuse(errno.EPERM))
     monkeypatch.setattr(beneath, "rename_new", refuse(errno.EOPNOTSUPP))
     monkeypatch.setattr(LocalTransport, "_open_anonymous", lambda transport, directory: None)
@@ -199,13 +232,20 @@ def places_of(tmp_path: Path, overwrite: bool) -> list[Path]:
 
 def require_new(cache: Cache, chain: tuple[Manifest, ...], places: list[Path]) -> None:
     assert sorted(os.listdir(places[0].parent)) == [path.name for path in places]
-    assert {read_header_file(path).backing_name for path in places} == {os.fsencode(cache.chains.path(chain))}
+    assert {read_header_file(path).backing_name for path in places} == {
+        os.fsencode(cache.chains.path(chain))
+    }
     users: Any = cache.chains.in_use()
-    assert sorted(user for found in users.values() for user in found) == [str(path) for path in places]
+    assert sorted(user for found in users.values() for user in found) == [
+        str(path) for path in places
+    ]
 
 
 def test_links_that_cannot_be_read(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by sshfs, which refuses those that have ".." in them: a pool does without a view, and leaves that of others alone."""
+    """
+    As by sshfs, which refuses those that have ".." in them: a pool does without a view, and leaves
+    that of others alone.
+    """
     pool = lab.pool("share")
     install = lab.put(pool, "install")
     monkeypatch.setattr(os, "readlink", refuse(errno.EPERM))
@@ -221,7 +261,9 @@ def test_links_that_cannot_be_read(lab: Lab, monkeypatch: pytest.MonkeyPatch) ->
     assert (lab.root / "share/vm1/disk/install.qcow2").read_bytes() == lab.image("again")
 
 
-def test_a_running_machine_needs_hard_links(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_machine_needs_hard_links(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "work.qcow2"
     path.write_bytes(b"")
     monkeypatch.setattr(os, "link", refuse(errno.EPERM))

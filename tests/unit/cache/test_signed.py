@@ -87,7 +87,7 @@ def file_status(cache: Cache, manifest: Manifest) -> FileStatus:
     return cache.trust.file_status(manifest.digest, cache.status(manifest.digest))
 
 
-# -- link pools --------------------------------------------------------------------------------------------------------------------------------------
+# -- link pools ------------------------------------------------------------------------------------
 
 
 def test_an_honest_link_is_trusted(lab: Any, cache: Cache, pool: Pool) -> None:
@@ -98,9 +98,16 @@ def test_an_honest_link_is_trusted(lab: Any, cache: Cache, pool: Pool) -> None:
 
 
 @SWAPS
-@pytest.mark.parametrize("moment", ["hash_open", "note_use"], ids=["once it is hashed", "once it is looked into"])
+@pytest.mark.parametrize(
+    "moment", ["hash_open", "note_use"], ids=["once it is hashed", "once it is looked into"]
+)
 def test_the_owner_of_a_link_pool_swaps_a_file(
-    lab: Any, cache: Cache, pool: Pool, monkeypatch: pytest.MonkeyPatch, swap: Callable[[Path], None], moment: str
+    lab: Any,
+    cache: Cache,
+    pool: Pool,
+    monkeypatch: pytest.MonkeyPatch,
+    swap: Callable[[Path], None],
+    moment: str,
 ) -> None:
     install = lab.put(pool, "install")
     file = file_in(pool, install)
@@ -110,12 +117,18 @@ def test_the_owner_of_a_link_pool_swaps_a_file(
     assert file_status(cache, install) is FileStatus.DOUBTFUL
     assert check_cached(cache, [install]).bad == (install,)
     with pytest.raises(statepool.DigestMismatch):
-        statepool.StatePool(cache.root, [f"link://{lab.root}/pool"]).image("vm1/disk").get("install", to=lab.root / "work.qcow2")
+        statepool.StatePool(cache.root, [f"link://{lab.root}/pool"]).image("vm1/disk").get(
+            "install", to=lab.root / "work.qcow2"
+        )
 
 
 @SWAPS
 def test_the_owner_of_a_link_pool_changes_a_file_while_it_is_hashed(
-    lab: Any, cache: Cache, pool: Pool, monkeypatch: pytest.MonkeyPatch, swap: Callable[[Path], None]
+    lab: Any,
+    cache: Cache,
+    pool: Pool,
+    monkeypatch: pytest.MonkeyPatch,
+    swap: Callable[[Path], None],
 ) -> None:
     install = lab.put(pool, "install")
     file = file_in(pool, install)
@@ -130,7 +143,9 @@ def test_the_owner_of_a_link_pool_changes_a_file_while_it_is_hashed(
     assert file_status(cache, install) is FileStatus.DOUBTFUL
 
 
-def test_a_link_pool_of_another_tool(lab: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_pool_of_another_tool(
+    lab: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = lab.unmanaged("pool", "install")
     digest = Digest.of(path.read_bytes())
     grow_old(path)
@@ -139,12 +154,16 @@ def test_a_link_pool_of_another_tool(lab: Any, cache: Cache, monkeypatch: pytest
     assert cache.trust.file_status(digest, cache.status(digest)) is FileStatus.DOUBTFUL
 
 
-# -- the cache itself --------------------------------------------------------------------------------------------------------------------------------
+# -- the cache itself ------------------------------------------------------------------------------
 
 
 @SWAPS
 def test_a_file_of_the_cache_that_is_replaced_while_it_is_hashed(
-    lab: Any, cache: Cache, pool: Pool, monkeypatch: pytest.MonkeyPatch, swap: Callable[[Path], None]
+    lab: Any,
+    cache: Cache,
+    pool: Pool,
+    monkeypatch: pytest.MonkeyPatch,
+    swap: Callable[[Path], None],
 ) -> None:
     install = lab.put(pool, "install")
     lab.fetch(cache, pool, "install")
@@ -156,7 +175,9 @@ def test_a_file_of_the_cache_that_is_replaced_while_it_is_hashed(
     assert check_cached(cache, [install]).bad == (install,)
 
 
-def test_a_file_of_the_cache_that_is_replaced_before_it_is_signed(lab: Any, cache: Cache, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_the_cache_that_is_replaced_before_it_is_signed(
+    lab: Any, cache: Cache, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install = lab.put(pool, "install")
     after(monkeypatch, fetch.Fetch, "_show", lambda: replace(cache.data(install.digest)))
     lab.fetch(cache, pool, "install")
@@ -164,7 +185,10 @@ def test_a_file_of_the_cache_that_is_replaced_before_it_is_signed(lab: Any, cach
 
 
 def test_a_signature_of_another_process_stays(lab: Any, cache: Cache, pool: Pool) -> None:
-    """It has set the time of the file back, which looks like a change to the one that hashed it at the same moment."""
+    """
+    It has set the time of the file back, which looks like a change to the one that hashed it at the
+    same moment.
+    """
     install = lab.put(pool, "install")
     lab.fetch(cache, pool, "install")
     assert install.digest is not None
@@ -172,7 +196,9 @@ def test_a_signature_of_another_process_stays(lab: Any, cache: Cache, pool: Pool
     assert file_status(cache, install) is FileStatus.TRUSTED
 
 
-def test_verify_looks_into_the_file_that_it_hashed(lab: Any, cache: Cache, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_looks_into_the_file_that_it_hashed(
+    lab: Any, cache: Cache, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install = lab.put(pool, "install")
     lab.fetch(cache, pool, "install")
     file = cache.data(install.digest)
@@ -186,12 +212,14 @@ def test_verify_looks_into_the_file_that_it_hashed(lab: Any, cache: Cache, pool:
     assert file_status(cache, install) is FileStatus.DOUBTFUL
 
 
-# -- working images, and files of other tools --------------------------------------------------------------------------------------------------------
+# -- working images, and files of other tools ------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["hardlink", "copy"])
 @pytest.mark.parametrize("moved", [True, False], ids=["moved away", "replaced"])
-def test_a_working_image_that_is_replaced_while_it_is_hashed(lab: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch, how: str, moved: bool) -> None:
+def test_a_working_image_that_is_replaced_while_it_is_hashed(
+    lab: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch, how: str, moved: bool
+) -> None:
     work = lab.root / "work.qcow2"
     work.write_bytes(lab.image("work"))
     if how == "copy":
@@ -212,7 +240,9 @@ def test_a_working_image_that_is_replaced_while_it_is_hashed(lab: Any, cache: Ca
     assert lab.leftovers(cache.pool) == []
 
 
-def test_an_adopted_file_that_is_replaced_while_it_is_hashed(lab: Any, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adopted_file_that_is_replaced_while_it_is_hashed(
+    lab: Any, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = lab.unmanaged("pool", "install")
     after(monkeypatch, adopt, "hash_open", lambda: replace(path))
     (adopted,) = Adoption(pool).run()
@@ -222,7 +252,9 @@ def test_an_adopted_file_that_is_replaced_while_it_is_hashed(lab: Any, pool: Poo
     assert lab.leftovers(pool) == []
 
 
-def test_an_adopted_file_is_looked_into_by_the_descriptor_that_is_hashed(lab: Any, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adopted_file_is_looked_into_by_the_descriptor_that_is_hashed(
+    lab: Any, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = lab.unmanaged("pool", "install")
     good = path.read_bytes()
 

@@ -23,9 +23,23 @@ def status(path: Path) -> os.stat_result | None:
     return path.stat() if path.exists() else None
 
 
-def record(trust: Trust, path: Path, hashed: os.stat_result | None = None, *, flushed: bool, source: str | None) -> None:
+def record(
+    trust: Trust,
+    path: Path,
+    hashed: os.stat_result | None = None,
+    *,
+    flushed: bool,
+    source: str | None,
+) -> None:
     with open(path, "rb") as file:
-        trust.record(DIGEST, file.fileno(), hashed or os.fstat(file.fileno()), flushed=flushed, source=source, ours=not path.is_symlink())
+        trust.record(
+            DIGEST,
+            file.fileno(),
+            hashed or os.fstat(file.fileno()),
+            flushed=flushed,
+            source=source,
+            ours=not path.is_symlink(),
+        )
 
 
 @pytest.fixture
@@ -86,8 +100,12 @@ def test_reading_shows_nothing(trust: Trust, file: Path) -> None:
     assert trust.file_status(DIGEST, status(file)) is FileStatus.TRUSTED
 
 
-@pytest.mark.parametrize(("flushed", "expected"), [(True, FileStatus.TRUSTED), (False, FileStatus.DOUBTFUL)])
-def test_after_a_reboot(trust: Trust, file: Path, monkeypatch: pytest.MonkeyPatch, flushed: bool, expected: FileStatus) -> None:
+@pytest.mark.parametrize(
+    ("flushed", "expected"), [(True, FileStatus.TRUSTED), (False, FileStatus.DOUBTFUL)]
+)
+def test_after_a_reboot(
+    trust: Trust, file: Path, monkeypatch: pytest.MonkeyPatch, flushed: bool, expected: FileStatus
+) -> None:
     record(trust, file, flushed=flushed, source=None)
     rebooted = evolve(Writer.current(), boot="another boot")
     monkeypatch.setattr(Writer, "current", classmethod(lambda cls: rebooted))
@@ -113,7 +131,10 @@ def test_a_link_to_an_old_file(trust: Trust, file: Path, tmp_path: Path) -> None
 
 
 def test_a_link_to_a_file_that_was_just_written(trust: Trust, file: Path, tmp_path: Path) -> None:
-    """It is another pool's: its times are not changed, and so it is not trusted; but where it came from is known."""
+    """
+    It is another pool's: its times are not changed, and so it is not trusted; but where it came
+    from is known.
+    """
     link = tmp_path / "link"
     link.symlink_to(file)
     file.write_bytes(CONTENT)
@@ -124,8 +145,12 @@ def test_a_link_to_a_file_that_was_just_written(trust: Trust, file: Path, tmp_pa
     assert trust.source(DIGEST) == "link:///pool"
 
 
-def test_a_file_of_another_account_from_the_future(trust: Trust, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a cache that accounts share, after a clock was set back: its time is its owner's to set."""
+def test_a_file_of_another_account_from_the_future(
+    trust: Trust, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    In a cache that accounts share, after a clock was set back: its time is its owner's to set.
+    """
     os.utime(file, (time.time() + 3600,) * 2)
 
     def refuse(*arguments: object, **options: object) -> None:

@@ -14,8 +14,23 @@ from statepool.cache import working
 from statepool.cache.cache import Cache
 from statepool.cache.chains import key_of, temporary_name
 from statepool.cache.get_journal import Place, make_together
-from statepool.cache.working import check_place, make_working, prepare_working, refuse_inside, throw_away
-from statepool.errors import AccessDenied, DigestMismatch, FileInTheWay, InUse, NotFound, RefusedError, StatePoolError, UnsafeImage
+from statepool.cache.working import (
+    check_place,
+    make_working,
+    prepare_working,
+    refuse_inside,
+    throw_away,
+)
+from statepool.errors import (
+    AccessDenied,
+    DigestMismatch,
+    FileInTheWay,
+    InUse,
+    NotFound,
+    RefusedError,
+    StatePoolError,
+    UnsafeImage,
+)
 from statepool.model.manifest import Manifest
 from statepool.qcow2.header import read_header_file
 from tests.support.privileges import permissions_count
@@ -29,7 +44,7 @@ def temporaries(directory: Path) -> list[Path]:
     return list(directory.glob(".statepool-*"))
 
 
-# -- the place -------------------------------------------------------------------------------------------------------------------------------------
+# -- the place -------------------------------------------------------------------------------------
 
 
 def test_a_free_place(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,10 +54,17 @@ def test_a_free_place(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == [cache.root]
 
 
-def test_a_place_that_is_closed_to_us(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+def test_a_place_that_is_closed_to_us(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path
+) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
-    with permissions_count(), pytest.raises(AccessDenied, match=f"cannot create {closed}/work.qcow2: Permission denied") as caught:
+    with (
+        permissions_count(),
+        pytest.raises(
+            AccessDenied, match=f"cannot create {closed}/work.qcow2: Permission denied"
+        ) as caught,
+    ):
         make_working(cache, chain, closed / "work.qcow2")
     assert caught.value.path == str(closed / "work.qcow2")
     assert caught.value.hint
@@ -77,7 +99,9 @@ def test_a_place_that_somebody_has_open(cache: Cache, tmp_path: Path) -> None:
     path = tmp_path / "work.qcow2"
     path.touch()
     program = "import sys; file = open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"open\n"
         with pytest.raises(InUse):
@@ -89,8 +113,15 @@ def test_a_place_that_somebody_has_open(cache: Cache, tmp_path: Path) -> None:
 def test_inside_of_the_cache_only_where_working_images_go(cache: Cache, tmp_path: Path) -> None:
     assert check_place(cache.working_directory() / "work.qcow2", cache, [], overwrite=False)
     (tmp_path / "link").symlink_to(cache.root / ".statepool")
-    for directory in (cache.root, cache.root / ".statepool" / "data", tmp_path / "link" / "data", cache.root / ".statepool" / "working" / ".."):
-        with pytest.raises(RefusedError, match=f"it is inside the cache {cache.root}.*outside") as caught:
+    for directory in (
+        cache.root,
+        cache.root / ".statepool" / "data",
+        tmp_path / "link" / "data",
+        cache.root / ".statepool" / "working" / "..",
+    ):
+        with pytest.raises(
+            RefusedError, match=f"it is inside the cache {cache.root}.*outside"
+        ) as caught:
             check_place(directory / "work.qcow2", cache, [], overwrite=True)
         assert caught.value.pool == str(cache.pool)
 
@@ -118,7 +149,7 @@ def test_where_another_tool_has_its_files(lab: Any, cache: Cache) -> None:
     assert check_place(lab.root / "pool/vm1/work.qcow2", cache, [source], overwrite=False)
 
 
-# -- making ----------------------------------------------------------------------------------------------------------------------------------------
+# -- making ----------------------------------------------------------------------------------------
 
 
 def test_an_overlay_on_the_chain(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
@@ -142,7 +173,9 @@ def test_what_is_there_stays(cache: Cache, chain: tuple[Manifest, ...], tmp_path
     assert temporaries(tmp_path) == []
 
 
-def test_what_is_there_gives_way_when_asked_for(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+def test_what_is_there_gives_way_when_asked_for(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path
+) -> None:
     path = make_working(cache, chain[1:], tmp_path / "work.qcow2")
     make_working(cache, chain, path, overwrite=True)
     assert in_use(cache) == {key_of(chain): [str(path)]}
@@ -154,7 +187,9 @@ def uses(cache: Cache, chain: tuple[Manifest, ...]) -> list[Path]:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_two_gets_to_one_place(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, first: int) -> None:
+def test_two_gets_to_one_place(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, first: int
+) -> None:
     """The record of the image that stays is there, whoever was first."""
     to = tmp_path / "work.qcow2"
     chains = (chain, chain[1:])
@@ -166,14 +201,18 @@ def test_two_gets_to_one_place(cache: Cache, chain: tuple[Manifest, ...], tmp_pa
     assert temporaries(tmp_path) == []
 
 
-def test_two_gets_of_one_state_to_one_place(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path) -> None:
+def test_two_gets_of_one_state_to_one_place(
+    cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path
+) -> None:
     to = tmp_path / "work.qcow2"
     one, two = (prepare_working(cache, chain, to, standing_on=chain) for _ in range(2))
     os.replace(two.temporary, to)
     one.settle(overwrite=True)
     assert uses(cache, chain) == [Path(one.record)]
     cache.chains.release(to, besides=two.record)
-    assert uses(cache, chain) == [Path(two.record)], "its own record had been taken for one of what was there before"
+    assert uses(cache, chain) == [Path(two.record)], (
+        "its own record had been taken for one of what was there before"
+    )
     assert in_use(cache) == {key_of(chain): [str(to)]}
 
 
@@ -249,13 +288,23 @@ def test_bytes_that_are_gone(cache: Cache, chain: tuple[Manifest, ...], tmp_path
     assert in_use(cache) == {}
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
-def test_a_place_that_fails(cache: Cache, chain: tuple[Manifest, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")]
+)
+def test_a_place_that_fails(
+    cache: Cache,
+    chain: tuple[Manifest, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: OSError,
+) -> None:
     def fail(*names: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr(working.os, "link", fail)
-    with pytest.raises(AccessDenied if isinstance(error, PermissionError) else StatePoolError) as caught:
+    with pytest.raises(
+        AccessDenied if isinstance(error, PermissionError) else StatePoolError
+    ) as caught:
         make_working(cache, chain, tmp_path / "work.qcow2")
     assert caught.value.path == str(tmp_path / "work.qcow2")
     assert caught.value.__cause__ is error
@@ -296,4 +345,6 @@ def test_what_is_no_file_does_not_give_way(cache: Cache, tmp_path: Path) -> None
     for path in (tmp_path / "fifo", Path("/dev/null")):
         with pytest.raises(FileInTheWay, match="is a device, a socket or a FIFO"):
             check_place(path, cache, [], overwrite=True)
-    assert check_place(tmp_path / "link", cache, [], overwrite=True) == tmp_path / "link", "a link can give way: what it leads to stays"
+    assert check_place(tmp_path / "link", cache, [], overwrite=True) == tmp_path / "link", (
+        "a link can give way: what it leads to stays"
+    )

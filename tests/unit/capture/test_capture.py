@@ -34,7 +34,9 @@ def work(lab: Any) -> Path:
 def on_top(cache: Cache, state: StateId, path: Path, tag: str) -> Path:
     """:returns: a working image on a state, to which something was written"""
     backing = os.fsencode(cache.chains.prepare(cache.pool.chain(state)))
-    path.write_bytes(evolve(CHILD, backing=backing, extensions=((0x12345678, tag.encode()),)).build())
+    path.write_bytes(
+        evolve(CHILD, backing=backing, extensions=((0x12345678, tag.encode()),)).build()
+    )
     return path
 
 
@@ -42,18 +44,31 @@ def test_the_file_itself_becomes_the_state(cache: Cache, work: Path) -> None:
     inode, content = work.stat().st_ino, work.read_bytes()
     taken = Capture(cache, INSTALL, {INSTALL: work}, labels={"a": "b"}, clock=lambda: 1234.0).run()
     assert (taken.how, taken.written) == ("hardlink", True)
-    assert (taken.manifest.digest, taken.manifest.created, dict(taken.manifest.labels)) == (Digest.of(content), 1234.0, {"a": "b"})
+    assert (taken.manifest.digest, taken.manifest.created, dict(taken.manifest.labels)) == (
+        Digest.of(content),
+        1234.0,
+        {"a": "b"},
+    )
     data = cache.data(Digest.of(content))
-    assert (data.stat().st_ino, data.stat().st_mode & 0o777, data.stat().st_nlink) == (inode, 0o444, 1)
+    assert (data.stat().st_ino, data.stat().st_mode & 0o777, data.stat().st_nlink) == (
+        inode,
+        0o444,
+        1,
+    )
     assert cache.trust.file_status(Digest.of(content), data.stat()) is FileStatus.TRUSTED
-    assert read_header_file(work).backing_name == os.fsencode(cache.chains.path(cache.pool.chain(INSTALL)))
+    assert read_header_file(work).backing_name == os.fsencode(
+        cache.chains.path(cache.pool.chain(INSTALL))
+    )
 
 
 def test_a_state_on_a_state(lab: Any, cache: Cache, work: Path) -> None:
     Capture(cache, INSTALL, {INSTALL: work}).run()
     on_top(cache, INSTALL, work, "more")
     taken = Capture(cache, CUSTOMIZE, {CUSTOMIZE: work}).run()
-    assert read_header_file(cache.data(taken.manifest.digest or Digest.of(b""))).backing_name == b"install.qcow2"
+    assert (
+        read_header_file(cache.data(taken.manifest.digest or Digest.of(b""))).backing_name
+        == b"install.qcow2"
+    )
     assert lab.names(cache.pool.chain(CUSTOMIZE)) == ["customize", "install"]
     assert lab.leftovers(cache.pool) == []
 
@@ -108,7 +123,9 @@ def test_a_conflict_gives_the_image_back(lab: Any, cache: Cache, work: Path) -> 
     assert photograph(lab.root) == before
 
 
-def test_a_conflict_at_the_last_moment_gives_the_image_back(lab: Any, cache: Cache, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conflict_at_the_last_moment_gives_the_image_back(
+    lab: Any, cache: Cache, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody else sets the state between our look and our record."""
     lab.put(cache.pool, "base")
     on_top(cache, StateId("vm1/disk", "base"), work, "mine")
@@ -144,7 +161,9 @@ def test_what_this_process_has_open(cache: Cache, work: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["blake3", "sha256"])
 @pytest.mark.parametrize("how", ["hardlink", "copy"])
-def test_the_same_bytes_as_a_state_of_an_older_version_are_that_state(lab: Any, cache: Cache, tmp_path: Path, algorithm: str, how: str) -> None:
+def test_the_same_bytes_as_a_state_of_an_older_version_are_that_state(
+    lab: Any, cache: Cache, tmp_path: Path, algorithm: str, how: str
+) -> None:
     old = lab.put(cache.pool, "install", algorithm=algorithm)
     work = tmp_path / "again.qcow2"
     work.write_bytes(lab.image("install"))

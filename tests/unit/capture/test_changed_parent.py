@@ -1,4 +1,7 @@
-"""A state of the cache into which somebody has written, as root can and a block commit does: nothing is built on it."""
+"""
+A state of the cache into which somebody has written, as root can and a block commit does: nothing
+is built on it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,9 @@ def chain(lab: Any, cache: Cache) -> tuple[Manifest, ...]:
 
 def working(cache: Cache, path: Path, tag: str = "work") -> Path:
     backing = os.fsencode(cache.chains.prepare(cache.pool.chain(StateId("vm1/disk", "customize"))))
-    path.write_bytes(evolve(CHILD, backing=backing, extensions=((0x12345678, tag.encode()),)).build())
+    path.write_bytes(
+        evolve(CHILD, backing=backing, extensions=((0x12345678, tag.encode()),)).build()
+    )
     return path
 
 
@@ -51,11 +56,16 @@ def write_into(cache: Cache, manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("member", [0, 1], ids=["parent", "its parent"])
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_no_child_is_set_on_it(lab: Any, cache: Cache, chain: tuple[Manifest, ...], member: int, dry_run: bool) -> None:
+def test_no_child_is_set_on_it(
+    lab: Any, cache: Cache, chain: tuple[Manifest, ...], member: int, dry_run: bool
+) -> None:
     work = working(cache, lab.root / "work.qcow2")
     write_into(cache, chain[member])
     before = work.read_bytes()
-    with pytest.raises(DigestMismatch, match=f"stands on {chain[member].id}, whose bytes in the cache .* have been changed") as caught:
+    with pytest.raises(
+        DigestMismatch,
+        match=f"stands on {chain[member].id}, whose bytes in the cache .* have been changed",
+    ) as caught:
         Capture(cache, CHILD_ID, {CHILD_ID: work}).run(dry_run=dry_run)
     assert f"qemu-img convert -f qcow2 -O qcow2 {work} NEW.qcow2" in str(caught.value.hint)
     assert work.read_bytes() == before
@@ -63,7 +73,9 @@ def test_no_child_is_set_on_it(lab: Any, cache: Cache, chain: tuple[Manifest, ..
     assert lab.leftovers(cache.pool) == []
 
 
-def test_no_child_is_set_on_one_that_is_cut_short(lab: Any, cache: Cache, chain: tuple[Manifest, ...]) -> None:
+def test_no_child_is_set_on_one_that_is_cut_short(
+    lab: Any, cache: Cache, chain: tuple[Manifest, ...]
+) -> None:
     work = working(cache, lab.root / "work.qcow2")
     path = cache.data(chain[1].digest)
     path.chmod(0o644)
@@ -72,10 +84,16 @@ def test_no_child_is_set_on_one_that_is_cut_short(lab: Any, cache: Cache, chain:
         Capture(cache, CHILD_ID, {CHILD_ID: work}).run()
 
 
-def test_one_that_changes_while_the_child_is_hashed(lab: Any, cache: Cache, chain: tuple[Manifest, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_changes_while_the_child_is_hashed(
+    lab: Any, cache: Cache, chain: tuple[Manifest, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = working(cache, lab.root / "work.qcow2")
     before, real = work.read_bytes(), capture_journal.clear_place
-    monkeypatch.setattr(capture_journal, "clear_place", lambda *arguments: [write_into(cache, chain[0]), real(*arguments)][1])
+    monkeypatch.setattr(
+        capture_journal,
+        "clear_place",
+        lambda *arguments: [write_into(cache, chain[0]), real(*arguments)][1],
+    )
     with pytest.raises(DigestMismatch):
         Capture(cache, CHILD_ID, {CHILD_ID: work}).run()
     assert work.read_bytes() == before
@@ -90,7 +108,9 @@ def test_a_change_that_changed_nothing(lab: Any, cache: Cache, chain: tuple[Mani
     assert Capture(cache, CHILD_ID, {CHILD_ID: work}).run().written
 
 
-def test_an_image_that_stands_on_it_is_not_taken_for_it(lab: Any, cache: Cache, chain: tuple[Manifest, ...]) -> None:
+def test_an_image_that_stands_on_it_is_not_taken_for_it(
+    lab: Any, cache: Cache, chain: tuple[Manifest, ...]
+) -> None:
     disk = statepool.StatePool(cache.root, [lab.root / "pool"]).image("vm1/disk")
     disk.get("customize", to=lab.root / "work.qcow2")
     write_into(cache, chain[0])
@@ -111,7 +131,9 @@ def test_no_machine_is_set_on_it(lab: Any, cache: Cache, chain: tuple[Manifest, 
 
 
 @pytest.mark.parametrize("member", [0, 1], ids=["state", "its parent"])
-def test_a_working_image_is_made_of_what_is_mended(lab: Any, cache: Cache, chain: tuple[Manifest, ...], member: int) -> None:
+def test_a_working_image_is_made_of_what_is_mended(
+    lab: Any, cache: Cache, chain: tuple[Manifest, ...], member: int
+) -> None:
     disk = statepool.StatePool(cache.root, [lab.root / "pool"]).image("vm1/disk")
     above = disk.get("customize", to=lab.root / "above.qcow2").working
     write_into(cache, chain[member])
@@ -119,13 +141,20 @@ def test_a_working_image_is_made_of_what_is_mended(lab: Any, cache: Cache, chain
     (warning,) = got.warnings
     assert f"the bytes of {chain[member].id} in the cache {cache.root} had been changed" in warning
     assert str(above) in warning
-    assert [problem.problem for problem in statepool.StatePool(cache.root).verify("vm1/disk")] == [None, None]
+    assert [problem.problem for problem in statepool.StatePool(cache.root).verify("vm1/disk")] == [
+        None,
+        None,
+    ]
 
 
-def test_without_a_source_no_working_image_is_made_of_it(lab: Any, cache: Cache, chain: tuple[Manifest, ...]) -> None:
+def test_without_a_source_no_working_image_is_made_of_it(
+    lab: Any, cache: Cache, chain: tuple[Manifest, ...]
+) -> None:
     write_into(cache, chain[1])
     with pytest.raises(DigestMismatch, match="damaged or gone"):
-        statepool.StatePool(cache.root).image("vm1/disk").get("customize", to=lab.root / "new.qcow2")
+        statepool.StatePool(cache.root).image("vm1/disk").get(
+            "customize", to=lab.root / "new.qcow2"
+        )
     assert not (lab.root / "new.qcow2").exists()
 
 
@@ -141,7 +170,9 @@ def test_it_is_not_sent_to_a_pool(lab: Any, cache: Cache, chain: tuple[Manifest,
     assert lab.leftovers(there) == []
 
 
-def test_a_child_that_was_set_before_is_sent_to_a_pool_that_has_a_good_parent(lab: Any, cache: Cache, chain: tuple[Manifest, ...]) -> None:
+def test_a_child_that_was_set_before_is_sent_to_a_pool_that_has_a_good_parent(
+    lab: Any, cache: Cache, chain: tuple[Manifest, ...]
+) -> None:
     Capture(cache, CHILD_ID, {CHILD_ID: working(cache, lab.root / "work.qcow2")}).run()
     write_into(cache, chain[1])
     assert Push(cache, lab.pool()).attempt(cache.pool.chain(CHILD_ID)).result is Presence.STORED

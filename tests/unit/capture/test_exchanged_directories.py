@@ -1,4 +1,7 @@
-"""Directories of working images whose owner exchanges them, or what is in them, while this account is at work there."""
+"""
+Directories of working images whose owner exchanges them, or what is in them, while this account is
+at work there.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,9 @@ class Elsewhere:
         self._place.symlink_to(self.path)
 
     def _found(self) -> dict[str, str]:
-        return {file.name: file.read_bytes().decode(errors="replace") for file in self.path.iterdir()}
+        return {
+            file.name: file.read_bytes().decode(errors="replace") for file in self.path.iterdir()
+        }
 
     def check(self) -> None:
         assert self._before, "nothing was exchanged"
@@ -92,7 +97,12 @@ def first(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, do: Callable[[
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_working_image(
-    cache: Cache, chain: tuple[Manifest, ...], place: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+    cache: Cache,
+    chain: tuple[Manifest, ...],
+    place: Path,
+    elsewhere: Elsewhere,
+    monkeypatch: pytest.MonkeyPatch,
+    overwrite: bool,
 ) -> None:
     first(monkeypatch, working, "_settle", elsewhere.exchange)
     if overwrite:
@@ -103,7 +113,11 @@ def test_a_working_image(
 
 
 def test_a_working_image_that_does_not_come_about(
-    cache: Cache, chain: tuple[Manifest, ...], place: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    cache: Cache,
+    chain: tuple[Manifest, ...],
+    place: Path,
+    elsewhere: Elsewhere,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first(monkeypatch, working.Fresh, "drop", elsewhere.exchange)
     (place / "vm.qcow2").touch()
@@ -113,8 +127,12 @@ def test_a_working_image_that_does_not_come_about(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another account")
-def test_no_other_file_is_given_away(cache: Cache, chain: tuple[Manifest, ...], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of this account in the attacker's directory gets the name of the one that was just made."""
+def test_no_other_file_is_given_away(
+    cache: Cache, chain: tuple[Manifest, ...], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A file of this account in the attacker's directory gets the name of the one that was just made.
+    """
     secret = place / "secret"
     secret.write_text("precious")
     secret.chmod(0o600)
@@ -128,12 +146,21 @@ def test_no_other_file_is_given_away(cache: Cache, chain: tuple[Manifest, ...], 
     first(monkeypatch, working.Fresh, "finish", exchange)
     with pytest.raises(InUse, match="as soon as it was made"):
         make_working(cache, chain, place / "vm.qcow2", overwrite=True)
-    assert [file for file in place.iterdir() if file.read_bytes() == b"precious" and file.stat().st_uid != os.geteuid()] == []
+    assert [
+        file
+        for file in place.iterdir()
+        if file.read_bytes() == b"precious" and file.stat().st_uid != os.geteuid()
+    ] == []
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_working_images_of_a_machine(
-    cache: Cache, chain: tuple[Manifest, ...], place: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+    cache: Cache,
+    chain: tuple[Manifest, ...],
+    place: Path,
+    elsewhere: Elsewhere,
+    monkeypatch: pytest.MonkeyPatch,
+    overwrite: bool,
 ) -> None:
     first(monkeypatch, get_journal.Place, "put", elsewhere.exchange)
     if overwrite:
@@ -146,15 +173,22 @@ def test_working_images_of_a_machine(
 def test_a_marker_of_a_get_names_nothing_else(cache: Cache, place: Path) -> None:
     (place / "precious").touch()
     good = place / ".statepool-0123456789abcdef-0.tmp"
-    for to, temporary in ((place / "a", place / "precious"), (place / "a", place.parent / good.name)):
-        staging = cache.stage([], intent=get_journal.INTENT, places=get_journal._to_text([Place(to, temporary, "")]))
+    for to, temporary in (
+        (place / "a", place / "precious"),
+        (place / "a", place.parent / good.name),
+    ):
+        staging = cache.stage(
+            [], intent=get_journal.INTENT, places=get_journal._to_text([Place(to, temporary, "")])
+        )
         with pytest.raises(BadRecord, match="no passing name"):
             get_journal.recover_together(cache, staging.marker)
         staging.end()
     assert (place / "precious").exists()
 
 
-def test_the_ram_of_a_machine(lab: Lab, cache: Cache, place: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ram_of_a_machine(
+    lab: Lab, cache: Cache, place: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (place / "ram").write_bytes(b"memory")
     (lab.root / "disk.qcow2").write_bytes(lab.image("x"))
     first(monkeypatch, capture_journal, "_settle", elsewhere.exchange)
@@ -190,7 +224,9 @@ def test_qemu_img_writes_the_file_that_was_made(place: Path) -> None:
     (place / "precious").write_text("precious")
 
     class Tool:
-        def create_overlay(self, path: str, backing_name: str, virtual_size: int, *, cluster_size: int) -> None:
+        def create_overlay(
+            self, path: str, backing_name: str, virtual_size: int, *, cluster_size: int
+        ) -> None:
             (place / "vm.qcow2").unlink()
             (place / "vm.qcow2").symlink_to(place / "precious")
             Path(path).write_text("overlay")

@@ -1,4 +1,7 @@
-"""Images that belong to another account, as libvirt gives them to that of QEMU: we may write to them, and may not close them."""
+"""
+Images that belong to another account, as libvirt gives them to that of QEMU: we may write to them,
+and may not close them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,9 @@ STRANGER = 65534
 BASE = StateId("vm1/disk", "base")
 MINE = StateId("vm1/disk", "mine")
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to somebody else")
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can give files to somebody else"
+)
 
 MACHINE = StateId("vm1", "mine", Kind.MACHINE)
 
@@ -52,8 +57,15 @@ def work(lab: Lab, cache: Cache) -> Path:
 
 @pytest.fixture(params=["image", "machine"])
 def take(request: pytest.FixtureRequest, cache: Cache, work: Path) -> Callable[[], object]:
-    """Takes the image, by itself or as the only one of its machine, for an account that owns nothing but what it made."""
-    return Capture(cache, MINE, {MINE: work}).run if request.param == "image" else Capture(cache, MACHINE, files_of(MACHINE, {"disk": work})).run
+    """
+    Takes the image, by itself or as the only one of its machine, for an account that owns nothing
+    but what it made.
+    """
+    return (
+        Capture(cache, MINE, {MINE: work}).run
+        if request.param == "image"
+        else Capture(cache, MACHINE, files_of(MACHINE, {"disk": work})).run
+    )
 
 
 def give_away(path: Path, mode: int = 0o664) -> None:
@@ -65,13 +77,18 @@ def test_it_is_refused(lab: Lab, work: Path, take: Callable[[], object]) -> None
     """The image that takes its place could not be its owner's, who could not go on."""
     give_away(work)
     before = photograph(lab.root)
-    with permissions_count(owners_too=True), pytest.raises(AccessDenied, match="may not make another file in its place") as refused:
+    with (
+        permissions_count(owners_too=True),
+        pytest.raises(AccessDenied, match="may not make another file in its place") as refused,
+    ):
         take()
     assert "copy" in (refused.value.hint or "")
     assert photograph(lab.root) == before
 
 
-def test_root_takes_it_and_its_owner_goes_on(lab: Lab, cache: Cache, work: Path, take: Callable[[], object]) -> None:
+def test_root_takes_it_and_its_owner_goes_on(
+    lab: Lab, cache: Cache, work: Path, take: Callable[[], object]
+) -> None:
     """The state is not the stranger's any more, who could write to it; the new image is."""
     give_away(work)
     take()
@@ -81,17 +98,24 @@ def test_root_takes_it_and_its_owner_goes_on(lab: Lab, cache: Cache, work: Path,
     data, now = cache.data(state.digest).stat(), work.stat()
     assert (data.st_uid, data.st_mode & 0o777, data.st_nlink) == (0, 0o444, 1)
     assert (now.st_uid, now.st_gid, now.st_mode & 0o777) == (STRANGER, os.getegid(), 0o664)
-    assert read_header_file(work).backing_name == os.fsencode(cache.chains.path(cache.pool.chain(MINE)))
+    assert read_header_file(work).backing_name == os.fsencode(
+        cache.chains.path(cache.pool.chain(MINE))
+    )
     assert lab.leftovers(cache.pool) == []
 
 
-def test_one_that_we_may_not_replace_is_refused(lab: Lab, cache: Cache, work: Path, take: Callable[[], object]) -> None:
+def test_one_that_we_may_not_replace_is_refused(
+    lab: Lab, cache: Cache, work: Path, take: Callable[[], object]
+) -> None:
     """As in /tmp: there would be a state, and no way to go on with the image."""
     work.parent.chmod(0o1777)
     os.chown(work.parent, STRANGER, STRANGER)
     give_away(work)
     before = photograph(lab.root)
-    with permissions_count(owners_too=True), pytest.raises(AccessDenied, match="only that may replace it"):
+    with (
+        permissions_count(owners_too=True),
+        pytest.raises(AccessDenied, match="only that may replace it"),
+    ):
         take()
     assert photograph(lab.root) == before
 
@@ -101,7 +125,8 @@ def test_one_that_is_given_away_meanwhile_is_given_back(
 ) -> None:
     def late(*names: Any, **options: Any) -> bool:
         work.chmod(0o444)
-        subprocess.run(["chown", str(STRANGER), work], check=True)  # a process of root's, that may do all which this one may not now
+        # a process of root's, that may do all which this one may not now
+        subprocess.run(["chown", str(STRANGER), work], check=True)
         raise Conflict("somebody else was faster")
 
     content = work.read_bytes()

@@ -24,7 +24,9 @@ Write = Callable[[Path, Iterable[tuple[int, int, int]]], None]
 def working(tmp_path: Path, make_image: MakeImage) -> Path:
     """A working image with 1 in its first cluster, over a state with 2 in its second one."""
     make_image(tmp_path / "state.qcow2", writes=[(65536, 65536, 2)])
-    return make_image(tmp_path / "work.qcow2", backing=tmp_path / "state.qcow2", size=None, writes=[(0, 65536, 1)])
+    return make_image(
+        tmp_path / "work.qcow2", backing=tmp_path / "state.qcow2", size=None, writes=[(0, 65536, 1)]
+    )
 
 
 def content(path: Path) -> tuple[int, int, int]:
@@ -36,7 +38,9 @@ def content(path: Path) -> tuple[int, int, int]:
 
 
 def left(working: Path) -> list[str]:
-    return [name for name in os.listdir(working.parent) if name not in ("work.qcow2", "state.qcow2")]
+    return [
+        name for name in os.listdir(working.parent) if name not in ("work.qcow2", "state.qcow2")
+    ]
 
 
 def test_before_qemu_goes_on_nothing_has_happened(working: Path) -> None:
@@ -49,14 +53,18 @@ def test_before_qemu_goes_on_nothing_has_happened(working: Path) -> None:
     assert working.stat().st_ino == inode
 
 
-def test_what_is_left_of_the_first_and_of_the_last_step(working: Path, make_image: MakeImage) -> None:
+def test_what_is_left_of_the_first_and_of_the_last_step(
+    working: Path, make_image: MakeImage
+) -> None:
     os.link(working, Names.new(working).below)
     make_image(Path(Names.new(working).below), backing=working.parent / "state.qcow2", size=None)
     settle_names(working, lambda _: True)
     assert left(working) == []
 
 
-def test_what_was_written_after_qemu_went_on_is_not_lost(working: Path, write_to_image: Write) -> None:
+def test_what_was_written_after_qemu_went_on_is_not_lost(
+    working: Path, write_to_image: Write
+) -> None:
     names = Names.new(working)
     names.prepare(4 * MIB)
     write_to_image(names.live, [(131072, 65536, 3)])  # as QEMU would
@@ -68,7 +76,9 @@ def test_what_was_written_after_qemu_went_on_is_not_lost(working: Path, write_to
     assert read_header_file(working).backing_name == os.fsencode(working.parent / "state.qcow2")
 
 
-def test_a_root_of_a_chain_stands_alone_again(tmp_path: Path, make_image: MakeImage, write_to_image: Write) -> None:
+def test_a_root_of_a_chain_stands_alone_again(
+    tmp_path: Path, make_image: MakeImage, write_to_image: Write
+) -> None:
     working = make_image(tmp_path / "work.qcow2", writes=[(0, 65536, 1)])
     names = Names.new(working)
     names.prepare(4 * MIB)
@@ -80,7 +90,9 @@ def test_a_root_of_a_chain_stands_alone_again(tmp_path: Path, make_image: MakeIm
     assert read_header_file(working).backing_name is None
 
 
-def test_an_overlay_stands_again_on_what_became_a_state(working: Path, write_to_image: Write, make_image: MakeImage) -> None:
+def test_an_overlay_stands_again_on_what_became_a_state(
+    working: Path, write_to_image: Write, make_image: MakeImage
+) -> None:
     names = Names.new(working)
     names.prepare(4 * MIB)
     write_to_image(names.live, [(131072, 65536, 3)])
@@ -143,7 +155,11 @@ def test_taking_back(working: Path) -> None:
 
 
 def test_names_of_others_are_left_alone(working: Path) -> None:
-    for name in (".work.qcow2.0123456789abcdef.lives", ".other.qcow2.0123456789abcdef.live", ".work.qcow2.short.live"):
+    for name in (
+        ".work.qcow2.0123456789abcdef.lives",
+        ".other.qcow2.0123456789abcdef.live",
+        ".work.qcow2.short.live",
+    ):
         (working.parent / name).touch()
     settle_names(working, lambda _: True)
     settle_names(working.parent / "no such directory" / "x", lambda _: True)
@@ -155,7 +171,9 @@ def test_names_of_others_are_left_alone(working: Path) -> None:
 OTHER = 64_321
 """The number of an account that no host has."""
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another account")
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can give a file to another account"
+)
 
 
 @as_root
@@ -170,7 +188,9 @@ def test_what_another_account_has_put_beside_an_image(working: Path, suffix: str
 
 
 @as_root
-def test_an_image_of_another_account_does_not_take_the_place(working: Path, make_image: MakeImage) -> None:
+def test_an_image_of_another_account_does_not_take_the_place(
+    working: Path, make_image: MakeImage
+) -> None:
     inode = working.stat().st_ino
     names = Names.new(working)
     os.link(working, names.below)
@@ -192,7 +212,9 @@ def cut_off(working: Path, write_to_image: Write) -> Names:
 
 @as_root
 @pytest.mark.parametrize("of", ["owner", "mode"])
-def test_an_image_that_others_can_exchange_is_not_opened_by_its_name(working: Path, write_to_image: Write, of: str) -> None:
+def test_an_image_that_others_can_exchange_is_not_opened_by_its_name(
+    working: Path, write_to_image: Write, of: str
+) -> None:
     names = cut_off(working, write_to_image)
     if of == "owner":
         os.chown(working.parent, OTHER, OTHER)
@@ -207,28 +229,48 @@ def test_an_image_that_others_can_exchange_is_not_opened_by_its_name(working: Pa
     assert content(working) == (1, 2, 3)
 
 
-def test_a_frozen_image_that_leads_elsewhere_is_not_opened(working: Path, write_to_image: Write) -> None:
+def test_a_frozen_image_that_leads_elsewhere_is_not_opened(
+    working: Path, write_to_image: Write
+) -> None:
     names = cut_off(working, write_to_image)
     settle_names(working, lambda name: name != str(working.parent / "state.qcow2"))
     assert Path(names.below).exists()
     assert names_below(working) == names
 
 
-def test_a_frozen_image_with_its_data_elsewhere_is_not_opened(working: Path, write_to_image: Write) -> None:
+def test_a_frozen_image_with_its_data_elsewhere_is_not_opened(
+    working: Path, write_to_image: Write
+) -> None:
     """What is in that other file would become part of the image."""
     names = cut_off(working, write_to_image)
     QemuImg().rebase_unsafe(working, "state.qcow2")
     secret = working.parent / "secret"
     secret.write_bytes(bytes(4 * MIB))
     Path(names.below).unlink()
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={secret}", Path(names.below), "4M"], check=True, timeout=60)
+    subprocess.run(
+        [
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            f"data_file={secret}",
+            Path(names.below),
+            "4M",
+        ],
+        check=True,
+        timeout=60,
+    )
     QemuImg().rebase_unsafe(working, str(names.below))
     with pytest.raises(UnsafeImage, match="data"):
         settle_names(working, lambda _: True)
     assert names_below(working) == names
 
 
-def test_a_directory_that_is_exchanged_for_a_link(working: Path, tmp_path: Path, make_image: MakeImage) -> None:
+def test_a_directory_that_is_exchanged_for_a_link(
+    working: Path, tmp_path: Path, make_image: MakeImage
+) -> None:
     """What is named was in the directory when it was looked at."""
     names = Names.new(working)
     names.prepare(4 * MIB)

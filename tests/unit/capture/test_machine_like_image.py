@@ -27,7 +27,9 @@ def vm(lab: Any) -> Path:
 
 def machine(lab: Any) -> statepool.MachineHandle:
     lab.pool()
-    return statepool.StatePool(cache=lab.root / "cache", sources=[lab.root / "pool"]).machine("vm1", NAMES)
+    return statepool.StatePool(cache=lab.root / "cache", sources=[lab.root / "pool"]).machine(
+        "vm1", NAMES
+    )
 
 
 def test_what_a_file_is_that_is_no_image(lab: Any, vm: Path) -> None:
@@ -53,7 +55,9 @@ def test_a_machine_state_has_no_bytes_of_its_own(lab: Any, vm: Path) -> None:
         assert manifest.size == 0
 
 
-def test_a_copy_of_the_same_bytes_does_not_take_the_place_of_a_link(lab: Any, vm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_of_the_same_bytes_does_not_take_the_place_of_a_link(
+    lab: Any, vm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two images that are alike, of which the second has to be copied: both are given back."""
     for name in NAMES:
         (vm / f"{name}.qcow2").write_bytes(lab.image("alike"))

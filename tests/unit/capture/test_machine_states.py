@@ -1,4 +1,7 @@
-"""A machine state with RAM: taken into a cache, stored in a pool, brought into another cache, and damaged on the way."""
+"""
+A machine state with RAM: taken into a cache, stored in a pool, brought into another cache, and
+damaged on the way.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,9 @@ def working(lab: Lab, tag: str = "") -> dict[str, Path]:
 
 def take(lab: Lab, cache: Cache, tag: str = "", **how: object) -> CaptureResult:
     images = working(lab, tag)
-    return Capture(cache, ON, files_of(ON, images, lab.root / "ram"), fingerprint={"cpu": "max"}, **how).run()  # type: ignore[arg-type]
+    return Capture(
+        cache, ON, files_of(ON, images, lab.root / "ram"), fingerprint={"cpu": "max"}, **how
+    ).run()  # type: ignore[arg-type]
 
 
 def offer(pool: Pool) -> RemoteChain:
@@ -73,7 +78,9 @@ def test_what_is_removed_meanwhile(lab: Lab) -> None:
     cache.pool.remove(ON)
     with pytest.raises(NotFound, match="there is no state on of vm1"):
         parts_of(cache.pool, taken.manifest)
-    at = QCOW2MachineBackend(Context(cache, ()))._push(taken.manifest, PoolSource(pool, "pool"), DEFAULTS)
+    at = QCOW2MachineBackend(Context(cache, ()))._push(
+        taken.manifest, PoolSource(pool, "pool"), DEFAULTS
+    )
     assert (at.result, "there is no state on of vm1" in str(at.error)) == (Presence.FAILED, True)
 
 
@@ -134,7 +141,9 @@ def test_a_damaged_member_hides_all(lab: Lab, object: str) -> None:
     path.chmod(0o644)
     path.write_bytes(damaged)
     empty = lab.pool("empty")
-    assert Push(cache, empty).attempt(parts_of(cache.pool, taken.manifest)).result is Presence.FAILED
+    assert (
+        Push(cache, empty).attempt(parts_of(cache.pool, taken.manifest)).result is Presence.FAILED
+    )
     assert states(empty) == set()
 
 
@@ -151,7 +160,9 @@ def test_ram_that_others_have_too(lab: Lab) -> None:
     assert states(other.pool) == ALL
 
 
-def test_ram_that_is_replaced_while_it_is_looked_at(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ram_that_is_replaced_while_it_is_looked_at(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is used again are the bytes of the file that was looked at, as of an image."""
     cache, pool = lab.cache(), lab.pool()
     Push(cache, pool).run(parts_of(cache.pool, take(lab, cache).manifest))
@@ -183,7 +194,9 @@ def test_where_the_ram_has_data_is_told_to_the_pool(lab: Lab) -> None:
     images = working(lab)
     with open(lab.root / "ram", "r+b") as file:
         file.truncate(1 << 22)
-    taken = Capture(cache, ON, files_of(ON, images, lab.root / "ram"), fingerprint={"cpu": "max"}).run()
+    taken = Capture(
+        cache, ON, files_of(ON, images, lab.root / "ram"), fingerprint={"cpu": "max"}
+    ).run()
     Push(cache, pool).run(parts_of(cache.pool, taken.manifest))
     fetched = Fetch(other, offer(lab.pool(scheme="link", create=False))).run()
     told = []
@@ -242,7 +255,10 @@ def test_evicted_as_a_whole(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     Push(cache, pool).run(parts_of(cache.pool, take(lab, cache).manifest))
     Fetch(evolve(other, settings=cache.settings), offer(pool)).run()
     monkeypatch.setattr(type(cache.pool.transport), "free_space", lambda transport: 1 << 30)
-    wanted, elsewhere = [evolve(offer(pool).members[1].manifest, size=1)], lab.pool("third").transport
+    wanted, elsewhere = (
+        [evolve(offer(pool).members[1].manifest, size=1)],
+        lab.pool("third").transport,
+    )
     with pytest.raises(NoSpace, match="do not fit"):
         make_room(other, wanted, elsewhere, keep=set())
     # Nobody has said that the machine state is in a source.
@@ -283,7 +299,11 @@ def test_a_failure_in_the_middle_gives_all_back(lab: Lab, monkeypatch: pytest.Mo
 def test_working_images_are_made_together_or_not(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = lab.cache()
     taken = take(lab, cache)
-    chains = {lab.root / f"new-{manifest.object[4:]}.qcow2": (manifest,) for manifest in taken.members if manifest.kind is Kind.IMAGE}
+    chains = {
+        lab.root / f"new-{manifest.object[4:]}.qcow2": (manifest,)
+        for manifest in taken.members
+        if manifest.kind is Kind.IMAGE
+    }
     first, second = sorted(chains)
     real = get_journal.Place.put
 
@@ -304,10 +324,16 @@ def test_working_images_are_made_together_or_not(lab: Lab, monkeypatch: pytest.M
     assert second.is_file()
 
 
-def test_no_image_is_left_where_one_cannot_get_its_passing_name(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_image_is_left_where_one_cannot_get_its_passing_name(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = lab.cache()
     taken = take(lab, cache)
-    chains = {lab.root / f"new-{manifest.object[4:]}.qcow2": (manifest,) for manifest in taken.members if manifest.kind is Kind.IMAGE}
+    chains = {
+        lab.root / f"new-{manifest.object[4:]}.qcow2": (manifest,)
+        for manifest in taken.members
+        if manifest.kind is Kind.IMAGE
+    }
     real = os.link
 
     def fail(source: Path, target: Path, **options: bool) -> None:

@@ -1,9 +1,11 @@
 """
 Operations that an older version was killed in, as it left them: they are rolled forward, or back.
 
-``old/journals.tar.xz`` was made by commit 9192e687, which had a journal for one image (``intent`` = ``set``), and another one for a machine
-(``set-machine``). It has the directory ``/tmp/journal-00000000`` after each kill: a cache in which ``vm1/disk`` has the state ``install``, and the
-files of the machine. The names of its directories say where the process ended; "changed" is before the record, "published" after it.
+``old/journals.tar.xz`` was made by commit 9192e687, which had a journal for one image (``intent`` =
+``set``), and another one for a machine (``set-machine``). It has the directory
+``/tmp/journal-00000000`` after each kill: a cache in which ``vm1/disk`` has the state ``install``,
+and the files of the machine. The names of its directories say where the process ended; "changed" is
+before the record, "published" after it.
 """
 
 from __future__ import annotations
@@ -42,17 +44,25 @@ Unpack = Callable[[str], Path]
 
 @pytest.fixture
 def unpack() -> Iterator[Unpack]:
-    """``unpack(name)``: a directory as it was left. Backing names are absolute, so it gets a name as long as the one it had."""
+    """
+    ``unpack(name)``: a directory as it was left. Backing names are absolute, so it gets a name as
+    long as the one it had.
+    """
     root = Path(tempfile.mkdtemp(prefix="journal-", dir="/tmp"))
     assert len(str(root)) == len(THERE)
 
     def do(name: str) -> Path:
         with tarfile.open(OLD) as tar:
-            tar.extraction_filter = lambda member, _: member  # as it is: it is our own, and modes and links matter
+            # as it is: it is our own, and modes and links matter
+            tar.extraction_filter = lambda member, _: member
             for member in tar:
                 if member.name.startswith(f"{name}/"):
                     member.name = member.name.removeprefix(f"{name}/")
-                    member.linkname = member.linkname.removeprefix(f"{name}/") if member.islnk() else member.linkname
+                    member.linkname = (
+                        member.linkname.removeprefix(f"{name}/")
+                        if member.islnk()
+                        else member.linkname
+                    )
                     tar.extract(member, root, numeric_owner=True)
         for path in [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]:
             rename(path, str(root).encode())
@@ -74,7 +84,10 @@ def rename(path: Path, root: bytes) -> None:
 
 
 def come_home(path: Path) -> None:
-    """A marker is now one of a process of this host, whose account owned the files, and the copied ones of these are the same as they were."""
+    """
+    A marker is now one of a process of this host, whose account owned the files, and the copied
+    ones of these are the same as they were.
+    """
     marker = json.loads(path.read_bytes())
     marker["writer"] = {**Writer.current().to_json(), "start": 1}
     if "owner" in marker["facts"]:
@@ -96,9 +109,9 @@ def opened(root: Path) -> Cache:
 
 def leftovers(root: Path) -> list[str]:
     cache = root / "cache" / layout.OURS
-    return [str(path) for place in (cache / "incoming", cache / "trash") for path in place.iterdir()] + [
-        str(path) for path in root.rglob(".statepool-*")
-    ]
+    return [
+        str(path) for place in (cache / "incoming", cache / "trash") for path in place.iterdir()
+    ] + [str(path) for path in root.rglob(".statepool-*")]
 
 
 def require_fresh(cache: Cache, path: Path, state: StateId) -> None:
@@ -119,7 +132,13 @@ def require_good(cache: Cache, state: StateId) -> None:
     assert data.stat().st_mode & 0o777 == 0o444
 
 
-MACHINES = ["machine-half-changed", "machine-changed", "machine-with-ram-and-a-copy", "machine-published", "machine-with-ram-published"]
+MACHINES = [
+    "machine-half-changed",
+    "machine-changed",
+    "machine-with-ram-and-a-copy",
+    "machine-published",
+    "machine-with-ram-published",
+]
 
 
 @pytest.mark.parametrize("name", ["image-gathered", "image-changed", "image-published"])
@@ -136,7 +155,10 @@ def test_image_forward(unpack: Unpack, name: str) -> None:
 @pytest.mark.parametrize("name", MACHINES)
 def test_machine_forward(unpack: Unpack, name: str) -> None:
     root = unpack(name)
-    cache, images = opened(root), [StateId("vm1/disk", "customize"), StateId("vm1/data", "customize")]
+    cache, images = (
+        opened(root),
+        [StateId("vm1/disk", "customize"), StateId("vm1/data", "customize")],
+    )
     recover(cache)
     machine = cache.pool.find(StateId("vm1", "customize", Kind.MACHINE))
     assert machine is not None
@@ -165,8 +187,14 @@ def test_back(unpack: Unpack, name: str) -> None:
     assert {path: path.read_bytes() for path in expected} == expected
     with open(disk, "rb") as file:
         header = read_header_fd(file.fileno(), str(disk))
-    assert header.backing_name == os.fsencode(cache.chains.path(cache.pool.chain(StateId("vm1/disk", "install"))))
-    assert (disk.stat().st_mode & 0o777, data.stat().st_mode & 0o777, ram.stat().st_mode & 0o777) == (0o640, 0o640, 0o644)
+    assert header.backing_name == os.fsencode(
+        cache.chains.path(cache.pool.chain(StateId("vm1/disk", "install")))
+    )
+    assert (
+        disk.stat().st_mode & 0o777,
+        data.stat().st_mode & 0o777,
+        ram.stat().st_mode & 0o777,
+    ) == (0o640, 0o640, 0o644)
     assert set(cache.pool.fold("vm1").states) == {StateId("vm1/disk", "install")}
     assert leftovers(root) == []
 
@@ -180,7 +208,9 @@ def test_working_images_forward(unpack: Unpack) -> None:
         header: Any = None
         with open(path, "rb") as file:
             header = read_header_fd(file.fileno(), str(path))
-        assert header.backing_name == os.fsencode(cache.chains.path(cache.pool.chain(StateId(f"vm1/{image}", "customize"))))
+        assert header.backing_name == os.fsencode(
+            cache.chains.path(cache.pool.chain(StateId(f"vm1/{image}", "customize")))
+        )
     assert leftovers(root) == []
 
 
@@ -207,7 +237,10 @@ def test_other_digests(unpack: Unpack, name: str) -> None:
 
 
 def test_a_machine_that_runs_on_a_copied_image_is_waited_for(unpack: Unpack) -> None:
-    """The image was left alone, so that a machine can have been started on it: its name must not go to another file."""
+    """
+    The image was left alone, so that a machine can have been started on it: its name must not go to
+    another file.
+    """
     root = unpack("machine-with-ram-and-a-copy")
     disk, data = statepool.StatePool(cache=root / "cache").image("vm1/disk"), root / "vm/data.qcow2"
     before = data.stat().st_ino

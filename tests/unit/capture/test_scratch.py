@@ -35,7 +35,11 @@ def abandoned(cache: Cache) -> Path:
     path = cache.working_directory() / "passing-0123"
     (path / "more").mkdir(parents=True)
     (path / "disk.qcow2").write_bytes(b"image")
-    write_json(cache.tree, ".statepool/working/passing-0123/writer.json", evolve(Writer.current(), start=1).to_json())
+    write_json(
+        cache.tree,
+        ".statepool/working/passing-0123/writer.json",
+        evolve(Writer.current(), start=1).to_json(),
+    )
     return path
 
 
@@ -64,9 +68,13 @@ def test_while_its_process_lives_nobody_takes_it(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("clear", [clear_scratch, gc_cache], ids=["clear", "gc"])
-def test_what_a_killed_process_left_goes(cache: Cache, abandoned: Path, clear: Callable[..., list[Any]]) -> None:
+def test_what_a_killed_process_left_goes(
+    cache: Cache, abandoned: Path, clear: Callable[..., list[Any]]
+) -> None:
     told = clear(cache, dry_run=True)
-    assert [(one.what, one.bytes) for one in told] == [("working images of a process that is gone", 5)]
+    assert [(one.what, one.bytes) for one in told] == [
+        ("working images of a process that is gone", 5)
+    ]
     assert abandoned.exists()
     assert clear(cache) == told
     assert left(cache) == []
@@ -107,7 +115,9 @@ def test_a_worker_is_killed(tmp_path: Path, make_image: Callable[..., Path]) -> 
     pool = statepool.StatePool(tmp_path / "cache", [tmp_path / "pool"])
     pool.image("vm1/disk").set("install", source=make_image(tmp_path / "work.qcow2"))
     command = [sys.executable, "-c", WORKER, str(tmp_path / "cache"), str(tmp_path / "pool")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as worker:
         assert worker.stdout is not None
         path = Path(worker.stdout.readline().strip())
         assert path.exists()

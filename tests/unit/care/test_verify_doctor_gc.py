@@ -31,7 +31,7 @@ def spoil(path: Path) -> None:
     path.write_bytes(path.read_bytes().swapcase())
 
 
-# -- verify ----------------------------------------------------------------------------------------------------------------------------------------
+# -- verify ----------------------------------------------------------------------------------------
 
 
 def test_whole_states(lab: Any) -> None:
@@ -61,9 +61,13 @@ def test_what_is_wrong_in_a_pool(lab: Any) -> None:
 
 def test_what_turns_out_right_in_the_cache_is_trusted_again(lab: Any, cache: Cache) -> None:
     (install,) = lab.chain(cache.pool, "install")
-    assert cache.trust.file_status(install.digest, cache.status(install.digest)) is FileStatus.DOUBTFUL
+    assert (
+        cache.trust.file_status(install.digest, cache.status(install.digest)) is FileStatus.DOUBTFUL
+    )
     assert problems(verify(cache.pool, None, None, cache=cache)) == {"install": None}
-    assert cache.trust.file_status(install.digest, cache.status(install.digest)) is FileStatus.TRUSTED
+    assert (
+        cache.trust.file_status(install.digest, cache.status(install.digest)) is FileStatus.TRUSTED
+    )
 
 
 def test_what_is_wrong_in_the_cache(lab: Any, cache: Cache) -> None:
@@ -76,7 +80,9 @@ def test_what_is_wrong_in_the_cache(lab: Any, cache: Cache) -> None:
     found = problems(verify(cache.pool, None, None, cache=cache))
     assert "gone" in (found["linked"] or "")
     assert f"not {spoilt.digest}" in (found["spoilt"] or "")
-    assert cache.trust.file_status(spoilt.digest, cache.status(spoilt.digest)) is FileStatus.DOUBTFUL
+    assert (
+        cache.trust.file_status(spoilt.digest, cache.status(spoilt.digest)) is FileStatus.DOUBTFUL
+    )
 
 
 def test_a_damaged_log_is_one_line(lab: Any) -> None:
@@ -92,14 +98,22 @@ def test_what_goes_by_no_name_is_read_too(lab: Any, cache: Cache) -> None:
     lab.fetch(cache, pool, "customize")
     lab.put(other, "install", tag="new")
     lab.fetch(cache, other, "install")
-    assert sorted(checked.state for checked in verify(cache.pool, None, None, cache=cache)) == ["customize", "install", "install"]
+    assert sorted(checked.state for checked in verify(cache.pool, None, None, cache=cache)) == [
+        "customize",
+        "install",
+        "install",
+    ]
 
 
-# -- survey ----------------------------------------------------------------------------------------------------------------------------------------
+# -- survey ----------------------------------------------------------------------------------------
 
 
 def worst(found: list[Finding]) -> dict[str, str | None]:
-    return {finding.what: finding.cure for finding in found if finding.level in (Level.WARNING, Level.ERROR)}
+    return {
+        finding.what: finding.cure
+        for finding in found
+        if finding.level in (Level.WARNING, Level.ERROR)
+    }
 
 
 def test_a_healthy_host(lab: Any, cache: Cache) -> None:
@@ -112,7 +126,9 @@ def test_a_healthy_host(lab: Any, cache: Cache) -> None:
 
 def test_without_qemu_img(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert worst(survey_host(cache, QemuImg())) == {"qemu-img is not installed": "install qemu-utils"}
+    assert worst(survey_host(cache, QemuImg())) == {
+        "qemu-img is not installed": "install qemu-utils"
+    }
 
 
 def test_a_cache_that_is_not_there_yet(lab: Any) -> None:
@@ -138,7 +154,11 @@ def test_bytes_that_are_gone(lab: Any) -> None:
 def test_files_of_another_tool(lab: Any) -> None:
     lab.unmanaged("pool", "install")
     before = photograph(lab.root)
-    notes = {finding.cure for finding in survey_pool(lab.pool(create=False)) if finding.level is Level.NOTE}
+    notes = {
+        finding.cure
+        for finding in survey_pool(lab.pool(create=False))
+        if finding.level is Level.NOTE
+    }
     assert notes == {f"to write to it: statepool init {lab.location('pool')}"}
     assert photograph(lab.root) == before
     lab.pool()
@@ -158,11 +178,12 @@ def test_a_pool_that_a_group_shares(lab: Any) -> None:
     (lab.root / "pool/.statepool/data").chmod(0o755)
     (lab.root / "pool/.statepool/log/vm1").chmod(0o755)
     assert set(worst(survey_pool(pool)).values()) == {
-        f"find {lab.root / 'pool/.statepool' / name} -type d -exec chmod g+ws {{}} +" for name in ("data", "log/vm1")
+        f"find {lab.root / 'pool/.statepool' / name} -type d -exec chmod g+ws {{}} +"
+        for name in ("data", "log/vm1")
     }
 
 
-# -- tidying up ------------------------------------------------------------------------------------------------------------------------------------
+# -- tidying up ------------------------------------------------------------------------------------
 
 
 def test_nothing_to_tidy(lab: Any, cache: Cache) -> None:
@@ -215,14 +236,18 @@ def test_what_caches_refer_to_is_not_tidied(lab: Any, cache: Cache) -> None:
     (install,) = lab.chain(pool, "install")
     lab.fetch(cache, lab.pool(scheme="link"), "install")
     pool.remove(StateId("vm1/disk", "install"))
-    assert not [collected for collected in gc_pool(pool) if collected.path == layout.data(install.digest)]
+    assert not [
+        collected for collected in gc_pool(pool) if collected.path == layout.data(install.digest)
+    ]
     assert lab.data(pool) == {install.digest}
     cache.pool.remove(StateId("vm1/disk", "install"))
     gc_cache(cache)
     assert [collected.path for collected in gc_pool(pool)] == [layout.data(install.digest)]
 
 
-def test_a_note_that_another_process_removes_meanwhile(lab: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_note_that_another_process_removes_meanwhile(
+    lab: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (install,) = lab.chain(lab.pool(), "install")
     lab.fetch(cache, lab.pool(), "install")
     cache.pool.remove(install.id)

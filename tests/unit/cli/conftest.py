@@ -21,7 +21,8 @@ class Fake:
     """
     Stands in for ``statepool.api``.
 
-    :ivar answers: what each operation returns; an exception is raised, a function is called with the progress
+    :ivar answers: what each operation returns; an exception is raised, a function is called with
+        the progress
     :ivar made: the configuration and the progress of every state pool that was made
     """
 
@@ -76,12 +77,17 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 @pytest.fixture
 def run(api: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """``run("show", "vm1", code=0)``: the command line, with ``tmp_path`` as working directory and cache ``tmp_path/cache``."""
+    """
+    ``run("show", "vm1", code=0)``: the command line, with ``tmp_path`` as working directory and
+    cache ``tmp_path/cache``.
+    """
     monkeypatch.chdir(tmp_path)
 
     def invoke(*words: str, code: int = 0) -> Result:
         result = CliRunner(env={"STATEPOOL_CACHE": "cache"}).invoke(cli, list(words))
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert result.exception is None or isinstance(result.exception, SystemExit), (
+            result.exception
+        )
         assert result.exit_code == code, (result.exit_code, result.stdout, result.stderr)
         return result
 

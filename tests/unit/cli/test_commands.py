@@ -42,9 +42,24 @@ Run = Callable[..., Result]
 ONE = Digest("blake3", "1" * 64)
 TWO = Digest("blake3", "2" * 64)
 INSTALL = Manifest(
-    "vm1/disk", "install", size=3 << 20, digest=ONE, virtual_size=1 << 30, cluster_size=65536, extents=((0, 65536), (1 << 20, 65536)), created=5.0
+    "vm1/disk",
+    "install",
+    size=3 << 20,
+    digest=ONE,
+    virtual_size=1 << 30,
+    cluster_size=65536,
+    extents=((0, 65536), (1 << 20, 65536)),
+    created=5.0,
 )
-CUSTOMIZE = Manifest("vm1/disk", "customize", size=1 << 20, digest=TWO, parent=Parent("install", ONE), labels={"os": "debian"}, creator={"host": "h"})
+CUSTOMIZE = Manifest(
+    "vm1/disk",
+    "customize",
+    size=1 << 20,
+    digest=TWO,
+    parent=Parent("install", ONE),
+    labels={"os": "debian"},
+    creator={"host": "h"},
+)
 
 
 @pytest.fixture
@@ -62,11 +77,34 @@ def answered(result: Result) -> Any:
 
 
 def test_show(run: Run, api: Any, cache: str) -> None:
-    api.answers["show"] = [Listed(INSTALL, (cache, "file:///srv/pool", "ssh://a/b")), Listed(CUSTOMIZE, (cache,), managed=False, problem="no parent")]
+    api.answers["show"] = [
+        Listed(INSTALL, (cache, "file:///srv/pool", "ssh://a/b")),
+        Listed(CUSTOMIZE, (cache,), managed=False, problem="no parent"),
+    ]
     lines = run("--source", "/srv/pool", "show", "vm1").stdout.splitlines()
     assert lines[0].split() == ["OBJECT", "STATE", "SIZE", "PARENT", "CREATED", "WHERE", "NOTE"]
-    assert lines[2].split() == ["vm1/disk", "install", "128", "KiB", "1970-01-01", "00:00:05", "cache", "/srv/pool", "ssh://a/b"]
-    assert lines[1].split() == ["vm1/disk", "customize", "1.00", "MiB", "install", "cache", "unmanaged,", "no", "parent"]
+    assert lines[2].split() == [
+        "vm1/disk",
+        "install",
+        "128",
+        "KiB",
+        "1970-01-01",
+        "00:00:05",
+        "cache",
+        "/srv/pool",
+        "ssh://a/b",
+    ]
+    assert lines[1].split() == [
+        "vm1/disk",
+        "customize",
+        "1.00",
+        "MiB",
+        "install",
+        "cache",
+        "unmanaged,",
+        "no",
+        "parent",
+    ]
 
 
 def test_a_state_with_ram_is_one_line(run: Run, api: Any, cache: str) -> None:
@@ -82,7 +120,10 @@ def test_a_state_with_ram_is_one_line(run: Run, api: Any, cache: str) -> None:
 
 
 def test_show_json(run: Run, api: Any, cache: str) -> None:
-    api.answers["show"] = [Listed(INSTALL, (cache,)), Listed(CUSTOMIZE, (cache, "file:///b"), managed=False, problem="x")]
+    api.answers["show"] = [
+        Listed(INSTALL, (cache,)),
+        Listed(CUSTOMIZE, (cache, "file:///b"), managed=False, problem="x"),
+    ]
     assert answered(run("show", "--json")) == {
         "states": [
             {
@@ -131,9 +172,15 @@ def test_show_json(run: Run, api: Any, cache: str) -> None:
 
 
 def test_show_json_of_a_machine(run: Run, api: Any, cache: str) -> None:
-    api.answers["show"] = [Listed(Manifest("vm1", "on", kind=Kind.MACHINE, members={"vm1/disk": ONE}), (cache,))]
+    api.answers["show"] = [
+        Listed(Manifest("vm1", "on", kind=Kind.MACHINE, members={"vm1/disk": ONE}), (cache,))
+    ]
     (state,) = answered(run("show", "--json"))["states"]
-    assert (state["kind"], state["digest"], state["members"]) == ("machine", None, {"vm1/disk": str(ONE)})
+    assert (state["kind"], state["digest"], state["members"]) == (
+        "machine",
+        None,
+        {"vm1/disk": str(ONE)},
+    )
 
 
 def test_show_of_nothing(run: Run, api: Any) -> None:
@@ -143,12 +190,17 @@ def test_show_of_nothing(run: Run, api: Any) -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "tree", "log"])
-def test_an_object_that_nobody_knows_is_an_error(run: Run, api: Any, cache: str, command: str) -> None:
+def test_an_object_that_nobody_knows_is_an_error(
+    run: Run, api: Any, cache: str, command: str
+) -> None:
     api.answers |= {"show": [], "log": []}
     told = run("--source", "/b", command, "vm2", code=3)
     assert (told.stdout, told.stderr) == (
         "",
-        f"statepool: there is no state of vm2 in {cache}, file:///b (statepool --source /b show lists what there is)\n",
+        (
+            f"statepool: there is no state of vm2 in {cache}, file:///b (statepool --source /b show"
+            " lists what there is)\n"
+        ),
     )
     assert json.loads(run(command, "vm2", "--json", code=3).stderr)["error"]["object"] == "vm2"
     assert run(command).stdout == ""
@@ -162,8 +214,14 @@ def test_an_object_may_be_where_nobody_could_be_asked(run: Run, api: Any, comman
 
 def test_an_object_is_looked_for_within_the_scope(run: Run, api: Any, cache: str) -> None:
     api.answers["show"] = []
-    assert f"no state of vm2 in {cache} (" in run("--source", "/b", "show", "vm2", "--scope", "own", code=3).stderr
-    assert "no state of vm2 in file:///b (" in run("--source", "/b", "show", "vm2", "--scope", "shared", code=3).stderr
+    assert (
+        f"no state of vm2 in {cache} ("
+        in run("--source", "/b", "show", "vm2", "--scope", "own", code=3).stderr
+    )
+    assert (
+        "no state of vm2 in file:///b ("
+        in run("--source", "/b", "show", "vm2", "--scope", "shared", code=3).stderr
+    )
     assert "scope swarm" in run("--source", "/b", "show", "vm2", "--scope", "swarm", code=3).stderr
 
 
@@ -203,9 +261,14 @@ def test_tree(run: Run, api: Any, cache: str) -> None:
 def test_tree_json(run: Run, api: Any, cache: str) -> None:
     api.answers["show"] = [Listed(CUSTOMIZE, (cache,)), Listed(INSTALL, (cache,))]
     states = answered(run("tree", "--json"))["states"]
-    assert [(state["state"], state["depth"]) for state in states] == [("install", 0), ("customize", 1)]
+    assert [(state["state"], state["depth"]) for state in states] == [
+        ("install", 0),
+        ("customize", 1),
+    ]
     shown = answered(run("show", "--json"))["states"]
-    assert [{**state, "depth": 0} for state in shown] == [{**state, "depth": 0} for state in reversed(states)]
+    assert [{**state, "depth": 0} for state in shown] == [
+        {**state, "depth": 0} for state in reversed(states)
+    ]
 
 
 def test_tree_dot(run: Run, api: Any, cache: str) -> None:
@@ -219,9 +282,18 @@ def test_tree_dot(run: Run, api: Any, cache: str) -> None:
 
 
 def test_log(run: Run, api: Any, cache: str) -> None:
-    api.answers["log"] = [Logged(cache, "vm1", 7, 5.0, "me@host", ("publish vm1/disk install", "remove vm1/disk old"))]
+    api.answers["log"] = [
+        Logged(cache, "vm1", 7, 5.0, "me@host", ("publish vm1/disk install", "remove vm1/disk old"))
+    ]
     cells = re.split(" {2,}", run("log", "vm1").stdout.splitlines()[1])
-    assert cells == ["cache", "vm1", "7", "1970-01-01 00:00:05", "me@host", "publish vm1/disk install; remove vm1/disk old"]
+    assert cells == [
+        "cache",
+        "vm1",
+        "7",
+        "1970-01-01 00:00:05",
+        "me@host",
+        "publish vm1/disk install; remove vm1/disk old",
+    ]
     assert answered(run("log", "--json")) == {
         "records": [
             {
@@ -236,10 +308,22 @@ def test_log(run: Run, api: Any, cache: str) -> None:
     }
 
 
-@pytest.mark.parametrize(("level", "code"), [(Level.OK, 0), (Level.NOTE, 0), (Level.WARNING, 0), (Level.ERROR, 1)])
+@pytest.mark.parametrize(
+    ("level", "code"), [(Level.OK, 0), (Level.NOTE, 0), (Level.WARNING, 0), (Level.ERROR, 1)]
+)
 def test_doctor(run: Run, api: Any, cache: str, level: Level, code: int) -> None:
-    api.answers["doctor"] = [Finding(Level.OK, "this host", "qemu-img 7.2"), Finding(level, cache, "not shared", "chmod g+w")]
-    assert run("doctor", code=code).stdout.splitlines()[2].split() == [str(level), "cache", "not", "shared", "chmod", "g+w"]
+    api.answers["doctor"] = [
+        Finding(Level.OK, "this host", "qemu-img 7.2"),
+        Finding(level, cache, "not shared", "chmod g+w"),
+    ]
+    assert run("doctor", code=code).stdout.splitlines()[2].split() == [
+        str(level),
+        "cache",
+        "not",
+        "shared",
+        "chmod",
+        "g+w",
+    ]
     assert answered(run("doctor", "--json", code=code)) == {
         "findings": [
             {"level": "ok", "where": "this host", "what": "qemu-img 7.2", "cure": None},
@@ -256,13 +340,28 @@ def test_check(run: Run, api: Any, present: bool, code: int) -> None:
     api.answers["check"] = present
     result = run("check", "vm1/disk", "install", code=code)
     assert (result.stdout, result.stderr) == ("", "")
-    assert answered(run("check", "vm1/disk", "install", "--json", code=code)) == {"object": "vm1/disk", "state": "install", "present": present}
-    assert run("check", "-v", "vm1/disk", "install", code=code).stdout == f"vm1/disk install is {'there' if present else 'not there'}\n"
+    assert answered(run("check", "vm1/disk", "install", "--json", code=code)) == {
+        "object": "vm1/disk",
+        "state": "install",
+        "present": present,
+    }
+    assert (
+        run("check", "-v", "vm1/disk", "install", code=code).stdout
+        == f"vm1/disk install is {'there' if present else 'not there'}\n"
+    )
 
 
 def test_get(run: Run, api: Any, cache: str) -> None:
     api.answers["get"] = GetResult(
-        "vm1/disk", "customize", ("customize", "install"), str(TWO), "file:///b", 4096, Verified.ARRIVED, "/w.qcow2", "reflink"
+        "vm1/disk",
+        "customize",
+        ("customize", "install"),
+        str(TWO),
+        "file:///b",
+        4096,
+        Verified.ARRIVED,
+        "/w.qcow2",
+        "reflink",
     )
     result = run("get", "vm1/disk", "customize", "--to", "w.qcow2", "--overwrite")
     assert result.stdout.splitlines() == [
@@ -298,7 +397,9 @@ def test_get_says_what_stands_behind_the_bytes(run: Run, api: Any, verified: Ver
 
 
 def test_overwrite_is_for_a_file(run: Run, api: Any) -> None:
-    assert "--overwrite needs --to" in run("get", "vm1/disk", "install", "--overwrite", code=2).stderr
+    assert (
+        "--overwrite needs --to" in run("get", "vm1/disk", "install", "--overwrite", code=2).stderr
+    )
 
 
 def test_set(run: Run, api: Any, cache: str) -> None:
@@ -307,8 +408,21 @@ def test_set(run: Run, api: Any, cache: str) -> None:
         StoredAt("file:///b", Presence.PRESENT),
         StoredAt("file:///c", Presence.STORED, durable=False),
     )
-    api.answers["set"] = SetResult("vm1/disk", "new", str(ONE), pools, ("it has internal snapshots",))
-    result = run("set", "vm1/disk", "new", "--from", "w.qcow2", "--replace", "--label", "a=b", "--label", "c=d=e")
+    api.answers["set"] = SetResult(
+        "vm1/disk", "new", str(ONE), pools, ("it has internal snapshots",)
+    )
+    result = run(
+        "set",
+        "vm1/disk",
+        "new",
+        "--from",
+        "w.qcow2",
+        "--replace",
+        "--label",
+        "a=b",
+        "--label",
+        "c=d=e",
+    )
     assert result.stderr == "statepool: warning: it has internal snapshots\n"
     assert result.stdout.splitlines() == [
         "vm1/disk new: stored (2.00 KiB) in cache",
@@ -321,9 +435,33 @@ def test_set(run: Run, api: Any, cache: str) -> None:
             "state": "new",
             "digest": str(ONE),
             "pools": [
-                {"pool": cache, "result": "stored", "durable": True, "bytes": 2048, "error": None, "resumed": 0, "again": 0},
-                {"pool": "file:///b", "result": "present", "durable": True, "bytes": 0, "error": None, "resumed": 0, "again": 0},
-                {"pool": "file:///c", "result": "stored", "durable": False, "bytes": 0, "error": None, "resumed": 0, "again": 0},
+                {
+                    "pool": cache,
+                    "result": "stored",
+                    "durable": True,
+                    "bytes": 2048,
+                    "error": None,
+                    "resumed": 0,
+                    "again": 0,
+                },
+                {
+                    "pool": "file:///b",
+                    "result": "present",
+                    "durable": True,
+                    "bytes": 0,
+                    "error": None,
+                    "resumed": 0,
+                    "again": 0,
+                },
+                {
+                    "pool": "file:///c",
+                    "result": "stored",
+                    "durable": False,
+                    "bytes": 0,
+                    "error": None,
+                    "resumed": 0,
+                    "again": 0,
+                },
             ],
             "warnings": ["it has internal snapshots"],
             "wait_for": "all",
@@ -331,29 +469,44 @@ def test_set(run: Run, api: Any, cache: str) -> None:
         },
         "dry_run": False,
     }
-    assert "would be stored" in run("set", "vm1/disk", "new", "--from", "w.qcow2", "--dry-run").stdout
+    assert (
+        "would be stored" in run("set", "vm1/disk", "new", "--from", "w.qcow2", "--dry-run").stdout
+    )
 
 
 def test_incomplete_set(run: Run, api: Any, cache: str) -> None:
     api.answers["set"] = SetResult(
-        "vm1/disk", "new", str(ONE), (StoredAt(cache, Presence.STORED), StoredAt("file:///b", Presence.FAILED, error="full"))
+        "vm1/disk",
+        "new",
+        str(ONE),
+        (StoredAt(cache, Presence.STORED), StoredAt("file:///b", Presence.FAILED, error="full")),
     )
     result = run("set", "vm1/disk", "new", "--from", "w", code=7)
     assert result.stdout == "vm1/disk new: stored in cache\n"
     assert result.stderr == "statepool: vm1/disk new is not in /b: full\n"
-    assert answered(run("set", "vm1/disk", "new", "--from", "w", "--json", code=7))["stored"]["complete"] is False
+    assert (
+        answered(run("set", "vm1/disk", "new", "--from", "w", "--json", code=7))["stored"][
+            "complete"
+        ]
+        is False
+    )
 
 
 @pytest.mark.parametrize("labels", [["a"], ["=b"], ["a=b", "a=c"]])
 def test_bad_labels(run: Run, api: Any, labels: list[str]) -> None:
     options = [word for label in labels for word in ("--label", label)]
-    assert len(run("set", "vm1/disk", "new", "--from", "w", *options, code=2).stderr.splitlines()) == 1
+    assert (
+        len(run("set", "vm1/disk", "new", "--from", "w", *options, code=2).stderr.splitlines()) == 1
+    )
 
 
 def test_unset(run: Run, api: Any, cache: str) -> None:
     api.answers["unset"] = Removed("vm1/disk", {cache: ("a", "b"), "file:///c": ()})
     result = run("unset", "vm1/disk", "a", "--everywhere", "--cascade")
-    assert result.stdout.splitlines() == ["vm1/disk: removed a, b from cache", "vm1/disk: removed nothing from /c"]
+    assert result.stdout.splitlines() == [
+        "vm1/disk: removed a, b from cache",
+        "vm1/disk: removed nothing from /c",
+    ]
     assert "would remove a, b" in run("unset", "vm1/disk", "a", "--dry-run").stdout
 
 
@@ -362,7 +515,11 @@ def test_incomplete_unset(run: Run, api: Any, cache: str) -> None:
     result = run("unset", "vm1/disk", "a", code=7)
     assert result.stderr == "statepool: vm1/disk a was not removed from /c: no permission\n"
     assert answered(run("unset", "vm1/disk", "a", "--json", code=7)) == {
-        "removed": {"object": "vm1/disk", "states": {cache: ["a"]}, "errors": {"file:///c": "no permission"}},
+        "removed": {
+            "object": "vm1/disk",
+            "states": {cache: ["a"]},
+            "errors": {"file:///c": "no permission"},
+        },
         "dry_run": False,
     }
 
@@ -373,16 +530,41 @@ def test_incomplete_unset(run: Run, api: Any, cache: str) -> None:
 def test_init(run: Run, api: Any, tmp_path: Path) -> None:
     api.answers["init"] = Location("file", "/srv/pool")
     assert run("init", "/srv/pool").stdout == "there is a pool at /srv/pool\n"
-    assert answered(run("init", "--json", "--dry-run")) == {"pool": "file:///srv/pool", "dry_run": True}
+    assert answered(run("init", "--json", "--dry-run")) == {
+        "pool": "file:///srv/pool",
+        "dry_run": True,
+    }
 
 
 def test_adopt(run: Run, api: Any, tmp_path: Path, cache: str) -> None:
     api.answers["adopt"] = [Adopted(cache, "vm1/disk", "a", str(ONE), relocated=True)]
-    assert run("adopt", "--relocate").stdout.splitlines()[1].split() == ["vm1/disk", "a", "cache", "adopted", "and", "relocated"]
-    assert run("adopt", "/x", "--dry-run").stdout.splitlines()[1].split()[3:] == ["would", "be", "adopted", "and", "relocated"]
+    assert run("adopt", "--relocate").stdout.splitlines()[1].split() == [
+        "vm1/disk",
+        "a",
+        "cache",
+        "adopted",
+        "and",
+        "relocated",
+    ]
+    assert run("adopt", "/x", "--dry-run").stdout.splitlines()[1].split()[3:] == [
+        "would",
+        "be",
+        "adopted",
+        "and",
+        "relocated",
+    ]
     api.answers["adopt"] = [Adopted(cache, "vm1/disk", "a", problem="it is a FIFO")]
     assert answered(run("adopt", "--json", code=5)) == {
-        "adopted": [{"pool": cache, "object": "vm1/disk", "state": "a", "digest": None, "relocated": False, "problem": "it is a FIFO"}],
+        "adopted": [
+            {
+                "pool": cache,
+                "object": "vm1/disk",
+                "state": "a",
+                "digest": None,
+                "relocated": False,
+                "problem": "it is a FIFO",
+            }
+        ],
         "dry_run": False,
     }
     assert "left alone: it is a FIFO" in run("adopt", "-q", code=5).stdout
@@ -391,13 +573,32 @@ def test_adopt(run: Run, api: Any, tmp_path: Path, cache: str) -> None:
 def test_verify(run: Run, api: Any, cache: str) -> None:
     whole = Checked(cache, "vm1/disk", "a", str(ONE), 1024)
     api.answers["verify"] = [whole]
-    assert run("verify", "vm1/disk", "a").stdout.splitlines()[1].split() == ["vm1/disk", "a", "cache", "1.00", "KiB", "whole"]
+    assert run("verify", "vm1/disk", "a").stdout.splitlines()[1].split() == [
+        "vm1/disk",
+        "a",
+        "cache",
+        "1.00",
+        "KiB",
+        "whole",
+    ]
     assert run("verify", "-q").stdout == ""
-    api.answers["verify"] = [whole, Checked("file:///b", "vm1/disk", "a", problem="torn", damaged=((0, 5),))]
+    api.answers["verify"] = [
+        whole,
+        Checked("file:///b", "vm1/disk", "a", problem="torn", damaged=((0, 5),)),
+    ]
     assert run("verify", "-q", code=5).stdout.split() == ["vm1/disk", "a", "/b", "0", "B", "torn"]
     assert answered(run("verify", "--json", code=5)) == {
         "checked": [
-            {"pool": cache, "object": "vm1/disk", "state": "a", "digest": str(ONE), "bytes": 1024, "problem": None, "damaged": [], "note": None},
+            {
+                "pool": cache,
+                "object": "vm1/disk",
+                "state": "a",
+                "digest": str(ONE),
+                "bytes": 1024,
+                "problem": None,
+                "damaged": [],
+                "note": None,
+            },
             {
                 "pool": "file:///b",
                 "object": "vm1/disk",
@@ -420,7 +621,11 @@ def test_hash(run: Run, tmp_path: Path, algorithm: str) -> None:
     (tmp_path / "file").write_bytes(content)
     expected = str(Digest.of(content, algorithm))
     assert run("hash", "file", "--algorithm", algorithm).stdout == f"{expected}\n"
-    assert answered(run("hash", "file", "--algorithm", algorithm, "--json")) == {"path": "file", "size": len(content), "digest": expected}
+    assert answered(run("hash", "file", "--algorithm", algorithm, "--json")) == {
+        "path": "file",
+        "size": len(content),
+        "digest": expected,
+    }
     assert run("hash", "file").stdout == f"{Digest.of(content)}\n"
 
 
@@ -434,7 +639,9 @@ def test_hash_of_what_is_no_file(run: Run, tmp_path: Path) -> None:
     assert "'md5' is not one of" in run("hash", "--algorithm", "md5", "fifo", code=2).stderr
 
 
-def test_hash_of_a_file_that_changes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hash_of_a_file_that_changes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_bytes(b"one")
 
     def hash_and_change(*arguments: Any, **options: Any) -> Digest:
@@ -449,18 +656,47 @@ def test_hash_of_a_file_that_changes(run: Run, tmp_path: Path, monkeypatch: pyte
 
 def test_verify_does_not_call_whole_what_nobody_could_check(run: Run, api: Any, cache: str) -> None:
     api.answers["verify"] = [Checked(cache, "vm1/disk", "a")]
-    assert run("verify").stdout.splitlines()[1].endswith("  0 B  nothing is known to check it against")
+    assert (
+        run("verify").stdout.splitlines()[1].endswith("  0 B  nothing is known to check it against")
+    )
 
 
 def test_gc(run: Run, api: Any, cache: str) -> None:
     kept = Kept(cache, ("install",), 4096, "/work.qcow2")
-    api.answers["gc"] = Collection([Collected(cache, "leftover of a crash", ".statepool/incoming/x", 2048)], [kept])
+    api.answers["gc"] = Collection(
+        [Collected(cache, "leftover of a crash", ".statepool/incoming/x", 2048)], [kept]
+    )
     lines = run("gc", "--everywhere").stdout.splitlines()
-    assert lines[1].split("  ") == ["cache", "leftover of a crash", ".statepool/incoming/x", "2.00 KiB"]
-    assert lines[2:] == ["removed 1 file, 2.00 KiB", "4.00 KiB of install stay, since the working image /work.qcow2 stands on them"]
+    assert lines[1].split("  ") == [
+        "cache",
+        "leftover of a crash",
+        ".statepool/incoming/x",
+        "2.00 KiB",
+    ]
+    assert lines[2:] == [
+        "removed 1 file, 2.00 KiB",
+        "4.00 KiB of install stay, since the working image /work.qcow2 stands on them",
+    ]
     assert answered(run("gc", "--json", "--dry-run")) == {
-        "collected": [{"pool": cache, "what": "leftover of a crash", "path": ".statepool/incoming/x", "bytes": 2048, "problem": None, "code": 0}],
-        "kept": [{"pool": cache, "states": ["install"], "bytes": 4096, "by": "/work.qcow2", "until": None}],
+        "collected": [
+            {
+                "pool": cache,
+                "what": "leftover of a crash",
+                "path": ".statepool/incoming/x",
+                "bytes": 2048,
+                "problem": None,
+                "code": 0,
+            }
+        ],
+        "kept": [
+            {
+                "pool": cache,
+                "states": ["install"],
+                "bytes": 4096,
+                "by": "/work.qcow2",
+                "until": None,
+            }
+        ],
         "dry_run": True,
     }
     assert run("gc", "-q").stdout == ""

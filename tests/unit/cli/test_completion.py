@@ -28,7 +28,10 @@ CUSTOMIZE = Manifest("vm1/disk", "customize", digest=ONE)
 def test_completion(run: Run, shell: str) -> None:
     script = run("completion", shell).stdout
     assert "_STATEPOOL_COMPLETE" in script
-    assert json.loads(run("completion", shell, "--json").stdout) == {"shell": shell, "script": script.removesuffix("\n")}
+    assert json.loads(run("completion", shell, "--json").stdout) == {
+        "shell": shell,
+        "script": script.removesuffix("\n"),
+    }
 
 
 def test_completion_of_another_shell(run: Run) -> None:
@@ -54,14 +57,18 @@ def test_completion_is_bash(run: Run, tmp_path: Path) -> None:
         ("statepool get vm1/disk install --from n", {"near"}),
     ],
 )
-def test_words_that_a_shell_completes(run: Run, api: Any, tmp_path: Path, words: str, expected: set[str]) -> None:
+def test_words_that_a_shell_completes(
+    run: Run, api: Any, tmp_path: Path, words: str, expected: set[str]
+) -> None:
     from click.shell_completion import ShellComplete
 
     from statepool.cli.main import cli
     from statepool.cli.session import Session
 
     (tmp_path / "cache").mkdir()
-    (tmp_path / "statepool.toml").write_text('cache = "cache"\nsources = [{location = "ssh://not/asked", name = "near"}, "/far"]')
+    (tmp_path / "statepool.toml").write_text(
+        'cache = "cache"\nsources = [{location = "ssh://not/asked", name = "near"}, "/far"]'
+    )
     api.answers["show"] = [
         Listed(INSTALL, ("file:///cache",)),
         Listed(CUSTOMIZE, ("file:///cache",)),
@@ -88,14 +95,38 @@ def test_words_that_a_shell_completes(run: Run, api: Any, tmp_path: Path, words:
     ],
 )
 def test_files_are_left_to_the_shell(words: str, kind: str) -> None:
-    env = {**os.environ, "_STATEPOOL_COMPLETE": "bash_complete", "COMP_WORDS": f"statepool {words}", "COMP_CWORD": str(len(words.split()) + 1)}
-    done = subprocess.run([sys.executable, "-m", "statepool"], env=env, capture_output=True, text=True, timeout=60, check=True)
+    env = {
+        **os.environ,
+        "_STATEPOOL_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"statepool {words}",
+        "COMP_CWORD": str(len(words.split()) + 1),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "statepool"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert (done.stdout, done.stderr) == (f"{kind},\n", "")
 
 
 def test_a_shell_is_answered() -> None:
-    env = {**os.environ, "_STATEPOOL_COMPLETE": "bash_complete", "COMP_WORDS": "statepool un", "COMP_CWORD": "1"}
-    done = subprocess.run([sys.executable, "-m", "statepool"], env=env, capture_output=True, text=True, timeout=60, check=True)
+    env = {
+        **os.environ,
+        "_STATEPOOL_COMPLETE": "bash_complete",
+        "COMP_WORDS": "statepool un",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "statepool"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert (done.stdout, done.stderr) == ("plain,unset\n", "")
 
 

@@ -30,7 +30,15 @@ from statepool.errors import (
 
 Run = Callable[..., Result]
 
-CODES = {"StatePoolError": 1, "ToolError": 1, "UsageError": 2, "NotFound": 3, "RefusedError": 4, "IntegrityError": 5, "LockTimeout": 6}
+CODES = {
+    "StatePoolError": 1,
+    "ToolError": 1,
+    "UsageError": 2,
+    "NotFound": 3,
+    "RefusedError": 4,
+    "IntegrityError": 5,
+    "LockTimeout": 6,
+}
 CODES |= {"TransportError": 7, "NoSpace": 8}
 
 
@@ -49,7 +57,12 @@ def test_every_error_is_one_line_and_a_code(run: Run, api: Any, kind: type[State
     api.answers["show"] = kind("vm1/disk is\nodd", hint="do this")
     assert line(run("show", code=expected)) == r"statepool: vm1/disk is\nodd (do this)"
     error = json.loads(line(run("show", "--json", code=expected)))["error"]
-    assert (error["kind"], error["message"], error["hint"], error["exit_code"]) == (kind.__name__, "vm1/disk is\nodd", "do this", expected)
+    assert (error["kind"], error["message"], error["hint"], error["exit_code"]) == (
+        kind.__name__,
+        "vm1/disk is\nodd",
+        "do this",
+        expected,
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,10 +79,17 @@ def test_every_error_is_one_line_and_a_code(run: Run, api: Any, kind: type[State
         (NoSpace("m", needed=5, available=4), {"needed": 5, "available": 4}),
     ],
 )
-def test_facts_are_in_the_json(run: Run, api: Any, error: StatePoolError, facts: dict[str, Any]) -> None:
+def test_facts_are_in_the_json(
+    run: Run, api: Any, error: StatePoolError, facts: dict[str, Any]
+) -> None:
     api.answers["show"] = error
     text = line(run("--json", "show", code=error.exit_code))
-    common = {"kind": type(error).__name__, "message": "m", "hint": None, "exit_code": error.exit_code}
+    common = {
+        "kind": type(error).__name__,
+        "message": "m",
+        "hint": None,
+        "exit_code": error.exit_code,
+    }
     assert json.loads(text) == {"error": common | facts}
 
 
@@ -84,7 +104,10 @@ def test_verbose_adds_the_causes(run: Run, api: Any) -> None:
         "  because of ValueError: first of all",
     ]
     found = json.loads(line(run("show", "-v", "--json", code=7)))["error"]
-    assert found["causes"] == ["PermissionError: [Errno 13] Permission denied", "ValueError: first of all"]
+    assert found["causes"] == [
+        "PermissionError: [Errno 13] Permission denied",
+        "ValueError: first of all",
+    ]
 
 
 def test_causes_in_a_circle_end(run: Run, api: Any) -> None:
@@ -104,7 +127,9 @@ def test_a_fault_of_ours_shows_its_traceback_when_asked(run: Run, api: Any) -> N
     assert lines[0].startswith("Traceback")
     assert lines[-1] == text
     assert json.loads(line(run("show", "--json", code=1)))["error"]["kind"] == "InternalError"
-    assert "Traceback" in json.loads(line(run("show", "-v", "--json", code=1)))["error"]["traceback"]
+    assert (
+        "Traceback" in json.loads(line(run("show", "-v", "--json", code=1)))["error"]["traceback"]
+    )
 
 
 @pytest.mark.parametrize("fault", [EOFError(), OSError(28, "No space left on device")])
@@ -116,7 +141,10 @@ def test_foreign_errors_are_faults_of_ours(run: Run, api: Any, fault: Exception)
 def test_interruption(run: Run, api: Any) -> None:
     api.answers["get"] = KeyboardInterrupt()
     assert line(run("get", "vm1/disk", "a", code=130)) == "statepool: interrupted"
-    assert json.loads(line(run("get", "vm1/disk", "a", "--json", code=130)))["error"]["kind"] == "Interrupted"
+    assert (
+        json.loads(line(run("get", "vm1/disk", "a", "--json", code=130)))["error"]["kind"]
+        == "Interrupted"
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,8 +194,15 @@ def test_usage_errors_name_the_help_that_helps(run: Run, words: list[str], page:
 
 @pytest.mark.parametrize("words", [["true", "--json", "-v"], ["true", "--verbose", "--", "--json"]])
 def test_the_words_of_another_program_are_not_ours(run: Run, words: list[str]) -> None:
-    assert line(run("ensure", "vm1/disk", "a", "--", *words, code=2)).startswith("statepool: COMMAND does not say")
-    assert json.loads(run("ensure", "vm1/disk", "a", "--json", "--", *words, code=2).stderr)["error"]["kind"] == "UsageError"
+    assert line(run("ensure", "vm1/disk", "a", "--", *words, code=2)).startswith(
+        "statepool: COMMAND does not say"
+    )
+    assert (
+        json.loads(run("ensure", "vm1/disk", "a", "--json", "--", *words, code=2).stderr)["error"][
+            "kind"
+        ]
+        == "UsageError"
+    )
 
 
 def test_likely_commands_are_suggested(run: Run) -> None:
@@ -203,7 +238,9 @@ main()
 
 def test_interruption_from_the_keyboard() -> None:
     command = [sys.executable, "-c", WAITING, "show"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
@@ -214,7 +251,9 @@ def test_interruption_from_the_keyboard() -> None:
 def test_interruption_at_a_terminal() -> None:
     """The terminal shows ^C; what is said then begins on a line of its own."""
     master, slave = os.openpty()
-    with subprocess.Popen([sys.executable, "-c", WAITING, "show"], stdout=subprocess.PIPE, stderr=slave, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING, "show"], stdout=subprocess.PIPE, stderr=slave, text=True
+    ) as child:
         os.close(slave)
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
@@ -232,15 +271,38 @@ CONSOLE_SCRIPT = "import sys; from statepool.__main__ import main; sys.exit(main
 
 
 @pytest.mark.parametrize("words", [["-m", "statepool"], ["-c", CONSOLE_SCRIPT]])
-def test_interruption_before_all_is_imported(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "click.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+def test_interruption_before_all_is_imported(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "click.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
-    for options, told in (([], "statepool: interrupted\n"), (["--json"], None), (["--", "--json"], "statepool: interrupted\n")):
-        done = subprocess.run([sys.executable, *words, "show", *options], capture_output=True, text=True, timeout=60, check=False)
-        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (130, "", 1), done.stderr
+    for options, told in (
+        ([], "statepool: interrupted\n"),
+        (["--json"], None),
+        (["--", "--json"], "statepool: interrupted\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, *words, "show", *options],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (
+            130,
+            "",
+            1,
+        ), done.stderr
         if told is None:
             found = json.loads(done.stderr)["error"]
-            assert (found["kind"], found["exit_code"], found["hint"], found["message"]) == ("Interrupted", 130, None, "interrupted")
+            assert (found["kind"], found["exit_code"], found["hint"], found["message"]) == (
+                "Interrupted",
+                130,
+                None,
+                "interrupted",
+            )
         else:
             assert done.stderr == told
 
@@ -253,7 +315,9 @@ import statepool.api
 from statepool.model.manifest import Manifest
 from statepool.model.digest import Digest
 from statepool.model.outcomes import Listed, Listing
-listed = [Listed(Manifest("vm1/disk", f"s{number}", digest=Digest("blake3", "1" * 64)), ("file:///p",)) for number in range(20000)]
+digest = Digest("blake3", "1" * 64)
+manifests = [Manifest("vm1/disk", f"s{number}", digest=digest) for number in range(20000)]
+listed = [Listed(manifest, ("file:///p",)) for manifest in manifests]
 class StatePool:
     def __init__(self, *arguments, **options): pass
     def show(self, object, scope=None): return Listing(listed)
@@ -289,7 +353,14 @@ def test_a_reader_of_the_help_that_goes_away_is_no_error(words: str) -> None:
     read, write = os.pipe()
     os.close(read)
     try:
-        done = subprocess.run([sys.executable, "-c", CHILD, *words.split()], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, *words.split()],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (141, "")

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from statepool.cli.forms import form
-from statepool.errors import DigestMismatch, HasDependants, LockTimeout, NoSpace, TransportError, UnsafeImage
+from statepool.errors import (
+    DigestMismatch,
+    HasDependants,
+    LockTimeout,
+    NoSpace,
+    TransportError,
+    UnsafeImage,
+)
 from statepool.model.carried import Exported, Imported
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import (
@@ -39,7 +46,9 @@ PAGE = Path(__file__).parents[3] / "docs" / "json.rst"
 
 def documented(label: str) -> list[set[str]]:
     """:returns: the fields in each table of the section behind a label"""
-    section = re.split(r"^\.\. _", PAGE.read_text().split(f".. _{label}:\n")[1], flags=re.MULTILINE)[0]
+    section = re.split(
+        r"^\.\. _", PAGE.read_text().split(f".. _{label}:\n")[1], flags=re.MULTILINE
+    )[0]
     tables = re.findall(r"^=+ =+ =+\n(.*?)^=+ =+ =+\n", section, flags=re.MULTILINE | re.DOTALL)
     return [set(re.findall(r"^([a-z_]+) ", table, flags=re.MULTILINE)) for table in tables]
 
@@ -88,6 +97,13 @@ def test_errors() -> None:
     always, known = documented("error")
     assert always == {"kind", "message", "hint", "exit_code"}
     facts: set[str] = set()
-    for error in (HasDependants("m"), DigestMismatch("m"), UnsafeImage("m"), LockTimeout("m"), NoSpace("m"), TransportError("m")):
+    for error in (
+        HasDependants("m"),
+        DigestMismatch("m"),
+        UnsafeImage("m"),
+        LockTimeout("m"),
+        NoSpace("m"),
+        TransportError("m"),
+    ):
         facts |= vars(error).keys()
     assert known == (facts | {"causes", "traceback"}) - always

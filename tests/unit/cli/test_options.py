@@ -48,7 +48,18 @@ def test_commands_are_what_the_table_says(run: Run, name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_changes_something_can_be_tried(name: str) -> None:
-    changing = name in {"init", "get", "set", "unset", "push", "pop", "sync", "import", "adopt", "gc"}
+    changing = name in {
+        "init",
+        "get",
+        "set",
+        "unset",
+        "push",
+        "pop",
+        "sync",
+        "import",
+        "adopt",
+        "gc",
+    }
     assert any("--dry-run" in parameter.opts for parameter in load_command(name).params) == changing
 
 
@@ -57,14 +68,30 @@ def test_version(run: Run) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_options_work_before_and_after_the_command(run: Run, api: Any, tmp_path: Path, before: bool) -> None:
+def test_options_work_before_and_after_the_command(
+    run: Run, api: Any, tmp_path: Path, before: bool
+) -> None:
     (tmp_path / "mine.toml").write_text('sources = ["/not/this"]\nfresh = 7')
-    options = ["--config", "mine.toml", "--cache", "c", "--source", "/a", "--source", "ssh://h/b", "--json", "--verbose"]
+    options = [
+        "--config",
+        "mine.toml",
+        "--cache",
+        "c",
+        "--source",
+        "/a",
+        "--source",
+        "ssh://h/b",
+        "--json",
+        "--verbose",
+    ]
     api.answers["show"] = []
     run(*options, "show") if before else run("show", *options)
     ((config, progress),) = api.made
     assert config.cache == f"{tmp_path}/c"
-    assert [source.location for source in config.sources] == [Location("file", "/a"), Location("ssh", "/b", host="h")]
+    assert [source.location for source in config.sources] == [
+        Location("file", "/a"),
+        Location("ssh", "/b", host="h"),
+    ]
     assert config.settings == Settings(fresh=7)
     assert progress is SILENT
 
@@ -75,9 +102,17 @@ def test_sources_before_and_after_add_up(run: Run, api: Any) -> None:
     assert [source.name for source in api.made[0][0].sources] == ["file:///a", "file:///b"]
 
 
-@pytest.mark.parametrize(("words", "said"), [(["--source", ""], "not a location: ''"), (["--source", "p", "--source", "p"], "two sources are named")])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--source", ""], "not a location: ''"),
+        (["--source", "p", "--source", "p"], "two sources are named"),
+    ],
+)
 def test_a_source_that_cannot_be_one(run: Run, words: list[str], said: str) -> None:
-    assert run(*words, "show", code=2).stderr.startswith(f"statepool: the command line: --source: {said}")
+    assert run(*words, "show", code=2).stderr.startswith(
+        f"statepool: the command line: --source: {said}"
+    )
 
 
 LOADED = """
@@ -93,7 +128,13 @@ for name in heavy + ours:
 
 
 def loaded(*words: str) -> set[str]:
-    done = subprocess.run([sys.executable, "-c", LOADED, *words], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     return {line.removeprefix("loaded: ") for line in done.stderr.splitlines()}
 
 

@@ -40,7 +40,10 @@ def test_moments() -> None:
 
 @given(st.text())
 def test_nothing_that_controls_a_terminal_remains(text: str) -> None:
-    assert not any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") for character in safe(text))
+    assert not any(
+        unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        for character in safe(text)
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,12 +74,21 @@ def test_a_table_on_a_terminal_is_drawn_and_plain_elsewhere() -> None:
     )
     master, slave = pty.openpty()
     try:
-        drawn = subprocess.run([sys.executable, "-c", child], stdout=slave, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=60, check=True)
+        drawn = subprocess.run(
+            [sys.executable, "-c", child],
+            stdout=slave,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+            check=True,
+        )
         shown = os.read(master, 65536).decode()
     finally:
         os.close(slave)
         os.close(master)
-    plain = subprocess.run([sys.executable, "-c", child], capture_output=True, timeout=60, check=True)
+    plain = subprocess.run(
+        [sys.executable, "-c", child], capture_output=True, timeout=60, check=True
+    )
     assert drawn.stderr == b"True\n"
     assert "[bold]/a\\x1b[2J[/bold]" in shown
     assert plain.stderr == b"False\n"
@@ -86,5 +98,7 @@ def test_a_table_on_a_terminal_is_drawn_and_plain_elsewhere() -> None:
 def test_what_the_encoding_lacks_is_escaped() -> None:
     child = "from statepool.cli.output import emit; emit('└ ü')"
     env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run([sys.executable, "-c", child], capture_output=True, timeout=60, check=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", child], capture_output=True, timeout=60, check=True, env=env
+    )
     assert done.stdout == b"\\u2514 \xfc\n"

@@ -82,7 +82,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
 
 def start(terminal: Terminal, wait: str, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", CHILD.replace("{wait}", wait), *words]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=terminal.slave, text=True)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=terminal.slave, text=True
+    )
 
 
 def test_a_slow_transfer_is_drawn_and_wiped_off(terminal: Terminal) -> None:
@@ -94,7 +96,9 @@ def test_a_slow_transfer_is_drawn_and_wiped_off(terminal: Terminal) -> None:
     assert child.returncode == 0
     assert out.splitlines()[-1] == "True"
     assert "in the cache" in out
-    assert "\x1b[2K" in terminal.shown[terminal.shown.rindex("MiB of 64.0 MiB") :], "the line of the bar is erased at the end"
+    assert "\x1b[2K" in terminal.shown[terminal.shown.rindex("MiB of 64.0 MiB") :], (
+        "the line of the bar is erased at the end"
+    )
     assert "\x1b[?25h" in terminal.shown, "the cursor is shown again"
 
 
@@ -129,7 +133,9 @@ def test_an_error_wipes_the_bar_off_first(terminal: Terminal) -> None:
     assert child.returncode == 1
 
 
-def test_silence_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
+def test_silence_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, terminal: Terminal
+) -> None:
     assert choose_progress(quiet=False) is SILENT
     with os.fdopen(os.dup(terminal.slave), "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
@@ -232,4 +238,7 @@ def test_bytes_from_many_threads_all_count(drawn: list[tuple[Any, ...]]) -> None
         list(workers.map(work, range(8)))
     progress.close()
     assert sum(entry[2] for entry in drawn if entry[0] == "advance") == 800
-    assert len([entry for entry in drawn if entry[0] == "add"]) == len([entry for entry in drawn if entry[0] == "remove"]) + 1
+    assert (
+        len([entry for entry in drawn if entry[0] == "add"])
+        == len([entry for entry in drawn if entry[0] == "remove"]) + 1
+    )

@@ -1,4 +1,7 @@
-"""``push`` and ``pop``, for images and machines, with all their modes' exit codes; and machines in the other commands."""
+"""
+``push`` and ``pop``, for images and machines, with all their modes' exit codes; and machines in the
+other commands.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,20 @@ def test_an_image(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
     pushed = run("push", "vm1/disk", "step", "--from", "one.qcow2", "--json").json["outcome"]
     assert (pushed["operation"], pushed["mode"], pushed["complete"]) == ("push", "af", True)
-    assert [at["result"] for at in pushed["items"][0]["answers"][0]["pools"]] == ["stored", "stored"]
+    assert [at["result"] for at in pushed["items"][0]["answers"][0]["pools"]] == [
+        "stored",
+        "stored",
+    ]
     ran = run("push", "vm1/disk", "step", "--from", "one.qcow2", code=4)
     assert "the state is there, and the mode says abort" in ran.err
     assert "kept" in run("push", "vm1/disk", "step", "--from", "one.qcow2", "--mode", "rf").out
-    would = run("pop", "vm1/disk", "step", "--to", "new.qcow2", "--dry-run", "--json").json["outcome"]
-    assert [sorted(answer)[:3] for answer in would["items"][0]["answers"]] == [["again", "bytes", "chain"], ["errors", "object", "states"]]
+    would = run("pop", "vm1/disk", "step", "--to", "new.qcow2", "--dry-run", "--json").json[
+        "outcome"
+    ]
+    assert [sorted(answer)[:3] for answer in would["items"][0]["answers"]] == [
+        ["again", "bytes", "chain"],
+        ["errors", "object", "states"],
+    ]
     assert not (tmp_path / "new.qcow2").exists()
     popped = run("pop", "vm1/disk", "step", "--to", "new.qcow2").out
     assert "working image" in popped
@@ -72,7 +83,9 @@ def test_what_fails_says_what_to_do(run: Run) -> None:
         (("push", "vm1/disk", "step", "--from", "one.qcow2", "--scope", "moon"), "moon"),
     ],
 )
-def test_bad_input_changes_nothing(run: Run, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+def test_bad_input_changes_nothing(
+    run: Run, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
     assert message in run(*words, code=2).err
     assert not (tmp_path / "cache").exists()
     assert (tmp_path / "one.qcow2").stat().st_nlink == 1
@@ -81,7 +94,11 @@ def test_bad_input_changes_nothing(run: Run, tmp_path: Path, words: tuple[str, .
 def test_a_machine(run: Run, tmp_path: Path) -> None:
     assert run("set", "vm1", "install", "--from", "vm").out.count("stored") == 2
     run("check", "vm1", "install")
-    assert {state["object"] for state in run("show", "vm1", "--json").json["states"]} == {"vm1", "vm1/disk", "vm1/data"}
+    assert {state["object"] for state in run("show", "vm1", "--json").json["states"]} == {
+        "vm1",
+        "vm1/disk",
+        "vm1/data",
+    }
     got = run("get", "vm1", "install", "--to", "run", "--json").json["got"]
     assert set(got["images"]) == {"disk", "data"}
     assert (got["digest"], got["chain"], got["working"]) == ("", ["install"], str(tmp_path / "run"))

@@ -25,7 +25,10 @@ def test_what_a_record_says_then(lab: Any) -> None:
     lab.unmanaged("pool", "install")
     path = lab.unmanaged("pool", "customize", "install")
     pool = lab.pool()
-    assert [(adopted.state, adopted.problem) for adopted in Adoption(pool).run()] == [("install", None), ("customize", None)]
+    assert [(adopted.state, adopted.problem) for adopted in Adoption(pool).run()] == [
+        ("install", None),
+        ("customize", None),
+    ]
     tip, root = pool.chain(StateId("vm1/disk", "customize"))
     assert tip.digest == Digest.of(path.read_bytes())
     assert tip.size == path.stat().st_size
@@ -83,7 +86,9 @@ def test_what_stops_on_the_way_leaves_the_file(lab: Any, operation: str) -> None
     def full(call: Any) -> BaseException:
         return NoSpace("the disk is full")
 
-    broken = lab.pool(transport=FaultyTransport(pool.transport, Stop(matches=on(operation), times=1, error=full)))
+    broken = lab.pool(
+        transport=FaultyTransport(pool.transport, Stop(matches=on(operation), times=1, error=full))
+    )
     (adopted,) = Adoption(broken).run()
     assert adopted.problem == "the disk is full"
     assert path.read_bytes() == content
@@ -107,7 +112,10 @@ def test_what_somebody_writes_to_is_left_alone(lab: Any, dry_run: bool) -> None:
     else:
         assert adopted["customize"] is not None
         assert path.stat().st_mode & 0o200
-        assert [(each.state, each.problem) for each in Adoption(pool).run()] == [("install", None), ("customize", None)]
+        assert [(each.state, each.problem) for each in Adoption(pool).run()] == [
+            ("install", None),
+            ("customize", None),
+        ]
         assert not path.stat().st_mode & 0o222
 
 
@@ -128,7 +136,10 @@ def test_what_somebody_is_about_to_write_to_is_left_alone(lab: Any) -> None:
                 os.open(path, os.O_RDWR | os.O_NONBLOCK)
 
     (adopted,) = Adoption(pool, progress=Impatient()).run()
-    assert adopted.problem == f"another process wants to write to {path} (adopt it when nobody writes to it)"
+    assert (
+        adopted.problem
+        == f"another process wants to write to {path} (adopt it when nobody writes to it)"
+    )
     assert photograph(lab.root) == before
 
 
@@ -145,12 +156,19 @@ def test_what_is_not_ours_to_close_is_left_alone(lab: Any) -> None:
         adopted = {each.state: each.problem for each in Adoption(pool).run()}
     assert adopted.pop("b") is not None
     assert adopted == {"a": None, "c": None}
-    assert (path.stat().st_mode & 0o777, path.stat().st_nlink, lab.leftovers(pool)) == (0o664, 1, [])
+    assert (path.stat().st_mode & 0o777, path.stat().st_nlink, lab.leftovers(pool)) == (
+        0o664,
+        1,
+        [],
+    )
     assert [each.problem for each in Adoption(pool).run()] == [None]
 
 
 def test_an_adoption_that_was_killed(lab: Any) -> None:
-    """The file has its name among the bytes, but no record says so: it is neither lost nor hidden for good."""
+    """
+    The file has its name among the bytes, but no record says so: it is neither lost nor hidden for
+    good.
+    """
     path = lab.unmanaged("pool", "install")
     content, digest = path.read_bytes(), Digest.of(path.read_bytes())
     pool = lab.pool()
@@ -158,7 +176,9 @@ def test_an_adoption_that_was_killed(lab: Any) -> None:
     gc_pool(pool)
     assert path.read_bytes() == content
     os.link(path, lab.root / "pool" / layout.data(digest))
-    assert [(adopted.state, adopted.problem) for adopted in Adoption(lab.pool()).run()] == [("install", None)]
+    assert [(adopted.state, adopted.problem) for adopted in Adoption(lab.pool()).run()] == [
+        ("install", None)
+    ]
     assert path.read_bytes() == content
     assert {state.state for state in lab.pool().fold("vm1").states} == {"install"}
 

@@ -30,19 +30,35 @@ class Left(Fault):
         raise TooSlow(0, self.rate)
 
 
-@pytest.mark.parametrize("rates", [{"one": 3 * MIB, "two": 1 * MIB}, {"one": 1 * MIB, "two": 3 * MIB}])
+@pytest.mark.parametrize(
+    "rates", [{"one": 3 * MIB, "two": 1 * MIB}, {"one": 1 * MIB, "two": 3 * MIB}]
+)
 def test_the_least_slow_one_is_the_last_resort(lab: Any, rates: dict[str, float]) -> None:
-    """Both are left for a source that then fails: so one of them has to do, and it is the faster one, whichever was tried first."""
+    """
+    Both are left for a source that then fails: so one of them has to do, and it is the faster one,
+    whichever was tried first.
+    """
     cache: Cache = lab.cache()
     transports = {name: lab.pool(name).transport for name in ("one", "two", "broken")}
     for name in transports:
         lab.chain(lab.pool(name), "install")
     for name, rate in rates.items():
-        transports[name] = FaultyTransport(transports[name], Left(matches=on("fetch"), times=1, rate=rate))
+        transports[name] = FaultyTransport(
+            transports[name], Left(matches=on("fetch"), times=1, rate=rate)
+        )
     transports["broken"] = FaultyTransport(transports["broken"], Stop(matches=on("fetch")))
-    sources = tuple(PoolSource(lab.pool(name, transport=transport), name) for name, transport in transports.items())
+    sources = tuple(
+        PoolSource(lab.pool(name, transport=transport), name)
+        for name, transport in transports.items()
+    )
     offers = [offer for source in sources if (offer := source.resolve(INSTALL)) is not None]
-    brought = Supply(cache, Mirrors(sources, SourceStats(cache.notes), cache.settings)).bring(INSTALL, offers)
+    brought = Supply(cache, Mirrors(sources, SourceStats(cache.notes), cache.settings)).bring(
+        INSTALL, offers
+    )
     assert brought.offer.source.name == max(rates, key=rates.__getitem__)
     assert brought.fetched.bytes > 0
-    assert ["was left for another source" in warning for warning in brought.warnings] == [True, True, False]
+    assert ["was left for another source" in warning for warning in brought.warnings] == [
+        True,
+        True,
+        False,
+    ]

@@ -13,7 +13,15 @@ from attrs import evolve
 from statepool.cache.cache import Cache
 from statepool.cache.trust import FileStatus
 from statepool.copying.fetch import Fetch
-from statepool.errors import AccessDenied, Conflict, DigestMismatch, IntegrityError, NoSpace, StatePoolError, UnsafeImage
+from statepool.errors import (
+    AccessDenied,
+    Conflict,
+    DigestMismatch,
+    IntegrityError,
+    NoSpace,
+    StatePoolError,
+    UnsafeImage,
+)
 from statepool.model.digest import Digest
 from statepool.model.manifest import StateId
 from statepool.model.outcomes import Verified
@@ -88,7 +96,11 @@ def test_what_arrives_spoilt_leaves_nothing(lab: Any, cache: Cache, fault: str) 
 def test_a_tip_that_arrives_spoilt_leaves_its_parents(lab: Any, cache: Cache) -> None:
     pool = lab.pool()
     tip, install = lab.chain(pool, "install", "customize")
-    spoilt = lab.pool(transport=FaultyTransport(pool.transport, Flip(matches=on("fetch", path=f"*{tip.digest.hex}"), offset=200)))
+    spoilt = lab.pool(
+        transport=FaultyTransport(
+            pool.transport, Flip(matches=on("fetch", path=f"*{tip.digest.hex}"), offset=200)
+        )
+    )
     with pytest.raises(DigestMismatch) as caught:
         lab.fetch(cache, spoilt, "customize")
     assert caught.value.expected == str(tip.digest)
@@ -126,7 +138,10 @@ def test_a_replaced_state_with_a_cached_child(lab: Any, cache: Cache) -> None:
 
 
 def test_the_same_bytes_over_another_parent(lab: Any, cache: Cache) -> None:
-    """A child that nobody wrote to has the same bytes over any parent: those in the cache are only right over the parent that came with them."""
+    """
+    A child that nobody wrote to has the same bytes over any parent: those in the cache are only
+    right over the parent that came with them.
+    """
     child, old = lab.chain(lab.pool(), "install", "customize")
     lab.fetch(cache, lab.pool(), "customize")
     other = lab.pool("other")
@@ -181,7 +196,7 @@ def test_a_file_that_is_gone_comes_again(lab: Any, cache: Cache) -> None:
     assert cache.data(install.digest).exists()
 
 
-# -- files of another tool -------------------------------------------------------------------------------------------------------------------------
+# -- files of another tool -------------------------------------------------------------------------
 
 
 def test_files_of_another_tool_get_digests(lab: Any, cache: Cache) -> None:
@@ -210,7 +225,7 @@ def test_a_hostile_file_is_refused_before_anything_moves(lab: Any, cache: Cache)
     assert photograph(cache.root) == before
 
 
-# -- space -----------------------------------------------------------------------------------------------------------------------------------------
+# -- space -----------------------------------------------------------------------------------------
 
 
 def test_no_space_is_known_before_anything_moves(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,12 +253,20 @@ def test_the_least_recently_used_goes(lab: Any, monkeypatch: pytest.MonkeyPatch)
     for number, name in enumerate(("one", "two", "three")):
         (made,) = lab.chain(pool, name)
         lab.fetch(cache, pool, name)
-        os.utime(cache.root / f".statepool/trust/{made.digest.file_name}.json", (1000 + number, 1000 + number))
+        os.utime(
+            cache.root / f".statepool/trust/{made.digest.file_name}.json",
+            (1000 + number, 1000 + number),
+        )
     mine = lab.put(cache.pool, "mine")
     lab.chain(pool, "four")
     used = cache.chains.use(cache.pool.chain(state("one")), lab.root / "work.qcow2")
     assert used.stat() is not None
-    (size,) = {entry.size for entry in (manifest for manifest in cache.pool.fold("vm1").manifests if manifest.state == "two")}
+    (size,) = {
+        entry.size
+        for entry in (
+            manifest for manifest in cache.pool.fold("vm1").manifests if manifest.state == "two"
+        )
+    }
 
     def free() -> int:
         # Room for what comes as soon as one state is gone, beside what must stay free.
@@ -252,11 +275,18 @@ def test_the_least_recently_used_goes(lab: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cache.pool.transport, "free_space", free)
     lab.fetch(cache, pool, "four")
     # "one" is older, but a working image stands on it; what nobody else has stays as well.
-    assert {found.state for found in cache.pool.fold("vm1").states} == {"one", "three", "four", "mine"}
+    assert {found.state for found in cache.pool.fold("vm1").states} == {
+        "one",
+        "three",
+        "four",
+        "mine",
+    }
     assert mine.digest in lab.data(cache.pool)
 
 
-def test_nothing_goes_for_what_no_room_can_be_made_for(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_goes_for_what_no_room_can_be_made_for(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A source can claim any length."""
     cache, pool = lab.cache(min_free=1 << 20), lab.pool()
     for name in ("one", "two"):
@@ -270,7 +300,7 @@ def test_nothing_goes_for_what_no_room_can_be_made_for(lab: Any, monkeypatch: py
     assert {found.state for found in cache.pool.fold("vm1").states} == {"one", "two"}
 
 
-# -- link pools ------------------------------------------------------------------------------------------------------------------------------------
+# -- link pools ------------------------------------------------------------------------------------
 
 
 def test_a_link_pool_is_referred_to(lab: Any, cache: Cache) -> None:
@@ -280,7 +310,9 @@ def test_a_link_pool_is_referred_to(lab: Any, cache: Cache) -> None:
     assert (fetched.how, fetched.bytes) == ("link", 0)
     for manifest in fetched.chain:
         assert cache.data(manifest.digest).is_symlink()
-        assert os.path.samefile(cache.data(manifest.digest), lab.root / "pool" / layout.data(manifest.digest))
+        assert os.path.samefile(
+            cache.data(manifest.digest), lab.root / "pool" / layout.data(manifest.digest)
+        )
 
 
 def test_data_is_never_replaced_by_a_link(lab: Any, cache: Cache) -> None:
@@ -316,7 +348,9 @@ def test_a_link_whose_file_was_changed_is_not_used(lab: Any, cache: Cache) -> No
         lab.fetch(cache, linked, "install")
 
 
-def test_a_link_pool_that_may_not_be_written(lab: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_pool_that_may_not_be_written(
+    lab: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lab.chain(lab.pool(), "install")
     linked = lab.pool(scheme="link")
 

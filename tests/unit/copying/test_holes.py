@@ -1,4 +1,7 @@
-"""Files that are nearly nothing but holes: a pool can have them by the terabyte without any room for them."""
+"""
+Files that are nearly nothing but holes: a pool can have them by the terabyte without any room for
+them.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,9 @@ def pool(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("made", [True, False])
-def test_an_image_far_longer_than_its_disk_is_not_read(pool: Path, tmp_path: Path, hashed: list[int], made: bool) -> None:
+def test_an_image_far_longer_than_its_disk_is_not_read(
+    pool: Path, tmp_path: Path, hashed: list[int], made: bool
+) -> None:
     states = statepool.StatePool(cache=str(tmp_path / "cache"), sources=[str(pool)])
     if made:
         statepool.init(str(tmp_path / "cache"))
@@ -80,7 +85,9 @@ def test_an_image_far_longer_than_its_disk_is_not_read(pool: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("what", ["fetch", "digest", "store"])
-def test_holes_of_a_terabyte_are_not_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_holes_of_a_terabyte_are_not_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     """RAM has no header that says how long it can be."""
     monkeypatch.setattr(failures, "MOST_HOLES", 4 << 20)
     transport = LocalTransport(Location("file", str(tmp_path)))
@@ -88,7 +95,8 @@ def test_holes_of_a_terabyte_are_not_hashed(tmp_path: Path, monkeypatch: pytest.
         with (tmp_path / name).open("w+b") as file, (tmp_path / f"{name}.copy").open("w+b") as copy:
             file.truncate(length)
             works = {
-                "fetch": lambda: transport.fetch(name, copy.fileno(), Transfer(length)),  # noqa: B023 - called at once
+                # called at once
+                "fetch": lambda: transport.fetch(name, copy.fileno(), Transfer(length)),  # noqa: B023
                 "digest": lambda: transport.digest(name, Transfer(length)),  # noqa: B023
                 "store": lambda: transport.store(file.fileno(), "stored", Transfer(length)),  # noqa: B023
             }

@@ -55,13 +55,19 @@ def bring(lab: Any, make: Any) -> tuple[Any, Any]:
     bad = FaultyTransport(sources[0].transport, Refuse(matches=on("fetch"), error=error))
     sources = (PoolSource(lab.pool("bad", transport=bad), "bad"), sources[1])
     offers = [offer for source in sources if (offer := source.resolve(wanted)) is not None]
-    return Supply(cache, Mirrors(sources, SourceStats(cache.notes), cache.settings)).bring(wanted, offers), cache
+    return Supply(cache, Mirrors(sources, SourceStats(cache.notes), cache.settings)).bring(
+        wanted, offers
+    ), cache
 
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_a_source_whose_transfer_fails(lab: Any, kind: type[StatePoolError]) -> None:
     def make(source: str, cache: str) -> StatePoolError:
-        return UnsafeImage("it is odd", check="odd") if kind is UnsafeImage else kind("it is odd", pool=source)
+        return (
+            UnsafeImage("it is odd", check="odd")
+            if kind is UnsafeImage
+            else kind("it is odd", pool=source)
+        )
 
     brought, _ = bring(lab, make)
     assert brought.offer.source.name == "good"
@@ -71,7 +77,11 @@ def test_a_source_whose_transfer_fails(lab: Any, kind: type[StatePoolError]) -> 
 @pytest.mark.parametrize("kind", [Incompatible, ReadOnlyPool, Conflict])
 def test_a_refusal_counts_for_whom_it_speaks_of(lab: Any, kind: type[StatePoolError]) -> None:
     def of_source(source: str, cache: str) -> StatePoolError:
-        return Incompatible("it is odd", differences=[], pool=source) if kind is Incompatible else kind("it is odd", pool=source)
+        return (
+            Incompatible("it is odd", differences=[], pool=source)
+            if kind is Incompatible
+            else kind("it is odd", pool=source)
+        )
 
     brought, _ = bring(lab, of_source)
     assert brought.offer.source.name == "good"
@@ -79,7 +89,10 @@ def test_a_refusal_counts_for_whom_it_speaks_of(lab: Any, kind: type[StatePoolEr
 
 @pytest.mark.parametrize("named", [True, False])
 def test_what_is_wrong_with_the_cache_is_wrong_with_every_source(lab: Any, named: bool) -> None:
-    for error in (Conflict("no", pool=str(lab.cache().pool) if named else None), NoSpace("full", needed=1, available=0)):
+    for error in (
+        Conflict("no", pool=str(lab.cache().pool) if named else None),
+        NoSpace("full", needed=1, available=0),
+    ):
         with pytest.raises(type(error)):
             bring(lab, lambda source, cache, error=error: error)
 
@@ -90,7 +103,9 @@ def damaged_and_good(tmp_path: Path) -> statepool.StatePool:
     (tmp_path / "bad" / layout.log("vm1")).mkdir()
     (tmp_path / "bad" / layout.record("vm1", 1)).write_text("nonsense")
     (tmp_path / "good" / layout.TRASH / "n-what").touch()
-    return statepool.StatePool(cache=str(tmp_path / "cache"), sources=[str(tmp_path / "bad"), str(tmp_path / "good")])
+    return statepool.StatePool(
+        cache=str(tmp_path / "cache"), sources=[str(tmp_path / "bad"), str(tmp_path / "good")]
+    )
 
 
 def test_a_damaged_log_does_not_end_a_collection(tmp_path: Path) -> None:

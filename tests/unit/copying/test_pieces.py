@@ -1,4 +1,7 @@
-"""States of several pieces: their lists come with them, tell what is damaged, and what of an interrupted transfer is worth going on with."""
+"""
+States of several pieces: their lists come with them, tell what is damaged, and what of an
+interrupted transfer is worth going on with.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,17 @@ MIB = 1 << 20
 
 @pytest.fixture
 def made(tmp_path: Path, make_image: Callable[..., Path]) -> Manifest:
-    """A state of six pieces and a bit, two of which are a hole, in the cache and the pool of ``lab``."""
-    image = make_image(tmp_path / "work.qcow2", 64 * MIB, writes=[(0, 15 * MIB, 7), (15 * MIB, MIB, 8)])
+    """
+    A state of six pieces and a bit, two of which are a hole, in the cache and the pool of ``lab``.
+    """
+    image = make_image(
+        tmp_path / "work.qcow2", 64 * MIB, writes=[(0, 15 * MIB, 7), (15 * MIB, MIB, 8)]
+    )
     os.truncate(image, 25 * MIB)
     statepool.init(tmp_path / "pool")
-    states = statepool.StatePool(cache=tmp_path / "cache", sources=[Location("file", str(tmp_path / "pool"))])
+    states = statepool.StatePool(
+        cache=tmp_path / "cache", sources=[Location("file", str(tmp_path / "pool"))]
+    )
     states.image("vm1/disk").set("install", source=image)
     found = opened(tmp_path / "cache").find(statepool.StateId("vm1/disk", "install"))
     assert found is not None
@@ -70,7 +79,7 @@ def only(pool: Pool, **options: Any) -> Checked:
     return found
 
 
-# -- lists -------------------------------------------------------------------------------------------------------------------------------------------
+# -- lists -----------------------------------------------------------------------------------------
 
 
 def test_lists_come_with_the_bytes(lab: Any, tmp_path: Path, made: Manifest) -> None:
@@ -112,11 +121,15 @@ def test_a_list_goes_with_the_state(lab: Any, tmp_path: Path, made: Manifest) ->
     assert list((tmp_path / "pool" / layout.DATA).iterdir()) == []
 
 
-def test_a_cache_makes_a_list_that_is_missing_or_wrong(lab: Any, tmp_path: Path, made: Manifest) -> None:
+def test_a_cache_makes_a_list_that_is_missing_or_wrong(
+    lab: Any, tmp_path: Path, made: Manifest
+) -> None:
     cache, path = lab.cache(), list_in(tmp_path / "cache", made)
     right = path.read_bytes()
     path.unlink()
-    assert only(cache.pool, cache=cache) == Checked(str(cache.pool), "vm1/disk", "install", str(made.digest), made.size)
+    assert only(cache.pool, cache=cache) == Checked(
+        str(cache.pool), "vm1/disk", "install", str(made.digest), made.size
+    )
     assert path.read_bytes() == right
     for wrong in (b"", right[:-1], right + b"x", right[LENGTH:] + right[:LENGTH]):
         path.write_bytes(wrong)
@@ -126,7 +139,9 @@ def test_a_cache_makes_a_list_that_is_missing_or_wrong(lab: Any, tmp_path: Path,
         assert path.read_bytes() == right
 
 
-def test_a_wrong_list_of_a_source_is_told_of_and_ignored(lab: Any, tmp_path: Path, made: Manifest) -> None:
+def test_a_wrong_list_of_a_source_is_told_of_and_ignored(
+    lab: Any, tmp_path: Path, made: Manifest
+) -> None:
     path = list_in(tmp_path / "pool", made)
     path.write_bytes(b"rot")
     found = only(lab.pool())
@@ -139,7 +154,9 @@ def test_a_wrong_list_of_a_source_is_told_of_and_ignored(lab: Any, tmp_path: Pat
 
 def test_a_list_that_is_no_file_is_ignored(lab: Any, tmp_path: Path, made: Manifest) -> None:
     assert made.digest is not None
-    for number, make in enumerate((os.mkdir, os.mkfifo, lambda path: path.symlink_to("/etc/passwd"))):
+    for number, make in enumerate(
+        (os.mkdir, os.mkfifo, lambda path: path.symlink_to("/etc/passwd"))
+    ):
         for name in ("pool", "cache"):
             path = list_in(tmp_path / name, made)
             (path.rmdir if path.is_dir() else path.unlink)()
@@ -153,21 +170,25 @@ def test_a_list_that_is_no_file_is_ignored(lab: Any, tmp_path: Path, made: Manif
         assert path.is_dir() or read_list(cache.pool.transport, made.digest, made.size) is not None
 
 
-# -- damage ------------------------------------------------------------------------------------------------------------------------------------------
+# -- damage ----------------------------------------------------------------------------------------
 
 
 def test_damaged_pieces_are_named(lab: Any, tmp_path: Path, made: Manifest) -> None:
     damage(bytes_in(tmp_path / "pool", made), PIECE, 2 * PIECE + 5, 24 * MIB)
     found = only(lab.pool())
     assert found.damaged == ((PIECE, 2 * PIECE), (24 * MIB, MIB))
-    assert (found.problem or "").endswith(f"; damaged are the bytes {PIECE} to {3 * PIECE - 1}, {24 * MIB} to {25 * MIB - 1}")
+    assert (found.problem or "").endswith(
+        f"; damaged are the bytes {PIECE} to {3 * PIECE - 1}, {24 * MIB} to {25 * MIB - 1}"
+    )
     cache = lab.cache()
     assert only(cache.pool, cache=cache).damaged == ()
     damage(cache.data(made.digest), 0)
     assert only(cache.pool, cache=cache).damaged == ((0, PIECE),)
     list_in(tmp_path / "pool", made).unlink()
     assert only(lab.pool()).damaged == ()
-    assert only(lab.pool(), beside=cache.pool).damaged == found.damaged, "the list of another pool is as good"
+    assert only(lab.pool(), beside=cache.pool).damaged == found.damaged, (
+        "the list of another pool is as good"
+    )
 
 
 def test_the_only_piece_is_the_damaged_one(lab: Any, tmp_path: Path) -> None:
@@ -192,11 +213,13 @@ def test_a_message_names_a_few_of_many_places(lab: Any, made: Manifest) -> None:
     assert (found.problem or "").endswith(f"{9 * PIECE} to {10 * PIECE - 1} and 5 more places")
 
 
-# -- names -------------------------------------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("algorithm", ["blake3", "sha256"])
-def test_states_with_other_names_keep_them(lab: Any, tmp_path: Path, made: Manifest, algorithm: str) -> None:
+def test_states_with_other_names_keep_them(
+    lab: Any, tmp_path: Path, made: Manifest, algorithm: str
+) -> None:
     content = bytes_in(tmp_path / "pool", made).read_bytes()
     old = evolve(made, digest=Digest.of(content, algorithm))
     assert old.digest is not None
@@ -216,7 +239,7 @@ def test_states_with_other_names_keep_them(lab: Any, tmp_path: Path, made: Manif
     assert (found.damaged, f"not {old.digest}" in (found.problem or "")) == ((), True)
 
 
-# -- going on ----------------------------------------------------------------------------------------------------------------------------------------
+# -- going on --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -246,7 +269,13 @@ def leave(cache: Cache, manifest: Manifest, content: bytes) -> None:
     ],
 )
 def test_a_get_goes_on_with_what_the_list_proves(
-    lab: Any, tmp_path: Path, made: Manifest, far: Pool, length: int, wrong: int | None, resumed: int
+    lab: Any,
+    tmp_path: Path,
+    made: Manifest,
+    far: Pool,
+    length: int,
+    wrong: int | None,
+    resumed: int,
 ) -> None:
     beginning = bytearray(bytes_in(tmp_path / "pool", made).read_bytes()[:length])
     if wrong is not None:
@@ -261,7 +290,9 @@ def test_a_get_goes_on_with_what_the_list_proves(
 
 @pytest.mark.parametrize("content", [None, b"", b"rot" * 1000], ids=["none", "empty", "wrong"])
 @pytest.mark.parametrize("wrong", [False, True])
-def test_without_a_list_the_digest_tells_in_the_end(lab: Any, tmp_path: Path, made: Manifest, far: Pool, content: bytes | None, wrong: bool) -> None:
+def test_without_a_list_the_digest_tells_in_the_end(
+    lab: Any, tmp_path: Path, made: Manifest, far: Pool, content: bytes | None, wrong: bool
+) -> None:
     assert made.digest is not None
     far.transport.remove(layout.list_of(layout.data(made.digest)))
     if content is not None:
@@ -275,7 +306,9 @@ def test_without_a_list_the_digest_tells_in_the_end(lab: Any, tmp_path: Path, ma
     assert read_list(cache.pool.transport, made.digest, made.size) is not None
 
 
-def test_a_push_goes_on_with_the_pieces_that_are_there(lab: Any, tmp_path: Path, made: Manifest) -> None:
+def test_a_push_goes_on_with_the_pieces_that_are_there(
+    lab: Any, tmp_path: Path, made: Manifest
+) -> None:
     assert made.digest is not None
     whole = bytes_in(tmp_path / "pool", made).read_bytes()
     pool = Pool(MemoryTransport(MemoryStore(), resumes=True))

@@ -1,4 +1,7 @@
-"""Pools where there are the primitives only, and where files can only be read, such as on a web server."""
+"""
+Pools where there are the primitives only, and where files can only be read, such as on a web
+server.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,13 @@ from tests.support.primitives import Shelf, Store
 
 def shelved(root: Path) -> Shelf:
     """:returns: the files of a pool that are no links, where they can only be read"""
-    return Shelf({str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file() and not path.is_symlink()})
+    return Shelf(
+        {
+            str(path.relative_to(root)): path.read_bytes()
+            for path in root.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        }
+    )
 
 
 def test_the_primitives_are_enough_for_setting_and_fetching(lab: Any) -> None:

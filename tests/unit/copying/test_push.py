@@ -91,7 +91,9 @@ def test_what_others_stand_on_is_never_replaced(lab: Any, cache: Cache) -> None:
 
 
 def test_a_parent_with_other_bytes_around_the_same_content(lab: Any, cache: Cache) -> None:
-    """The cache's copy was rewritten, as its origin says: the child is stored on the pool's own copy."""
+    """
+    The cache's copy was rewritten, as its origin says: the child is stored on the pool's own copy.
+    """
     pool = lab.pool()
     there = lab.put(pool, "install", tag="as it was")
     here = lab.put(cache.pool, "install", tag="rewritten")
@@ -101,7 +103,10 @@ def test_a_parent_with_other_bytes_around_the_same_content(lab: Any, cache: Cach
     cache.pool.publish([here], staging)
     staging.end()
     child = lab.put(cache.pool, "customize", here)
-    assert [relation for _, relation in relations((child, here), pool)] == [Relation.MISSING, Relation.SAME]
+    assert [relation for _, relation in relations((child, here), pool)] == [
+        Relation.MISSING,
+        Relation.SAME,
+    ]
     Push(cache, pool).run((child, here))
     stored = pool.find(child.id)
     assert stored is not None
@@ -134,7 +139,9 @@ def test_what_stops_on_the_way_leaves_nothing(lab: Any, cache: Cache, fault: Any
     assert Push(cache, pool).run(chain).result is Presence.STORED
 
 
-def test_no_space_is_known_before_anything_moves(lab: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_space_is_known_before_anything_moves(
+    lab: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = lab.pool()
     chain = lab.chain(cache.pool, "install")
     before = photograph(lab.root / "pool")
@@ -160,8 +167,13 @@ def test_what_another_pool_has_may_be_evicted(lab: Any, cache: Cache) -> None:
     assert cache.trust.source(chain[0].digest) == str(pool)
 
 
-def test_of_two_that_store_the_same_one_sends_it_and_the_other_waits(lab: Any, cache: Cache) -> None:
-    """In a place without locks of a kernel: the one that sends goes on as soon as the other has begun to wait."""
+def test_of_two_that_store_the_same_one_sends_it_and_the_other_waits(
+    lab: Any, cache: Cache
+) -> None:
+    """
+    In a place without locks of a kernel: the one that sends goes on as soon as the other has begun
+    to wait.
+    """
 
     class Watched(MemoryTransport):
         sent = 0
@@ -184,7 +196,9 @@ def test_of_two_that_store_the_same_one_sends_it_and_the_other_waits(lab: Any, c
     Pool(here).create()
     chain = lab.chain(cache.pool, "install", "customize")
     with ThreadPoolExecutor(2) as threads:
-        results = list(threads.map(lambda transport: Push(cache, Pool(transport)).run(chain), [here, there]))
+        results = list(
+            threads.map(lambda transport: Push(cache, Pool(transport)).run(chain), [here, there])
+        )
     assert here.sent + there.sent == len(chain), "each member was sent once"
     assert sum(result.bytes for result in results) == sum(manifest.size for manifest in chain)
     assert lab.data(Pool(here)) == {manifest.digest for manifest in chain}
@@ -195,7 +209,10 @@ def test_of_two_that_store_the_same_one_sends_it_and_the_other_waits(lab: Any, c
 def test_who_is_taken_for_dead_leaves_no_state_without_bytes(
     lab: Any, cache: Cache, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writer is suspended before its record for longer than its marker counts, and a collector comes."""
+    """
+    The writer is suspended before its record for longer than its marker counts, and a collector
+    comes.
+    """
     pool = lab.pool()
     (tip,) = chain = lab.chain(cache.pool, "install")
     real, calls = pool.transport.draft, []

@@ -50,7 +50,9 @@ def test_nothing_is_there(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("writer", [None, DEAD])
-def test_what_nobody_works_on_is_taken_and_the_longest_of_it(pool: Pool, writer: Writer | None) -> None:
+def test_what_nobody_works_on_is_taken_and_the_longest_of_it(
+    pool: Pool, writer: Writer | None
+) -> None:
     left(pool, "one", b"123", writer)
     left(pool, "two", b"12345", writer)
     assert take_over(pool, DIGEST, "mine") == 5
@@ -63,7 +65,9 @@ def test_what_somebody_works_on_is_left_alone(pool: Pool) -> None:
     left(pool, "here", b"123", HERE)
     left(pool, "there", b"12345", ELSEWHERE)
     assert take_over(pool, DIGEST, "mine") == 0
-    assert take_over(pool, DIGEST, "mine", alone=True) == 5, "whoever holds the claim knows that other hosts do not"
+    assert take_over(pool, DIGEST, "mine", alone=True) == 5, (
+        "whoever holds the claim knows that other hosts do not"
+    )
     abandon("here")
     pool.transport.remove(layout.part("mine", DIGEST))
     assert take_over(pool, DIGEST, "again") == 3, "this process said that it has given up"
@@ -80,7 +84,9 @@ def test_a_collector_leaves_it_for_a_day(pool: Pool) -> None:
     Collector(pool).sweep()
     assert layout.part("gone", DIGEST).rpartition("/")[2] in names(pool)
     assert "gone.json" not in names(pool)
-    pool.transport.memory._clock = lambda clock=pool.transport.memory._clock: clock() + (RESUMABLE + 60) * 10**9  # type: ignore[attr-defined]
+    pool.transport.memory._clock = lambda clock=pool.transport.memory._clock: (
+        clock() + (RESUMABLE + 60) * 10**9
+    )  # type: ignore[attr-defined]
     gone = Collector(pool).sweep()
     assert [collected.path for collected in gone] == [layout.part("gone", DIGEST)]
     assert layout.part("working", DIGEST).rpartition("/")[2] in names(pool)

@@ -1,4 +1,7 @@
-"""A writer that is suspended before its record, for longer than its marker counts: a collector has come when it goes on."""
+"""
+A writer that is suspended before its record, for longer than its marker counts: a collector has
+come when it goes on.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,9 @@ def suspend(lab: Any, monkeypatch: pytest.MonkeyPatch) -> Suspend:
                 for path in (place / layout.INCOMING).iterdir():
                     path.unlink()
                 other = Pool(lab.pool(place.name).transport)
-                found = (Digest.from_file_name(path.name) for path in (place / layout.DATA).iterdir())
+                found = (
+                    Digest.from_file_name(path.name) for path in (place / layout.DATA).iterdir()
+                )
                 Collector(other).collect([digest for digest in found if digest is not None])
                 then()
             return real(directory, data)
@@ -72,7 +77,11 @@ def take(lab: Any, cache: Cache) -> Any:
         images[name] = lab.root / f"{name}.qcow2"
         images[name].write_bytes(lab.image(name))
     (lab.root / "ram").write_bytes(b"pages" * 999)
-    return Capture(cache, ON, files_of(ON, images, lab.root / "ram"), fingerprint={"cpu": "max"}).run().manifest
+    return (
+        Capture(cache, ON, files_of(ON, images, lab.root / "ram"), fingerprint={"cpu": "max"})
+        .run()
+        .manifest
+    )
 
 
 def test_a_machine_is_stored(lab: Any, cache: Cache, suspend: Suspend) -> None:
@@ -83,7 +92,9 @@ def test_a_machine_is_stored(lab: Any, cache: Cache, suspend: Suspend) -> None:
     require_whole(lab)
 
 
-def test_a_machine_is_stored_of_which_a_part_is_lost(lab: Any, cache: Cache, suspend: Suspend) -> None:
+def test_a_machine_is_stored_of_which_a_part_is_lost(
+    lab: Any, cache: Cache, suspend: Suspend
+) -> None:
     machine, there = take(lab, cache), lab.pool()
     disk = cache.pool.find(StateId("vm1/disk", "on"))
     assert disk is not None

@@ -1,4 +1,6 @@
-"""Descriptions of machines, their fingerprints, and what the tiny guest is made of: without any QEMU."""
+"""
+Descriptions of machines, their fingerprints, and what the tiny guest is made of: without any QEMU.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +31,47 @@ MADE_OF = {
 }
 
 
-# -- descriptions ------------------------------------------------------------------------------------------------------------------------------------
+# -- descriptions ----------------------------------------------------------------------------------
 
 
 def test_a_command_has_all_that_a_description_says(tmp_path: Path) -> None:
     images = {"disk": tmp_path / "a, b.qcow2", "data+1": tmp_path / "c.qcow2"}
-    config = MachineConfig(images, memory=1 << 30, processors=2, machine="pc", cpu="max", accelerator="kvm", arguments=["-nic", "none"])
+    config = MachineConfig(
+        images,
+        memory=1 << 30,
+        processors=2,
+        machine="pc",
+        cpu="max",
+        accelerator="kvm",
+        arguments=["-nic", "none"],
+    )
     command = config.command()
     assert command[0] == "qemu-system-x86_64"
     assert command[-2:] == ["-nic", "none"]
-    for pair in (["-m", "1024M"], ["-smp", "2"], ["-machine", "pc"], ["-cpu", "max"], ["-accel", "kvm"], ["-display", "none"]):
+    for pair in (
+        ["-m", "1024M"],
+        ["-smp", "2"],
+        ["-machine", "pc"],
+        ["-cpu", "max"],
+        ["-accel", "kvm"],
+        ["-display", "none"],
+    ):
         assert any(command[index : index + 2] == pair for index in range(len(command)))
-    disks = [json.loads(command[index + 1]) for index, word in enumerate(command) if word == "-blockdev"]
+    disks = [
+        json.loads(command[index + 1]) for index, word in enumerate(command) if word == "-blockdev"
+    ]
     assert [disk["file"]["filename"] for disk in disks] == [str(path) for path in images.values()]
-    assert [disk["node-name"] for disk in disks] == ["disk0", "disk1"] == [config.node("disk"), config.node("data+1")]
+    assert (
+        [disk["node-name"] for disk in disks]
+        == ["disk0", "disk1"]
+        == [config.node("disk"), config.node("data+1")]
+    )
     assert {disk["driver"] for disk in disks} == {"qcow2"}
 
 
-def test_paths_are_absolute_and_descriptions_are_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_absolute_and_descriptions_are_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     config = MachineConfig({"disk": "x.qcow2"})
     assert config.images == {"disk": tmp_path / "x.qcow2"}
@@ -86,7 +111,7 @@ def test_names_of_images_are_names() -> None:
         MachineConfig({"../disk": Path("x")})
 
 
-# -- fingerprints ------------------------------------------------------------------------------------------------------------------------------------
+# -- fingerprints ----------------------------------------------------------------------------------
 
 
 def test_the_same_machine_has_no_differences() -> None:
@@ -101,15 +126,24 @@ def test_the_same_machine_has_no_differences() -> None:
         ({"qemu": "8.0.0"}, ["QEMU is 8.0.0, not 7.2.22"]),
         ({"machine": "pc-i440fx-7.2"}, ["the machine type is pc-i440fx-7.2, not pc-q35-7.2"]),
         ({"accelerator": "kvm"}, ["the accelerator is kvm, not tcg"]),
-        ({"cpu": "max-x86_64-cpu 00"}, ["the CPU is max-x86_64-cpu 00, not qemu64-x86_64-cpu faced010f2472578"]),
+        (
+            {"cpu": "max-x86_64-cpu 00"},
+            ["the CPU is max-x86_64-cpu 00, not qemu64-x86_64-cpu faced010f2472578"],
+        ),
         ({"processors": "2"}, ["the number of processors is 2, not 1"]),
         ({"memory": "1"}, ["the RAM in bytes is 1, not 134217728"]),
         (
             {"devices": "PCI 00:01.0 1af4:1001; virtio-blk-pci"},
             ["the device PCI 00:02.0 1af4:1001 is missing", "the device virtio-blk-pci is missing"],
         ),
-        ({"devices": MADE_OF["devices"] + "; virtio-rng-pci"}, ["there is the device virtio-rng-pci besides"]),
-        ({"qemu": "8.0.0", "memory": "1"}, ["QEMU is 8.0.0, not 7.2.22", "the RAM in bytes is 1, not 134217728"]),
+        (
+            {"devices": MADE_OF["devices"] + "; virtio-rng-pci"},
+            ["there is the device virtio-rng-pci besides"],
+        ),
+        (
+            {"qemu": "8.0.0", "memory": "1"},
+            ["QEMU is 8.0.0, not 7.2.22", "the RAM in bytes is 1, not 134217728"],
+        ),
     ],
 )
 def test_every_difference_is_told(change: dict[str, str], told: list[str]) -> None:
@@ -120,7 +154,7 @@ def test_a_fingerprint_that_lacks_something_differs() -> None:
     assert differences({}, MADE_OF)[0] == "QEMU is 7.2.22, not unknown"
 
 
-# -- compressed RAM ----------------------------------------------------------------------------------------------------------------------------------
+# -- compressed RAM --------------------------------------------------------------------------------
 
 
 def read(descriptor: int) -> bytes:
@@ -149,14 +183,20 @@ def test_a_reader_may_have_enough_before_the_end(tmp_path: Path) -> None:
 
 def test_what_is_not_compressed_as_it_says(tmp_path: Path) -> None:
     (tmp_path / "ram").write_bytes(b"no zstd at all" * 1000)
-    with pytest.raises(IntegrityError, match="not what zstd wrote"), stream.readable(tmp_path / "ram", "zstd") as descriptor:
+    with (
+        pytest.raises(IntegrityError, match="not what zstd wrote"),
+        stream.readable(tmp_path / "ram", "zstd") as descriptor,
+    ):
         read(descriptor)
         raise IntegrityError("QEMU could not load it")
-    with pytest.raises(IntegrityError, match="unknown way: 'lz5'"), stream.readable(tmp_path / "ram", "lz5"):
+    with (
+        pytest.raises(IntegrityError, match="unknown way: 'lz5'"),
+        stream.readable(tmp_path / "ram", "lz5"),
+    ):
         pass
 
 
-# -- the guest agent ---------------------------------------------------------------------------------------------------------------------------------
+# -- the guest agent -------------------------------------------------------------------------------
 
 
 class Agent(threading.Thread):
@@ -205,7 +245,10 @@ def test_an_agent_freezes_and_thaws(place: Path) -> None:
 
 def test_an_agent_that_refuses(place: Path) -> None:
     agent = Agent(place / "agent", "guest-fsfreeze-freeze")
-    with pytest.raises(MachineError, match="refused guest-fsfreeze-freeze: not today"), file_systems_frozen(place / "agent"):
+    with (
+        pytest.raises(MachineError, match="refused guest-fsfreeze-freeze: not today"),
+        file_systems_frozen(place / "agent"),
+    ):
         raise AssertionError("nothing was frozen")
     agent.end()
     assert agent.heard[-1] == "guest-fsfreeze-thaw"
@@ -231,11 +274,17 @@ def test_no_agent(place: Path) -> None:
             GuestAgent(place / "silent", timeout=0.1)
 
 
-# -- the guest ---------------------------------------------------------------------------------------------------------------------------------------
+# -- the guest -------------------------------------------------------------------------------------
 
 
 def test_the_archive_is_one_that_cpio_reads(tmp_path: Path) -> None:
-    archived = archive([("bin", 0o040755, b""), ("bin/odd", 0o100755, b"12345"), ("init", 0o100755, b"#!/bin/sh\n")])
+    archived = archive(
+        [
+            ("bin", 0o040755, b""),
+            ("bin/odd", 0o100755, b"12345"),
+            ("init", 0o100755, b"#!/bin/sh\n"),
+        ]
+    )
     assert archived.startswith(b"070701")
     assert len(archived) % 4 == 0
     for part in (b"bin/odd\0", b"12345", b"TRAILER!!!\0"):

@@ -45,10 +45,16 @@ def test_bad_digests_are_refused(text: str) -> None:
 
 
 def test_digests_are_those_of_the_libraries() -> None:
-    assert Digest.of_text(b"pool") == Digest.of(b"pool", "blake3") == Digest("blake3", blake3.blake3(b"pool").hexdigest())
+    assert (
+        Digest.of_text(b"pool")
+        == Digest.of(b"pool", "blake3")
+        == Digest("blake3", blake3.blake3(b"pool").hexdigest())
+    )
     assert Digest.of(b"pool", "sha256") == Digest("sha256", hashlib.sha256(b"pool").hexdigest())
     # The first test vector of BLAKE3's own repository: no input.
-    assert Digest.of_text("").hex == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+    assert (
+        Digest.of_text("").hex == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["blake3p", "blake3", "sha256"])
@@ -71,7 +77,17 @@ def test_what_is_printed_is_read_back(some, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "pool.json", "blake3-", f"blake3-{HEX}.tmp", f".blake3-{HEX}", f"md5-{HEX[:32]}", f"blake3--{HEX}", f"blake3:{HEX}"]
+    "name",
+    [
+        "",
+        "pool.json",
+        "blake3-",
+        f"blake3-{HEX}.tmp",
+        f".blake3-{HEX}",
+        f"md5-{HEX[:32]}",
+        f"blake3--{HEX}",
+        f"blake3:{HEX}",
+    ],
 )
 def test_other_files_are_no_digests(name: str) -> None:
     assert Digest.from_file_name(name) is None

@@ -13,12 +13,21 @@ from hypothesis import strategies as st
 from statepool.errors import InvalidLocation, StatePoolError
 from statepool.model.location import Location
 
-WORDS = st.text(st.characters(min_codepoint=32, exclude_characters="/\x7f", exclude_categories=["Cs"]), min_size=1)
-NAMES = st.lists(st.integers(32, 255).filter(lambda byte: byte not in b"/\x7f"), min_size=1).map(lambda name: os.fsdecode(bytes(name)))
+WORDS = st.text(
+    st.characters(min_codepoint=32, exclude_characters="/\x7f", exclude_categories=["Cs"]),
+    min_size=1,
+)
+NAMES = st.lists(st.integers(32, 255).filter(lambda byte: byte not in b"/\x7f"), min_size=1).map(
+    lambda name: os.fsdecode(bytes(name))
+)
 PATHS = st.lists(WORDS | NAMES, max_size=4).map(lambda parts: "/" + "/".join(parts))
-HOSTS = st.sampled_from(["store", "store.example.org", "10.0.0.7", "::1", "fe80::1%eth0", "a_b", "A-1"])
+HOSTS = st.sampled_from(
+    ["store", "store.example.org", "10.0.0.7", "::1", "fe80::1%eth0", "a_b", "A-1"]
+)
 USERS = st.none() | st.sampled_from(["lab", "lab@example.org", "_x", "a.b-c+d"])
-LOCATIONS = st.builds(Location, st.sampled_from(["file", "link", "oci", "x+y.z-1"]), PATHS) | st.builds(
+LOCATIONS = st.builds(
+    Location, st.sampled_from(["file", "link", "oci", "x+y.z-1"]), PATHS
+) | st.builds(
     Location, st.sampled_from(["ssh", "s3"]), PATHS, HOSTS, USERS, st.none() | st.integers(1, 65535)
 )
 
@@ -30,7 +39,10 @@ def test_what_is_printed_is_read_back(location: Location) -> None:
     assert pickle.loads(pickle.dumps(location)) == location
 
 
-@given(st.text(max_size=30) | st.builds("{}://{}".format, st.sampled_from(["file", "ssh", "x"]), st.text(max_size=30)))
+@given(
+    st.text(max_size=30)
+    | st.builds("{}://{}".format, st.sampled_from(["file", "ssh", "x"]), st.text(max_size=30))
+)
 def test_what_is_read_is_printed_so_that_it_is_read_again(text: str) -> None:
     try:
         location = Location.parse(text)
@@ -55,8 +67,16 @@ def test_what_is_read_is_printed_so_that_it_is_read_again(text: str) -> None:
         ("file:///srv/%FF", Location("file", "/srv/\udcff"), "file:///srv/%FF"),
         ("/srv/\udcff", Location("file", "/srv/\udcff"), "file:///srv/%FF"),
         ("ssh://store/srv", Location("ssh", "/srv", "store"), "ssh://store/srv"),
-        ("ssh://lab@store:2222/srv", Location("ssh", "/srv", "store", "lab", 2222), "ssh://lab@store:2222/srv"),
-        ("ssh://lab@[::1]:22/srv", Location("ssh", "/srv", "::1", "lab", 22), "ssh://lab@[::1]:22/srv"),
+        (
+            "ssh://lab@store:2222/srv",
+            Location("ssh", "/srv", "store", "lab", 2222),
+            "ssh://lab@store:2222/srv",
+        ),
+        (
+            "ssh://lab@[::1]:22/srv",
+            Location("ssh", "/srv", "::1", "lab", 22),
+            "ssh://lab@[::1]:22/srv",
+        ),
         # as avocado-i2n writes them
         (":/srv/pool", Location("file", "/srv/pool"), "file:///srv/pool"),
         (":;/srv/pool", Location("link", "/srv/pool"), "link:///srv/pool"),
@@ -68,7 +88,9 @@ def test_forms(text: str, location: Location, printed: str) -> None:
     assert str(location) == printed
 
 
-def test_relative_paths_are_those_of_the_directory_where_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_those_of_the_directory_where_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for text in ("cache", "./cache", "cache/"):
         assert Location.parse(text) == Location("file", str(tmp_path / "cache"))
@@ -149,14 +171,29 @@ def test_bad_values_cannot_be_made(facts) -> None:
 
 
 def test_local_ones_are_known() -> None:
-    assert [scheme for scheme in ("file", "link", "ssh", "oci") if Location(scheme, "/x", "h" if scheme == "ssh" else None).is_local] == [
+    assert [
+        scheme
+        for scheme in ("file", "link", "ssh", "oci")
+        if Location(scheme, "/x", "h" if scheme == "ssh" else None).is_local
+    ] == [
         "file",
         "link",
     ]
 
 
 @pytest.mark.parametrize(
-    "text", ["\ud800", "~\ud800/x", "~\0/x", "~user\udfff", "/a\ud800", "file:///\ud800", "ssh://h/\ud800", "h\ud800:/x", ":;/\ud8ff"]
+    "text",
+    [
+        "\ud800",
+        "~\ud800/x",
+        "~\0/x",
+        "~user\udfff",
+        "/a\ud800",
+        "file:///\ud800",
+        "ssh://h/\ud800",
+        "h\ud800:/x",
+        ":;/\ud8ff",
+    ],
 )
 def test_what_no_file_can_be_named(text: str) -> None:
     with pytest.raises(InvalidLocation):

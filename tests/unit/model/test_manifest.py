@@ -1,4 +1,6 @@
-"""What a pool knows of a state: read back as it was written, and nothing believed that cannot be."""
+"""
+What a pool knows of a state: read back as it was written, and nothing believed that cannot be.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,20 @@ FULL = Manifest(
 )
 
 GOOD: dict[str, Any] = FULL.to_json()
-RAM: dict[str, Any] = {"object": "vm1", "state": "loggedin", "kind": "ram", "size": 4096, "digest": str(TIP), "fingerprint": {"cpu": "max"}}
-MACHINE: dict[str, Any] = {"object": "vm1", "state": "loggedin", "kind": "machine", "members": {"vm1/disk": str(TIP), "ram": str(BASE)}}
+RAM: dict[str, Any] = {
+    "object": "vm1",
+    "state": "loggedin",
+    "kind": "ram",
+    "size": 4096,
+    "digest": str(TIP),
+    "fingerprint": {"cpu": "max"},
+}
+MACHINE: dict[str, Any] = {
+    "object": "vm1",
+    "state": "loggedin",
+    "kind": "machine",
+    "members": {"vm1/disk": str(TIP), "ram": str(BASE)},
+}
 
 
 def without(data: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -87,7 +101,10 @@ LIES: dict[str, object] = {
     "parent without digest": {**GOOD, "parent": {"state": "install"}},
     "parent without state": {**GOOD, "parent": {"digest": str(BASE)}},
     "parent leaves the pool": {**GOOD, "parent": {"state": "../install", "digest": str(BASE)}},
-    "parent with a file's name": {**GOOD, "parent": {"state": "install.qcow2", "digest": str(BASE)}},
+    "parent with a file's name": {
+        **GOOD,
+        "parent": {"state": "install.qcow2", "digest": str(BASE)},
+    },
     "extents are a number": {**GOOD, "extents": 5},
     "extents are an object": {**GOOD, "extents": {"0": 65536}},
     "an extent is a number": {**GOOD, "extents": [5]},
@@ -112,7 +129,10 @@ LIES: dict[str, object] = {
     "a label of megabytes": {**GOOD, "labels": {"x": "y" * (1 << 20)}},
     "creator is a text": {**GOOD, "creator": "me"},
     "a creator of megabytes": {**GOOD, "creator": {"y" * (1 << 20): ""}},
-    "a fingerprint of many long texts": {**RAM, "fingerprint": {str(number): "y" * (1 << 14) for number in range(64)}},
+    "a fingerprint of many long texts": {
+        **RAM,
+        "fingerprint": {str(number): "y" * (1 << 14) for number in range(64)},
+    },
     "fingerprint is a number": {**RAM, "fingerprint": 5},
     "an image with members": {**GOOD, "members": {"vm1/disk": str(TIP)}},
     "RAM with members": {**RAM, "members": {"vm1/disk": str(TIP)}},
@@ -142,10 +162,31 @@ def test_what_the_lies_are_made_of_is_believed(data: dict[str, Any]) -> None:
     assert Manifest.from_json(data).to_json() == {"kind": "image", "size": 0, **data}
 
 
-@pytest.mark.parametrize("name", ["object", "state", "kind", "digest", "size", "parent", "extents", "created", "labels", "members"])
-@pytest.mark.parametrize("value", [None, True, -1, 1.5, float("inf"), "", "x", [], {}, [[]], {"": None}, [None, None]], ids=repr)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "object",
+        "state",
+        "kind",
+        "digest",
+        "size",
+        "parent",
+        "extents",
+        "created",
+        "labels",
+        "members",
+    ],
+)
+@pytest.mark.parametrize(
+    "value",
+    [None, True, -1, 1.5, float("inf"), "", "x", [], {}, [[]], {"": None}, [None, None]],
+    ids=repr,
+)
 def test_a_field_of_another_type_is_refused_or_read(name: str, value: object) -> None:
-    """Whatever stands in one field, the answer is a manifest or a BadRecord; a manifest is written as it was read."""
+    """
+    Whatever stands in one field, the answer is a manifest or a BadRecord; a manifest is written as
+    it was read.
+    """
     for data in (GOOD, RAM, MACHINE):
         try:
             manifest = Manifest.from_json({**data, name: value})
@@ -160,9 +201,13 @@ def test_a_field_that_is_never_null(name: str) -> None:
         Manifest.from_json({**GOOD, name: None})
 
 
-@pytest.mark.parametrize("name", ["origin", "parent", "extents", "creator", "labels", "fingerprint", "members"])
+@pytest.mark.parametrize(
+    "name", ["origin", "parent", "extents", "creator", "labels", "fingerprint", "members"]
+)
 def test_a_field_that_is_null_is_as_if_left_out(name: str) -> None:
-    assert Manifest.from_json({**GOOD, name: None}) == Manifest.from_json({key: value for key, value in GOOD.items() if key != name})
+    assert Manifest.from_json({**GOOD, name: None}) == Manifest.from_json(
+        {key: value for key, value in GOOD.items() if key != name}
+    )
 
 
 def test_the_last_moment_that_a_state_can_be_of() -> None:
@@ -195,7 +240,10 @@ def manifests(some: Any) -> st.SearchStrategy[Manifest]:
     tables = st.dictionaries(st.text(max_size=10), st.text(max_size=10), max_size=3)
     objects = st.builds("{}/{}".format, some.names, some.names)
     extents = st.lists(st.integers(0, 1 << 40), unique=True, max_size=8).map(
-        lambda edges: tuple((low, high - low) for low, high in zip(sorted(edges)[::2], sorted(edges)[1::2], strict=False))
+        lambda edges: tuple(
+            (low, high - low)
+            for low, high in zip(sorted(edges)[::2], sorted(edges)[1::2], strict=False)
+        )
     )
     common = {"created": st.floats(0, 9e11), "creator": tables, "labels": tables}
     images = st.builds(
@@ -211,11 +259,27 @@ def manifests(some: Any) -> st.SearchStrategy[Manifest]:
         extents=extents,
         **common,
     )
-    ram = st.builds(Manifest, some.names, some.states, st.just(Kind.RAM), sizes, some.digests, fingerprint=tables, **common)
+    ram = st.builds(
+        Manifest,
+        some.names,
+        some.states,
+        st.just(Kind.RAM),
+        sizes,
+        some.digests,
+        fingerprint=tables,
+        **common,
+    )
 
     def machine(name: str) -> st.SearchStrategy[Manifest]:
-        members = st.dictionaries(st.just("ram") | some.names.map(f"{name}/{{}}".format), some.digests, min_size=1, max_size=3)
-        return st.builds(Manifest, st.just(name), some.states, st.just(Kind.MACHINE), members=members, **common)
+        members = st.dictionaries(
+            st.just("ram") | some.names.map(f"{name}/{{}}".format),
+            some.digests,
+            min_size=1,
+            max_size=3,
+        )
+        return st.builds(
+            Manifest, st.just(name), some.states, st.just(Kind.MACHINE), members=members, **common
+        )
 
     return images | ram | some.names.flatmap(machine)
 
@@ -229,7 +293,9 @@ def test_what_is_written_is_read_back(some, data: st.DataObject) -> None:
 @given(st.data())
 def test_no_json_at_all_raises_anything_else(some, data: st.DataObject) -> None:
     base = data.draw(st.sampled_from([{}, GOOD, RAM, MACHINE]))
-    lies = data.draw(st.dictionaries(st.sampled_from(sorted({*GOOD, *RAM, *MACHINE})), some.json, max_size=3))
+    lies = data.draw(
+        st.dictionaries(st.sampled_from(sorted({*GOOD, *RAM, *MACHINE})), some.json, max_size=3)
+    )
     whole = data.draw(st.just({**base, **lies}) | some.json)
     try:
         manifest = Manifest.from_json(whole)
@@ -242,7 +308,11 @@ def test_states_are_told_apart_by_object_name_and_kind() -> None:
     ram, machine = Manifest.from_json(RAM), Manifest.from_json(MACHINE)
     assert ram.id == StateId("vm1", "loggedin", Kind.RAM)
     assert ram.id != machine.id
-    assert {str(value.id) for value in (ram, machine, FULL)} == {"vm1 loggedin (RAM)", "vm1 loggedin", "vm1/disk customize"}
+    assert {str(value.id) for value in (ram, machine, FULL)} == {
+        "vm1 loggedin (RAM)",
+        "vm1 loggedin",
+        "vm1/disk customize",
+    }
     assert {value.id.machine for value in (ram, machine, FULL)} == {"vm1"}
 
 
@@ -258,8 +328,20 @@ def test_data_is_what_is_not_a_hole() -> None:
 
 def test_a_copy_takes_over_what_nothing_can_be_derived_from() -> None:
     copy = FULL.derived(size=7, digest=TIP)
-    assert (copy.id, copy.created, copy.creator, copy.labels) == (FULL.id, FULL.created, FULL.creator, FULL.labels)
-    assert (copy.size, copy.origin, copy.parent, copy.virtual_size, copy.cluster_size, copy.extents) == (7, None, None, 0, 0, ())
+    assert (copy.id, copy.created, copy.creator, copy.labels) == (
+        FULL.id,
+        FULL.created,
+        FULL.creator,
+        FULL.labels,
+    )
+    assert (
+        copy.size,
+        copy.origin,
+        copy.parent,
+        copy.virtual_size,
+        copy.cluster_size,
+        copy.extents,
+    ) == (7, None, None, 0, 0, ())
     assert FULL.derived(size=7, extents=((0, 7),)).extents == ()  # no holes
 
 

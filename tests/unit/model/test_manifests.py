@@ -26,8 +26,10 @@ def read_manifests(data: list[Any]) -> list[Manifest]:
 def image(number: int, **facts: Any) -> Manifest:
     below = Parent(f"s{number - 1}", Digest.of(b"%d" % (number - 1))) if number else None
     known: dict[str, Any] = {
-        "size": 1 << 20, "digest": Digest.of(b"%d" % number), "origin": Digest.of(b"o"), "parent": below, "virtual_size": 1 << 30,
-        "cluster_size": 65536, "extents": ((0, 512), (4096, 512)), "created": 1.5, "creator": {"host": "h"}, "labels": {"os": "debian"},
+        "size": 1 << 20, "digest": Digest.of(b"%d" % number), "origin": Digest.of(b"o"),
+        "parent": below, "virtual_size": 1 << 30, "cluster_size": 65536,
+        "extents": ((0, 512), (4096, 512)), "created": 1.5, "creator": {"host": "h"},
+        "labels": {"os": "debian"},
     }  # fmt: skip
     return Manifest("vm1/disk", f"s{number}", **{**known, **facts})
 
@@ -45,7 +47,11 @@ def test_they_are_what_they_would_be_one_by_one() -> None:
 
 def test_they_know_what_they_are_told_apart_by() -> None:
     for read, manifest in zip(read_manifests(DATA), IMAGES, strict=True):
-        assert (read.id, read.key, read.parent_key) == (manifest.id, manifest.key, manifest.parent_key)
+        assert (read.id, read.key, read.parent_key) == (
+            manifest.id,
+            manifest.key,
+            manifest.parent_key,
+        )
         assert read.id == StateId("vm1/disk", manifest.state)
         assert (read.size, read.data_size) == (manifest.size, manifest.data_size)
 
@@ -56,7 +62,7 @@ def test_one_that_was_read_is_copied_and_pickled_as_any_other() -> None:
 
 
 def test_one_that_was_read_cannot_be_changed() -> None:
-    (read, *_) = read_manifests(DATA)
+    read, *_ = read_manifests(DATA)
     for name in ("size", "id"):
         with pytest.raises(AttributeError):
             setattr(read, name, None)
@@ -141,13 +147,22 @@ def test_a_text_that_is_not_utf8_is_not_decoded_where_it_is_ignored_either() -> 
 
 def test_texts_in_any_script_are_good() -> None:
     data = {**DATA[1], "labels": {"name\u00e9": "\U0001f600"}}
-    assert read_manifests([*DATA, data])[-1].labels == Manifest.from_json(data).labels == data["labels"]
+    assert (
+        read_manifests([*DATA, data])[-1].labels
+        == Manifest.from_json(data).labels
+        == data["labels"]
+    )
 
 
 @given(data=st.data())
 def test_whatever_is_found_good_together_is_good_alone(data: st.DataObject, some: Any) -> None:
     field = data.draw(st.sampled_from([*DATA[1], "members", "fingerprint"]))
-    value = data.draw(some.json | some.names | st.builds(str, some.digests) | st.lists(st.lists(st.integers(-1, 9), max_size=3), max_size=3))
+    value = data.draw(
+        some.json
+        | some.names
+        | st.builds(str, some.digests)
+        | st.lists(st.lists(st.integers(-1, 9), max_size=3), max_size=3)
+    )
     changed = {**DATA[1], field: value}
     try:
         expected = Manifest.from_json(changed)

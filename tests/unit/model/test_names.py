@@ -9,9 +9,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statepool.errors import InvalidName
-from statepool.model.names import MAX_LENGTH, RESERVED_SUFFIXES, ROOT, ROOT_STATES, check_name, check_state_name, is_name
+from statepool.model.names import (
+    MAX_LENGTH,
+    RESERVED_SUFFIXES,
+    ROOT,
+    ROOT_STATES,
+    check_name,
+    check_state_name,
+    is_name,
+)
 
-GOOD = ["a", "0", "vm1", "install", "install.v2", "a+b-c_d.e", "A" * MAX_LENGTH, "qcow2", "lock", "x.qcow", "x.qcow2.bak", "a..b", "a."]
+GOOD = [
+    "a",
+    "0",
+    "vm1",
+    "install",
+    "install.v2",
+    "a+b-c_d.e",
+    "A" * MAX_LENGTH,
+    "qcow2",
+    "lock",
+    "x.qcow",
+    "x.qcow2.bak",
+    "a..b",
+    "a.",
+]
 
 BAD = [
     "",
@@ -59,7 +81,9 @@ def test_bad_names_are_refused(name: str) -> None:
     with pytest.raises(InvalidName, match="not a valid name for an image") as caught:
         check_name(name, "an image")
     assert caught.value.hint
-    assert str(caught.value).isprintable(), "what somebody typed must not reach the terminal as it is"
+    assert str(caught.value).isprintable(), (
+        "what somebody typed must not reach the terminal as it is"
+    )
     assert len(str(caught.value)) < 400
     with pytest.raises(InvalidName):
         check_state_name(name)
@@ -67,7 +91,11 @@ def test_bad_names_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("a" * 200, "it has 200 characters, more than 128"), ("x.QCOW2", r"it ends in \.QCOW2"), ("a b", "letters, digits and")],
+    [
+        ("a" * 200, "it has 200 characters, more than 128"),
+        ("x.QCOW2", r"it ends in \.QCOW2"),
+        ("a b", "letters, digits and"),
+    ],
 )
 def test_reason_is_given(name: str, reason: str) -> None:
     with pytest.raises(InvalidName, match=reason):
@@ -93,7 +121,8 @@ def test_the_root_state_has_one_name() -> None:
 def test_rule_is_the_written_one(text: str) -> None:
     """The rule in one expression, as docs/formats.rst has it."""
     assert is_name(text) == bool(
-        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}", text) and not any(text.lower().endswith(suffix) for suffix in RESERVED_SUFFIXES)
+        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}", text)
+        and not any(text.lower().endswith(suffix) for suffix in RESERVED_SUFFIXES)
     )
 
 

@@ -25,7 +25,22 @@ def test_what_is_printed_is_read_back(some, data: st.DataObject) -> None:
         assert pickle.loads(pickle.dumps(value)) == value
 
 
-@pytest.mark.parametrize("text", ["", "/", "vm1/", "/disk", "vm1/disk/", "vm1//disk", "vm1/disk/x", "../vm1", "vm1/..", "vm1/disk.qcow2", " vm1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "/",
+        "vm1/",
+        "/disk",
+        "vm1/disk/",
+        "vm1//disk",
+        "vm1/disk/x",
+        "../vm1",
+        "vm1/..",
+        "vm1/disk.qcow2",
+        " vm1",
+    ],
+)
 def test_other_forms_are_refused(text: str) -> None:
     with pytest.raises(InvalidName):
         parse_object(text)
@@ -38,7 +53,13 @@ def test_a_machine_is_no_image() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Image("vm1", "a/b"), lambda: Image("..", "disk"), lambda: Machine(""), lambda: Machine("vm1", ("disk", ".."))]
+    "make",
+    [
+        lambda: Image("vm1", "a/b"),
+        lambda: Image("..", "disk"),
+        lambda: Machine(""),
+        lambda: Machine("vm1", ("disk", "..")),
+    ],
 )
 def test_values_with_bad_names_cannot_be_made(make) -> None:
     with pytest.raises(InvalidName):

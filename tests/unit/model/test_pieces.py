@@ -15,13 +15,21 @@ MIB = 1 << 20
 
 def defined(data: bytes) -> tuple[str, bytes]:
     """:returns: the digest and the list, as docs/formats.rst defines them"""
-    pieces = b"".join(blake3.blake3(data[start : start + (4 << 20)]).digest() for start in range(0, len(data), 4 << 20))
-    whole = blake3.blake3(pieces + len(data).to_bytes(8, "little"), derive_key_context="statepool pieces 1")
+    pieces = b"".join(
+        blake3.blake3(data[start : start + (4 << 20)]).digest()
+        for start in range(0, len(data), 4 << 20)
+    )
+    whole = blake3.blake3(
+        pieces + len(data).to_bytes(8, "little"), derive_key_context="statepool pieces 1"
+    )
     return whole.hexdigest(), pieces
 
 
 def test_a_known_digest() -> None:
-    assert Digest.of(b"pool") == "blake3p:7183fc615452b396a868f73c21d26cb0d966fbe0bcdb605887669c5c796f0ae5"
+    assert (
+        Digest.of(b"pool")
+        == "blake3p:7183fc615452b396a868f73c21d26cb0d966fbe0bcdb605887669c5c796f0ae5"
+    )
     assert defined(b"pool")[0] == Digest.of(b"pool").hex
 
 
@@ -41,13 +49,23 @@ def test_sizes(size: int) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0, 1, 7, MIB, 2 * MIB, 3 * MIB, PIECE, PIECE + 1, 9 * MIB])), max_size=5))
+@given(
+    st.lists(
+        st.tuples(
+            st.booleans(),
+            st.sampled_from([0, 1, 7, MIB, 2 * MIB, 3 * MIB, PIECE, PIECE + 1, 9 * MIB]),
+        ),
+        max_size=5,
+    )
+)
 def test_zeros_are_zeros_wherever_they_are(parts: list[tuple[bool, int]]) -> None:
     pieces = Pieces()
     hasher = new_hasher(pieces=pieces)
     for is_hole, size in parts:
         hasher.zeros(size) if is_hole else hasher.update(b"x" * size)
-    assert (hasher.hexdigest(), bytes(pieces)) == defined(b"".join((b"\0" if is_hole else b"x") * size for is_hole, size in parts))
+    assert (hasher.hexdigest(), bytes(pieces)) == defined(
+        b"".join((b"\0" if is_hole else b"x") * size for is_hole, size in parts)
+    )
 
 
 def test_a_huge_hole_is_not_hashed() -> None:
@@ -79,6 +97,8 @@ def test_what_differs_is_told_in_extents() -> None:
     right = Pieces(b"".join(bytes([number]) * LENGTH for number in range(6)))
     wrong = Pieces(bytes(right))
     assert right.differing(wrong, size) == ()
-    wrong = Pieces(b"".join(bytes([99 if number in (1, 2, 5) else number]) * LENGTH for number in range(6)))
+    wrong = Pieces(
+        b"".join(bytes([99 if number in (1, 2, 5) else number]) * LENGTH for number in range(6))
+    )
     assert right.differing(wrong, size) == ((PIECE, 2 * PIECE), (5 * PIECE, 9))
     assert right.differing(Pieces(), size) == ((0, size),)

@@ -26,7 +26,16 @@ def test_other_words_are_refused(text: str) -> None:
     assert "own, swarm, cluster, shared" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("given", [["own", "shared"], {Scope.OWN, Scope.SHARED}, (Scope.SHARED, "own"), iter(["own", "shared"]), "own shared"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["own", "shared"],
+        {Scope.OWN, Scope.SHARED},
+        (Scope.SHARED, "own"),
+        iter(["own", "shared"]),
+        "own shared",
+    ],
+)
 def test_one_text_or_several_scopes(given: Any) -> None:
     assert Scope.parse(given) == {Scope.OWN, Scope.SHARED}
 

@@ -72,5 +72,7 @@ def test_secrets_are_neither_shown_nor_compared_and_survive_pickling() -> None:
 
 
 def test_limits_themselves_are_fine() -> None:
-    assert Settings(fresh=0, lock_timeout=0, max_depth=1) == Settings(fresh=0.0, lock_timeout=0.0, max_depth=1)
+    assert Settings(fresh=0, lock_timeout=0, max_depth=1) == Settings(
+        fresh=0.0, lock_timeout=0.0, max_depth=1
+    )
     assert Settings(max_depth=4096).max_depth == 4096

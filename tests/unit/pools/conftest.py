@@ -22,12 +22,28 @@ Put = Callable[..., Manifest]
 
 @pytest.fixture
 def state() -> State:
-    """``state("customize", parent=install)``: a manifest whose bytes are those of its name, or of ``data``."""
+    """
+    ``state("customize", parent=install)``: a manifest whose bytes are those of its name, or of
+    ``data``.
+    """
 
-    def make(name: str, data: str | None = None, *, parent: Manifest | None = None, object: str = "vm1/disk", **facts: object) -> Manifest:
+    def make(
+        name: str,
+        data: str | None = None,
+        *,
+        parent: Manifest | None = None,
+        object: str = "vm1/disk",
+        **facts: object,
+    ) -> Manifest:
         content = (data or name).encode()
-        below = Parent(parent.state, parent.digest) if parent is not None and parent.digest is not None else None
-        return Manifest(object, name, size=len(content), digest=Digest.of(content), parent=below, **facts)  # type: ignore[arg-type]
+        below = (
+            Parent(parent.state, parent.digest)
+            if parent is not None and parent.digest is not None
+            else None
+        )
+        return Manifest(
+            object, name, size=len(content), digest=Digest.of(content), parent=below, **facts
+        )  # type: ignore[arg-type]
 
     return make
 
@@ -73,12 +89,16 @@ def put() -> Put:
     """``put(pool, manifest, data)``: publishes as a writer does, bytes and all."""
 
     def publish(pool: Pool, *manifests: Manifest, data: bytes | None = None, **how: bool) -> bool:
-        staging = pool.stage([manifest.digest for manifest in manifests if manifest.digest is not None])
+        staging = pool.stage(
+            [manifest.digest for manifest in manifests if manifest.digest is not None]
+        )
         try:
             for manifest in manifests:
                 if manifest.digest is not None:
                     content = data or next(
-                        text for text in (manifest.state.encode(), f"{manifest.state} RAM".encode()) if Digest.of(text) == manifest.digest
+                        text
+                        for text in (manifest.state.encode(), f"{manifest.state} RAM".encode())
+                        if Digest.of(text) == manifest.digest
                     )
                     pool.transport.create(staging.path(manifest.digest), content)
             return pool.publish(manifests, staging, **how)

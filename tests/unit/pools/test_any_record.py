@@ -1,4 +1,7 @@
-"""Records, checkpoints and folds of anything at all: refused, or understood so that what is written of them is understood likewise."""
+"""
+Records, checkpoints and folds of anything at all: refused, or understood so that what is written of
+them is understood likewise.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,13 @@ from statepool.pools.fold import Change, Fold, Publish, Remove
 from statepool.pools.records import Checkpoint, Record
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-ANY = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=8)
+ANY = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
 BYTES = tuple(Digest.of(bytes([number])) for number in range(3))
 STATES = ("a", "b", "c")
 DISKS = ("vm1/disk", "vm1/more")
@@ -32,10 +41,22 @@ def changes(draw: st.DrawFn) -> Change:
         return Remove(StateId(subject, state, kind), None if kind is Kind.MACHINE else digest)
     supersedes = draw(st.none() | st.sampled_from(BYTES))
     if kind is Kind.MACHINE:
-        members = draw(st.dictionaries(st.sampled_from([*DISKS, "ram"]), st.sampled_from(BYTES), min_size=1))
+        members = draw(
+            st.dictionaries(st.sampled_from([*DISKS, "ram"]), st.sampled_from(BYTES), min_size=1)
+        )
         return Publish(Manifest(subject, state, kind, members=members), supersedes)
     below = st.builds(Parent, st.sampled_from(STATES), st.sampled_from(BYTES))
-    return Publish(Manifest(subject, state, kind, 1, digest, parent=draw(st.none() | below) if kind is Kind.IMAGE else None), supersedes)
+    return Publish(
+        Manifest(
+            subject,
+            state,
+            kind,
+            1,
+            digest,
+            parent=draw(st.none() | below) if kind is Kind.IMAGE else None,
+        ),
+        supersedes,
+    )
 
 
 def folded(records: list[list[Change]]) -> Fold:
@@ -51,7 +72,13 @@ def folded(records: list[list[Change]]) -> Fold:
 
 def shown(fold: Fold) -> Any:
     depths = {manifest.key: fold.depth(manifest) for manifest in fold.manifests}
-    return dict(fold.states), sorted(map(str, (manifest.key for manifest in fold.superseded))), depths, fold.digests, fold.number
+    return (
+        dict(fold.states),
+        sorted(map(str, (manifest.key for manifest in fold.superseded))),
+        depths,
+        fold.digests,
+        fold.number,
+    )
 
 
 @given(st.lists(st.lists(changes(), min_size=1, max_size=3), max_size=12))
@@ -65,9 +92,15 @@ def test_a_fold_is_whole_whatever_is_tried(records: list[list[Change]]) -> None:
         assert fold.has_children(manifest), "nothing stands on what has no name"
     for manifest in fold.states.values():
         for name, digest in manifest.members.items():
-            member = StateId("vm1", manifest.state, Kind.RAM) if name == "ram" else StateId(name, manifest.state)
+            member = (
+                StateId("vm1", manifest.state, Kind.RAM)
+                if name == "ram"
+                else StateId(name, manifest.state)
+            )
             assert fold.states[member].digest == digest
-    assert shown(Checkpoint.from_bytes(Checkpoint.of(fold), "vm1", fold.number, "here").fold()) == shown(fold)
+    assert shown(
+        Checkpoint.from_bytes(Checkpoint.of(fold), "vm1", fold.number, "here").fold()
+    ) == shown(fold)
 
 
 @given(st.lists(changes(), min_size=1, max_size=4), st.text(max_size=8), st.floats(-9e11, 9e11))
@@ -76,7 +109,11 @@ def test_a_record_is_read_as_it_was_written(record: list[Change], text: str, tim
     assert Record.from_bytes(written.to_bytes(), 7, "here") == written
 
 
-RECORD = json.loads(Record(1, "n", 1.0, "x", (Publish(Manifest("vm1/disk", "a", Kind.IMAGE, 1, BYTES[0])),)).to_bytes())
+RECORD = json.loads(
+    Record(
+        1, "n", 1.0, "x", (Publish(Manifest("vm1/disk", "a", Kind.IMAGE, 1, BYTES[0])),)
+    ).to_bytes()
+)
 FOLD = Fold("vm1").after(1, "n", [Publish(Manifest("vm1/disk", "a", Kind.IMAGE, 1, BYTES[0]))])
 CHECKPOINT = json.loads(Checkpoint.of(FOLD))
 
@@ -95,16 +132,36 @@ def lied_about(good: dict[str, Any]) -> st.SearchStrategy[bytes]:
                 inner[place[-1]] = copy.deepcopy(value)  # what is drawn once may be put into itself
         return json.dumps(whole).encode()
 
-    some = st.lists(st.tuples(st.sampled_from(places), ANY | st.sampled_from([10**400, -1, "9" * 5000, "\ud800", [[]] * 3])), max_size=3)
-    return some.map(lie) | st.builds(lambda value: json.dumps(value).encode(), ANY) | st.binary(max_size=60)
+    some = st.lists(
+        st.tuples(
+            st.sampled_from(places),
+            ANY | st.sampled_from([10**400, -1, "9" * 5000, "\ud800", [[]] * 3]),
+        ),
+        max_size=3,
+    )
+    return (
+        some.map(lie)
+        | st.builds(lambda value: json.dumps(value).encode(), ANY)
+        | st.binary(max_size=60)
+    )
 
 
 def _has(value: Any, key: str | int) -> bool:
-    return key in value if isinstance(value, dict) else isinstance(value, list) and isinstance(key, int) and key < len(value)
+    return (
+        key in value
+        if isinstance(value, dict)
+        else isinstance(value, list) and isinstance(key, int) and key < len(value)
+    )
 
 
 def _places(value: Any, before: tuple[str | int, ...] = ()) -> Any:
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    pairs = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in pairs:
         yield (*before, key)
         yield from _places(inner, (*before, key))

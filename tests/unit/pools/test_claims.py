@@ -58,7 +58,9 @@ def files(transport: Transport) -> set[str]:
 
 
 def put(transport: Transport, name: str, writer: Writer = ELSEWHERE) -> None:
-    transport.create(f"{layout.LOCKS}/{name}", json.dumps({"format": 1, "writer": writer.to_json()}).encode())
+    transport.create(
+        f"{layout.LOCKS}/{name}", json.dumps({"format": 1, "writer": writer.to_json()}).encode()
+    )
 
 
 def claims(transport: Transport, time: Time, stale: float = 20.0) -> Claims:
@@ -69,15 +71,39 @@ def test_names() -> None:
     assert is_claim("store-1f.1")
     assert is_claim("store-1f.12.34")
     assert is_claim("store-1f.12.end")
-    for name in ("log-vm1.lock", "store-1f", "store-1f.0", "store-1f.1.0", "store-1f.01", "store-1f.1.end.1", "../x.1", "-.1", "store-1f.1\n"):
+    for name in (
+        "log-vm1.lock",
+        "store-1f",
+        "store-1f.0",
+        "store-1f.1.0",
+        "store-1f.01",
+        "store-1f.1.end.1",
+        "../x.1",
+        "-.1",
+        "store-1f.1\n",
+    ):
         assert not is_claim(name), name
 
 
 def test_a_listing_is_put_in_order() -> None:
-    found = epochs(["store-a.10", "store-a.9.end", "store-b.1.end", "store-b.1.7", "store-a.10.3", "store-a.10.4", "log-vm1.lock"])
+    found = epochs(
+        [
+            "store-a.10",
+            "store-a.9.end",
+            "store-b.1.end",
+            "store-b.1.7",
+            "store-a.10.3",
+            "store-a.10.4",
+            "log-vm1.lock",
+        ]
+    )
     assert [epoch.number for epoch in found["store-a"]] == [9, 10]
-    assert found["store-a"][1] == Epoch(10, ("store-a.10", "store-a.10.3", "store-a.10.4"), frozenset({"3", "4"}), ended=False)
-    assert found["store-b"] == [Epoch(1, ("store-b.1.end", "store-b.1.7"), frozenset({"7"}), ended=True)]
+    assert found["store-a"][1] == Epoch(
+        10, ("store-a.10", "store-a.10.3", "store-a.10.4"), frozenset({"3", "4"}), ended=False
+    )
+    assert found["store-b"] == [
+        Epoch(1, ("store-b.1.end", "store-b.1.7"), frozenset({"7"}), ended=True)
+    ]
     assert set(found) == {"store-a", "store-b"}
 
 
@@ -102,7 +128,10 @@ def test_an_error_inside_lets_go(place: Transport) -> None:
 
 def test_whoever_does_not_want_to_wait_is_told_who_has_it(place: Transport) -> None:
     put(place, "store-a.3")
-    with pytest.raises(LockTimeout, match="another-host:1 has store-a") as caught, Claims(place).hold("store-a", 0):
+    with (
+        pytest.raises(LockTimeout, match="another-host:1 has store-a") as caught,
+        Claims(place).hold("store-a", 0),
+    ):
         pass
     assert caught.value.seconds == 0
     assert caught.value.path == f"{layout.LOCKS}/store-a.3"
@@ -121,7 +150,7 @@ def test_where_nothing_can_be_claimed_everybody_works() -> None:
     assert transport.scan("") == []
 
 
-# -- who is alive ------------------------------------------------------------------------------------------------------------------------------------
+# -- who is alive ----------------------------------------------------------------------------------
 
 
 def test_a_holder_of_whom_nothing_moves_is_left_behind(place: Transport) -> None:
@@ -165,7 +194,10 @@ def test_no_clock_of_another_host_is_asked(clock: Callable[[], int]) -> None:
     pool = Pool(MemoryTransport(MemoryStore(clock=clock)))
     pool.create()
     put(pool.transport, "store-a.3")
-    with pytest.raises(LockTimeout), claims(pool.transport, Time(), stale=20.0).hold("store-a", 19.0):
+    with (
+        pytest.raises(LockTimeout),
+        claims(pool.transport, Time(), stale=20.0).hold("store-a", 19.0),
+    ):
         pass
 
 
@@ -178,11 +210,15 @@ def test_a_beat_shows_while_the_work_goes_on(place: Transport) -> None:
 
 
 def test_a_beat_that_fails_disturbs_nobody(place: Transport) -> None:
-    broken = FaultyTransport(place, Stop(matches=on("create", path="*.[0-9].*")), Stop(matches=on("rename")))
+    broken = FaultyTransport(
+        place, Stop(matches=on("create", path="*.[0-9].*")), Stop(matches=on("rename"))
+    )
     with Claims(broken, beat=0.001).hold("store-a", 0):
         while sum(call.operation == "create" for call in broken.calls) < 5:
             pass
-    assert files(place) == {"store-a.1"}, "nobody could be told that the work is done, and it is all the same"
+    assert files(place) == {"store-a.1"}, (
+        "nobody could be told that the work is done, and it is all the same"
+    )
 
 
 def test_a_holder_whose_work_has_lost_the_pool_does_not_try_to_tell_it(place: Transport) -> None:
@@ -214,7 +250,7 @@ def test_a_beat_that_hangs_keeps_nobody_whose_work_has_lost_the_pool(place: Tran
     goes_on.set()
 
 
-# -- races -------------------------------------------------------------------------------------------------------------------------------------------
+# -- races -----------------------------------------------------------------------------------------
 
 
 def test_an_epoch_made_too_late_is_void(place: Transport) -> None:
@@ -245,7 +281,9 @@ def test_threads_take_turns(place: Transport) -> None:
 
     def work(number: int) -> None:
         for _ in range(5):
-            with Claims(place, sleep=lambda seconds: threading.Event().wait(0.001)).hold("store-a", FOREVER):
+            with Claims(place, sleep=lambda seconds: threading.Event().wait(0.001)).hold(
+                "store-a", FOREVER
+            ):
                 inside.append(number)
                 most.append(len(inside))
                 inside.remove(number)
@@ -276,7 +314,10 @@ for turn in range(turns):
 
 @pytest.fixture
 def start(local_pool: Pool) -> Iterator[Callable[[int, str], subprocess.Popen[bytes]]]:
-    """Workers in processes of their own, each of which makes a directory that must not be there, in each of its turns."""
+    """
+    Workers in processes of their own, each of which makes a directory that must not be there, in
+    each of its turns.
+    """
     started: list[subprocess.Popen[bytes]] = []
 
     def work(turns: int, how: str = "live") -> subprocess.Popen[bytes]:
@@ -290,7 +331,9 @@ def start(local_pool: Pool) -> Iterator[Callable[[int, str], subprocess.Popen[by
         process.communicate()
 
 
-def test_processes_take_turns_though_some_are_killed(local_pool: Pool, start: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_processes_take_turns_though_some_are_killed(
+    local_pool: Pool, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
     dying = [start(1, "die") for _ in range(2)]
     living = [start(10) for _ in range(2)]
     assert [process.wait(100) for process in living] == [0, 0]
@@ -300,14 +343,16 @@ def test_processes_take_turns_though_some_are_killed(local_pool: Pool, start: Ca
     assert numbers == {21, 22}
 
 
-def test_nobody_waits_for_the_beat_of_a_process_of_this_host_that_was_killed(local_pool: Pool, start: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_nobody_waits_for_the_beat_of_a_process_of_this_host_that_was_killed(
+    local_pool: Pool, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
     holder = start(1, "die")
     assert holder.wait(100) == -9
     with Claims(local_pool.transport, stale=FOREVER).hold("store-a", 0):
         assert "store-a.2" in files(local_pool.transport)
 
 
-# -- clearing away -----------------------------------------------------------------------------------------------------------------------------------
+# -- clearing away ---------------------------------------------------------------------------------
 
 
 def test_there_are_never_very_many(place: Transport) -> None:
@@ -327,10 +372,15 @@ def test_collecting_takes_those_that_are_over() -> None:
     put(pool.transport, "store-dead.1.17")
     assert [gone for gone in Collector(pool).sweep() if "claim" in gone.what] == []
     now[0] += 2 * 3600
-    assert [gone.path for gone in Collector(pool).sweep(dry_run=True)] == [f"{layout.LOCKS}/store-done.1.end"]
+    assert [gone.path for gone in Collector(pool).sweep(dry_run=True)] == [
+        f"{layout.LOCKS}/store-done.1.end"
+    ]
     assert [gone.path for gone in Collector(pool).sweep()] == [f"{layout.LOCKS}/store-done.1.end"]
     now[0] += ABANDONED
-    assert {gone.path.rpartition("/")[2] for gone in Collector(pool).sweep()} == {"store-dead.1", "store-dead.1.17"}
+    assert {gone.path.rpartition("/")[2] for gone in Collector(pool).sweep()} == {
+        "store-dead.1",
+        "store-dead.1.17",
+    }
     assert files(pool.transport) == set()
 
 

@@ -63,10 +63,14 @@ def test_a_dry_run_says_the_same_and_changes_nothing(pool: Pool, needless: Diges
     before = pool.transport.scan(layout.DATA)
     would = Collector(pool).sweep(dry_run=True)
     assert pool.transport.scan(layout.DATA) == before
-    assert [(gone.path, gone.bytes) for gone in would] == [(gone.path, gone.bytes) for gone in Collector(pool).sweep()]
+    assert [(gone.path, gone.bytes) for gone in would] == [
+        (gone.path, gone.bytes) for gone in Collector(pool).sweep()
+    ]
 
 
-def test_only_what_was_asked_for_is_collected(pool: Pool, install: Manifest, needless: Digest) -> None:
+def test_only_what_was_asked_for_is_collected(
+    pool: Pool, install: Manifest, needless: Digest
+) -> None:
     other = Digest.of(b"other")
     pool.transport.create(layout.data(other), b"other")
     assert len(Collector(pool).collect([needless, install.digest, Digest.of(b"nowhere")])) == 1  # type: ignore[list-item]
@@ -78,7 +82,9 @@ def test_bytes_that_are_held_stay(pool: Pool, needless: Digest) -> None:
     assert pool.has_bytes(needless)
 
 
-def test_bytes_that_come_to_be_held_while_they_are_moved_come_back(pool: Pool, needless: Digest) -> None:
+def test_bytes_that_come_to_be_held_while_they_are_moved_come_back(
+    pool: Pool, needless: Digest
+) -> None:
     answers = iter([frozenset[Digest](), frozenset([needless])])
     assert Collector(pool, lambda: next(answers)).collect([needless]) == []
     assert needless.file_name in names(pool, layout.DATA)
@@ -99,7 +105,11 @@ def test_what_a_dead_collector_left_is_brought_back_or_goes(pool: Pool, install:
     pool.transport.create(layout.trash("dead", needless), b"needless")
     would = Collector(pool).sweep(dry_run=True)
     gone = Collector(pool).sweep()
-    assert [found.path for found in gone] == [found.path for found in would] == [layout.trash("dead", needless)]
+    assert (
+        [found.path for found in gone]
+        == [found.path for found in would]
+        == [layout.trash("dead", needless)]
+    )
     assert names(pool, layout.DATA) == [install.digest.file_name]
     assert names(pool, layout.TRASH) == []
 
@@ -110,14 +120,18 @@ def test_names_in_the_trash_that_are_not_ours_go(pool: Pool) -> None:
     assert names(pool, layout.TRASH) == []
 
 
-def test_damage_stops_a_sweep_before_it_deletes(pool: Pool, install: Manifest, needless: Digest) -> None:
+def test_damage_stops_a_sweep_before_it_deletes(
+    pool: Pool, install: Manifest, needless: Digest
+) -> None:
     pool.transport.create(layout.record("vm1", 2), b"{")
     with pytest.raises(IntegrityError):
         Collector(pool).sweep()
     assert pool.transport.read(layout.data(needless)) == b"needless"
 
 
-def test_logs_are_compacted(pool: Pool, install: Manifest, monkeypatch: pytest.MonkeyPatch, state: State, put: Put) -> None:
+def test_logs_are_compacted(
+    pool: Pool, install: Manifest, monkeypatch: pytest.MonkeyPatch, state: State, put: Put
+) -> None:
     monkeypatch.setattr(log_module, "KEEP_RECORDS", 1)
     put(pool, state("customize", parent=install))
     monkeypatch.setattr(log_module, "CHECKPOINT_EVERY", 1)
@@ -135,7 +149,7 @@ def test_the_view_is_made_right(pool: Pool, install: Manifest) -> None:
     assert names(pool, "vm1/disk") == ["install.qcow2"]
 
 
-# -- what crashed writers left -----------------------------------------------------------------------------------------------------------------------
+# -- what crashed writers left ---------------------------------------------------------------------
 
 
 def leave(pool: Pool, writer: Writer, digest: Digest) -> None:
@@ -174,7 +188,9 @@ def aging() -> tuple[Pool, Callable[[float], None]]:
     return pool, wait
 
 
-def test_a_marker_of_another_host_is_abandoned_in_the_end(aging: tuple[Pool, Callable[[float], None]]) -> None:
+def test_a_marker_of_another_host_is_abandoned_in_the_end(
+    aging: tuple[Pool, Callable[[float], None]],
+) -> None:
     pool, wait = aging
     leave(pool, THERE, Digest.of(b"x"))
     wait(ABANDONED - 10)
@@ -186,7 +202,10 @@ def test_a_marker_of_another_host_is_abandoned_in_the_end(aging: tuple[Pool, Cal
 
 
 def test_a_clock_of_this_process_that_is_ahead_abandons_nobody(tmp_path: Path) -> None:
-    pool = Pool(open_transport(Location("file", str(tmp_path / "pool"))), clock=lambda: time.time() + 8 * 24 * 3600)
+    pool = Pool(
+        open_transport(Location("file", str(tmp_path / "pool"))),
+        clock=lambda: time.time() + 8 * 24 * 3600,
+    )
     pool.create()
     leave(pool, THERE, Digest.of(b"x"))
     pool.transport.create(f"{layout.INCOMING}/.temporary", b"")
@@ -195,14 +214,18 @@ def test_a_clock_of_this_process_that_is_ahead_abandons_nobody(tmp_path: Path) -
     assert len(Collector(pool).sweep()) == 3
 
 
-def test_a_living_writer_of_this_host_is_never_abandoned(aging: tuple[Pool, Callable[[float], None]]) -> None:
+def test_a_living_writer_of_this_host_is_never_abandoned(
+    aging: tuple[Pool, Callable[[float], None]],
+) -> None:
     pool, wait = aging
     leave(pool, Writer.current(), Digest.of(b"x"))
     wait(10 * ABANDONED)
     assert Collector(pool).sweep() == []
 
 
-def test_files_without_a_marker_go_when_they_are_old(aging: tuple[Pool, Callable[[float], None]]) -> None:
+def test_files_without_a_marker_go_when_they_are_old(
+    aging: tuple[Pool, Callable[[float], None]],
+) -> None:
     pool, wait = aging
     pool.transport.create(f"{layout.INCOMING}/.temporary", b"")
     wait(PASSING - 10)

@@ -48,7 +48,9 @@ class Liar(MemoryTransport):
 
     def scan(self, directory: str) -> list[Entry]:
         found = super().scan(directory)
-        return [*found, Entry(self.listed[1], FileKind.FILE)] if directory == self.listed[0] else found
+        return (
+            [*found, Entry(self.listed[1], FileKind.FILE)] if directory == self.listed[0] else found
+        )
 
 
 class Endless(MemoryTransport):
@@ -105,7 +107,13 @@ def test_checkpoints_that_make_each_record_void(state: State) -> None:
             super().create(path, data, flush=flush)
             if path.startswith(layout.log("vm1")) and "checkpoint" not in path:
                 number = int(path.rpartition("/")[2].partition(".")[0]) + 1
-                content = {"format": 1, "number": number, "nonces": {str(number): "other", str(number - 1): "other"}, "states": [], "superseded": []}
+                content = {
+                    "format": 1,
+                    "number": number,
+                    "nonces": {str(number): "other", str(number - 1): "other"},
+                    "states": [],
+                    "superseded": [],
+                }
                 super().create(layout.checkpoint("vm1", number), json.dumps(content).encode())
 
     transport = Ahead(MemoryStore())
@@ -149,8 +157,13 @@ def test_a_log_that_grows_each_time_it_is_looked_at(pool: Pool, state: State) ->
     assert next(numbers) < 100
 
 
-def test_markers_that_are_longer_than_any(transport: MemoryTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each may be as long as a record, and be a hole: they are not read without end, nor one after the other."""
+def test_markers_that_are_longer_than_any(
+    transport: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Each may be as long as a record, and be a hole: they are not read without end, nor one after the
+    other.
+    """
     transport.make_directory(layout.INCOMING)
     for number in range(3):
         transport.create(layout.marker(f"{number:016x}"), bytes(40))

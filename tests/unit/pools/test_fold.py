@@ -63,13 +63,17 @@ def test_a_refused_record_changes_nothing(fold: Fold, chain: list[Manifest]) -> 
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_a_whole_chain_goes_in_any_order_within_one_record(fold: Fold, chain: list[Manifest], order: tuple[int, ...]) -> None:
+def test_a_whole_chain_goes_in_any_order_within_one_record(
+    fold: Fold, chain: list[Manifest], order: tuple[int, ...]
+) -> None:
     gone = after(fold, *(remove(chain[number]) for number in order))
     assert (dict(gone.states), gone.digests) == ({}, set())
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_a_whole_chain_comes_in_any_order_within_one_record(chain: list[Manifest], order: tuple[int, ...]) -> None:
+def test_a_whole_chain_comes_in_any_order_within_one_record(
+    chain: list[Manifest], order: tuple[int, ...]
+) -> None:
     assert len(publish(Fold("vm1"), *(chain[number] for number in order)).states) == 3
 
 
@@ -96,7 +100,11 @@ def test_records_speak_of_their_machine_only(state: State) -> None:
 def test_no_state_is_its_own_ancestor(state: State) -> None:
     one, two = state("one"), state("two")
     with pytest.raises(BadRecord, match="its own ancestor"):
-        publish(Fold("vm1"), evolve(one, parent=Parent("two", two.digest)), evolve(two, parent=Parent("one", one.digest)))  # type: ignore[arg-type]
+        publish(
+            Fold("vm1"),
+            evolve(one, parent=Parent("two", two.digest)),
+            evolve(two, parent=Parent("one", one.digest)),
+        )  # type: ignore[arg-type]
 
 
 def test_a_name_cannot_be_published_twice(fold: Fold, state: State) -> None:
@@ -118,10 +126,12 @@ def test_a_replacement_is_one_record(fold: Fold, chain: list[Manifest], state: S
     assert chain[2].digest not in replaced.digests
 
 
-# -- superseding -------------------------------------------------------------------------------------------------------------------------------------
+# -- superseding -----------------------------------------------------------------------------------
 
 
-def test_a_superseded_state_stays_for_its_children(fold: Fold, chain: list[Manifest], state: State) -> None:
+def test_a_superseded_state_stays_for_its_children(
+    fold: Fold, chain: list[Manifest], state: State
+) -> None:
     new = state("install", "new")
     fold = after(fold, Publish(new, supersedes=chain[0].digest))
     assert fold.states[new.id] is new
@@ -130,7 +140,9 @@ def test_a_superseded_state_stays_for_its_children(fold: Fold, chain: list[Manif
     assert fold.dependants([new.id]) == []
 
 
-def test_a_superseded_state_goes_with_its_last_child(fold: Fold, chain: list[Manifest], state: State) -> None:
+def test_a_superseded_state_goes_with_its_last_child(
+    fold: Fold, chain: list[Manifest], state: State
+) -> None:
     new = state("install", "new")
     fold = after(fold, Publish(new, supersedes=chain[0].digest))
     fold = after(fold, remove(chain[2]))
@@ -140,13 +152,19 @@ def test_a_superseded_state_goes_with_its_last_child(fold: Fold, chain: list[Man
     assert fold.digests == {new.digest}
 
 
-def test_a_superseded_state_without_children_goes_at_once(fold: Fold, chain: list[Manifest], state: State) -> None:
-    fold = after(fold, Publish(state("connect", "new", parent=chain[1]), supersedes=chain[2].digest))
+def test_a_superseded_state_without_children_goes_at_once(
+    fold: Fold, chain: list[Manifest], state: State
+) -> None:
+    fold = after(
+        fold, Publish(state("connect", "new", parent=chain[1]), supersedes=chain[2].digest)
+    )
     assert fold.superseded == []
     assert chain[2].digest not in fold.digests
 
 
-def test_a_whole_chain_is_superseded_and_goes_below_its_tip(fold: Fold, chain: list[Manifest], state: State) -> None:
+def test_a_whole_chain_is_superseded_and_goes_below_its_tip(
+    fold: Fold, chain: list[Manifest], state: State
+) -> None:
     install = state("install", "install 2")
     customize = state("customize", "customize 2", parent=install)
     fold = after(fold, Publish(install, supersedes=chain[0].digest))
@@ -161,7 +179,7 @@ def test_what_is_superseded_must_be_what_is_there(fold: Fold, state: State) -> N
         after(fold, Publish(state("install", "new"), supersedes=Digest.of(b"else")))
 
 
-# -- machine states ----------------------------------------------------------------------------------------------------------------------------------
+# -- machine states --------------------------------------------------------------------------------
 
 
 def test_a_machine_state_comes_with_its_members(state: State, machine_state: MachineState) -> None:
@@ -174,7 +192,9 @@ def test_a_machine_state_comes_with_its_members(state: State, machine_state: Mac
     assert fold.digests == {disk.digest, ram.digest}
 
 
-def test_a_machine_state_without_a_member_cannot_come(state: State, machine_state: MachineState) -> None:
+def test_a_machine_state_without_a_member_cannot_come(
+    state: State, machine_state: MachineState
+) -> None:
     disk = state("on")
     ram, machine = machine_state("on", disk)
     with pytest.raises(BadRecord, match="lists vm1/disk"):
@@ -195,7 +215,9 @@ def test_a_member_cannot_go_alone(state: State, machine_state: MachineState) -> 
     assert not after(fold, remove(machine), remove(disk), remove(ram)).states
 
 
-def test_dependants_of_a_state_below_a_machine_state(state: State, machine_state: MachineState) -> None:
+def test_dependants_of_a_state_below_a_machine_state(
+    state: State, machine_state: MachineState
+) -> None:
     install = state("install")
     disk = state("on", parent=install)
     ram, machine = machine_state("on", disk)
@@ -209,7 +231,7 @@ def test_dependants_are_tips_first(fold: Fold, chain: list[Manifest]) -> None:
     assert fold.dependants([StateId("vm1/disk", "else")]) == []
 
 
-# -- looking -----------------------------------------------------------------------------------------------------------------------------------------
+# -- looking ---------------------------------------------------------------------------------------
 
 
 def test_content_is_found_by_the_digest_before_it_was_rewritten(state: State) -> None:
@@ -238,20 +260,33 @@ def test_nonces_are_remembered_for_a_while(state: State) -> None:
     assert max(fold.nonces) == fold.number
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------------
 
 
 def restored(fold: Fold) -> Fold:
-    return Fold.restore(fold.machine, fold.number, dict(fold.nonces), fold.states.values(), fold.superseded)
+    return Fold.restore(
+        fold.machine, fold.number, dict(fold.nonces), fold.states.values(), fold.superseded
+    )
 
 
-def test_a_restored_fold_goes_on_like_the_first(fold: Fold, chain: list[Manifest], state: State) -> None:
+def test_a_restored_fold_goes_on_like_the_first(
+    fold: Fold, chain: list[Manifest], state: State
+) -> None:
     fold = after(fold, Publish(state("install", "new"), supersedes=chain[0].digest))
     again = restored(fold)
-    assert (again.number, again.nonces, again.states, again.superseded) == (fold.number, fold.nonces, fold.states, fold.superseded)
+    assert (again.number, again.nonces, again.states, again.superseded) == (
+        fold.number,
+        fold.nonces,
+        fold.states,
+        fold.superseded,
+    )
     for tip in (chain[2], chain[1]):
         fold, again = after(fold, remove(tip)), after(again, remove(tip))
-        assert (again.states, again.superseded, again.digests) == (fold.states, fold.superseded, fold.digests)
+        assert (again.states, again.superseded, again.digests) == (
+            fold.states,
+            fold.superseded,
+            fold.digests,
+        )
 
 
 def test_a_checkpoint_that_lacks_a_parent(chain: list[Manifest]) -> None:
@@ -264,7 +299,9 @@ def test_a_checkpoint_that_lists_a_name_twice(state: State) -> None:
         Fold.restore("vm1", 1, {}, [state("one"), state("one", "else")], [])
 
 
-def test_a_checkpoint_in_which_states_stand_on_each_other(chain: list[Manifest], state: State) -> None:
+def test_a_checkpoint_in_which_states_stand_on_each_other(
+    chain: list[Manifest], state: State
+) -> None:
     install, customize, connect = chain
     assert connect.digest is not None
     round_about = evolve(install, parent=Parent(connect.state, connect.digest))
@@ -272,13 +309,20 @@ def test_a_checkpoint_in_which_states_stand_on_each_other(chain: list[Manifest],
     itself = state("self")
     assert itself.digest is not None
     itself = evolve(itself, parent=Parent("self", itself.digest))
-    for states, name in (([on_it, round_about, customize, connect], "install|customize|connect"), ([customize, install, itself], "self")):
-        with pytest.raises(BadRecord, match=f"checkpoint 1 of vm1 makes vm1/disk ({name}) its own ancestor") as caught:
+    for states, name in (
+        ([on_it, round_about, customize, connect], "install|customize|connect"),
+        ([customize, install, itself], "self"),
+    ):
+        with pytest.raises(
+            BadRecord, match=f"checkpoint 1 of vm1 makes vm1/disk ({name}) its own ancestor"
+        ) as caught:
             Fold.restore("vm1", 1, {}, states, [])
         assert caught.value.object == "vm1"
 
 
-def test_a_checkpoint_in_which_a_chain_has_a_name_twice(chain: list[Manifest], state: State) -> None:
+def test_a_checkpoint_in_which_a_chain_has_a_name_twice(
+    chain: list[Manifest], state: State
+) -> None:
     again = state("install", "new", parent=chain[1])
     for tip in ([], [state("tip", parent=again)]):
         with pytest.raises(BadRecord, match="makes vm1/disk install its own ancestor"):
@@ -324,7 +368,9 @@ def test_a_chain_is_as_long_as_a_log_permits(state: State, monkeypatch: pytest.M
         publish(publish(Fold("vm1"), *made[:-1]), made[-1])
 
 
-def test_a_name_comes_back_on_a_chain_that_a_writer_may_make(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_comes_back_on_a_chain_that_a_writer_may_make(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To see that it is not in the chain yet, a reader walks no longer than that."""
     monkeypatch.setattr(fold_module, "DEEPEST", 10)
     old = state("one")
@@ -332,19 +378,29 @@ def test_a_name_comes_back_on_a_chain_that_a_writer_may_make(state: State, monke
     for number in range(1, 11):
         made.append(state(str(number), parent=made[-1]))
     fold = publish(Fold("vm1"), old, state("on it", parent=old), *made)
-    assert after(fold, Publish(state("one", "new", parent=made[-3]), supersedes=old.digest)).superseded == [old]
+    assert after(
+        fold, Publish(state("one", "new", parent=made[-3]), supersedes=old.digest)
+    ).superseded == [old]
     with pytest.raises(BadRecord, match="above more states than any writer may"):
         after(fold, Publish(state("one", "new", parent=made[-2]), supersedes=old.digest))
 
 
-def test_a_checkpoint_with_a_machine_state_that_lacks_a_member(state: State, machine_state: MachineState) -> None:
+def test_a_checkpoint_with_a_machine_state_that_lacks_a_member(
+    state: State, machine_state: MachineState
+) -> None:
     disk = state("on")
     assert disk.digest is not None
-    ghost = Manifest("vm1", "on", Kind.MACHINE, members={"vm1/disk": disk.digest, "ram": Digest.of(b"RAM")})
-    with pytest.raises(BadRecord, match="checkpoint 1 of vm1 lists ram in vm1 on, which is not there"):
+    ghost = Manifest(
+        "vm1", "on", Kind.MACHINE, members={"vm1/disk": disk.digest, "ram": Digest.of(b"RAM")}
+    )
+    with pytest.raises(
+        BadRecord, match="checkpoint 1 of vm1 lists ram in vm1 on, which is not there"
+    ):
         Fold.restore("vm1", 1, {}, [disk, ghost], [])
     with pytest.raises(BadRecord, match="lists vm1/disk in vm1 on, which is not there"):
-        Fold.restore("vm1", 1, {}, [evolve(ghost, members={"vm1/disk": Digest.of(b"other")}), disk], [])
+        Fold.restore(
+            "vm1", 1, {}, [evolve(ghost, members={"vm1/disk": Digest.of(b"other")}), disk], []
+        )
     with pytest.raises(BadRecord, match="lists vm1/disk in vm1 on"):
         Fold.restore("vm1", 1, {}, [evolve(ghost, members={"vm1/disk": disk.digest})], [disk])
 
@@ -361,7 +417,13 @@ def test_a_checkpoint_that_keeps_a_machine_state_without_its_name(state: State) 
     disk = state("on")
     assert disk.digest is not None
     with pytest.raises(BadRecord, match="keeps vm1 on, which has no bytes"):
-        Fold.restore("vm1", 1, {}, [disk], [Manifest("vm1", "on", Kind.MACHINE, members={"vm1/disk": disk.digest})])
+        Fold.restore(
+            "vm1",
+            1,
+            {},
+            [disk],
+            [Manifest("vm1", "on", Kind.MACHINE, members={"vm1/disk": disk.digest})],
+        )
 
 
 def test_a_checkpoint_that_lists_bytes_twice(state: State) -> None:
@@ -378,17 +440,22 @@ def test_kinds_are_told_apart(state: State) -> None:
     assert len(publish(Fold("vm1"), ram, machine).states) == 2
 
 
-# -- the same bytes again ----------------------------------------------------------------------------------------------------------------------------
+# -- the same bytes again --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def replaced(fold: Fold, chain: list[Manifest], state: State) -> Fold:
-    """``customize`` was superseded: its old bytes are kept without a name, for the sake of ``connect``."""
+    """
+    ``customize`` was superseded: its old bytes are kept without a name, for the sake of
+    ``connect``.
+    """
     new = state("customize", "new", parent=chain[0])
     return after(fold, Publish(new, supersedes=chain[1].digest))
 
 
-def test_bytes_that_get_their_name_back_are_counted_once(replaced: Fold, chain: list[Manifest], state: State) -> None:
+def test_bytes_that_get_their_name_back_are_counted_once(
+    replaced: Fold, chain: list[Manifest], state: State
+) -> None:
     new = replaced.states[chain[1].id]
     back = after(replaced, Publish(chain[1], supersedes=new.digest))
     assert [back.has_children(manifest) for manifest in chain] == [True, True, False]
@@ -411,16 +478,23 @@ def test_bytes_stay_on_their_parent_under_those_that_stand_on_them(
     with pytest.raises(BadRecord, match="another parent under those that stand on it"):
         after(now, remove(now.states[chain[1].id]), Publish(moved))
     free = after(now, remove(chain[2]))
-    assert after(free, Publish(moved, supersedes=free.states[chain[1].id].digest)).chain(moved) == (moved, other)
+    assert after(free, Publish(moved, supersedes=free.states[chain[1].id].digest)).chain(moved) == (
+        moved,
+        other,
+    )
 
 
-def test_whoever_stands_on_bytes_is_known_with_and_without_a_name(replaced: Fold, chain: list[Manifest]) -> None:
+def test_whoever_stands_on_bytes_is_known_with_and_without_a_name(
+    replaced: Fold, chain: list[Manifest]
+) -> None:
     assert replaced.standing_on(chain[1]) == [chain[2].id]
     assert replaced.standing_on(replaced.states[chain[1].id]) == []
 
 
 def test_a_child_of_what_lost_its_name_goes_while_another_one_stays(state: State) -> None:
-    """The name means other content, which is removed; then one of two that stand on the old content."""
+    """
+    The name means other content, which is removed; then one of two that stand on the old content.
+    """
     old, new = state("one"), state("one", "new")
     left, right = state("left", parent=old), state("right", parent=old)
     superseded = after(publish(Fold("vm1"), old, left, right), Publish(new, supersedes=old.digest))
@@ -438,15 +512,24 @@ def test_a_name_that_comes_back_above_what_has_lost_it(state: State) -> None:
         supersedes = new.digest if fold.states.get(new.id) is not None else None
         with pytest.raises(BadRecord, match="makes vm1/disk one its own ancestor"):
             after(fold, Publish(state("one", "third", parent=tip), supersedes=supersedes))
-        assert after(fold, Publish(state("one", "third", parent=state("root")), supersedes=supersedes), Publish(state("root"))).states
+        assert after(
+            fold,
+            Publish(state("one", "third", parent=state("root")), supersedes=supersedes),
+            Publish(state("root")),
+        ).states
     with pytest.raises(BadRecord, match="its own ancestor"):
-        after(publish(Fold("vm1"), old, tip), Publish(state("one", "third", parent=tip), supersedes=old.digest))
+        after(
+            publish(Fold("vm1"), old, tip),
+            Publish(state("one", "third", parent=tip), supersedes=old.digest),
+        )
 
 
 def test_what_one_record_publishes_and_supersedes(state: State) -> None:
     first, second = state("one", "first"), state("one", "second")
     tip = state("tip", parent=first)
-    fold = after(Fold("vm1"), Publish(first), Publish(tip), Publish(second, supersedes=first.digest))
+    fold = after(
+        Fold("vm1"), Publish(first), Publish(tip), Publish(second, supersedes=first.digest)
+    )
     assert (fold.superseded, fold.chain(tip)) == ([first], (tip, first))
     with pytest.raises(BadRecord, match="its own ancestor"):
         after(

@@ -1,4 +1,7 @@
-"""Copies of a pool whose links were followed, as ``scp -r`` and ``rsync -L`` do, and every copy to a place without links: the view is files."""
+"""
+Copies of a pool whose links were followed, as ``scp -r`` and ``rsync -L`` do, and every copy to a
+place without links: the view is files.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +58,12 @@ def test_removed_states_do_not_come_back(copy: Pool, state: State) -> None:
     assert os.listdir(view(copy, "install").parents[2]) == [".statepool"]
 
 
-def test_removed_states_do_not_come_back_where_there_are_no_links(copy: Pool, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalTransport, "capabilities", Capabilities(symlinks=False, durable=True, local=True))
+def test_removed_states_do_not_come_back_where_there_are_no_links(
+    copy: Pool, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        LocalTransport, "capabilities", Capabilities(symlinks=False, durable=True, local=True)
+    )
     copy.remove(state("install").id, cascade=True)
     assert copy.unmanaged("vm1") == []
     assert names(copy) == []

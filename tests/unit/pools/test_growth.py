@@ -1,5 +1,6 @@
 """
-Work that grows with what a pool holds, and no faster: each operation is done on twice as much, and its steps are counted.
+Work that grows with what a pool holds, and no faster: each operation is done on twice as much, and
+its steps are counted.
 
 Lines of Python that are executed are counted: not time, which a busy machine makes long.
 """
@@ -58,8 +59,14 @@ def digest(number: int, version: str = "") -> Digest:
 
 
 def image(number: int, below: Manifest | None, version: str = "", **facts: Any) -> Manifest:
-    parent = Parent(below.state, below.digest) if below is not None and below.digest is not None else None
-    return Manifest("vm1/disk", f"s{number}", size=1, digest=digest(number, version), parent=parent, **facts)
+    parent = (
+        Parent(below.state, below.digest)
+        if below is not None and below.digest is not None
+        else None
+    )
+    return Manifest(
+        "vm1/disk", f"s{number}", size=1, digest=digest(number, version), parent=parent, **facts
+    )
 
 
 def chain(count: int) -> list[Manifest]:
@@ -78,7 +85,11 @@ def machines(count: int) -> list[Manifest]:
     disks = chain(count)
     return [
         *disks,
-        *(Manifest("vm1", disk.state, Kind.MACHINE, members={"vm1/disk": disk.digest}) for disk in disks if disk.digest is not None),
+        *(
+            Manifest("vm1", disk.state, Kind.MACHINE, members={"vm1/disk": disk.digest})
+            for disk in disks
+            if disk.digest is not None
+        ),
     ]
 
 
@@ -111,7 +122,13 @@ def one_by_one(fold: Fold, changes: list[Change]) -> None:
 
 def restored(fold: Fold, *, backwards: bool = False) -> Fold:
     states = list(fold.states.values())
-    return Fold.restore("vm1", fold.number, dict(fold.nonces), states[::-1] if backwards else states, fold.superseded)
+    return Fold.restore(
+        "vm1",
+        fold.number,
+        dict(fold.nonces),
+        states[::-1] if backwards else states,
+        fold.superseded,
+    )
 
 
 def superseded(manifests: list[Manifest]) -> Fold:
@@ -134,13 +151,17 @@ ON_FOLDS: dict[str, Callable[[list[Manifest], Fold], object]] = {
     "publish tips first": lambda made, fold: held(made[::-1]),
     "publish one by one": lambda made, fold: one_by_one(Fold("vm1"), list(map(Publish, made))),
     "remove in one record": lambda made, fold: fold.after(2, "n", map(removal, made)),
-    "remove in one record, tips first": lambda made, fold: fold.after(2, "n", map(removal, made[::-1])),
+    "remove in one record, tips first": lambda made, fold: fold.after(
+        2, "n", map(removal, made[::-1])
+    ),
     "remove one by one": lambda made, fold: one_by_one(fold, list(map(removal, made[::-1]))),
     "replace in one record": lambda made, fold: fold.after(2, "n", replaced(made)),
     "dependants of the first": lambda made, fold: fold.dependants([made[0].id]),
     "dependants of all": lambda made, fold: fold.dependants([one.id for one in made]),
     "standing on the first": lambda made, fold: fold.standing_on(made[0]),
-    "checkpoint": lambda made, fold: Checkpoint.from_bytes(Checkpoint.of(fold), "vm1", 1, "x").fold(),
+    "checkpoint": lambda made, fold: Checkpoint.from_bytes(
+        Checkpoint.of(fold), "vm1", 1, "x"
+    ).fold(),
     "restore": lambda made, fold: restored(fold),
     "restore backwards": lambda made, fold: restored(fold, backwards=True),
     "read a record": lambda made, fold: read(made),
@@ -163,7 +184,9 @@ def test_operations_on_the_states_of_a_machine(operation: str, shape: str) -> No
 
 
 def test_a_chain_that_is_superseded_one_by_one() -> None:
-    small, large = (steps(lambda count=count: superseded(chain(count))) for count in (SMALL, 2 * SMALL))  # type: ignore[misc]
+    small, large = (
+        steps(lambda count=count: superseded(chain(count))) for count in (SMALL, 2 * SMALL)
+    )  # type: ignore[misc]
     assert large < 2.6 * small
 
 
@@ -180,7 +203,9 @@ def test_a_superseded_chain_is_restored_and_goes() -> None:
 def filled(manifests: list[Manifest]) -> Pool:
     pool = Pool(MemoryTransport(MemoryStore()), locks=NoLocks())
     pool.create()
-    MachineLog(pool.transport, "vm1").append(lambda fold: [Publish(one) for one in manifests if one.id not in fold.states])
+    MachineLog(pool.transport, "vm1").append(
+        lambda fold: [Publish(one) for one in manifests if one.id not in fold.states]
+    )
     for one in manifests:
         if one.digest is not None:
             pool.transport.create(f".statepool/data/{one.digest.file_name}", b"x")
@@ -205,8 +230,16 @@ ON_POOLS: dict[str, tuple[Callable[[Pool], object], Callable[[list[Manifest], Po
     "collect": (remove_all, lambda made, pool: Collector(pool).sweep()),
     "look for old versions": (nothing, lambda made, pool: thin_keys(pool, 1, dry_run=True)),
     "plan": (nothing, lambda made, pool: pool.check_publishable(made)),
-    "plan to replace": (nothing, lambda made, pool: pool.check_publishable([evolve(one, created=2.0) for one in made], replace=True)),
-    "show in the view": (nothing, lambda made, pool: pool.view.update([one.id for one in made], lambda: pool.fold("vm1"))),
+    "plan to replace": (
+        nothing,
+        lambda made, pool: pool.check_publishable(
+            [evolve(one, created=2.0) for one in made], replace=True
+        ),
+    ),
+    "show in the view": (
+        nothing,
+        lambda made, pool: pool.view.update([one.id for one in made], lambda: pool.fold("vm1")),
+    ),
 }
 
 

@@ -15,7 +15,10 @@ def test_names_of_records_and_checkpoints_are_read_back() -> None:
 
 
 def test_records_sort_by_number() -> None:
-    assert sorted([layout.record("vm1", 10), layout.record("vm1", 9)]) == [layout.record("vm1", 9), layout.record("vm1", 10)]
+    assert sorted([layout.record("vm1", 10), layout.record("vm1", 9)]) == [
+        layout.record("vm1", 9),
+        layout.record("vm1", 10),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,14 @@ def test_a_link_in_the_view_leads_to_the_bytes(state: StateId, path: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "target", ["install.qcow2", "/pool/.statepool/data/x", "../other/.statepool/data/x", ".statepool/data/x", "../.statepool/log/x"]
+    "target",
+    [
+        "install.qcow2",
+        "/pool/.statepool/data/x",
+        "../other/.statepool/data/x",
+        ".statepool/data/x",
+        "../.statepool/log/x",
+    ],
 )
 def test_other_links_are_not_ours(target: str) -> None:
     assert not layout.is_view_target(target)

@@ -42,7 +42,9 @@ def hold_elsewhere(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[byt
     started: list[subprocess.Popen[bytes]] = []
 
     def hold() -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         started.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
@@ -68,7 +70,9 @@ def test_locks_of_other_names_are_others(locks: FileLocks) -> None:
         pass
 
 
-def test_whoever_does_not_want_to_wait_is_told(locks: FileLocks, tmp_path: Path, hold_elsewhere: Callable[[], object]) -> None:
+def test_whoever_does_not_want_to_wait_is_told(
+    locks: FileLocks, tmp_path: Path, hold_elsewhere: Callable[[], object]
+) -> None:
     hold_elsewhere()
     with pytest.raises(LockTimeout, match="more than 0 s") as caught, locks.hold("name", 0):
         pass
@@ -100,7 +104,9 @@ def test_an_error_inside_lets_go(locks: FileLocks) -> None:
         pass
 
 
-def test_a_holder_that_is_killed_holds_nothing(locks: FileLocks, hold_elsewhere: Callable[[], subprocess.Popen[bytes]]) -> None:
+def test_a_holder_that_is_killed_holds_nothing(
+    locks: FileLocks, hold_elsewhere: Callable[[], subprocess.Popen[bytes]]
+) -> None:
     holder = hold_elsewhere()
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
@@ -108,7 +114,9 @@ def test_a_holder_that_is_killed_holds_nothing(locks: FileLocks, hold_elsewhere:
         pass
 
 
-def test_whoever_waits_gets_it_when_the_holder_lets_go(locks: FileLocks, hold_elsewhere: Callable[[], subprocess.Popen[bytes]]) -> None:
+def test_whoever_waits_gets_it_when_the_holder_lets_go(
+    locks: FileLocks, hold_elsewhere: Callable[[], subprocess.Popen[bytes]]
+) -> None:
     holder = hold_elsewhere()
     got = threading.Event()
 
@@ -135,9 +143,21 @@ def test_the_group_of_a_pool_can_open_lock_files(locks: FileLocks, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("number", "kind"), [(errno.EROFS, AccessDenied), (errno.EACCES, AccessDenied), (errno.ENOSPC, NoSpace), (errno.EMFILE, TransportError)]
+    ("number", "kind"),
+    [
+        (errno.EROFS, AccessDenied),
+        (errno.EACCES, AccessDenied),
+        (errno.ENOSPC, NoSpace),
+        (errno.EMFILE, TransportError),
+    ],
 )
-def test_a_lock_that_cannot_be(locks: FileLocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]) -> None:
+def test_a_lock_that_cannot_be(
+    locks: FileLocks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    kind: type[Exception],
+) -> None:
     def refuse(tree: Tree, path: str, *rest: Any) -> int:
         raise OSError(number, os.strerror(number), path)
 
@@ -184,7 +204,9 @@ def test_a_place_elsewhere_with_a_kernel_has_its_locks() -> None:
     assert pool.transport.scan(layout.LOCKS) == []
 
 
-def test_a_change_of_a_log_pays_for_no_claim(pool: Pool, put: Callable[..., object], state: Callable[..., object]) -> None:
+def test_a_change_of_a_log_pays_for_no_claim(
+    pool: Pool, put: Callable[..., object], state: Callable[..., object]
+) -> None:
     unlocked = Pool(pool.transport)
     assert isinstance(unlocked.log_locks, NoLocks)
     put(unlocked, state("install"))
@@ -198,7 +220,11 @@ def test_no_locks_hold_nobody_up() -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_where_there_are_no_locks_work_goes_on_and_it_is_said_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder, number: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+    number: int,
 ) -> None:
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(number, os.strerror(number))
@@ -210,12 +236,16 @@ def test_where_there_are_no_locks_work_goes_on_and_it_is_said_once(
         with locks.hold("name", 0), locks.hold("name", 0), locks.hold("other", 0):
             pass
         assert locks.tidy("") == []
-    assert [record.levelname for record in caplog.records if record.name.startswith("statepool")] == ["WARNING"]
+    assert [
+        record.levelname for record in caplog.records if record.name.startswith("statepool")
+    ] == ["WARNING"]
     assert "has no file locks" in caplog.text
     assert [str(one.message) for one in recwarn] == []
 
 
-def test_the_command_says_it_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_it_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
@@ -225,5 +255,6 @@ def test_the_command_says_it_in_its_own_words(tmp_path: Path, monkeypatch: pytes
         pass
     assert (
         capsys.readouterr().err
-        == f"statepool: warning: {tmp_path}/locks has no file locks (flock: Function not implemented): processes may do the same work twice there\n"
+        == f"statepool: warning: {tmp_path}/locks has no file locks (flock: Function not"
+        " implemented): processes may do the same work twice there\n"
     )

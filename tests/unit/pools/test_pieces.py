@@ -1,4 +1,7 @@
-"""The lists of pieces beside the bytes of a pool: they come and go with them, and nothing depends on them."""
+"""
+The lists of pieces beside the bytes of a pool: they come and go with them, and nothing depends on
+them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,11 @@ SIZE = 3 * PIECE + 1
 
 
 def pieces_of(tag: str, size: int = SIZE) -> Pieces:
-    return Pieces(b"".join(Digest.of_text(f"{tag}{number}").hex.encode()[:LENGTH] for number in range(count(size))))
+    return Pieces(
+        b"".join(
+            Digest.of_text(f"{tag}{number}").hex.encode()[:LENGTH] for number in range(count(size))
+        )
+    )
 
 
 PIECES = pieces_of("large")
@@ -50,14 +57,20 @@ def test_a_list_is_beside_the_bytes_before_the_record(pool: Pool) -> None:
     found = read_list(pool.transport, DIGEST, SIZE)
     assert found is not None
     assert bytes(found) == bytes(PIECES)
-    broken = Pool(FaultyTransport(MemoryTransport(MemoryStore()), Full(matches=on("create", path="*.pieces"))))
+    broken = Pool(
+        FaultyTransport(MemoryTransport(MemoryStore()), Full(matches=on("create", path="*.pieces")))
+    )
     broken.create()
     with pytest.raises(NoSpace):
         publish(broken)
     assert broken.find(LARGE.id) is None
 
 
-@pytest.mark.parametrize("pieces", [Pieces(), Pieces(bytes(PIECES)[:LENGTH]), pieces_of("other")], ids=["none", "some", "others"])
+@pytest.mark.parametrize(
+    "pieces",
+    [Pieces(), Pieces(bytes(PIECES)[:LENGTH]), pieces_of("other")],
+    ids=["none", "some", "others"],
+)
 def test_a_list_that_is_not_proven_is_left_out(pool: Pool, pieces: Pieces) -> None:
     publish(pool, pieces=pieces)
     assert files(pool, layout.DATA) == {DIGEST.file_name}
@@ -67,7 +80,10 @@ def test_a_list_that_is_not_proven_is_left_out(pool: Pool, pieces: Pieces) -> No
 def test_of_one_piece_or_another_algorithm_there_is_none(pool: Pool) -> None:
     staging = pool.stage([])
     one = Pieces(bytes(PIECES)[:LENGTH])
-    for digest, size, pieces in ((Digest.of_pieces(one, PIECE), PIECE, one), (Digest("blake3", "0" * 64), SIZE, PIECES)):
+    for digest, size, pieces in (
+        (Digest.of_pieces(one, PIECE), PIECE, one),
+        (Digest("blake3", "0" * 64), SIZE, PIECES),
+    ):
         pool.transport.create(layout.data(digest), b"")
         staging.list_pieces(digest, size, pieces)
         staging.settle([digest])
@@ -76,7 +92,15 @@ def test_of_one_piece_or_another_algorithm_there_is_none(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", bytes(PIECES)[:-1], bytes(PIECES) + b"x", bytes(PIECES)[:-LENGTH], bytes(pieces_of("other")), b"x" * (1 << 20)]
+    "content",
+    [
+        b"",
+        bytes(PIECES)[:-1],
+        bytes(PIECES) + b"x",
+        bytes(PIECES)[:-LENGTH],
+        bytes(pieces_of("other")),
+        b"x" * (1 << 20),
+    ],
 )
 def test_a_wrong_list_counts_for_nothing_and_is_replaced(pool: Pool, content: bytes) -> None:
     pool.transport.create(LIST, content)
@@ -109,7 +133,8 @@ def test_bytes_that_are_needed_after_all_get_their_list_back(pool: Pool) -> None
     assert read_list(pool.transport, DIGEST, SIZE) is not None
     pool.transport.rename(LIST, layout.list_of(path))
     pool.transport.rename(layout.data(DIGEST), path)
-    assert restore(pool.transport, DIGEST)  # a reader fetches the bytes, and leaves the list to the collector
+    # a reader fetches the bytes, and leaves the list to the collector
+    assert restore(pool.transport, DIGEST)
     assert pool.transport.read(layout.data(DIGEST)) == BYTES
     Collector(pool).sweep()
     assert read_list(pool.transport, DIGEST, SIZE) is not None

@@ -1,4 +1,7 @@
-"""The files of a log: what is wrong with one is said in one order and in words, and what other writers may write is read."""
+"""
+The files of a log: what is wrong with one is said in one order and in words, and what other writers
+may write is read.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,17 @@ MANIFEST = Manifest("vm1/disk", "a", size=8, digest=DIGEST, parent=Parent("b", D
 PUBLISH = Publish(MANIFEST, DIGEST)
 REMOVE = Remove(StateId("vm1", "a", Kind.MACHINE), None)
 RECORD: dict[str, Any] = json.loads(Record(1, "n", 1.0, "host:1", (PUBLISH, REMOVE)).to_bytes())
-CHECKPOINT: dict[str, Any] = json.loads(Checkpoint.of(Fold("vm1").after(1, "n", [Publish(Manifest("vm1/disk", "a", digest=DIGEST))])))
+CHECKPOINT: dict[str, Any] = json.loads(
+    Checkpoint.of(Fold("vm1").after(1, "n", [Publish(Manifest("vm1/disk", "a", digest=DIGEST))]))
+)
 
 Read = Callable[[dict[str, Any]], Any]
 READERS: dict[str, tuple[dict[str, Any], Read]] = {
     "record": (RECORD, lambda data: Record.from_bytes(json.dumps(data).encode(), 1, "here")),
-    "checkpoint": (CHECKPOINT, lambda data: Checkpoint.from_bytes(json.dumps(data).encode(), "vm1", 1, "here")),
+    "checkpoint": (
+        CHECKPOINT,
+        lambda data: Checkpoint.from_bytes(json.dumps(data).encode(), "vm1", 1, "here"),
+    ),
 }
 
 
@@ -39,7 +47,16 @@ def read(data: dict[str, Any]) -> Record:
 
 
 @pytest.mark.parametrize("kind", READERS)
-@pytest.mark.parametrize("lie", [{}, {"changes": 5, "states": 5}, {"nonce": "\ud800", "nonces": {"1": "\ud800"}}, {"later": float("nan")}], ids=ascii)
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {},
+        {"changes": 5, "states": 5},
+        {"nonce": "\ud800", "nonces": {"1": "\ud800"}},
+        {"later": float("nan")},
+    ],
+    ids=ascii,
+)
 def test_a_newer_format_is_said_before_anything_else(kind: str, lie: dict[str, Any]) -> None:
     good, reader = READERS[kind]
     with pytest.raises(UnsupportedFormat, match="format 2"):
@@ -62,7 +79,9 @@ def test_a_newer_format_may_have_other_digests() -> None:
         read({**data, "format": 2})
 
 
-@pytest.mark.parametrize("name", ["origin", "parent", "extents", "creator", "labels", "fingerprint", "members"])
+@pytest.mark.parametrize(
+    "name", ["origin", "parent", "extents", "creator", "labels", "fingerprint", "members"]
+)
 def test_a_null_is_as_if_left_out(name: str) -> None:
     (change,) = read(with_publish(**{name: None})).changes
     assert isinstance(change, Publish)
@@ -70,7 +89,9 @@ def test_a_null_is_as_if_left_out(name: str) -> None:
     assert change.manifest == Manifest.from_json(left_out)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"deep": [[]]}, 10**30, "\U0001f600"], ids=ascii)
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), {"deep": [[]]}, 10**30, "\U0001f600"], ids=ascii
+)
 def test_fields_of_a_later_version_may_be_anything(value: object) -> None:
     found = read({**with_publish(later=value), "later": value})
     assert found.changes == (PUBLISH,)
@@ -99,7 +120,16 @@ def test_a_change_that_is_none(change: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"\xff", b'{"later":"\xff",' + json.dumps(RECORD).encode()[1:], b"[" * 100000], ids=lambda one: ascii(one[:9])
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"later":"\xff",' + json.dumps(RECORD).encode()[1:],
+        b"[" * 100000,
+    ],
+    ids=lambda one: ascii(one[:9]),
 )
 def test_what_is_no_json_object(content: bytes) -> None:
     with pytest.raises(BadRecord, match="here is not"):
@@ -109,7 +139,13 @@ def test_what_is_no_json_object(content: bytes) -> None:
 def test_the_words_name_the_file_and_the_field() -> None:
     for facts, words in (
         ({"size": -1}, "here has no size that can be used: Expected `int` >= 0 at 'size'"),
-        ({"parent": {"state": 5, "digest": str(DIGEST)}}, "here has no parent.state that can be used: Expected `str`, got `int` at 'parent.state'"),
+        (
+            {"parent": {"state": 5, "digest": str(DIGEST)}},
+            (
+                "here has no parent.state that can be used: Expected `str`, got `int` at"
+                " 'parent.state'"
+            ),
+        ),
         ({"labels": {"x": 1}}, "Expected `str`, got `int` at 'labels[...]'"),
         ({"extents": [[9, 1]]}, "leave the file, in here"),
         ({"digest": "x"}, "here has a bad digest: not a digest: 'x'"),

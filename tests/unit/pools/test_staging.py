@@ -28,7 +28,9 @@ def names(transport: MemoryTransport, directory: str) -> list[str]:
 
 def test_a_marker_is_there_first_and_goes_last(pool: Pool, transport: MemoryTransport) -> None:
     staging = pool.stage([DIGEST], path="/work.qcow2")
-    assert read_markers(transport) == [Marker("n1", frozenset([DIGEST]), Writer.current(), {"path": "/work.qcow2"})]
+    assert read_markers(transport) == [
+        Marker("n1", frozenset([DIGEST]), Writer.current(), {"path": "/work.qcow2"})
+    ]
     transport.create(staging.path(DIGEST), b"x")
     staging.end()
     assert names(transport, layout.INCOMING) == []
@@ -63,7 +65,9 @@ def test_bytes_that_are_nowhere(pool: Pool, transport: MemoryTransport) -> None:
     assert not restore(transport, DIGEST)
 
 
-def test_bytes_that_are_moved_about_by_two_collectors_are_found(pool: Pool, transport: MemoryTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_are_moved_about_by_two_collectors_are_found(
+    pool: Pool, transport: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, one, two = layout.data(DIGEST), layout.trash("one", DIGEST), layout.trash("two", DIGEST)
     transport.create(one, b"x")
     moves = iter([(one, data), (data, two), (two, data)])
@@ -95,13 +99,19 @@ def test_a_nonce_is_used_once(transport: MemoryTransport, pool: Pool) -> None:
         Staging.begin(transport, marker)
 
 
-def test_files_without_the_form_of_a_marker_are_none(transport: MemoryTransport, pool: Pool) -> None:
+def test_files_without_the_form_of_a_marker_are_none(
+    transport: MemoryTransport, pool: Pool
+) -> None:
     transport.create(f"{layout.INCOMING}/n-bytes", b"")
     transport.create(f"{layout.INCOMING}/n.clock", b"")
     assert read_markers(transport) == []
 
 
-@pytest.mark.parametrize("lie", [{"digests": "x"}, {"digests": ["x"]}, {"writer": None}, {"facts": []}, {"format": None}], ids=str)
+@pytest.mark.parametrize(
+    "lie",
+    [{"digests": "x"}, {"digests": ["x"]}, {"writer": None}, {"facts": []}, {"format": None}],
+    ids=str,
+)
 def test_a_marker_that_lies(transport: MemoryTransport, pool: Pool, lie: dict[str, object]) -> None:
     data = json.loads(Marker("n", frozenset([DIGEST]), Writer.current()).to_bytes())
     transport.create(layout.marker("n"), json.dumps({**data, **lie}).encode())
@@ -115,15 +125,19 @@ def test_a_marker_of_a_newer_format(transport: MemoryTransport, pool: Pool) -> N
         read_markers(transport)
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"[" * 100_000], ids=["empty", "zeros", "deep"])
-def test_a_marker_that_nobody_can_read_speaks_for_nobody(transport: MemoryTransport, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 100, b"[" * 100_000], ids=["empty", "zeros", "deep"]
+)
+def test_a_marker_that_nobody_can_read_speaks_for_nobody(
+    transport: MemoryTransport, content: bytes
+) -> None:
     transport.make_directory(layout.INCOMING)
     transport.create(layout.marker("n1"), content)
     (found,) = read_markers(transport)
     assert found.writer.is_dead
 
 
-# -- writers in other containers of one host ---------------------------------------------------------------------------------------------------------
+# -- writers in other containers of one host -------------------------------------------------------
 
 
 @pytest.fixture
@@ -134,7 +148,9 @@ def here(tmp_path: Path) -> LocalTransport:
 
 
 def test_whoever_holds_the_lock_of_its_marker_lives(here: LocalTransport) -> None:
-    staging = Staging.begin(here, Marker("n1", frozenset([DIGEST]), Writer.current(), {"intent": "set"}))
+    staging = Staging.begin(
+        here, Marker("n1", frozenset([DIGEST]), Writer.current(), {"intent": "set"})
+    )
     (marker,) = read_markers(here)
     assert marker.locked
     later = time.time() + LOCKING + 10
@@ -143,12 +159,16 @@ def test_whoever_holds_the_lock_of_its_marker_lives(here: LocalTransport) -> Non
     gc.collect()
     assert is_let_go(here, marker, later)
     assert not is_let_go(here, marker, time.time()), "it may just be about to be locked"
-    assert not is_let_go(here, evolve(marker, writer=evolve(marker.writer, boot="another")), later), "locks say nothing of other hosts"
+    assert not is_let_go(
+        here, evolve(marker, writer=evolve(marker.writer, boot="another")), later
+    ), "locks say nothing of other hosts"
     assert not is_let_go(here, evolve(marker, locked=False), later), "an older version has none"
 
 
 def test_a_lock_ends_with_the_staging(here: LocalTransport) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    Staging.begin(here, Marker("n1", frozenset([DIGEST]), Writer.current(), {"intent": "set"})).end()
+    Staging.begin(
+        here, Marker("n1", frozenset([DIGEST]), Writer.current(), {"intent": "set"})
+    ).end()
     assert len(os.listdir("/proc/self/fd")) == before
     assert read_markers(here) == []

@@ -35,13 +35,17 @@ def test_states_are_shown_under_their_names(local_pool: Pool, state: State, put:
     assert (root(local_pool) / "vm1/disk/customize.qcow2").read_bytes() == b"customize"
 
 
-def test_machine_states_are_shown_by_their_ram(pool: Pool, state: State, machine_state: Callable[..., list[Manifest]], put: Put) -> None:
+def test_machine_states_are_shown_by_their_ram(
+    pool: Pool, state: State, machine_state: Callable[..., list[Manifest]], put: Put
+) -> None:
     disk = state("on")
     put(pool, disk, *machine_state("on", disk))
     assert {entry.name for entry in pool.transport.scan("vm1")} == {"disk", "on.state"}
 
 
-def test_removed_states_vanish_with_their_empty_directories(local_pool: Pool, state: State, put: Put) -> None:
+def test_removed_states_vanish_with_their_empty_directories(
+    local_pool: Pool, state: State, put: Put
+) -> None:
     for name in ("one", "two"):
         put(local_pool, state(name))
     local_pool.remove(state("one").id)
@@ -60,7 +64,10 @@ def test_a_view_that_others_changed_is_made_right(pool: Pool, state: State, put:
     install = state("install")
     put(pool, install)
     path = layout.view(install.id)
-    for change in (lambda: pool.transport.remove(path), lambda: pool.transport.symlink(layout.view_target(install.id, Digest.of(b"else")), path)):
+    for change in (
+        lambda: pool.transport.remove(path),
+        lambda: pool.transport.symlink(layout.view_target(install.id, Digest.of(b"else")), path),
+    ):
         change()
         pool.view.update([install.id], lambda: pool.fold("vm1"))
         assert pool.transport.readlink(path) == layout.view_target(install.id, install.digest)  # type: ignore[arg-type]
@@ -74,14 +81,16 @@ def test_it_is_brought_up_to_date_until_nothing_changes(pool: Pool, state: State
     assert pool.transport.stat(layout.view(install.id)) is not None
 
 
-def test_places_without_symbolic_links_go_without(pool: Pool, state: State, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_without_symbolic_links_go_without(
+    pool: Pool, state: State, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(MemoryTransport, "capabilities", Capabilities(symlinks=False, durable=True))
     put(pool, state("install"))
     assert {entry.name for entry in pool.transport.scan("")} == {".statepool"}
     assert state("install").id in pool.fold("vm1").states
 
 
-# -- files of other tools ----------------------------------------------------------------------------------------------------------------------------
+# -- files of other tools --------------------------------------------------------------------------
 
 
 def test_files_of_other_tools_are_unmanaged(pool: Pool, state: State, put: Put) -> None:
@@ -90,7 +99,11 @@ def test_files_of_other_tools_are_unmanaged(pool: Pool, state: State, put: Put) 
     for path in ("vm1/disk/customize.qcow2", "vm1/disk.qcow2", "vm1/on.state", "vm2/disk.qcow2"):
         pool.transport.create(path, b"data")
     assert [found.id for found in pool.unmanaged("vm1")] == sorted(
-        [StateId("vm1/disk", "customize"), StateId("vm1/disk", "root"), StateId("vm1", "on", Kind.RAM)]
+        [
+            StateId("vm1/disk", "customize"),
+            StateId("vm1/disk", "root"),
+            StateId("vm1", "on", Kind.RAM),
+        ]
     )
     assert [found.id for found in pool.unmanaged("vm2")] == [StateId("vm2/disk", "root")]
     assert {found.stat.size for found in pool.unmanaged("vm1")} == {4}
@@ -99,7 +112,16 @@ def test_files_of_other_tools_are_unmanaged(pool: Pool, state: State, put: Put) 
 
 @pytest.mark.parametrize(
     "name",
-    ["customize.qcow2.lock", "customize.qcow2.part", ".customize.qcow2.swp", "customize.img", "root.qcow2", "a b.qcow2", ".qcow2", "x.qcow2.qcow2"],
+    [
+        "customize.qcow2.lock",
+        "customize.qcow2.part",
+        ".customize.qcow2.swp",
+        "customize.img",
+        "root.qcow2",
+        "a b.qcow2",
+        ".qcow2",
+        "x.qcow2.qcow2",
+    ],
 )
 def test_other_names_are_no_states(pool: Pool, name: str) -> None:
     pool.transport.make_directory("vm1/disk")
@@ -109,9 +131,17 @@ def test_other_names_are_no_states(pool: Pool, name: str) -> None:
     assert [f"{file.state}.qcow2" for file in pool.view.misnamed()] == ([name] if misnamed else [])
 
 
-def test_images_whose_names_cannot_be_used_are_told_apart(local_pool: Pool, state: State, put: Put) -> None:
+def test_images_whose_names_cannot_be_used_are_told_apart(
+    local_pool: Pool, state: State, put: Put
+) -> None:
     put(local_pool, state("install"))
-    for path in ("vm1/disk/a b.qcow2", "vm1/disk/root.qcow2", "vm1/disk/good.qcow2", "vm1/a disk.qcow2", "vm1/disk.qcow2"):
+    for path in (
+        "vm1/disk/a b.qcow2",
+        "vm1/disk/root.qcow2",
+        "vm1/disk/good.qcow2",
+        "vm1/a disk.qcow2",
+        "vm1/disk.qcow2",
+    ):
         (root(local_pool) / path).write_bytes(b"data")
     (root(local_pool) / "vm1/disk/a link.qcow2").symlink_to("good.qcow2")
     assert [(file.object, file.state) for file in local_pool.view.misnamed()] == [
@@ -127,7 +157,10 @@ def test_images_in_directories_whose_names_cannot_be_used(local_pool: Pool) -> N
     for path in ("My VM/disk/a.qcow2", "My VM/disk.qcow2", "vm1/dis k/b.qcow2", *others):
         (root(local_pool) / path).parent.mkdir(parents=True, exist_ok=True)
         (root(local_pool) / path).write_bytes(b"data")
-    assert [(file.object, file.state, file.error.message.partition(" for ")[2][:9]) for file in local_pool.view.misnamed()] == [
+    assert [
+        (file.object, file.state, file.error.message.partition(" for ")[2][:9])
+        for file in local_pool.view.misnamed()
+    ] == [
         ("My VM/disk", "root", "a machine"),
         ("My VM/disk", "a", "a machine"),
         ("vm1/dis k", "b", "an image:"),
@@ -135,7 +168,9 @@ def test_images_in_directories_whose_names_cannot_be_used(local_pool: Pool) -> N
     assert local_pool.machines() == ["vm1"]
 
 
-def test_what_is_left_of_a_removal_is_not_unmanaged(local_pool: Pool, state: State, put: Put) -> None:
+def test_what_is_left_of_a_removal_is_not_unmanaged(
+    local_pool: Pool, state: State, put: Put
+) -> None:
     install = state("install")
     put(local_pool, install)
     link = root(local_pool) / layout.view(install.id)

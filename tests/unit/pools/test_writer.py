@@ -29,7 +29,13 @@ def test_this_process_is_alive(here: Writer) -> None:
 
 def test_a_process_that_ended_is_dead(here: Writer) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-c", "from statepool.pools.writer import Writer; print(Writer.current().start); input()"], stdin=-1, stdout=-1
+        [
+            sys.executable,
+            "-c",
+            "from statepool.pools.writer import Writer; print(Writer.current().start); input()",
+        ],
+        stdin=-1,
+        stdout=-1,
     )
     assert child.stdout is not None
     writer = evolve(here, pid=child.pid, start=int(child.stdout.readline()))
@@ -74,7 +80,11 @@ def test_a_host_that_was_renamed_is_the_same(here: Writer, boot: str) -> None:
 
 
 def test_who_wrote_before_machines_were_told_apart_is_known_by_name(here: Writer) -> None:
-    old = {key: value for key, value in evolve(here, boot="another").to_json().items() if key != "machine"}
+    old = {
+        key: value
+        for key, value in evolve(here, boot="another").to_json().items()
+        if key != "machine"
+    }
     assert Writer.from_json(old).is_dead
     assert not Writer.from_json({**old, "host": "another"}).is_here
     assert Writer.from_json(old).to_json() == old
@@ -87,7 +97,9 @@ def test_in_a_place_of_this_host_nobody_survives_a_boot(here: Writer) -> None:
     assert not here.has_ended_here
 
 
-def test_a_process_id_namespace_that_is_gone_has_no_writers(here: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_id_namespace_that_is_gone_has_no_writers(
+    here: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = evolve(here, space=4)
     assert not gone.is_dead
     monkeypatch.setattr(writer_module, "_FIRST_SPACE", here.space)
@@ -100,12 +112,20 @@ def test_a_process_id_namespace_that_is_gone_has_no_writers(here: Writer, monkey
 @pytest.mark.parametrize(
     ("files", "same"),
     [
-        pytest.param({"id": "", "addresses": ["a"]}, False, id="no id of the installation: the name"),
-        pytest.param({"id": "i", "addresses": []}, False, id="a container of an image with an id: the name, too"),
+        pytest.param(
+            {"id": "", "addresses": ["a"]}, False, id="no id of the installation: the name"
+        ),
+        pytest.param(
+            {"id": "i", "addresses": []},
+            False,
+            id="a container of an image with an id: the name, too",
+        ),
         pytest.param({"id": "i", "addresses": ["a"]}, True, id="a host: whatever its name"),
     ],
 )
-def test_what_a_host_is_told_by(monkeypatch: pytest.MonkeyPatch, files: dict[str, Any], same: bool) -> None:
+def test_what_a_host_is_told_by(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, Any], same: bool
+) -> None:
     monkeypatch.setattr(writer_module, "_read", lambda path: files["id"])
     monkeypatch.setattr(writer_module, "_addresses", lambda: iter(files["addresses"]))
     assert (machine_of("one") == machine_of("other")) is same
@@ -130,7 +150,19 @@ def test_json_round_trip(here: Writer) -> None:
     assert Writer.from_json(here.to_json()) == here
 
 
-@pytest.mark.parametrize("lie", [{"host": 1}, {"boot": None}, {"pid": "1"}, {"pid": True}, {"start": 1.0}, {"space": None}, {"machine": 1}], ids=str)
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"host": 1},
+        {"boot": None},
+        {"pid": "1"},
+        {"pid": True},
+        {"start": 1.0},
+        {"space": None},
+        {"machine": 1},
+    ],
+    ids=str,
+)
 def test_what_is_no_writer(here: Writer, lie: dict[str, object]) -> None:
     with pytest.raises(BadRecord):
         Writer.from_json({**here.to_json(), **lie})
@@ -151,8 +183,19 @@ def test_a_child_is_another_writer(here: Writer) -> None:
 
 
 def in_own_mounts(mount: list[str], script: str) -> str:
-    """:returns: what a Python script prints after a file system was mounted where only it sees it"""
-    words = ["unshare", "-m", "sh", "-ec", f"{shlex.join(['mount', *mount])}; exec {shlex.quote(sys.executable)} -c {shlex.quote(script)}"]
+    """
+    :returns: what a Python script prints after a file system was mounted where only it sees it
+    """
+    words = [
+        "unshare",
+        "-m",
+        "sh",
+        "-ec",
+        (
+            f"{shlex.join(['mount', *mount])}; exec {shlex.quote(sys.executable)} -c"
+            f" {shlex.quote(script)}"
+        ),
+    ]
     if shutil.which("unshare") is None or os.geteuid() != 0:
         pytest.skip("only root can mount, where unshare (util-linux) is installed")
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
@@ -173,9 +216,13 @@ Writer.current()
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
-print(os.path.exists(f"/proc/{{hidden.pid}}"), hidden.is_dead, hidden.has_ended_here, dead.is_dead, _is_space(1))
+seen = os.path.exists(f"/proc/{{hidden.pid}}")
+print(seen, hidden.is_dead, hidden.has_ended_here, dead.is_dead, _is_space(1))
 """
-    assert in_own_mounts(["-t", "proc", "-o", "hidepid=2", "proc", "/proc"], script) == "False False False True True"
+    assert (
+        in_own_mounts(["-t", "proc", "-o", "hidepid=2", "proc", "/proc"], script)
+        == "False False False True True"
+    )
 
 
 def test_a_host_without_proc(tmp_path: Path) -> None:
@@ -188,4 +235,8 @@ except statepool.ToolError as error:
     print(error)
 """
     said = in_own_mounts(["-t", "tmpfs", "none", "/proc"], script)
-    assert said == "/proc is not mounted, by which it is known which writers are at work (mount -t proc proc /proc)"
+    assert (
+        said
+        == "/proc is not mounted, by which it is known which writers are at work (mount -t proc"
+        " proc /proc)"
+    )

@@ -17,7 +17,10 @@ from statepool.qcow2.header import Read, reader
 
 @pytest.fixture
 def open_in() -> Callable[..., object]:
-    """``with open_in(directory) as open_image``: opens the images of states by their names, as a walk wants it."""
+    """
+    ``with open_in(directory) as open_image``: opens the images of states by their names, as a walk
+    wants it.
+    """
 
     @contextmanager
     def opener(directory: Path) -> Iterator[Callable[[str], tuple[Read, int]]]:
@@ -49,12 +52,17 @@ sys.stdin.read()
 
 @pytest.fixture
 def held_open() -> Callable[..., object]:
-    """``with held_open(path, "r") as pid``: a real second process has the file open (``r``, ``w``, ``rw``, ``dup``), and perhaps a byte locked."""
+    """
+    ``with held_open(path, "r") as pid``: a real second process has the file open (``r``, ``w``,
+    ``rw``, ``dup``), and perhaps a byte locked.
+    """
 
     @contextmanager
     def hold(path: Path, mode: str, lock: int | None = None) -> Iterator[int]:
         command = [sys.executable, "-c", HOLDER, str(path), mode, "" if lock is None else str(lock)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             try:

@@ -41,7 +41,13 @@ class Images:
 def test_a_chain_comes_tip_first() -> None:
     links = walk("s4", Images(made(5)))
     assert [link.state for link in links] == ["s4", "s3", "s2", "s1", "s0"]
-    assert [link.header.backing_name for link in links] == [b"s3.qcow2", b"s2.qcow2", b"s1.qcow2", b"s0.qcow2", None]
+    assert [link.header.backing_name for link in links] == [
+        b"s3.qcow2",
+        b"s2.qcow2",
+        b"s1.qcow2",
+        b"s0.qcow2",
+        None,
+    ]
 
 
 @pytest.mark.parametrize("depth", [1, 256])
@@ -60,7 +66,12 @@ def test_a_deeper_chain_is_refused_before_the_next_image_is_opened() -> None:
 
 @pytest.mark.parametrize("loop", [{"a": "a"}, {"a": "b", "b": "a"}, {"a": "b", "b": "c", "c": "b"}])
 def test_a_loop_is_refused(loop: dict[str, str]) -> None:
-    images = Images({state: evolve(CHILD, backing=f"{parent}.qcow2".encode()).build() for state, parent in loop.items()})
+    images = Images(
+        {
+            state: evolve(CHILD, backing=f"{parent}.qcow2".encode()).build()
+            for state, parent in loop.items()
+        }
+    )
     with pytest.raises(UnsafeImage) as caught:
         walk("a", images)
     assert caught.value.check == "loop"

@@ -19,8 +19,17 @@ COPIED = 1 << 63
 COMPRESSED = 1 << 62
 
 
-def look(forged: Forged, l1_entry: int, *l2_entries: int, l1_too: int = 0, puts: dict[int, bytes] | None = None) -> None:
-    """An image with one L2 table, in its fifth cluster of 4 KiB. :param puts: what else is in the file, by offsets"""
+def look(
+    forged: Forged,
+    l1_entry: int,
+    *l2_entries: int,
+    l1_too: int = 0,
+    puts: dict[int, bytes] | None = None,
+) -> None:
+    """
+    An image with one L2 table, in its fifth cluster of 4 KiB. :param puts: what else is in the
+    file, by offsets
+    """
     data = bytearray(forged.build())
     data[3 << 12 : (3 << 12) + 16] = struct.pack(">QQ", l1_entry, l1_too)
     table = struct.pack(f">{len(l2_entries)}Q", *l2_entries)
@@ -42,14 +51,27 @@ TABLE = COPIED | 4 << 12
 def test_what_is_in_the_file_is_accepted() -> None:
     look(IMAGE, 0)
     packed = {SIZE - 1: b"\x03"}  # an empty deflate stream begins so
-    look(IMAGE, TABLE, 0, COPIED | 5 << 12, 5 << 12, COPIED | 6 << 12, COMPRESSED | (SIZE - 1), 1, COPIED | 7 << 12 | 1, puts=packed)
+    look(
+        IMAGE,
+        TABLE,
+        0,
+        COPIED | 5 << 12,
+        5 << 12,
+        COPIED | 6 << 12,
+        COMPRESSED | (SIZE - 1),
+        1,
+        COPIED | 7 << 12 | 1,
+        puts=packed,
+    )
 
 
 @pytest.mark.parametrize("entry", [TABLE, TABLE | 512, COPIED | (4 << 12) + 2048])
 def test_a_table_that_is_not_a_cluster_of_its_own_is_refused(entry: int) -> None:
     """QEMU would write to both; and reading one table a million times takes hours."""
     forged = evolve(IMAGE, l1_size=2, virtual_size=4 << 20)
-    with pytest.raises(UnsafeImage, match="twice" if entry == TABLE else "inside a cluster") as caught:
+    with pytest.raises(
+        UnsafeImage, match="twice" if entry == TABLE else "inside a cluster"
+    ) as caught:
         look(forged, TABLE, l1_too=entry)
     assert caught.value.check == "l2-tables"
 
@@ -67,7 +89,10 @@ def test_a_table_behind_the_end_is_refused(l1_entry: int) -> None:
     assert caught.value.check == "clusters"
 
 
-@pytest.mark.parametrize("entry", [COPIED | 7 << 12, 7 << 12, 1 << 50, COMPRESSED | SIZE, COPIED | COMPRESSED | (1 << 40)])
+@pytest.mark.parametrize(
+    "entry",
+    [COPIED | 7 << 12, 7 << 12, 1 << 50, COMPRESSED | SIZE, COPIED | COMPRESSED | (1 << 40)],
+)
 @pytest.mark.parametrize("place", [0, 511])
 def test_data_behind_the_end_is_refused(entry: int, place: int) -> None:
     with pytest.raises(UnsafeImage) as caught:
@@ -128,13 +153,20 @@ def test_tables_in_holes_are_not_read(tmp_path: Path) -> None:
     """Each of a million tables would have to be read otherwise: 64 GiB of zeros."""
     tables, bits = 1 << 20, 16
     forged = Forged(
-        cluster_bits=bits, virtual_size=tables << 29, l1_size=tables, l1_offset=3 << bits, refcount_offset=1 << bits, length=(200 + tables) << bits
+        cluster_bits=bits,
+        virtual_size=tables << 29,
+        l1_size=tables,
+        l1_offset=3 << bits,
+        refcount_offset=1 << bits,
+        length=(200 + tables) << bits,
     )
     path = tmp_path / "holes.qcow2"
     with path.open("w+b") as file:
         file.write(evolve(forged, length=None).build()[: 3 << 12])
         file.seek(3 << bits)
-        file.write(struct.pack(f">{tables}Q", *((200 + number) << bits for number in range(tables))))
+        file.write(
+            struct.pack(f">{tables}Q", *((200 + number) << bits for number in range(tables)))
+        )
         file.truncate((200 + tables) << bits)
         file.flush()
         asked: list[int] = []
@@ -149,7 +181,9 @@ def test_tables_in_holes_are_not_read(tmp_path: Path) -> None:
 
 
 def test_bitmaps_of_subclusters_are_no_places() -> None:
-    forged = Forged(cluster_bits=14, incompatible=16, length=7 << 14, l1_offset=3 << 14, refcount_offset=1 << 14)
+    forged = Forged(
+        cluster_bits=14, incompatible=16, length=7 << 14, l1_offset=3 << 14, refcount_offset=1 << 14
+    )
     data = bytearray(forged.build())
     data[3 << 14 : (3 << 14) + 8] = struct.pack(">Q", COPIED | 4 << 14)
     data[4 << 14 : (4 << 14) + 16] = struct.pack(">QQ", COPIED | 5 << 14, 0xFFFFFFFF00000000)

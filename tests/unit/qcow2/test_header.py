@@ -57,7 +57,10 @@ def test_every_field_is_read() -> None:
     forged = Forged(
         backing=b"parent.qcow2",
         formats=(b"raw", b"qcow2"),
-        extensions=((EXTENSION_BITMAPS, struct.pack(">IIQQ", 3, 0, 96, 7 << 12)), (0x12345678, b"abc")),
+        extensions=(
+            (EXTENSION_BITMAPS, struct.pack(">IIQQ", 3, 0, 96, 7 << 12)),
+            (0x12345678, b"abc"),
+        ),
         virtual_size=12345,
         crypt_method=2,
         l1_size=7,
@@ -73,22 +76,57 @@ def test_every_field_is_read() -> None:
         compression=1,
     )
     header = header_of(forged.build())
-    assert (header.version, header.virtual_size, header.cluster_bits, header.cluster_size) == (3, 12345, 12, 4096)
+    assert (header.version, header.virtual_size, header.cluster_bits, header.cluster_size) == (
+        3,
+        12345,
+        12,
+        4096,
+    )
     assert (header.backing_name, header.backing_length) == (b"parent.qcow2", 12)
     assert (header.backing_format, header.backing_formats) == (b"qcow2", 2)
-    assert (header.l1_size, header.l1_offset, header.refcount_table_offset, header.refcount_table_clusters) == (7, 4 << 12, 5 << 12, 2)
-    assert (header.snapshots, header.snapshots_offset, header.crypt_method, header.compression) == (3, 6 << 12, 2, 1)
-    assert (header.incompatible, header.compatible, header.autoclear, header.refcount_order, header.header_length) == (0b11000, 1, 3, 6, 112)
+    assert (
+        header.l1_size,
+        header.l1_offset,
+        header.refcount_table_offset,
+        header.refcount_table_clusters,
+    ) == (7, 4 << 12, 5 << 12, 2)
+    assert (header.snapshots, header.snapshots_offset, header.crypt_method, header.compression) == (
+        3,
+        6 << 12,
+        2,
+        1,
+    )
+    assert (
+        header.incompatible,
+        header.compatible,
+        header.autoclear,
+        header.refcount_order,
+        header.header_length,
+    ) == (0b11000, 1, 3, 6, 112)
     assert header.bitmaps
     assert header.bitmap_directory is not None
-    assert (header.bitmap_directory.count, header.bitmap_directory.directory_size, header.bitmap_directory.directory_offset) == (3, 96, 7 << 12)
-    assert [(kind, length) for kind, _, length in header.extensions] == [(0xE2792ACA, 3), (0xE2792ACA, 5), (EXTENSION_BITMAPS, 24), (0x12345678, 3)]
+    assert (
+        header.bitmap_directory.count,
+        header.bitmap_directory.directory_size,
+        header.bitmap_directory.directory_offset,
+    ) == (3, 96, 7 << 12)
+    assert [(kind, length) for kind, _, length in header.extensions] == [
+        (0xE2792ACA, 3),
+        (0xE2792ACA, 5),
+        (EXTENSION_BITMAPS, 24),
+        (0x12345678, 3),
+    ]
     assert header.file_size == (3 << 12) + 8
 
 
 def test_version_2_has_the_defaults_of_its_time() -> None:
     header = header_of(evolve(CHILD, version=2).build())
-    assert (header.version, header.header_length, header.refcount_order, header.incompatible) == (2, 72, 4, 0)
+    assert (header.version, header.header_length, header.refcount_order, header.incompatible) == (
+        2,
+        72,
+        4,
+        0,
+    )
     assert (header.backing_name, header.backing_format) == (b"parent.qcow2", b"qcow2")
 
 
@@ -151,7 +189,9 @@ def test_no_bytes_raise_anything_but_a_refusal(data: bytes) -> None:
     changes=st.lists(st.tuples(st.integers(0, 200), st.binary(min_size=1, max_size=8)), max_size=6),
     cut=st.none() | st.integers(0, 13000),
 )
-def test_no_corruption_raises_anything_but_a_refusal(name: str | None, changes: list[tuple[int, bytes]], cut: int | None) -> None:
+def test_no_corruption_raises_anything_but_a_refusal(
+    name: str | None, changes: list[tuple[int, bytes]], cut: int | None
+) -> None:
     data = bytearray(CHILD.build() if name is None else HOSTILE[name][0]())
     for offset, change in changes:
         data[offset : offset + len(change)] = change
@@ -170,17 +210,30 @@ def _only_refused(data: bytes) -> None:
     assert all(offset + size <= HEADER_AREA for offset, size in read.reads)
 
 
-# -- files -------------------------------------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_files_and_descriptors_are_read_alike(tmp_path: Path) -> None:
     path = tmp_path / "child.qcow2"
     path.write_bytes(CHILD.build())
     with path.open("rb") as file:
-        assert read_header_file(path) == read_header_file(str(path)) == read_header_fd(file.fileno(), "it") == header_of(CHILD.build())
+        assert (
+            read_header_file(path)
+            == read_header_file(str(path))
+            == read_header_fd(file.fileno(), "it")
+            == header_of(CHILD.build())
+        )
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("good", path), lambda path: os.symlink("nowhere", path)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        os.mkdir,
+        lambda path: os.symlink("good", path),
+        lambda path: os.symlink("nowhere", path),
+    ],
+)
 def test_only_regular_files_are_opened(tmp_path: Path, make: Callable[[Path], None]) -> None:
     (tmp_path / "good").write_bytes(GOOD.build())
     make(tmp_path / "x.qcow2")
@@ -209,12 +262,14 @@ def test_what_may_not_be_read_is_said_so(tmp_path: Path) -> None:
 def test_messages_name_the_image_and_the_path(tmp_path: Path) -> None:
     path = tmp_path / "text.qcow2"
     path.write_text("hello")
-    with pytest.raises(UnsafeImage, match="vm1/disk install is refused by the safety check 'magic'") as caught:
+    with pytest.raises(
+        UnsafeImage, match="vm1/disk install is refused by the safety check 'magic'"
+    ) as caught:
         read_header_file(path, "vm1/disk install")
     assert caught.value.path == str(path)
 
 
-# -- empty overlays ----------------------------------------------------------------------------------------------------------------------------------
+# -- empty overlays --------------------------------------------------------------------------------
 
 
 def test_an_overlay_is_empty_until_something_is_written() -> None:
@@ -238,7 +293,7 @@ def test_an_image_with_internal_snapshots_is_not_empty() -> None:
     assert not is_empty_overlay(in_memory(data), evolve(header_of(data), snapshots=1))
 
 
-# -- patches -----------------------------------------------------------------------------------------------------------------------------------------
+# -- patches ---------------------------------------------------------------------------------------
 
 
 def patched(data: bytes, patches: tuple[Patch, ...]) -> bytes:
@@ -249,7 +304,9 @@ def patched(data: bytes, patches: tuple[Patch, ...]) -> bytes:
     return bytes(image)
 
 
-@pytest.mark.parametrize("name", ["a.qcow2", "parent.qcow2", "b" * 12, "/srv/pool/vm1/disk/" + "c" * 500 + ".qcow2"])
+@pytest.mark.parametrize(
+    "name", ["a.qcow2", "parent.qcow2", "b" * 12, "/srv/pool/vm1/disk/" + "c" * 500 + ".qcow2"]
+)
 def test_a_patch_changes_the_name_and_nothing_else(name: str) -> None:
     data = evolve(CHILD, backing=b"/srv/old/parent.qcow2").build()
     before = header_of(data)
@@ -262,7 +319,9 @@ def test_a_patch_changes_the_name_and_nothing_else(name: str) -> None:
     rest = before.backing_offset + max(len(name), before.backing_length)
     assert after[20 : before.backing_offset] == data[20 : before.backing_offset]
     assert after[rest:] == data[rest:]
-    assert after[before.backing_offset + len(name) : rest] == bytes(rest - before.backing_offset - len(name))
+    assert after[before.backing_offset + len(name) : rest] == bytes(
+        rest - before.backing_offset - len(name)
+    )
 
 
 def test_the_same_name_needs_no_patch() -> None:
@@ -284,7 +343,9 @@ def test_an_image_without_a_backing_name_gets_none() -> None:
     assert backing_patch(in_memory(data), header_of(data), "parent.qcow2") is None
 
 
-@pytest.mark.parametrize("name", ["", "a" * 1024, "a\0b", "a\nb", "nbd:x", "json:{}", "file:a.qcow2", "é" * 512])
+@pytest.mark.parametrize(
+    "name", ["", "a" * 1024, "a\0b", "a\nb", "nbd:x", "json:{}", "file:a.qcow2", "é" * 512]
+)
 def test_names_that_nothing_can_have_are_usage_errors(name: str) -> None:
     data = CHILD.build()
     with pytest.raises(UsageError):
@@ -303,7 +364,16 @@ def test_patches_are_applied_to_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "has"),
-    [(b"a", False), (b"a:b", True), (b"/a:b", False), (b"d/a:b", False), (b":", True), (b"", False), (b"json:{}", True), (b"nbd://h/x", True)],
+    [
+        (b"a", False),
+        (b"a:b", True),
+        (b"/a:b", False),
+        (b"d/a:b", False),
+        (b":", True),
+        (b"", False),
+        (b"json:{}", True),
+        (b"nbd://h/x", True),
+    ],
 )
 def test_protocols_are_seen_as_qemu_sees_them(name: bytes, has: bool) -> None:
     assert has_protocol(name) is has

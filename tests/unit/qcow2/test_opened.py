@@ -34,7 +34,9 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["leases", "no leases, as of another user", "no leases, as of the file system"])
+@pytest.fixture(
+    params=["leases", "no leases, as of another user", "no leases, as of the file system"]
+)
 def leases(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the kernel grants leases; else what it says instead."""
     if request.param == "leases":
@@ -69,7 +71,12 @@ def test_nobody_has_it(path: Path) -> None:
 def test_another_process_has_it(path: Path, mode: str, held_open: Hold) -> None:
     with held_open(path, mode) as pid:
         assert is_open(path)
-        with pytest.raises(InUse, match=rf"work\.qcow2 is open in python\S* \(process {pid}\)") as caught, exclusive(path):
+        with (
+            pytest.raises(
+                InUse, match=rf"work\.qcow2 is open in python\S* \(process {pid}\)"
+            ) as caught,
+            exclusive(path),
+        ):
             pass
         assert caught.value.path == str(path)
         if mode == "r":
@@ -93,9 +100,12 @@ def test_another_name_is_the_same_file(path: Path, tmp_path: Path, held_open: Ho
 
 
 @pytest.mark.usefixtures("leases")
-def test_our_own_descriptors_count_for_claims_but_not_as_others(path: Path, held_open: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_descriptors_count_for_claims_but_not_as_others(
+    path: Path, held_open: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
     look = opened._openers
-    monkeypatch.setattr(opened, "_openers", lambda descriptor: (look(descriptor)[0], True))  # whatever else runs on this machine
+    # whatever else runs on this machine
+    monkeypatch.setattr(opened, "_openers", lambda descriptor: (look(descriptor)[0], True))
     with path.open("r+b"):
         assert not is_open(path)
         with pytest.raises(InUse, match=str(os.getpid())), exclusive(path):
@@ -108,12 +118,15 @@ def test_our_own_descriptors_count_for_claims_but_not_as_others(path: Path, held
         pass
 
 
-@pytest.mark.parametrize(("lock", "writing"), [(100, False), (101, True), (103, True), (201, False), (203, False)])
+@pytest.mark.parametrize(
+    ("lock", "writing"), [(100, False), (101, True), (103, True), (201, False), (203, False)]
+)
 def test_the_bytes_that_qemu_locks_are_seen_where_there_are_no_leases(
     path: Path, monkeypatch: pytest.MonkeyPatch, held_open: Hold, lock: int, writing: bool
 ) -> None:
     monkeypatch.setattr(opened, "try_lease", lambda *_: None)
-    monkeypatch.setattr(opened, "_openers", lambda _: ([], False))  # as if it were a process that we may not look at
+    # as if it were a process that we may not look at
+    monkeypatch.setattr(opened, "_openers", lambda _: ([], False))
     with held_open(path, "rw", lock):
         assert is_open(path)
         with pytest.raises(InUse, match="another process"), exclusive(path):
@@ -127,7 +140,9 @@ def test_the_bytes_that_qemu_locks_are_seen_where_there_are_no_leases(
     assert not is_open(path)
 
 
-def test_who_is_not_seen_is_believed_to_be_there(path: Path, monkeypatch: pytest.MonkeyPatch, held_open: Hold) -> None:
+def test_who_is_not_seen_is_believed_to_be_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch, held_open: Hold
+) -> None:
     with held_open(path, "rw"):
         for all_seen in (True, False):
             monkeypatch.setattr(opened, "_openers", lambda _, seen=all_seen: ([], seen))
@@ -138,7 +153,9 @@ def test_who_is_not_seen_is_believed_to_be_there(path: Path, monkeypatch: pytest
                 pass
 
 
-def test_what_cannot_be_told_from_our_own_descriptor_is_believed_to_be_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_told_from_our_own_descriptor_is_believed_to_be_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     look = opened._openers
     monkeypatch.setattr(opened, "_openers", lambda descriptor: (look(descriptor)[0], False))
     with path.open("rb"):
@@ -167,13 +184,16 @@ print("opened", os.pread(fd, 1, 100), flush=True)
 
 @pytest.fixture
 def is_asked_for() -> Iterator[Callable[[], bool]]:
-    """:returns: tells, within a minute, whether the kernel has said that somebody wants a file of ours"""
+    """
+    :returns: tells, within a minute, whether the kernel has said that somebody wants a file of ours
+    """
     asked: list[int] = []
     before = signal.signal(signal.SIGURG, lambda number, _: asked.append(number))
 
     def wait() -> bool:
         deadline = time.monotonic() + 60
-        # Python handles it in its main thread, which does not wake up for a signal that another thread was given.
+        # Python handles it in its main thread, which does not wake up for a signal that another
+        # thread was given.
         while not asked and time.monotonic() < deadline:
             time.sleep(0.01)
         return bool(asked)
@@ -183,9 +203,13 @@ def is_asked_for() -> Iterator[Callable[[], bool]]:
 
 
 @pytest.mark.parametrize("claim", [exclusive, shared])
-def test_who_opens_it_meanwhile_waits_and_nothing_happens_to_us(path: Path, claim: Callable[[Path], Any], is_asked_for: Callable[[], bool]) -> None:
+def test_who_opens_it_meanwhile_waits_and_nothing_happens_to_us(
+    path: Path, claim: Callable[[Path], Any], is_asked_for: Callable[[], bool]
+) -> None:
     with claim(path) as descriptor:
-        process = subprocess.Popen([sys.executable, "-c", OPENER, str(path)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", OPENER, str(path)], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         assert is_asked_for()
@@ -210,7 +234,12 @@ print("done", flush=True)
 
 def test_a_process_without_handlers_survives_that_somebody_opens_its_file(path: Path) -> None:
     root = str(Path(opened.__file__).parents[2])
-    with subprocess.Popen([sys.executable, "-c", BREAKER, str(path), root], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", BREAKER, str(path), root],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         with pytest.raises(BlockingIOError):
@@ -223,7 +252,9 @@ def test_a_process_without_handlers_survives_that_somebody_opens_its_file(path: 
     assert not is_open(path)
 
 
-def test_a_reader_of_headers_waits_for_who_has_it_to_itself(path: Path, is_asked_for: Callable[[], bool]) -> None:
+def test_a_reader_of_headers_waits_for_who_has_it_to_itself(
+    path: Path, is_asked_for: Callable[[], bool]
+) -> None:
     found = []
     thread = threading.Thread(target=lambda: found.append(read_header_file(path)))
     with exclusive(path):
@@ -262,7 +293,9 @@ def test_an_error_inside_lets_go(path: Path) -> None:
 
 
 @pytest.mark.parametrize("claim", [exclusive, shared, is_open])
-def test_only_regular_files_that_are_there(tmp_path: Path, path: Path, claim: Callable[[Path], Any]) -> None:
+def test_only_regular_files_that_are_there(
+    tmp_path: Path, path: Path, claim: Callable[[Path], Any]
+) -> None:
     def use(name: str) -> None:
         value = claim(tmp_path / name)
         if not isinstance(value, bool):
@@ -296,8 +329,12 @@ def first_pause(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], objec
 
 @pytest.mark.parametrize("lease", [None, fcntl.F_WRLCK])
 @pytest.mark.parametrize("claim", [exclusive, shared])
-def test_who_only_looks_is_waited_for(path: Path, first_pause: Any, claim: Any, lease: int | None) -> None:
-    """As another command does that asks what each working image stands on, or whether it is open."""
+def test_who_only_looks_is_waited_for(
+    path: Path, first_pause: Any, claim: Any, lease: int | None
+) -> None:
+    """
+    As another command does that asks what each working image stands on, or whether it is open.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     if lease is not None:
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
@@ -308,7 +345,9 @@ def test_who_only_looks_is_waited_for(path: Path, first_pause: Any, claim: Any, 
             os.close(descriptor)  # it does not matter, and was not waited for
 
 
-def test_another_process_that_only_looks_does_not_have_it_open(path: Path, first_pause: Any, held_open: Hold) -> None:
+def test_another_process_that_only_looks_does_not_have_it_open(
+    path: Path, first_pause: Any, held_open: Hold
+) -> None:
     with ExitStack() as stack:
         stack.enter_context(held_open(path, "r"))
         first_pause(stack.close)
@@ -316,7 +355,9 @@ def test_another_process_that_only_looks_does_not_have_it_open(path: Path, first
 
 
 @pytest.mark.parametrize("lock", [None, 201])
-def test_who_uses_it_is_not_waited_for(path: Path, first_pause: Any, held_open: Hold, lock: int | None) -> None:
+def test_who_uses_it_is_not_waited_for(
+    path: Path, first_pause: Any, held_open: Hold, lock: int | None
+) -> None:
     """Who can write, and a QEMU that only reads."""
     first_pause(lambda: pytest.fail("it waited"))
     with held_open(path, "rw" if lock is None else "r", lock):

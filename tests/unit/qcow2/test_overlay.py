@@ -24,7 +24,9 @@ class NoTool(QemuImg):
         super().__init__()
         self.asked = 0
 
-    def create_overlay(self, path: Path | str, backing_name: str, virtual_size: int, *, cluster_size: int = 65536) -> None:
+    def create_overlay(
+        self, path: Path | str, backing_name: str, virtual_size: int, *, cluster_size: int = 65536
+    ) -> None:
         self.asked += 1
         raise ToolError("there is no tool")
 
@@ -103,7 +105,9 @@ def test_what_would_be_laid_out_otherwise_is_left_to_the_tool(tmp_path: Path) ->
         overlay_bytes(1 << 30, "parent.qcow2", cluster_size=4096)
     tool = NoTool()
     with pytest.raises(ToolError):
-        create_overlay(tmp_path / "work.qcow2", 1 << 30, "parent.qcow2", cluster_size=4096, tool=tool)
+        create_overlay(
+            tmp_path / "work.qcow2", 1 << 30, "parent.qcow2", cluster_size=4096, tool=tool
+        )
     assert tool.asked == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -126,8 +130,12 @@ def test_the_header_names_its_parts() -> None:
     assert [kind for kind, _, _ in header.extensions] == [0xE2792ACA, 0x6803F857]
 
 
-@pytest.mark.parametrize(("size", "clusters"), [(1 << 51, 1 << 16), ((1 << 51) + 512, 1 << 17), (1 << 61, 1 << 21)])
-def test_the_clusters_are_as_large_as_the_disk_demands(tmp_path: Path, size: int, clusters: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "clusters"), [(1 << 51, 1 << 16), ((1 << 51) + 512, 1 << 17), (1 << 61, 1 << 21)]
+)
+def test_the_clusters_are_as_large_as_the_disk_demands(
+    tmp_path: Path, size: int, clusters: int
+) -> None:
     create_overlay(tmp_path / "work.qcow2", size, "parent.qcow2", tool=NoTool())
     header = check_file(tmp_path / "work.qcow2", "it", parent="parent", backing=Backing.SIBLING)
     assert (header.virtual_size, 1 << header.cluster_bits) == (size, clusters)
@@ -135,9 +143,18 @@ def test_the_clusters_are_as_large_as_the_disk_demands(tmp_path: Path, size: int
 
 def test_what_the_tool_has_removed_is_no_error(tmp_path: Path) -> None:
     class Removing(NoTool):
-        def create_overlay(self, path: Path | str, backing_name: str, virtual_size: int, *, cluster_size: int = 65536) -> None:
+        def create_overlay(
+            self,
+            path: Path | str,
+            backing_name: str,
+            virtual_size: int,
+            *,
+            cluster_size: int = 65536,
+        ) -> None:
             (tmp_path / "work.qcow2").unlink()
             super().create_overlay(path, backing_name, virtual_size, cluster_size=cluster_size)
 
     with pytest.raises(ToolError, match="there is no tool"):
-        create_overlay(tmp_path / "work.qcow2", 1 << 30, "parent.qcow2", cluster_size=4096, tool=Removing())
+        create_overlay(
+            tmp_path / "work.qcow2", 1 << 30, "parent.qcow2", cluster_size=4096, tool=Removing()
+        )

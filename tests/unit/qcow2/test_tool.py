@@ -30,10 +30,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return write
 
 
-ECHO = "print(json.dumps({'arguments': sys.argv[1:], 'environment': dict(os.environ), 'input': sys.stdin.read()}))"
+ECHO = (
+    "print(json.dumps({'arguments': sys.argv[1:], 'environment': dict(os.environ), 'input':"
+    " sys.stdin.read()}))"
+)
 
 
-def test_a_missing_binary_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_binary_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     tool = QemuImg()
     with pytest.raises(ToolError, match="install qemu-utils"):
@@ -64,7 +69,9 @@ def test_another_program_of_that_name(install: Install, text: str) -> None:
         QemuImg().version()
 
 
-def test_nothing_of_the_caller_reaches_it(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_the_caller_reaches_it(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SECRET", "x")
     install(ECHO)
     said = QemuImg().info("/x.qcow2")
@@ -73,23 +80,44 @@ def test_nothing_of_the_caller_reaches_it(install: Install, monkeypatch: pytest.
     assert said["input"] == ""
 
 
-@pytest.mark.parametrize("name", ["-x.qcow2", "nbd:x.qcow2", "json:{}", "plain.qcow2", "a,b=c.qcow2", "new\nline.qcow2"])
-def test_a_path_is_never_an_option_or_a_protocol(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["-x.qcow2", "nbd:x.qcow2", "json:{}", "plain.qcow2", "a,b=c.qcow2", "new\nline.qcow2"]
+)
+def test_a_path_is_never_an_option_or_a_protocol(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     install(ECHO)
     for path in (name, Path(name)):
-        assert QemuImg().info(path)["arguments"] == ["info", "-U", "-f", "qcow2", "--output=json", os.path.join(str(tmp_path), name)]
-        assert QemuImg().check(path)["arguments"] == ["check", "-f", "qcow2", "--output=json", os.path.join(str(tmp_path), name)]
+        assert QemuImg().info(path)["arguments"] == [
+            "info",
+            "-U",
+            "-f",
+            "qcow2",
+            "--output=json",
+            os.path.join(str(tmp_path), name),
+        ]
+        assert QemuImg().check(path)["arguments"] == [
+            "check",
+            "-f",
+            "qcow2",
+            "--output=json",
+            os.path.join(str(tmp_path), name),
+        ]
 
 
 def test_a_failure_is_told_in_one_line(install: Install) -> None:
-    install("print('\\nqemu-img: Could not open it: No such file\\nmore', file=sys.stderr); sys.exit(1)")
+    install(
+        "print('\\nqemu-img: Could not open it: No such file\\nmore', file=sys.stderr); sys.exit(1)"
+    )
     with pytest.raises(ToolError) as caught:
         QemuImg().info("/x.qcow2")
     assert str(caught.value) == "qemu-img info failed: Could not open it: No such file"
 
 
-@pytest.mark.parametrize(("code", "said"), [("sys.exit(5)", "exit code 5"), ("os.kill(os.getpid(), 11)", "signal 11")])
+@pytest.mark.parametrize(
+    ("code", "said"), [("sys.exit(5)", "exit code 5"), ("os.kill(os.getpid(), 11)", "signal 11")]
+)
 def test_a_silent_failure_is_told_as_well(install: Install, code: str, said: str) -> None:
     install(code)
     with pytest.raises(ToolError, match=said):

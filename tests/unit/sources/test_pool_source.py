@@ -23,7 +23,9 @@ def test_a_managed_chain(lab: Any) -> None:
     offer = lab.offer(pool, "customize")
     assert offer.managed
     assert tuple(member.manifest for member in offer.members) == chain
-    assert [member.path for member in offer.members] == [layout.data(manifest.digest) for manifest in chain]
+    assert [member.path for member in offer.members] == [
+        layout.data(manifest.digest) for manifest in chain
+    ]
 
 
 def test_a_chain_of_another_tool(lab: Any) -> None:
@@ -31,7 +33,9 @@ def test_a_chain_of_another_tool(lab: Any) -> None:
     lab.unmanaged("pool", "customize", "install")
     offer = lab.offer(lab.pool(create=False), "customize")
     assert not offer.managed
-    assert [(member.manifest.state, member.manifest.digest, member.path) for member in offer.members] == [
+    assert [
+        (member.manifest.state, member.manifest.digest, member.path) for member in offer.members
+    ] == [
         ("customize", None, "vm1/disk/customize.qcow2"),
         ("install", None, "vm1/disk/install.qcow2"),
     ]

@@ -18,7 +18,10 @@ from statepool.transports.registry import open_transport
 
 @pytest.fixture
 def sources(tmp_path: Path) -> list[PoolSource]:
-    return [PoolSource(Pool(open_transport(Location("file", str(tmp_path / name)))), name) for name in "abc"]
+    return [
+        PoolSource(Pool(open_transport(Location("file", str(tmp_path / name)))), name)
+        for name in "abc"
+    ]
 
 
 @pytest.fixture
@@ -34,7 +37,9 @@ def soon(source: PoolSource) -> float:
 
 
 def answering(never: threading.Event, **answers: object) -> Callable[[PoolSource], object]:
-    """A question that gets these answers; an exception is raised, and ``...`` stands for silence."""
+    """
+    A question that gets these answers; an exception is raised, and ``...`` stands for silence.
+    """
 
     def question(source: PoolSource) -> object:
         answer = answers[source.name]
@@ -72,7 +77,9 @@ def test_errors_are_answers(sources: list[PoolSource], never: threading.Event) -
     assert [(one.value, one.error) for one in asked] == [(None, error), (2, None), (None, None)]
 
 
-def test_who_is_silent_is_not_waited_for_if_another_answers(sources: list[PoolSource], never: threading.Event) -> None:
+def test_who_is_silent_is_not_waited_for_if_another_answers(
+    sources: list[PoolSource], never: threading.Event
+) -> None:
     asked = ask_all(sources, answering(never, a=..., b=2, c=...), patient=soon)
     assert asked[1].value == 2
     for one in (asked[0], asked[2]):
@@ -90,11 +97,15 @@ def test_who_is_late_is_waited_for_if_nobody_else_has_it(sources: list[PoolSourc
             return 1
         return None
 
-    asked = ask_all(sources, question, patient=lambda source: 60.0, good=lambda value: value is not None)
+    asked = ask_all(
+        sources, question, patient=lambda source: 60.0, good=lambda value: value is not None
+    )
     assert [(one.value, one.error) for one in asked] == [(1, None), (None, None), (None, None)]
 
 
-def test_a_fault_of_the_program_is_not_hidden(sources: list[PoolSource], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_program_is_not_hidden(
+    sources: list[PoolSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
 
     def question(source: PoolSource) -> int:
@@ -105,7 +116,15 @@ def test_a_fault_of_the_program_is_not_hidden(sources: list[PoolSource], monkeyp
 
 
 @pytest.mark.parametrize(
-    ("latency", "seconds"), [(None, 1.8), (0.0, LEAST), (0.001, LEAST), (LEAST * 1.5 / PATIENCE, LEAST * 1.5), (1.0, 1.8), (60.0, 1.8)]
+    ("latency", "seconds"),
+    [
+        (None, 1.8),
+        (0.0, LEAST),
+        (0.001, LEAST),
+        (LEAST * 1.5 / PATIENCE, LEAST * 1.5),
+        (1.0, 1.8),
+        (60.0, 1.8),
+    ],
 )
 def test_for_how_long_a_source_is_waited_for(latency: float | None, seconds: float) -> None:
     assert patience(latency, 2.0) == pytest.approx(seconds)

@@ -23,7 +23,9 @@ WANTED = StateId("vm1/disk", "customize")
 
 
 def offer(pool: Pool, state: str = "customize") -> RemoteChain:
-    found = PoolSource(pool, pool.location.path.rpartition("/")[2]).resolve(StateId("vm1/disk", state))
+    found = PoolSource(pool, pool.location.path.rpartition("/")[2]).resolve(
+        StateId("vm1/disk", state)
+    )
     assert found is not None
     return found
 
@@ -109,7 +111,9 @@ def test_the_authority_is_right(lab: Lab) -> None:
     agreed = reconcile(WANTED, [offers[0], right, offers[2]])
     assert names(agreed.offers) == ["b"]
     assert len(agreed.warnings) == 2
-    assert all(f"than {right.source}, which is the authority" in warning for warning in agreed.warnings)
+    assert all(
+        f"than {right.source}, which is the authority" in warning for warning in agreed.warnings
+    )
     another = evolve(offers[2], source=evolve(offers[2].source, authority=True))
     with pytest.raises(Conflict) as caught:  # of two, nobody knows which one is
         reconcile(WANTED, [offers[0], right, another])
@@ -117,16 +121,30 @@ def test_the_authority_is_right(lab: Lab) -> None:
 
 
 def claiming(one: RemoteChain, other: RemoteChain) -> RemoteChain:
-    """:returns: an offer whose log says of each of its members that it was rewritten from that of the other one"""
+    """
+    :returns: an offer whose log says of each of its members that it was rewritten from that of the
+        other one
+    """
     pairs = zip(one.members, other.members, strict=True)
-    return evolve(one, members=tuple(evolve(mine, manifest=evolve(mine.manifest, origin=yours.manifest.digest)) for mine, yours in pairs))
+    return evolve(
+        one,
+        members=tuple(
+            evolve(mine, manifest=evolve(mine.manifest, origin=yours.manifest.digest))
+            for mine, yours in pairs
+        ),
+    )
 
 
 def test_an_origin_gives_way_and_takes_nothing(lab: Lab) -> None:
-    """The bytes are those of the source that claims nothing, wherever it stands in the order; the other one is not even a second choice."""
+    """
+    The bytes are those of the source that claims nothing, wherever it stands in the order; the
+    other one is not even a second choice.
+    """
     pools = [lab.pool(name) for name in ("good", "evil")]
     for pool in pools:
-        lab.put(pool, "customize", lab.put(pool, "install"), tag=pool.location.path.rpartition("/")[2])
+        lab.put(
+            pool, "customize", lab.put(pool, "install"), tag=pool.location.path.rpartition("/")[2]
+        )
     good, evil = map(offer, pools)
     evil = claiming(evil, good)
     for offers in ([good, evil], [evil, good]):
@@ -158,9 +176,14 @@ def test_a_file_that_nobody_vouches_for_must_have_the_bytes_that_a_log_does(lab:
     pool = lab.pool("kept")
     lab.chain(pool, "install", "customize")
     kept = offer(pool)
-    agreed = reconcile(WANTED, [offer(lab.pool("short", create=False)), offer(lab.pool("loose", create=False)), kept])
+    agreed = reconcile(
+        WANTED,
+        [offer(lab.pool("short", create=False)), offer(lab.pool("loose", create=False)), kept],
+    )
     assert names(agreed.offers) == ["kept", "loose"]
-    assert [member.manifest.digest for member in agreed.offers[1].members] == [member.manifest.digest for member in kept.members]
+    assert [member.manifest.digest for member in agreed.offers[1].members] == [
+        member.manifest.digest for member in kept.members
+    ]
     with pytest.raises(DigestMismatch):
         Fetch(lab.cache(), agreed.offers[1]).run()
 
@@ -175,7 +198,13 @@ def test_nobody_has_hashed_it() -> None:
 
 def test_what_a_machine_state_lists_is_its_content() -> None:
     digests = [Digest("blake3", str(number) * 64) for number in range(2)]
-    state = Manifest("vm1", "on", kind=Kind.MACHINE, members={"vm1/a": digests[0], "vm1/b": digests[1]})
-    assert content_of(state) == content_of(evolve(state, members={"vm1/b": digests[1], "vm1/a": digests[0]}))
-    assert content_of(state) != content_of(evolve(state, members={"vm1/a": digests[1], "vm1/b": digests[1]}))
+    state = Manifest(
+        "vm1", "on", kind=Kind.MACHINE, members={"vm1/a": digests[0], "vm1/b": digests[1]}
+    )
+    assert content_of(state) == content_of(
+        evolve(state, members={"vm1/b": digests[1], "vm1/a": digests[0]})
+    )
+    assert content_of(state) != content_of(
+        evolve(state, members={"vm1/a": digests[1], "vm1/b": digests[1]})
+    )
     assert content_of(Manifest("vm1/a", "on", digest=digests[0])) == digests[0]

@@ -18,7 +18,10 @@ from statepool.transports.base import Entry, Stat
 
 
 class CountingTransport(MemoryTransport):
-    """Counts the questions that have to be answered before the next one can be asked; many that are asked together are one."""
+    """
+    Counts the questions that have to be answered before the next one can be asked; many that are
+    asked together are one.
+    """
 
     trips = 0
     _together = False
@@ -57,10 +60,14 @@ def fill(store: MemoryStore, machines: int, states: int) -> None:
         below: Parent | None = None
         for number in range(states):
             digest = Digest.of(b"%d" % number)
-            manifest = Manifest(f"vm{machine}/disk", f"s{number}", size=1, digest=digest, parent=below)
+            manifest = Manifest(
+                f"vm{machine}/disk", f"s{number}", size=1, digest=digest, parent=below
+            )
             pool.append(f"vm{machine}", lambda _, manifest=manifest: [Publish(manifest)])  # type: ignore[misc]
             below = Parent(f"s{number}", digest)
-        pool.view.update(pool.fold(f"vm{machine}").states, lambda machine=machine: pool.fold(f"vm{machine}"))  # type: ignore[misc]
+        pool.view.update(
+            pool.fold(f"vm{machine}").states, lambda machine=machine: pool.fold(f"vm{machine}")
+        )  # type: ignore[misc]
 
 
 def trips(machines: int, states: int) -> tuple[int, int]:
@@ -99,11 +106,14 @@ def test_what_others_wrote_meanwhile_is_read_together() -> None:
     assert transport.trips - before <= 12
 
 
-# -- files of other tools ----------------------------------------------------------------------------------------------------------------------------
+# -- files of other tools --------------------------------------------------------------------------
 
 
 def unmanaged_trips(lab: Any, depth: int) -> int:
-    """:returns: what a listing takes of a chain that another tool made, each state of which stands on the one before"""
+    """
+    :returns: what a listing takes of a chain that another tool made, each state of which stands on
+        the one before
+    """
     store = MemoryStore()
     MemoryTransport(store).make_directory("vm1/disk")
     for number in range(depth):
@@ -113,7 +123,9 @@ def unmanaged_trips(lab: Any, depth: int) -> int:
     pool = Pool(transport)
     found = listings(pool)
     assert [listed.problem for listed in found] == [None] * depth
-    assert [listed.manifest.parent is not None for listed in found] == [listed.manifest.state != "s0" for listed in found]
+    assert [listed.manifest.parent is not None for listed in found] == [
+        listed.manifest.state != "s0" for listed in found
+    ]
     return transport.trips
 
 

@@ -35,7 +35,15 @@ def watch(told: Told, pace: float | None) -> Watch:
     return Watch(told, pace, clock=lambda: told.now)
 
 
-def move(watching: Watch, told: Told, *, seconds: float, count: int = MIB, times: int = 10, total: int = 100 * MIB) -> None:
+def move(
+    watching: Watch,
+    told: Told,
+    *,
+    seconds: float,
+    count: int = MIB,
+    times: int = 10,
+    total: int = 100 * MIB,
+) -> None:
     watching.begin("get", total)
     for _ in range(times):
         told.now += seconds
@@ -65,7 +73,9 @@ def test_a_slow_one_is_left(told: Told) -> None:
         (0.5 * MIB, 1, MIB, 100 * MIB),  # the other one is slower
     ],
 )
-def test_one_that_is_worth_staying_with(told: Told, pace: float | None, seconds: float, count: int, total: int) -> None:
+def test_one_that_is_worth_staying_with(
+    told: Told, pace: float | None, seconds: float, count: int, total: int
+) -> None:
     times = min(10, total // count)
     move(watch(told, pace), told, seconds=seconds, count=count, times=times, total=total)
     assert told.said[-1] == "end"

@@ -100,9 +100,18 @@ def test_what_differs_little_is_not_written(place: Path, source: PoolSource) -> 
 
 @pytest.mark.parametrize(
     ("count", "seconds", "rate"),
-    [(ENOUGH, 1.0, float(ENOUGH)), (ENOUGH - 1, 0.1, None), (MIB, 1.0, float(MIB)), (SLOW, 1.0, None), (0, 1.0, None), (ENOUGH, 0.0, None)],
+    [
+        (ENOUGH, 1.0, float(ENOUGH)),
+        (ENOUGH - 1, 0.1, None),
+        (MIB, 1.0, float(MIB)),
+        (SLOW, 1.0, None),
+        (0, 1.0, None),
+        (ENOUGH, 0.0, None),
+    ],
 )
-def test_what_says_how_fast_a_source_is(place: Path, source: PoolSource, count: int, seconds: float, rate: float | None) -> None:
+def test_what_says_how_fast_a_source_is(
+    place: Path, source: PoolSource, count: int, seconds: float, rate: float | None
+) -> None:
     knowledge = knowledge_in(place)
     knowledge.delivered(source, count, seconds)
     assert knowledge.of(source).rate == rate
@@ -116,7 +125,12 @@ def test_failures_add_up_until_it_does_well(place: Path, source: PoolSource) -> 
     clock.now += 5
     knowledge.failed(source, DigestMismatch("wrong bytes"))
     known = knowledge.of(source)
-    assert (known.failures, known.failed, known.problem, known.corrupt) == (2, 1005.0, "wrong bytes", True)
+    assert (known.failures, known.failed, known.problem, known.corrupt) == (
+        2,
+        1005.0,
+        "wrong bytes",
+        True,
+    )
     assert knowledge.rest(source) == 600
     knowledge.answered(source, 0.1)
     assert knowledge.of(source).failures == 2

@@ -11,7 +11,18 @@ import pytest
 from statepool.errors import NoSpace, TransportError
 from statepool.model.digest import Digest
 from statepool.model.location import Location
-from statepool.testing.faults import ALWAYS, Call, Fault, FaultyTransport, Flip, Full, Slow, Stop, Truncate, on
+from statepool.testing.faults import (
+    ALWAYS,
+    Call,
+    Fault,
+    FaultyTransport,
+    Flip,
+    Full,
+    Slow,
+    Stop,
+    Truncate,
+    on,
+)
 from statepool.testing.memory import MemoryStore, MemoryTransport
 from statepool.testing.transport_names import pattern
 from statepool.testing.transports import Counter
@@ -25,7 +36,11 @@ DATA = pattern(12 * MIB)
 @pytest.fixture(params=["memory", "local"])
 def inner(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
     (tmp_path / "pool").mkdir()
-    return MemoryTransport(MemoryStore()) if request.param == "memory" else LocalTransport(Location("file", str(tmp_path / "pool")))
+    return (
+        MemoryTransport(MemoryStore())
+        if request.param == "memory"
+        else LocalTransport(Location("file", str(tmp_path / "pool")))
+    )
 
 
 @pytest.fixture
@@ -46,8 +61,14 @@ def target(tmp_path: Path) -> Iterator[int]:
 FLIPPED = DATA[:70_000] + bytes([DATA[70_000] ^ 0xFF]) + DATA[70_001:]
 
 
-@pytest.mark.parametrize(("fault", "arrives"), [(Flip(offset=70_000), FLIPPED), (Truncate(keep=MIB), DATA[:MIB])], ids=["flip", "truncate"])
-def test_spoilt_bytes_arrive_and_are_what_the_digest_names(inner: Transport, source: int, target: int, fault: Fault, arrives: bytes) -> None:
+@pytest.mark.parametrize(
+    ("fault", "arrives"),
+    [(Flip(offset=70_000), FLIPPED), (Truncate(keep=MIB), DATA[:MIB])],
+    ids=["flip", "truncate"],
+)
+def test_spoilt_bytes_arrive_and_are_what_the_digest_names(
+    inner: Transport, source: int, target: int, fault: Fault, arrives: bytes
+) -> None:
     inner.store(source, "good", Transfer(len(DATA)))
     faulty = FaultyTransport(inner, fault)
     assert faulty.fetch("good", target, Transfer(len(DATA))).digest == Digest.of(arrives)
@@ -64,7 +85,9 @@ def test_spoilt_bytes_arrive_and_are_what_the_digest_names(inner: Transport, sou
 def test_stop_in_the_middle(inner: Transport, source: int, target: int, after: int) -> None:
     counter = Counter()
     with pytest.raises(TransportError, match="broke in call 1, store 'a'"):
-        FaultyTransport(inner, Stop(after=after)).store(source, "a", Transfer(len(DATA), progress=counter))
+        FaultyTransport(inner, Stop(after=after)).store(
+            source, "a", Transfer(len(DATA), progress=counter)
+        )
     assert after - 3 * MIB <= counter.done <= after
     assert inner.stat("a") is None
 
@@ -87,7 +110,10 @@ def test_the_second_and_third_call(inner: Transport) -> None:
         except TransportError:
             went_well.append(False)
     assert went_well == [True, False, False, True, True]
-    assert [call for call in faulty.calls if call.path == "other"][:2] == [Call("stat", "other", 1), Call("stat", "other", 3)]
+    assert [call for call in faulty.calls if call.path == "other"][:2] == [
+        Call("stat", "other", 1),
+        Call("stat", "other", 3),
+    ]
 
 
 def test_another_error(inner: Transport) -> None:
@@ -97,7 +123,9 @@ def test_another_error(inner: Transport) -> None:
 
 def test_slow_waits_for_every_byte(inner: Transport, source: int) -> None:
     waited: list[float] = []
-    FaultyTransport(inner, Slow(rate=MIB, sleep=waited.append)).store(source, "a", Transfer(len(DATA)))
+    FaultyTransport(inner, Slow(rate=MIB, sleep=waited.append)).store(
+        source, "a", Transfer(len(DATA))
+    )
     assert sum(waited) == pytest.approx(12)
 
 

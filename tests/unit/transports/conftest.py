@@ -13,7 +13,9 @@ import pytest
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Callable[..., int]]:
-    """``opened("a", b"data", directory)``: a descriptor of a new file, open for reading and writing."""
+    """
+    ``opened("a", b"data", directory)``: a descriptor of a new file, open for reading and writing.
+    """
     fds: list[int] = []
 
     def make(name: str, data: bytes = b"", directory: Path = tmp_path) -> int:
@@ -57,7 +59,9 @@ def made(where: Path, kind: str) -> Iterator[Path]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A directory of a file system that is on a block device of its own, wherever temporary files are."""
+    """
+    A directory of a file system that is on a block device of its own, wherever temporary files are.
+    """
     if os.major(tmp_path.stat().st_dev):
         yield tmp_path
     else:

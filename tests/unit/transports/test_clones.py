@@ -1,4 +1,7 @@
-"""A clone's bytes are read from its source while they are in memory there and certainly the same; whatever happens, the digest is the clone's."""
+"""
+A clone's bytes are read from its source while they are in memory there and certainly the same;
+whatever happens, the digest is the clone's.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,10 @@ def pair(path: Path, flags: int = os.O_RDONLY) -> Iterator[tuple[int, int]]:
 
 
 def clone(path: Path, progress: Counter | None = None) -> tuple[Digest, int]:
-    """:returns: the digest of a clone, and the descriptor that its source had. What it says is what the clone has."""
+    """
+    :returns: the digest of a clone, and the descriptor that its source had. What it says is what
+        the clone has.
+    """
     with pair(path) as (source, target):
         counter = progress or Counter()
         moved = copy(source, target, Transfer(SIZE, progress=counter))
@@ -100,7 +106,9 @@ def test_holes_are_not_read(path: Path, reads: list[int]) -> None:
 
 
 @pytest.mark.parametrize("writer", ["descriptor", "mapping"])
-def test_who_can_write_already_keeps_us_from_the_source(path: Path, reads: list[int], writer: str) -> None:
+def test_who_can_write_already_keeps_us_from_the_source(
+    path: Path, reads: list[int], writer: str
+) -> None:
     class Storing(Counter):
         def advance(self, count: int) -> None:
             super().advance(count)
@@ -116,10 +124,19 @@ def test_who_can_write_already_keeps_us_from_the_source(path: Path, reads: list[
     assert source not in reads
 
 
-@pytest.mark.parametrize("act", [lambda path: path.write_bytes(b"\xee" * SIZE), lambda path: os.truncate(path, 100)], ids=["write", "truncate"])
-def test_who_comes_to_write_need_not_wait_for_the_end(path: Path, reads: list[int], act: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    "act",
+    [lambda path: path.write_bytes(b"\xee" * SIZE), lambda path: os.truncate(path, 100)],
+    ids=["write", "truncate"],
+)
+def test_who_comes_to_write_need_not_wait_for_the_end(
+    path: Path, reads: list[int], act: Callable[[Path], object]
+) -> None:
     class Disturbed(Counter):
-        """Somebody opens the source when two slices were read, and has changed it before the fourth one is."""
+        """
+        Somebody opens the source when two slices were read, and has changed it before the fourth
+        one is.
+        """
 
         def advance(self, count: int) -> None:
             super().advance(count)
@@ -141,7 +158,9 @@ def test_who_comes_to_write_need_not_wait_for_the_end(path: Path, reads: list[in
     assert path.read_bytes() != DATA
 
 
-def test_what_changes_while_it_is_being_read_does_not_count(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_changes_while_it_is_being_read_does_not_count(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As if somebody came between the reading and the question after it."""
     real = reading._InMemory.read
 
@@ -156,15 +175,23 @@ def test_what_changes_while_it_is_being_read_does_not_count(path: Path, monkeypa
     assert clone(path)[0] == Digest.of(DATA)
 
 
-def test_without_leases_only_the_clone_is_read(path: Path, reads: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_leases_only_the_clone_is_read(
+    path: Path, reads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "try_lease", lambda *_: None)
     digest, source = clone(path)
     assert digest == Digest.of(DATA)
     assert source not in reads
 
 
-@pytest.mark.parametrize(("flags", "kind"), [(os.O_RDONLY, fcntl.F_RDLCK), (os.O_RDWR, fcntl.F_WRLCK)], ids=["read", "write"])
-def test_a_lease_of_the_caller_is_as_good_and_stays(path: Path, reads: list[int], flags: int, kind: int) -> None:
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [(os.O_RDONLY, fcntl.F_RDLCK), (os.O_RDWR, fcntl.F_WRLCK)],
+    ids=["read", "write"],
+)
+def test_a_lease_of_the_caller_is_as_good_and_stays(
+    path: Path, reads: list[int], flags: int, kind: int
+) -> None:
     with pair(path, flags) as (source, target):
         assert try_lease(source, kind)
         assert copy(source, target, Transfer(SIZE)).digest == Digest.of(DATA)

@@ -1,4 +1,7 @@
-"""Which way bytes go is decided by what was measured, and what of a file is moved is told in few words."""
+"""
+Which way bytes go is decided by what was measured, and what of a file is moved is told in few
+words.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,18 @@ from attrs import define
 
 from statepool.model.settings import Compress
 from statepool.transports.ssh import compressed
-from statepool.transports.ssh.compressed import MEASURED, MIB, RECONSIDERED, WARM_UP, ProgramFailed, _Choosing, few, packer, ratio, within
+from statepool.transports.ssh.compressed import (
+    MEASURED,
+    MIB,
+    RECONSIDERED,
+    WARM_UP,
+    ProgramFailed,
+    _Choosing,
+    few,
+    packer,
+    ratio,
+    within,
+)
 
 SIZE = 2048 * MIB
 
@@ -32,7 +46,15 @@ class FakePacker:
 class Link(_Choosing):
     """Moves nothing, and takes the time that a link would."""
 
-    def __init__(self, plain: float, packed: Callable[[int], float], *, how: Compress = Compress.AUTO, gain: float = 2.0, able: bool = True) -> None:
+    def __init__(
+        self,
+        plain: float,
+        packed: Callable[[int], float],
+        *,
+        how: Compress = Compress.AUTO,
+        gain: float = 2.0,
+        able: bool = True,
+    ) -> None:
         self.now = 100.0
         self.moved: list[tuple[str, int]] = []
         self.fails_at: int | None = None
@@ -98,17 +120,25 @@ def test_an_image_is_not_the_same_everywhere() -> None:
     """It compresses well up to the middle, and badly from there on."""
     moved = Link(110 * MIB, lambda at: 200 * MIB if at < SIZE // 2 else 60 * MIB).run()
     assert moved[2][0] == "packed"
-    assert SIZE // 2 // MIB < sum(count for _, count in moved[:3]) <= SIZE // 2 // MIB + 2 * MEASURED // MIB
+    assert (
+        SIZE // 2 // MIB
+        < sum(count for _, count in moved[:3])
+        <= SIZE // 2 // MIB + 2 * MEASURED // MIB
+    )
     assert moved[3][0] == "plain"
 
 
 def test_without_a_program_there_is_no_choice() -> None:
     assert Link(110 * MIB, lambda at: 800 * MIB, able=False).run() == [*START, ("plain", REST)]
-    assert Link(110 * MIB, lambda at: 800 * MIB, able=False, how=Compress.ON).run() == [("plain", SIZE // MIB)]
+    assert Link(110 * MIB, lambda at: 800 * MIB, able=False, how=Compress.ON).run() == [
+        ("plain", SIZE // MIB)
+    ]
 
 
 def test_on_is_on() -> None:
-    assert Link(1000 * MIB, lambda at: MIB, how=Compress.ON, gain=0.5).run() == [("packed", SIZE // MIB)]
+    assert Link(1000 * MIB, lambda at: MIB, how=Compress.ON, gain=0.5).run() == [
+        ("packed", SIZE // MIB)
+    ]
 
 
 @pytest.mark.parametrize("how", [Compress.ON, Compress.AUTO])
@@ -133,7 +163,7 @@ def test_what_is_worth_a_thought(path: str, how: Compress, size: int, compresses
     assert (packer(None, path, how, size) is not None) is compresses  # type: ignore[arg-type]
 
 
-# -- extents -----------------------------------------------------------------------------------------------------------------------------------------
+# -- extents ---------------------------------------------------------------------------------------
 
 
 def test_parts_of_extents() -> None:
@@ -150,14 +180,24 @@ def test_few_extents_are_left_alone_and_many_become_few() -> None:
     assert len(found) <= 50
     assert found[0][0] == 0
     assert sum(found[-1]) == 4999 * 100_000 + 1000
-    assert all(any(begin <= offset and offset + length <= begin + count for begin, count in found) for offset, length in many)
+    assert all(
+        any(begin <= offset and offset + length <= begin + count for begin, count in found)
+        for offset, length in many
+    )
 
 
 def test_samples_fall_in_with_no_rhythm(tmp_path: Path) -> None:
     """Every other cluster is random: neither only those nor only the others are looked at."""
     cluster = 64 << 10
     path = tmp_path / "file"
-    path.write_bytes(b"".join(b"all the same " * (cluster // 13) + bytes(cluster % 13) if n % 2 else os.urandom(cluster) for n in range(256)))
+    path.write_bytes(
+        b"".join(
+            b"all the same " * (cluster // 13) + bytes(cluster % 13)
+            if n % 2
+            else os.urandom(cluster)
+            for n in range(256)
+        )
+    )
     with path.open("rb") as file:
         assert 1.3 < ratio(file.fileno(), [(0, 256 * cluster)]) < 3
         assert ratio(file.fileno(), [(2 * n * cluster, cluster) for n in range(128)]) < 1.01

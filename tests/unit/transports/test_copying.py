@@ -43,7 +43,10 @@ def no_thread_is_left_behind() -> Iterator[None]:
 
 @pytest.fixture(params=["as it is", "blocks cannot be asked for", "short writes"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the file system is like: also one that has blocks only for what is written, and one that takes less at a time than it is given."""
+    """
+    What the file system is like: also one that has blocks only for what is written, and one that
+    takes less at a time than it is given.
+    """
     write = os.pwrite
 
     def refuse(*_: object) -> int:
@@ -52,16 +55,24 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "blocks cannot be asked for":
         monkeypatch.setattr(fcntl, "ioctl", refuse)
     elif request.param == "short writes":
-        monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: write(fd, data[: max(1, len(data) // 2 - 1)], offset))
+        monkeypatch.setattr(
+            os,
+            "pwrite",
+            lambda fd, data, offset: write(fd, data[: max(1, len(data) // 2 - 1)], offset),
+        )
     return str(request.param)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 2 * MIB - 1, 2 * MIB, 2 * MIB + 1, 23 * MIB + 77])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_copy_is_the_same(opened: Callable[..., int], way: str, size: int, algorithm: str) -> None:
+def test_a_copy_is_the_same(
+    opened: Callable[..., int], way: str, size: int, algorithm: str
+) -> None:
     data = pattern(size)
     source, target, counter = opened("a", data), opened("b"), Counter()
-    moved = copy(source, target, Transfer(size, algorithm=algorithm, progress=counter), reflink=False)
+    moved = copy(
+        source, target, Transfer(size, algorithm=algorithm, progress=counter), reflink=False
+    )
     assert (moved.digest, moved.how, moved.sent) == (Digest.of(data, algorithm), "copy", size)
     assert content(target) == data
     assert counter.done == size
@@ -70,22 +81,36 @@ def test_a_copy_is_the_same(opened: Callable[..., int], way: str, size: int, alg
 @hypothesis.settings(max_examples=hypothesis.settings.default.max_examples // 10)  # each is long
 @hypothesis.given(
     data=st.lists(
-        st.tuples(st.sampled_from([0, 1, 4, 8, 12]), st.sampled_from([-BLOCK, 0, BLOCK]), st.sampled_from([1, BLOCK, 5 * MIB])), max_size=3
+        st.tuples(
+            st.sampled_from([0, 1, 4, 8, 12]),
+            st.sampled_from([-BLOCK, 0, BLOCK]),
+            st.sampled_from([1, BLOCK, 5 * MIB]),
+        ),
+        max_size=3,
     ),
     tail=st.sampled_from([0, 1, BLOCK]),
-    patch=st.lists(st.tuples(st.sampled_from([0, 4 * MIB - 1, 9 * MIB]), st.sampled_from([1, 4 * MIB])), max_size=2),
+    patch=st.lists(
+        st.tuples(st.sampled_from([0, 4 * MIB - 1, 9 * MIB]), st.sampled_from([1, 4 * MIB])),
+        max_size=2,
+    ),
 )
-def test_pieces_with_holes_between_them(tmp_path: Path, data: list[tuple[int, int, int]], tail: int, patch: list[tuple[int, int]]) -> None:
+def test_pieces_with_holes_between_them(
+    tmp_path: Path, data: list[tuple[int, int, int]], tail: int, patch: list[tuple[int, int]]
+) -> None:
     size = 16 * MIB + tail
     with (tmp_path / "a").open("wb+") as file, (tmp_path / "b").open("wb+") as other:
         file.truncate(size)
         for start, shift, length in data:
             os.pwrite(file.fileno(), pattern(length), max(start * MIB + shift, 0))
         whole, pieces, progress = bytearray(content(file.fileno())), Pieces(), Counter()
-        assert hash_file(file.fileno(), len(whole), pieces=pieces, progress=progress) == Digest.of(bytes(whole))
+        assert hash_file(file.fileno(), len(whole), pieces=pieces, progress=progress) == Digest.of(
+            bytes(whole)
+        )
         assert Digest.of_pieces(pieces, len(whole)) == Digest.of(bytes(whole))
         transfer = Transfer(len(whole))
-        assert copy(file.fileno(), other.fileno(), transfer, reflink=False).digest == Digest.of(bytes(whole))
+        assert copy(file.fileno(), other.fileno(), transfer, reflink=False).digest == Digest.of(
+            bytes(whole)
+        )
         assert bytes(transfer.pieces) == bytes(pieces)
         assert progress.done == len(whole)
         for offset, length in patch:
@@ -112,9 +137,16 @@ def test_holes_are_not_read(opened: Callable[..., int], monkeypatch: pytest.Monk
     assert bytes(pieces).count(ZEROS) == len(pieces) - 1
 
 
-def test_pieces_are_read_and_hashed_by_several_threads(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_are_read_and_hashed_by_several_threads(
+    opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = pattern(13 * MIB)
-    source, together, preadv, calls = opened("a", data), threading.Barrier(2), os.preadv, iter(range(100))
+    source, together, preadv, calls = (
+        opened("a", data),
+        threading.Barrier(2),
+        os.preadv,
+        iter(range(100)),
+    )
 
     def waiting(*arguments: Any) -> int:
         if next(calls) < 2:
@@ -139,29 +171,38 @@ def test_offsets_of_the_caller_do_not_matter(opened: Callable[..., int]) -> None
     assert copy(source, target, Transfer(BLOCK)).digest == Digest.of(pattern(BLOCK))
 
 
-@hypothesis.settings(max_examples=hypothesis.settings.default.max_examples // 3)  # each is a hundred times as long as others
+# each is a hundred times as long as others
+@hypothesis.settings(max_examples=hypothesis.settings.default.max_examples // 3)
 @hypothesis.given(
     blocks=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 40)), max_size=12),
     tail=st.integers(0, BLOCK),
     patch=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3 * BLOCK)), max_size=3),
 )
-def test_holes_stay_holes(tmp_path: Path, blocks: list[tuple[int, int]], tail: int, patch: list[tuple[float, int]]) -> None:
+def test_holes_stay_holes(
+    tmp_path: Path, blocks: list[tuple[int, int]], tail: int, patch: list[tuple[float, int]]
+) -> None:
     size = 200 * BLOCK + tail
     with (tmp_path / "a").open("wb+") as a, (tmp_path / "b").open("wb+") as b:
         a.truncate(size)
         for start, count in blocks:
-            os.pwrite(a.fileno(), pattern(count * BLOCK)[: max(size - start * BLOCK, 0)], start * BLOCK)
+            os.pwrite(
+                a.fileno(), pattern(count * BLOCK)[: max(size - start * BLOCK, 0)], start * BLOCK
+            )
         data = content(a.fileno())
         moved = copy(a.fileno(), b.fileno(), Transfer(size), reflink=False)
         assert moved.digest == Digest.of(data)
         assert content(b.fileno()) == data
-        # But for the blocks in which a file system remembers many extents, as it does when its free space is in pieces.
+        # But for the blocks in which a file system remembers many extents, as it does when its free
+        # space is in pieces.
         assert abs(os.fstat(b.fileno()).st_blocks - os.fstat(a.fileno()).st_blocks) <= 64
         extents = data_extents(b.fileno(), size, limit=1000)
         assert extents == data_extents(a.fileno(), size, limit=1000)
         assert moved.sent == sum(length for _, length in extents)
         # What is hashed with an overlay is what the file would be with it.
-        overlay = [(int(at * (size - min(length, size))), b"\xee" * min(length, size)) for at, length in patch]
+        overlay = [
+            (int(at * (size - min(length, size))), b"\xee" * min(length, size))
+            for at, length in patch
+        ]
         patched = bytearray(data)
         for offset, new in overlay:
             patched[offset : offset + len(new)] = new
@@ -169,8 +210,12 @@ def test_holes_stay_holes(tmp_path: Path, blocks: list[tuple[int, int]], tail: i
         assert content(a.fileno()) == data
 
 
-@pytest.mark.parametrize("shape", ["xxx.xxx", "x.x.x.x.x.x", "xxx...xxxx.xx", "...xxx.x.xxx", "xxxxxxxxxxxx"])
-def test_a_disk_that_is_slower_than_hashing(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, shape: str) -> None:
+@pytest.mark.parametrize(
+    "shape", ["xxx.xxx", "x.x.x.x.x.x", "xxx...xxxx.xx", "...xxx.x.xxx", "xxxxxxxxxxxx"]
+)
+def test_a_disk_that_is_slower_than_hashing(
+    opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
     """What waits to be written is not read over, whatever holes are between."""
     size = copying.SLICE * len(shape)
     source, target = opened("a"), opened("b")
@@ -213,7 +258,9 @@ class Cutting(Counter):
 
 
 @pytest.mark.parametrize("length", [5 * MIB, 0, 41 * MIB])
-def test_a_source_that_changes_its_length_meanwhile(opened: Callable[..., int], way: str, length: int) -> None:
+def test_a_source_that_changes_its_length_meanwhile(
+    opened: Callable[..., int], way: str, length: int
+) -> None:
     source, target = opened("a", pattern(40 * MIB)), opened("b")
     with pytest.raises(IntegrityError, match="bytes"):
         copy(source, target, Transfer(40 * MIB, progress=Cutting(source, length)), reflink=False)
@@ -265,7 +312,9 @@ def test_an_error_of_the_progress_is_left_as_it_is(opened: Callable[..., int]) -
 
 
 @pytest.mark.parametrize("call", ["preadv", "pwrite"])
-def test_a_disk_that_fails(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_disk_that_fails(
+    opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     source, target = opened("a", pattern(40 * MIB)), opened("b")
     real, calls = getattr(os, call), []
 
@@ -279,7 +328,9 @@ def test_a_disk_that_fails(opened: Callable[..., int], monkeypatch: pytest.Monke
     with pytest.raises(TransportError, match="Input/output error") as caught:
         copy(source, target, Transfer(40 * MIB), reflink=False)
     assert isinstance(caught.value.__cause__, OSError)
-    assert len(calls) < 5 + (copying.BEHIND + 1) * copying.SLICE // copying.WRITE, "it went on after the failure"
+    assert len(calls) < 5 + (copying.BEHIND + 1) * copying.SLICE // copying.WRITE, (
+        "it went on after the failure"
+    )
 
 
 def test_no_space(opened: Callable[..., int], small: Path, way: str) -> None:
@@ -314,11 +365,13 @@ def test_what_is_no_file(opened: Callable[..., int]) -> None:
         os.close(writing)
 
 
-# -- shared blocks -----------------------------------------------------------------------------------------------------------------------------------
+# -- shared blocks ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 4096, 100_000, 30 * MIB + 5])
-def test_blocks_are_shared_where_they_can_be(opened: Callable[..., int], reflinks: Path, size: int) -> None:
+def test_blocks_are_shared_where_they_can_be(
+    opened: Callable[..., int], reflinks: Path, size: int
+) -> None:
     data = pattern(size)
     source, target, counter = opened("a", data, reflinks), opened("b", b"x", reflinks), Counter()
     moved = copy(source, target, Transfer(size, progress=counter))
@@ -342,7 +395,11 @@ def test_holes_among_shared_blocks(opened: Callable[..., int], reflinks: Path) -
     os.ftruncate(source, size)
     for offset in (0, 7 * MIB + BLOCK, 30 * MIB):
         os.pwrite(source, pattern(BLOCK), offset)
-    assert copy(source, target, Transfer(size)).digest == Digest.of(content(source)) == hash_file(target, size)
+    assert (
+        copy(source, target, Transfer(size)).digest
+        == Digest.of(content(source))
+        == hash_file(target, size)
+    )
     assert os.fstat(target).st_blocks == os.fstat(source).st_blocks
 
 
@@ -362,7 +419,7 @@ def test_a_clone_is_hashed_even_where_the_page_cache_cannot_be_gone_round(
     assert copy(source, opened("b", b"", reflinks), Transfer(len(data))).digest == Digest.of(data)
 
 
-# -- extents -----------------------------------------------------------------------------------------------------------------------------------------
+# -- extents ---------------------------------------------------------------------------------------
 
 
 def test_a_file_without_holes_is_one_extent(opened: Callable[..., int]) -> None:
@@ -382,7 +439,11 @@ def test_the_smallest_gaps_are_closed_first(opened: Callable[..., int]) -> None:
     for block in (0, 2, 6, 7, 17):  # gaps of 1, 3 and 9 blocks
         os.pwrite(fd, b"x" * BLOCK, block * BLOCK)
     in_blocks = [
-        [(offset // BLOCK, length // BLOCK) for offset, length in data_extents(fd, 100 * BLOCK, limit=limit)] for limit in (1000, 4, 3, 2, 1)
+        [
+            (offset // BLOCK, length // BLOCK)
+            for offset, length in data_extents(fd, 100 * BLOCK, limit=limit)
+        ]
+        for limit in (1000, 4, 3, 2, 1)
     ]
     assert in_blocks == [
         [(0, 1), (2, 1), (6, 2), (17, 1)],
@@ -403,11 +464,16 @@ def test_many_extents_become_few_without_losing_data(opened: Callable[..., int])
     extents = data_extents(fd, size, limit=9)
     # Eight wide gaps, so nine extents, wherever the rounds of merging fell.
     assert extents == tuple(
-        (first * 8192, (last - first) * 8192 + 4096) for first, last in [(0, 99), *((n * 250 + 103, n * 250 + 349) for n in range(7)), (1853, 1999)]
+        (first * 8192, (last - first) * 8192 + 4096)
+        for first, last in [
+            (0, 99),
+            *((n * 250 + 103, n * 250 + 349) for n in range(7)),
+            (1853, 1999),
+        ]
     )
 
 
-# -- memory ------------------------------------------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 _MEASURE = """
 import os, resource, sys
@@ -432,7 +498,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, how: str) -> None:
     assert int(done.stdout) < 32 << 10, "KiB"
 
 
-# -- processes ---------------------------------------------------------------------------------------------------------------------------------------
+# -- processes -------------------------------------------------------------------------------------
 
 _FORK = """
 import os, signal, sys

@@ -99,7 +99,9 @@ def test_the_error_of_the_writer_comes_first() -> None:
 
 
 @pytest.mark.parametrize("size", [9, 11])
-def test_a_file_is_on_stable_storage_after_it_was_read(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_a_file_is_on_stable_storage_after_it_was_read(
+    opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     flushed: list[os.stat_result] = []
     monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(os.fstat(fd)))
     file = opened("a")
@@ -109,14 +111,20 @@ def test_a_file_is_on_stable_storage_after_it_was_read(opened: Callable[..., int
 
 
 @pytest.mark.parametrize("size", [9, 11])
-def test_a_file_that_cannot_be_flushed(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_a_file_that_cannot_be_flushed(
+    opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: fail())
     with pytest.raises(OSError, match="in a test"), flushed_beside(opened("a"), size):
         pass
 
 
-def test_a_disk_that_fails_on_the_way(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel tells an error once for a descriptor: the flush at the end would find nothing wrong."""
+def test_a_disk_that_fails_on_the_way(
+    opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The kernel tells an error once for a descriptor: the flush at the end would find nothing wrong.
+    """
     source, target = opened("a", os.urandom(5 << 20)), opened("b")
     monkeypatch.setattr(os, "fdatasync", lambda fd: fail())
     with pytest.raises(TransportError, match="Input/output error"):
@@ -124,7 +132,9 @@ def test_a_disk_that_fails_on_the_way(opened: Callable[..., int], monkeypatch: p
     assert copy(source, target, Transfer(5 << 20), reflink=False).how == "copy"
 
 
-def test_a_copy_is_flushed_on_the_way(opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_copy_is_flushed_on_the_way(
+    opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     flushed: list[os.stat_result] = []
     monkeypatch.setattr(os, "fdatasync", lambda fd: flushed.append(os.fstat(fd)))
     source, target = opened("a", os.urandom(5 << 20)), opened("b")

@@ -1,4 +1,7 @@
-"""Who presses Ctrl-C twice does not wait for a slow disk, and nothing is done then with the number of a descriptor that the caller has closed."""
+"""
+Who presses Ctrl-C twice does not wait for a slow disk, and nothing is done then with the number of
+a descriptor that the caller has closed.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,10 @@ def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def interrupted(work: Callable[[int], object], fd: int, disk: Disk, path: Path) -> None:
-    """Let ``work`` be interrupted twice, close its descriptor, and let another file have the number before the disk goes on."""
+    """
+    Let ``work`` be interrupted twice, close its descriptor, and let another file have the number
+    before the disk goes on.
+    """
     before = threading.enumerate()
     with pytest.raises(KeyboardInterrupt, match="once more"):
         work(fd)
@@ -99,17 +105,33 @@ def target(tmp_path: Path) -> int:
     return os.open(tmp_path / "target", os.O_RDWR | os.O_CREAT)
 
 
-def test_a_write_that_is_under_way(source: int, target: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_write_that_is_under_way(
+    source: int, target: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     disk = Disk(os.pwrite)
     monkeypatch.setattr(os, "pwrite", disk)
-    interrupted(lambda fd: copy(source, fd, Transfer(SIZE, progress=Interrupted(disk)), reflink=False), target, disk, tmp_path / "other")
+    interrupted(
+        lambda fd: copy(source, fd, Transfer(SIZE, progress=Interrupted(disk)), reflink=False),
+        target,
+        disk,
+        tmp_path / "other",
+    )
     assert len(disk.seen) == 1
 
 
-def test_a_flush_that_is_under_way(source: int, target: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_flush_that_is_under_way(
+    source: int, target: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     disk = Disk(os.fdatasync)
     monkeypatch.setattr(os, "fdatasync", disk)
-    interrupted(lambda fd: copy(source, fd, Transfer(SIZE, progress=Interrupted(disk)), reflink=False, flush=True), target, disk, tmp_path / "other")
+    interrupted(
+        lambda fd: copy(
+            source, fd, Transfer(SIZE, progress=Interrupted(disk)), reflink=False, flush=True
+        ),
+        target,
+        disk,
+        tmp_path / "other",
+    )
     assert len(disk.seen) == 1
 
 

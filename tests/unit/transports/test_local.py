@@ -16,7 +16,14 @@ from pathlib import Path
 import pytest
 
 from statepool.beneath import Descriptor, Tree
-from statepool.errors import AccessDenied, FileExists, MissingFile, NoSpace, StatePoolError, TransportError
+from statepool.errors import (
+    AccessDenied,
+    FileExists,
+    MissingFile,
+    NoSpace,
+    StatePoolError,
+    TransportError,
+)
 from statepool.model.location import Location
 from statepool.transports.base import Entry, FileKind, Transfer
 from statepool.transports.failures import A_FILE, Subject, translate_os_errors, translated
@@ -50,10 +57,12 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-# -- modes -------------------------------------------------------------------------------------------------------------------------------------------
+# -- modes -----------------------------------------------------------------------------------------
 
 
-def test_a_pool_of_a_group_stays_one(transport: LocalTransport, pool: Path, umask: Callable[[int], int]) -> None:
+def test_a_pool_of_a_group_stays_one(
+    transport: LocalTransport, pool: Path, umask: Callable[[int], int]
+) -> None:
     """Whatever the umask of whoever writes."""
     pool.chmod(0o2770)
     umask(0o077)
@@ -62,7 +71,9 @@ def test_a_pool_of_a_group_stays_one(transport: LocalTransport, pool: Path, umas
     assert [mode(pool / name) for name in ("a", "a/b", "a/b/c")] == [0o2770, 0o2770, 0o664]
 
 
-@pytest.mark.parametrize(("directory", "file"), [(0o755, 0o644), (0o2750, 0o640), (0o711, 0o600), (0o700, 0o600)])
+@pytest.mark.parametrize(
+    ("directory", "file"), [(0o755, 0o644), (0o2750, 0o640), (0o711, 0o600), (0o700, 0o600)]
+)
 def test_who_may_look_into_a_pool_may_read_its_records(
     transport: LocalTransport, pool: Path, umask: Callable[[int], int], directory: int, file: int
 ) -> None:
@@ -75,7 +86,9 @@ def test_who_may_look_into_a_pool_may_read_its_records(
     assert [mode(pool / name) for name in ("a", "b")] == [file, file]
 
 
-def test_a_pool_of_one_user_is_as_the_umask_has_it(transport: LocalTransport, pool: Path, umask: Callable[[int], int]) -> None:
+def test_a_pool_of_one_user_is_as_the_umask_has_it(
+    transport: LocalTransport, pool: Path, umask: Callable[[int], int]
+) -> None:
     umask(0o027)
     pool.chmod(0o750)
     transport.make_directory("a")
@@ -83,7 +96,9 @@ def test_a_pool_of_one_user_is_as_the_umask_has_it(transport: LocalTransport, po
     assert (mode(pool / "a"), mode(pool / "a/b")) == (0o750, 0o640)
 
 
-def test_the_directory_of_the_pool_itself_is_made(tmp_path: Path, umask: Callable[[int], int]) -> None:
+def test_the_directory_of_the_pool_itself_is_made(
+    tmp_path: Path, umask: Callable[[int], int]
+) -> None:
     transport = LocalTransport(Location("file", str(tmp_path / "not/yet")))
     assert transport.stat("") is None
     assert transport.identity == str(transport.location)
@@ -92,7 +107,7 @@ def test_the_directory_of_the_pool_itself_is_made(tmp_path: Path, umask: Callabl
     assert transport.scan("") == []
 
 
-# -- names -------------------------------------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def test_nothing_private_is_left(transport: LocalTransport, pool: Path) -> None:
@@ -104,15 +119,30 @@ def test_nothing_private_is_left(transport: LocalTransport, pool: Path) -> None:
     transport.make_directory("d")
     with pytest.raises(TransportError):
         transport.symlink("a", "d")
-    assert sorted(path.name for path in pool.rglob("*")) == [".statepool", "a", "d", "incoming", "l"]
+    assert sorted(path.name for path in pool.rglob("*")) == [
+        ".statepool",
+        "a",
+        "d",
+        "incoming",
+        "l",
+    ]
 
 
-def test_what_is_private_is_where_collectors_look(transport: LocalTransport, pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_private_is_where_collectors_look(
+    transport: LocalTransport, pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     transport.make_directory(INCOMING)
     seen: list[Path] = []
     for name in ("rename", "link"):
         real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *a, real=real, **k: (seen.extend(path for path in pool.rglob(".tmp-*")), real(*a, **k))[1])
+        monkeypatch.setattr(
+            os,
+            name,
+            lambda *a, real=real, **k: (
+                seen.extend(path for path in pool.rglob(".tmp-*")),
+                real(*a, **k),
+            )[1],
+        )
     transport.symlink("b", "a")
     assert [path.parent for path in seen] == [pool / INCOMING]
     seen.clear()
@@ -120,12 +150,21 @@ def test_what_is_private_is_where_collectors_look(transport: LocalTransport, poo
     assert [path.parent for path in seen] == ([] if transport._anonymous else [pool / INCOMING])
 
 
-def test_a_private_name_is_no_name_of_a_state(transport: LocalTransport, pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no directory for what is not finished, it lies beside what it becomes; which is there until then."""
+def test_a_private_name_is_no_name_of_a_state(
+    transport: LocalTransport, pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Where there is no directory for what is not finished, it lies beside what it becomes; which is
+    there until then.
+    """
     transport.symlink("first", "a")
     seen: list[str] = []
     real = os.replace
-    monkeypatch.setattr(os, "rename", lambda *paths, **places: (seen.extend(sorted(os.listdir(pool))), real(*paths, **places))[1])
+    monkeypatch.setattr(
+        os,
+        "rename",
+        lambda *paths, **places: (seen.extend(sorted(os.listdir(pool))), real(*paths, **places))[1],
+    )
     transport.symlink("second", "a")
     assert len(seen) == 2
     assert seen[0].startswith(".")
@@ -133,7 +172,9 @@ def test_a_private_name_is_no_name_of_a_state(transport: LocalTransport, pool: P
     assert transport.readlink("a") == "second"
 
 
-def test_a_file_system_without_anonymous_files_is_noticed(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_anonymous_files_is_noticed(
+    pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     transport = LocalTransport(Location("file", str(pool)))
     real, tries = Tree.open, []
 
@@ -149,7 +190,9 @@ def test_a_file_system_without_anonymous_files_is_noticed(pool: Path, monkeypatc
     assert (transport.read("a"), transport.read("b"), len(tries)) == (b"1", b"2", 1)
 
 
-def test_the_pool_may_be_behind_a_link_but_nothing_in_it(transport: LocalTransport, pool: Path, tmp_path: Path) -> None:
+def test_the_pool_may_be_behind_a_link_but_nothing_in_it(
+    transport: LocalTransport, pool: Path, tmp_path: Path
+) -> None:
     (tmp_path / "other").symlink_to(pool)
     other = LocalTransport(Location("file", str(tmp_path / "other")))
     transport.make_directory("d")
@@ -162,13 +205,15 @@ def test_the_pool_may_be_behind_a_link_but_nothing_in_it(transport: LocalTranspo
     assert other.identity == transport.identity
 
 
-def test_different_pools_have_different_identities(transport: LocalTransport, tmp_path: Path) -> None:
+def test_different_pools_have_different_identities(
+    transport: LocalTransport, tmp_path: Path
+) -> None:
     (tmp_path / "other").mkdir()
     assert LocalTransport(Location("file", str(tmp_path / "other"))).identity != transport.identity
     assert LinkTransport(transport.location).identity == transport.identity
 
 
-# -- reading while others ask whether the file is in use ---------------------------------------------------------------------------------------------
+# -- reading while others ask whether the file is in use -------------------------------------------
 
 _HOLD = """
 import fcntl, os, signal, sys
@@ -184,7 +229,9 @@ fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 def test_a_lease_is_waited_for(transport: LocalTransport, pool: Path) -> None:
     transport.create("a", b"1")
-    with subprocess.Popen([sys.executable, "-c", _HOLD, pool / "a"], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, pool / "a"], stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         assert transport.read("a") == b"1"
@@ -203,7 +250,7 @@ def test_a_fifo_with_a_writer_is_refused_too(transport: LocalTransport, pool: Pa
         os.close(fd)
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 def test_no_space_for_a_record_or_for_bytes(small: Path, opened: Callable[..., int]) -> None:
@@ -229,7 +276,9 @@ try:
 except NoSpace as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code, pool], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, pool], capture_output=True, text=True, check=True
+    )
     assert "ulimit -f" in done.stdout
     assert list(pool.iterdir()) == []
 
@@ -250,7 +299,9 @@ except NoSpace as error:
     ],
 )
 def test_every_number_has_a_meaning(number: int, kind: type[StatePoolError]) -> None:
-    error = translated(OSError(number, "text"), "read", Subject("'a' in file:///pool", "file:///pool", "a"))
+    error = translated(
+        OSError(number, "text"), "read", Subject("'a' in file:///pool", "file:///pool", "a")
+    )
     assert type(error) is kind
     assert "cannot read 'a' in file:///pool: " + os.strerror(number) in str(error)
     assert (error.pool, error.path) == ("file:///pool", "a")
@@ -262,7 +313,9 @@ def test_the_original_error_is_kept(transport: LocalTransport) -> None:
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
-def test_a_pool_on_two_file_systems(transport: LocalTransport, pool: Path, small: Path, request: pytest.FixtureRequest) -> None:
+def test_a_pool_on_two_file_systems(
+    transport: LocalTransport, pool: Path, small: Path, request: pytest.FixtureRequest
+) -> None:
     transport.create("a", b"1")
     (pool / "other").mkdir()
     subprocess.run(["mount", "--bind", small, pool / "other"], check=True)
@@ -304,11 +357,15 @@ def test_no_descriptor_is_left_open(transport: LocalTransport, opened: Callable[
         assert os.listdir("/proc/self/fd") == before
 
 
-def test_data_is_made_durable_before_it_is_named(transport: LocalTransport, opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_made_durable_before_it_is_named(
+    transport: LocalTransport, opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: list[str] = []
     for name in ("fsync", "link"):
         real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *a, name=name, real=real, **k: (done.append(name), real(*a, **k))[1])
+        monkeypatch.setattr(
+            os, name, lambda *a, name=name, real=real, **k: (done.append(name), real(*a, **k))[1]
+        )
     transport.create("a", b"1")
     assert done == ["fsync", "link"]
     done.clear()
@@ -320,7 +377,9 @@ def test_data_is_made_durable_before_it_is_named(transport: LocalTransport, open
     assert done == ["fsync", "fsync"]
 
 
-def test_a_lease_refused_to_others_is_still_granted(transport: LocalTransport, pool: Path, opened: Callable[..., int]) -> None:
+def test_a_lease_refused_to_others_is_still_granted(
+    transport: LocalTransport, pool: Path, opened: Callable[..., int]
+) -> None:
     """After a read nobody of ours has the file open: whoever asks may have it."""
     transport.create("a", b"1")
     transport.read("a")
@@ -334,21 +393,31 @@ def test_a_lease_refused_to_others_is_still_granted(transport: LocalTransport, p
 def test_what_was_done_and_to_which_file_are_told_apart() -> None:
     error = PermissionError(errno.EACCES, "text", "/closed/file")
     with (
-        pytest.raises(AccessDenied, match=r"^cannot get vm1/disk install: /closed/file: Permission denied"),
+        pytest.raises(
+            AccessDenied, match=r"^cannot get vm1/disk install: /closed/file: Permission denied"
+        ),
         translate_os_errors("get vm1/disk install", A_FILE),
     ):
         raise error
 
 
 def test_what_is_not_permitted_is_not_called_a_matter_of_the_mode() -> None:
-    """EPERM is also what an immutable file says, a sandbox, and a file system that does not have what was asked for."""
+    """
+    EPERM is also what an immutable file says, a sandbox, and a file system that does not have what
+    was asked for.
+    """
     subject = Subject("'a' in file:///pool")
-    hints = {number: translated(OSError(number, "text"), "write to", subject).hint or "" for number in (errno.EPERM, errno.EACCES)}
+    hints = {
+        number: translated(OSError(number, "text"), "write to", subject).hint or ""
+        for number in (errno.EPERM, errno.EACCES)
+    }
     assert "lsattr" in hints[errno.EPERM]
     assert "the mode of the file" not in hints[errno.EPERM]
     assert "the mode of the file" in hints[errno.EACCES]
     for number in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-        assert "no wings" in (translated(OSError(number, "text"), "fly over", subject, lacks="wings").hint or "")
+        assert "no wings" in (
+            translated(OSError(number, "text"), "fly over", subject, lacks="wings").hint or ""
+        )
 
 
 def test_an_immutable_pool(pool: Path, transport: LocalTransport) -> None:
@@ -356,7 +425,8 @@ def test_an_immutable_pool(pool: Path, transport: LocalTransport) -> None:
     immutable, mutable = (struct.pack("l", flags) for flags in (0x10, 0))
     with Descriptor(os.open, pool / "a", os.O_RDONLY) as file:
         try:
-            fcntl.ioctl(file, 0x40086602, immutable)  # FS_IOC_SETFLAGS, FS_IMMUTABLE_FL (linux/fs.h)
+            # This is FS_IOC_SETFLAGS with FS_IMMUTABLE_FL, of linux/fs.h.
+            fcntl.ioctl(file, 0x40086602, immutable)
         except OSError as error:
             pytest.skip(f"no file can be made immutable here: {error.strerror}")
         try:
@@ -367,7 +437,9 @@ def test_an_immutable_pool(pool: Path, transport: LocalTransport) -> None:
     assert "immutable" in (caught.value.hint or "")
 
 
-def test_directories_that_cannot_be_flushed(transport: LocalTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_that_cannot_be_flushed(
+    transport: LocalTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flush = os.fsync
 
     def refuse(descriptor: int) -> None:
@@ -381,7 +453,11 @@ def test_directories_that_cannot_be_flushed(transport: LocalTransport, monkeypat
     assert not transport.capabilities.durable
 
 
-def test_a_file_system_that_does_not_know_its_room(transport: LocalTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_does_not_know_its_room(
+    transport: LocalTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert transport.free_space()
-    monkeypatch.setattr(os, "fstatvfs", lambda descriptor: os.statvfs_result([4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255]))
+    monkeypatch.setattr(
+        os, "fstatvfs", lambda descriptor: os.statvfs_result([4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255])
+    )
     assert transport.free_space() is None

@@ -60,13 +60,19 @@ def test_what_could_not_be_fetched_leaves_no_length_behind(opened: Opened) -> No
 
 def test_a_hole_at_the_end(opened: Opened) -> None:
     target, data = opened("target"), b"x" + bytes(2 * SLICE)
-    assert Watched(data).fetch("a", target, Transfer(len(data), extents=((0, 1),))).digest == Digest.of(data)
+    assert Watched(data).fetch(
+        "a", target, Transfer(len(data), extents=((0, 1),))
+    ).digest == Digest.of(data)
     assert os.pread(target, len(data) + 1, 0) == data
 
 
 @pytest.mark.parametrize("extents", [EXTENTS[::-1], ((0, 0),), ((0, 9), (8, 9))])
-def test_extents_that_cannot_be_true_are_not_believed(opened: Opened, extents: tuple[tuple[int, int], ...]) -> None:
-    assert Watched(DATA).fetch("a", opened("target"), Transfer(len(DATA), extents=extents)).digest == Digest.of(DATA)
+def test_extents_that_cannot_be_true_are_not_believed(
+    opened: Opened, extents: tuple[tuple[int, int], ...]
+) -> None:
+    assert Watched(DATA).fetch(
+        "a", opened("target"), Transfer(len(DATA), extents=extents)
+    ).digest == Digest.of(DATA)
 
 
 def test_what_was_in_the_local_file_goes(opened: Opened) -> None:
@@ -144,19 +150,25 @@ def test_what_is_no_file_of_that_length_is_not_stored(opened: Opened) -> None:
 
 
 def test_what_can_only_be_read_is_not_stored_to(opened: Opened) -> None:
-    with pytest.raises(AccessDenied, match="cannot create 'a' in shelf:///pool: it can only be read"):
+    with pytest.raises(
+        AccessDenied, match="cannot create 'a' in shelf:///pool: it can only be read"
+    ):
         Shelf({}).store(opened("source", b"12345"), "a", Transfer(5))
 
 
 def test_capabilities_say_what_was_written() -> None:
     store = Store().capabilities
-    assert store == Capabilities(symlinks=False, durable=False, renames=False, directories=False, copies=True)
+    assert store == Capabilities(
+        symlinks=False, durable=False, renames=False, directories=False, copies=True
+    )
     assert store.writes
     assert not Shelf({}).capabilities.writes
 
 
 def test_what_cannot_be_done_says_so_and_names_the_pool() -> None:
-    with pytest.raises(TransportError, match="cannot rename 'a' in shelf:///pool: that cannot be done there") as caught:
+    with pytest.raises(
+        TransportError, match="cannot rename 'a' in shelf:///pool: that cannot be done there"
+    ) as caught:
         Store().rename("a", "b")
     assert (caught.value.pool, caught.value.path) == ("shelf:///pool", "a")
     assert not isinstance(caught.value, AccessDenied)

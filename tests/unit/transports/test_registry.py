@@ -30,7 +30,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[metadata.EntryPoint]:
     """What is installed beside us."""
     points: list[metadata.EntryPoint] = []
     monkeypatch.setitem(sys.modules, "a_plugin_for_a_test", sys.modules[__name__])
-    monkeypatch.setattr(metadata, "entry_points", lambda **wanted: metadata.EntryPoints(points).select(**wanted))
+    monkeypatch.setattr(
+        metadata, "entry_points", lambda **wanted: metadata.EntryPoints(points).select(**wanted)
+    )
     return points
 
 
@@ -66,8 +68,13 @@ def test_one_that_is_no_transport(installed: list[metadata.EntryPoint]) -> None:
         open_transport(Location("memory", "/pool"))
 
 
-@pytest.mark.parametrize(("location", "words"), [("oci://registry/pool", "statepool[oci]"), ("s3://bucket/pool", "statepool[s3]")])
-def test_one_that_has_to_be_installed_says_so(installed: list[metadata.EntryPoint], location: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [("oci://registry/pool", "statepool[oci]"), ("s3://bucket/pool", "statepool[s3]")],
+)
+def test_one_that_has_to_be_installed_says_so(
+    installed: list[metadata.EntryPoint], location: str, words: str
+) -> None:
     with pytest.raises(InvalidLocation) as caught:
         open_transport(Location.parse(location))
     assert words in str(caught.value)

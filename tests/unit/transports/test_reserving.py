@@ -1,4 +1,7 @@
-"""Blocks are asked for where that helps, and a file system that has none to give says so before anything is written."""
+"""
+Blocks are asked for where that helps, and a file system that has none to give says so before
+anything is written.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,9 @@ def test_a_file_in_memory_has_no_blocks_to_ask_for(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EPERM])
-def test_a_file_system_that_cannot_is_asked_once(on_a_disk: int, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_file_system_that_cannot_is_asked_once(
+    on_a_disk: int, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     asked = []
 
     def refuse(*arguments: object) -> int:

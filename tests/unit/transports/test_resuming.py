@@ -34,7 +34,16 @@ def test_a_beginning_that_is_right(opened: Opened, algorithm: str, length: int) 
     assert len(known) == (length // PIECE if algorithm == "blake3p" else 0)
 
 
-@pytest.mark.parametrize(("at", "same"), [(0, 0), (PIECE - 1, 0), (PIECE, PIECE), (2 * PIECE + 7, 2 * PIECE), (3 * PIECE + 1, 3 * PIECE)])
+@pytest.mark.parametrize(
+    ("at", "same"),
+    [
+        (0, 0),
+        (PIECE - 1, 0),
+        (PIECE, PIECE),
+        (2 * PIECE + 7, 2 * PIECE),
+        (3 * PIECE + 1, 3 * PIECE),
+    ],
+)
 def test_pieces_tell_how_much_is_right(opened: Opened, at: int, same: int) -> None:
     wrong = bytearray(DATA)
     wrong[at] ^= 1

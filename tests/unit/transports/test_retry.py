@@ -1,4 +1,7 @@
-"""What failed for a reason that may pass is tried again, as often as settings say, and nothing is done twice by it."""
+"""
+What failed for a reason that may pass is tried again, as often as settings say, and nothing is done
+twice by it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,9 @@ def store() -> MemoryStore:
     return MemoryStore()
 
 
-def retrying(store: MemoryStore, *faults: Fault, retries: int = 3, resumes: bool = True) -> tuple[Retrying, FaultyTransport]:
+def retrying(
+    store: MemoryStore, *faults: Fault, retries: int = 3, resumes: bool = True
+) -> tuple[Retrying, FaultyTransport]:
     faulty = FaultyTransport(MemoryTransport(store, resumes=resumes), *faults)
     return Retrying(faulty, retries=retries, pause=0), faulty
 
@@ -39,7 +44,7 @@ def calls(faulty: FaultyTransport, operation: str) -> int:
     return sum(call.operation == operation for call in faulty.calls)
 
 
-# -- how often, and when -----------------------------------------------------------------------------------------------------------------------------
+# -- how often, and when ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("retries", [0, 1, 5])
@@ -55,13 +60,25 @@ def test_pauses_grow_up_to_a_limit_and_are_not_alike(store: MemoryStore) -> None
     pauses: list[float] = []
     numbers = iter([0.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
     faulty = FaultyTransport(MemoryTransport(store), Stop())
-    transport = Retrying(faulty, retries=8, pause=0.5, sleep=pauses.append, jitter=lambda: next(numbers))
+    transport = Retrying(
+        faulty, retries=8, pause=0.5, sleep=pauses.append, jitter=lambda: next(numbers)
+    )
     with pytest.raises(TransportError):
         transport.stat("a")
     assert pauses == [0.25, 1.5, 2, 4, 8, 16, LONGEST_PAUSE, LONGEST_PAUSE]
 
 
-@pytest.mark.parametrize("error", [MissingFile("no"), FileExists("no"), NoSpace("no"), TransportError("no"), KeyboardInterrupt(), OSError("no")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MissingFile("no"),
+        FileExists("no"),
+        NoSpace("no"),
+        TransportError("no"),
+        KeyboardInterrupt(),
+        OSError("no"),
+    ],
+)
 def test_what_will_not_pass_is_not_tried_again(store: MemoryStore, error: BaseException) -> None:
     def make(call: Call) -> BaseException:
         return error
@@ -72,7 +89,7 @@ def test_what_will_not_pass_is_not_tried_again(store: MemoryStore, error: BaseEx
     assert len(faulty.calls) == 1
 
 
-# -- lost answers ------------------------------------------------------------------------------------------------------------------------------------
+# -- lost answers ----------------------------------------------------------------------------------
 
 
 def test_a_create_whose_answer_was_lost_succeeded(store: MemoryStore) -> None:
@@ -83,7 +100,9 @@ def test_a_create_whose_answer_was_lost_succeeded(store: MemoryStore) -> None:
 
 
 @pytest.mark.parametrize("content", [b"another nonce", b"with a nonce and more", b""])
-def test_a_create_that_somebody_else_won_meanwhile_failed(store: MemoryStore, content: bytes) -> None:
+def test_a_create_that_somebody_else_won_meanwhile_failed(
+    store: MemoryStore, content: bytes
+) -> None:
     class Rival(Stop):
         def before(self, call: Call) -> None:
             MemoryTransport(store).create("a", content)
@@ -178,12 +197,16 @@ def test_a_pool_works_though_every_answer_is_lost_once(store: MemoryStore) -> No
     assert pool.transport.read(layout.data(Digest.of(b"1"))) == b"1"
 
 
-# -- bytes -------------------------------------------------------------------------------------------------------------------------------------------
+# -- bytes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("resumes", [True, False])
-def test_a_fetch_goes_on_where_it_stopped(store: MemoryStore, opened: Opened, resumes: bool) -> None:
-    transport, faulty = retrying(store, Stop(matches=on("fetch"), after=1 << 20, times=2), resumes=resumes)
+def test_a_fetch_goes_on_where_it_stopped(
+    store: MemoryStore, opened: Opened, resumes: bool
+) -> None:
+    transport, faulty = retrying(
+        store, Stop(matches=on("fetch"), after=1 << 20, times=2), resumes=resumes
+    )
     transport.store(opened("source", DATA), "a", Transfer(len(DATA)))
     progress, target = Counter(), opened("target")
     moved = transport.fetch("a", target, Transfer(len(DATA), progress=progress))
@@ -196,8 +219,12 @@ def test_a_fetch_goes_on_where_it_stopped(store: MemoryStore, opened: Opened, re
 
 
 @pytest.mark.parametrize("resumes", [True, False])
-def test_a_store_goes_on_where_it_stopped(store: MemoryStore, opened: Opened, resumes: bool) -> None:
-    transport, faulty = retrying(store, Stop(matches=on("store"), after=1 << 20, times=2), resumes=resumes)
+def test_a_store_goes_on_where_it_stopped(
+    store: MemoryStore, opened: Opened, resumes: bool
+) -> None:
+    transport, faulty = retrying(
+        store, Stop(matches=on("store"), after=1 << 20, times=2), resumes=resumes
+    )
     progress = Counter()
     moved = transport.store(opened("source", DATA), "a", Transfer(len(DATA), progress=progress))
     assert transport.read("a") == DATA
@@ -208,7 +235,9 @@ def test_a_store_goes_on_where_it_stopped(store: MemoryStore, opened: Opened, re
     assert moved.again == (0 if resumes else 1 << 20)
 
 
-def test_a_store_does_not_go_on_from_bytes_that_are_not_there_any_more(store: MemoryStore, opened: Opened) -> None:
+def test_a_store_does_not_go_on_from_bytes_that_are_not_there_any_more(
+    store: MemoryStore, opened: Opened
+) -> None:
     """As after a power cut between two attempts: the length survived, the bytes did not."""
 
     def lose_power(seconds: float) -> None:
@@ -218,9 +247,13 @@ def test_a_store_does_not_go_on_from_bytes_that_are_not_there_any_more(store: Me
         place.remove("a")
         place.create("a", bytes(found.size))
 
-    faulty = FaultyTransport(MemoryTransport(store, resumes=True), Stop(matches=on("store"), after=1 << 20, times=1))
+    faulty = FaultyTransport(
+        MemoryTransport(store, resumes=True), Stop(matches=on("store"), after=1 << 20, times=1)
+    )
     progress = Counter()
-    moved = Retrying(faulty, retries=1, pause=0, sleep=lose_power).store(opened("source", DATA), "a", Transfer(len(DATA), progress=progress))
+    moved = Retrying(faulty, retries=1, pause=0, sleep=lose_power).store(
+        opened("source", DATA), "a", Transfer(len(DATA), progress=progress)
+    )
     assert MemoryTransport(store).read("a") == DATA
     assert moved.digest == Digest.of(DATA)
     assert moved.again == 1 << 20
@@ -235,7 +268,7 @@ def test_a_digest_is_told_of_once(store: MemoryStore) -> None:
     assert progress.done == len(DATA)
 
 
-# -- what is passed through --------------------------------------------------------------------------------------------------------------------------
+# -- what is passed through ------------------------------------------------------------------------
 
 
 class Locking(MemoryTransport):
@@ -298,5 +331,7 @@ def test_everything_else_is_that_of_the_inner_one(tmp_path: Path) -> None:
     transport.create("d", b"1")
     assert transport.read_many(["d", "e"], 9) == [b"1", None]
     assert [stat is not None for stat in transport.stat_many(["d", "e"])] == [True, False]
-    assert [[entry.name for entry in entries] for entries in transport.scan_many(["", "nowhere"])] == [["d"], []]
+    assert [
+        [entry.name for entry in entries] for entries in transport.scan_many(["", "nowhere"])
+    ] == [["d"], []]
     assert transport.survey() == inner.survey()

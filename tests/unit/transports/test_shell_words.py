@@ -39,7 +39,19 @@ def test_a_path_arrives_as_it_is_through_two_shells(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["relative", "", "-rf", "~/pool", "/srv/new\nline", "/srv/nul\0", "/srv/tab\t", "/srv/\x1b[0m", "/srv/back\\slash", "/srv/!!"]
+    "path",
+    [
+        "relative",
+        "",
+        "-rf",
+        "~/pool",
+        "/srv/new\nline",
+        "/srv/nul\0",
+        "/srv/tab\t",
+        "/srv/\x1b[0m",
+        "/srv/back\\slash",
+        "/srv/!!",
+    ],
 )
 def test_no_shell_is_told_of_such_a_path(path: str) -> None:
     assert quoted(path) is None

@@ -1,4 +1,6 @@
-"""Which carrier is used, what a location names, and what paramiko makes of a configuration of ssh."""
+"""
+Which carrier is used, what a location names, and what paramiko makes of a configuration of ssh.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_without_either_the_error_says_what_to_install(monkeypatch: pytest.Monke
     assert "paramiko" in (caught.value.hint or "")
 
 
-def test_an_account_without_a_name(resolved: Callable[..., HostSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_account_without_a_name(
+    resolved: Callable[..., HostSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nobody(uid: int) -> None:
         raise KeyError(uid)
 
@@ -67,15 +71,25 @@ def test_an_account_without_a_name(resolved: Callable[..., HostSettings], monkey
 
 
 def test_all_sources_have_one_or_each_its_own(tmp_path: Path) -> None:
-    text = 'carrier = "openssh"\nsources = [{ location = "ssh://a/pool", carrier = "paramiko" }, "ssh://b/pool"]'
+    text = (
+        'carrier = "openssh"\nsources = [{ location = "ssh://a/pool", carrier = "paramiko" },'
+        ' "ssh://b/pool"]'
+    )
     (tmp_path / "statepool.toml").write_text(text)
     for environ, others in (({}, "openssh"), ({"STATEPOOL_CARRIER": "auto"}, "auto")):
         config = load(environ={"HOME": str(tmp_path), **environ}, cwd=tmp_path)
-        assert [config.settings_for(source).carrier for source in config.sources] == ["paramiko", others]
+        assert [config.settings_for(source).carrier for source in config.sources] == [
+            "paramiko",
+            others,
+        ]
 
 
 @pytest.mark.parametrize(
-    ("text", "place"), [('carrier = "telnet"', "carrier"), ('sources = [{ location = "/p", carrier = 1 }]', "sources[0].carrier")]
+    ("text", "place"),
+    [
+        ('carrier = "telnet"', "carrier"),
+        ('sources = [{ location = "/p", carrier = 1 }]', "sources[0].carrier"),
+    ],
 )
 def test_what_carries_nothing(tmp_path: Path, text: str, place: str) -> None:
     (tmp_path / "statepool.toml").write_text(text)
@@ -85,10 +99,12 @@ def test_what_carries_nothing(tmp_path: Path, text: str, place: str) -> None:
     assert "auto, openssh, paramiko" in (caught.value.hint or "")
 
 
-# -- where sockets are -------------------------------------------------------------------------------------------------------------------------------
+# -- where sockets are -----------------------------------------------------------------------------
 
 
-def test_sockets_have_short_names_in_a_directory_of_our_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_sockets_have_short_names_in_a_directory_of_our_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     short = tmp_path / "run"
     short.mkdir()
     long = tmp_path / ("x" * 90)
@@ -103,19 +119,25 @@ def test_sockets_have_short_names_in_a_directory_of_our_own(monkeypatch: pytest.
 
 def test_what_others_can_look_into_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = sockets_directory()
-    monkeypatch.setattr(os, "lstat", lambda path: os.stat("/tmp"))  # as if others had taken the name
+    # as if others had taken the name
+    monkeypatch.setattr(os, "lstat", lambda path: os.stat("/tmp"))
     found = sockets_directory()
     assert found != usual
     assert Path(found).stat().st_mode & 0o777 == 0o700
     assert sockets_directory() == found, "the same for all of this process"
 
 
-# -- what a location names ---------------------------------------------------------------------------------------------------------------------------
+# -- what a location names -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("endpoint", "text"),
-    [(Endpoint("store"), "store"), (Endpoint("::1", 22, "kim"), "kim@[::1]:22"), (Endpoint("h", None, "kim"), "kim@h"), (Endpoint("h", 1), "h:1")],
+    [
+        (Endpoint("store"), "store"),
+        (Endpoint("::1", 22, "kim"), "kim@[::1]:22"),
+        (Endpoint("h", None, "kim"), "kim@h"),
+        (Endpoint("h", 1), "h:1"),
+    ],
 )
 def test_as_text(endpoint: Endpoint, text: str) -> None:
     assert str(endpoint) == text
@@ -134,28 +156,36 @@ def test_of_a_location(text: str, endpoint: Endpoint) -> None:
     assert Endpoint.of(Location.parse(text)) == endpoint
 
 
-@pytest.mark.parametrize("text", ["ssh://store/~/pool", "ssh://store/~kim/pool", "ssh://store/%7E/pool"])
+@pytest.mark.parametrize(
+    "text", ["ssh://store/~/pool", "ssh://store/~kim/pool", "ssh://store/%7E/pool"]
+)
 def test_a_home_directory_there_is_not_guessed(text: str) -> None:
     with pytest.raises(InvalidLocation, match="~"):
         Endpoint.of(Location.parse(text))
 
 
-# -- what paramiko makes of a configuration ----------------------------------------------------------------------------------------------------------
+# -- what paramiko makes of a configuration --------------------------------------------------------
 
 
 @pytest.fixture
 def resolved(tmp_path: Path) -> Callable[..., HostSettings]:
     """``resolved(text, host, ...)``: what the configuration ``text`` makes of an endpoint."""
 
-    def make(text: str, host: str, port: int | None = None, user: str | None = None, **settings) -> HostSettings:
+    def make(
+        text: str, host: str, port: int | None = None, user: str | None = None, **settings
+    ) -> HostSettings:
         (tmp_path / "config").write_text(text)
-        return resolve(Endpoint(host, port, user), Settings(ssh_config=str(tmp_path / "config"), **settings))
+        return resolve(
+            Endpoint(host, port, user), Settings(ssh_config=str(tmp_path / "config"), **settings)
+        )
 
     return make
 
 
 def test_without_a_configuration(nobodys_environment: Path) -> None:
-    found = resolve(Endpoint.of(Location.parse("ssh://store/srv/pool")), Settings(connect_timeout=7))
+    found = resolve(
+        Endpoint.of(Location.parse("ssh://store/srv/pool")), Settings(connect_timeout=7)
+    )
     assert (found.name, found.address, found.port, found.user) == ("store", "store", 22, ME)
     assert found.known_as == "store"
     assert nobodys_environment / ".ssh/known_hosts" in found.known_hosts
@@ -186,7 +216,9 @@ Host *
 """
 
 
-def test_everything_that_is_used(resolved: Callable[..., HostSettings], nobodys_environment: Path) -> None:
+def test_everything_that_is_used(
+    resolved: Callable[..., HostSettings], nobodys_environment: Path
+) -> None:
     assert resolved(FULL, "store") == HostSettings(
         name="store",
         address="store.example.org",
@@ -213,7 +245,14 @@ def test_an_alias_for_the_key_has_no_port(resolved: Callable[..., HostSettings])
     assert resolved("Host *\n  HostKeyAlias lab\n", "store", 2222).known_as == "lab"
 
 
-@pytest.mark.parametrize("text", ["Host *\n  ProxyJump none\n", "Host *\n  ProxyCommand none\n", "Host *\n  IdentityFile none\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Host *\n  ProxyJump none\n",
+        "Host *\n  ProxyCommand none\n",
+        "Host *\n  IdentityFile none\n",
+    ],
+)
 def test_none(resolved: Callable[..., HostSettings], text: str) -> None:
     found = resolved(text, "store")
     assert not found.proxied

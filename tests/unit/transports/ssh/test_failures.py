@@ -12,7 +12,15 @@ from paramiko.ssh_exception import AuthenticationException, ChannelException, SS
 
 from statepool.errors import AccessDenied, MissingFile, NotAPool, StatePoolError, TransportError
 from statepool.transports.failures import Subject
-from statepool.transports.ssh.failures import is_failure, is_lost, is_transient, translated, translating, understanding, unreached
+from statepool.transports.ssh.failures import (
+    is_failure,
+    is_lost,
+    is_transient,
+    translated,
+    translating,
+    understanding,
+    unreached,
+)
 from statepool.transports.ssh.wire import LinkSilent
 
 FILE = Subject("'data/x' in ssh://store/pool", "ssh://store/pool", "data/x")
@@ -23,18 +31,38 @@ FILE = Subject("'data/x' in ssh://store/pool", "ssh://store/pool", "data/x")
     [
         (TimeoutError(), TransportError, True, "no answer for 7 seconds"),
         (LinkSilent(3), TransportError, True, "no answer for 3 seconds"),
-        (ConnectionResetError(errno.ECONNRESET, "x"), TransportError, True, "the connection was lost (Connection reset by peer)"),
-        (BrokenPipeError(errno.EPIPE, "x"), TransportError, True, "the connection was lost (Broken pipe)"),
+        (
+            ConnectionResetError(errno.ECONNRESET, "x"),
+            TransportError,
+            True,
+            "the connection was lost (Connection reset by peer)",
+        ),
+        (
+            BrokenPipeError(errno.EPIPE, "x"),
+            TransportError,
+            True,
+            "the connection was lost (Broken pipe)",
+        ),
         (OSError("Socket is closed"), TransportError, True, "the connection was lost"),
         (EOFError(), TransportError, True, "the connection was lost (EOFError)"),
-        (SSHException("Server connection\ndropped"), TransportError, True, "the connection was lost (Server connection dropped)"),
+        (
+            SSHException("Server connection\ndropped"),
+            TransportError,
+            True,
+            "the connection was lost (Server connection dropped)",
+        ),
         (AuthenticationException("gone"), TransportError, True, "the connection was lost (gone)"),
         (ChannelException(1, "no"), TransportError, False, "opens no further channel (no)"),
         (ChannelException(2, "full"), TransportError, True, "opens no further channel (full)"),
         (FileNotFoundError(errno.ENOENT, "x"), MissingFile, False, "No such file or directory"),
         (PermissionError(errno.EACCES, "x"), AccessDenied, False, "Permission denied"),
         (OSError("Failure"), TransportError, False, "Failure"),
-        (SFTPError("Garbage packet received"), TransportError, False, "does not keep to the protocol (Garbage packet received)"),
+        (
+            SFTPError("Garbage packet received"),
+            TransportError,
+            False,
+            "does not keep to the protocol (Garbage packet received)",
+        ),
     ],
 )
 def test_table(error: Exception, kind: type[StatePoolError], transient: bool, words: str) -> None:
@@ -59,7 +87,11 @@ def test_table(error: Exception, kind: type[StatePoolError], transient: bool, wo
         (OSError(errno.ENETUNREACH, "x"), True, "Network is unreachable"),
         (TimeoutError(), True, "no answer for 5 seconds"),
         (OSError(errno.EADDRNOTAVAIL, "x"), False, "Cannot assign requested address"),
-        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), False, "there is no address for store"),
+        (
+            socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+            False,
+            "there is no address for store",
+        ),
         (socket.gaierror(socket.EAI_AGAIN, "x"), True, "there is no address for store"),
     ],
 )
@@ -92,7 +124,10 @@ class Thread:
 
 def test_whatever_ended_the_thread_is_what_the_server_said() -> None:
     error = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
-    with pytest.raises(TransportError, match="does not keep to the protocol") as caught, understanding(Thread(alive=False), "connect to", FILE):
+    with (
+        pytest.raises(TransportError, match="does not keep to the protocol") as caught,
+        understanding(Thread(alive=False), "connect to", FILE),
+    ):
         raise error
     assert caught.value.__cause__ is error
     with pytest.raises(UnicodeDecodeError), understanding(Thread(alive=True), "connect to", FILE):
@@ -103,7 +138,13 @@ def test_whatever_ended_the_thread_is_what_the_server_said() -> None:
 
 def test_a_failure_can_be_anything_about_the_file_and_nothing_about_the_link() -> None:
     assert is_failure(OSError("Failure"))
-    for error in (OSError("Socket is closed"), TimeoutError(), FileNotFoundError(errno.ENOENT, "x"), EOFError(), TransportError("x")):
+    for error in (
+        OSError("Socket is closed"),
+        TimeoutError(),
+        FileNotFoundError(errno.ENOENT, "x"),
+        EOFError(),
+        TransportError("x"),
+    ):
         assert not is_failure(error)
     assert is_lost(OSError("Socket is closed"))
     assert not is_lost(OSError("Failure"))

@@ -42,7 +42,12 @@ def test_what_came_together_is_handed_out_as_it_is_asked_for(pair) -> None:
     watched, theirs = pair
     theirs.sendall(b"hello")
     theirs.close()
-    assert [watched.recv(2), watched.recv(2), watched.recv(2), watched.recv(2)] == [b"he", b"ll", b"o", b""]
+    assert [watched.recv(2), watched.recv(2), watched.recv(2), watched.recv(2)] == [
+        b"he",
+        b"ll",
+        b"o",
+        b"",
+    ]
     assert watched.received == 5
 
 
