@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import statepool
-from tests.support.crash import changing_calls, fail_at
+from tests.support.crash import EVERY, changing_calls, fail_at
 
 if TYPE_CHECKING:
     from conftest import Lab
@@ -43,7 +43,7 @@ WORKING = {"get": None, "set": "work", "set-copied": "linked"}
 CLASSES = {errno.ENOSPC: statepool.NoSpace, errno.EIO: statepool.TransportError}
 
 
-SAMPLE = {errno.ENOSPC: slice(0, None, 2), errno.EIO: slice(1, None, 4)}
+SAMPLE = {errno.ENOSPC: slice(0, None, 2 * EVERY), errno.EIO: slice(1, None, 4 * EVERY)}
 """
 Not all of them: neighbours are handled by the same few lines, and each costs a second. A crash at
 every one of them is tested elsewhere.

@@ -29,6 +29,9 @@ from attrs import frozen
 
 from statepool.errors import ToolError
 
+EVERY = int(os.environ.get("EVERY", "3"))
+"""Programs are interrupted at one of so many of their system calls: neighbours are much alike."""
+
 _MARK = "sched_yield"
 """
 A system call that changes nothing, takes no time, and that neither Python nor we make otherwise.
