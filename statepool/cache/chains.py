@@ -145,7 +145,7 @@ class Chains:
             was removed
         """
         directory, name = os.path.split(backing)
-        # by name, as QEMU does; nothing is opened
+        # by name, as QEMU looks for it; nothing is opened
         parent, last = os.path.split(os.path.realpath(directory))
         key = Digest.from_file_name(last)
         if (

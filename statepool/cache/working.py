@@ -92,7 +92,7 @@ def refuse_inside(directory: os.PathLike[str] | str, cache: Cache, sources: Iter
     :raises RefusedError: the directory is inside the cache, but not the place for working images,
         or inside a source on this host that has a log
     """
-    # Symbolic links are resolved: they lead to the same place.
+    # Compare resolved paths: a symbolic link on the way leads to the same place.
     real = Path(os.path.realpath(directory))
     if _is_inside(real, cache.root):
         if any(

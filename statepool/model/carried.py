@@ -12,7 +12,7 @@ from statepool.model.outcomes import Presence, StoredAt
 @frozen
 class Exported:
     """
-    A state was written into a file.
+    The result of an export of a state into a file.
 
     :param object: what it is a state of
     :param state: the name of the state
@@ -39,7 +39,7 @@ class Exported:
 @frozen
 class Imported:
     """
-    The state of a bundle is in the cache.
+    The result of an import of a bundle into the cache.
 
     :param object: what it is a state of
     :param state: its name

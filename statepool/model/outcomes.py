@@ -66,7 +66,7 @@ class WaitFor(enum.StrEnum):
 @frozen
 class GetResult:
     """
-    A state is in the cache.
+    The result of a get.
 
     :param object: what it is a state of
     :param state: its name
@@ -83,7 +83,7 @@ class GetResult:
         ``working`` is then the directory
     :param resumed: how many bytes an interrupted transfer had left in the cache, and were not moved
         again
-    :param again: how many of ``bytes`` had been moved before, in vain
+    :param again: how many of ``bytes`` had been moved before, in an attempt that failed
     """
 
     object: str
@@ -113,7 +113,7 @@ class StoredAt:
     :param error: why it failed
     :param resumed: how many bytes an interrupted transfer had left in that pool, and were not moved
         again
-    :param again: how many of ``bytes`` had been moved before, in vain
+    :param again: how many of ``bytes`` had been moved before, in an attempt that failed
     """
 
     pool: str
@@ -128,7 +128,7 @@ class StoredAt:
 @frozen
 class SetResult:
     """
-    A state was set.
+    The result of a set.
 
     :param object: what it is a state of
     :param state: its name
@@ -157,7 +157,7 @@ class SetResult:
 @frozen
 class Ensured:
     """
-    A state exists, and was built if necessary.
+    The result of an ensure: the state exists, and was built if it was missing.
 
     :param state: the name that was asked for
     :param name: the name under which it is kept, with its key
@@ -179,7 +179,7 @@ class Ensured:
 @frozen
 class Removed:
     """
-    States were removed.
+    The result of a removal of states.
 
     :param object: what they were states of
     :param states: their names, by the location of the pool from which they were removed
@@ -238,7 +238,7 @@ class Listing(list[Listed]):
 @frozen
 class Checked:
     """
-    A state was read again, to check it.
+    The result of a check of a state, which was read again.
 
     :param pool: the location of the pool
     :param object: what it is a state of
@@ -263,7 +263,7 @@ class Checked:
 @frozen
 class Adopted:
     """
-    An unmanaged state was made managed, or could not be.
+    The result of an adoption of an unmanaged state.
 
     :param pool: the location of the pool
     :param object: what it is a state of
@@ -446,7 +446,7 @@ class SyncAction(enum.StrEnum):
 @frozen
 class SyncedState:
     """
-    One state, when pools were synchronised.
+    One state in a synchronisation of pools.
 
     :param object: what it is a state of
     :param state: its name
@@ -467,7 +467,7 @@ class SyncedState:
 @frozen
 class Synced:
     """
-    The states of one pool were copied to another.
+    The result of a copy of the states of one pool to another.
 
     :param origin: the location of the pool that was read
     :param target: the location of the pool that was written

@@ -17,7 +17,7 @@ WORTH = 1.0
 
 class TooSlow(Exception):
     """
-    The transfer ends, since another source would be faster. Callers never see this error.
+    The error that ends a transfer, since another source would be faster. Callers never see it.
 
     :param done: how many bytes have arrived
     :param rate: the throughput, in bytes per second
