@@ -1,4 +1,4 @@
 """
-What only a cache has: which files are trusted, what stands on which chain, what is evicted, and the
-working images that machines run on.
+What only a cache has: trusted files, the uses of chains, eviction, and the working images on which
+machines run.
 """

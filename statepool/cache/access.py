@@ -1,11 +1,12 @@
 """
-Who may do what with a working image: its owner, group, mode, ACL, extended attributes and security
+The access rights of a working image: its owner, group, mode, ACL, extended attributes and security
 label.
 
-A set and a get that overwrites put a new file in the place of the user's. The new file gets all of
-this from the old one, under its temporary name: it is created for us alone and widened last, so
-that it is never open to more accounts than the old one was. The file that becomes a state goes the
-other way: it is closed first, and opened to the readers of the pool when it has lost its old name.
+A set, and a get that overwrites, replace the user's file by a new one. The new file gets all access
+rights of the old one while it has its temporary name. It is created for this account alone, and
+opened to other accounts last, so that it is never open to more accounts than the old file was. The
+file that becomes a state is treated in the opposite order: it is closed first, and opened to the
+readers of the pool when it has lost its old name.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ OURS_ALONE = 0o600
 _ACL = "system.posix_acl_access"
 _OF_USERS = ("user.", "security.", "trusted.", "btrfs.", _ACL, "system.nfs4_acl")
 """
-The attributes that stay with a name (``man 7 xattr``). Others, such as ``lustre.``, are a file
-system's own notes on one file.
+The attributes that are carried over to the new file of a name (``man 7 xattr``). Other attributes,
+such as ``lustre.``, are a file system's own notes on one file.
 """
 
 _OF_ONE_FILE = (
@@ -49,32 +50,35 @@ _OF_ONE_FILE = (
     "trusted.gfid",
 )
 """
-Among these, what says something of the content, or is the note of a file system that lies above
-this one.
+The exceptions: attributes that depend on the content, or are notes of a file system on top of this
+one.
 """
 
 _NO_ATTRIBUTES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODATA})
-"""What the kernel says where a file system has no extended attributes, or has one no more."""
+"""
+The errors of the kernel where a file system has no extended attributes, or an attribute was
+removed.
+"""
 
 _NO_ANONYMOUS_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
-"""What opening with O_TMPFILE says where there is no such thing (``man 2 open``)."""
+"""The errors of opening with O_TMPFILE where it is not supported (``man 2 open``)."""
 
 _MAY_NOT = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL})
 """
-What the kernel says to an account that gives a file away; EINVAL for an owner that does not exist
-in this user namespace.
+The errors of the kernel for an account that may not change the owner of a file; EINVAL for an owner
+that does not exist in this user namespace.
 """
 
 
 @frozen
 class Access:
     """
-    Who may do what with a file.
+    The access rights of a file.
 
     :param uid: its owner
     :param gid: its group
-    :param mode: its permissions, without the bits that only mean something for programs
-    :param attributes: its extended attributes, the ACL and the security label among them
+    :param mode: its permissions, without the bits that only matter for programs
+    :param attributes: its extended attributes, among them the ACL and the security label
     """
 
     uid: int
@@ -85,8 +89,8 @@ class Access:
     @classmethod
     def of(cls, file: int | Path) -> Access:
         """
-        :param file: a descriptor, or a path; a link there is followed
-        :returns: who may do what with it
+        :param file: a descriptor, or a path; a symbolic link is followed
+        :returns: its access rights
         """
         found = os.stat(file)
         return cls(
@@ -96,18 +100,18 @@ class Access:
     @classmethod
     def at(cls, path: Path) -> Access | None:
         """
-        :returns: who may do what with the file at a path, or that a link there leads to; None if
-            there is none
+        :returns: the access rights of the file at a path, or to which a link there leads; None if
+            there is no file
         """
         return cls.of(path) if path.is_file() else None
 
     def give(self, descriptor: int, path: Path) -> None:
         """
-        Give a file all this. It must be one that only this account may open so far.
+        Give a file these access rights. So far, only this account may be able to open it.
 
         :param descriptor: of the file
-        :param path: whose place it takes, for messages
-        :raises AccessDenied: this account may not; the file is not open to anybody else yet
+        :param path: the file that it replaces, for messages
+        :raises AccessDenied: this account may not do it; the file is not open to other accounts yet
         """
         with self._giving(path):
             now = Access.of(descriptor)
@@ -127,9 +131,10 @@ class Access:
 
     def require_givable(self, path: Path) -> None:
         """
-        Try it on a file without a name, before anything is changed.
+        Check that :meth:`give` can succeed: try it on a file without a name, before anything is
+        changed.
 
-        :param path: whose place a new file is to take
+        :param path: the file that a new file is to replace
         :raises AccessDenied: this account may not do it
         """
         if (self.uid, self.gid) == (os.geteuid(), os.getegid()) and not self.attributes:
@@ -167,17 +172,19 @@ class Access:
 
 def only_ours(path: str, flags: int) -> int:
     """
-    Open a file for :func:`open`, which nobody else may open if it is new. :returns: its descriptor
+    Open a file, as the opener of :func:`open`; if the file is new, no other account may open it.
+
+    :returns: its descriptor
     """
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, OURS_ALONE)
 
 
 def close_to_others(descriptor: int) -> bool:
     """
-    Let nobody write to a file any more that becomes a state, nor anybody read it who could not
-    before: it still has its old name.
+    Withdraw the write permission of all accounts for a file that becomes a state. No account that
+    could not read the file before gets read permission: the file still has its old name.
 
-    :returns: whether it is so now: it may have been given to another account meanwhile
+    :returns: whether this succeeded: the file may have been given to another account meanwhile
     """
     found = os.fstat(descriptor)
     try:
@@ -193,11 +200,11 @@ def close_to_others(descriptor: int) -> bool:
 
 def open_to_readers(descriptor: int) -> None:
     """
-    Let all read a file that is a state, and has lost its old name; and nothing of what its owner
-    had noted on it stays.
+    Let all accounts read a file that is a state and has lost its old name, and remove its owner's
+    notes on it.
     """
     noted = [name for name in _attributes(descriptor) if name == _ACL or name.startswith("user.")]
-    if noted:  # of a file that it may not write to, not even its owner may remove them
+    if noted:  # without write permission, not even the owner of a file may remove them
         os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) | stat.S_IWUSR)
     for name in noted:
         os.removexattr(descriptor, name)
@@ -207,7 +214,7 @@ def open_to_readers(descriptor: int) -> None:
 
 def require_same(working: Path, descriptor: int) -> None:
     """
-    Look whether a file still has its name, before another one takes that.
+    Check that a file still has its name, before another file takes the name.
 
     :param descriptor: of the file
     :raises InUse: another file has the name by now
@@ -223,13 +230,13 @@ def require_same(working: Path, descriptor: int) -> None:
 
 def require_replaceable(working: Path, descriptor: int) -> None:
     """
-    Refuse a file whose name no overlay could get, before there is a state that it would have to
-    stand on.
+    Refuse a file that an overlay could not replace, before the state exists that would back the
+    overlay.
 
     :param descriptor: of the file, open for writing
-    :raises AccessDenied: it is in a directory such as ``/tmp``, in which only the owner of a file
-        may replace it, and belongs to another account; or this account cannot give another file to
-        its owner and group
+    :raises AccessDenied: the file belongs to another account, and is in a directory such as
+        ``/tmp``, in which only the owner of a file may replace it; or this account cannot give
+        another file to its owner and group
     """
     above = os.stat(working.parent)
     if above.st_mode & stat.S_ISVTX and above.st_uid != os.geteuid() and not is_ours(descriptor):
@@ -246,13 +253,13 @@ def require_replaceable(working: Path, descriptor: int) -> None:
 
 def require_closed(working: Path, descriptor: int, *, running: bool) -> None:
     """
-    Let nobody write to a file any more that becomes a state.
+    Close a file that becomes a state to all writers, and check that no other process writes to it.
 
-    :param running: a machine has it open, below the image that it writes to, so that there is no
-        lease to ask
-    :raises AccessDenied: it has been given to another account
-    :raises InUse: an account that could write to it has asked to: what was opened before the file
-        was closed stays open
+    :param running: a machine has the file open, below the image to which it writes, so there is no
+        lease to check
+    :raises AccessDenied: the file has been given to another account
+    :raises InUse: another process that could write to the file wants to: a descriptor that was
+        opened before stays open
     """
     could_write = os.fstat(descriptor).st_uid != os.geteuid() or bool(
         os.fstat(descriptor).st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -278,10 +285,10 @@ def require_closed(working: Path, descriptor: int, *, running: bool) -> None:
 
 def restored(access: Access, uid: int, mode: int) -> Access:
     """
-    :param access: of a file that was closed to others
-    :param uid: whose it was; -1 if that did not change
-    :param mode: the permissions it had
-    :returns: what it was before
+    :param access: of a file that was closed to other accounts
+    :param uid: its owner before; -1 if that did not change
+    :param mode: its permissions before
+    :returns: the access rights before
     """
     return evolve(access, uid=access.uid if uid == -1 else uid, mode=mode & 0o777)
 
@@ -290,7 +297,7 @@ def give_back_to(descriptor: int, uid: int, mode: int) -> None:
     """
     Undo :func:`close_to_others`, unless the file has been given to another account meanwhile.
 
-    :param uid: whose it was; -1 if that did not change
+    :param uid: its owner before; -1 if that did not change
     """
     with suppress(PermissionError):
         os.fchmod(descriptor, mode)

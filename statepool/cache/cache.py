@@ -1,6 +1,6 @@
 """
-The pool of this host from which machines run, with what it knows beyond a pool: which files are
-trusted, what stands on which chain, how fresh it is.
+The cache: the pool of this host from which machines run, with what a cache knows beyond a pool:
+which files are trusted, which working images use which chain, when which source was asked.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ from statepool.transports.base import FileKind
 WORKING = "working"
 
 MARKERS = "markers"
-"""Where an account has copies of its markers, if others can put files where these are."""
+"""
+The directory for an account's copies of its markers, if other accounts can put files where the
+markers are.
+"""
 
 KINDS = (trust.DIRECTORY, lookup_cache.DIRECTORY, SOURCE_STATS, WORKING, MARKERS)
-"""The directories that an account has for itself."""
+"""The private directories of an account."""
 
 
 @frozen
@@ -48,13 +51,13 @@ class Cache:
     """
     A cache.
 
-    :param pool: the pool that it is
+    :param pool: the cache as a pool
     :param root: its directory, for messages and for programs that only know paths
-    :param tree: what opens the files in it
-    :param notes: what this account has noted: ``trust`` and ``lookups`` are kept there, and what is
+    :param tree: opens the files in it
+    :param notes: the notes of this account: ``trust`` and ``lookups`` are kept there, and what is
         known of the sources
     :param trust: which of its files need not be read again
-    :param chains: what working images stand on, and who they are
+    :param chains: the chains that back working images, and their uses
     :param lookups: when which source was asked
     """
 
@@ -71,7 +74,7 @@ class Cache:
     def open(cls, pool: Pool, settings: Settings) -> Cache:
         """
         :param pool: a pool in a file system of this host
-        :raises UsageError: it is elsewhere
+        :raises UsageError: the pool is elsewhere
         """
         root, here = pool.transport.local_path(""), pool.transport.beneath("")
         if root is None or here is None or pool.transport.capabilities.refers:
@@ -94,7 +97,7 @@ class Cache:
 
     def prepare(self) -> None:
         """
-        Make the cache if it is missing: before anything is put into it.
+        Make the cache if it is missing, before anything is put into it.
 
         :raises AccessDenied: its directory cannot be written
         """
@@ -110,7 +113,7 @@ class Cache:
             ) from error
 
     def data(self, digest: Digest) -> Path:
-        """:returns: the file of some bytes, for messages and for programs that only know paths"""
+        """:returns: the path of some bytes, for messages and for programs that only know paths"""
         return self.root / layout.data(digest)
 
     def file(self, path: str) -> Beneath:
@@ -133,7 +136,7 @@ class Cache:
         return found
 
     def is_link(self, digest: Digest) -> bool:
-        """:returns: whether the cache only refers to these bytes"""
+        """:returns: whether the cache has only a link to these bytes"""
         found = self.file(layout.data(digest)).stat()
         return found is not None and stat.S_ISLNK(found.st_mode)
 
@@ -141,15 +144,16 @@ class Cache:
         self, digest: Digest, hashed: os.stat_result | None, *, flushed: bool, source: str | None
     ) -> None:
         """
-        Trust the file of some bytes, if it is the one that was hashed.
+        Trust the file of some bytes, if it is the file that was hashed.
 
-        :param hashed: the status of the descriptor that was hashed; None if it changed while it was
-        :param flushed: whether they are on stable storage
-        :param source: the location that has them too, or None
+        :param hashed: the status of the descriptor that was hashed; None if the file changed
+            meanwhile
+        :param flushed: whether the bytes are on stable storage
+        :param source: the location of a pool that has the bytes, too, or None
         """
         if (found := file_of(self.tree, digest, lambda _: source)) is not None:
-            # Not opened for reading: this process may hold a lease on it, as of a file that is
-            # being set.
+            # Not opened for reading: this process may hold a lease on the file, as on a file that
+            # is being set.
             with found.open(os.O_PATH) as descriptor:
                 self.trust.record(
                     digest,
@@ -162,16 +166,16 @@ class Cache:
 
     def stage(self, digests: Iterable[Digest], **facts: str) -> Staging:
         """
-        As :meth:`Pool.stage`, of what the next command of this account must be able to end, and to
-        believe.
+        Begin to publish, as :meth:`Pool.stage`. The next command of this account must be able to
+        recover from the marker, and to trust it.
 
-        :raises AccessDenied: others can put files where the markers are, and this account has no
-            place for a copy
+        :raises AccessDenied: other accounts can put files where the markers are, and this account
+            has no place for a copy
         """
         marker = Marker(self.pool.nonce(), frozenset(digests), Writer.current(), facts)
         copy = None
         if self.notes.keeps_apart(layout.INCOMING):
-            # First, and flushed: a marker without it is nobody's.
+            # The copy comes first, and is flushed: a marker without a copy belongs to no account.
             place = self.notes.directory(MARKERS)
             copy = Beneath(place.tree, _copy_of(marker.nonce))
             write_json(
@@ -180,7 +184,7 @@ class Cache:
         return Staging.begin(self.pool.transport, marker, copy=copy)
 
     def staging(self, marker: Marker) -> Staging:
-        """:returns: what a writer that is gone had under way, to be ended"""
+        """:returns: the staging of a writer that has ended, for recovery"""
         place = self.notes.found(MARKERS)
         return Staging(
             self.pool.transport,
@@ -190,8 +194,8 @@ class Cache:
 
     def marker(self, nonce: str) -> Marker | None:
         """
-        :returns: what this account has said that it has under way; None if it has not, or it is
-            over. What another account could have written to, or put in its place, does not count.
+        :returns: a marker of this account; None if there is none, or its work is over. A marker
+            that another account could have written or replaced does not count.
         """
         if self.file(layout.marker(nonce)).stat() is None:
             return None
@@ -204,8 +208,8 @@ class Cache:
 
     def clear_markers(self) -> None:
         """
-        Remove the copies of markers that are gone, or were never written, by processes that are no
-        more.
+        Remove copies of markers, if the process that wrote the copy has ended, and the marker was
+        removed or never written.
         """
         place = self.notes.found(MARKERS)
         for name in names_in(place.tree, MARKERS) if place is not None else []:
@@ -220,31 +224,31 @@ class Cache:
                 Beneath(place.tree, _copy_of(nonce)).remove()
 
     def working_directory(self) -> Path:
-        """:returns: where working images of this account go that were not given a place"""
+        """:returns: the default directory for working images of this account"""
         return Path(self.working_place())
 
     def working_place(self) -> Beneath:
-        """:returns: the same, to open what is in it"""
+        """:returns: the default directory for working images, to open the files in it"""
         self.prepare()
         return self.notes.directory(WORKING)
 
     @property
     def collector(self) -> Collector:
-        """Takes away what neither a record, nor a working image, nor another cache needs."""
+        """The garbage collector: it keeps what a record, a working image or another cache needs."""
         return Collector(self.pool, self.gc_roots)
 
     def gc_roots(self) -> frozenset[Digest]:
         """
-        :returns: the bytes under working images, those that some process has open, and those that
-            caches of neighbours refer to
+        :returns: the garbage collection roots: the bytes that back working images, those that a
+            process has open, and those to which caches of neighbours refer
         """
         return self.chains.gc_roots() | linked_roots(self.pool)
 
     def drop(self, digests: set[Digest]) -> list[Collected]:
         """
-        Take away bytes and chains that nobody needs any more.
+        Remove bytes and chains that are not needed any more.
 
-        :param digests: what may be needless now
+        :param digests: bytes that may not be needed any more
         """
         self.chains.prune(digests, self.pool.needed())
         gone = self.collector.collect(digests)
@@ -255,15 +259,17 @@ class Cache:
 
     def forget(self, digest: Digest) -> None:
         """
-        Bytes are gone, or the link to them: so is what was known of them here, and what their pool
-        was told of that link.
+        Forget what the cache knows of bytes that were removed, or whose link was removed. Also
+        remove the note of that link in the pool of the bytes.
         """
         if (pool := referred(self.trust.source(digest))) is not None:
             forget_use(pool, digest, self.root)
         self.trust.forget(digest)
 
     def renew_uses(self, digests: Iterable[Digest]) -> None:
-        """Tell the pools of these bytes that they are referred to, wherever that was lost."""
+        """
+        Note in the pools of these bytes that this cache refers to them, where that note was lost.
+        """
         wanted = list(digests)
         for digest, found in zip(
             wanted,
@@ -284,8 +290,8 @@ def _copy_of(nonce: str) -> str:
 
 def _own_marker(file: Beneath, nonce: str) -> Marker | None:
     """
-    :returns: a marker that this account has written, if it is in a directory that is its own; None
-        if it is another one's, or gone
+    :returns: a marker in a private directory that this account has written; None if another account
+        has written it, or it was removed
     """
     try:
         with open_regular(file) as descriptor:
@@ -300,11 +306,11 @@ def _own_marker(file: Beneath, nonce: str) -> Marker | None:
 def file_of(tree: Tree, digest: Digest, source: Callable[[Digest], str | None]) -> Beneath | None:
     """
     Find the file that holds some bytes. A cache that refers to a pool has a symbolic link in its
-    place, which is followed only into that pool.
+    place. The link is followed only into that pool.
 
     :param tree: of the cache
-    :param source: tells the location of the pool that bytes come from, if this account knows one
-    :returns: the file; None if there is none, or only a link that leads elsewhere, or to nothing
+    :param source: returns the location of the pool from which bytes come, if this account knows it
+    :returns: the file; None if there is no file, or only a link that is dead or leads elsewhere
     """
     file = Beneath(tree, layout.data(digest))
     found = file.stat()
@@ -321,7 +327,7 @@ def file_of(tree: Tree, digest: Digest, source: Callable[[Digest], str | None]) 
 
 def file_in(pool: Pool, digest: Digest) -> Beneath | None:
     """
-    :returns: as :func:`file_of`, in any pool, which may be a cache of this account; None also if
+    :returns: as :func:`file_of`, for any pool, which may be a cache of this account; also None if
         the pool is not on this host
     """
     here = pool.transport.beneath("")

@@ -1,9 +1,10 @@
 """
-What working images are backed by: for each chain a directory of symbolic links named after its
-states, and records of who uses it.
+The chains that back working images: for each chain a directory of symbolic links named after its
+states, and records of the working images that use it.
 
-QEMU looks for a sibling backing name in the directory of the name it was given, not where a link
-leads, so such a directory works as a chain, and two versions of one name can live side by side.
+QEMU looks for a sibling backing file in the directory of the name that it was given, not of the
+target of a link. So such a directory works as a chain, and two versions of one name can exist side
+by side.
 """
 
 from __future__ import annotations
@@ -50,13 +51,16 @@ _ASIDE = ".gone-"
 _LINKS_TO = "../../data/"
 
 CHAINS = f"{layout.OURS}/chains"
-"""Where a cache keeps what working images are backed by; no other pool has such a directory."""
+"""
+The directory of a cache for the chains that back working images; no other pool has such a
+directory.
+"""
 
 
 @frozen
 class Standing:
     """
-    What a working image stands on.
+    The chain that backs a working image.
 
     :param key: of the chain
     :param digest: of the chain's tip
@@ -71,8 +75,9 @@ class Standing:
 def key_of(chain: Sequence[Manifest]) -> Digest:
     """
     :param chain: tip first
-    :returns: what the directory of a chain is called: all its names and bytes. The tip's bytes
-        alone do not tell: a child nobody wrote to is the same bytes over any parent.
+    :returns: the name of the directory of a chain. It depends on all names and digests of the
+        chain. The tip's digest alone would not be enough: an unwritten child has the same bytes
+        over any parent.
     """
     return Digest.of_text("".join(f"{manifest.state} {manifest.digest}\n" for manifest in chain))
 
@@ -80,15 +85,14 @@ def key_of(chain: Sequence[Manifest]) -> Digest:
 @frozen
 class Use:
     """
-    A working image that stands on a chain, as its record says.
+    The use of a chain by a working image, according to its record.
 
-    :param record: the file that says so
-    :param working: the image, absolute
-    :param missing_since: when it was noticed that the image is not there, in seconds since the
-        epoch
-    :param writer: the process that made it, if that is known
-    :param is_ours: whether this account has written the record; what another one says is heeded,
-        but nothing is done to the files it names
+    :param record: the file of the record
+    :param working: the path of the image, absolute
+    :param missing_since: when it was noticed that the image is missing, in seconds since the epoch
+    :param writer: the process that made the image, if that is known
+    :param is_ours: whether this account has written the record. Records of other accounts are
+        heeded, but the files that they name are left alone.
     """
 
     record: Beneath
@@ -99,17 +103,17 @@ class Use:
 
     @property
     def temporary(self) -> Path:
-        """What the image is called while it is being written."""
+        """The path of the image while it is being written."""
         return temporary_name(Path(self.working), self.record)
 
 
 class Chains:
     """
-    Keeps the chains of a cache.
+    The chains of a cache.
 
     :param tree: the cache
-    :param file: finds the file that holds some bytes, which a cache can have in another pool
-    :param changes: whether anything may be noted there: the cache of a neighbour is only looked at
+    :param file: finds the file that holds some bytes, which can be in another pool
+    :param changes: whether records may be written: the cache of a neighbour is only read
     """
 
     def __init__(
@@ -121,26 +125,27 @@ class Chains:
         self._recovered = False
 
     def path(self, chain: Sequence[Manifest]) -> Path:
-        """:returns: what a working image on a chain, tip first, names as its backing file"""
+        """:returns: the backing file of a working image on a chain, which is given tip first"""
         return self.directory_of(key_of(chain)) / chain[0].file_name
 
     def directory_of(self, key: Digest) -> Path:
         """
-        :returns: where the links of a chain are, for messages and for programs that only know paths
+        :returns: the directory of the links of a chain, for messages and for programs that only
+            know paths
         """
         return Path(self._tree.root, _of(key))
 
     def has(self, key: Digest) -> bool:
-        """:returns: whether there is a directory of this chain"""
+        """:returns: whether this chain has a directory"""
         return Beneath(self._tree, _of(key)).stat() is not None
 
     def parse(self, backing: str) -> Standing | None:
         """
-        :returns: the chain that a backing name stands for, or None if it leads elsewhere, or to a
-            chain that is gone
+        :returns: the chain to which a backing name leads; None if it leads elsewhere, or the chain
+            was removed
         """
         directory, name = os.path.split(backing)
-        # by name, as QEMU looks for it; nothing is opened there
+        # by name, as QEMU looks for it; nothing is opened
         parent, last = os.path.split(os.path.realpath(directory))
         key = Digest.from_file_name(last)
         if (
@@ -153,11 +158,11 @@ class Chains:
         return Standing(key, tip, name.removesuffix(_SUFFIX)) if tip is not None else None
 
     def leads_here(self, backing: str) -> bool:
-        """:returns: whether a backing name, absolute, is that of a chain which is there"""
+        """:returns: whether an absolute backing name leads to an existing chain"""
         return self.parse(backing) is not None
 
     def _links(self, key: Digest) -> dict[str, Digest]:
-        """:returns: the bytes that the names of a chain lead to"""
+        """:returns: the digests to which the names of a chain lead"""
         try:
             opened = self._tree.open(_of(key), os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
@@ -172,8 +177,9 @@ class Chains:
 
     def _target(self, path: str, directory: int | None = None) -> Digest | None:
         """
-        :param directory: what ``path`` is a name in; that of the cache, if not given
-        :returns: the bytes to which one of our links leads, or None if it is none, or gone
+        :param directory: the directory to which ``path`` is relative; by default, that of the cache
+        :returns: the digest to which a link of ours leads; None if it is no such link, or was
+            removed
         """
         try:
             text = (
@@ -198,16 +204,18 @@ class Chains:
 
     def _is_copy(self, path: str) -> bool:
         """
-        Whether there is a file of ours in the place of a link: a program has copied the cache and
-        followed links.
+        Return whether there is a file of this account in the place of a link: a program has copied
+        the cache and followed links.
         """
         found = Beneath(self._tree, path).stat()
         return found is not None and stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
 
     def prepare(self, chain: Sequence[Manifest]) -> Path:
         """
+        Make the directory of a chain with its links, where anything is missing.
+
         :param chain: tip first
-        :returns: the tip's name, with those of all that back it beside it
+        :returns: the path of the tip; the names of the states that back it are beside it
         """
         key = key_of(chain)
         there = self._links(key)
@@ -225,9 +233,9 @@ class Chains:
                     self._tree.remove(path)
                     self._tree.symlink(_LINKS_TO + manifest.digest.file_name, path)
                     continue
-                # The key stands for all names and digests of the chain, so it is the same link,
-                # unless somebody put another one there. One that was just removed is missed
-                # afterwards.
+                # The key depends on all names and digests of the chain, so it is the same link,
+                # unless another account put another link there. If the link was just removed, the
+                # caller notices that afterwards.
                 if (
                     self._target(path) != manifest.digest
                     and Beneath(self._tree, path).stat() is not None
@@ -264,14 +272,15 @@ class Chains:
         record: Beneath | None = None,
     ) -> Beneath:
         """
-        A working image is about to be made on a chain, which is prepared for it.
+        Record that a working image is about to be made on a chain, and prepare the chain.
 
         :param chain: tip first
-        :param working: where, absolute
-        :param flush: whether a power cut must not take the record: it says what the image is called
-            while it is being written
-        :param record: that of an image which has been written, if somebody has taken it away
-        :returns: the record of it, to be removed with the image
+        :param working: the path of the image, absolute
+        :param flush: whether the record must survive a power cut: the temporary name of the image
+            depends on it
+        :param record: the record of an image that has been written already, if another process
+            removed the record
+        :returns: the record, to be removed with the image
         """
         key = key_of(chain)
         record = record or Beneath(self._tree, f"{_of(key)}/{_USES}/{random_nonce()}.json")
@@ -282,12 +291,12 @@ class Chains:
                     self.prepare(chain)
                 self._write(Use(record, str(working), None, Writer.current()), flush=flush)
             except FileNotFoundError:
-                pass  # somebody took the directory away: make it again
+                pass  # another process removed the directory: make it again
             except BaseException:
                 self.forget(record, with_chain=is_new)
                 raise
-            # In this order: who removes the chain takes its links first, and then looks for
-            # records.
+            # In this order: a process that removes the chain removes its links first, and then
+            # looks for records.
             if {(manifest.file_name, manifest.digest) for manifest in chain} <= self._links(
                 key
             ).items() and record.stat() is not None:
@@ -296,9 +305,9 @@ class Chains:
 
     def forget(self, record: Beneath, *, with_chain: bool) -> None:
         """
-        A working image did not come about: its record goes.
+        Remove the record of a working image that was not made.
 
-        :param with_chain: and with it the directory of the chain, if nobody else uses that
+        :param with_chain: also remove the directory of the chain, if it has no other use
         """
         record.remove()
         key = _key_of(record)
@@ -307,8 +316,8 @@ class Chains:
 
     def abandon(self, working: Path, digest: Digest) -> None:
         """
-        Forget, of writers that are gone, uses of some bytes by an image that does not stand on
-        them, and chains that nothing else uses.
+        Recover after a crash: remove the uses of some bytes by an image that is not backed by them,
+        if the writers of the records have ended; also remove chains that have no other use.
         """
         for key in self._keys():
             for use in self._uses(key) if digest in self.members(key) else ():
@@ -322,8 +331,9 @@ class Chains:
 
     def release(self, working: Path, *, besides: Beneath | None = None) -> None:
         """
-        A working image is gone, or stands on something else: forget the records of it. That of an
-        image which another process is about to put into its place stays, or has just put there.
+        Remove the records of a working image that was removed, or is backed by another chain now.
+        The record of an image stays if another process is about to put that image into this place,
+        or has just done so.
 
         :param besides: the record of the image that the caller has put there
         """
@@ -332,33 +342,31 @@ class Chains:
             for use in self._uses(key):
                 if use.working == str(working) and use.record != besides:
                     self._release(key, use, covered=key == own)
-        # Who has just put an image on the same chain there can have taken our record for an older
-        # one, as we have taken theirs.
+        # Another process that has just put an image on the same chain there can have taken our
+        # record for an older one, as we have taken its record.
         if (
             besides is not None
             and own is not None
             and besides.stat() is None
             and self._stands_on(str(working), own)
         ):
-            with suppress(FileNotFoundError):  # another image is there by now, and the chain gone
+            with suppress(FileNotFoundError):  # a newer image is there, and the chain was removed
                 self._write(Use(besides, str(working), None, Writer.current()))
 
     def _release(self, key: Digest, use: Use, *, covered: bool) -> None:
-        """
-        :param covered: whether another record says that the image stands on this chain
-        """
+        """:param covered: whether another record says that the image is backed by this chain"""
 
         def counts() -> bool:
-            # In this order: the image has its own name before it loses that other one.
+            # In this order: the image gets its own name before it loses its temporary name.
             return os.path.lexists(use.temporary) or (
                 not covered and self._stands_on(use.working, key)
             )
 
-        _remove_unfinished(use)  # nobody knows its name without the record
+        _remove_unfinished(use)  # without the record, its name is not known
         if counts():
             return
         use.record.remove()
-        # it has been written meanwhile; its writer looks for the record only after that
+        # if the image has been written meanwhile: its writer looks for the record only after that
         if counts():
             with suppress(FileNotFoundError):
                 self._write(use)
@@ -378,14 +386,14 @@ class Chains:
 
     def users(self, key: Digest, *, now: float | None = None) -> list[str]:
         """
-        :param now: seconds since the epoch; the time if not given
-        :returns: the working images for whose sake a chain is kept
+        :param now: seconds since the epoch; by default the current time
+        :returns: the working images for which a chain is kept
         """
         moment = time.time() if now is None else now
         return [use.working for use in self._uses(key) if self._is_live(key, use, moment)]
 
     def users_of(self, digest: Digest) -> list[str]:
-        """:returns: the working images that stand on some bytes, or on what stands on these"""
+        """:returns: the working images that are backed by some bytes, directly or not"""
         return sorted(
             {
                 working
@@ -397,11 +405,11 @@ class Chains:
 
     def _is_live(self, key: Digest, use: Use, now: float) -> bool:
         """
-        Whether a use still counts. Notes when its image vanished, and forgets it when that is long
-        ago.
+        Return whether a use still counts. Note when its image vanished, and remove the record when
+        that is long ago.
 
-        An account that notes this for another one takes over that record, but not the claim of a
-        writer in it: nothing is done in its name.
+        If this account changes the record of another account, it becomes the owner of the record,
+        but does not take over the writer in it: nothing is done in the name of that writer.
         """
         noted = use if use.is_ours else evolve(use, writer=None)
         if self._stands_on(use.working, key):
@@ -420,8 +428,8 @@ class Chains:
 
     def uses(self) -> list[tuple[dict[str, Digest], Use]]:
         """
-        :returns: the working images for whose sake chains are kept, each with the names of its
-            chain and the bytes to which they lead
+        :returns: the working images for which chains are kept, each with the names of its chain and
+            the digests to which they lead
         """
         return [
             (self._links(key), use)
@@ -436,8 +444,8 @@ class Chains:
         try:
             header = read_header_file(Path(working), wait=False)
         except (StatePoolError, BlockingIOError):
-            # it is there, and we cannot tell what it stands on; or somebody, perhaps we, is just
-            # taking it over
+            # the file exists, and its backing file is unknown; or a process, perhaps this one, is
+            # just setting it
             return True
         if header.backing_name is None:
             return False
@@ -447,18 +455,19 @@ class Chains:
         return parsed is not None and parsed.key == key
 
     def members(self, key: Digest) -> frozenset[Digest]:
-        """:returns: the bytes that a chain is made of"""
+        """:returns: the digests of a chain"""
         return frozenset(self._links(key).values())
 
     def in_use(self) -> dict[Digest, list[str]]:
-        """
-        :returns: the keys that something stands on, with the working images, or what has them open
-        """
+        """:returns: the keys of the chains in use, with the working images that use them"""
         found = {key: self.users(key) for key in self._keys()}
         return {key: users for key, users in found.items() if users}
 
     def gc_roots(self) -> frozenset[Digest]:
-        """:returns: the bytes under working images, and those that some process has open"""
+        """
+        :returns: the bytes that back working images, and the bytes of chains that a process has
+            open
+        """
         keys = self._keys()
         under = {digest for key in keys if self.users(key) for digest in self.members(key)}
         rest = {digest for key in keys for digest in self.members(key)} - under
@@ -470,8 +479,8 @@ class Chains:
 
     def prune(self, digests: Iterable[Digest], needed: set[Digest]) -> None:
         """
-        Remove the directories of chains with one of these digests in them that nobody uses and that
-        no state needs.
+        Remove the directories of chains that contain one of these digests, are not in use, and are
+        not needed by any state.
         """
         wanted = set(digests)
         for key in self._keys():
@@ -480,7 +489,7 @@ class Chains:
                 self._remove(key)
 
     def idle(self, needed: set[Digest]) -> list[Digest]:
-        """:returns: the keys of chains that nobody uses and that no state needs"""
+        """:returns: the keys of chains that are not in use, and are not needed by any state"""
         chains = ((key, self.members(key)) for key in self._keys())
         return [
             key
@@ -495,12 +504,12 @@ class Chains:
 
     def _remove(self, key: Digest) -> None:
         """
-        Remove a chain's directory where it is: some file systems cannot rename a directory
-        (overlayfs, one of a lower layer).
+        Remove a chain's directory in place: some file systems cannot rename a directory (overlayfs,
+        a directory of a lower layer).
 
-        First the links, then look once more for a record of use, since another process may have
-        begun to use the chain at this moment: that process looks, after its record is written,
-        whether all links are there, and makes them again. A directory with a record in it cannot be
+        First remove the links, then look again for a record of use, since another process may have
+        begun to use the chain at this moment. That process checks, after its record is written,
+        that all links exist, and makes them again. A directory with a record in it cannot be
         removed.
         """
         links = self._links(key)
@@ -513,7 +522,7 @@ class Chains:
                 with suppress(FileExistsError, FileNotFoundError):
                     self._tree.symlink(_LINKS_TO + digest.file_name, f"{_of(key)}/{name}")
             return
-        # of records that were never finished; a writer that is at work on one begins again
+        # temporary files of records; a writer that is still writing such a file begins again
         for name in names:
             self._tree.remove(f"{_of(key)}/{_USES}/{name}")
         for path in (f"{_of(key)}/{_USES}", _of(key)):
@@ -522,20 +531,20 @@ class Chains:
                 with place as directory:
                     os.rmdir(name, dir_fd=directory)
             except FileNotFoundError:
-                pass  # another process removes it, too
+                pass  # another process removes the same chain
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                return  # a process begins to use it
+                return  # a process has begun to use it
 
     def recover(self) -> None:
         """
-        End what a crash interrupted: working images that were being written, and removals of chains
-        by versions that moved these aside.
+        Recover after a crash: remove working images that were being written, and finish removals of
+        chains by older versions, which moved the chains aside.
         """
         if not self._recovered:
-            # Once by each who opens the cache: to read every record before every get would take
-            # longer than the get.
+            # Only once for each opening of the cache: to read every record before every get would
+            # take longer than the get.
             self._recovered = True
             for use in (use for key in self._keys() for use in self._uses(key)):
                 _remove_unfinished(use)
@@ -560,11 +569,12 @@ class Chains:
                     self._tree.rename(f"{aside}/{name}", f"{back}/{name}")
             for name in records:
                 self._tree.rename(f"{aside}/{_USES}/{name}", f"{back}/{_USES}/{name}")
-        self._tree.remove_all(aside)  # whatever is left is looked at again by the next removal
+        self._tree.remove_all(aside)  # what is left is examined again by the next removal
 
     def unfinished(self) -> list[Beneath]:
         """
-        :returns: the records of uses that are being written, or were when a process was killed
+        :returns: the temporary files of records that are being written, or were when a process was
+            killed
         """
         return [
             file
@@ -584,7 +594,8 @@ class Chains:
 
     def _write_if_it_fits(self, use: Use) -> None:
         """
-        On a full disk it is noted by the next who looks: what makes room there must not need any.
+        Write a record, unless the disk is full. Then a later command notes it: a command that makes
+        room must not need any.
         """
         try:
             self._write(use)
@@ -594,8 +605,8 @@ class Chains:
 
     def _read(self, path: str) -> Use:
         """
-        An unreadable record, torn by a power cut, counts as a use whose image has just vanished:
-        better kept than lost.
+        Read a record. An unreadable record, torn by a power cut, counts as a use whose image has
+        just vanished: it is safer to keep the chain.
         """
         record = Beneath(self._tree, path)
         try:
@@ -624,7 +635,7 @@ def _key_of(record: Beneath) -> Digest | None:
 
 
 def temporary_name(working: Path, record: Beneath) -> Path:
-    """:returns: what a working image with this record is called while it is being written"""
+    """:returns: the path of a working image with this record while it is being written"""
     return working.with_name(_temporary(record))
 
 
@@ -634,13 +645,13 @@ def _temporary(record: Beneath) -> str:
 
 def _remove_unfinished(use: Use) -> None:
     """
-    Remove a working image whose writer was killed over it, if this account has written the record
-    of it, and owns the file; other accounts are left to end what is theirs.
+    Remove a working image whose writer was killed while it wrote the image. This account must have
+    written the record and own the file; other accounts recover their own images.
     """
     if not use.is_ours or use.writer is None:
         return
-    # There are as many as there are working images, and hardly one of them is unfinished: that is
-    # asked first.
+    # There is a record for each working image, and almost all images are finished, so that is
+    # checked first.
     if (
         not os.path.lexists(os.path.join(os.path.dirname(use.working), _temporary(use.record)))
         or not use.writer.has_ended_here

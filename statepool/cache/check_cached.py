@@ -1,6 +1,4 @@
-"""
-Whether a cached chain can be used as it is: its files are there, and trusted, or hashed once more.
-"""
+"""Check of a cached chain: its files must exist, and be trusted, or they are hashed again."""
 
 from __future__ import annotations
 
@@ -31,10 +29,10 @@ from statepool.transports.copying import hash_file
 @frozen
 class CacheCheck:
     """
-    What is to be said of a cached chain.
+    The result of the check of a cached chain.
 
-    :param verified: what stands behind the bytes that are good
-    :param bad: members whose bytes are gone or are not what they should be
+    :param verified: how the good bytes were verified
+    :param bad: members whose bytes are missing or damaged
     """
 
     verified: Verified
@@ -45,7 +43,7 @@ def check_cached(
     cache: Cache, chain: Sequence[Manifest], progress: Progress = SILENT
 ) -> CacheCheck:
     """
-    Look at the files of a chain, and hash those that are not trusted.
+    Check the files of a chain, and hash those that are not trusted.
 
     :param chain: of the cache, tip first
     """
@@ -72,12 +70,12 @@ def check_cached(
 @frozen
 class Hashed:
     """
-    What an open file held.
+    The result of hashing an open file.
 
     :param digest: of its bytes
-    :param status: by which the file is known again, the same before and after it was hashed; None
-        if somebody changed it meanwhile
-    :param pieces: the digests of its pieces, where the algorithm has some
+    :param status: the status by which the file is recognised, unchanged while it was hashed; None
+        if the file was changed meanwhile
+    :param pieces: the digests of its pieces, if the algorithm has pieces
     """
 
     digest: Digest
@@ -89,7 +87,7 @@ def hash_open(
     descriptor: int, *, algorithm: str = DEFAULT_ALGORITHM, title: str, progress: Progress = SILENT
 ) -> Hashed:
     """
-    Hash a file that others may change.
+    Hash a file that other processes may change.
 
     :param descriptor: of the file
     :param title: of the progress
@@ -108,25 +106,25 @@ def hash_open(
 
 def open_bytes(cache: Cache, manifest: Manifest) -> Descriptor:
     """
-    :returns: the file of a cached state, open for reading; whatever its length, which its digest
-        tells
+    :returns: the file of a cached state, open for reading. Its length is not checked, since its
+        digest proves it.
     :raises IntegrityError: it is no regular file
-    :raises MissingFile: it is not there
+    :raises MissingFile: it does not exist
     """
     assert manifest.digest is not None
-    # Another process may just be looking whether anybody has it open: that is waited for.
+    # Another process may just be checking whether a process has the file open: this waits for it.
     return open_regular(cache.bytes(manifest.digest) or cache.file(layout.data(manifest.digest)))
 
 
 def open_whole(file: Beneath, manifest: Manifest, where: object) -> Descriptor:
     """
     :param where: the pool, for messages
-    :returns: a file, open for reading. Its name can lead to another one at any moment: what is said
-        of the file is said of this descriptor.
-    :raises IntegrityError: it is no regular file, or not as long as it should be
-    :raises MissingFile: it is not there
+    :returns: a file, open for reading. Its name can lead to another file at any moment: all checks
+        apply to this descriptor.
+    :raises IntegrityError: it is no regular file, or does not have the expected length
+    :raises MissingFile: it does not exist
     """
-    # Another process may just be looking whether anybody has it open: that is waited for.
+    # Another process may just be checking whether a process has the file open: this waits for it.
     descriptor = open_regular(file)
     size = os.fstat(descriptor.number).st_size
     if size != manifest.size:
@@ -143,8 +141,9 @@ def sign_again(
     cache: Cache, manifest: Manifest, descriptor: int, progress: Progress = SILENT
 ) -> Hashed:
     """
-    Hash a cached file once more, and trust it again if it is what it should be, and was not changed
-    meanwhile. Then the list of its pieces is made anew if it is missing or wrong.
+    Hash a cached file again, and trust it again if its digest is right and it was not changed
+    meanwhile. If the digest is right, also make the list of its pieces anew if it is missing or
+    wrong.
 
     :param descriptor: of the file
     """
@@ -156,8 +155,8 @@ def sign_again(
         progress=progress,
     )
     if hashed.digest == manifest.digest:
-        # The cache of another account, or a full disk: what is right is right, and is hashed again
-        # by the next command that asks.
+        # The note fails in the cache of another account, or on a full disk. The bytes are right all
+        # the same; the next command hashes them again.
         try:
             cache.sign(
                 manifest.digest,
@@ -182,7 +181,7 @@ def sign_again(
 def is_good(cache: Cache, manifest: Manifest, descriptor: int, progress: Progress = SILENT) -> bool:
     """
     :param descriptor: of a cached file
-    :returns: whether this very file holds what it should: it is trusted, or is hashed
+    :returns: whether this very file holds the right bytes: it is trusted, or is hashed
     """
     assert manifest.digest is not None
     if cache.trust.file_status(manifest.digest, os.fstat(descriptor)) is FileStatus.TRUSTED:
@@ -192,9 +191,9 @@ def is_good(cache: Cache, manifest: Manifest, descriptor: int, progress: Progres
 
 def rehash(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> bool:
     """
-    Hash a cached file once more, and trust it again if it is what it should be.
+    Hash a cached file again, and trust it again if its digest is right.
 
-    :returns: whether it is
+    :returns: whether the digest is right
     """
     try:
         with open_bytes(cache, manifest) as descriptor:
@@ -205,10 +204,10 @@ def rehash(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> boo
 
 def discard(cache: Cache, manifest: Manifest) -> str:
     """
-    Take away a file that does not hold what its name says, or a link that leads nowhere, so that
-    the right bytes can take its place.
+    Remove a file that does not hold the bytes of its name, or a dead link, so that the right bytes
+    can take its place.
 
-    :returns: what the user should know of it
+    :returns: a warning for the user
     """
     assert manifest.digest is not None
     above = ", ".join(cache.chains.users_of(manifest.digest))
@@ -224,8 +223,9 @@ def discard(cache: Cache, manifest: Manifest) -> str:
 
 def clear_place(cache: Cache, manifest: Manifest) -> bool:
     """
-    Before bytes get their name: what lies under it already can be torn, if it came without a flush
-    before a power cut. It is hashed unless it is trusted, and taken away if it is wrong.
+    Check the file that has the name of some bytes already, before new bytes get that name: it can
+    be torn, if it was not flushed before a power cut. It is hashed unless it is trusted, and
+    removed if it is wrong.
 
     :returns: whether the right bytes are there
     """
@@ -239,10 +239,7 @@ def clear_place(cache: Cache, manifest: Manifest) -> bool:
 
 
 def make_durable(cache: Cache, chain: Sequence[Manifest]) -> None:
-    """
-    Bring the bytes of a chain to stable storage, those of its members that a fetch left to the
-    kernel.
-    """
+    """Flush those members of a chain to stable storage that a fetch left to the kernel."""
     for manifest in chain:
         assert manifest.digest is not None
         if cache.trust.is_flushed(manifest.digest) or cache.is_link(manifest.digest):
@@ -264,11 +261,11 @@ def require_good(
     cache: Cache, chain: Sequence[Manifest], working: Path, progress: Progress = SILENT
 ) -> None:
     """
-    Look at what a working image stands on, before that becomes what a state stands on for good.
+    Check the chain that backs a working image, before it backs a state permanently.
 
-    :param chain: that the image stands on, of the cache, tip first
-    :raises DigestMismatch: a file of it is not what the guest should have seen below the image:
-        somebody has written to it
+    :param chain: the chain in the cache that backs the image, tip first
+    :raises DigestMismatch: a file of the chain does not hold what the guest should have seen below
+        the image: a process has written to it
     """
     bad = check_cached(cache, chain, progress).bad
     if bad:
@@ -288,7 +285,9 @@ def require_good(
 
 
 def damaged(cache: Cache, manifest: Manifest) -> DigestMismatch:
-    """:returns: the error for a cached file that no source can mend, or was asked to"""
+    """
+    :returns: the error for a damaged cached file: no source has the bytes, or no source was asked
+    """
     offline = cache.settings.offline
     return DigestMismatch(
         f"the bytes of {manifest.id} in the cache {cache.root} are damaged or gone, and"

@@ -1,7 +1,7 @@
 """
-Which bytes of a pool must stay although no record needs them, whoever's pool it is.
+Garbage collection roots of any pool: the bytes that must stay although no record needs them.
 
-A source can be the cache of a neighbour: then there are machines that run from it.
+A source can be the cache of a neighbour: then machines run from it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from statepool.transports.base import FileKind
 
 def gc_roots(pool: Pool) -> frozenset[Digest]:
     """
-    :returns: the bytes under working images, if the pool is a cache, and those that other caches
-        refer to
+    :returns: the bytes that back working images, if the pool is a cache, and those to which other
+        caches refer
     """
     return linked_roots(pool) | _under_working_images(pool)
 
@@ -29,7 +29,7 @@ def _under_working_images(pool: Pool) -> frozenset[Digest]:
     here = pool.transport.beneath("")
     if here is not None:
         return Chains(here.tree, partial(file_in, pool), changes=False).gc_roots()
-    # Nobody here can tell which working images of another host are still there: each chain that was
+    # This host cannot tell which working images of another host still exist: each chain that was
     # made for one counts.
     chains = [
         f"{CHAINS}/{entry.name}"
@@ -50,4 +50,4 @@ def _target(pool: Pool, link: str) -> Digest | None:
     try:
         return Digest.from_file_name(pool.transport.readlink(link).rpartition("/")[2])
     except MissingFile:
-        return None  # its owner takes the chain away
+        return None  # its owner removes the chain

@@ -1,9 +1,9 @@
 """
-Working images of one machine, made together: all of them, or none.
+The journal of a get that makes all working images of a machine, or none.
 
-Each is written whole under a passing name beside its place, and only then they are put there, one
-after the other. A marker says how to go on if that is cut off: what was put in one place is put in
-the others, too.
+Each image is written whole under a temporary name beside its place. Only then they are renamed into
+their places, one after the other. A marker tells how to recover if a crash interrupts this: if one
+image is in its place, the others are put into their places, too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from statepool.pools.staging import Marker
 from statepool.transports.failures import Subject, translated
 
 INTENT = "get-machine"
-"""What the marker calls itself in its facts."""
+"""The kind of the marker, in its facts."""
 
 _PASSING_NAME = re.compile(r"\.statepool-[0-9a-f]{16}-[0-9]+\.tmp")
 
@@ -36,11 +36,11 @@ Chain = tuple[Manifest, ...]
 @frozen
 class Place:
     """
-    Where a working image goes.
+    The place of a working image.
 
-    :param to: its name, absolute
-    :param temporary: what it is called until then
-    :param before: the :func:`stamp` of what was there before
+    :param to: its path, absolute
+    :param temporary: its path until it is in its place
+    :param before: the :func:`stamp` of the file that was in the place before
     """
 
     to: Path
@@ -52,7 +52,7 @@ class Place:
 
     @property
     def file(self) -> Beneath:
-        """Where it goes, in the directory that was there when it was first looked at."""
+        """The file in its place, in the directory that was there at the first look."""
         return Beneath(self._tree, self.to.name)
 
     @property
@@ -65,22 +65,22 @@ class Place:
 
     @property
     def is_taken(self) -> bool:
-        """Whether the new image is there."""
+        """Whether the new image is in its place."""
         return same_file(self.file, self._passing)
 
     def take(self, fresh: Fresh) -> None:
         """
-        Give an image that is written its passing name. By its first name, which its record gives,
-        others see that it is under way.
+        Give a written image its temporary name of this get. Until then it has the temporary name
+        from its record, by which other processes see that it is being made.
         """
         if not _has_second(fresh.temporary, self._passing):
             self._tree.rename(fresh.temporary.path, self._passing.path)
 
     def put(self) -> None:
         """
-        Put the image in its place, and keep its other name.
+        Put the image into its place, and keep its temporary name, if hard links are possible.
 
-        :raises FileInTheWay: somebody else put a file there meanwhile
+        :raises FileInTheWay: another process put a file there meanwhile
         """
         try:
             if not self.before:
@@ -102,28 +102,30 @@ class Place:
     @property
     def is_gone(self) -> bool:
         """
-        Whether the new image has lost the name that it had until it was put in its place, as it
-        does where there are no hard links.
+        Whether the new image has lost its temporary name. Without hard links, it loses that name
+        when it is put into its place.
         """
         return self._passing.stat() is None
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether what is in its place was there before."""
+        """Whether the file in its place is the one that was there before."""
         return stamp(self.file) == self.before
 
     def clear(self) -> None:
-        """Remove the passing names."""
+        """Remove the temporary names."""
         self._second.remove()
         self._passing.remove()
 
 
 def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool) -> None:
     """
-    :param wanted: chains of the cache, tip first, by the absolute names of the images to make,
-        which have been looked at
-    :param overwrite: whether a file there gives way
-    :raises FileInTheWay: there is one, and it does not
+    Make several working images together.
+
+    :param wanted: chains of the cache, tip first, by the absolute paths of the images to make,
+        which have been checked
+    :param overwrite: whether an existing file is replaced
+    :raises FileInTheWay: there is a file, and it must not be replaced
     """
     nonce = cache.pool.nonce()
     names = [
@@ -152,8 +154,8 @@ def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool
         for place in places:
             place.put()
     except BaseException:
-        # the first one goes last: without it, the next command would take the others as put in
-        # their places
+        # The first image is taken back last: without it, the next command would assume that images
+        # have been put into their places.
         for place in reversed(places):
             _take_back(place, made.get(place.to), taken=place.is_taken or (ready and place.is_gone))
         staging.end()
@@ -167,7 +169,7 @@ def make_together(cache: Cache, wanted: Mapping[Path, Chain], *, overwrite: bool
 
 
 def _take_back(place: Place, fresh: Fresh | None, *, taken: bool) -> None:
-    replaced = bool(place.before) and taken  # what was there is gone, so the new image stays
+    replaced = bool(place.before) and taken  # the old file was replaced, so the new image stays
     if taken and not replaced:
         place.file.remove()
     place.clear()
@@ -179,17 +181,18 @@ def _take_back(place: Place, fresh: Fresh | None, *, taken: bool) -> None:
 
 def recover_together(cache: Cache, marker: Marker) -> None:
     """
-    End what a crash interrupted: forward if one of the images is in its place, and back otherwise.
+    Recover after a crash: finish the get if one of the images is in its place, and undo it
+    otherwise.
 
-    :param marker: of a writer that is gone
+    :param marker: of a writer that has ended
     """
     places = _from_text(marker.facts)
-    # They are written and then put in their places in one order. Without hard links an image that
-    # was put there has no other name.
+    # The images are written, and then put into their places, in the same order. Without hard links,
+    # an image in its place has no other name.
     gone = [place.is_gone for place in places]
     begun = any(place.is_taken for place in places) or (gone[:1] == [True] and not all(gone))
     for place in places:
-        # What has changed in its place since is somebody else's.
+        # A file that has changed since in the place belongs to another process.
         if begun and not place.is_gone and not place.is_taken and place.is_unchanged:
             with contextlib.suppress(FileInTheWay):
                 place.put()
@@ -202,7 +205,9 @@ def recover_together(cache: Cache, marker: Marker) -> None:
 
 def _has_second(temporary: Beneath, second: Beneath) -> bool:
     """
-    Give an image a second name. :returns: whether it has it: some file systems have no hard links
+    Give an image a second name.
+
+    :returns: whether it has that name: some file systems have no hard links
     """
     try:
         link(temporary, second)
@@ -242,6 +247,8 @@ def _from_text(facts: Mapping[str, str]) -> list[Place]:
 
 
 def stamp(file: Beneath) -> str:
-    """:returns: what changes when a file is written to or replaced; nothing if there is none"""
+    """
+    :returns: a text that changes when a file is written to or replaced; empty if there is no file
+    """
     found = file.stat()
     return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}" if found is not None else ""

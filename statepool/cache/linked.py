@@ -1,6 +1,6 @@
 """
-Caches that refer to the files of a pool (``link://``) instead of copying them: the records in which
-they say so, and what these forbid.
+Caches that refer to the files of a pool (``link://``) instead of copying them: the records of their
+uses, and what these records forbid.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from statepool.transports.base import Transport
 from statepool.transports.registry import open_transport
 
 UNSETTLED = 3600
-"""How long a use counts whatever is there, in seconds: it is written before the link is made."""
+"""
+How long a use counts even if the link is missing, in seconds: it is written before the link is
+made.
+"""
 
 
 def _name(digest: Digest, cache: str, machine: str) -> str:
@@ -32,9 +35,9 @@ def _name(digest: Digest, cache: str, machine: str) -> str:
 
 def note_use(there: Transport, digest: Digest, cache: os.PathLike[str] | str) -> None:
     """
-    A cache is about to refer to bytes of a pool, or does so already.
+    Record that a cache is about to refer to bytes of a pool, or does so already.
 
-    A pool that cannot be written is not told: a dead link is mended by the next get.
+    In a pool that cannot be written, nothing is recorded: the next get repairs a dead link.
     """
     here = Writer.current()
     path = _name(digest, os.fspath(cache), here.machine)
@@ -46,12 +49,12 @@ def note_use(there: Transport, digest: Digest, cache: os.PathLike[str] | str) ->
         "machine": here.machine,
     }
     with suppress(TransportError, NoSpace):
-        if there.stat(path) is None:  # else it said so before
+        if there.stat(path) is None:  # else it was recorded before
             there.create(path, json.dumps(data).encode() + b"\n")
 
 
 def forget_use(pool: Pool, digest: Digest, cache: os.PathLike[str]) -> None:
-    """A cache refers to bytes of a pool no more."""
+    """Remove the record of a cache that does not refer to bytes of a pool any more."""
     with suppress(TransportError):
         _forget(
             pool,
@@ -64,14 +67,14 @@ def forget_use(pool: Pool, digest: Digest, cache: os.PathLike[str]) -> None:
 def _forget(pool: Pool, path: str, digest: Digest, cache: str) -> None:
     pool.transport.remove(path)
     if _refers(cache, digest):
-        # another process made the link meanwhile, and found that the use was there
+        # another process made the link meanwhile, and found the record, which was not removed yet
         note_use(pool.transport, digest, cache)
 
 
 def _refers(cache: str, digest: Digest) -> bool:
     """
-    Whether a cache of this host has a link to these bytes, as far as we may look: who is not let
-    into a cache takes nothing from it.
+    Return whether a cache of this host has a link to these bytes. If this account may not look into
+    the cache, the answer is True, so that nothing is taken from that cache.
     """
     try:
         return stat.S_ISLNK(os.lstat(os.path.join(cache, layout.data(digest))).st_mode)
@@ -84,7 +87,7 @@ def _refers(cache: str, digest: Digest) -> bool:
 def referred(source: str | None) -> Pool | None:
     """
     :param source: the location of a pool, if one is known
-    :returns: the pool, if its files are referred to instead of being copied
+    :returns: the pool, if caches refer to its files instead of copying them; else None
     """
     try:
         location = Location.parse(source or "")
@@ -95,10 +98,10 @@ def referred(source: str | None) -> Pool | None:
 
 def users(pool: Pool) -> dict[Digest, list[str]]:
     """
-    Which bytes of a pool caches refer to. Records of caches of this host that do so no more are
-    removed.
+    Find the bytes of a pool to which caches refer. Remove records of caches of this host that do
+    not refer to the bytes any more.
 
-    :returns: the caches, by the bytes
+    :returns: the caches, by digest
     """
     found: dict[Digest, list[str]] = {}
     for entry in pool.transport.scan(layout.USES):
@@ -122,7 +125,9 @@ def users(pool: Pool) -> dict[Digest, list[str]]:
 
 
 def _is_of_this_host(use: dict[str, Any]) -> bool:
-    """Whether the cache of a use is one of this host; older versions wrote only the host's name."""
+    """
+    Return whether the cache of a use is on this host; older versions wrote only the host's name.
+    """
     here = Writer.current()
     return bool(
         use["machine"] == here.machine if "machine" in use else use.get("host") == here.host
@@ -130,22 +135,24 @@ def _is_of_this_host(use: dict[str, Any]) -> bool:
 
 
 def _is_over(pool: Pool, path: str, digest: Digest, cache: str) -> bool:
-    """Whether a use of a cache of this host counts no more."""
+    """Return whether a use by a cache of this host has ended."""
     if _refers(cache, digest):
         return False
     if not os.path.isdir(os.path.join(cache, layout.OURS)):
-        return True  # the cache itself is gone, which is there before any use
+        return True  # the cache was removed: it exists before any use
     use = pool.transport.stat(path)
     return use is None or pool.now() - use.mtime_ns / 1e9 > UNSETTLED
 
 
 def linked_roots(pool: Pool) -> frozenset[Digest]:
-    """:returns: the bytes of a pool that caches refer to"""
+    """:returns: the bytes of a pool to which caches refer"""
     return frozenset(users(pool))
 
 
 def refuse_linked(pool: Pool, digests: set[Digest]) -> None:
     """
+    Refuse to remove bytes of a pool to which a cache refers.
+
     :raises InUse: a cache refers to some of these bytes
     """
     found = (

@@ -1,6 +1,6 @@
 """
-When which source was asked for a state, and what it had: so that a get within a minute asks nobody,
-and one after it asks a small question.
+The cache of lookups: when which source was asked for a state, and what it had. So a get within a
+minute asks no source, and a later get asks a small question.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from statepool.model.manifest import StateId
 from statepool.pools.json_files import Notes
 
 DIRECTORY = "fresh"
-"""Where these notes are."""
+"""The directory of these notes."""
 
 
 @frozen
 class Answer:
     """
-    What a source had.
+    An answer of a source.
 
     :param source: its location
     :param token: changes when what the source has of this machine changes
@@ -38,11 +38,11 @@ class Answer:
 
 class LookupCache:
     """
-    Remembers the answers of sources.
+    The last answers of sources.
 
-    :param notes: where: one small file for each state
-    :param period: for how long an answer is as good as asking, in seconds
-    :param clock: tells the time, in seconds since the epoch
+    :param notes: where they are kept: one small file for each state
+    :param period: for how long an answer is fresh, in seconds
+    :param clock: returns the time, in seconds since the epoch
     """
 
     def __init__(self, notes: Notes, period: float, clock: Callable[[], float]) -> None:
@@ -52,7 +52,8 @@ class LookupCache:
 
     @staticmethod
     def _file(state: StateId) -> str:
-        # A dot and a name after it: image and state names cannot make two states meet in one file.
+        # A dot, and the kind after it: so no names of images and states can give two states the
+        # same file.
         return f"{DIRECTORY}/{state.object}/{state.state}.{state.kind}.json"
 
     def answers(self, state: StateId) -> dict[str, Answer]:
@@ -69,14 +70,14 @@ class LookupCache:
                 for source, entry in answers.items()
             }
         except (ValueError, KeyError, TypeError, AttributeError):
-            return {}  # torn by a power cut: asking again settles it
+            return {}  # torn by a power cut: the source is asked again
 
     def is_fresh(self, answer: Answer) -> bool:
-        """:returns: whether an answer is young enough; one from the future is not"""
+        """:returns: whether an answer is fresh; an answer from the future is not"""
         return 0 <= self._clock() - answer.at < self._period
 
     def note(self, state: StateId, source: str, token: str, digest: Digest | None) -> None:
-        """A source has just been asked."""
+        """Note the answer of a source that has just been asked."""
         answers = self.answers(state)
         answers[source] = Answer(source, token, self._clock(), digest)
         data = {
@@ -93,5 +94,5 @@ class LookupCache:
         self._notes.write(self._file(state), data)
 
     def forget(self, state: StateId) -> None:
-        """Ask again next time."""
+        """Forget the answers about a state, so that the sources are asked next time."""
         self._notes.remove(self._file(state))

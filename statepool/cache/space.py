@@ -1,5 +1,6 @@
 """
-Whether something fits, before a byte is moved; and what the cache throws away to make it fit.
+Free space: the check, before a byte is moved, whether something fits; and the eviction of states to
+make it fit.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from statepool.transports.base import Transport
 from statepool.transports.copying import can_share_blocks
 
 SLACK = 1 << 20
-"""Bytes that every transfer needs beside the data: records, markers and links."""
+"""Bytes that every transfer needs in addition to the data: records, markers and links."""
 
 
 _WHOLE = 1 << 30
-"""Stands for the length of a machine state's chain, which goes before what it lists."""
+"""The assumed chain length of a machine state, so that it is evicted before what it lists."""
 
 
 def require_space(pool: Pool, needed: int, *, keep_free: int = 0) -> None:
     """
     :param needed: bytes that will be written
     :param keep_free: bytes that must be free afterwards
-    :raises NoSpace: they do not fit
+    :raises NoSpace: the bytes do not fit
     """
     free = pool.transport.free_space()
     if needed and free is not None and needed + SLACK + keep_free > free:
@@ -56,9 +57,10 @@ def make_room(
     Evict states until a fetch fits and ``min-free`` bytes stay free.
 
     :param manifests: what will be fetched
-    :param source: from where: a link pool, and blocks that can be shared, take no space
-    :param keep: what must not be evicted
-    :raises NoSpace: even then it does not fit
+    :param source: the transport of the source: references to a link pool, and shared blocks, take
+        no space
+    :param keep: bytes that must not be evicted
+    :raises NoSpace: the fetch does not fit even then
     """
     if source.capabilities.refers:
         return
@@ -67,7 +69,8 @@ def make_room(
         return
     keep_free = cache.settings.min_free
     if keep_free and not _fits(cache, needed + keep_free):
-        # what no room can be made for, and is only claimed perhaps, costs nothing
+        # if eviction could not make enough room for a size that is perhaps only claimed, nothing is
+        # evicted
         require_space(cache.pool, needed - _evictable_size(cache, keep))
         for victim in _victims(cache, keep):
             _evict(cache, victim)
@@ -78,17 +81,17 @@ def make_room(
 
 def require_place(cache: Cache, manifests: Sequence[Manifest], source: Transport) -> None:
     """
-    As :func:`make_room`, for a cache that is not there yet: it is not even made for what does not
-    fit.
+    Check the free space, as :func:`make_room`, for a cache that does not exist yet: if the fetch
+    does not fit, the cache is not made.
 
-    :raises NoSpace: it does not fit where the cache would be
+    :raises NoSpace: the fetch does not fit where the cache would be
     """
     place = next(path for path in (cache.root, *cache.root.parents) if path.is_dir())
     needed = sum(manifest.data_size for manifest in manifests)
     left = os.statvfs(place)
     free = left.f_bavail * left.f_frsize
     if not left.f_blocks:
-        return  # the file system does not know
+        return  # the file system does not tell its size
     if (
         source.capabilities.refers
         or needed + SLACK + cache.settings.min_free <= free
@@ -100,8 +103,8 @@ def require_place(cache: Cache, manifests: Sequence[Manifest], source: Transport
 
 def _shares_blocks(place: Path, source: Transport) -> bool:
     """
-    Whether what comes from a source takes no room, since the file system lets both have the same
-    blocks.
+    Return whether a fetch from a source takes no room, since the file system shares the blocks of
+    both files.
     """
     root = source.local_path("")
     return (
@@ -116,8 +119,8 @@ def _fits(cache: Cache, size: int) -> bool:
 
 def _victims(cache: Cache, keep: set[Digest]) -> Iterator[StateId]:
     """
-    States that can be fetched again and that nobody uses, the least recently used first; each when
-    nothing stands on it any more.
+    Yield states that can be fetched again and are not in use, the least recently used first, and
+    each after its dependants.
     """
     roots = cache.gc_roots()
     for state, _ in sorted(_evictable(cache, keep | roots), key=lambda found: found[1]):
@@ -126,9 +129,7 @@ def _victims(cache: Cache, keep: set[Digest]) -> Iterator[StateId]:
 
 
 def _is_open(cache: Cache, state: StateId) -> bool:
-    """
-    Whether some process has the bytes of a state open, without a working image that we know of.
-    """
+    """Return whether a process has the bytes of a state open, without a known working image."""
     manifest = cache.pool.find(state)
     if manifest is None or manifest.digest is None or cache.is_link(manifest.digest):
         return False
@@ -142,7 +143,8 @@ def _evictable(cache: Cache, keep: Iterable[Digest]) -> Iterator[tuple[StateId, 
         fold = cache.pool.fold(machine)
         last = _last_used(cache, fold, kept)
         for state, manifest in fold.states.items():
-            # A machine state goes with all that it lists, and each of them with what stands on it.
+            # A machine state is removed with all that it lists, and each of those states with its
+            # dependants.
             used = (
                 [last[fold.states[member].key] for member in member_ids(manifest)]
                 if manifest.key is None
@@ -159,8 +161,8 @@ def _evictable(cache: Cache, keep: Iterable[Digest]) -> Iterator[tuple[StateId, 
 
 def _last_used(cache: Cache, fold: Fold, kept: set[Digest]) -> dict[Key | None, float]:
     """
-    :returns: when each state was last used, or what stands on it or lists it; never to be evicted:
-        infinity
+    :returns: for each state, when it or one of its dependants was last used; infinity if it must
+        not be evicted
     """
     last: dict[Key | None, float] = {}
     for manifest in fold.tips_first():
@@ -181,7 +183,7 @@ def _last_used(cache: Cache, fold: Fold, kept: set[Digest]) -> dict[Key | None, 
 
 
 def _evictable_size(cache: Cache, keep: set[Digest]) -> int:
-    """:returns: bytes that would be free if all went that may"""
+    """:returns: bytes that would become free if all evictable states were evicted"""
     found: dict[Digest, int] = {}
     for state, _ in _evictable(cache, keep | cache.gc_roots()):
         fold = cache.pool.fold(state.machine)
@@ -204,5 +206,5 @@ def _evict(cache: Cache, state: StateId) -> None:
     try:
         gone = cache.pool.remove(state)
     except (NotFound, HasDependants):
-        return  # another process evicted it, or made something stand on it
+        return  # another process evicted it, or made a dependant of it
     cache.drop({manifest.digest for manifest in gone if manifest.digest is not None})

@@ -1,9 +1,9 @@
 """
-Which cached files need not be read again.
+Trust: which cached files need not be read again.
 
-A file is trusted if it was hashed, or written and hashed, by us and its stat signature has not
-changed since. Any write changes the modification time, and the resolution of that time does not
-matter here: we set it back before we take the signature, so that every later write shows.
+A file is trusted if this account hashed it, or wrote and hashed it, and its stat signature has not
+changed since. Any write changes the modification time. The resolution of that time does not matter:
+it is set back before the signature is taken, so that every later write is visible.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DIRECTORY = "trust"
 
 SETTLED_NS = 2_000_000_000
 """
-A modification time must lie this many nanoseconds back for a signature to mean anything: file
+A signature is only reliable if the modification time is at least this many nanoseconds ago: file
 systems round times, FAT to two seconds.
 """
 
@@ -33,18 +33,18 @@ _BACK_NS = 10_000_000_000
 
 
 class FileStatus(enum.Enum):
-    """What is known of a file."""
+    """The trust status of a file."""
 
     TRUSTED = "trusted"
     DOUBTFUL = "doubtful"
-    """It must be hashed before it is used."""
+    """The file must be hashed before it is used."""
     MISSING = "missing"
-    """It is not there, or a link to it is dead."""
+    """The file does not exist, or the link to it is dead."""
 
 
 @frozen
 class Signature:
-    """What :func:`os.stat` says of a file, as far as it changes with the file."""
+    """The values of :func:`os.stat` that change when a file changes."""
 
     size: int
     mtime_ns: int
@@ -59,10 +59,10 @@ class Signature:
 
 class Trust:
     """
-    Keeps the signatures of a cache's files.
+    The signatures of a cache's files.
 
-    :param notes: where: one small file for each digest, whose own modification time says when the
-        bytes were last used
+    :param notes: where they are kept: one small file for each digest. Its own modification time is
+        the time of the last use of the bytes.
     """
 
     def __init__(self, notes: Notes) -> None:
@@ -83,27 +83,28 @@ class Trust:
         ours: bool = True,
     ) -> None:
         """
-        Trust a file that was hashed, if it is the one that has the name now. No name of it will
-        change any more.
+        Trust a file that was hashed, if it is the file that has the name now. The names of the file
+        must not change any more.
 
-        :param descriptor: of the file that has the name; one that was opened as a place only
-            (``O_PATH``) will do
-        :param hashed: the status of the descriptor that was hashed, by which the file is known
-            again; None if it changed while it was hashed
-        :param ours: whether only this account changes it: then a change of its names, and not of
-            its bytes, does not matter, and its times may be set
-        :param flushed: whether they are on stable storage; if not, they count for this boot only
-        :param source: the location that has them too, or None: what nobody else has is never
-            evicted
+        :param descriptor: of the file that has the name; a descriptor opened with ``O_PATH`` is
+            enough
+        :param hashed: the status of the descriptor that was hashed, by which the file is
+            recognised; None if the file changed while it was hashed
+        :param ours: whether only this account changes the file: then a change of its names, and not
+            of its bytes, does not matter, and its times may be set
+        :param flushed: whether the bytes are on stable storage; if not, the signature counts for
+            this boot only
+        :param source: the location of a pool that has the bytes, too, or None: bytes that no other
+            pool has are never evicted
         """
         stat = os.fstat(descriptor)
         if hashed is None or not _is_still(hashed, stat, ours=ours):
             if not self._read(digest):
                 self._write(digest, None, flushed=flushed, source=source)
-            return  # what another process has signed meanwhile counts for what it hashed
+            return  # a signature from another process stays: it counts for the file that it hashed
         settled = time.time_ns() - stat.st_mtime_ns >= SETTLED_NS
-        # A file of another pool or account is not ours to change: without a signature it is hashed
-        # each time until it is old enough.
+        # The times of a file of another pool or account must not be set: it gets no signature, and
+        # is hashed each time, until it is old enough.
         if not settled and ours:
             with suppress(PermissionError):
                 os.utime(
@@ -130,13 +131,14 @@ class Trust:
         self._notes.write(self._file(digest), note)
 
     def _read(self, digest: Digest) -> dict[str, object]:
-        # nothing if never hashed, or torn by a power cut: hashing once more settles it
+        # empty if the file was never hashed, or a power cut tore the note: then the file is hashed
+        # again
         return self._notes.read(self._file(digest))
 
     def file_status(self, digest: Digest, stat: os.stat_result | None) -> FileStatus:
         """
-        :param stat: the status of the file; None if it is not there
-        :returns: what is known of it
+        :param stat: the status of the file; None if it does not exist
+        :returns: its trust status
         """
         if stat is None:
             return FileStatus.MISSING
@@ -157,19 +159,20 @@ class Trust:
 
     def source(self, digest: Digest) -> str | None:
         """
-        :returns: a location that had these bytes too, or None if nobody else is known to have them
+        :returns: the location of a pool that had these bytes, too; None if no other pool is known
+            to have them
         """
         source = self._read(digest).get("source")
         return source if isinstance(source, str) else None
 
     def note_source(self, digest: Digest, source: str) -> None:
-        """Another pool has these bytes now."""
+        """Note that another pool has these bytes now."""
         data = self._read(digest)
         if data and data.get("source") is None:
             self._notes.write(self._file(digest), {**data, "source": source})
 
     def touch(self, digests: Iterable[Digest]) -> None:
-        """Note that bytes have been used; what was not hashed yet has no age."""
+        """Note that bytes have been used. Nothing is noted for bytes that were not hashed yet."""
         self._notes.touch(DIRECTORY, [f"{digest.file_name}.json" for digest in digests])
 
     def last_used(self, digest: Digest) -> float:
@@ -180,14 +183,14 @@ class Trust:
         return found.st_mtime if found is not None else 0.0
 
     def forget(self, digest: Digest) -> None:
-        """The file is gone."""
+        """Forget the signature of a file that was removed."""
         self._notes.remove(self._file(digest))
 
 
 def _is_still(hashed: os.stat_result, stat: os.stat_result, *, ours: bool) -> bool:
     """
-    Whether a file is the one that was hashed, with the same bytes. Names and modes change the ctime
-    alone, which nobody can set.
+    Return whether a file is the one that was hashed, with the same bytes. A change of names or
+    modes changes only the ctime, which no process can set.
     """
     same = os.path.samestat(hashed, stat) and (hashed.st_size, hashed.st_mtime_ns) == (
         stat.st_size,

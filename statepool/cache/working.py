@@ -1,5 +1,6 @@
 """
-Making the writable image that a machine runs on: an empty overlay over a cached chain.
+Working images: the creation of the writable image on which a machine runs, an empty overlay over a
+cached chain.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ def check_place(
     to: os.PathLike[str] | str, cache: Cache, sources: Iterable[Pool], *, overwrite: bool
 ) -> Path:
     """
-    Look whether a working image can be made somewhere, and change nothing.
+    Check that a working image can be made at a path, and change nothing.
 
-    :param cache: which has the chain that it will stand on
-    :param sources: the pools that the cache can be filled from
-    :returns: where, absolute
-    :raises FileInTheWay: something is there, and may not be overwritten
-    :raises AccessDenied: what is there belongs to an account to which this one cannot give a file
-    :raises InUse: what is there is open in another process
+    :param cache: the cache with the chain that will back it
+    :param sources: the pools from which the cache can be filled
+    :returns: the absolute path
+    :raises FileInTheWay: a file is there, and may not be overwritten
+    :raises AccessDenied: the file there belongs to an account to which this account cannot give a
+        file
+    :raises InUse: the file there is open in another process
     :raises NotFound: there is no such directory
-    :raises RefusedError: it is inside the cache or a source
+    :raises RefusedError: the path is inside the cache or a source
     """
     path = Path(os.path.abspath(os.fsdecode(to)))
     refuse_inside(path.parent, cache, sources)
@@ -55,7 +57,7 @@ def check_place(
     if path.is_dir():
         raise FileInTheWay(f"{path} is a directory", path=str(path), hint="name a file")
     if not path.is_symlink() and not path.is_file():
-        # A file would take its name: /dev/null would be none any more.
+        # The image would take its name: /dev/null would become a regular file.
         raise FileInTheWay(
             f"{path} is a device, a socket or a FIFO",
             path=str(path),
@@ -80,16 +82,17 @@ def check_place(
 
 def refuse_inside(directory: os.PathLike[str] | str, cache: Cache, sources: Iterable[Pool]) -> None:
     """
-    Refuse a directory for working images in which everybody takes what is there for a pool's own.
+    Refuse a directory for working images that is inside a pool: any file there is taken for a file
+    of the pool.
 
-    A pool of another tool is left alone: where its files are, its machines may run.
+    A pool of another tool is permitted: its machines may run where its files are.
 
-    :param directory: which need not be there yet
-    :param sources: the pools that the cache can be filled from
-    :raises RefusedError: it is inside the cache, but not where working images go, or inside a
-        source on this host that has a log
+    :param directory: the directory, which need not exist yet
+    :param sources: the pools from which the cache can be filled
+    :raises RefusedError: the directory is inside the cache, but not the place for working images,
+        or inside a source on this host that has a log
     """
-    # As the file system has it: a symbolic link on the way leads to the same place.
+    # Compare resolved paths: a symbolic link on the way leads to the same place.
     real = Path(os.path.realpath(directory))
     if _is_inside(real, cache.root):
         if any(
@@ -121,15 +124,15 @@ def _inside(directory: os.PathLike[str] | str, what: str, pool: str) -> RefusedE
 @frozen
 class Fresh:
     """
-    A working image that is written, and has not got its name yet.
+    A working image that is written, but does not have its name yet.
 
     :param record: of its use of the chain
-    :param temporary: what it is called meanwhile
-    :param to: where it is to be, in the same directory, which may be one that other accounts can
-        exchange
+    :param temporary: its file meanwhile
+    :param to: its final file, in the same directory; other accounts may be able to replace that
+        directory
     :param made: the status of its file
-    :param flush: whether a power cut must not take it
-    :param is_first: whether nothing had stood on its chain before
+    :param flush: whether it must survive a power cut
+    :param is_first: whether its chain was not in use before
     """
 
     cache: Cache
@@ -144,8 +147,8 @@ class Fresh:
         """
         Give it its name.
 
-        :param overwrite: whether what is there gives way, in one step
-        :raises FileInTheWay: somebody put something there meanwhile
+        :param overwrite: whether an existing file is replaced, by an atomic rename
+        :raises FileInTheWay: another process put a file there meanwhile
         """
         try:
             _settle(self.temporary, self.to, overwrite)
@@ -161,7 +164,7 @@ class Fresh:
 
     def finish(self, access: Access | None) -> None:
         """
-        Flush it, if it is to be flushed, when it has the access of the file whose place it takes.
+        Give the image the access rights of the file that it replaces, and flush it if required.
         """
         if access is None and not self.flush:
             return
@@ -172,7 +175,7 @@ class Fresh:
                 os.fsync(descriptor)
 
     def drop(self) -> None:
-        """Forget it."""
+        """Remove the image and its record."""
         self.temporary.remove()
         self.cache.chains.forget(self.record, with_chain=self.is_first)
 
@@ -182,10 +185,10 @@ def make_working(
 ) -> Path:
     """
     :param chain: of the cache, tip first
-    :param to: where, absolute, as :func:`check_place` gave it
-    :param overwrite: whether what is there gives way, in one step
+    :param to: its absolute path, as :func:`check_place` returned it
+    :param overwrite: whether an existing file is replaced, by an atomic rename
     :returns: the image
-    :raises FileInTheWay: somebody put something there meanwhile
+    :raises FileInTheWay: another process put a file there meanwhile
     """
     access = Access.at(to) if overwrite else None
     prepare_working(cache, chain, to, standing_on=chain, access=access).settle(overwrite=overwrite)
@@ -202,16 +205,16 @@ def prepare_working(
     access: Access | None = None,
 ) -> Fresh:
     """
-    Do all that takes room for a working image, so that it only has to be given its name.
+    Do all work for a working image that takes room, so that it only has to be given its name.
 
     :param chain: tip first
-    :param to: where, absolute
-    :param standing_on: those of the chain whose bytes must be in the cache already
-    :param flush: bring it to stable storage
-    :param access: who may do what with the file whose place it takes; None if there is none
-    :raises AccessDenied: this account cannot make a file that these may do that with
-    :raises DigestMismatch: bytes are gone
-    :raises NoSpace: it does not fit
+    :param to: its absolute path
+    :param standing_on: those states of the chain whose bytes must be in the cache already
+    :param flush: bring the image to stable storage
+    :param access: the access rights of the file that it replaces; None if there is none
+    :raises AccessDenied: this account cannot make a file with these access rights
+    :raises DigestMismatch: bytes are missing
+    :raises NoSpace: the image does not fit
     """
     is_first = not cache.chains.has(key_of(chain))
     place, path = to if isinstance(to, Beneath) else beside(to), Path(to)
@@ -230,7 +233,7 @@ def prepare_working(
             mode=mode,
         )
     except BaseException:
-        # In a directory that is closed to us there is no image, and not even that can be asked.
+        # In a directory that is closed to this account there is no image, and the removal fails.
         with contextlib.suppress(PermissionError):
             temporary.remove()
         cache.chains.forget(record, with_chain=is_first)
@@ -238,8 +241,8 @@ def prepare_working(
     fresh = Fresh(cache, record, temporary, place, made, flush, is_first)
     try:
         if record.stat() is None:
-            # Whoever made another image in this place took it for the record of what was there
-            # before, since ours was not to be seen yet.
+            # Another process that made an image in this place took our record for that of the old
+            # file, since our image was not visible yet.
             cache.chains.use(chain, path, flush=flush, record=record)
             _require_bytes(cache, standing_on)
         fresh.finish(access)
@@ -250,7 +253,10 @@ def prepare_working(
 
 
 def _require_bytes(cache: Cache, chain: Sequence[Manifest]) -> None:
-    """A collector may have moved bytes aside before it could see the record of our use."""
+    """
+    Check that the bytes are there: a collector may have moved them aside before it could see the
+    record of our use.
+    """
     lacking = cache.pool.lacking(
         manifest.digest for manifest in chain if manifest.digest is not None
     )
@@ -273,10 +279,10 @@ def _settle(temporary: Beneath, to: Beneath, overwrite: bool) -> None:
 
 def require_image(working: os.PathLike[str] | str) -> Path:
     """
-    Look before a file is thrown away that somebody has named.
+    Check that a file which a user wants to delete is an image.
 
-    :returns: it, absolute; it may be gone, or empty after a power cut
-    :raises UnsafeImage: it is there, and no image
+    :returns: its absolute path; the file may be missing, or empty after a power cut
+    :raises UnsafeImage: the file exists, and is no image
     """
     path = Path(os.path.abspath(os.fsdecode(working)))
     with contextlib.suppress(MissingFile):

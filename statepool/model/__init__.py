@@ -1,1 +1,1 @@
-"""Frozen values and the rules for names. Nothing in here reads or writes anything."""
+"""Frozen values, and the rules for names. Nothing in this package does input or output."""

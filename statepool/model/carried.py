@@ -1,4 +1,4 @@
-"""What export and import answer. Values only: they can be compared, printed and pickled."""
+"""The results of export and import. Values only: they can be compared, printed and pickled."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from statepool.model.outcomes import Presence, StoredAt
 @frozen
 class Exported:
     """
-    A state was written into a file.
+    The result of an export of a state into a file.
 
     :param object: what it is a state of
-    :param state: its name
+    :param state: the name of the state
     :param chain: the names of the states of its chain, tip first
     :param digest: of the tip
     :param path: the file; None for a stream
-    :param bytes: how many were written
-    :param flat: whether it is one image that nothing backs, and not a bundle
+    :param bytes: how many bytes were written
+    :param flat: whether the file is one image without a backing file, and not a bundle
     :param compress: how it is compressed: ``zstd``, ``zlib`` or ``none``
-    :param warnings: what the user should know: which sources failed, or had something wrong
+    :param warnings: what the user should know: which sources failed, or delivered wrong data
     """
 
     object: str
@@ -39,15 +39,15 @@ class Exported:
 @frozen
 class Imported:
     """
-    The state of a bundle is in the cache.
+    The result of an import of a bundle into the cache.
 
     :param object: what it is a state of
     :param state: its name
     :param chain: the names of the states of its chain, tip first
     :param digest: of the tip
-    :param bytes: how many bytes were moved into the cache: those that it did not have
-    :param stored: what became of it at another pool, if one was named
-    :param warnings: what the user should know: what was wrong in the cache, and is not any more
+    :param bytes: how many bytes were moved into the cache: those that the cache did not have
+    :param stored: the result at another pool, if the caller named one
+    :param warnings: what the user should know: what was wrong in the cache and has been repaired
     """
 
     object: str
@@ -60,5 +60,5 @@ class Imported:
 
     @property
     def complete(self) -> bool:
-        """Whether the pool that was named has it, too."""
+        """Whether the named pool has the state, too."""
         return self.stored is None or self.stored.result is not Presence.FAILED

@@ -1,8 +1,8 @@
 """
-JSON becomes values by the types of their fields: a class says what its JSON form is, and what does
-not fit is refused while it is decoded.
+Decoding of JSON into values by the types of their fields. A class declares its JSON form; data that
+does not fit is refused while it is decoded.
 
-Fields that the class does not have are ignored, and a field may be missing where it has a default.
+Unknown fields are ignored. A field that has a default may be missing.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ __all__ = ["Form", "Meta"]
 _PROBLEM = re.compile(
     r"(?P<problem>.*?)(?: - at `\$(?:.*\]\.|\.)?(?:publish\.)?(?P<field>.*)`)?", re.DOTALL
 )
-"""What msgspec says, and of which field of which of many things."""
+"""The text of an error of msgspec: the problem, and the field that it concerns."""
 
 _LONGEST = 200
-"""Characters of what is wrong with a value, which can hold the value."""
+"""
+Longest part of an error message that is parsed, in characters: the message can contain the value.
+"""
 
 Value = TypeVar("Value")
 
@@ -34,7 +36,7 @@ class Form(Generic[Value]):
     """
     The JSON form of a class of attrs.
 
-    :param made: the class
+    :param made: the class of the decoded values
     """
 
     def __init__(self, made: type[Value]) -> None:
@@ -43,25 +45,25 @@ class Form(Generic[Value]):
 
     def decode(self, content: bytes) -> Value | None:
         """
-        :returns: the value; None if this is not of this form, for a reason that :meth:`convert`
-            tells once it is parsed
+        :returns: the value; None if the content is not of this form. :meth:`convert` tells the
+            reason, once the content is parsed.
         """
         try:
-            # all of it must be UTF-8, also what is ignored
+            # all of the content must be UTF-8, also the ignored fields
             return self._decoder.decode(content.decode())
         except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError, BadRecord):
             return None
 
     def convert(self, data: Any, what: str) -> Value:
         """
-        :param data: what a JSON reader made of a text
-        :param what: it is, for messages
+        :param data: the result of a JSON parser
+        :param what: the name of the data, for messages
         :returns: the value
-        :raises BadRecord: it is not of this form
+        :raises BadRecord: the data is not of this form
         """
         try:
             value = msgspec.convert(data, self._made, dec_hook=_custom)
-            # JSON can have half of a pair of surrogates, which is no character
+            # JSON can contain one half of a surrogate pair, which is not a character
             json.dumps(data, ensure_ascii=False).encode()
         except msgspec.ValidationError as error:
             found = _PROBLEM.fullmatch(str(error)[:_LONGEST])
@@ -82,6 +84,6 @@ class Form(Generic[Value]):
         return value
 
 
-# Called for each value of a type that JSON does not have: a digest. Those of parents come many
-# times in a row.
+# Called for each value of a type that JSON does not have: a digest. The digest of the same parent
+# often occurs many times in a row.
 _custom: Any = lru_cache(maxsize=64)(lambda form, value: form.parse(value))

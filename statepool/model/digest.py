@@ -1,10 +1,10 @@
 """
-Digests: what bytes are called.
+Digests: the names of bytes.
 
-BLAKE3 is the digest of every state we store: on the machines we measured it hashes at the speed of
-memory, four times as fast as SHA-256 with hardware support (see ``docs/measurements.rst``), so that
-checking every byte costs next to nothing beside copying it. New states have theirs by pieces
-(:mod:`statepool.model.pieces`).
+Every state that we store has a BLAKE3 digest. On the machines we measured, BLAKE3 hashes at the
+speed of memory, four times as fast as SHA-256 with hardware support (see
+``docs/measurements.rst``). So the check of every byte costs almost nothing compared with the copy.
+New states have a digest by pieces (:mod:`statepool.model.pieces`).
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from statepool.model.pieces import PIECES, PieceHasher, Pieces
 
 
 class Hasher(Protocol):
-    """Makes a digest of bytes that come in their order."""
+    """Computes a digest of bytes that come in their order."""
 
     hashed: int
-    """How many bytes need not come any more: an earlier attempt hashed them."""
+    """How many bytes at the beginning need not be given: an earlier attempt hashed them."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> object:
         """Hash the next bytes."""
 
     def zeros(self, length: int) -> None:
-        """Hash so many zeros."""
+        """Hash ``length`` zeros."""
 
     def hexdigest(self) -> str:
         """:returns: the digest of all bytes, in hexadecimal"""
 
 
 class _Inner(Protocol):
-    """What :mod:`hashlib` and :mod:`blake3` have in common."""
+    """The common interface of :mod:`hashlib` and :mod:`blake3`."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> object: ...
 
@@ -44,7 +44,7 @@ class _Inner(Protocol):
 
 
 class _Whole:
-    """Hashes all bytes one after the other."""
+    """A hasher that hashes all bytes in sequence, without pieces."""
 
     hashed = 0
 
@@ -53,7 +53,7 @@ class _Whole:
         self.hexdigest = inner.hexdigest
 
     def zeros(self, length: int) -> None:
-        """Hash so many zeros."""
+        """Hash ``length`` zeros."""
         for start in range(0, length, len(_ZEROS)):
             self.update(_ZEROS[: length - start])
 
@@ -62,13 +62,13 @@ _ZEROS = memoryview(bytes(2 << 20))
 
 
 def _blake3(threads: int) -> _Inner:
-    # Threads of the hasher's own, which end with it. Never blake3.AUTO: its threads are the
-    # process's, and are not there after a fork.
+    # The hasher has its own threads, which end with it. Never use blake3.AUTO: its threads belong
+    # to the process, and do not exist after a fork.
     return blake3.blake3(max_threads=threads)
 
 
 def _sha256() -> _Inner:
-    import hashlib  # brings all of OpenSSL with it, for digests that only other programs make
+    import hashlib  # loads all of OpenSSL, for digests that only other programs make
 
     return hashlib.sha256()
 
@@ -80,10 +80,10 @@ _ALGORITHMS: dict[str, Callable[[int, Pieces, int], Hasher]] = {
 }
 
 ALGORITHMS = tuple(_ALGORITHMS)
-"""Their names."""
+"""The names of the algorithms that this version knows."""
 
 DEFAULT_ALGORITHM = PIECES
-"""Of the states that are made from now on."""
+"""The algorithm for new states."""
 
 _WHOLE = re.compile(f"(?:{'|'.join(ALGORITHMS)})" + r":[0-9a-f]{64}\Z")
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
@@ -102,8 +102,8 @@ def check_algorithm(value: str) -> None:
 
 class Digest(str):
     """
-    The name of some bytes, written ``algorithm:hex``: a text, so that thousands of them are read,
-    compared and looked up at the speed of texts.
+    The name of some bytes, written ``algorithm:hex``. It is a string, so that thousands of digests
+    are read, compared and looked up at the speed of strings.
 
     :param algorithm: ``blake3p``, ``blake3`` or ``sha256``
     :param hex: the value, in lower-case hexadecimal
@@ -117,7 +117,7 @@ class Digest(str):
             raise BadRecord(f"not a {algorithm} digest: {hex[:80]!r}")
         return super().__new__(cls, f"{algorithm}:{hex}")
 
-    # a text is made of one argument, this of two
+    # a string is made of one argument, a digest of two
     def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
         return self.algorithm, self.hex
 
@@ -126,7 +126,7 @@ class Digest(str):
 
     @property
     def algorithm(self) -> str:
-        """How the bytes were hashed."""
+        """The algorithm by which the bytes were hashed."""
         return self.partition(":")[0]
 
     @property
@@ -137,8 +137,8 @@ class Digest(str):
     @property
     def file_name(self) -> str:
         """
-        The name of a file with these bytes. A dash, since QEMU takes what stands before a colon for
-        a protocol.
+        The name of a file with these bytes. It has a dash in place of the colon: QEMU takes the
+        text before a colon for a protocol.
         """
         return self.replace(":", "-")
 
@@ -163,8 +163,8 @@ class Digest(str):
     @classmethod
     def from_file_name(cls, name: str) -> Digest | None:
         """
-        :returns: the digest that ``name`` stands for as a file in ``data/``, or None if it is not
-            such a name
+        :returns: the digest of the file ``name`` in ``data/``, or None if it is not the name of
+            such a file
         """
         algorithm, _, value = name.partition("-")
         try:
@@ -182,14 +182,14 @@ class Digest(str):
     @classmethod
     def of_text(cls, text: str | bytes) -> Digest:
         """
-        :returns: the BLAKE3 digest of a text that is no state: what names of files and keys are
-            made of, whatever new states are named by
+        :returns: the BLAKE3 digest of a text, from which names of files and keys are made. It does
+            not depend on the algorithm for new states.
         """
         return cls.of(text.encode() if isinstance(text, str) else text, "blake3")
 
     @classmethod
     def of_pieces(cls, pieces: Pieces, size: int) -> Digest:
-        """:returns: the digest of so many bytes with these pieces"""
+        """:returns: the digest of ``size`` bytes with these pieces"""
         return cls(PIECES, pieces.hexdigest(size))
 
 
@@ -201,9 +201,8 @@ def new_hasher(
     done: int = 0,
 ) -> Hasher:
     """
-    :param threads: how many threads may work on large updates together, where the algorithm can be
-        divided so
-    :param pieces: gets the digests of the pieces, where the algorithm has some
+    :param threads: how many threads may share a large update, if the algorithm permits it
+    :param pieces: receives the digests of the pieces, if the algorithm has pieces
     :param done: bytes at the beginning whose digests in ``pieces`` may be kept
     :raises BadRecord: the algorithm is unknown
     """

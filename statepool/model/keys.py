@@ -1,5 +1,5 @@
 """
-The names of states that were built: with the key of what they were made from, as in
+Names of built states. Such a name contains the key of what the state was built from, as in
 ``connect--1f0c9d2a7b3e``.
 """
 
@@ -11,20 +11,20 @@ from statepool.model.names import check_name, check_state_name
 
 KEY_LENGTH = 12
 """
-Characters of a key: 48 bits, so that a thousand builders of one state meet by chance once in half a
-billion.
+Characters of a key. These are 48 bits: for a thousand builders of one state, the chance of a
+collision is one in half a billion.
 """
 
 LABEL_STATE = "statepool.state"
-"""The label of a built state that says which name was asked for."""
+"""The label of a built state for the name that was asked for."""
 
 LABEL_KEY = "statepool.key"
-"""The label of a built state that says its key."""
+"""The label of a built state for its key."""
 
 LABEL_ANEW = "statepool.anew"
 """
-The label of a state that was built anew: the key of the one in whose place it is used. That one
-stays as it is.
+The label of a state that was built anew: the key of the state that it replaces in use. The old
+state stays as it is.
 """
 
 _KEYED = re.compile(r"(?P<state>.+)--(?P<key>[0-9a-f]{12})\Z")
@@ -32,7 +32,7 @@ _KEYED = re.compile(r"(?P<state>.+)--(?P<key>[0-9a-f]{12})\Z")
 
 def name_of(state: str, key: str) -> str:
     """
-    :returns: what a built state is kept under
+    :returns: the name under which a built state is kept
     :raises InvalidName: no state can have this name
     """
     return check_state_name(f"{check_name(state, 'a state')}--{key}")
@@ -40,8 +40,8 @@ def name_of(state: str, key: str) -> str:
 
 def parse_name(name: str) -> tuple[str, str] | None:
     """
-    :returns: the name that was asked for, and the key, of the name of a built state; None for other
-        names
+    :returns: for the name of a built state: the name that was asked for, and the key; None for
+        other names
     """
     match = _KEYED.match(name)
     return (match["state"], match["key"]) if match is not None else None

@@ -1,8 +1,8 @@
 """
-A pool's address.
+The address of a pool.
 
-What this module prints, it reads back as the same value. A relative path of a local location is
-made absolute where it is read, so that a location means the same in every working directory.
+The printed form of a location parses to an equal location. A relative path of a local location is
+made absolute when it is parsed, so that a location means the same in every working directory.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?\Z")
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-]*\Z")
-"""What most paths consist of, in which nothing has to be quoted."""
+"""Most paths: those in which nothing has to be quoted."""
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]*\Z")
 
 
 def _as_named_here(path: str) -> str:
     """
-    Bytes that are no text are in it as Python has them in names of files (PEP 383), and in one way
-    only.
+    Normalise the bytes of a path that are not valid text: they are kept as surrogates, as in file
+    names of Python (PEP 383), and in one form only.
     """
     try:
         return os.fsdecode(os.fsencode(path))
@@ -37,14 +37,14 @@ def _as_named_here(path: str) -> str:
 @frozen(order=True)
 class Location:
     """
-    Where a pool is.
+    The address of a pool.
 
     :param scheme: which transport reaches it: ``file``, ``link``, ``ssh``, or one that a plug-in
         registers
-    :param path: the directory there, absolute
-    :param host: the host, where the scheme has one; an IPv6 address without its brackets
-    :param user: the account there
-    :param port: the TCP port there
+    :param path: the directory of the pool, absolute
+    :param host: the host, if the scheme has one; an IPv6 address without brackets
+    :param user: the account on that host
+    :param port: the TCP port of that host
     """
 
     scheme: str
@@ -73,7 +73,7 @@ class Location:
             )
         if self.scheme == "ssh" and self.host is None:
             raise InvalidLocation("ssh:// needs a host: ssh://user@host:port/path")
-        # it names a source wherever one is noted or compared
+        # computed once: the text names the source in each note and comparison
         object.__setattr__(self, "_text", self._written())
 
     @property
@@ -85,7 +85,7 @@ class Location:
         return self._text
 
     def _written(self) -> str:
-        # A shell must read it as one word as it is: it is part of many a hint.
+        # A shell must read the text as one word without more quotes: many hints contain it.
         path = (
             self.path
             if _PLAIN.match(self.path)
@@ -103,7 +103,7 @@ class Location:
         """
         :param text: a path, a URL, or one of avocado-i2n's forms: ``:/path`` (local), ``:;/path``
             (link), ``host:/path`` (SSH)
-        :raises InvalidLocation: it is none of these
+        :raises InvalidLocation: the text is none of these
         """
         if not text:
             raise InvalidLocation("a location cannot be empty")
@@ -185,7 +185,7 @@ def _host_and_port(authority: str, text: str) -> tuple[str, int | None]:
 
 
 def _as_url(text: str) -> str | None:
-    """:returns: the URL of what is written as for ``scp``, if it can be one"""
+    """:returns: the URL for a text in the form of ``scp``; None if there is none"""
     match = re.fullmatch(r"((?:[^/:@]+@)?(?:\[[^\]/]+\]|[^/:@]+)):(/.*)", text)
     try:
         return (
@@ -199,7 +199,7 @@ def _as_url(text: str) -> str | None:
 
 def _normal(path: str) -> str:
     """
-    Without doubled or trailing slashes. ``..`` stays for the file system to resolve, since a
-    symbolic link may stand before it.
+    Remove doubled and trailing slashes. ``..`` stays, and the file system resolves it, since the
+    component before it may be a symbolic link.
     """
     return re.sub(r"/+", "/", path).rstrip("/") or "/"

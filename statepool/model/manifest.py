@@ -1,9 +1,9 @@
 """
-What a pool knows of a state.
+Manifests: what a pool knows of a state.
 
-The JSON form is the one of the pool's log; ``docs/formats.rst`` describes it field by field. A
-reader decodes it by the types of the fields (:mod:`~statepool.model.decoding`), and then asks each
-manifest to :meth:`~Manifest.check` what types cannot say.
+The JSON form is that of the pool's log; ``docs/formats.rst`` describes it field by field. A reader
+decodes it by the types of the fields (:mod:`~statepool.model.decoding`). Then
+:meth:`~Manifest.check` checks the rules that types cannot express.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from statepool.model.names import check_name, check_state_name
 from statepool.model.objects import Image, Machine, parse_object
 
 MAX_EXTENTS = 1000
-"""Most data extents that a manifest lists; nearest ones are merged until they fit."""
+"""Most data extents that a manifest lists; the nearest extents are merged until they fit."""
 
 MAX_LABELS = 64
-"""Most labels that a manifest carries."""
+"""Most labels of a manifest."""
 
 LONGEST_LABEL = 4096
-"""Characters of one label, and of its name."""
+"""Most characters of a label, and of its name."""
 
 LONGEST_TABLE = MAX_LABELS * 2 * LONGEST_LABEL
 """
-Characters of all names and texts of one table of a manifest: what labels can have at most, when
-written as when read.
+Most characters of all names and texts of one table of a manifest: the limit for labels, when they
+are written and when they are read.
 """
 
 _LATEST = 1e12
-"""Seconds since the epoch, beyond any clock that works."""
+"""A time in seconds since the epoch that no working clock shows."""
 
 
 class Kind(enum.StrEnum):
-    """What the bytes of a state are."""
+    """The kind of a state's bytes."""
 
     IMAGE = "image"
     """A qcow2 image."""
@@ -52,17 +52,17 @@ class Kind(enum.StrEnum):
     MACHINE = "machine"
     """No bytes of its own: a list of members."""
 
-    __hash__ = str.__hash__  # that of enumerations is slow, and kinds are part of many keys
+    __hash__ = str.__hash__  # the hash of enumerations is slow, and kinds are part of many keys
 
 
-# Thousands of these are made and looked up whenever a log is read: hence a tuple.
+# A tuple, since thousands of them are made and looked up whenever a log is read.
 class StateId(NamedTuple):
     """
-    What the states of one machine are told apart by.
+    The identity of a named state within one machine.
 
     :param object: ``machine/image`` or ``machine``
     :param state: the name
-    :param kind: a machine's state and its RAM share object and name
+    :param kind: distinguishes a machine state from its RAM, which has the same object and name
     """
 
     object: str
@@ -74,25 +74,25 @@ class StateId(NamedTuple):
 
     @property
     def machine(self) -> str:
-        """The id of the machine whose log speaks of this state."""
+        """The id of the machine whose log has this state."""
         return self.object.partition("/")[0]
 
 
 @frozen(order=True)
 class Parent:
-    """What backs a state: the name and the digest of the state directly below."""
+    """The name and the digest of the state that directly backs a state."""
 
     state: str
     digest: Digest
 
 
 Key = tuple[str, str, Digest]
-"""What the states of one machine that are present are told apart by: object, name and digest."""
+"""The identity of a present state within one machine: object, name and digest."""
 
 
 Size = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
-if TYPE_CHECKING:  # a manifest has no null where one that is read may have it
+if TYPE_CHECKING:  # a manifest that was read may have null in these fields, a checked one has not
     Extents = tuple[tuple[int, int], ...]
     Texts = Mapping[str, str]
     Members = Mapping[str, Digest]
@@ -103,16 +103,14 @@ else:
 
 
 class _Keys:
-    """
-    What a manifest is found by: made with it once, since a fold asks for them again and again.
-    """
+    """The keys of a manifest. They are computed once, since a fold uses them very often."""
 
     id: StateId
-    """What it is told apart by."""
+    """The identity of the named state."""
     key: Key | None
-    """What it is told apart by from others of its name; None if it has no bytes."""
+    """The identity among all states of its name; None if the state has no bytes."""
     parent_key: Key | None
-    """The :attr:`key` of what backs it, or None."""
+    """The :attr:`key` of the state that backs it, or None."""
 
 
 @frozen(slots=False)
@@ -120,22 +118,23 @@ class Manifest(_Keys):
     """
     What a pool knows of a state.
 
-    :param object: what the state is a state of
-    :param state: its name
-    :param kind: what its bytes are
+    :param object: the object of the state
+    :param state: the name of the state
+    :param kind: the kind of its bytes
     :param size: length of its bytes
-    :param digest: the name of its bytes; None for a machine, and for an unmanaged file that nobody
-        has hashed
-    :param origin: the digest of the bytes that these were rewritten from, where they were
-    :param parent: what backs it, or None
+    :param digest: the name of its bytes; None for a machine, and for an unmanaged file that was not
+        hashed yet
+    :param origin: the digest of the bytes from which these bytes were rewritten, if they were
+    :param parent: the state that backs it, or None
     :param virtual_size: size of the disk that a guest sees, in bytes
     :param cluster_size: of the qcow2 file, in bytes
     :param extents: where the file has data, as (offset, length) in bytes; empty means everywhere
-    :param created: seconds since the epoch
+    :param created: time of creation, in seconds since the epoch
     :param creator: what made it: versions and host
-    :param labels: whatever its owner wants to remember
-    :param fingerprint: of RAM: what can load it
-    :param members: of a machine: the digests of its images and RAM, by ``machine/image`` or ``ram``
+    :param labels: free notes of the owner
+    :param fingerprint: for RAM: what can load it
+    :param members: for a machine: the digests of its images and RAM, by ``machine/image`` or
+        ``ram``
     """
 
     object: str
@@ -164,18 +163,19 @@ class Manifest(_Keys):
 
     @property
     def file_name(self) -> str:
-        """The plain name by which children and people know its file."""
+        """The plain name of its file, for children and for people."""
         return self.state + (".state" if self.kind is Kind.RAM else ".qcow2")
 
     @property
     def data_size(self) -> int:
-        """Bytes that are not holes, at most."""
+        """Most bytes of the file that are not holes."""
         return sum(length for _, length in self.extents) if self.extents else self.size
 
     def is_content(self, digest: Digest) -> bool:
         """
-        Tell whether ``digest`` names these bytes, or those that they were rewritten from. Ask it of
-        a state of our own cache only: the ``origin`` that the log of another pool gives is a claim.
+        Return whether ``digest`` names these bytes, or the bytes from which they were rewritten.
+        Call this only for a state of our own cache: an ``origin`` in the log of another pool is not
+        proven.
         """
         return digest in (self.digest, self.origin)
 
@@ -192,8 +192,8 @@ class Manifest(_Keys):
         members: Mapping[str, Digest] | None = None,
     ) -> Manifest:
         """
-        Make the manifest of a copy from that of another pool: only the name and what its owner
-        wrote down are taken over. The caller gives all facts, which it knows from the bytes.
+        Return the manifest of a copy of a state from another pool. Only the name and the owner's
+        notes are taken over. The caller gives all facts, which it knows from the bytes.
         """
         return Manifest(
             object=self.object,
@@ -215,12 +215,12 @@ class Manifest(_Keys):
 
     @property
     def text_size(self) -> int:
-        """Bytes that the texts which nothing can be derived from take in a log."""
+        """Bytes in a log for the texts that cannot be derived from the state's bytes."""
         tables = [table for table in (self.creator, self.labels, self.fingerprint) if table]
         return sum(len(json.dumps(dict(table), ensure_ascii=False).encode()) for table in tables)
 
     def to_json(self) -> dict[str, Any]:
-        """:returns: the form in a record: fields without a value are left out"""
+        """:returns: the form in a record, without the fields that have no value"""
         data: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         data["kind"] = str(self.kind)
         data["parent"] = (
@@ -235,17 +235,17 @@ class Manifest(_Keys):
     @classmethod
     def from_json(cls, data: Any) -> Manifest:
         """
-        :param data: what a JSON reader made of it
-        :raises BadRecord: it is not a manifest
+        :param data: the result of a JSON parser
+        :raises BadRecord: the data is not a manifest
         """
         return _FORM.convert(data, "a manifest").check()
 
     def check(self) -> Manifest:
         """
-        Find out what the types of the fields do not say of a manifest that was read.
+        Check the rules that the types of the fields do not express, for a manifest that was read.
 
-        :returns: the same, without a null
-        :raises BadRecord: it breaks a rule
+        :returns: the same manifest, without null
+        :raises BadRecord: the manifest breaks a rule
         """
         if None in _may_be_null(self.__dict__):
             return Manifest(
@@ -292,8 +292,8 @@ class Manifest(_Keys):
 
 def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
     """
-    :param labels: what an owner wants to remember with a state
-    :returns: the same
+    :param labels: the owner's labels of a state
+    :returns: the same labels
     :raises UsageError: a manifest cannot hold them
     """
     if len(labels) > MAX_LABELS:
@@ -319,8 +319,8 @@ def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
 
 def is_unicode(text: str) -> bool:
     """
-    :returns: whether a text can be written again: JSON can have half of a pair of surrogates, which
-        is no character
+    :returns: whether a text can be encoded again: JSON can contain one half of a surrogate pair,
+        which is not a character
     """
     try:
         return text.isascii() or bool(text.encode())
@@ -328,7 +328,7 @@ def is_unicode(text: str) -> bool:
         return False
 
 
-# The states of one object come many times in a row, and many objects have states of the same names.
+# The same object often occurs many times in a row, and many objects have states of the same names.
 _object = lru_cache(maxsize=64)(parse_object)
 _name = lru_cache(maxsize=256)(check_name)
 _state_name = lru_cache(maxsize=256)(check_state_name)

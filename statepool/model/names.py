@@ -1,9 +1,9 @@
 """
-The one validator of names. What it accepts is safe as a file name, in a URL path and in a qcow2
+The only validator of names. An accepted name is safe as a file name, in a URL path and in a qcow2
 backing name.
 
-Names are used on the way in (what a user types) and on the way out (what a pool lists), so that
-neither can make the other touch a file that is not ours.
+Names are checked on input (what a user types) and on output (what a pool lists). So neither a user
+nor a pool can make statepool touch a file that is not ours.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ stay far below the 255 bytes of a file name.
 
 ROOT = "root"
 """
-The root state of an object: that it exists. That of an image is an image file which nothing backs;
-that of a running machine is that it runs.
+The root state of an object: the object exists. The root state of an image is an image file without
+a backing file. The root state of a running machine is that it runs.
 """
 
 ROOT_STATES = frozenset({ROOT, "0root", "boot", "0boot"})
 """
-All names of root states that avocado-i2n knows. No state can have one of the others: only its
-plugin reads them.
+All names of root states that avocado-i2n knows. No state can have a name from this set other than
+``root``: only the plugin for avocado-i2n reads them.
 """
 
 RESERVED_SUFFIXES = (".qcow2", ".state", ".json", ".lock")
@@ -46,9 +46,9 @@ def is_name(text: str) -> bool:
 def check_name(text: str, what: str) -> str:
     """
     :param text: the name
-    :param what: what it names, for the message
+    :param what: what the name is for, for the message
     :returns: the name itself
-    :raises InvalidName: it cannot be used
+    :raises InvalidName: the name cannot be used
     """
     if is_name(text):
         return text
@@ -66,10 +66,10 @@ def check_name(text: str, what: str) -> str:
 
 def check_state_name(text: str, *, root: bool = True) -> str:
     """
-    As :func:`check_name`, for states.
+    Check the name of a state, as :func:`check_name`.
 
-    :param root: whether it may be that of the root state
-    :raises InvalidName: it cannot be used, or is reserved
+    :param root: whether the name of the root state is permitted
+    :raises InvalidName: the name cannot be used, or is reserved
     """
     if text in ROOT_STATES and not (root and text == ROOT):
         hint = f"the root state is called {ROOT}" if root else "choose another name"

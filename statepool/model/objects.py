@@ -1,4 +1,4 @@
-"""What has states: an image of a machine, or a machine with all its images."""
+"""Objects, which have states: an image of a machine, or a machine with all its images."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ Object = Image | Machine
 def parse_object(text: str) -> Object:
     """
     :param text: ``machine`` or ``machine/image``
-    :raises InvalidName: it is neither
+    :raises InvalidName: the text is neither
     """
     machine, slash, image = text.partition("/")
     return Image(machine, image) if slash else Machine(machine)
@@ -75,7 +75,7 @@ def parse_object(text: str) -> Object:
 def parse_image(text: str) -> Image:
     """
     :param text: ``machine/image``
-    :raises InvalidName: it is not of that form
+    :raises InvalidName: the text is not of that form
     """
     parsed = parse_object(text)
     if isinstance(parsed, Machine):

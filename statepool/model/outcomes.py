@@ -1,4 +1,4 @@
-"""What operations answer. Values only: they can be compared, printed and pickled."""
+"""The results of operations. Values only: they can be compared, printed and pickled."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from statepool.model.scope import Scope
 
 
 class Verified(enum.StrEnum):
-    """What stands behind the bytes of a state that was got."""
+    """How the bytes of a state that was got were verified."""
 
     ARRIVED = "arrived"
     """Every byte was hashed as it arrived."""
     TRUSTED = "trusted"
-    """They were hashed before, and the file has not changed since."""
+    """The bytes were hashed before, and the file has not changed since."""
     REHASHED = "rehashed"
-    """They were here, and were hashed once more."""
+    """The bytes were in the cache, and were hashed again."""
     UNMANAGED = "unmanaged"
     """
-    They came from files without a digest: what arrived is what lay there, and nobody can say more.
+    The bytes came from files without a digest. They are what the files held; no more can be
+    verified.
     """
 
 
 class Presence(enum.StrEnum):
-    """What a set did at one pool."""
+    """The result of a set at one pool."""
 
     STORED = "stored"
     PRESENT = "present"
@@ -39,8 +40,8 @@ class Presence(enum.StrEnum):
 
 class WaitFor(enum.StrEnum):
     """
-    Which pools must have a state before a set counts as done. All are tried in any case, before the
-    set returns.
+    Which pools must have a state for a set to count as done. The set tries all pools in any case
+    before it returns.
     """
 
     ALL = "all"
@@ -53,8 +54,8 @@ class WaitFor(enum.StrEnum):
     @classmethod
     def parse(cls, text: str) -> WaitFor:
         """
-        :param text: the value of one of them
-        :raises UsageError: it is none
+        :param text: the value of a member
+        :raises UsageError: there is no such member
         """
         try:
             return cls(text)
@@ -65,23 +66,24 @@ class WaitFor(enum.StrEnum):
 @frozen
 class GetResult:
     """
-    A state is here.
+    The result of a get.
 
     :param object: what it is a state of
     :param state: its name
     :param chain: the names of the states of its chain, tip first
     :param digest: of the tip
-    :param source: the location it came from, or None if all of it was here
+    :param source: the location it came from, or None if the cache had all of it
     :param bytes: how many bytes were moved
-    :param verified: what stands behind the bytes
-    :param working: the working image that was made, if one was asked for
+    :param verified: how the bytes were verified
+    :param working: the working image that was made, if the caller asked for one
     :param how: how the bytes were moved: ``reflink``, ``copy``, ``stream``, ``link``, ``hardlink``
         or ``none``
-    :param warnings: what the user should know: which sources failed, or had something wrong
-    :param images: of a machine: the working images that were made, by the names of its images;
-        ``working`` is the directory then
-    :param resumed: how many bytes an interrupted transfer had left here, and were not moved again
-    :param again: how many of ``bytes`` had been moved before, in vain
+    :param warnings: what the user should know: which sources failed, or delivered wrong data
+    :param images: for a machine: the working images that were made, by the names of its images;
+        ``working`` is then the directory
+    :param resumed: how many bytes an interrupted transfer had left in the cache, and were not moved
+        again
+    :param again: how many of ``bytes`` had been moved before, in an attempt that failed
     """
 
     object: str
@@ -102,15 +104,16 @@ class GetResult:
 @frozen
 class StoredAt:
     """
-    What became of a state at one pool.
+    The result for a state at one pool.
 
     :param pool: its location
     :param result: stored now, present before, or failed
-    :param durable: whether a power cut cannot take it from there any more
+    :param durable: whether the state survives a power cut there
     :param bytes: how many bytes were moved there
     :param error: why it failed
-    :param resumed: how many bytes an interrupted transfer had left there, and were not moved again
-    :param again: how many of ``bytes`` had been moved before, in vain
+    :param resumed: how many bytes an interrupted transfer had left in that pool, and were not moved
+        again
+    :param again: how many of ``bytes`` had been moved before, in an attempt that failed
     """
 
     pool: str
@@ -125,14 +128,14 @@ class StoredAt:
 @frozen
 class SetResult:
     """
-    A state was set.
+    The result of a set.
 
     :param object: what it is a state of
     :param state: its name
     :param digest: of its bytes
-    :param pools: what became of it at each pool, the cache first
+    :param pools: the result at each pool, the cache first
     :param warnings: what the user should know
-    :param wait_for: which pools had to have it
+    :param wait_for: which pools were required to have it
     """
 
     object: str
@@ -144,7 +147,7 @@ class SetResult:
 
     @property
     def complete(self) -> bool:
-        """Whether every pool has it now that had to have it."""
+        """Whether every required pool has the state now."""
         there = [at.result is not Presence.FAILED for at in self.pools]
         if self.wait_for is WaitFor.ALL:
             return all(there)
@@ -154,15 +157,15 @@ class SetResult:
 @frozen
 class Ensured:
     """
-    A state is there, and if need be was built.
+    The result of an ensure: the state exists, and was built if it was missing.
 
     :param state: the name that was asked for
-    :param name: the name that it is kept under, with its key
+    :param name: the name under which it is kept, with its key
     :param built: whether it had to be built
     :param got: how it came into the cache
-    :param stored: what became of it at each pool, if it was built
-    :param superseded: of a state that was built anew: the names of those in whose place it is used
-        from now on, and of what was built on these, tips first; all of them are still there
+    :param stored: the result at each pool, if it was built
+    :param superseded: for a state that was built anew: the names of the states that it replaces in
+        use, and of the states that were built on these, tips first; all of them still exist
     """
 
     state: str
@@ -176,11 +179,11 @@ class Ensured:
 @frozen
 class Removed:
     """
-    States were removed.
+    The result of a removal of states.
 
     :param object: what they were states of
-    :param states: their names, by the location of the pool they were removed from
-    :param errors: why it failed, by the location of the pool
+    :param states: their names, by the location of the pool from which they were removed
+    :param errors: why a removal failed, by the location of the pool
     """
 
     object: str
@@ -188,12 +191,12 @@ class Removed:
     errors: Mapping[str, str] = field(factory=dict)
 
 
-@frozen(slots=False)  # made by the thousand, which is quicker so
+@frozen(slots=False)  # faster to create: there are thousands of them
 class Listed:
     """
     One state in a listing.
 
-    :param manifest: what is known of it
+    :param manifest: the manifest of the state
     :param pools: the locations of the pools that have it, the cache first
     :param managed: whether a pool's log knows it
     :param problem: why it cannot be used, or None
@@ -224,7 +227,7 @@ class Listing(list[Listed]):
     def __getitem__(self, index: slice) -> Listing: ...
 
     def __getitem__(self, index: SupportsIndex | slice) -> Listed | Listing:
-        """:returns: a state; a part of the listing keeps its warnings"""
+        """:returns: one state; or a slice, which keeps the warnings"""
         return (
             Listing(super().__getitem__(index), self.warnings)
             if isinstance(index, slice)
@@ -235,17 +238,16 @@ class Listing(list[Listed]):
 @frozen
 class Checked:
     """
-    A state was read once more.
+    The result of a check of a state, which was read again.
 
     :param pool: the location of the pool
     :param object: what it is a state of
     :param state: its name
-    :param digest: that of its manifest, or of its bytes where it has none
-    :param bytes: how many were read
+    :param digest: the digest in its manifest, or that of its bytes if the manifest has none
+    :param bytes: how many bytes were read
     :param problem: what is wrong with it, or None
-    :param damaged: offsets and lengths of the pieces that are not what they should be, in bytes;
-        nothing where that is not known
-    :param note: what else there is to say, or None
+    :param damaged: offsets and lengths of the damaged pieces, in bytes; empty if that is not known
+    :param note: a further remark, or None
     """
 
     pool: str
@@ -261,7 +263,7 @@ class Checked:
 @frozen
 class Adopted:
     """
-    An unmanaged state is managed now.
+    The result of an adoption of an unmanaged state.
 
     :param pool: the location of the pool
     :param object: what it is a state of
@@ -282,13 +284,14 @@ class Adopted:
 @frozen
 class Collected:
     """
-    Something that nobody needs was removed.
+    Garbage in a pool that was removed.
 
     :param pool: the location of the pool
-    :param what: what it was, in words
+    :param what: a description of it
     :param path: its name in the pool
-    :param bytes: how much room it took
-    :param problem: why the pool was left alone, in which case nothing else is said; or None
+    :param bytes: how much space it took
+    :param problem: why the pool was left alone, or None; if it is set, only ``pool`` and ``code``
+        mean something
     :param code: the exit code of that error; 0 without one
     """
 
@@ -303,14 +306,14 @@ class Collected:
 @frozen
 class Kept:
     """
-    Bytes that no state needs, and that nevertheless stay.
+    Bytes that no state needs, but that must stay.
 
     :param pool: the location of the pool
     :param states: the names that they have in the chain of a working image
-    :param bytes: how much room they take
-    :param by: for whose sake they stay: the path of a working image, or the location of a cache
-    :param until: when they can go, in seconds since the epoch, if the working image is gone and
-        does not come back; None: once nothing stands on them
+    :param bytes: how much space they take
+    :param by: what needs them: the path of a working image, or the location of a cache
+    :param until: when they can be removed, in seconds since the epoch, if the working image has
+        vanished and does not come back; None: as soon as nothing is backed by them
     """
 
     pool: str
@@ -322,9 +325,9 @@ class Kept:
 
 class Collection(list[Collected]):
     """
-    What was removed since nobody needs it.
+    The result of a garbage collection.
 
-    :param collected: that
+    :param collected: what was removed
     :param kept: what stays in the cache although no state needs it
     """
 
@@ -339,7 +342,7 @@ class Collection(list[Collected]):
     def __getitem__(self, index: slice) -> Collection: ...
 
     def __getitem__(self, index: SupportsIndex | slice) -> Collected | Collection:
-        """:returns: what was removed; a part of the collection keeps what stays"""
+        """:returns: one removed thing; or a slice, which keeps ``kept``"""
         return (
             Collection(super().__getitem__(index), self.kept)
             if isinstance(index, slice)
@@ -353,11 +356,11 @@ class Logged:
     One record of a machine's log.
 
     :param pool: the location of the pool
-    :param machine: whose log
-    :param number: its place in the order
+    :param machine: the machine of the log
+    :param number: its position in the log
     :param time: when it was written, in seconds since the epoch by the writer's clock
-    :param by: who wrote it
-    :param changes: what it did, in words
+    :param by: the writer
+    :param changes: descriptions of its changes
     """
 
     pool: str
@@ -369,7 +372,7 @@ class Logged:
 
 
 class Level(enum.StrEnum):
-    """How much a finding matters."""
+    """The severity of a finding."""
 
     OK = "ok"
     NOTE = "note"
@@ -380,9 +383,9 @@ class Level(enum.StrEnum):
 @frozen
 class Finding:
     """
-    Something that a look at this host or at a pool found.
+    A result of an examination of this host or of a pool.
 
-    :param level: how much it matters
+    :param level: its severity
     :param where: the host, or the location of a pool
     :param what: what was found
     :param cure: what to do about it, or None
@@ -397,22 +400,22 @@ class Finding:
 @frozen
 class SourceStatus:
     """
-    A source in its place among those that would be asked for a state, and what is known of it.
-    Nobody was contacted for this.
+    A source in the order in which sources are asked, and what is known of it. No source was
+    contacted for this.
 
     :param name: what the user calls it
     :param location: where it is
-    :param scope: how far the user says that it is
+    :param scope: how far it is, as the user configured it
     :param proximity: how far it is by its address: ``this host``, ``this network`` or ``elsewhere``
     :param latency: how long it took to answer, in seconds, or None if that was never measured
-    :param rate: how many bytes came from it in a second, or None if that was never measured
-    :param rest: for how many seconds more it is left alone, being asked only if no other source has
-        a state; 0 if it is not
+    :param rate: its throughput in bytes per second, or None if that was never measured
+    :param rest: for how many more seconds it is asked only if no other source has a state; 0 if it
+        is asked normally
     :param failures: how often in a row it failed
-    :param failed: when it failed last, in seconds since the epoch; 0 if it did well since
+    :param failed: when it failed last, in seconds since the epoch; 0 if it has worked since
     :param problem: what went wrong then, or None
-    :param corrupt: whether it then delivered something that was wrong
-    :param why: what decided about its place, for people
+    :param corrupt: whether it then delivered wrong data
+    :param why: what determined its position, for people
     :param authority: whether it is right where sources have different content under one name
     """
 
@@ -432,7 +435,7 @@ class SourceStatus:
 
 
 class SyncAction(enum.StrEnum):
-    """What became of one state when pools were synchronised."""
+    """The result for one state when pools were synchronised."""
 
     COPIED = "copied"
     PRESENT = "present"
@@ -443,11 +446,11 @@ class SyncAction(enum.StrEnum):
 @frozen
 class SyncedState:
     """
-    One state, when pools were synchronised.
+    One state in a synchronisation of pools.
 
     :param object: what it is a state of
     :param state: its name
-    :param kind: what its bytes are: ``image``, ``ram`` or ``machine``
+    :param kind: the kind of its bytes: ``image``, ``ram`` or ``machine``
     :param action: what was done, or would be done
     :param bytes: how many bytes were moved
     :param error: why it failed
@@ -464,11 +467,11 @@ class SyncedState:
 @frozen
 class Synced:
     """
-    The states of one pool were copied to another.
+    The result of a copy of the states of one pool to another.
 
-    :param origin: the location they came from
-    :param target: the location they went to
-    :param states: what became of each
+    :param origin: the location of the pool that was read
+    :param target: the location of the pool that was written
+    :param states: the result for each state
     """
 
     origin: str

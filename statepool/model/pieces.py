@@ -1,10 +1,11 @@
 """
 Digests by pieces, the algorithm ``blake3p``: see ``docs/formats.rst``.
 
-Bytes are cut into pieces of 4 MiB, and each piece has its BLAKE3 digest. The digest of the bytes
-is made of those, in their order, and of the size. So several threads can hash, a piece of zeros
-need not be read, and a list of the digests of the pieces is proven by the digest of the bytes:
-it tells which pieces of a damaged or unfinished file are right, whoever wrote the list.
+Bytes are divided into pieces of 4 MiB, and each piece has a BLAKE3 digest. The digest of the bytes
+is computed from the digests of the pieces, in their order, and from the size. So several threads
+can hash, and a piece of zeros need not be read. The digest of the bytes proves a list of the
+digests of the pieces, so the writer of the list need not be trusted. The list tells which pieces of
+a damaged or unfinished file are right.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ LENGTH = 32
 """Bytes of the digest of a piece."""
 
 CONTEXT = "statepool pieces 1"
-"""Tells digests of lists from digests of anything else: the context of BLAKE3's key derivation."""
+"""
+The context of BLAKE3's key derivation. It keeps digests of lists apart from all other digests.
+"""
 
 ZEROS = bytes.fromhex("04e52cd2da6a0e1f338b0078369130d96585c1de65057da5dd1283b12fb853e1")
 """The digest of a piece that is all zeros."""
@@ -34,7 +37,7 @@ Extent = tuple[int, int]
 def count(size: int) -> int:
     """
     :param size: in bytes
-    :returns: how many pieces a file of this size has
+    :returns: the number of pieces of a file of this size
     """
     return -(-size // PIECE)
 
@@ -61,15 +64,15 @@ class Pieces:
         return bytes(self._raw[index * LENGTH : (index + 1) * LENGTH])
 
     def append(self, digest: bytes, times: int = 1) -> None:
-        """Add the digest of the next piece, or of so many equal ones."""
+        """Add the digest of the next piece, or of the next ``times`` equal pieces."""
         self._raw += digest * times
 
     def cut(self, length: int) -> None:
-        """Keep so many digests at most."""
+        """Keep at most ``length`` digests."""
         del self._raw[length * LENGTH :]
 
     def become(self, raw: bytes | bytearray) -> None:
-        """Take other digests in place of these."""
+        """Replace these digests by others."""
         self._raw[:] = raw
 
     def hexdigest(self, size: int) -> str:
@@ -85,7 +88,8 @@ class Pieces:
     def differing(self, other: Pieces, size: int) -> tuple[Extent, ...]:
         """
         :param other: the digests of other bytes of the same size
-        :returns: offset and length of what differs, in bytes; pieces that touch are one extent
+        :returns: offset and length of the extents that differ, in bytes; adjacent pieces are one
+            extent
         """
         found: list[Extent] = []
         for index in range(count(size)):
@@ -100,10 +104,10 @@ class Pieces:
 
 class PieceHasher:
     """
-    Hash bytes that come in their order.
+    A hasher of bytes that come in their order.
 
-    :param pieces: gets the digest of each piece when the piece is complete. What it has of the
-        first ``done`` bytes is kept: an earlier attempt hashed them.
+    :param pieces: receives the digest of each piece when the piece is complete. Its digests of the
+        first ``done`` bytes are kept: an earlier attempt hashed them.
     :param done: bytes of which digests in ``pieces`` may be kept
     """
 
@@ -126,7 +130,7 @@ class PieceHasher:
             rest = rest[len(some) :]
 
     def zeros(self, length: int) -> None:
-        """Hash so many zeros: not at all where they fill a piece."""
+        """Hash ``length`` zeros. Whole pieces of zeros are not hashed: their digest is known."""
         while length:
             if not self._filled and (whole := length // PIECE):
                 self._pieces.append(ZEROS, whole)
@@ -153,12 +157,15 @@ class PieceHasher:
         self._piece, self._filled = None, 0
 
     def hexdigest(self) -> str:
-        """:returns: the digest of all bytes, in hexadecimal. No more can be hashed after it."""
+        """
+        :returns: the digest of all bytes, in hexadecimal. After this call, no more bytes can be
+            hashed.
+        """
         if self._filled:
             self._end_piece()
         return self._pieces.hexdigest(self.hashed)
 
 
 def hash_zeros(length: int) -> bytes:
-    """:returns: the digest of a piece of so many zeros"""
+    """:returns: the digest of a piece of ``length`` zeros"""
     return ZEROS if length == PIECE else blake3.blake3(_NOTHING[:length]).digest()

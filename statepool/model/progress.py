@@ -1,4 +1,4 @@
-"""How long operations say how far they are."""
+"""Progress of long operations."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import Protocol
 
 class Progress(Protocol):
     """
-    Told of every transfer. An exception raised in here stops the transfer, which then leaves
-    nothing behind.
+    A receiver of the progress of every transfer. An exception raised in it stops the transfer,
+    which then leaves nothing behind.
 
-    Calls for one transfer come one after the other, possibly from several threads.
+    Calls for one transfer do not overlap, but may come from several threads.
     """
 
     def begin(self, what: str, total: int) -> None:
-        """A transfer of ``total`` bytes begins; ``what`` describes it to a person."""
+        """Note that a transfer of ``total`` bytes begins; ``what`` describes it to a person."""
 
     def advance(self, count: int) -> None:
-        """``count`` more bytes are done. Holes count as the bytes that they stand for."""
+        """Note that ``count`` more bytes are done. Holes count with their length."""
 
     def end(self) -> None:
-        """The transfer has ended, well or not."""
+        """Note that the transfer has ended, with success or without."""
 
 
 class NoProgress:
-    """Says nothing."""
+    """A progress that reports nothing."""
 
     def begin(self, what: str, total: int) -> None:
-        """Nothing is said."""
+        """Report nothing."""
 
     def advance(self, count: int) -> None:
-        """Nothing is said."""
+        """Report nothing."""
 
     def end(self) -> None:
-        """Nothing is said."""
+        """Report nothing."""
 
 
 SILENT: Progress = NoProgress()
-"""The progress of those who do not want to know."""
+"""The progress for callers that want no reports."""

@@ -1,4 +1,4 @@
-"""How far a source is."""
+"""Scopes: how far a source is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from statepool.errors import UsageError
 
 Scopes = str | Iterable[str]
 """
-How a caller names scopes: as a text with blanks between them, or as several of them. ``all`` stands
-for every scope.
+The scopes that a caller names: one text with blanks between the names, or several texts. ``all``
+stands for every scope.
 """
 
 _EVERY = "all"
@@ -31,8 +31,8 @@ class Scope(enum.StrEnum):
     @classmethod
     def parse(cls, scopes: Scopes) -> frozenset[Scope]:
         """
-        :param scopes: one or more
-        :raises UsageError: there is none, or one that does not exist
+        :param scopes: one or more scopes
+        :raises UsageError: no scope is named, or one that does not exist
         """
         given: object = scopes  # whatever the types say
         words = (
@@ -56,5 +56,5 @@ class Scope(enum.StrEnum):
 
     @classmethod
     def permitted(cls, scopes: Scopes | None) -> frozenset[Scope]:
-        """:returns: as :meth:`parse`; all of them if the caller does not say which"""
+        """:returns: as :meth:`parse`; all scopes if the caller names none"""
         return frozenset(cls) if scopes is None else cls.parse(scopes)

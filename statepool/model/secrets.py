@@ -1,7 +1,8 @@
 """
-Passwords and passphrases: who is asked for them, and what is given where nobody needs to be asked.
+Passwords and passphrases: a function that is asked for them, or fixed answers.
 
-They are never part of what a value prints, nor of a location, a message, a log or a command line.
+They are never part of the printed form of a value, of a location, a message, a log or a command
+line.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from attrs import field, frozen
 
 VARIABLES = {"password": "STATEPOOL_SSH_PASSWORD", "passphrase": "STATEPOOL_SSH_PASSPHRASE"}
 """
-Where the configuration finds secrets in the environment. No program that we start inherits them.
+The environment variables from which the configuration reads secrets. No program that we start
+inherits them.
 """
 
 
 class SecretKind(enum.StrEnum):
-    """What is asked for."""
+    """The kind of a secret."""
 
     PASSWORD = "password"
     PASSPHRASE = "passphrase"
@@ -26,15 +28,16 @@ class SecretKind(enum.StrEnum):
 
 Secrets = Callable[[SecretKind, str], str | None]
 """
-Asked for a secret when it is needed: its kind, and what it is for (``user@host:port`` of an
-account, the path of a key file). None stands for "there is none". It may be asked from any thread.
+A function that returns a secret when it is needed. Its arguments are the kind, and what the secret
+is for (``user@host:port`` of an account, the path of a key file). It returns None if there is no
+secret. It may be called from any thread.
 """
 
 
 @frozen
 class GivenSecrets:
     """
-    The same answer for every account, and for every key.
+    Fixed secrets: the same for every account, and for every key file.
 
     :param password: for accounts
     :param passphrase: for key files

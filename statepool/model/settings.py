@@ -1,7 +1,4 @@
-"""
-The knobs, each with its default. Where their values come from is the business of
-``statepool.config``.
-"""
+"""The settings, each with its default. ``statepool.config`` reads their values."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from attrs import field, frozen, validators
 from statepool.model.secrets import Secrets
 
 DEEPEST = 4096
-"""Most states that ``max-depth`` can permit in a chain."""
+"""The highest value of ``max-depth``, in states of a chain."""
 
 
 class Compress(enum.StrEnum):
@@ -24,7 +21,7 @@ class Compress(enum.StrEnum):
 
 
 class CarrierName(enum.StrEnum):
-    """What carries SSH."""
+    """The carrier for SSH."""
 
     AUTO = "auto"
     OPENSSH = "openssh"
@@ -42,23 +39,23 @@ class Settings:
     :param lock_timeout: how long to wait for another process that does the same work, in seconds
     :param max_depth: longest chain that is accepted, in states
     :param tool_timeout: how long one call of qemu-img may take, in seconds
-    :param probe_timeout: how long a source is waited for that does not answer while others do, in
-        seconds
+    :param probe_timeout: how long to wait for a source that does not answer while other sources do,
+        in seconds
     :param timeout: how long another host may be silent while we wait for it, in seconds
     :param connect_timeout: how long it may take to connect to another host, from looking up its
         name to being logged in, in seconds
-    :param retries: how often something is tried again after an error that may pass, such as a lost
+    :param retries: how often an operation is retried after a transient error, such as a lost
         connection
-    :param retry_pause: how long to wait before the first of these tries, in seconds; before each
-        next one, twice as long
-    :param compress: whether bytes are compressed on the way to and from another host; ``auto``:
-        where it turns out to be faster
-    :param carrier: what carries SSH; ``auto``: the program ``ssh`` where it is installed, otherwise
+    :param retry_pause: how long to wait before the first retry, in seconds; twice as long before
+        each further retry
+    :param compress: whether bytes are compressed on the way to and from another host; ``auto``: if
+        it is measured to be faster
+    :param carrier: the carrier for SSH; ``auto``: the program ``ssh`` if it is installed, otherwise
         paramiko
     :param ssh_config: the configuration file of ssh to read; None: ``~/.ssh/config`` and
         ``/etc/ssh/ssh_config``
     :param known_hosts: the file with the keys of hosts; None: those that ssh uses
-    :param secrets: asked for passwords and passphrases; None: there are none
+    :param secrets: the function that returns passwords and passphrases; None: there are none
     """
 
     fresh: float = field(default=60.0, validator=validators.ge(0))

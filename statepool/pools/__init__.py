@@ -1,7 +1,7 @@
 """
-What a pool is: its layout, the log that is the truth about it, publishing and removing, the view
-for people, and locks that save work.
+Pools: the layout, the log that determines the states, publication and removal, the view for people,
+and locks that save work.
 
-The invariants of ``docs/design.rst`` live here, and are made of nothing but the operations of
+This package keeps the invariants of ``docs/design.rst``. It uses only the operations of
 :class:`statepool.transports.base.Transport`.
 """

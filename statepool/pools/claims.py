@@ -1,17 +1,17 @@
 """
-Claims: leases on work, where the place of a pool has no locks of a kernel. They only save work: if
-two processes hold the same one, both do the work.
+Claims: leases on work, for a pool that has no kernel locks. They only save work: if two processes
+hold the same claim, both do the work.
 
-A process takes a claim by creating a file exclusively, ``locks/NAME.7``: of all that try, one
-succeeds. The number is the *epoch*; the next holder creates epoch 8, and no epoch is used twice.
-The holder proves that it is alive by a *beat*, a file whose name it changes; when it is done, it
-renames the claim to one that has ended. No process removes the claim of another one to create it
-anew: that would let two in at once.
+A process takes a claim by exclusive creation of a file, ``locks/NAME.7``: of all processes that
+try, one succeeds. The number is the *epoch*. The next holder creates epoch 8, and no epoch is used
+twice. The holder proves that it is alive by a *beat*, a file whose name it changes. When it is
+done, it renames the claim to one that has ended. No process removes the claim of another process to
+create it anew: then two processes could hold it at once.
 
-A waiter sees by one listing of the directory whether anything has changed. If nothing did for a
-while, by the waiter's own clock since its first look, it creates the next epoch. Clocks of two
-hosts are not compared. A holder that was only paused then works beside its successor, and what both
-publish is created exclusively.
+A waiting process sees by one listing of the directory whether anything has changed. If nothing has
+changed for a while, by its own clock since its first look, it creates the next epoch. Clocks of two
+hosts are not compared. If the holder was only paused, it then works beside its successor. That is
+safe: what both publish is created exclusively.
 """
 
 from __future__ import annotations
@@ -41,33 +41,32 @@ from statepool.pools.writer import Writer
 from statepool.transports.base import Transport
 
 BEAT = 2.0
-"""Seconds between two signs of life of a holder."""
+"""Seconds between two beats of a holder."""
 
 STALE = 20.0
 """
-Seconds without any sign of life after which a waiter takes the work over: ten beats, since
-connections stall, and are made anew.
+Seconds without a beat after which a waiting process takes over the work: ten beats, since
+connections stall and are made anew.
 """
 
 FIRST_LOOK = 0.05
 """
-Seconds until a waiter looks again for the first time; each pause is half as long again as the one
-before.
+Seconds before a waiting process looks for the second time; each further pause is longer by half.
 """
 
 LAST_LOOK = 1.0
-"""Seconds between two looks at most."""
+"""Longest pause between two looks, in seconds."""
 
 KEPT = 2
 """
-Epochs of one name that stay: the newest, and the one before, so that a listing made while the
+Epochs of one name that are kept: the newest and the one before, so that a listing made while the
 newest appears shows one of them.
 """
 
 REMEMBERED = 64
 """
-Claims of other names that may lie there after they have ended. If there are more, the next one to
-make a claim clears them away.
+Files of ended claims of other names that may stay. If there are more, the next process that makes a
+claim removes them.
 """
 
 ENDED = "end"
@@ -82,9 +81,9 @@ class Epoch:
     """
     One claim, as a listing shows it.
 
-    :param number: its place in the order
-    :param files: what there is of it
-    :param beats: its holder's signs of life
+    :param number: the epoch
+    :param files: its files
+    :param beats: the beats of its holder
     :param ended: whether the holder is done
     """
 
@@ -106,8 +105,8 @@ def has_ended(path: str) -> bool:
 
 def epochs(names: Iterable[str]) -> dict[str, list[Epoch]]:
     """
-    :param names: of files in ``locks/``
-    :returns: the claims among them by their names, the oldest first
+    :param names: names of files in ``locks/``
+    :returns: the claims among them, by name, the oldest first
     """
     found: dict[str, dict[int, dict[str, str]]] = {}
     for file in names:
@@ -129,13 +128,14 @@ def _epoch(number: int, files: dict[str, str]) -> Epoch:
 
 class Claims:
     """
-    Locks for a place without locks. They save work, as all locks here, and nothing depends on them.
+    Locks for a place without kernel locks. Like all locks of this package, they only save work, and
+    nothing depends on them.
 
     :param transport: reaches the pool
-    :param beat: seconds between two signs of life
-    :param stale: seconds without one after which a waiter goes on
-    :param monotonic: this process's clock, in seconds
-    :param sleep: waits for some seconds
+    :param beat: seconds between two beats
+    :param stale: seconds without a beat after which a waiting process takes over
+    :param monotonic: the clock of this process, in seconds
+    :param sleep: waits for a number of seconds
     """
 
     def __init__(
@@ -156,19 +156,19 @@ class Claims:
     @contextlib.contextmanager
     def hold(self, name: str, timeout: float) -> Iterator[None]:
         """
-        Have a piece of work for as long as the block lasts.
+        Hold the claim on some work for the duration of the block.
 
         :param name: of the work: a word, a dash, and letters, digits or dashes
         :param timeout: how long to wait for a holder that is alive, in seconds
-        :raises LockTimeout: it did not finish
+        :raises LockTimeout: the holder did not finish
         """
         if not is_claim(f"{name}.1"):
             raise ValueError(f"not a name of a claim: {name!r}")
         try:
             path = self._take(name, timeout)
         except MissingFile:
-            # There is no directory for it, as in a pool that another tool has made: everybody does
-            # the work.
+            # There is no directory for claims, as in a pool that another tool has made: every
+            # process does the work.
             yield
             return
         holder = _Holder(self._transport, path, self._beat)
@@ -177,8 +177,8 @@ class Claims:
             yield
         except TransportError as error:
             if self._transport.is_transient(error):
-                # The pool cannot be told, and whoever waits for the error has waited for long
-                # enough. Others see that nothing moves any more.
+                # The end cannot be noted in the pool, and the caller that gets the error has waited
+                # long enough. Waiting processes see that the beat has stopped.
                 holder.leave()
             else:
                 holder.end()
@@ -191,7 +191,7 @@ class Claims:
     # -- waiting -----------------------------------------------------------------------------------
 
     def _take(self, name: str, timeout: float) -> str:
-        """:returns: the file of a new claim, which is ours"""
+        """:returns: the file of a new claim of this process"""
         begin = since = self._monotonic()
         seen: Epoch | None = None
         holder: Writer | None = None
@@ -207,8 +207,8 @@ class Claims:
                 holder = self._writer(name, newest)
             if newest != seen:
                 seen, since = newest, now
-            # A process of this host that is no more shows no beat: nobody has to wait for it to
-            # stay away.
+            # A process of this host that has ended is known to be dead, so there is no need to wait
+            # until its claim is stale.
             if (
                 newest is None
                 or newest.ended
@@ -220,7 +220,7 @@ class Claims:
                 if path is not None:
                     return path
                 if (vain := vain + 1) <= VAIN:
-                    continue  # somebody was faster, and is judged by what is seen from now on
+                    continue  # another process was faster; it is judged by its beats from now on
             if now - begin >= timeout or vain > VAIN:
                 raise self._timeout(name, newest, holder, timeout)
             self._sleep(min(pause, max(begin + timeout - now, 0.001)))
@@ -237,10 +237,10 @@ class Claims:
         return (str(self._transport.location), f"{layout.LOCKS}/{name}.{epoch.number}") in _left
 
     def _claim(self, name: str, number: int) -> str | None:
-        """:returns: the file of the claim, or None if the epoch is not to be had"""
+        """:returns: the file of the claim, or None if the epoch is taken or void"""
         path = f"{layout.LOCKS}/{name}.{number}"
-        # The nonce makes it another file than that of any other worker: whoever lost the answer to
-        # its creation can tell that it is its own.
+        # The nonce makes the file different from that of any other process: a process that lost the
+        # answer to its creation can tell that the file is its own.
         claim = {
             "format": layout.FORMAT,
             "nonce": random_nonce(),
@@ -253,8 +253,8 @@ class Claims:
             return None
         _left.discard((str(self._transport.location), path))
         there = self._look()
-        # Old epochs are cleared away, and one of them can be created again by whoever was slow. It
-        # is void if the work has gone on from there.
+        # Old epochs are removed, and a slow process can create one of them again. That claim is
+        # void if there is a later epoch, or if this epoch has ended.
         if any(
             epoch.number > number or (epoch.number == number and epoch.ended)
             for epoch in there.get(name, ())
@@ -282,7 +282,7 @@ class Claims:
             try:
                 self._transport.remove(f"{layout.LOCKS}/{file}")
             except AccessDenied:
-                continue  # it belongs to another account, which clears it away itself
+                continue  # the file belongs to another account, which removes it itself
 
     # -- what is known of a holder -----------------------------------------------------------------
 
@@ -291,7 +291,7 @@ class Claims:
             content = self._transport.read(f"{layout.LOCKS}/{name}.{epoch.number}", 0, 1 << 16)
             return Writer.from_json(json.loads(content)["writer"])
         except (MissingFile, BadRecord, ValueError, KeyError, TypeError):
-            return None  # it has ended, or says nothing that we understand: its beat must do
+            return None  # the claim has ended, or is unreadable: only its beat counts then
 
     def _timeout(
         self, name: str, epoch: Epoch | None, holder: Writer | None, timeout: float
@@ -309,11 +309,11 @@ class Claims:
 
 class _Holder:
     """
-    Shows that a claim is alive, from a thread of its own, until it ends.
+    The beat of a claim: a thread that shows that the holder is alive, until the claim ends.
 
     :param transport: reaches the pool
-    :param path: the claim
-    :param interval: seconds between two signs of life
+    :param path: the file of the claim
+    :param interval: seconds between two beats
     """
 
     def __init__(self, transport: Transport, path: str, interval: float) -> None:
@@ -325,11 +325,11 @@ class _Holder:
         self._thread = threading.Thread(target=self._run, name="statepool-claim", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def end(self) -> None:
-        """Say that the work is done."""
+        """Stop the thread, and note in the pool that the work is done."""
         self._done.set()
         self._thread.join()
         try:
@@ -341,14 +341,13 @@ class _Holder:
             if self._last is not None:
                 self._transport.remove(self._last)
         except (TransportError, NoSpace):
-            # the work is done all the same; whoever waits sees that nothing moves any more, or has
-            # gone on already
+            # the work is done all the same; a waiting process sees that the beat has stopped, or
+            # has already taken over
             pass
 
     def leave(self) -> None:
         """
-        The work has ended, and the pool is out of reach: nothing is said there, and nobody is
-        waited for.
+        Stop the thread without a note in the pool, which cannot be reached, and without waiting.
         """
         _left.add((str(self._transport.location), self._path))
         self._done.set()
@@ -361,13 +360,12 @@ class _Holder:
                 self._transport.create(f"{self._path}.{beat}", b"", flush=False)
                 self._transport.remove(f"{self._path}.{beat - 1}")
             except (TransportError, NoSpace):
-                continue  # the work itself meets the same trouble, and says so
+                continue  # the work itself meets the same error, and reports it
         if beat:
             self._last = f"{self._path}.{beat}"
 
 
 _left: set[tuple[str, str]] = set()
 """
-Claims of this process, by location and path, that it does not have any more, though nothing in the
-pool says so.
+Claims that this process has given up, by location and path, although the pool does not show it.
 """

@@ -1,15 +1,15 @@
 """
-Taking away what nobody needs: bytes that no record names, and what crashed writers left.
+Garbage collection: removal of bytes that no record needs, and of files that crashed writers left.
 
-Bytes go in three steps. They are renamed into ``trash/``; *then* the markers and the log are read;
-whoever needs them after all gets them back, otherwise they are deleted. A writer that comes to need
-them at the same moment either left its marker before we looked, or finds them missing and fetches
-them from the trash itself.
+Bytes are removed in three steps. They are renamed into ``trash/``; *then* the markers and the logs
+are read; bytes that are needed after all are renamed back, the others are deleted. A writer that
+comes to need the bytes at the same moment either left its marker before the collector looked, or
+finds the bytes missing and brings them back from the trash itself.
 
-Where files cannot be renamed, the first step is a marker that condemns them, and they are deleted
-where they lie. A writer that finds its bytes condemned puts a spare of them into the trash. The
-condemnation of a collector that was interrupted stays until it is certain that no removal of it is
-on its way; spares stay as long.
+Where files cannot be renamed, the first step is a marker that condemns the bytes, and they are
+deleted in place. A writer that finds its bytes condemned puts a spare of them into the trash. The
+condemnation of an interrupted collector stays until it is certain that no removal by it is under
+way; spares stay as long.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ as abandoned.
 
 PASSING = 3600
 """
-Age in seconds, by the pool's own clock, after which a nameless temporary file counts as left over:
-each lives for a moment.
+Age in seconds, by the pool's own clock, after which a temporary file without a marker counts as
+left over: such files are used for a moment only.
 """
 
 
 RESUMABLE = 24 * 3600
 """
-Age in seconds, by the pool's own clock, after which nobody will go on with what an interrupted
-transfer has left.
+Age in seconds, by the pool's own clock, after which the part that an interrupted transfer left is
+not resumed any more.
 """
 
 
@@ -55,7 +55,7 @@ def _no_roots() -> frozenset[Digest]:
 
 @frozen
 class Leftover:
-    """Something in ``incoming/`` whose writer is gone."""
+    """A file in ``incoming/`` whose writer has ended."""
 
     path: str
     what: str
@@ -63,10 +63,11 @@ class Leftover:
 
 class Collector:
     """
-    Takes away what nobody needs in one pool.
+    The garbage collector of one pool.
 
-    :param pool: which
-    :param roots: tells which bytes must stay although no record needs them
+    :param pool: the pool
+    :param roots: returns the garbage collection roots: the bytes that must stay although no record
+        needs them
     """
 
     def __init__(self, pool: Pool, roots: GCRoots = _no_roots) -> None:
@@ -78,9 +79,11 @@ class Collector:
         self, digests: Iterable[Digest], *, dry_run: bool = False, besides: Marker | None = None
     ) -> list[Collected]:
         """
-        :param digests: bytes that may be needless
-        :param besides: the caller's own marker, for whose sake they need not stay
-        :returns: those that were, and are gone
+        Remove those of some bytes that are not needed.
+
+        :param digests: bytes that may not be needed any more
+        :param besides: the caller's own marker, which does not protect them
+        :returns: what was removed
         """
         wanted = sorted(set(digests))
         needed = self._needed(besides) if wanted else set()
@@ -90,8 +93,8 @@ class Collector:
             if digest not in needed
             and (stat := self._transport.stat(layout.data(digest))) is not None
         }
-        # A link says nothing of the size. Of bytes that were cut short the list stays, and is
-        # collected as one that is left alone.
+        # A link does not tell the size of the bytes. If the bytes were truncated, the list stays,
+        # and is collected later as a list without bytes.
         lists = {
             digest: stat.kind is not FileKind.FILE or layout.has_pieces(digest, stat.size)
             for digest, stat in stats.items()
@@ -115,7 +118,7 @@ class Collector:
 
     def _collect_lists(self, names: Iterable[str], dry_run: bool) -> list[Collected]:
         """
-        Take away lists of pieces whose bytes are gone, which a crash can leave.
+        Remove lists of pieces without their bytes, which a crash can leave.
 
         :param names: of all files in ``data/``
         """
@@ -148,7 +151,7 @@ class Collector:
     def _remove_in_place(
         self, digests: Mapping[Digest, bool], besides: Marker | None
     ) -> set[Digest]:
-        """:returns: those that are gone"""
+        """:returns: the bytes that were removed"""
         condemnation = Marker(
             self._pool.nonce(), frozenset(digests), Writer.current(), condemns=True
         )
@@ -162,11 +165,11 @@ class Collector:
         except BaseException:
             self._transport.remove(path)
             raise
-        # A removal that fails may still happen later: then the condemnation stays.
+        # A removal that fails may still reach the server later. Then the condemnation stays.
         for digest in sorted(gone):
             self._transport.remove(layout.data(digest))
             if digests[digest]:
-                # one that has just been made anew is only missed
+                # if this removes a list that was just made anew, only a list is missing
                 self._transport.remove(layout.list_of(layout.data(digest)))
         self._transport.remove(path)
         return set(gone)
@@ -175,10 +178,10 @@ class Collector:
         self, digests: Mapping[Digest, bool], besides: Marker | None, *, alone: bool = False
     ) -> set[Digest]:
         """
-        :param digests: of bytes, and whether there can be a list of their pieces, which goes with
-            them and never before them
-        :param alone: the bytes are gone, and only lists are left
-        :returns: those that are gone
+        :param digests: of bytes, each with whether there can be a list of their pieces; the list is
+            moved after the bytes, never before
+        :param alone: the bytes do not exist any more, and only lists are left
+        :returns: the bytes that were removed
         """
         aside: list[tuple[str, Digest]] = []
         try:
@@ -187,7 +190,7 @@ class Collector:
                 if self._move(data, path):
                     aside.append((path, digest))
                 elif not alone:
-                    continue  # another collector is at it
+                    continue  # another collector removes it
                 if has_list and self._move(layout.list_of(data), layout.list_of(path)):
                     aside.append((layout.list_of(path), digest))
         finally:
@@ -195,7 +198,7 @@ class Collector:
         return gone
 
     def _move(self, source: str, target: str) -> bool:
-        """:returns: whether there was such a file"""
+        """:returns: whether the file existed"""
         try:
             self._transport.rename(source, target)
         except MissingFile:
@@ -206,10 +209,10 @@ class Collector:
         self, aside: Sequence[tuple[str, Digest]], besides: Marker | None = None
     ) -> set[Digest]:
         """
-        Delete bytes that lie in the trash, unless they turn out to be needed; which is looked up
-        once for all of them, since all have been put there before.
+        Delete bytes in the trash, unless they turn out to be needed. The needed bytes are
+        determined once for all of them, after all have been put there.
 
-        :returns: those that are gone
+        :returns: the bytes that were removed
         """
         needed, gone = self._needed(besides) if aside else set(), set()
         doomed = condemned(self._transport) if aside else frozenset()
@@ -219,7 +222,7 @@ class Collector:
                 gone.add(digest)
                 continue
             if not self._pool.in_place:
-                self._move(path, layout.untrashed(path))  # unless whoever needs them was faster
+                self._move(path, layout.untrashed(path))  # unless a writer was faster
                 continue
             with suppress(MissingFile):
                 bring_back(self._transport, path, digest)
@@ -229,10 +232,10 @@ class Collector:
 
     def sweep(self, *, dry_run: bool = False) -> list[Collected]:
         """
-        Take away everything that nobody needs.
+        Remove all garbage.
 
-        :param dry_run: only say what would go
-        :returns: what went, or would go
+        :param dry_run: only report what would be removed
+        :returns: what was removed, or would be
         """
         gone = self.clear_incoming(dry_run=dry_run, thorough=True)
         gone += self._clear_trash(dry_run)
@@ -244,7 +247,7 @@ class Collector:
             dry_run=dry_run,
         )
         for machine in self._pool.logged_machines():
-            # nothing depends on it, and it waits until there is room for a lock and a name
+            # nothing depends on it; it can wait until there is space for a lock and a name
             with suppress(NoSpace):
                 gone += self._tidy_machine(machine, dry_run)
         return gone
@@ -297,7 +300,10 @@ class Collector:
         ]
 
     def _clear_claims(self, dry_run: bool) -> list[Collected]:
-        """Claims that ended, or whose holders died, and that nobody has followed since."""
+        """
+        Remove old files of claims: those that mark an end after an hour, all others after seven
+        days.
+        """
         paths = [
             f"{layout.LOCKS}/{name}"
             for name in sorted(entry.name for entry in self._transport.scan(layout.LOCKS))
@@ -318,9 +324,9 @@ class Collector:
 
     def clear_incoming(self, *, dry_run: bool = False, thorough: bool = False) -> list[Collected]:
         """
-        Remove what writers left that are surely gone.
+        Remove what writers left that have certainly ended.
 
-        :param thorough: also judge by age the writers of other hosts, and files without a marker
+        :param thorough: also judge by age: the writers of other hosts, and files without a marker
         """
         gone = []
         if not dry_run:
@@ -334,13 +340,13 @@ class Collector:
 
     def _show_published(self) -> None:
         """
-        A writer that was gone before its marker may have left a record, and no name in the view for
-        it.
+        Complete the view after crashes: a writer that died before it removed its marker may have
+        left a record without a name in the view.
         """
         dead = [marker for marker in read_markers(self._transport) if marker.writer.is_dead]
         digests = {digest for marker in dead for digest in marker.digests}
-        # One without digests had not got so far, or lost its content in a power cut, which took
-        # names from the view as well.
+        # A marker without digests: its writer had not got that far, or a power cut took the content
+        # of the marker, and then names of the view as well.
         anything = not all(marker.digests for marker in dead)
         for machine in self._pool.logged_machines() if dead else ():
             states = self._pool.fold(machine).states.items()
@@ -355,7 +361,8 @@ class Collector:
             return
         now = self._pool.now() if thorough else None
         markers = {marker.nonce: marker for marker in read_markers(self._transport)}
-        # A marker with facts is about more than these files: whoever understands them ends it.
+        # A marker with facts describes more than these files: the command that understands the
+        # facts ends it.
         passive = {nonce: marker for nonce, marker in markers.items() if not marker.facts}
         dead = {nonce for nonce, marker in passive.items() if self._is_over(marker, now)}
         for name in names:
@@ -369,8 +376,8 @@ class Collector:
                 ):
                     yield Leftover(path, "an interrupted transfer that nobody has resumed")
                 continue
-            # The marker goes last here too, so that a crash of ours leaves what the next one can
-            # still recognise.
+            # The marker is removed last here, too. So after a crash of this collector, the next one
+            # can still recognise the files.
             if nonce in dead and path != layout.marker(nonce):
                 yield Leftover(path, "an unfinished transfer")
             elif nonce not in markers and now is not None and self._age(path, now) > PASSING:
@@ -380,8 +387,9 @@ class Collector:
 
     def _is_over(self, marker: Marker, now: float | None) -> bool:
         if marker.condemns:
-            # Never by its age alone: a removal that is sent late takes bytes that have come back.
-            # One that was sent arrives within this time.
+            # A condemnation does not end by age alone: a collector that is alive may send a removal
+            # late, and it would remove bytes that have come back. A removal that was sent arrives
+            # within this time.
             return (
                 marker.writer.is_dead
                 and now is not None

@@ -1,8 +1,8 @@
 """
-The states of one machine: what its records come to, one after the other.
+The fold: the states of one machine, as the result of its records in their order.
 
-A fold is strict: a record that could not have been written by the rules is an error, since whoever
-reads on would guess.
+A fold is strict: a record that could not have been written by the rules is an error. A reader that
+continued after it would have to guess.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from statepool.pools.lineage import (
 @frozen
 class Publish:
     """
-    A state is there from now on.
+    The publication of a state.
 
-    :param manifest: what is known of it
-    :param supersedes: in a cache: the digest that the name had. The old state stays for as long as
-        a child stands on it, without a name.
+    :param manifest: the manifest of the state
+    :param supersedes: in a cache: the digest that the name had. The old state stays without a name,
+        for as long as it has a child.
     """
 
     manifest: Manifest
@@ -41,7 +41,7 @@ class Publish:
 
     @property
     def id(self) -> StateId:
-        """Which state."""
+        """The state."""
         return self.manifest.id
 
     def to_json(self) -> dict[str, Any]:
@@ -61,10 +61,10 @@ class Publish:
 @frozen
 class Remove:
     """
-    A state is gone from now on.
+    The removal of a state.
 
-    :param id: which
-    :param digest: the one that it had; None for a machine state
+    :param id: the state
+    :param digest: the digest that it had; None for a machine state
     """
 
     id: StateId
@@ -88,9 +88,9 @@ class Fold:
     """
     The states of one machine after a number of records.
 
-    Immutable for its readers; :meth:`after` gives the next one.
+    Immutable for its readers; :meth:`after` returns the next fold.
 
-    :param machine: whose
+    :param machine: the id of the machine
     """
 
     def __init__(self, machine: str) -> None:
@@ -100,9 +100,9 @@ class Fold:
         self._states: dict[StateId, Manifest] = {}
         self._present: dict[Key, Manifest] = {}
         self._children: dict[Key, int] = {}
-        # Kept so that no question has to walk a chain to find them out: how long the chain of each
-        # state is that is present; and how many states stay without their name, with the shortest
-        # chain among them or shorter.
+        # Kept so that no query has to walk a chain: the length of the chain of each present state;
+        # and for each name how many states stay without it, with a lower bound for the length of
+        # their chains.
         self._depths: dict[Key, int] = {}
         self._nameless: dict[StateId, tuple[int, int]] = {}
 
@@ -123,9 +123,9 @@ class Fold:
         superseded: Iterable[Manifest],
     ) -> Fold:
         """
-        :returns: the fold that a checkpoint stands for
-        :raises BadRecord: it breaks a rule that every record is held to, so no records can have
-            come to it
+        :returns: the fold that a checkpoint describes
+        :raises BadRecord: it breaks a rule that every record has to keep, so no records can have
+            this result
         """
         fold = cls(machine)
         fold.number = number
@@ -134,8 +134,8 @@ class Fold:
         nameless, machines = list(superseded), []
         for manifest in nameless:
             fold._hold_nameless(manifest)
-        # Where each name is there once, and each state after its parent, as we mostly write them,
-        # no chain can come back to a name.
+        # If each name occurs once, and each state comes after its parent, as we mostly write them,
+        # no chain can contain a name twice.
         surely_good = not present
         for manifest in states:
             key, below = manifest.key, manifest.parent_key
@@ -173,8 +173,8 @@ class Fold:
         self._hold(manifest)
 
     def _check_restored(self, machines: Iterable[Manifest]) -> None:
-        # By the keys: a manifest of many that were read together is taken apart when anything else
-        # of it is looked at.
+        # By the keys, and not by other attributes: many manifests were read together, and access to
+        # any other attribute takes a manifest apart.
         for subject in {key[0] for key in self._present}.union(
             manifest.object for manifest in machines
         ):
@@ -203,7 +203,8 @@ class Fold:
 
     def _unname(self, manifest: Manifest) -> None:
         """
-        Note that a state stays without its name: what gets the name later can have it in its chain.
+        Note that a state stays without its name: a state that gets the name later can have it in
+        its chain.
         """
         assert manifest.key is not None
         depth = self._depths[manifest.key]
@@ -217,7 +218,7 @@ class Fold:
 
     @property
     def superseded(self) -> list[Manifest]:
-        """States without a name, on which others still stand."""
+        """States without a name, which other states are still backed by."""
         return [
             manifest
             for manifest in self._present.values()
@@ -232,24 +233,24 @@ class Fold:
 
     @property
     def digests(self) -> set[Digest]:
-        """The names of all bytes that are needed."""
+        """The digests of all needed bytes."""
         return {digest for _, _, digest in self._present}
 
     def parent_of(self, manifest: Manifest) -> Manifest | None:
-        """:returns: what backs a state of this fold"""
+        """:returns: the state that backs a state of this fold, or None"""
         below = manifest.parent_key
         return self._present[below] if below is not None else None
 
     def find(self, object: str, parent: Parent) -> Manifest | None:
         """
-        :returns: the state that can be the parent of a state of ``object``, with or without a name
+        :returns: the state, with or without a name, that ``parent`` means for a state of ``object``
         """
         return self._present.get((object, parent.state, parent.digest))
 
     def find_content(self, state: StateId, digest: Digest) -> Manifest | None:
         """
         :returns: the state of this id, with or without the name, that has these bytes; in a cache
-            also one that it has rewritten from them
+            also a state that was rewritten from them
         """
         exact = self._present.get((state.object, state.state, digest))
         if exact is not None:
@@ -264,7 +265,7 @@ class Fold:
         )
 
     def has_children(self, manifest: Manifest) -> bool:
-        """:returns: whether a state, with or without a name, stands directly on this one"""
+        """:returns: whether this state has a child, with or without a name"""
         key = manifest.key
         return key is not None and bool(self._children.get(key))
 
@@ -278,7 +279,7 @@ class Fold:
             manifest = self.parent_of(manifest)
 
     def depth(self, manifest: Manifest) -> int:
-        """:returns: how many states the chain of a state of this fold has"""
+        """:returns: the number of states in the chain of a state of this fold"""
         return self._depths[manifest.key] if manifest.key is not None else 1
 
     def tips_first(self) -> list[Manifest]:
@@ -288,24 +289,27 @@ class Fold:
         return sorted(self._present.values(), key=self.depth, reverse=True)
 
     def is_named(self, manifest: Manifest) -> bool:
-        """:returns: whether the name of a state means this very one"""
+        """:returns: whether the name of a state currently means this manifest"""
         return self._states.get(manifest.id) is manifest
 
     def machine_listing(self, state: StateId) -> StateId | None:
-        """:returns: the machine state that lists a state: none but the one of the same name can"""
+        """
+        :returns: the machine state that lists a state, or None; only the machine state of the same
+            name can
+        """
         machine = StateId(self.machine, state.state, Kind.MACHINE)
         manifest = self._states.get(machine) if state.kind is not Kind.MACHINE else None
         return machine if manifest is not None and member_name(state) in manifest.members else None
 
     def has_below(self, tip: Manifest, state: StateId) -> bool:
-        """:returns: whether the chain of ``tip`` has a state of this name, or that had it"""
+        """:returns: whether the chain of ``tip`` contains a state that has this name, or had it"""
         named = self._states.get(state)
         depths = [self.depth(named)] if named is not None else []
         depths += [self._nameless[state][1]] if state in self._nameless else []
         return bool(depths) and self._is_in_chain(tip.key, state, min(depths))
 
     def _is_in_chain(self, key: Key | None, state: StateId, lowest: int) -> bool:
-        """:param lowest: the shortest chain that a state of this name has"""
+        """:param lowest: a lower bound for the length of the chains of states of this name"""
         for _ in range(DEEPEST):
             if key is None or self._depths[key] < lowest:
                 return False
@@ -320,8 +324,8 @@ class Fold:
 
     def dependants(self, ids: Iterable[StateId]) -> list[StateId]:
         """
-        :returns: the named states that stand on any of these, and the machine states that list any
-            of them; tips first
+        :returns: the dependants of any of these: the named states above them, and the machine
+            states that list any of them; tips first
         """
         gone = {state for state in ids if state in self._states}
         above = self._above([self._states[state] for state in gone])
@@ -335,7 +339,7 @@ class Fold:
         return sorted(machines) + found
 
     def _above(self, manifests: Iterable[Manifest]) -> list[Manifest]:
-        """:returns: the named states that stand on any of these"""
+        """:returns: the named states that are backed by any of these, directly or not"""
         keys = [
             manifest.key
             for manifest in manifests
@@ -348,11 +352,11 @@ class Fold:
         )
 
     def are_free(self, ids: Sequence[StateId]) -> bool:
-        """:returns: whether no other states than these stand on them, or list them"""
+        """:returns: whether these states have no dependants other than themselves"""
         return set(self.dependants(ids)) <= set(ids)
 
     def holds(self, manifest: Manifest) -> bool:
-        """:returns: whether publishing a state would change nothing that matters"""
+        """:returns: whether the publication of a state would change nothing that matters"""
         old = self._states.get(manifest.id)
         return (
             old is not None
@@ -362,7 +366,10 @@ class Fold:
         )
 
     def standing_on(self, manifest: Manifest) -> list[StateId]:
-        """:returns: the named states that stand on this very state, with or without a name"""
+        """
+        :returns: the named states that are backed by exactly this state, which may have lost its
+            name
+        """
         return sorted(map(_id, self._above([manifest])))
 
     def _depth(self, state: StateId) -> int:
@@ -372,7 +379,7 @@ class Fold:
 
     def after(self, number: int, nonce: str, changes: Iterable[Change]) -> Fold:
         """
-        :returns: what comes of this fold and one more record
+        :returns: the fold after one more record
         :raises BadRecord: the record breaks a rule
         """
         result = self.copy()
@@ -380,7 +387,7 @@ class Fold:
         return result
 
     def copy(self) -> Fold:
-        """:returns: a fold of its own"""
+        """:returns: an independent copy"""
         result = Fold(self.machine)
         result.number = self.number
         result.nonces = dict(self.nonces)
@@ -392,7 +399,10 @@ class Fold:
         return result
 
     def apply(self, number: int, nonce: str, changes: Iterable[Change]) -> None:
-        """As :meth:`after`, in place: for whoever owns this fold and throws it away on an error."""
+        """
+        Apply one more record in place, as :meth:`after`: for a caller that owns this fold and
+        discards it on an error.
+        """
         published: list[Manifest] = []
         removed: dict[int, Manifest] = {}
         moved: list[Manifest] = []
@@ -419,8 +429,8 @@ class Fold:
 
     def holding(self, manifest: Manifest) -> Manifest | None:
         """
-        :returns: what is here with the same bytes under the same name, or was under that name and
-            is kept for the sake of those on it
+        :returns: the present state with the same bytes that has the same name, or had it and is
+            kept since other states are backed by it
         """
         return self._present.get(manifest.key) if manifest.key is not None else None
 
@@ -428,10 +438,10 @@ class Fold:
         self, change: Publish, number: int, removed: Mapping[int, Manifest], moved: list[Manifest]
     ) -> Manifest | None:
         """
-        :param removed: what this record has taken the names from, by identity
-        :param moved: gets the manifest if the same bytes are here under its name on another parent:
-            an overlay without data is the same on any
-        :returns: what had the name
+        :param removed: the states from which this record has taken the names, by identity
+        :param moved: receives the manifest if the same bytes are present under its name with
+            another parent: an overlay without data has the same bytes on any parent
+        :returns: the state that had the name
         """
         manifest = change.manifest
         if manifest.id.machine != self.machine:
@@ -451,7 +461,7 @@ class Fold:
         if held is not None and held.parent_key != manifest.parent_key:
             moved.append(manifest)
         if held is not None and held is not old and id(held) not in removed:
-            # It was kept without a name, and is counted with its name from now on.
+            # The state was kept without a name, and counts as a named one from now on.
             self._forget_nameless(held.id)
             if held.parent_key is not None:
                 self._children[held.parent_key] -= 1
@@ -482,8 +492,8 @@ class Fold:
         self._depths |= depths_of_new(
             published, self._present, self._depths, f"record {number} of {self.machine}"
         )
-        # Another state of the same name can only be in the chain if one is present that has lost
-        # it, now or before.
+        # The chain can only contain another state of the same name if there is a present state that
+        # lost the name, now or before.
         lowest: dict[StateId, int] = {}
         for manifest in removed:
             if manifest.key is not None:
@@ -496,8 +506,8 @@ class Fold:
                 continue
             depths = [lowest[manifest.id]] if manifest.id in lowest else []
             depths += [self._nameless[manifest.id][1]] if manifest.id in self._nameless else []
-            # One that this record itself takes the name from again can also stand on the one that
-            # has it then.
+            # A state that this record publishes and takes the name from again can also be backed by
+            # the state that has the name then.
             if depths and self._is_in_chain(
                 manifest.parent_key, manifest.id, min(depths) if self.is_named(manifest) else 1
             ):
@@ -514,8 +524,8 @@ class Fold:
 
     def _drop(self, removed: Sequence[Manifest], number: int) -> None:
         """
-        Forget states that have no name any more, and those below them that were only kept for their
-        sake.
+        Forget states that lost their names, and the nameless states below them that were kept only
+        for them.
         """
         without_name = [
             manifest
@@ -532,8 +542,8 @@ class Fold:
                 continue
             if self._present.get(key) is manifest:
                 if self._children.get(key):
-                    # others stand on it: perhaps they go in the same record, and the last of them
-                    # brings us here again
+                    # it has children: perhaps the same record removes them, and the last of them
+                    # brings the loop here again
                     continue
                 del self._present[key], self._depths[key]
                 self._children.pop(key, None)
@@ -548,7 +558,7 @@ class Fold:
         for manifest in without_name:
             if id(manifest) in gone:
                 continue
-            # A superseded state stays for the sake of those on it. A removed one cannot.
+            # A superseded state stays for the states that it backs. A removed state cannot stay.
             if manifest.id not in self._states:
                 raise BadRecord(
                     f"record {number} of {self.machine} removes {manifest.id}, on which others"
@@ -575,13 +585,13 @@ class Fold:
 
 KEEP_NONCES = 128
 """
-How many nonces a fold remembers: more than records are kept behind a checkpoint, so that a late
+How many nonces a fold remembers: more than the records kept behind a checkpoint, so that a late
 writer can tell whether its record counted.
 """
 
 
 def member_id(manifest: Manifest, name: str) -> StateId:
-    """:returns: what a machine state means by its member ``name``"""
+    """:returns: the state that a machine state lists as its member ``name``"""
     if name == "ram":
         return StateId(manifest.object, manifest.state, Kind.RAM)
     return StateId(name, manifest.state, Kind.IMAGE)
@@ -597,5 +607,5 @@ def _id(manifest: Manifest) -> StateId:
 
 
 def member_ids(manifest: Manifest) -> list[StateId]:
-    """:returns: what a machine state lists"""
+    """:returns: the states that a machine state lists"""
     return [member_id(manifest, name) for name in manifest.members]

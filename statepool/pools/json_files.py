@@ -1,11 +1,11 @@
 """
-Small files of a cache that say what is known, each written whole under a temporary name; and where
-an account keeps what is its own.
+Notes: small JSON files of a cache, each written under a temporary name and then renamed; and the
+directories in which an account keeps its notes.
 
-What an account has noted is obeyed by that account only, and so is what it has left to be cleared
-away. A cache may be shared by a group, and each member could leave a note that a file has been
-hashed, or a directory of "a process that is gone": so all this lies in a directory that belongs to
-the account and that no other can write to.
+An account obeys only its own notes, and recovers only from its own leftovers. A cache may be shared
+by a group, and any member could leave a note that a file has been hashed, or a directory of "a
+process that has ended". So all notes are in a directory that belongs to the account, and to which
+no other account can write.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from statepool.pools.log import random_nonce
 
 ACCOUNTS = f"{layout.OURS}/accounts"
 """
-Where each account has its notes, in a directory named by its number, in a cache to which others can
-write.
+The directory for notes in a cache to which other accounts can write. It has a directory for each
+account, named by the account's number.
 """
 
 SOURCE_STATS = "known"
 """
-The directory of what is known of the sources: a cache makes it, and what measures the sources
-writes into it.
+The directory for what is known of the sources. The cache makes it, and the code that measures the
+sources writes into it.
 """
 
 LARGEST = 1 << 20
-"""Bytes of a note that are read at most."""
+"""Largest note that is read, in bytes."""
 
 _NOT_FOR_OTHERS = ~(stat.S_IWGRP | stat.S_IWOTH | stat.S_ISGID)
 """
-What is left of a mode when only the owner may write: others may look into what they may look into
-above.
+Mask of the mode bits that stay when only the owner may write. Other accounts keep the read
+permissions of the directory above.
 """
 
 _UNFINISHED = ".tmp"
@@ -50,9 +50,11 @@ _READ = os.O_RDONLY | os.O_NONBLOCK
 
 def write_json(tree: Tree, path: str, data: Mapping[str, object], *, flush: bool = False) -> None:
     """
-    :param path: where in the tree, in a directory that is there; what is there gives way
+    Write a JSON file by an atomic rename.
+
+    :param path: the file in the tree, in a directory that exists; an existing file is replaced
     :param data: what to write, as JSON
-    :param flush: whether it must be on stable storage before it gets its name
+    :param flush: whether the content must be on stable storage before it gets its name
     """
     place, name = tree.place(path)
     temporary = f"{random_nonce()}{_UNFINISHED}"
@@ -60,8 +62,8 @@ def write_json(tree: Tree, path: str, data: Mapping[str, object], *, flush: bool
         try:
             with open_at(directory, temporary, _NEW, 0o644) as file:
                 _write(file, json.dumps(data).encode())
-                # Where a group shares the directory, its members can write the next one, whatever
-                # the umask of this one.
+                # If a group shares the directory, its members can write the file, whatever the
+                # umask of this process.
                 if os.fstat(directory).st_mode & stat.S_IWGRP:
                     os.fchmod(file, 0o664)
                 if flush:
@@ -80,9 +82,9 @@ def _write(descriptor: int, content: bytes) -> None:
 
 def read_json(tree: Tree, path: str) -> tuple[object, os.stat_result]:
     """
-    :returns: what a note says, and the status of its file
-    :raises FileNotFoundError: there is none
-    :raises ValueError: it is torn, or no note
+    :returns: the content of a note, and the status of its file
+    :raises FileNotFoundError: there is no such note
+    :raises ValueError: the file is torn, or no note
     """
     with tree.open(path, _READ) as file:
         return _read(file, path)
@@ -92,14 +94,14 @@ def _read(file: int, path: str) -> tuple[object, os.stat_result]:
     found = os.fstat(file)
     if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
         raise ValueError(f"{path} is no note")
-    # A buffer of the largest size would take longer to get than all else here.
+    # Not a buffer of the largest size: its allocation would take longer than all else here.
     return json.loads(os.read(file, found.st_size).decode()), found
 
 
 def make_directory(tree: Tree, path: str) -> None:
     """
-    Make a directory, and those above it, if it is missing; each with the mode of the one above, as
-    all of a pool has.
+    Make a directory and its missing parents, each with the mode of its parent, as everywhere in a
+    pool.
     """
     above = path.rpartition("/")[0]
     try:
@@ -112,18 +114,19 @@ def make_directory(tree: Tree, path: str) -> None:
 
 def is_private(status: os.stat_result) -> bool:
     """
-    :returns: whether a directory or file is this account's, and no other account can write to it
+    :returns: whether a directory or file belongs to this account, and no other account can write to
+        it
     """
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 class Notes:
     """
-    What this account has noted in a cache, and other directories of its own: in ``.statepool/``
-    itself where no other account can write there, or in a directory below ``accounts/``.
+    The notes of this account in a cache, and its other private directories: in ``.statepool/``
+    itself if no other account can write there, else in a directory below ``accounts/``.
 
     :param tree: the cache
-    :param kinds: the directories
+    :param kinds: the names of the directories
     """
 
     def __init__(self, tree: Tree, kinds: tuple[str, ...]) -> None:
@@ -133,8 +136,8 @@ class Notes:
 
     def _own(self, *, make: bool = False) -> Tree | None:
         """
-        :returns: the directory with the directories of notes, which is this account's own; None if
-            there is none
+        :returns: the private directory of this account that contains the directories of notes; None
+            if there is none
         """
         account = os.geteuid()
         if self._found is None or self._found[0] != account:
@@ -154,7 +157,7 @@ class Notes:
         return self._of_account(make)
 
     def _held(self, path: str) -> Tree | None:
-        """:returns: a directory, held by a descriptor, if it is private"""
+        """:returns: a directory, held by a descriptor, if it is private; else None"""
         descriptor = self._tree.open(path, DIRECTORY)
         return (
             Tree(f"{self._tree.root}/{path}", held=descriptor)
@@ -179,15 +182,14 @@ class Notes:
                 )
             return self._held(path) or self._held_without_modes(path)
         except OSError:
-            # a cache that can only be read, or a directory that another account has put there:
-            # nothing is noted
+            # a read-only cache, or a directory that another account has put there: nothing is noted
             return None
 
     def _held_without_modes(self, path: str) -> Tree | None:
         """
-        :returns: a directory of this account on a file system that keeps no modes, as NTFS by FUSE:
-            its mount options say who may write there, to everything alike. None where modes are
-            kept
+        :returns: a directory of this account on a file system that keeps no modes, such as NTFS by
+            FUSE: there the mount options determine the write permission for all files alike. None
+            where modes are kept
         """
         if self._tree.stat(path).st_uid != os.geteuid():
             return None
@@ -202,7 +204,7 @@ class Notes:
         )
 
     def read(self, path: str) -> dict[str, object]:
-        """:returns: what is noted; nothing if there is no note, or it was torn by a power cut"""
+        """:returns: the content of a note; empty if there is no note, or a power cut tore it"""
         tree = self._own()
         try:
             data = read_json(tree, path)[0] if tree is not None else None
@@ -213,8 +215,8 @@ class Notes:
     def read_all(self, kind: str, names: Iterable[str]) -> Iterator[object]:
         """
         :param names: of notes in one of the directories
-        :returns: what each says, in their order; None for one that is not there, was torn, or that
-            this account may not read
+        :returns: the content of each, in their order; None for a note that is missing or torn, or
+            that this account may not read
         """
         with ExitStack() as stack:
             directory = None
@@ -229,22 +231,24 @@ class Notes:
                 yield found
 
     def prepare(self) -> None:
-        """Make the directories, where this account can have any."""
+        """Make the directories, if this account can have any."""
         if (tree := self._own(make=True)) is not None:
             for kind in self._kinds:
                 make_directory(tree, kind)
 
     def keeps_apart(self, path: str) -> bool:
         """
-        :returns: whether other accounts can put files into a directory of the cache, so that what
-            is to be obeyed is noted apart from it
+        :returns: whether other accounts can put files into a directory of the cache, so that this
+            account must note elsewhere what it is to obey
         """
         return not (is_private(self._tree.stat(layout.OURS)) and is_private(self._tree.stat(path)))
 
     def write(self, path: str, data: Mapping[str, object], *, make: bool = True) -> bool:
         """
-        :param make: whether to make what is missing of the directories above it
-        :returns: whether this account can note anything here
+        Write a note.
+
+        :param make: whether to make missing directories above it
+        :returns: whether this account can have notes in this cache
         :raises FileNotFoundError: there is no such directory
         """
         if (tree := self._own(make=make)) is None:
@@ -259,13 +263,13 @@ class Notes:
         return True
 
     def found(self, kind: str) -> Beneath | None:
-        """:returns: one of the directories, if this account has one here"""
+        """:returns: one of the directories, if this account has it in this cache"""
         return Beneath(tree, kind) if (tree := self._own()) is not None else None
 
     def directory(self, kind: str) -> Beneath:
         """
-        :returns: one of the directories, which is there
-        :raises AccessDenied: this account can have none in this cache
+        :returns: one of the directories, which is made if it is missing
+        :raises AccessDenied: this account can have no directory in this cache
         """
         if (tree := self._own(make=True)) is None:
             place = Beneath(self._tree, f"{ACCOUNTS}/{os.geteuid()}")
@@ -278,11 +282,11 @@ class Notes:
         return Beneath(tree, kind)
 
     def remove(self, path: str) -> bool:
-        """:returns: whether there was such a note"""
+        """:returns: whether the note existed"""
         return (tree := self._own()) is not None and tree.remove(path)
 
     def touch(self, kind: str, names: Iterable[str]) -> None:
-        """Set the times of notes in one of the directories to now, of those that are there."""
+        """Set the times of those notes in one of the directories that exist to now."""
         if (tree := self._own()) is None:
             return
         with suppress(FileNotFoundError), tree.open(kind, DIRECTORY) as directory:
@@ -306,7 +310,10 @@ class Notes:
         return str(Beneath(self._own() or self._tree, path))
 
     def unfinished(self) -> list[Beneath]:
-        """:returns: the notes that are being written, or were when a process was killed"""
+        """
+        :returns: the temporary files of notes that are being written, or were when a process was
+            killed
+        """
         tree = self._own()
         return (
             [file for kind in self._kinds for file in unfinished_in(tree, kind)]
@@ -316,7 +323,7 @@ class Notes:
 
 
 def names_in(tree: Tree, path: str) -> list[str]:
-    """:returns: what is in a directory, sorted; nothing if there is none"""
+    """:returns: the names in a directory, sorted; empty if there is no such directory"""
     try:
         with tree.open(path, os.O_RDONLY | os.O_DIRECTORY) as directory:
             return sorted(os.listdir(directory))
@@ -325,7 +332,7 @@ def names_in(tree: Tree, path: str) -> list[str]:
 
 
 def unfinished_in(tree: Tree, path: str) -> list[Beneath]:
-    """:returns: the notes in a directory, and in those below it, that have not got their names"""
+    """:returns: the temporary files of notes in a directory, and in those below it"""
     found: list[Beneath] = []
     for name in names_in(tree, path):
         file = Beneath(tree, f"{path}/{name}")

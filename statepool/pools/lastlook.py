@@ -1,10 +1,10 @@
 """
-The last look of a writer at the bytes of what it has published, and what follows if they are gone.
+The last look of a writer at the bytes that it has published, and the recovery if they were removed.
 
-A collector may have taken the writer for dead: it was suspended for longer than markers count, or
-another host has its identity. Then its marker and what it had gathered were removed, and perhaps
-the bytes, too, before there was a record that needs them. The writer gathers them once more, or
-takes its record back, so that no state is left without its bytes.
+A collector may have taken the writer for dead: the writer was suspended for longer than markers
+count, or another host has its identity. Then its marker and the bytes that it had gathered were
+removed, and perhaps those in ``data/``, too, before there was a record that needs them. The writer
+gathers the bytes again, or takes its record back, so that no state is left without its bytes.
 ``tests/races/test_protocol_model.py`` shows what each step is for.
 """
 
@@ -23,18 +23,18 @@ from statepool.pools.staging import Marker, Staging, read_markers
 from statepool.pools.writer import Writer
 
 Again = Callable[[Staging], object]
-"""Gathers bytes once more, for another staging than the one that was begun for them."""
+"""A function that gathers bytes again, for another staging than the first one."""
 
 
 @frozen
 class LastLook:
     """
-    Looks at the bytes of one publication.
+    The last look at the bytes of one publication.
 
-    :param pool: where it is
-    :param staging: what its bytes were gathered for
-    :param digests: their names
-    :param again: gathers them once more; None if the writer cannot
+    :param pool: the pool
+    :param staging: where the bytes were gathered
+    :param digests: the names of the bytes
+    :param again: gathers the bytes again; None if the writer cannot
     """
 
     pool: Ledger
@@ -44,9 +44,9 @@ class LastLook:
 
     def settle(self) -> None:
         """
-        Give the bytes their names. If they are gone, gather them once more under another marker.
+        Give the bytes their names. If they were removed, gather them again under another marker.
 
-        :raises IntegrityError: they are gone, and cannot be gathered
+        :raises IntegrityError: the bytes were removed, and cannot be gathered again
         """
         try:
             self.staging.settle(self.digests)
@@ -62,10 +62,10 @@ class LastLook:
 
     def settle_or_take_back(self, machine: str, written: Sequence[Change]) -> None:
         """
-        As :meth:`settle`, for bytes that a record of this writer names. If it fails, the record is
-        taken back.
+        Do as :meth:`settle`, for bytes that a record of this writer needs. If that fails, take the
+        record back.
 
-        :param written: what the record says
+        :param written: the changes in the record
         """
         try:
             self.settle()
@@ -77,7 +77,7 @@ class LastLook:
 
     def is_doubted(self) -> bool:
         """
-        :returns: whether another writer is about to take back a record that names some of the bytes
+        :returns: whether another writer is about to take back a record that needs some of the bytes
         """
         return any(
             marker.taking_back and not marker.digests.isdisjoint(self.digests)
@@ -86,15 +86,15 @@ class LastLook:
 
     def _take_back(self, machine: str, published: Sequence[Publish]) -> bool:
         """
-        Remove what a record has published. States on which others stand stay: their writers bring
-        the bytes, or say that they are missing.
+        Remove the states that a record has published. States with dependants stay: the writers of
+        the dependants bring the bytes, or report that they are missing.
 
-        :returns: whether the bytes are there after all; then nothing is removed
+        :returns: whether the bytes exist after all; then nothing is removed
         """
 
         def plan(fold: Fold) -> list[Change]:
-            # Looked at after the fold: a writer that published the same before it had brought the
-            # bytes before it.
+            # Check this after the fold: if another writer published the same before the fold, it
+            # had brought the bytes before that.
             if not self.pool.lacking(self.digests):
                 return []
             found = [change.manifest for change in published if fold.holds(change.manifest)]
@@ -105,8 +105,8 @@ class LastLook:
                 else []
             )
 
-        # The marker tells writers of the same that a record of another writer is not enough for
-        # them.
+        # The marker tells other writers of the same states that a record of this writer is not
+        # enough for them.
         marker = Marker(
             self.pool.nonce(), frozenset(self.digests), Writer.current(), taking_back=True
         )
@@ -123,7 +123,7 @@ class LastLook:
 
 def published_anew(fold: Fold, manifests: Sequence[Manifest]) -> list[Change]:
     """
-    :returns: what publishes states once more that are there; nothing if others stand on them, since
+    :returns: the changes that publish existing states again; empty if they have dependants, since
         then they are not taken back
     """
     ids = [manifest.id for manifest in manifests]

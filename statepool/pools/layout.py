@@ -1,4 +1,4 @@
-"""Where things are in a pool. ``docs/formats.rst`` is the same in words."""
+"""The paths of the files in a pool. ``docs/formats.rst`` describes them in words."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FORMAT = 1
 
 IN_PLACE = 2
 """
-Version in the ``pool.json`` of a pool whose files cannot be renamed: who does not know it would not
-heed condemnations.
+Version in the ``pool.json`` of a pool whose files cannot be renamed: a program that does not know
+it would not heed condemnations.
 """
 
 OURS = ".statepool"
@@ -55,34 +55,37 @@ def list_of(path: str) -> str:
 
 def has_pieces(digest: Digest, size: int) -> bool:
     """
-    :returns: whether such a list is kept of bytes of this size: of a single piece it would say
-        nothing
+    :returns: whether a list of pieces is kept for bytes of this size: for a single piece it would
+        add nothing
     """
     return digest.algorithm == PIECES and size > PIECE
 
 
 def data_of(name: str) -> Digest | None:
     """
-    :returns: the digest of the bytes that the file ``name`` in ``data/`` holds, or lists; None for
-        another file
+    :returns: the digest of the bytes that the file ``name`` in ``data/`` holds, or whose pieces it
+        lists; None for another file
     """
     return Digest.from_file_name(name.removesuffix(_LIST))
 
 
 def trash(nonce: str, digest: Digest) -> str:
-    """:returns: where a collector puts bytes while it looks once more whether they are needed"""
+    """
+    :returns: the file to which a collector moves bytes while it checks again whether they are
+        needed
+    """
     return f"{TRASH}/{nonce}-{digest.file_name}"
 
 
 def untrashed(path: str) -> str:
-    """:returns: the file of ``data/`` that lies in the trash as ``path``"""
+    """:returns: the file in ``data/`` from which the file ``path`` in the trash comes"""
     return f"{DATA}/{path.rpartition('/')[2].partition('-')[2]}"
 
 
 def trashed(name: str) -> Digest | None:
     """
-    :returns: the digest of the bytes that lie, or are listed, in the trash under ``name``, or None
-        for a name that is not ours
+    :returns: the digest of the bytes that the file ``name`` in the trash holds, or whose pieces it
+        lists; None for a name that is not ours
     """
     return data_of(name.partition("-")[2])
 
@@ -117,38 +120,39 @@ def marker(nonce: str) -> str:
 
 
 def incoming(nonce: str, digest: Digest) -> str:
-    """:returns: where a writer gathers bytes before they get their name"""
+    """:returns: the file in which a writer gathers bytes before they get their name"""
     return f"{INCOMING}/{nonce}-{digest.file_name}"
 
 
 def gathered(nonce: str) -> str:
-    """:returns: where a writer gathers bytes whose digest is not known yet"""
+    """:returns: the file in which a writer gathers bytes whose digest is not known yet"""
     return f"{INCOMING}/{nonce}-bytes"
 
 
 def part(nonce: str, digest: Digest) -> str:
     """
-    :returns: where a writer gathers bytes that another one can go on with if it is interrupted
+    :returns: the file in which a writer gathers bytes so that another writer can resume after an
+        interruption
     """
     return f"{INCOMING}/{nonce}{_PART}{digest.file_name}"
 
 
 def part_of(name: str) -> Digest | None:
     """
-    :returns: the digest of the bytes of which the file ``name`` in ``incoming/`` has the beginning,
-        or None for another file
+    :returns: the digest of the bytes whose beginning the file ``name`` in ``incoming/`` holds; None
+        for another file
     """
     _, found, rest = name.partition(_PART)
     return Digest.from_file_name(rest) if found else None
 
 
 def nonce_of(name: str) -> str:
-    """:returns: whose the file ``name`` in ``incoming/`` is"""
+    """:returns: the nonce of the marker to which the file ``name`` in ``incoming/`` belongs"""
     return name.partition(".")[0].partition("-")[0]
 
 
 def view(state: StateId) -> str:
-    """:returns: where people, qemu-img and avocado-i2n find a state under its name"""
+    """:returns: the path at which people, qemu-img and avocado-i2n find a state under its name"""
     if state.kind is Kind.RAM:
         return f"{state.object}/{state.state}{RAM_SUFFIX}"
     if state.state == ROOT:
@@ -157,10 +161,10 @@ def view(state: StateId) -> str:
 
 
 def view_target(state: StateId, digest: Digest) -> str:
-    """:returns: what the symbolic link in the view holds"""
+    """:returns: the target of the symbolic link in the view"""
     return "../" * view(state).count("/") + data(digest)
 
 
 def is_view_target(text: str) -> bool:
-    """:returns: whether a symbolic link that holds ``text`` is one of ours"""
+    """:returns: whether ``text`` is the target of a symbolic link of ours"""
     return text.startswith("../") and text.replace("../", "").startswith(f"{DATA}/")

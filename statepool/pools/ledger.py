@@ -1,5 +1,5 @@
 """
-What is in a pool, as its logs tell it, and the one way to add a change to them.
+The states of a pool according to its logs, and the only way to add a change to a log.
 
 :class:`~statepool.pools.pool.Pool` decides which changes are allowed.
 """
@@ -38,13 +38,13 @@ from statepool.transports.base import FileKind, Transport
 
 class Ledger:
     """
-    What a pool has, by its logs, and how a change of these is made.
+    The states of a pool according to its logs, and the operation that changes them.
 
-    :param transport: reaches it
+    :param transport: reaches the pool
     :param max_depth: longest chain that is accepted, in states
-    :param locks: save work; those of the place if not given
+    :param locks: locks that save work; by default those of the place
     :param nonce: chooses names, for tests
-    :param clock: tells the time that records carry, in seconds since the epoch
+    :param clock: returns the time for records, in seconds since the epoch
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Ledger:
 
     @property
     def location(self) -> Location:
-        """Where it is."""
+        """The location of the pool."""
         return self.transport.location
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ class Ledger:
 
     @property
     def locks(self) -> Locks:
-        """Locks that save work here."""
+        """Locks that save work in this pool."""
         if self._locks is None:
             self._locks = locks_of(self.transport)
         return self._locks
@@ -86,8 +86,8 @@ class Ledger:
     @property
     def log_locks(self) -> Locks:
         """
-        Locks for changes of a log, which are right without, and cost no more than what they save:
-        an append that came too late.
+        Locks for changes of a log. The changes are correct without them, and the locks cost no more
+        than what they save: an append that came too late.
         """
         return (
             self._given_locks if self._given_locks is not None else quick_locks_of(self.transport)
@@ -97,9 +97,9 @@ class Ledger:
 
     def create(self, *, dry_run: bool = False) -> bool:
         """
-        Make it a pool, if it is none.
+        Make the place a pool, if it is none.
 
-        :param dry_run: look at what is there, and change nothing
+        :param dry_run: only look, and change nothing
         :returns: whether anything had to be made
         :raises AccessDenied: the directory cannot be written
         """
@@ -130,7 +130,7 @@ class Ledger:
     @property
     def is_managed(self) -> bool:
         """
-        Whether there is a log here, and not only files of another tool.
+        Whether the place is a pool of ours, and not only a directory with files of another tool.
 
         :raises UnsupportedFormat: the pool is of a newer format
         """
@@ -139,7 +139,8 @@ class Ledger:
 
     def _require_known_format(self) -> None:
         """
-        Nothing in a pool of a newer format is read: who wrote it may mean something else by it.
+        Refuse a pool of a newer format: its files may mean something else, so nothing in it is
+        read.
         """
         if self._managed is True:
             return
@@ -169,24 +170,24 @@ class Ledger:
     @property
     def in_place(self) -> bool:
         """
-        Whether bytes are collected where they lie, as all who write here agree: the pool was made
-        where files cannot be renamed.
+        Whether bytes are collected in place: the pool was made where files cannot be renamed. This
+        is a property of the pool, so all writers agree about it.
         """
         self._require_known_format()
         return self._in_place
 
     def require(self, *, write: bool = False) -> None:
         """
-        Make sure that this is a pool.
+        Check that this is a pool.
 
-        :param write: also that it can be written to
+        :param write: also check that it can be written to
         :raises NotAPool: there is neither a pool nor a state of another tool
-        :raises AccessDenied: there may be one, where we may not look
-        :raises ReadOnlyPool: it is a pool of another tool, and should be written to
+        :raises AccessDenied: there may be a state in a directory that this account may not read
+        :raises ReadOnlyPool: it is a pool of another tool, and ``write`` is set
         :raises UnsupportedFormat: it is of a newer format
         """
-        # what was there may be gone: a file system that is not mounted any more looks like an empty
-        # pool
+        # look again: the pool may have vanished, since a file system that is not mounted any more
+        # looks like an empty pool
         self._managed = None
         if self.is_managed:
             return
@@ -213,13 +214,13 @@ class Ledger:
 
     def now(self) -> float:
         """
-        :returns: the time of the place's own clock, in seconds since the epoch: ages are never
+        :returns: the time by the clock of the place, in seconds since the epoch: ages are never
             measured with the clocks of two hosts
         """
         try:
             return self.transport.now(f"{layout.INCOMING}/{self.nonce()}.clock")
         except AccessDenied:
-            # where nothing can be written, nothing is removed for its age either
+            # where nothing can be written, nothing is removed because of its age either
             return self.clock()
 
     # -- looking -----------------------------------------------------------------------------------
@@ -242,7 +243,8 @@ class Ledger:
 
     def folds(self, machines: Iterable[str]) -> dict[str, Fold]:
         """
-        As :meth:`fold` of each, in a number of round trips that does not grow with their number.
+        Fold several logs, as :meth:`fold`, in a number of round trips that does not grow with the
+        number of logs.
 
         :returns: the managed states of the machines, by their ids
         :raises IntegrityError: one of the logs cannot be used
@@ -256,8 +258,8 @@ class Ledger:
         self, machines: Iterable[str]
     ) -> tuple[dict[str, Fold], dict[str, IntegrityError]]:
         """
-        :returns: as :meth:`folds`, of the logs that can be used; and why the others cannot: one
-            that is damaged does not hide the others
+        :returns: the folds of the logs that can be used, as :meth:`folds`; and the errors of the
+            others. So a damaged log does not hide the other logs.
         """
         self._require_known_format()
         wanted = list(dict.fromkeys(machines))
@@ -290,17 +292,17 @@ class Ledger:
         return self.machines() if object is None else [object.partition("/")[0]]
 
     def unmanaged(self, machine: str) -> list[Unmanaged]:
-        """:returns: the states of a machine that another tool put here"""
+        """:returns: the states of a machine that another tool put into the pool"""
         return self.view.unmanaged(machine, self.fold(machine))
 
     def find(self, state: StateId) -> Manifest | None:
-        """:returns: what is known of a managed state"""
+        """:returns: the manifest of a managed state, or None"""
         return self.fold(state.machine).states.get(state)
 
     def chain(self, state: StateId) -> tuple[Manifest, ...]:
         """
         :returns: a managed state with all that backs it, tip first
-        :raises NotFound: it is not there
+        :raises NotFound: the pool does not have the state
         """
         fold = self.fold(state.machine)
         if state not in fold.states:
@@ -309,8 +311,8 @@ class Ledger:
 
     def chain_of(self, manifest: Manifest) -> tuple[Manifest, ...]:
         """
-        :param manifest: of a state that was here a moment ago, with or without a name
-        :returns: it with all that backs it, tip first
+        :param manifest: of a state that was in the pool a moment ago, with or without a name
+        :returns: the state with all that backs it, tip first
         :raises NotFound: another process has removed it meanwhile
         """
         fold = self.fold(manifest.id.machine)
@@ -320,20 +322,20 @@ class Ledger:
         return fold.chain(found)
 
     def missing(self, state: StateId) -> NotFound:
-        """:returns: the error that says so"""
+        """:returns: the error that the pool does not have a state"""
         return absent(state, self.location)
 
     def has_bytes(self, digest: Digest) -> bool:
         """
-        :returns: whether these bytes are here, after bringing them back if a collector had just
-            moved them aside
+        Return whether the pool has some bytes. If a collector had just moved them aside, bring them
+        back.
         """
         return restore(self.transport, digest)
 
     def lacking(self, digests: Iterable[Digest]) -> set[Digest]:
         """
-        :returns: which of these bytes are not here, whatever the logs say: their files were
-            deleted. As :meth:`has_bytes`, in one round trip.
+        :returns: those of some bytes whose files were deleted, whatever the logs say. As
+            :meth:`has_bytes`, in one round trip.
         """
         wanted = list(dict.fromkeys(digests))
         stats = self.transport.stat_many([layout.data(digest) for digest in wanted])
@@ -347,7 +349,7 @@ class Ledger:
 
     def stage(self, digests: Iterable[Digest], **facts: str) -> Staging:
         """
-        Begin to publish: from now on no collector takes these bytes away. End it with
+        Begin to publish: from now on no collector removes these bytes. The caller ends it with
         :meth:`Staging.end`.
 
         :param facts: what the process that recovers after a crash must know
@@ -360,10 +362,10 @@ class Ledger:
         self, machine: str, plan: Callable[[Fold], Sequence[Change]], *, durable: bool = True
     ) -> bool:
         """
-        Add one record to a log, and a checkpoint if it is time for one.
+        Add one record to a log, and a checkpoint if one is due.
 
-        :param plan: as :meth:`MachineLog.append` has it
-        :param durable: likewise
+        :param plan: as for :meth:`MachineLog.append`
+        :param durable: as for :meth:`MachineLog.append`
         :returns: whether a record was written
         """
         log = self.log(machine)

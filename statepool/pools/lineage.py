@@ -1,6 +1,6 @@
 """
-What stands on what among the states that are present in a fold. Each state is looked at once,
-whatever a log makes of them.
+The backing relation among the states that are present in a fold. Each state is visited once, also
+for a hostile log.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from statepool.model.manifest import Key, Manifest
 
 MOST_IN_CHAIN = 1 << 16
 """
-States of a chain in a log, at most: far more than any writer is permitted, and few enough for a
-reader to look at.
+Most states of a chain in a log: far more than any writer is permitted, and few enough for a reader
+to visit.
 """
 
 
 def depths_of_all(present: Mapping[Key, Manifest], where: str) -> dict[Key, int]:
     """
     :param present: the states by their keys, each with its parent
-    :param where: what says so, for messages
-    :returns: how many states the chain of each has
+    :param where: the record or checkpoint, for messages
+    :returns: the length of the chain of each state
     :raises BadRecord: a name occurs twice in a chain, or a chain is too long
     """
     depths: dict[Key, int] = {}
@@ -41,7 +41,7 @@ def depths_of_all(present: Mapping[Key, Manifest], where: str) -> dict[Key, int]
         if (children := above.pop(key, None)) is not None:
             names.add(key[1])
             ways.append((key[1], children))
-    # no way leads there from a root, so what is below it goes round
+    # not reachable from a root, so the chain below is a cycle
     for start in filter(None, above):
         key, seen = start, set[Key]()
         while key not in seen:
@@ -60,10 +60,10 @@ def depths_of_new(
     """
     :param published: what one record publishes, in any order
     :param present: all states by their keys, these included
-    :param known: how many states the chains of the others have
+    :param known: the lengths of the chains of the other states
     :param where: the record, for messages
-    :returns: how many those of the published ones have
-    :raises BadRecord: they stand on each other, or a chain is too long
+    :returns: the lengths of the chains of the published states
+    :raises BadRecord: the states back each other in a cycle, or a chain is too long
     """
     depths: dict[Key, int] = {}
     waiting = {manifest.key for manifest in published}
@@ -84,7 +84,7 @@ def depths_of_new(
 
 
 def standing_on(keys: Iterable[Key], present: Mapping[Key, Manifest]) -> list[Manifest]:
-    """:returns: the states that stand on any of these, directly or not"""
+    """:returns: the states that are backed by any of these, directly or not"""
     above = _by_parent(present)
     waiting, found = list(keys), []
     while waiting:

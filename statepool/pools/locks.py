@@ -1,10 +1,11 @@
 """
-Locks that save work. Nothing is torn, forked or lost if all of them are ignored; they let one
-worker do what the others then find done.
+Locks that save work. Nothing is torn, forked or lost if all of them are ignored: they let one
+process do work that the other processes then find done.
 
-Those of a file system are flock(2): held by an open file description, so that a holder that is
-killed holds nothing. A library is not used for it: those that there are look for the directory of a
-lock by its name, follow links on the way, and make what is missing, in a pool that may be hostile.
+The locks of a file system are flock(2) locks. An open file description holds such a lock, so a
+killed process holds nothing. No library is used for them: the existing libraries look up the
+directory of a lock by its name, follow links on the way, and create what is missing, in a pool that
+may be hostile.
 """
 
 from __future__ import annotations
@@ -29,37 +30,40 @@ from statepool.transports.failures import Subject, translated
 _LOG = logging.getLogger(__name__)
 
 POLL_INTERVAL = 0.01
-"""Seconds between two looks at a lock that somebody else holds."""
+"""Seconds between two attempts to take a lock that another process holds."""
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
 """
-What ``flock(2)`` says where a file system has no such locks: Lustre without ``-o flock``, NFS
-without a lock daemon, some of FUSE.
+The errors of ``flock(2)`` on a file system without such locks: Lustre without ``-o flock``, NFS
+without a lock daemon, some FUSE file systems.
 """
 
 LOCK_MODE = 0o664
-"""Permissions of lock files: the group of a shared pool opens them too."""
+"""Permissions of lock files: in a shared pool, the members of the group open them, too."""
 
 
 class Locks(Protocol):
-    """Gives locks by name."""
+    """The interface of locks, which are taken by name."""
 
     def hold(self, name: str, timeout: float) -> contextlib.AbstractContextManager[None]:
         """
+        Hold a lock for the duration of the block.
+
         :param name: what is locked, a valid file name
         :param timeout: how long to wait for another holder, in seconds
-        :raises LockTimeout: it did not let go
-        :raises TransportError: there can be no such lock: the place is closed to us, or read-only
-        :raises NoSpace: there is no room for it
+        :raises LockTimeout: the other holder did not release it
+        :raises TransportError: the lock cannot be made: the place is closed to this account, or
+            read-only
+        :raises NoSpace: there is no space for the lock file
         """
 
 
 class FileLocks:
     """
-    Locks of one host: files in ``locks/`` of a pool in a file system.
+    File locks: files in ``locks/`` of a pool in a file system.
 
-    :param tree: of the pool
-    :param place: the directory in it where the lock files are
+    :param tree: the tree of the pool
+    :param place: the directory of the lock files in it
     """
 
     def __init__(self, tree: Tree, place: str = layout.LOCKS) -> None:
@@ -68,7 +72,6 @@ class FileLocks:
 
     @contextlib.contextmanager
     def hold(self, name: str, timeout: float) -> Iterator[None]:
-        """As :meth:`Locks.hold`."""
         path = Beneath(self._tree, f"{self._place}/{name}.lock".lstrip("/"))
         lock = self._opened(path)
         try:
@@ -85,7 +88,7 @@ class FileLocks:
                 found.st_uid == os.geteuid()
                 and stat.S_IMODE(found.st_mode) & LOCK_MODE != LOCK_MODE
             ):
-                os.fchmod(lock.number, LOCK_MODE)  # whatever the umask
+                os.fchmod(lock.number, LOCK_MODE)  # regardless of the umask
         except PermissionError as error:
             raise AccessDenied(
                 f"the lock {path} cannot be opened",
@@ -98,8 +101,8 @@ class FileLocks:
 
     def _wait(self, lock: int, path: Beneath, timeout: float) -> None:
         """
-        Take the lock, where there are any. Each holder has an open file description of its own, so
-        threads exclude each other too.
+        Take the lock, if the file system has locks. Each holder has its own open file description,
+        so threads exclude each other, too.
         """
         deadline = time.monotonic() + timeout
         try:
@@ -121,11 +124,11 @@ class FileLocks:
 
     def tidy(self, prefix: str) -> list[str]:
         """
-        Remove the files of locks that are not held. A process that takes one at this very moment
-        shares it with no other, and works in vain at worst.
+        Remove the files of locks that are not held. A process that takes such a lock at the same
+        moment then holds a lock that no other process sees; at worst, work is done twice.
 
-        :param prefix: how the names of the locks begin
-        :returns: the files
+        :param prefix: the beginning of the names of the locks
+        :returns: the names of the removed files
         """
         gone = []
         with self._tree.open(self._place, os.O_RDONLY | os.O_DIRECTORY) as directory:
@@ -138,13 +141,13 @@ class FileLocks:
                         if _try(lock) and path.remove():
                             gone.append(name)
                 except FileNotFoundError:
-                    continue  # another process has just done it
+                    continue  # another process has just removed it
                 except OSError as error:
                     if error.errno not in _NO_LOCKS:
                         raise translated(
                             error, "remove", Subject(f"the lock {path}", path=str(path))
                         ) from error
-                    return gone  # whether it is held cannot be told, so they stay
+                    return gone  # without locks it is unknown which files are in use, so they stay
         return gone
 
 
@@ -157,13 +160,13 @@ def _try(lock: int) -> bool:
 
 
 _told: set[str] = set()
-"""The directories of which it was said that there are no locks."""
+"""The directories for which the missing locks were reported."""
 
 
 def _tell(directory: str, error: OSError) -> None:
     """
-    Say once that work goes on without locks: nothing is lost by it but time, where several
-    processes do the same.
+    Warn once that work goes on without locks: only time is lost, if several processes do the same
+    work.
     """
     if directory not in _told:
         _told.add(directory)
@@ -176,10 +179,10 @@ def _tell(directory: str, error: OSError) -> None:
 
 class RemoteLocks:
     """
-    Locks of a place on another host: those of its kernel where there is a shell to take them, which
-    local users of the pool meet; else claims.
+    Locks of a place on another host: those of its kernel if there is a shell to take them, which
+    exclude local users of the pool, too; else claims.
 
-    :param transport: reaches it
+    :param transport: reaches the place
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -188,30 +191,32 @@ class RemoteLocks:
 
     @contextlib.contextmanager
     def hold(self, name: str, timeout: float) -> Iterator[None]:
-        """As :meth:`Locks.hold`."""
         lock = self._transport.hold(f"{layout.LOCKS}/{name}.lock", timeout)
         with self._claims.hold(name, timeout) if lock is None else lock:
             yield
 
 
 class NoLocks:
-    """For what is not worth waiting for: everybody does the work, and publication sorts it out."""
+    """
+    No locks, for work that is not worth waiting for: every process does it, and publication settles
+    the races.
+    """
 
     @contextlib.contextmanager
     def hold(self, name: str, timeout: float) -> Iterator[None]:
-        """As :meth:`Locks.hold`, without waiting for anybody."""
+        """Run the block at once, without waiting."""
         yield
 
 
 def locks_of(transport: Transport) -> Locks:
-    """:returns: the locks that the place of a pool offers, for work that takes long"""
+    """:returns: the locks that the place of a pool offers, for work that takes a long time"""
     return _file_locks(transport) or RemoteLocks(transport)
 
 
 def quick_locks_of(transport: Transport) -> Locks:
     """
-    :returns: those that cost next to nothing, for work that is soon done once more: none where
-        taking one is a conversation with another host
+    :returns: locks that cost almost nothing, for work that is quickly repeated: no locks where
+        taking one would need round trips to another host
     """
     return _file_locks(transport) or NoLocks()
 

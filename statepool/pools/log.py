@@ -1,17 +1,16 @@
 """
-The log of one machine: records in their one order, each created exclusively, and checkpoints that
-stand for all before them.
+The log of one machine: records in one order, each created exclusively, and checkpoints, each of
+which stands for all records before it.
 
 The rules (``docs/design.rst`` says why they suffice):
 
-* Record N+1 is created only by a writer that has folded N, and only if nobody created it before.
-* After creating N+1 its writer looks for a checkpoint at or after N+1. If there is one that does
-  not know this record, the record came too late, counts for nothing, and its writer removes it and
-  begins again.
-* Records behind a checkpoint are deleted oldest first, and the last hundred stay. So whoever has
-  seen N, sees N+1, and still sees *the same* N after that, knows that N+1 is a record that counts.
-  The same by its nonce: where N was deleted, a writer that came too late may be about to take back
-  another N.
+* Record N+1 is created only by a writer that has folded N, and only if it does not exist yet.
+* After creating N+1 its writer looks for a checkpoint at or after N+1. If that checkpoint does not
+  know this record, the record came too late and is void: its writer removes it and begins again.
+* Records behind a checkpoint are deleted oldest first, and the last hundred stay. So a reader that
+  has seen N, sees N+1, and still sees *the same* N after that, knows that N+1 counts. The nonce
+  tells whether N is the same: where N was deleted, a late writer may have created another N and not
+  have taken it back yet.
 """
 
 from __future__ import annotations
@@ -34,38 +33,42 @@ CHECKPOINT_EVERY = 32
 
 FIRST_CHECKPOINT = 8
 """
-Records before the first checkpoint of a small log; the next ones come when it is twice as long, so
-that nobody reads many small files.
+Records before the first checkpoint of a small log. The next checkpoint follows when the log is
+twice as long, so that no reader reads many small files.
 """
 
 RELIEF = 8
-"""Records after which another writer makes the checkpoint that was due, if it is not there yet."""
+"""Records after which another writer makes a checkpoint that was due and is still missing."""
 
 KEEP_RECORDS = 100
-"""Records that stay behind a checkpoint."""
+"""Records that are kept behind a checkpoint."""
 
 KEEP_CHECKPOINTS = 2
-"""Checkpoints that stay, so that a directory being listed while they change still shows one."""
+"""Checkpoints that are kept, so that a listing made while they change still shows one."""
 
 MAX_RECORD = MAX_SMALL_FILE
 """Longest record or checkpoint that is read, in bytes."""
 
 MAX_AHEAD = 64
-"""Most records that are asked for together before it is known that there are so many."""
+"""Most records that are requested together before it is known that so many exist."""
 
 MOST_RECORDS = 1 << 16
 """
-Most records after the last checkpoint that are read. Writers make a checkpoint after a few hundred.
+Most records after the last checkpoint that are read. Writers make a checkpoint after at most a few
+hundred records.
 """
 
 _ATTEMPTS = 8
 """
-How often a fold begins again because records were deleted under it. Each deletion stands for dozens
-of records written meanwhile.
+How often a fold begins again because records were deleted while it read them. Each deletion means
+that dozens of records were written meanwhile.
 """
 
 PATIENCE = 3
-"""Vain attempts to be the next one, after which a writer asks the others to stand back."""
+"""
+Failed attempts to create the next record, after which a writer takes the lock that keeps other
+writers back.
+"""
 
 Nonce = Callable[[], str]
 Clock = Callable[[], float]
@@ -74,7 +77,7 @@ Plan = Callable[[Fold], Sequence[Change]]
 
 
 def random_nonce() -> str:
-    """:returns: a name that nobody else chooses"""
+    """:returns: a random name that no other process chooses"""
     return os.urandom(8).hex()
 
 
@@ -82,10 +85,10 @@ class MachineLog:
     """
     Reads and extends the log of one machine.
 
-    :param transport: the pool's
-    :param machine: whose log
+    :param transport: reaches the pool
+    :param machine: the machine of the log
     :param nonce: chooses names, for tests
-    :param clock: tells the time that records carry, in seconds since the epoch
+    :param clock: returns the time for records, in seconds since the epoch
     """
 
     def __init__(
@@ -117,7 +120,7 @@ class MachineLog:
         return hold(self._transport, self.folding())
 
     def folding(self) -> Talk[Fold]:
-        """As :meth:`fold`, as a talk to be held beside others."""
+        """Fold the log, as :meth:`fold`, in a talk that can be held together with others."""
         last = self._last
         newer = (yield from self._extending(last)) if last is not None and last.number else None
         self._last = newer if newer is not None else (yield from self._reading_all())
@@ -125,10 +128,11 @@ class MachineLog:
 
     def _extending(self, last: Fold) -> Talk[Fold | None]:
         """
-        To ``last`` and what came after it, or to None if too much has come to tell.
+        Extend the fold ``last`` by the records after it. The result is None if so many came that
+        the fold has to begin again.
 
-        The order of the questions matters: records are deleted oldest first, so ``last`` vouches
-        for what was found, or not found, before.
+        The order of the questions matters. Records are deleted oldest first: if ``last`` is still
+        there, then what was found before, or not found, counts.
         """
         fold = last
         try:
@@ -142,7 +146,7 @@ class MachineLog:
                     self._apply_all(
                         fold, numbers, contents[: contents.index(None)] if missing else contents
                     )
-                # who is far behind catches up in few steps
+                # a reader that is far behind catches up in few steps
                 ahead = min(fold.number - last.number, MAX_AHEAD)
                 if fold.number - last.number > MOST_RECORDS:
                     raise self._endless(f"more than {MOST_RECORDS} records came while it was read")
@@ -154,12 +158,12 @@ class MachineLog:
 
     def _vouching(self, number: int, nonces: Mapping[int, str]) -> Talk[bool]:
         """
-        To whether the records that were read after record ``number`` count, because that one is
-        still there.
+        Find out whether the records that were read after record ``number`` count: they do if that
+        record is still there.
         """
         if not number:
-            # Before the first record there is none that could vouch for it: without a checkpoint
-            # none was ever deleted.
+            # There is no record before the first one that could vouch for it. But without a
+            # checkpoint, no record was ever deleted.
             (entries,) = yield Question(Ask.SCAN, [self._directory])
             return not _numbers(entries)[0]
         (content,) = yield self._read([number])
@@ -184,13 +188,16 @@ class MachineLog:
         )
 
     def _trying_to_read_all(self) -> Talk[Fold | None]:
-        """To what counts, or to None if what was listed and what was read do not fit together."""
+        """
+        Read the whole log once. The result is the fold, or None if the listing and the contents do
+        not fit together.
+        """
         (entries,) = yield Question(Ask.SCAN, [self._directory])
         checkpoints, records = _numbers(entries)
         newest = checkpoints[-1] if checkpoints else 0
         numbers = [number for number in records if number > newest]
         if numbers and numbers[-1] - newest > len(numbers):
-            return None  # a gap; and one number can be far from all others
+            return None  # a gap; a single number can be far from all others
         if len(numbers) > MOST_RECORDS:
             raise BadRecord(
                 f"the log of {self._machine} in {self._transport.location} has {len(numbers)}"
@@ -215,9 +222,7 @@ class MachineLog:
         return fold
 
     def entries(self) -> tuple[list[int], list[int]]:
-        """
-        :returns: the numbers of the checkpoints and of the records that are there, each in order
-        """
+        """:returns: the numbers of the checkpoints and of the records in the log, each in order"""
         return _numbers(self._transport.scan(self._directory))
 
     def _read(self, numbers: Sequence[int]) -> Question:
@@ -232,7 +237,7 @@ class MachineLog:
         return Record.from_bytes(content, number, self._where(layout.record(self._machine, number)))
 
     def records(self) -> list[Record]:
-        """:returns: the records that are still there and count, oldest first"""
+        """:returns: the records that still exist and count, oldest first"""
         fold = self.fold()
         numbers = [number for number in self.entries()[1] if number <= fold.number]
         contents = self._transport.read_many(self._read(numbers).paths, MAX_RECORD)
@@ -255,14 +260,14 @@ class MachineLog:
         """
         Add one record.
 
-        :param plan: what to change, given what is there; called again whenever somebody else was
-            faster. Raises if the change is not allowed any more; answers nothing if there is
-            nothing to do.
-        :param alone: keeps others away who would only be too late: held by who was too late himself
+        :param plan: returns the changes, given the current fold; called again each time another
+            writer was faster. It raises an error if the change is not allowed any more, and returns
+            nothing if there is nothing to do.
+        :param alone: a lock that keeps other writers away; held by a writer that was too late
             several times
-        :param durable: also flush the name of the record. Without, a power cut can take it, with
-            all that come after it and say so too; the next durable one brings those before it to
-            stable storage as well.
+        :param durable: also fsync the directory, for the name of the record. If False, a power cut
+            can remove the record, and all later records that are not durable either; the next
+            durable record brings those before it to stable storage as well.
         :returns: the fold with the change, and whether a record was written
         """
         nonce = self._nonce()
@@ -276,8 +281,8 @@ class MachineLog:
             content = self._readable(
                 Record(0, nonce, self._clock(), str(Writer.current()), changes)
             )
-            # On stable storage before it has a number, so that nobody need wait for that; whoever
-            # is too late by then only takes another number.
+            # The content is on stable storage before the record has a number, so that no other
+            # writer has to wait for it. A writer that is too late then only takes another number.
             with self._transport.draft(self._directory, content) as place:
                 drafted = changes
                 fold, changes, extended = self._place(place, fold, nonce, drafted, plan, alone)
@@ -294,7 +299,7 @@ class MachineLog:
     def _readable(self, record: Record) -> bytes:
         """
         :returns: the content of the file of a record
-        :raises BadRecord: nobody could read it, and nothing of this machine any more
+        :raises BadRecord: no reader could read the record, and so nothing of this machine any more
         """
         content, what = (
             record.to_bytes(),
@@ -323,10 +328,10 @@ class MachineLog:
         alone: Alone | None,
     ) -> tuple[Fold, tuple[Change, ...], Fold | None]:
         """
-        Give a draft the next number, for as long as what is in it is what has to be done.
+        Give a draft the next number, as long as the plan still gives the changes in the draft.
 
-        :returns: the last fold; what has to be done with it; and what came of it by the draft, or
-            None if that is not what has to be done any more
+        :returns: the last fold; the changes that are planned for it; and the fold after the draft,
+            or None if the planned changes are not those of the draft any more
         """
         failures, changes = 0, drafted
         while True:
@@ -349,8 +354,8 @@ class MachineLog:
 
     def _is_void(self, nonce: str, number: int) -> bool:
         """
-        Whether our record came too late; if so, it is gone when this returns, or so old that the
-        next compaction takes it.
+        Find out whether our record came too late. If so, it is removed when this returns, or so old
+        that the next compaction removes it.
         """
         for _ in range(VAIN):
             checkpoints, _ = self.entries()
@@ -359,12 +364,12 @@ class MachineLog:
                 return False
             newest = self._read_checkpoint(self._checkpoint)
             if newest is None:
-                continue  # newer ones took its place
+                continue  # newer checkpoints replaced it
             if newest.nonces.get(number) == nonce:
                 return False
             if number > newest.number - KEEP_NONCES:
-                # Surely not the one that counted: that one is remembered, and taking it away would
-                # leave a gap.
+                # The record that counted is remembered by its nonce, so this file is certainly not
+                # it. The removal of that record would leave a gap.
                 self._transport.remove(layout.record(self._machine, number))
             return True
         raise self._endless(f"checkpoint {self._checkpoint} is listed, and is not to be read")
@@ -381,21 +386,21 @@ class MachineLog:
     # -- checkpoints -------------------------------------------------------------------------------
 
     def is_checkpoint_due(self, fold: Fold) -> bool:
-        """:returns: whether it is time for another checkpoint, as far as this object saw"""
+        """:returns: whether a checkpoint is due, as far as this object has seen"""
         return self._overdue(fold) >= 0
 
     def is_turn(self, fold: Fold) -> bool:
         """
-        :returns: whether the writer of the last record is the one to write a checkpoint: one of
-            several who see at once that it is time
+        :returns: whether the writer of the last record is the one to write a checkpoint, among
+            several writers that see at once that it is due
         """
         overdue = self._overdue(fold)
         return overdue >= 0 and overdue % min(RELIEF, CHECKPOINT_EVERY) == 0
 
     def _overdue(self, fold: Fold) -> int:
         """
-        How many records ago a checkpoint was due; negative before. Large logs have them more
-        seldom, and small ones their first ones sooner.
+        Return how many records ago a checkpoint became due; negative if it is not due. Large logs
+        have fewer checkpoints, and small logs have their first ones earlier.
         """
         every = max(CHECKPOINT_EVERY, min(256, len(fold.states) // 32))
         if every == CHECKPOINT_EVERY:
@@ -404,10 +409,10 @@ class MachineLog:
 
     def compact(self) -> list[str]:
         """
-        Write a checkpoint of what is there, if one is due, and delete records and checkpoints far
-        behind the newest, oldest first.
+        Write a checkpoint if one is due, and delete records and checkpoints far behind the newest
+        checkpoint, oldest first.
 
-        :returns: what was deleted
+        :returns: the paths of the deleted files
         """
         fold = self.fold()
         checkpoints, _ = self.entries()
@@ -432,11 +437,11 @@ class MachineLog:
         if len(content) > MAX_RECORD:
             content = Checkpoint.of(fold, extents=False)
         if len(content) > MAX_RECORD:
-            return  # nobody would read all of it; the records say the same
+            return  # no reader would read all of it; the records say the same
         try:
             self._transport.create(layout.checkpoint(self._machine, fold.number), content)
         except FileExists:
-            return  # somebody else wrote it: all checkpoints of one number say the same
+            return  # another process wrote it: all checkpoints of one number say the same
         self._transport.flush(self._directory)
 
     def _read_checkpoint(self, number: int) -> Checkpoint | None:
@@ -453,9 +458,10 @@ class MachineLog:
 
 def fold_all(transport: Transport, logs: Sequence[MachineLog]) -> list[Fold | IntegrityError]:
     """
-    As :meth:`MachineLog.fold` of each, in a number of round trips that does not grow with theirs.
+    Fold several logs, as :meth:`MachineLog.fold`, in a number of round trips that does not grow
+    with the number of logs.
 
-    :returns: the folds; in place of one the reason why that log cannot be used: it is damaged, or
+    :returns: the folds; in place of a fold, the error if that log cannot be used: it is damaged, or
         of a newer format
     """
     return hold_all(transport, [_or_damage(log.folding()) for log in logs])

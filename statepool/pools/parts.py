@@ -1,6 +1,6 @@
 """
-What a state consists of, its *parts*: of an image, its chain, tip first; of a machine, its
-manifest, and then the chains of all that it lists.
+The *parts* of a state: for an image, its chain, tip first; for a machine, its manifest, and then
+the chains of all states that it lists.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def parts_in(fold: Fold, manifest: Manifest) -> tuple[Manifest, ...]:
-    """:returns: the parts of a state that a fold has"""
+    """:returns: the parts of a state of a fold"""
     if manifest.kind is not Kind.MACHINE:
         return fold.chain(manifest)
     chains = (
@@ -30,7 +30,7 @@ def parts_of(pool: Pool, manifest: Manifest) -> tuple[Manifest, ...]:
     """
     :param manifest: of a state that was in the pool a moment ago
     :returns: its parts
-    :raises NotFound: it has been removed meanwhile
+    :raises NotFound: the state has been removed meanwhile
     """
     if manifest.kind is not Kind.MACHINE:
         return pool.chain_of(manifest)
@@ -42,8 +42,8 @@ def parts_of(pool: Pool, manifest: Manifest) -> tuple[Manifest, ...]:
 
 def chains_of(parts: Iterable[T], manifest: Callable[[T], Manifest]) -> list[tuple[T, ...]]:
     """
-    :param parts: of a state, or what stands for them
-    :param manifest: gives the manifest of one
+    :param parts: the parts of a state, or objects for them
+    :param manifest: returns the manifest of such an object
     :returns: the chains among them, each tip first
     """
 

@@ -1,8 +1,8 @@
 """
-The list of the pieces of some bytes, which lies beside them: ``data/DIGEST.pieces``.
+The list of the pieces of some bytes, in a file beside them: ``data/DIGEST.pieces``.
 
 It can be made from the bytes at any time, so nothing depends on it, and it may be missing. The
-digest of the bytes proves it: a list that is torn, or belongs to other bytes, counts for nothing.
+digest of the bytes proves it: a list that is torn, or belongs to other bytes, is ignored.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from statepool.transports.base import FileKind, Transport
 
 def read_list(transport: Transport, digest: Digest, size: int) -> Pieces | None:
     """
-    Read the list that a pool has of some bytes.
+    Read the list of pieces that a pool has for some bytes.
 
-    :param transport: the pool's
+    :param transport: reaches the pool
     :param size: of the bytes
-    :returns: the list, proven by the digest; None if there is none, or another one
+    :returns: the list, proven by the digest; None if there is no list, or a wrong one
     """
     if not layout.has_pieces(digest, size):
         return None
     try:
         content = transport.read(layout.list_of(layout.data(digest)), 0, count(size) * LENGTH + 1)
     except (MissingFile, AccessDenied, UnsafeImage):
-        return None  # not there, not for this account, or no regular file
+        return None  # missing, closed to this account, or no regular file
     pieces = Pieces(content)
     return (
         pieces if len(content) == len(pieces) * LENGTH and is_proven(pieces, digest, size) else None
@@ -35,25 +35,26 @@ def read_list(transport: Transport, digest: Digest, size: int) -> Pieces | None:
 
 
 def is_proven(pieces: Pieces, digest: Digest, size: int) -> bool:
-    """:returns: whether these are the pieces of so many bytes with this digest"""
+    """:returns: whether these are the pieces of ``size`` bytes with this digest"""
     return len(pieces) == count(size) and Digest.of_pieces(pieces, size) == digest
 
 
 def create_list(transport: Transport, digest: Digest, content: bytes, *, flush: bool) -> None:
-    """Put a list beside bytes; if one is there, it stays."""
+    """Put a list beside bytes; an existing list stays."""
     try:
         transport.create(layout.list_of(layout.data(digest)), content, flush=flush)
     except FileExists:
-        # another writer of the same bytes was faster, or the list is wrong, which its readers see
+        # another writer of the same bytes was faster, or the existing list is wrong, which its
+        # readers detect
         pass
 
 
 def mend_list(transport: Transport, digest: Digest, size: int, pieces: Pieces) -> None:
     """
-    Put a list beside bytes if there is none, or a wrong one.
+    Put a list beside bytes if there is no list, or a wrong one.
 
     :param size: of the bytes
-    :param pieces: what is known of them now
+    :param pieces: the pieces of the bytes, as they are known now
     """
     if (
         not layout.has_pieces(digest, size)
@@ -63,13 +64,13 @@ def mend_list(transport: Transport, digest: Digest, size: int, pieces: Pieces) -
         return
     path = layout.list_of(layout.data(digest))
     found = transport.stat(path)
-    if found is None or found.kind is not FileKind.DIRECTORY:  # which no writer of ours has made
+    if found is None or found.kind is not FileKind.DIRECTORY:  # our writers make none there
         transport.remove(path)
         create_list(transport, digest, bytes(pieces), flush=False)
 
 
 def is_list_wrong(transport: Transport, digest: Digest, size: int) -> bool:
-    """:returns: whether there is a list beside bytes which is not theirs"""
+    """:returns: whether the list beside some bytes is wrong"""
     return (
         transport.stat(layout.list_of(layout.data(digest))) is not None
         and read_list(transport, digest, size) is None

@@ -1,8 +1,9 @@
 """
-One pool: states by name, published whole or not at all, and removed without leaving others behind.
+One pool: states by name, published whole or not at all, and removed without leaving dependants
+behind.
 
-Everything here holds whatever other writers do at the same moment, with or without locks: see
-``docs/design.rst`` for the argument and ``tests/races`` for every interleaving of it.
+All guarantees of this module hold whatever other writers do at the same moment, with or without
+locks: see ``docs/design.rst`` for the argument and ``tests/races`` for every interleaving.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from statepool.pools.staging import Marker, Staging, read_markers
 
 GCRoots = Callable[[], frozenset[Digest]]
 """
-Tells which bytes must stay although no record needs them: those under working images, or that other
-caches refer to.
+A function that returns the garbage collection roots: the bytes that must stay although no record
+needs them, since they back working images, or other caches refer to them.
 """
 
 
 class Pool(Ledger):
     """
-    A place that holds states: publishes them whole, and removes them without leaving others behind.
+    A place that holds states. It publishes them whole, and removes them without leaving dependants
+    behind.
     """
 
     def check_publishable(
@@ -47,8 +49,8 @@ class Pool(Ledger):
         in_place: bool = False,
     ) -> bool:
         """
-        Look whether :meth:`publish` would succeed now, and change nothing. Raises what it would
-        raise.
+        Check whether :meth:`publish` would succeed now, and change nothing. It raises the same
+        errors.
 
         :returns: whether there is anything to do
         """
@@ -72,21 +74,22 @@ class Pool(Ledger):
     ) -> bool:
         """
         Make states visible, all in one record. Their bytes have been gathered in ``staging``, or
-        are here.
+        the pool has them.
 
-        :param manifests: what is known of them, parents first, all of one machine
-        :param replace: other content under a name gives way, if nothing stands on it
-        :param supersede: as replace, and what stands on it keeps it, without its name: for caches
+        :param manifests: their manifests, parents first, all of one machine
+        :param replace: replace other content under a name, if it has no dependants
+        :param supersede: as ``replace``; an old state that backs others is kept without its name:
+            for caches
         :param in_place: the files in their places in the view are the states themselves: they are
             being adopted
-        :param durable: also flush the names of the bytes and of the record; a cache that hashes its
-            files after a reboot does without
-        :param again: gathers the bytes once more, if they are gone since a collector took this
+        :param durable: also fsync the directories with the names of the bytes and of the record; a
+            cache does not need it, since it hashes its files after a reboot
+        :param again: gathers the bytes again, if they were removed because a collector took this
             writer for dead
-        :returns: whether anything had to be changed; False if the same was there before
+        :returns: whether anything had to be changed; False if the pool had the same states before
         :raises Conflict: a name exists with other content, or a parent has changed
-        :raises HasDependants: something stands on what should be replaced
-        :raises IntegrityError: the bytes are gone
+        :raises HasDependants: a state to be replaced has dependants
+        :raises IntegrityError: the bytes were removed
         """
         machine = manifests[0].id.machine
         ids = [manifest.id for manifest in manifests]
@@ -109,12 +112,12 @@ class Pool(Ledger):
             return changes
 
         written = self.append(machine, plan, durable=durable)
-        # A collector may have moved the bytes aside before it could see the record. We still have
-        # them: one last look.
+        # The last look: a collector may have moved the bytes aside before it could see the record.
+        # The staging still has them.
         look.settle_or_take_back(machine, changes)
         if not written and digests:
-            # The record is that of another writer. One that takes its record back has done so by
-            # now, or has left a marker.
+            # The record is that of another writer. If that writer takes its record back, it has
+            # done so by now, or has left a marker.
             anew = look.is_doubted()
             if written := self.append(machine, lambda fold: plan(fold, anew=anew), durable=durable):
                 look.settle_or_take_back(machine, changes)
@@ -130,7 +133,7 @@ class Pool(Ledger):
             old = fold.states.get(manifest.id)
             if old is not None and fold.holds(manifest):
                 if supersede and manifest.origin not in (None, old.origin):
-                    # the cache has found out what these bytes are rewritten from
+                    # the cache has learnt from which bytes these were rewritten
                     changes.append(Publish(manifest, supersedes=old.digest))
                 continue
             self._check_parent(fold, manifest, coming)
@@ -219,10 +222,10 @@ class Pool(Ledger):
 
     def plan_removal(self, state: StateId, *, cascade: bool = False) -> list[StateId]:
         """
-        :param cascade: also what stands on it
+        :param cascade: also remove the dependants
         :returns: what a removal would remove now, tips first
-        :raises NotFound: it is not there
-        :raises HasDependants: something stands on it
+        :raises NotFound: the pool does not have the state
+        :raises HasDependants: the state has dependants, and ``cascade`` is not set
         """
         return [
             change.id for change in self._plan_removal(self.fold(state.machine), state, cascade)
@@ -231,7 +234,7 @@ class Pool(Ledger):
     def _plan_removal(self, fold: Fold, state: StateId, cascade: bool) -> list[Remove]:
         if state not in fold.states:
             raise self.missing(state)
-        # a machine state goes with all that it lists
+        # a machine state is removed with all that it lists
         together = [state, *member_ids(fold.states[state])]
         if not cascade:
             refuse_dependants(self.location, fold, together, set(), "removed")
@@ -254,20 +257,20 @@ class Pool(Ledger):
         allowed: Callable[[set[Digest]], None] = lambda digests: None,
     ) -> list[Manifest]:
         """
-        Remove a state, in one record with whatever else goes: a machine state takes its members
-        along. The bytes stay until a collector takes them.
+        Remove a state, and all that has to be removed with it, in one record. A machine state is
+        removed with its members. The bytes stay until a collector removes them.
 
-        :param cascade: also remove what stands on it
-        :param allowed: raises if one of these bytes must stay
-        :returns: what is known of the states that are gone, tips first
-        :raises NotFound: it is not there
-        :raises HasDependants: something stands on it
+        :param cascade: also remove the dependants
+        :param allowed: raises an error if one of these bytes must stay
+        :returns: the manifests of the removed states, tips first
+        :raises NotFound: the pool does not have the state
+        :raises HasDependants: the state has dependants, and ``cascade`` is not set
         """
         gone: list[Manifest] = []
 
         def plan(fold: Fold) -> list[Remove]:
             if gone and state not in fold.states:
-                return []  # our own record counted after all
+                return []  # our first record counted after all
             changes = self._plan_removal(fold, state, cascade)
             allowed({change.digest for change in changes if change.digest is not None})
             gone[:] = [fold.states[change.id] for change in changes]
@@ -283,8 +286,8 @@ class Pool(Ledger):
     def needed(self, *, besides: Marker | None = None) -> set[Digest]:
         """
         :param besides: a marker that does not count
-        :returns: the bytes that a marker or a record needs. Markers first: their writers remove
-            them only after the record is there.
+        :returns: the bytes that a marker or a record needs. Markers are read first: a writer
+            removes its marker only after its record exists.
         """
         ignored = besides.nonce if besides is not None else None
         digests = {

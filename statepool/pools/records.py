@@ -1,4 +1,4 @@
-"""What is in the files of a log: records, and checkpoints."""
+"""The contents of the files of a log: records, and checkpoints."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from statepool.pools import layout
 from statepool.pools.fold import KEEP_NONCES, Change, Fold, Publish, Remove
 
 _LARGEST = 1e12
-"""Seconds since the epoch, beyond any clock that works."""
+"""A time in seconds since the epoch that no working clock shows."""
 
 _MOST_DIGITS = 20
-"""Of the number of a record, as in the names of files."""
+"""Most digits of the number of a record, as in file names."""
 
 RESTORE_LOG = (
     "restore it from a copy of the pool; or move the directory of this log aside, and get its"
     " states from another pool with: statepool sync FROM TO"
 )
 """
-What to do about a log that is damaged. The bytes of its states are still there, so nothing has to
-be copied that is whole.
+The hint for a damaged log. The bytes of its states still exist, so undamaged bytes need not be
+copied.
 """
 
 
@@ -35,11 +35,11 @@ class Record:
     """
     One change to the states of a machine.
 
-    :param number: its place in the order, from 1
-    :param nonce: what its writer knows it by
+    :param number: its position in the log, from 1
+    :param nonce: a random name, by which its writer recognises it
     :param time: seconds since the epoch, by the writer's clock; for people only
     :param by: the writer
-    :param changes: what it did
+    :param changes: its changes
     """
 
     number: int
@@ -49,7 +49,7 @@ class Record:
     changes: tuple[Change, ...]
 
     def to_bytes(self) -> bytes:
-        """:returns: the content of its file, whose name says the number"""
+        """:returns: the content of its file; the number is in the name of the file"""
         return encode(
             {
                 "format": layout.FORMAT,
@@ -63,10 +63,10 @@ class Record:
     @classmethod
     def from_bytes(cls, content: bytes, number: int, where: str) -> Record:
         """
-        :param content: what is in the file
-        :param number: what the file's name says
+        :param content: of the file
+        :param number: from the name of the file
         :param where: the file, for messages
-        :raises BadRecord: it is not a record
+        :raises BadRecord: the content is not a record
         """
         found = _read(_RECORD, content, where)
         if not found.changes:
@@ -86,7 +86,7 @@ class Record:
 
 
 _ABSENT: Any = None
-"""Where a field is not there; one that is null is refused."""
+"""The value of a missing field; a field that is null is refused."""
 
 
 @frozen
@@ -101,7 +101,7 @@ class _Removal:
 
 @frozen
 class _Change:
-    """The JSON form of a change: one of the first two."""
+    """The JSON form of a change: exactly one of ``publish`` and ``remove`` is present."""
 
     publish: Manifest = _ABSENT
     remove: _Removal = _ABSENT
@@ -151,8 +151,7 @@ def _read(form: Form[_InLog], content: bytes, where: str) -> _InLog:
     found = form.decode(content)
     if found is not None and found.format == layout.FORMAT:
         return found
-    # What is wrong is told in this order: it is no JSON, it is of a format that we do not know, it
-    # has a field that it must not have.
+    # Problems are reported in this order: no JSON, an unknown format, a field with a wrong value.
     data = decode(content, where, RESTORE_LOG)
     try:
         return form.convert(data, where)
@@ -161,7 +160,7 @@ def _read(form: Form[_InLog], content: bytes, where: str) -> _InLog:
 
 
 def encode(data: dict[str, Any]) -> bytes:
-    """:returns: the content of a file of ours"""
+    """:returns: the content of a JSON file of ours"""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
@@ -173,13 +172,13 @@ def decode(
     known: int = layout.FORMAT,
 ) -> dict[str, Any]:
     """
-    :param content: what is in a file of ours
+    :param content: of a file of ours
     :param where: the file, for messages
     :param hint: what to do if it is damaged
-    :param known: the newest format of such a file that we know
+    :param known: the newest format of such a file that this version knows
     :returns: the JSON object in it
-    :raises BadRecord: it is not one
-    :raises UnsupportedFormat: it is of a format we do not know
+    :raises BadRecord: the content is not a JSON object with a format
+    :raises UnsupportedFormat: the file is of a newer format
     """
     try:
         data = json.loads(content.decode())
@@ -202,13 +201,13 @@ def decode(
 @frozen
 class Checkpoint:
     """
-    A fold, written down.
+    A checkpoint: a fold, written down.
 
-    :param machine: whose states
-    :param number: of the last record that it speaks for
+    :param machine: the machine of the states
+    :param number: of the last record that it includes
     :param nonces: of the last records, by their numbers
     :param states: the states with a name
-    :param superseded: those without
+    :param superseded: the states without a name
     """
 
     machine: str
@@ -220,10 +219,10 @@ class Checkpoint:
     @classmethod
     def from_bytes(cls, content: bytes, machine: str, number: int, where: str) -> Checkpoint:
         """
-        :param content: what is in the file
-        :param number: what the file's name says
+        :param content: of the file
+        :param number: from the name of the file
         :param where: the file, for messages
-        :raises BadRecord: it is not a checkpoint
+        :raises BadRecord: the content is not this checkpoint
         """
         found = _read(_CHECKPOINT, content, where)
         if found.number != number:
@@ -248,7 +247,8 @@ class Checkpoint:
     @staticmethod
     def of(fold: Fold, *, extents: bool = True) -> bytes:
         """
-        :param extents: whether to tell where images have data; the manifests are good without
+        :param extents: whether to include the extents of images; the manifests are valid without
+            them
         :returns: the content of the file for a fold
         """
 
@@ -268,7 +268,7 @@ class Checkpoint:
     def fold(self) -> Fold:
         """
         :returns: the fold that was written down
-        :raises BadRecord: it cannot be believed
+        :raises BadRecord: the checkpoint breaks a rule
         """
         return Fold.restore(
             self.machine, self.number, dict(self.nonces), self.states, self.superseded
@@ -277,10 +277,10 @@ class Checkpoint:
 
 def apply(fold: Fold, record: Record, where: str) -> None:
     """
-    One record more, in place.
+    Apply one more record to a fold, in place.
 
-    :param where: its file, for messages
-    :raises BadRecord: it breaks a rule
+    :param where: the file of the record, for messages
+    :raises BadRecord: the record breaks a rule
     """
     try:
         fold.apply(record.number, record.nonce, record.changes)

@@ -1,6 +1,6 @@
 """
-What a change of a pool is refused for: names that are taken, and states that stand on others, which
-keep them as they are.
+Reasons to refuse a change of a pool: names that are taken, and dependants, which keep the states
+below them as they are.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from statepool.model.manifest import Kind, Manifest, StateId
 from statepool.pools.fold import Fold, Remove, member_ids
 
 SHORT = 4 << 10
-"""Bytes of labels and other texts that any state may have."""
+"""Bytes of labels and other texts that every state may have."""
 
 ROOM_FOR_TEXTS = 16 << 20
 """
-Bytes that those of all states of one machine with more than that may have together: with all else,
-a checkpoint must hold them.
+Bytes of texts that all states of one machine with more than :data:`SHORT` may have together: a
+checkpoint must hold them, with all else.
 """
 
 
 def refuse_long_texts(location: Location, fold: Fold, manifest: Manifest) -> None:
     """
-    :raises NoSpace: the labels and other texts of a state would fill the log, so that no checkpoint
-        could hold it
+    Refuse a state whose texts are too long for the log.
+
+    :raises NoSpace: with the labels and other texts of the state, no checkpoint could hold the fold
     """
     length = manifest.text_size
     if length <= SHORT:
@@ -50,7 +51,7 @@ def refuse_long_texts(location: Location, fold: Fold, manifest: Manifest) -> Non
 
 def absent(state: StateId, pool: object) -> NotFound:
     """
-    :param pool: as it is called in messages
+    :param pool: the name of the pool in the message
     :returns: the error that a pool does not have a state
     """
     return NotFound(
@@ -73,10 +74,10 @@ def mismatched(
 ) -> DigestMismatch:
     """
     :param actual: the digest of the bytes
-    :param where: they are, or come from, behind their name in the message
-    :param promised: what it should be, if not that of the manifest
+    :param where: where the bytes are, or come from; follows their name in the message
+    :param promised: the expected digest, if not that of the manifest
     :param facts: the pool or the path
-    :returns: the error that the bytes of a state are not what its manifest promises
+    :returns: the error that the bytes of a state do not have the digest in its manifest
     """
     promised = promised or manifest.digest
     return DigestMismatch(
@@ -97,8 +98,8 @@ def taken(
     hint: str = "choose another name, or have it replaced with --replace",
 ) -> Conflict:
     """
-    :param pool: as it is called in messages
-    :param details: which content is there, and which here
+    :param pool: the name of the pool in the message
+    :param details: which content is in the pool, and which was given
     :returns: the error that a name exists with other content
     """
     message = f"{state} exists in {pool} with other content" + (f": {details}" if details else "")
@@ -109,10 +110,12 @@ def refuse_dependants(
     pool: Location, fold: Fold, ids: Iterable[StateId], besides: set[StateId], verb: str
 ) -> None:
     """
-    :param ids: what is to be removed or replaced
-    :param besides: what goes or changes together with it
-    :param verb: what is to be done, for messages
-    :raises HasDependants: something else stands on it
+    Refuse to remove or replace states that have dependants.
+
+    :param ids: the states to be removed or replaced
+    :param besides: the states that are removed or changed together with them
+    :param verb: the operation, for messages
+    :raises HasDependants: the states have other dependants
     """
     wanted = list(ids)
     dependants = [state for state in fold.dependants(wanted) if state not in besides]
@@ -130,11 +133,13 @@ def refuse_dependants(
 
 def refuse_moved(pool: Location, fold: Fold, manifest: Manifest) -> None:
     """
-    A child that nobody wrote to has the same bytes on any parent. Where they are kept for the sake
-    of those on them, they stay on the parent they have: on another one, all that stands on them
-    would have another content.
+    Refuse to put a nameless state with dependants on another parent.
 
-    :raises HasDependants: it would be so
+    An unwritten child has the same bytes on any parent. If these bytes are kept for their
+    dependants, they must stay on their parent: on another parent, all dependants would have other
+    content.
+
+    :raises HasDependants: the change would do that
     """
     held = fold.holding(manifest)
     if (
@@ -142,7 +147,7 @@ def refuse_moved(pool: Location, fold: Fold, manifest: Manifest) -> None:
         or held.parent_key == manifest.parent_key
         or held is fold.states.get(manifest.id)
     ):
-        return  # what has the name is replaced, or refused, like any other content under it
+        return  # the state that has the name is replaced, or refused, like other content under it
     if not (standing := fold.standing_on(held)):
         return
     raise HasDependants(
@@ -158,10 +163,11 @@ def refuse_moved(pool: Location, fold: Fold, manifest: Manifest) -> None:
 
 def refuse_listed(pool: Location, fold: Fold, old: Manifest, besides: set[StateId]) -> None:
     """
-    What a machine state lists is replaced together with it, or not at all.
+    Refuse to replace a member of a machine state alone: it is replaced together with the machine
+    state, or not at all.
 
-    :param old: what is to be replaced
-    :param besides: what is replaced together with it
+    :param old: the state to be replaced
+    :param besides: the states that are replaced together with it
     :raises HasDependants: a machine state lists it
     """
     machine = StateId(old.id.machine, old.state, Kind.MACHINE)
@@ -181,7 +187,9 @@ def refuse_listed(pool: Location, fold: Fold, old: Manifest, besides: set[StateI
 
 
 def lost_ram(fold: Fold, old: Manifest, new: Manifest) -> list[Remove]:
-    """:returns: what removes the RAM of a machine state that has none any more: it is of no use"""
+    """
+    :returns: the removal of the RAM of a machine state that loses its RAM: it is of no use any more
+    """
     ram = StateId(old.object, old.state, Kind.RAM)
     lost = "ram" in old.members and "ram" not in new.members and ram in fold.states
     return [Remove(ram, fold.states[ram].digest)] if lost else []

@@ -1,10 +1,10 @@
 """
-What a writer has under way in a pool: a marker that names the digests it is about to need, and
-files that gather their bytes.
+Staging: what a writer has in progress in a pool. A marker names the digests that the writer is
+about to need, and files gather their bytes.
 
-The marker comes first and goes last. A collector that has moved bytes aside reads the markers
-afterwards, so bytes that a marker names are safe from the moment it is there, also when they were
-there before and are only used again.
+The marker is created first and removed last. A collector that has moved bytes aside reads the
+markers afterwards. So the bytes that a marker names are safe from the moment the marker exists,
+also if the pool had them before and they are only used again.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ from statepool.transports.local import LocalTransport
 @frozen
 class Marker:
     """
-    What a writer says about what it has under way.
+    A marker: what a writer declares about its work in progress.
 
-    :param nonce: tells it from all others, and begins the names of its files
-    :param digests: the bytes it is about to need
+    :param nonce: distinguishes it from all others; the names of its files begin with it
+    :param digests: the bytes that the writer is about to need
     :param writer: the process
-    :param facts: what whoever comes after a crash must know to end it
-    :param locked: whether the writer holds a lock of the kernel on the marker's file for as long as
-        it lives, which containers of one host can see though they do not see each other's processes
-    :param taking_back: whether the writer is about to take back the record that names these bytes,
-        since they are gone
-    :param condemns: whether it is a collector that is about to remove these bytes where they lie,
+    :param facts: what the process that recovers after a crash must know
+    :param locked: whether the writer holds a kernel lock on the marker's file for as long as it
+        lives. Containers of one host can see that lock, though they do not see each other's
+        processes.
+    :param taking_back: whether the writer is about to take back the record that needs these bytes,
+        since they were removed
+    :param condemns: whether the writer is a collector that is about to remove these bytes in place,
         since files cannot be renamed there
     """
 
@@ -70,9 +71,7 @@ class Marker:
 
     @classmethod
     def from_bytes(cls, nonce: str, content: bytes, where: str) -> Marker:
-        """
-        :raises BadRecord: it is not a marker
-        """
+        """:raises BadRecord: the content is not a marker"""
         data = decode(content, where)
         digests, facts = data.get("digests"), data.get("facts", {})
         if not isinstance(digests, list) or not isinstance(facts, dict):
@@ -90,13 +89,13 @@ class Marker:
 
 def read_markers(transport: Transport) -> list[Marker]:
     """
-    :returns: the markers that are there
-    :raises IntegrityError: they cannot be read, or are longer together than any are
+    :returns: the markers in a pool
+    :raises IntegrityError: they cannot be read, or are longer than all markers together can be
     """
     names = [entry.name.partition(".") for entry in transport.scan(layout.INCOMING)]
     nonces = [nonce for nonce, dot, suffix in names if dot and suffix == "json"]
     contents = transport.read_many([layout.marker(nonce) for nonce in nonces], MAX_RECORD)
-    # else its writer has ended meanwhile
+    # no content: the writer has ended meanwhile
     found = [
         (nonce, content)
         for nonce, content in zip(nonces, contents, strict=True)
@@ -114,8 +113,8 @@ def read_markers(transport: Transport) -> list[Marker]:
 
 def condemned(transport: Transport) -> frozenset[Digest]:
     """
-    :returns: the bytes that collectors are about to remove where they lie; none where bytes are
-        renamed before they are removed
+    :returns: the bytes that collectors are about to remove in place; empty where bytes are renamed
+        before they are removed
     """
     if transport.capabilities.renames:
         return frozenset()
@@ -126,8 +125,8 @@ def condemned(transport: Transport) -> frozenset[Digest]:
 
 def _is_torn(content: bytes) -> bool:
     """
-    Whether a power cut took the content of a marker, which is not flushed if it has no facts: it is
-    complete before it gets its name.
+    Return whether a power cut took the content of a marker. A marker is complete before it gets its
+    name, but it is not flushed if it has no facts.
     """
     try:
         json.loads(content)
@@ -138,11 +137,11 @@ def _is_torn(content: bytes) -> bool:
 
 class Staging:
     """
-    What one writer has under way.
+    What one writer has in progress.
 
-    :param transport: the pool's
-    :param marker: what it says about it; it must be there
-    :param copy: of the marker, where its writer has one that no other account could write to
+    :param transport: reaches the pool
+    :param marker: its marker, which must exist
+    :param copy: a copy of the marker to which no other account can write, if the writer has one
     """
 
     def __init__(
@@ -163,10 +162,11 @@ class Staging:
 
     @classmethod
     def begin(cls, transport: Transport, marker: Marker, *, copy: Beneath | None = None) -> Staging:
-        """:returns: a new one, whose marker is there from now on"""
+        """:returns: a new staging, whose marker exists from now on"""
         path = layout.marker(marker.nonce)
         if not marker.facts:
-            # It only speaks to those who are at work now: after a power cut nobody misses it.
+            # The marker is only for processes that are running now: it is not needed after a power
+            # cut.
             transport.create(path, marker.to_bytes(), flush=False)
             return cls(transport, marker)
         marker = evolve(marker, locked=isinstance(transport, LocalTransport))
@@ -183,30 +183,29 @@ class Staging:
         )
 
     def path(self, digest: Digest) -> str:
-        """:returns: where to gather the bytes of this name"""
+        """:returns: the file in which to gather the bytes of this name"""
         return layout.incoming(self.marker.nonce, digest)
 
     def list_pieces(self, digest: Digest, size: int, pieces: Pieces, *, flush: bool = True) -> None:
         """
-        Have the list of their pieces put beside bytes when they get their name.
+        Plan to put the list of their pieces beside bytes, when the bytes get their name.
 
         :param size: of the bytes
-        :param pieces: of these bytes, as far as they are known: a list that they do not complete is
-            left out
-        :param flush: whether it has to be on stable storage
+        :param pieces: of these bytes, as far as they are known; an incomplete list is left out
+        :param flush: whether the list has to be on stable storage
         """
         if layout.has_pieces(digest, size) and is_proven(pieces, digest, size):
             self._lists[digest] = bytes(pieces), flush
 
     def settle(self, digests: Iterable[Digest]) -> None:
         """
-        Give bytes their names, if they do not have them. May be called again: what was gathered is
+        Give bytes their names, if they do not have them. It may be called again: gathered bytes are
         kept until :meth:`end`.
 
-        :raises IntegrityError: they were neither gathered nor there
+        :raises IntegrityError: the bytes were not gathered, and the pool does not have them
         """
-        # Before the bytes are looked at: a collector ends its condemnation only after it has
-        # removed them.
+        # Read this before the bytes are looked at: a collector ends its condemnation only after it
+        # has removed them.
         doomed = condemned(self._transport)
         self._looks += 1
         for digest in dict.fromkeys(digests):
@@ -233,11 +232,11 @@ class Staging:
 
     def _spare(self, digest: Digest) -> bool:
         """
-        Put a copy of condemned bytes into the trash, from where they are brought back whatever
-        becomes of those under their name. Each look makes its own: a collector may be about to
-        remove that of the one before.
+        Put a spare of condemned bytes into the trash, from which they can be brought back whatever
+        happens to the bytes in ``data/``. Each look makes a new spare: a collector may be about to
+        remove the spare of the look before.
 
-        :returns: whether there were such bytes
+        :returns: whether the bytes existed
         """
         spare, before = (
             layout.trash(f"{self.marker.nonce}{self._looks}", digest),
@@ -255,7 +254,7 @@ class Staging:
         return False
 
     def end(self) -> None:
-        """Remove what was gathered, and then the marker."""
+        """Remove the gathered files, and then the marker."""
         for digest in sorted(self.marker.digests):
             self._transport.remove(self.path(digest))
         self._transport.remove(layout.marker(self.marker.nonce))
@@ -267,19 +266,19 @@ class Staging:
 
 LOCKING = 60
 """
-Age in seconds, by the clock of the place, from which the file of a marker is locked if its writer
-lives: it gets its lock after its name.
+Age in seconds, by the clock of the place, from which the file of a marker is certainly locked if
+its writer lives: the file gets its lock after its name.
 """
 
 _NO_LOCKS = frozenset({errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS})
-"""What the kernel says where a file system has no locks (``man 2 flock``)."""
+"""The errors of the kernel where a file system has no locks (``man 2 flock``)."""
 
 
 def is_let_go(transport: Transport, marker: Marker, now: float) -> bool:
     """
     :param now: by the clock of the place, in seconds since the epoch
-    :returns: whether the writer of a marker that was locked is surely no more, in whatever
-        container of this host it was
+    :returns: whether the writer of a locked marker has certainly ended, in any container of this
+        host
     """
     path = layout.marker(marker.nonce)
     if (
@@ -296,14 +295,14 @@ def is_let_go(transport: Transport, marker: Marker, now: float) -> bool:
 
 def _open_locked(transport: LocalTransport, path: str, how: int) -> Descriptor | None:
     """
-    :returns: a file with a lock on it that lasts as long as the descriptor; None if it cannot be
-        had
+    :returns: the descriptor of a file with a lock that lasts as long as the descriptor; None if the
+        lock cannot be taken
     """
     try:
         descriptor = transport.tree.open(path, os.O_RDONLY | os.O_NONBLOCK)
         fcntl.flock(descriptor.number, how | fcntl.LOCK_NB)
     except (BlockingIOError, FileNotFoundError, PermissionError):
-        return None  # it is held, or gone, or another account's
+        return None  # the file is locked, was removed, or is closed to this account
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
@@ -313,16 +312,16 @@ def _open_locked(transport: LocalTransport, path: str, how: int) -> Descriptor |
 
 LOOKS = 3
 """
-How often bytes must be found in neither place before they count as missing: between two looks they
-may have gone from one place to the other and back, moved by one collector after the other, but each
+How often bytes must be found in neither place before they count as missing. Between two looks,
+several collectors may have moved them from one place to the other and back, but each collector
 moves them at most once.
 """
 
 
 def restore(transport: Transport, digest: Digest) -> bool:
     """
-    Make sure of bytes that a record or a marker needs: a collector may just have moved them aside
-    to look whether somebody does.
+    Make sure that bytes which a record or a marker needs are in ``data/``: a collector may just
+    have moved them aside, to check whether they are needed.
 
     :returns: whether they are there
     """
@@ -338,7 +337,7 @@ def restore(transport: Transport, digest: Digest) -> bool:
             bring_back(transport, aside[0], digest)
             return True
         except MissingFile:
-            moves += 1  # somebody else moved it back, or away for good: look again
+            moves += 1  # another process moved it back, or removed it: look again
     return transport.stat(layout.data(digest)) is not None
 
 
@@ -350,10 +349,10 @@ def _aside(transport: Transport, digest: Digest) -> list[str]:
 
 def bring_back(transport: Transport, path: str, digest: Digest) -> None:
     """
-    Give bytes in the trash their name again. Where files cannot be renamed they get a copy under
-    it, and what is in the trash stays.
+    Give bytes in the trash their name again. Where files cannot be renamed, a copy gets the name,
+    and the file in the trash stays.
 
-    :raises MissingFile: they are not in the trash any more
+    :raises MissingFile: the bytes are not in the trash any more
     """
     if transport.capabilities.renames:
         transport.rename(path, layout.data(digest))

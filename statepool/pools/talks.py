@@ -1,9 +1,10 @@
 """
-Talks with a place: what is asked next depends on what was answered before.
+Talks with a place: sequences of questions, in which the next question depends on the answers
+before.
 
-What is one talk after the other for a single log would take as many round trips as there are logs.
-So a talk is a generator of questions, and many of them are held side by side: what all of them ask
-next is asked together.
+To hold the talks of many logs one after the other would take a number of round trips that grows
+with the number of logs. So a talk is a generator of questions, and many talks are held in parallel:
+the next questions of all talks are asked together.
 """
 
 from __future__ import annotations
@@ -22,30 +23,30 @@ MAX_SMALL_FILE = 64 << 20
 
 VAIN = 1 << 10
 """
-How often something is tried again because of what a place says, which may contradict itself without
-end: it has a file that it does not show, or shows one that it does not have. Where others really
-are faster each time, it takes a few dozen attempts.
+How often an operation is retried because of the answers of a place. A place may contradict itself
+without end: it has a file that it does not show, or shows a file that it does not have. If other
+processes really are faster each time, it takes a few dozen attempts.
 """
 
 
 class Ask(enum.Enum):
-    """What can be asked."""
+    """The kinds of questions."""
 
     SCAN = enum.auto()
-    """What is in a directory."""
+    """The entries of a directory."""
     STAT = enum.auto()
-    """What is known of a file."""
+    """The status of a file."""
     READ = enum.auto()
-    """What is in a small file, or None if there is none."""
+    """The content of a small file, or None if there is none."""
 
 
 @frozen
 class Question:
     """
-    Something to find out, in no order.
+    A question about several paths, which are asked in no particular order.
 
-    :param ask: what
-    :param paths: of which files or directories
+    :param ask: the kind of the question
+    :param paths: the files or directories
     """
 
     ask: Ask
@@ -55,11 +56,14 @@ class Question:
 Result = TypeVar("Result")
 
 Talk = Generator[Question, list[Any], Result]
-"""Asks questions, is given as many answers as each has paths, and comes to a result."""
+"""
+A generator that yields questions, receives a list of answers for each, one for each path, and
+returns a result.
+"""
 
 
 def hold(transport: Transport, talk: Talk[Result]) -> Result:
-    """:returns: what a talk comes to"""
+    """:returns: the result of a talk"""
     try:
         question = next(talk)
         while True:
@@ -71,8 +75,8 @@ def hold(transport: Transport, talk: Talk[Result]) -> Result:
 
 def hold_all(transport: Transport, talks: Sequence[Talk[Result]]) -> list[Result]:
     """
-    :returns: what each of the talks comes to, in as many steps as the longest of them takes. What
-        is wrong with a file is raised in the talk that asked for it, and the others go on.
+    :returns: the results of the talks, in as many steps as the longest talk takes. An error of a
+        file is raised in the talk that asked for it, and the other talks go on.
     """
     results: dict[int, Result] = {}
     answers: Iterable[tuple[int, list[Any] | IntegrityError | None]] = [
@@ -107,7 +111,7 @@ def _ask_together(
         try:
             found = _answers(transport, ask, [path for _, paths in asking for path in paths])
         except IntegrityError:
-            # Of one of them, or of all together: so each on its own, and one after the other.
+            # The error belongs to one question, or to all together. So ask each question alone.
             for number, paths in asking:
                 yield number, _answers_or_error(transport, ask, paths)
             continue

@@ -2,7 +2,7 @@
 The view: the states under their names, for people, for qemu-img and for other tools, as relative
 symbolic links to their bytes.
 
-Derived from the log, and never read by us, except to find what other tools put in its places:
+It is derived from the log. We read it only to find the files that other tools put in its places:
 unmanaged files.
 """
 
@@ -24,28 +24,28 @@ from statepool.transports.base import Entry, FileKind, Stat, Transfer, Transport
 
 _ATTEMPTS = 100
 """
-How often a name is made again whose directory vanished: each time another writer removed a state in
-this moment.
+How often a name whose directory vanished is made again: each time, another writer removed a state
+at this moment.
 """
 
 
 Identities = Callable[[], set[tuple[int, int]]]
-"""Tells which files have a name among the bytes of states."""
+"""A function that returns the identities of all files in ``data/``."""
 
 LOST_AND_FOUND = "lost+found"
 """
-A directory that file systems make for themselves, for their owner only: where a file system is
-mounted, it is no machine and no image.
+A directory that a file system makes for itself, for its owner only. Where a file system is mounted,
+it is no machine and no image.
 """
 
 
 @frozen
 class Unmanaged:
     """
-    A file of another tool in a view's place.
+    A file of another tool in a place of the view.
 
-    :param id: the state that it is
-    :param stat: what is known of the file
+    :param id: the state that it represents
+    :param stat: the status of the file
     """
 
     id: StateId
@@ -55,11 +55,11 @@ class Unmanaged:
 @frozen
 class Misnamed:
     """
-    A file of another tool that would be a state, if it could be called so.
+    A file of another tool that would be a state if its name were valid.
 
     :param object: what it would be a state of
-    :param state: what it would be called
-    :param error: why it cannot be
+    :param state: the name that it would have
+    :param error: why the name is not valid
     """
 
     object: str
@@ -69,9 +69,9 @@ class Misnamed:
 
 class View:
     """
-    Keeps the view of a pool.
+    The view of a pool.
 
-    :param transport: the pool's
+    :param transport: reaches the pool
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -80,18 +80,18 @@ class View:
 
     def update(self, ids: Iterable[StateId], fold: Callable[[], Fold]) -> None:
         """
-        Bring some places up to date.
+        Bring some places of the view up to date.
 
         :param ids: the states whose places to look at
-        :param fold: tells what is there; asked again until nothing changed meanwhile, since another
-            writer may be doing the same with older knowledge
+        :param fold: returns the states; called again until nothing changed meanwhile, since another
+            writer may update the same places with older knowledge
         """
         if not self._transport.capabilities.symlinks:
             return
         wanted = [state for state in ids if state.kind is not Kind.MACHINE]
         for _ in range(VAIN):
             now = fold()
-            identities = cache(self._identities)  # looked up once, and only where a file needs it
+            identities = cache(self._identities)  # looked up once, and only if a file needs it
             for state in wanted:
                 self._update(state, now.states.get(state), identities)
             if fold().number == now.number:
@@ -121,14 +121,14 @@ class View:
                 self._transport.symlink(target, path)
                 return
             except MissingFile:
-                # Somebody removed the last other state, and the directory with it.
+                # Another process removed the last other state, and the directory with it.
                 if attempt == _ATTEMPTS:
                     raise
             except TransportError:
                 if self._transport.capabilities.symlinks:
                     raise
                 self._remove_empty(path.rpartition("/")[0])
-                return  # the file system has just said that it has none
+                return  # the file system has just refused symbolic links
 
     def _remove_empty(self, directory: str) -> None:
         while directory and self._transport.remove_directory(directory):
@@ -136,8 +136,8 @@ class View:
 
     def _is_ours(self, path: str, found: Stat, identities: Identities) -> bool:
         """
-        Whether the file in a view's place is a link of ours, or an adopted file: a second name of
-        bytes of ours.
+        Return whether the file in a place of the view is a link of ours, or an adopted file: a
+        second name of bytes of ours.
         """
         if found.kind is FileKind.LINK:
             try:
@@ -147,7 +147,7 @@ class View:
             except TransportError:
                 if self._transport.capabilities.symlinks:
                     raise
-                return False  # here no link can be read: those who can read it look after it
+                return False  # this transport cannot read links; a host that can maintains them
         return (
             found.kind is FileKind.FILE
             and found.identity is not None
@@ -156,11 +156,11 @@ class View:
 
     def _is_copy(self, path: str, found: Stat, manifest: Manifest | None) -> bool:
         """
-        Look whether the file in a view's place is a copy of our link: a program has copied the pool
-        and followed links (``scp -r``, ``rsync -L``).
+        Return whether the file in a place of the view is a copy of our link: a program has copied
+        the pool and followed links (``scp -r``, ``rsync -L``).
 
-        :param manifest: what the log says of the state; only a file with these very bytes is one,
-            and only where ``data/`` has them too
+        :param manifest: of the state, from the log; only a file with exactly these bytes is a copy,
+            and only if ``data/`` has them, too
         """
         if (
             manifest is None
@@ -180,8 +180,8 @@ class View:
 
     def reclaim(self, manifests: Iterable[Manifest]) -> None:
         """
-        Take copies of our links away before the log forgets what they are: they would count as
-        files of another tool then, and as states.
+        Remove copies of our links before the log forgets them: later they would count as files of
+        another tool, and so as states.
 
         :param manifests: of the states that are about to be removed or replaced
         """
@@ -210,7 +210,7 @@ class View:
 
     def is_free(self, state: StateId, known: Manifest | None = None) -> bool:
         """
-        :param known: what the log says of the state
+        :param known: the manifest of the state, from the log
         :returns: whether no file of another tool is in the place of a state
         """
         path = layout.view(state)
@@ -235,10 +235,10 @@ class View:
 
     def unmanaged(self, machine: str, fold: Fold) -> list[Unmanaged]:
         """
-        :param fold: what is known of the machine
-        :returns: the files in view places which the log does not know, and which are not left over
-            from a removal that it knows
-        :raises AccessDenied: a directory may not be looked into
+        :param fold: the fold of the machine
+        :returns: the files in places of the view that the log does not know, and that are not left
+            over from a removal
+        :raises AccessDenied: this account may not list a directory
         """
         found, closed = self.all_unmanaged({machine: fold})
         if closed:
@@ -249,12 +249,12 @@ class View:
         self, folds: Mapping[str, Fold]
     ) -> tuple[dict[str, list[Unmanaged]], list[AccessDenied]]:
         """
-        As :meth:`unmanaged` of many machines, in a number of round trips that does not grow with
-        their number.
+        Find the unmanaged files of many machines, as :meth:`unmanaged`, in a number of round trips
+        that does not grow with the number of machines.
 
-        :param folds: what is known of the machines, by their ids
-        :returns: the files by machine, and an error for each directory that may not be looked into:
-            it does not hide the others
+        :param folds: the folds of the machines, by their ids
+        :returns: the files by machine, and an error for each directory that this account may not
+            list. So such a directory does not hide the others.
         """
         places, closed = self._places(folds, {FileKind.FILE})
         stats = self._transport.stat_many([layout.view(state) for state in places])
@@ -272,13 +272,13 @@ class View:
 
     def misnamed(self) -> list[Misnamed]:
         """
-        :returns: the images in such places that are no states, since no state, no image or no
-            machine can be called so
+        :returns: the image files in places of the view that are no states, since a state, an image
+            or a machine cannot have such a name
         """
         machines = _directories(self._transport.scan(""))
         images: list[tuple[str, str]] = []
         found: list[Misnamed] = []
-        unseen: list[AccessDenied] = []  # whoever looks for unmanaged files is told
+        unseen: list[AccessDenied] = []  # reported by the search for unmanaged files
         for machine, entries in zip(machines, self._scan_many(machines, unseen), strict=True):
             images += [(machine, image) for image in _directories(entries)]
             found += [
@@ -295,8 +295,8 @@ class View:
 
     def leftovers(self, machine: str, fold: Fold) -> list[StateId]:
         """
-        :returns: the places in which something of ours is that the log knows no more
-        :raises AccessDenied: a directory may not be looked into
+        :returns: the places with a link or file of ours that the log does not know any more
+        :raises AccessDenied: this account may not list a directory
         """
         places, closed = self._places({machine: fold}, {FileKind.FILE, FileKind.LINK})
         if closed:
@@ -313,8 +313,9 @@ class View:
         self, folds: Mapping[str, Fold], kinds: Collection[FileKind]
     ) -> tuple[list[StateId], list[AccessDenied]]:
         """
-        Every name of these kinds in the machines' directories that can be a state's, but is none
-        that the log knows; and what is closed to us.
+        Return every entry of these kinds in the machines' directories whose name can be that of a
+        state, but of none that the log knows; and the errors of directories that are closed to this
+        account.
         """
         machines = list(folds)
         places: list[StateId] = []
@@ -342,8 +343,8 @@ class View:
         self, directories: Sequence[str], closed: list[AccessDenied]
     ) -> list[list[Entry]]:
         """
-        :returns: what is in the directories; nothing for one that may not be looked into, of which
-            ``closed`` tells then
+        :returns: the entries of the directories; empty for a directory that this account may not
+            list, whose error is added to ``closed``
         """
         try:
             return self._transport.scan_many(directories)
@@ -359,12 +360,14 @@ class View:
 
 
 def _is_place(entry: Entry) -> bool:
-    """Whether an entry can be the directory of a machine, or of an image."""
+    """Return whether an entry can be the directory of a machine, or of an image."""
     return entry.kind is FileKind.DIRECTORY and is_name(entry.name) and entry.name != LOST_AND_FOUND
 
 
 def _directories(entries: Iterable[Entry]) -> list[str]:
-    """The names of directories that somebody may have meant for machines or images, in order."""
+    """
+    Return the names of directories that a user may have meant for machines or images, in order.
+    """
     names = sorted(entry.name for entry in entries if entry.kind is FileKind.DIRECTORY)
     return [name for name in names if not name.startswith(".") and name != LOST_AND_FOUND]
 
@@ -387,7 +390,7 @@ def _stem(entry: Entry, suffix: str) -> str | None:
 def _refused(
     entries: Iterable[Entry], check: Callable[[str], object]
 ) -> Iterator[tuple[str, InvalidName]]:
-    """The names of image files that a check refuses, without their ending, and why."""
+    """Yield the names of image files that a check refuses, without their ending, and the errors."""
     for entry in sorted(entries, key=lambda entry: entry.name):
         name = entry.name.removesuffix(layout.IMAGE_SUFFIX)
         if entry.kind is FileKind.FILE and name != entry.name:

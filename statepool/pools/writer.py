@@ -1,4 +1,6 @@
-"""Who writes: enough to tell, on the same host, whether a writer can still be at work."""
+"""
+The identity of a writer: enough to tell, on the same host, whether the writer can still be running.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,15 @@ class Writer:
     """
     A process on a host.
 
-    :param host: the host's name, for people: two hosts can have the same one, and one host two of
-        them
+    :param host: the host's name, for people: two hosts can have the same name, and one host can
+        have two names
     :param boot: the id of the running kernel, ``/proc/sys/kernel/random/boot_id``
     :param space: the inode of the process id namespace, since containers share a host and a boot
-    :param pid: the process
+    :param pid: the id of the process
     :param start: when it started, in clock ticks since boot (field 22 of ``/proc/PID/stat``, see
-        proc(5)), since process ids are used again
-    :param machine: tells the host from others across boots, see :func:`machine_of`; empty where an
-        older version wrote it
+        proc(5)), since process ids are reused
+    :param machine: identifies the host across boots, see :func:`machine_of`; empty if an older
+        version wrote it
     """
 
     host: str
@@ -46,7 +48,7 @@ class Writer:
 
     @classmethod
     def gone(cls) -> Writer:
-        """:returns: a writer of this host of whom nothing is known but that a power cut ended it"""
+        """:returns: a writer of this host of which only one thing is known: a power cut ended it"""
         here = cls.current()
         return cls(here.host, "", 0, 0, 0, here.machine)
 
@@ -65,14 +67,14 @@ class Writer:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it surely is at work no more. False where that cannot be known."""
+        """Whether it has certainly ended. False if that cannot be known."""
         return self.is_here and self._has_ended
 
     @property
     def has_ended_here(self) -> bool:
         """
-        As :attr:`is_dead`, of a writer in a place that processes of this host alone write to: none
-        of another boot is at work.
+        Whether it has certainly ended, as :attr:`is_dead`, for a place to which only processes of
+        this host write: there, no writer of another boot is running.
         """
         return (
             self._has_ended
@@ -101,9 +103,7 @@ class Writer:
 
     @classmethod
     def from_json(cls, data: object) -> Writer:
-        """
-        :raises BadRecord: it is not a writer
-        """
+        """:raises BadRecord: the data is not a writer"""
         if not isinstance(data, dict):
             raise BadRecord("a writer is not a JSON object")
         texts = [data.get(name) for name in ("host", "boot")]
@@ -117,13 +117,13 @@ class Writer:
 
 
 @lru_cache(maxsize=1)
-# what is cached is that of one process: a child is another
+# cached by process id: a child process is another writer
 def _current(pid: int) -> Writer:  # noqa: ARG001
     boot = _read("/proc/sys/kernel/random/boot_id")
     host = os.uname().nodename
     try:
-        # Where /proc is that of another namespace, a process has another number there than it knows
-        # of itself.
+        # If /proc belongs to another namespace, the process has another number there than in its
+        # own namespace.
         number = int(os.readlink("/proc/self"))
         space = os.stat("/proc/self/ns/pid").st_ino
     except FileNotFoundError as error:
@@ -136,10 +136,10 @@ def _current(pid: int) -> Writer:  # noqa: ARG001
 
 def machine_of(host: str) -> str:
     """
-    Tell a host from others, whatever its name is now: by the id of its installation (machine-id(5),
-    which is not to be shown as it is) and the addresses of its network devices, since clones share
-    that id. A container sees no such device, and a cloned image has the id of all others that were
-    made from it: there the name stays a part of it.
+    Return an id of a host that does not depend on its name: it is derived from the id of its
+    installation (machine-id(5), which must not be published as it is) and the addresses of its
+    network devices, since clones share the id of the installation. A container sees no such device,
+    and a cloned image has the id of all its clones: then the name of the host is a part of the id.
 
     :param host: the host's name
     :returns: 32 hexadecimal digits
@@ -156,8 +156,8 @@ def machine_of(host: str) -> str:
 
 def _addresses() -> Iterator[str]:
     """
-    :returns: of the network devices that are devices, and not made by software as those of
-        containers are
+    :returns: the addresses of the network devices that have a device behind them; those that
+        software makes, as for containers, have none
     """
     devices = "/sys/class/net"
     try:
@@ -172,7 +172,9 @@ def _addresses() -> Iterator[str]:
 
 
 def _read(path: str) -> str:
-    """:returns: the text of a small file of the system; empty if it is not there"""
+    """
+    :returns: the text of a small system file; empty if it is missing or closed to this account
+    """
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             return file.read().strip()
@@ -181,7 +183,7 @@ def _read(path: str) -> str:
 
 
 def _started(pid: int) -> int | None:
-    """:returns: when a process started, or None if there is none or only its remains"""
+    """:returns: when a process started; None if there is no such process, or only a zombie"""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
@@ -192,8 +194,8 @@ def _started(pid: int) -> int | None:
 
 def _is_hidden(pid: int) -> bool:
     """
-    :returns: whether a process may be there although ``/proc`` does not show it: that of another
-        account, where it is mounted with ``hidepid``
+    :returns: whether a process may exist although ``/proc`` does not show it: a process of another
+        account, if ``/proc`` is mounted with ``hidepid``
     """
     try:
         os.kill(pid, 0)
@@ -207,25 +209,25 @@ def _is_hidden(pid: int) -> bool:
 _FIRST_SPACE = 0xEFFFFFFC
 """
 The inode of the process id namespace of the kernel's first process (PROC_PID_INIT_INO in
-``linux/proc_ns.h``), from which all others are seen.
+``linux/proc_ns.h``), from which all other processes are visible.
 """
 
 
 def _is_space(space: int) -> bool:
     """
-    :returns: whether a process id namespace may still have processes; it is surely empty only where
-        all processes can be looked at
+    :returns: whether a process id namespace may still have processes; it is known to be empty only
+        if all processes can be examined
     """
     if Writer.current().space != _FIRST_SPACE or not os.path.exists("/proc/1"):
         return True
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if pid == "1":
-            continue  # it is in the first namespace, and may be closed to all others
+            continue  # it is in the first namespace, and may be closed to other accounts
         try:
             if os.stat(f"/proc/{pid}/ns/pid").st_ino == space:
                 return True
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile, or only its remains are there
+            continue  # it has ended meanwhile, or is a zombie
         except PermissionError:
             return True
     return False

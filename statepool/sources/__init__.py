@@ -1,4 +1,4 @@
 """
-What a cache can be filled from: what a source has of a state, which source is asked first, whether
-several mean the same, how well each works.
+Sources, from which a cache is filled: what a source has of a state, which source is asked first,
+whether several sources agree, and how well each source works.
 """

@@ -1,4 +1,4 @@
-"""One listing of what several pools have."""
+"""Merging of the listings of several pools."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from statepool.model.outcomes import Listed
 def merged(listings: Iterable[Sequence[Listed]], cache: str | None = None) -> list[Listed]:
     """
     :param listings: of the cache, then of the sources
-    :param cache: where the cache is: of a copy there is known what it was rewritten from, while
-        other pools only claim to know it
-    :returns: each state once, with all the pools that have it; two pools with different content
-        under one name give two lines
+    :param cache: the location of the cache. The origin of a rewritten copy in the cache is known;
+        the origins in other pools are not proven.
+    :returns: each state once, with all pools that have it; two pools with different content under
+        one name give two entries
     """
     of_one_name: dict[StateId, list[Listed]] = {}
     filled = [listing for listing in listings if listing]
@@ -38,14 +38,14 @@ def _id(listed: Listed) -> StateId:
 
 
 def _united(all_listed: list[Listed], cache: str | None) -> list[Listed]:
-    """:param all_listed: of one name"""
+    """:param all_listed: the entries of one name"""
     if len(all_listed) == 1:
         return all_listed
     found: list[Listed] = []
     pools: list[tuple[str, ...]] = []
     places: dict[tuple[Digest | None, bool, str | None], int] = {}
     for listed in all_listed:
-        # A copy that the cache rewrote is the same state as what it was rewritten from.
+        # A copy that the cache rewrote is the same state as its origin.
         names = _names(listed.manifest) if listed.pools == (cache,) else (listed.manifest.digest,)
         keys = [(digest, listed.managed, listed.problem) for digest in names]
         place = next((places[key] for key in keys if key in places), None)
@@ -56,7 +56,7 @@ def _united(all_listed: list[Listed], cache: str | None) -> list[Listed]:
         pools[place] += listed.pools
         for key in keys:
             places.setdefault(key, place)
-    # Each value is made once more at most, however many pools there are.
+    # Each value is copied at most once, however many pools there are.
     return [
         listed if listed.pools == places_of else evolve(listed, pools=places_of)
         for listed, places_of in zip(found, pools, strict=True)
@@ -70,8 +70,8 @@ def _names(manifest: Manifest) -> tuple[Digest | None, ...]:
 @contextlib.contextmanager
 def making_many() -> Iterator[None]:
     """
-    Thousands of values are made that all stay. Looking for garbage among them again and again would
-    take a quarter of the time.
+    Switch off Python's garbage collector for the block, in which thousands of values are made that
+    all stay. The collector would take a quarter of the time.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -80,8 +80,8 @@ def making_many() -> Iterator[None]:
     finally:
         if collecting:
             if not gc.get_freeze_count():
-                # Together, these two only make everything old, so that the next look for young
-                # garbage does not go through all of it.
+                # These two calls only move all objects to the oldest generation, so that the next
+                # collection of the young generation does not visit all of them.
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()

@@ -1,6 +1,6 @@
 """
-The sources that an operation may use, as one: which is asked first, all asked at once, and what is
-to be said of those that fail.
+The sources that an operation may use, as mirrors of each other: their order, questions to all of
+them at once, and reports of those that fail.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from statepool.sources.source_stats import SourceStats, surroundings
 
 SAMPLE = 256 << 10
 """
-Bytes that are read of a source whose speed nobody knows, before more is fetched from it while
-another source has it too.
+Bytes that are read from a source of unknown speed, before more is fetched from it, if another
+source has the state, too.
 """
 
 MUCH = 1 << 20
-"""Bytes that are worth a sample: fewer come soon enough even from a source that is slow."""
+"""
+Bytes of a transfer from which a sample is worthwhile: fewer bytes arrive soon enough even from a
+slow source.
+"""
 
 LISTING = 10
 """
-How many times the timeout of one answer a whole listing may take, where other sources have
-answered.
+How many times the timeout of one answer a whole listing may take, if other sources have answered.
 """
 
 T = TypeVar("T")
@@ -41,7 +43,7 @@ T = TypeVar("T")
 
 @frozen
 class Failed:
-    """A source that could not be used, and why."""
+    """A source that could not be used, and the error."""
 
     source: Source
     error: StatePoolError
@@ -56,9 +58,9 @@ class Mirrors:
     """
     The sources that an operation may use.
 
-    :param sources: those that are permitted, in the order in which they are configured
-    :param stats: how fast and how well they are
-    :param settings: how long they are waited for
+    :param sources: the permitted sources, in the order in which they are configured
+    :param stats: what is known of their speed and health
+    :param settings: the settings, among them the timeouts
     """
 
     sources: tuple[Source, ...]
@@ -66,7 +68,7 @@ class Mirrors:
     settings: Settings
 
     def order(self) -> list[Ranked]:
-        """:returns: the sources, best first; nobody is contacted"""
+        """:returns: the sources, best first; no source is contacted"""
         known = self.stats
         return rank(
             known.candidates(self.sources),
@@ -85,7 +87,7 @@ class Mirrors:
         )
 
     def status(self) -> list[SourceStatus]:
-        """:returns: the sources, best first, with what is known of them; nobody is contacted"""
+        """:returns: the sources, best first, with what is known of them; no source is contacted"""
         authorities = {str(source) for source in self.sources if source.authority}
         return [
             SourceStatus(
@@ -109,7 +111,9 @@ class Mirrors:
     def ask(
         self, sources: Sequence[Source], question: Callable[[Source], T], good: Callable[[T], bool]
     ) -> list[Asked[T]]:
-        """As :func:`~statepool.sources.probe.ask_all`, and remember how they answered."""
+        """
+        Ask sources, as :func:`~statepool.sources.probe.ask_all`, and remember how they answered.
+        """
         known, deadline = self.stats, self.settings.probe_timeout
         times = (
             {str(source): patience(known.of(source).latency, deadline) for source in sources}
@@ -128,8 +132,8 @@ class Mirrors:
         self, question: Callable[[Source], T], good: Callable[[T], bool]
     ) -> list[Asked[T]]:
         """
-        As :meth:`ask`, best first; sources that are left alone for a while are asked only if no
-        other one gives a good answer, or if they are the authority.
+        Ask all sources, as :meth:`ask`, best first. Sources that failed recently are asked only if
+        no other source gives a good answer, or if they are the authority.
         """
         order = self.ordered()
         resting = [
@@ -147,8 +151,8 @@ class Mirrors:
     def has(self, wanted: StateId) -> bool:
         """
         :returns: whether a source has a state, with its whole chain
-        :raises TransportError: those that could be asked do not have it, and others could not be
-            asked
+        :raises TransportError: the sources that could be asked do not have the state, and other
+            sources could not be asked
         """
 
         def question(source: Source) -> bool:
@@ -171,12 +175,12 @@ class Mirrors:
 
     def listings(self, question: Callable[[Source], T]) -> tuple[list[T], tuple[str, ...]]:
         """
-        Ask all sources for something that may take long where there is much. A small question comes
-        first: who does not answer that is left out.
+        Ask all sources a question that may take long if a source has much. A small question comes
+        first; a source that does not answer it is left out.
 
         :returns: the answers, in the order in which the sources are configured, and which sources
             could not be asked
-        :raises StatePoolError: none of them could be asked
+        :raises StatePoolError: no source could be asked
         """
         known = self.stats
         first = self.ask(self.sources, _is_there, bool)
@@ -193,8 +197,8 @@ class Mirrors:
 
     def sample(self, offer: RemoteChain) -> None:
         """
-        Find out whether a source that nobody knows is slow, before hundreds of megabytes are under
-        way from there.
+        Measure the speed of a source for which it is unknown, before hundreds of megabytes are
+        fetched from it.
         """
         source, known = offer.source, self.stats
         largest = max(offer.members, key=lambda member: member.manifest.data_size)
@@ -207,12 +211,12 @@ class Mirrors:
 
 
 def failed_of(asked: Iterable[Asked[T]]) -> tuple[Failed, ...]:
-    """:returns: the sources that did not answer, and why"""
+    """:returns: the sources that did not answer, and the errors"""
     return tuple(Failed(one.source, one.error) for one in asked if one.error is not None)
 
 
 def failure(what: str, failed: Sequence[Failed], lacks: Sequence[Source]) -> StatePoolError:
-    """:returns: one error for all; that of the source itself if there is only one"""
+    """:returns: one error for all failures; the error of the source itself if there is only one"""
     errors = [one.error for one in failed]
     if len(errors) == 1 and not lacks:
         return errors[0]

@@ -1,6 +1,4 @@
-"""
-Pools as sources: what their logs say, and below that what other tools have put there.
-"""
+"""Pools as sources: the states in their logs, and the files that other tools have put there."""
 
 from __future__ import annotations
 
@@ -45,15 +43,16 @@ class PoolSource(Source):
 
     @property
     def transport(self) -> Transport:
-        """What moves its files."""
         return self.pool.transport
 
     def require(self) -> None:
-        """As every source."""
         self.pool.require()
 
     def resolve(self, state: StateId) -> RemoteChain | None:
-        """As every source: what the log knows comes first."""
+        """
+        Resolve a state, as every source: a state in the log takes precedence over a file of another
+        tool.
+        """
         fold = self.pool.fold(state.machine)
         manifest = fold.states.get(state)
         if manifest is not None:
@@ -68,24 +67,25 @@ class PoolSource(Source):
         return None
 
     def is_unchanged(self, state: StateId, token: str) -> bool:
-        """As every source: of what the log knows, the log tells."""
+        """
+        Return whether the state is unchanged, as every source: for a state in the log, the log
+        tells.
+        """
         if token.startswith(_LOG):
             return _log_token(self.pool.fold(state.machine)) == token
         return Source.is_unchanged(self, state, token)
 
     def states(self, machine: str | None = None) -> Listing:
         """
-        As every source; of all machines, in a number of round trips that does not grow with their
-        number.
+        List the states, as every source. The listing of all machines takes a number of round trips
+        that does not grow with the number of machines.
         """
         return listing(self.pool, machine) if machine is not None else listings(self.pool)
 
     def has_bytes(self, digest: Digest) -> bool:
-        """As every source."""
         return self.pool.has_bytes(digest)
 
     def to_change(self) -> Pool:
-        """:returns: the pool"""
         return self.pool
 
 
@@ -98,18 +98,18 @@ _LOG = "log:"
 
 
 def _log_token(fold: Fold) -> str:
-    """:returns: what changes with every record of a machine"""
+    """:returns: a token that changes with every record of a machine"""
     return f"{_LOG}{fold.number}:{fold.nonces.get(fold.number, '')}"
 
 
 Place = str | os.PathLike[str] | Location
-"""How a pool can be named: a path, or anything that :meth:`Location.parse` reads."""
+"""A pool as a caller names it: a path, or anything that :meth:`Location.parse` reads."""
 
 
 def open_pool(place: Place, settings: Settings) -> Pool:
     """
-    :param settings: the knobs, among them how other hosts are reached
-    :returns: a pool, of which nothing has been looked at yet
+    :param settings: the settings, among them how other hosts are reached
+    :returns: a pool, of which nothing has been read yet
     :raises InvalidLocation: the place is no location
     """
     location = place if isinstance(place, Location) else Location.parse(os.fsdecode(place))
@@ -122,17 +122,17 @@ def open_pool(place: Place, settings: Settings) -> Pool:
 
 def listing(pool: Pool, machine: str) -> Listing:
     """
-    :returns: all states of a machine in one pool, with what is wrong with those that cannot be
-        used, and a warning for what cannot be looked at
-    :raises IntegrityError: its log cannot be used
+    :returns: all states of a machine in one pool, with the problems of states that cannot be used,
+        and a warning for what cannot be read
+    :raises IntegrityError: the log of the machine cannot be used
     """
     return _listed(pool, Looked(pool, pool.folds([machine])), {})
 
 
 def listings(pool: Pool) -> Listing:
     """
-    As :func:`listing`, of all machines, in a number of round trips that does not grow with their
-    number.
+    List the states of all machines, as :func:`listing`, in a number of round trips that does not
+    grow with the number of machines.
 
     :returns: the states, and a warning for each log that cannot be used
     """

@@ -1,6 +1,6 @@
 """
-Asking several sources the same question at the same time, so that one that is dead costs no more
-than a deadline, and only once.
+Asking of several sources at the same time, so that a dead source costs no more than one timeout,
+and only once.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from statepool.sources.source import Source
 
 LEAST = 1.0
 """
-How long a source that has answered before is given at least, in seconds: a busy host is not a dead
-one.
+Shortest timeout for a source that has answered before, in seconds: a busy host is not a dead host.
 """
 
 NEARLY = 0.9
 """
-Part of the deadline that is waited, so that with all that is done besides it costs no more than
-that.
+Part of the deadline that is used as the timeout, so that the total with all other work stays within
+the deadline.
 """
 
 PATIENCE = 10
-"""How many times as long as it took before a source may take to answer."""
+"""The timeout of a source, as a multiple of the time that it took to answer before."""
 
 T = TypeVar("T")
 
@@ -38,11 +37,11 @@ T = TypeVar("T")
 @frozen
 class Asked(Generic[T]):
     """
-    What came of asking one source.
+    The result of a question to one source.
 
-    :param source: which
+    :param source: the source
     :param value: its answer, or None
-    :param error: why there is none
+    :param error: why there is no answer
     :param seconds: how long it took
     """
 
@@ -55,8 +54,8 @@ class Asked(Generic[T]):
 def patience(latency: float | None, deadline: float) -> float:
     """
     :param latency: how long a source took to answer before, in seconds; None if it was never asked
-    :param deadline: the longest that is waited, in seconds
-    :returns: how long it is waited for while others have answered
+    :param deadline: the longest wait, in seconds
+    :returns: how long to wait for the source after other sources have answered, in seconds
     """
     longest = NEARLY * deadline
     return longest if latency is None else min(longest, max(LEAST, PATIENCE * latency))
@@ -70,14 +69,15 @@ def ask_all(
     good: Callable[[T], bool] = lambda value: True,
 ) -> list[Asked[T]]:
     """
-    Ask sources at the same time. One that does not answer in time is not waited for, if another one
-    gave a good answer; while nobody has, there is nothing to be gained by giving up, and the
-    transports decide how long to try.
+    Ask several sources at the same time. If a source does not answer in time, and another source
+    gave a good answer, the caller does not wait for it. As long as there is no good answer, giving
+    up gains nothing: the transports decide how long to try.
 
-    :param question: asked of each; what it raises of ours is part of the answer
-    :param patient: for how long each is waited for, in seconds
-    :param good: whether an answer is one that makes others dispensable
-    :returns: what came of it, in the order of the sources
+    :param question: asked of each source; an error of ours that it raises becomes part of the
+        result
+    :param patient: returns how long to wait for a source, in seconds
+    :param good: returns whether an answer makes other answers dispensable
+    :returns: the results, in the order of the sources
     """
     if len(sources) < 2:
         return [_ask(source, question) for source in sources]
@@ -92,7 +92,8 @@ def ask_all(
 
     begun = time.monotonic()
     for source in sources:
-        # Not waited for at the end of the process: it may hang in a connection for long.
+        # A daemon thread, so that the process does not wait for it at its end: it may hang in a
+        # connection for long.
         threading.Thread(
             target=work, args=(source,), name=f"statepool-ask-{source.name}", daemon=True
         ).start()
@@ -112,8 +113,8 @@ def ask_all(
             )
         except queue.Empty:
             break
-        # What is no error of ours is one of the program: it comes out of asking again, here, where
-        # it is seen.
+        # Without a result, the question raised an unexpected error, a bug. Asking again raises it
+        # here, where it is seen.
         found[str(source)] = asked if asked is not None else _ask(source, question)
         del waiting[str(source)]
     for source in waiting.values():

@@ -1,19 +1,19 @@
 """
-Which source to ask first.
+The order in which sources are asked.
 
-:func:`rank` is a pure function: from sources and what is known of them, it makes an order, and says
-why. It contacts nobody and reads no clock. The order is, by the first of these in which two sources
-differ:
+:func:`rank` is a pure function: from sources and what is known of them, it computes an order and
+the reasons. It contacts no source and reads no clock. The first of these criteria in which two
+sources differ decides:
 
-1. **Health.** A source that failed a moment ago is left alone: it comes after all others. The rest
-   grows with each failure in a row (:func:`resting`), and ends by itself; whoever is last is still
-   asked if nobody else has the state.
+1. **Health.** A source that failed recently rests: it comes after all other sources. The rest gets
+   longer with each failure in a row (:func:`resting`), and ends by itself. A resting source is
+   still asked if no other source has the state.
 2. **Speed.** How long :data:`REFERENCE` bytes would take, by the latency and the rate that were
-   measured, and by what is usual at this distance (:data:`USUAL`) where nothing was. Only
-   differences that matter count: all that take less than :data:`ALIKE` times as long as the fastest
-   one are alike, those up to that much slower again, and so on. So the order does not change with
-   every measurement.
-3. **Scope**: swarm, cluster, shared. A neighbour goes before the common pool, which everybody asks.
+   measured, and by what is usual at this distance (:data:`USUAL`) where nothing was. Only large
+   differences count: all sources that take less than :data:`ALIKE` times as long as the fastest one
+   are one class, those that are slower by up to the same factor again are the next class, and so
+   on. So the order does not change with every measurement.
+3. **Scope**: swarm, cluster, shared. A neighbour comes before the common pool, which all hosts ask.
 4. **Proximity**: this host, this network, elsewhere.
 5. The **order in which they are configured**.
 """
@@ -31,29 +31,28 @@ from statepool.model.location import Location
 from statepool.model.scope import Scope
 
 REFERENCE = 64 << 20
-"""Bytes of a transfer of usual size: an overlay that a test leaves behind."""
+"""Bytes of a transfer of usual size: an overlay that a test leaves."""
 
 ALIKE = 4.0
-"""By which factor sources must differ in speed for it to count."""
+"""The factor by which two sources must differ in speed for the difference to count."""
 
 FIRST_REST = 10.0
 """
-For how long a source is left alone after its first failure, in seconds; after each one more in a
-row, twice as long.
+How long a source rests after its first failure, in seconds; twice as long after each further
+failure in a row.
 """
 
 LONGEST_REST = 3600.0
-"""For how long a source is left alone at most, in seconds."""
+"""Longest rest of a source, in seconds."""
 
 CORRUPT_FACTOR = 30
 """
-How much longer a source is left alone that did not fail, but delivered what is wrong: that does not
-pass by itself.
+The factor by which a source rests longer if it delivered wrong data: that does not pass by itself.
 """
 
 
 class Proximity(enum.IntEnum):
-    """How far a source is, as can be told from its address."""
+    """How far a source is, according to its address."""
 
     HOST = 0
     NETWORK = 1
@@ -69,9 +68,9 @@ USUAL = {
     Proximity.ELSEWHERE: (0.1, 20e6),
 }
 """
-Latency (seconds) and rate (bytes in a second) that are taken for granted until they are measured: a
-disk, a network of 1 Gbit/s, and a line between two sites. Cautious ones: to be better than this, a
-source that works must be slow indeed.
+Latency (seconds) and throughput (bytes per second) that are assumed until they are measured: a
+disk, a network of 1 Gbit/s, and a line between two sites. They are cautious: a source that works
+and was measured is worse than this only if it is very slow.
 """
 
 
@@ -81,11 +80,11 @@ class Known:
     What is known of one source.
 
     :param latency: how long it took to answer, in seconds; None if it was never measured
-    :param rate: how many bytes of images came from it in a second; None if it was never measured
+    :param rate: its throughput for images, in bytes per second; None if it was never measured
     :param failures: how often in a row it failed
     :param failed: when it failed last, in seconds since the epoch; 0 for never
     :param problem: what went wrong then, or None
-    :param corrupt: whether it then delivered something that was wrong
+    :param corrupt: whether it then delivered wrong data
     """
 
     latency: float | None = None
@@ -97,16 +96,16 @@ class Known:
 
 
 NOTHING = Known()
-"""Of a source that was never asked."""
+"""What is known of a source that was never asked."""
 
 
 @frozen
 class Surroundings:
     """
-    What this host knows of where it is.
+    The position of this host in the network.
 
     :param names: its own names
-    :param networks: those that it is connected to without a router between
+    :param networks: the networks to which it is connected without a router between
     """
 
     names: frozenset[str] = frozenset()
@@ -116,11 +115,11 @@ class Surroundings:
 @frozen
 class Candidate:
     """
-    A source, before it is chosen or not.
+    A source to be ranked.
 
     :param name: what the user calls it
     :param location: where it is
-    :param scope: how far the user says that it is
+    :param scope: how far it is, as the user configured it
     :param known: what is known of it
     """
 
@@ -133,12 +132,12 @@ class Candidate:
 @frozen
 class Ranked:
     """
-    A source in its place.
+    A source with what determines its position.
 
-    :param candidate: which
+    :param candidate: the source
     :param proximity: how far it is
     :param seconds: how long :data:`REFERENCE` bytes would take
-    :param rest: for how many seconds more it is left alone; 0 if it is not
+    :param rest: for how many more seconds it rests; 0 if it does not
     """
 
     candidate: Candidate
@@ -148,7 +147,7 @@ class Ranked:
 
     @property
     def why(self) -> str:
-        """What decided, for people."""
+        """What determined its position, for people."""
         known = self.candidate.known
         words = [str(self.proximity), str(self.candidate.scope)]
         words.append(
@@ -171,10 +170,10 @@ def rank(
 ) -> list[Ranked]:
     """
     :param candidates: the sources, in the order in which they are configured
-    :param scope: which are permitted
+    :param scope: the permitted scopes
     :param now: seconds since the epoch
-    :param here: where this host is
-    :returns: those that are permitted, best first
+    :param here: the position of this host
+    :returns: the permitted sources, best first
     """
     found = []
     for candidate in candidates:
@@ -187,7 +186,7 @@ def rank(
             )
     best = min((chosen.seconds for chosen in found), default=0.0)
     far = list(Scope)
-    # sorted() keeps the order of what is alike: that of the configuration
+    # sorted() is stable: equal sources stay in the order of the configuration
     return sorted(
         found,
         key=lambda chosen: (
@@ -215,8 +214,8 @@ def expected(known: Known, near: Proximity) -> float:
 def resting(known: Known, now: float) -> float:
     """
     :param now: seconds since the epoch
-    :returns: for how many seconds more a source is left alone; 0 if it is not, or if its failure
-        lies in the future: clocks are set
+    :returns: for how many more seconds a source rests; 0 if it does not, or if its failure is in
+        the future, since the clock was set back
     """
     if not known.failures or known.failed > now:
         return 0.0
@@ -228,8 +227,8 @@ def resting(known: Known, now: float) -> float:
 
 def proximity(location: Location, scope: Scope, here: Surroundings) -> Proximity:
     """
-    :returns: how far a location is, without asking anybody: by its address, by the name of this
-        host, and by what the user said
+    :returns: how far a location is, without contact to any host: by its address, by the names of
+        this host, and by the configured scope
     """
     if location.is_local:
         return Proximity.HOST
@@ -241,7 +240,7 @@ def proximity(location: Location, scope: Scope, here: Surroundings) -> Proximity
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        # A name without a dot is looked for in the domain of this network.
+        # A name without a dot is resolved in the domain of this network.
         return (
             Proximity.NETWORK
             if scope is Scope.SWARM or "." not in host or host.endswith(".local")

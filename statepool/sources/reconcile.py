@@ -1,11 +1,11 @@
 """
-Whether sources that offer a state mean the same by its name.
+Reconciliation of the sources that offer a state: whether they mean the same content by its name.
 
-A name means one content, so two sources with different content under it cannot both be right. Which
-of them is, the configuration says, or nobody but the user can: a log vouches for itself only.
-Neither what it says of its own past nor what it says of the bytes of others is proof of anything.
-The one thing that it can do is give way: an ``origin`` admits that the bytes were rewritten from
-others, so these others are the state.
+A name means one content, so two sources with different content under it cannot both be right. The
+configuration says which of them is right; otherwise only the user can decide. A log vouches for
+itself only: what it says of its own past, or of the bytes of other pools, proves nothing. A log can
+only give way: an ``origin`` admits that the bytes were rewritten from other bytes, so those other
+bytes are the state.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from statepool.sources.source import RemoteChain
 @frozen
 class Reconciled:
     """
-    What sources have in common.
+    The sources that agree.
 
-    :param offers: of the same content, those whose bytes a log vouches for first, else in the order
-        given
+    :param offers: offers of the same content; first those for whose bytes a log vouches, otherwise
+        in the given order
     :param warnings: which sources have other content than the authority
     """
 
@@ -38,8 +38,8 @@ class Reconciled:
 def reconcile(wanted: StateId, offers: Sequence[RemoteChain]) -> Reconciled:
     """
     :param offers: at least one, best first
-    :raises Conflict: they have different content, and the configuration does not say which source
-        is right
+    :raises Conflict: the sources have different content, and the configuration does not say which
+        source is right
     """
     vouched = [offer for offer in offers if offer.managed]
     others = [offer for offer in offers if not offer.managed]
@@ -70,8 +70,8 @@ def reconcile(wanted: StateId, offers: Sequence[RemoteChain]) -> Reconciled:
 
 def _held_to(others: list[RemoteChain], vouched: list[RemoteChain]) -> list[RemoteChain]:
     """
-    :returns: what other tools put into sources, as far as it can be what a log vouches for; it must
-        then have those bytes
+    :returns: those offers of unmanaged files that can have the content for which a log vouches;
+        each is given the digests that its files must then have
     """
     if not vouched:
         return others
@@ -92,8 +92,8 @@ def _held_to(others: list[RemoteChain], vouched: list[RemoteChain]) -> list[Remo
 
 def _not_giving_way(groups: list[list[RemoteChain]]) -> list[list[RemoteChain]]:
     """
-    :returns: the groups that admit no other one to be the state; all of them, if each admits that
-        of another one
+    :returns: the groups that do not give way to another group; all groups, if each gives way to
+        another one
     """
     standing = [
         group
@@ -109,8 +109,8 @@ def _not_giving_way(groups: list[list[RemoteChain]]) -> list[list[RemoteChain]]:
 
 def _gives_way(one: RemoteChain, other: RemoteChain) -> bool:
     """
-    Whether the log of one source says itself that its chain was rewritten from that of the other
-    one.
+    Return whether the log of one source itself says that its chain was rewritten from the chain of
+    the other source.
     """
     mine, yours = (
         [member.manifest for member in one.members],
@@ -131,8 +131,8 @@ def _is_derived(here: Manifest, there: Manifest) -> bool:
 
 def difference(one: RemoteChain, other: RemoteChain) -> tuple[Manifest, Manifest] | None:
     """
-    :returns: the uppermost members in which two offered chains differ; None if they are the same,
-        or nobody knows
+    :returns: the uppermost members in which two offered chains differ; None if the chains are the
+        same, or it is unknown
     """
     for mine, yours in zip(one.members, other.members, strict=False):
         if mine.manifest.id != yours.manifest.id or not is_same(mine.manifest, yours.manifest):
@@ -146,8 +146,8 @@ def difference(one: RemoteChain, other: RemoteChain) -> tuple[Manifest, Manifest
 
 def content_of(manifest: Manifest) -> Digest | None:
     """
-    :returns: what stands for the content of a state: its digest, or for a machine state, which has
-        no bytes of its own, one of what it lists
+    :returns: a digest for the content of a state: its own digest; or for a machine state, which has
+        no bytes of its own, a digest of its list of members
     """
     if manifest.kind is Kind.MACHINE:
         return Digest.of_text(
@@ -158,8 +158,8 @@ def content_of(manifest: Manifest) -> Digest | None:
 
 def is_same(one: Manifest, other: Manifest) -> bool:
     """
-    :returns: whether two manifests of sources speak of the same bytes; true if one of them has
-        none, or nobody has hashed them
+    :returns: whether two manifests of sources describe the same bytes; also True if a manifest has
+        no digest, since the state has no bytes or they were not hashed
     """
     return one.digest is None or other.digest is None or one.digest == other.digest
 

@@ -1,4 +1,4 @@
-"""Noticing, while bytes move, that they come much more slowly than they would from elsewhere."""
+"""Detection, during a transfer, of a source that is much slower than another one would be."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from statepool.model.progress import Progress
 from statepool.sources.ranking import ALIKE
 
 TRIAL = 0.5
-"""How long a source is watched before it is judged, in seconds."""
+"""How long a source is measured before it is judged, in seconds."""
 
 WORTH = 1.0
-"""How many seconds must be saved for a source to be left."""
+"""Seconds that must be saved for a switch to another source."""
 
 
 class TooSlow(Exception):
     """
-    A source is left for a faster one. Never seen by a caller.
+    The error that ends a transfer, since another source would be faster. Callers never see it.
 
-    :param done: how many bytes have come
-    :param rate: how many of them in a second
+    :param done: how many bytes have arrived
+    :param rate: the throughput, in bytes per second
     """
 
     def __init__(self, done: int, rate: float) -> None:
@@ -31,12 +31,12 @@ class TooSlow(Exception):
 
 class Watch:
     """
-    Is told of the bytes, passes it on, and ends the transfer if it is not worth waiting for.
+    A progress that passes all calls on, and ends the transfer if it is not worth waiting for.
 
-    :param progress: whom it tells
-    :param pace: how many bytes a second another source is thought to deliver; None: there is no
-        other
-    :param clock: tells the time, in seconds
+    :param progress: the progress to which calls are passed
+    :param pace: the estimated throughput of another source, in bytes per second; None: there is no
+        other source
+    :param clock: returns the time, in seconds
     """
 
     def __init__(
@@ -47,12 +47,11 @@ class Watch:
         self._clock = clock
         self._total = 0
         self._done = 0
-        # When each of the transfers began that are under way: within one, files that are here
-        # already can be hashed, which says nothing of a source.
+        # When each of the transfers in progress began. They can be nested: during a transfer, files
+        # that are in the cache already can be hashed, which says nothing about a source.
         self._begun: list[float] = []
 
     def begin(self, what: str, total: int) -> None:
-        """As the progress."""
         if not self._begun:
             self._total, self._done = total, 0
         self._begun.append(self._clock())
@@ -60,9 +59,9 @@ class Watch:
 
     def advance(self, count: int) -> None:
         """
-        As the progress.
+        Pass the call on, and judge the source.
 
-        :raises TooSlow: it takes more than a few times as long as it would elsewhere
+        :raises TooSlow: the source is several times slower than another one would be
         """
         self._progress.advance(count)
         if len(self._begun) != 1:
@@ -77,7 +76,6 @@ class Watch:
             raise TooSlow(self._done, rate)
 
     def end(self) -> None:
-        """As the progress."""
         begun = self._begun.pop()
         if self._begun:
             self._begun[0] += self._clock() - begun

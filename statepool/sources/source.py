@@ -1,9 +1,9 @@
 """
-What a cache can be filled from: the interface, and the chain of a state that a source has.
+Sources, from which a cache is filled: the interface, and the chain of a state that a source offers.
 
-A source is asked for chains and listings, and its transport moves the files. Everything that
-chooses among sources and fetches from them uses nothing else: so a source need not be a pool with a
-log, and need not be one that can be changed.
+A source is asked for chains and listings, and its transport moves the files. All code that chooses
+among sources and fetches from them uses nothing else. So a source need not be a pool with a log,
+and need not be writable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from statepool.transports.base import Transport
 
 class Source(ABC):
     """
-    A place that the cache can be filled from.
+    A place from which the cache can be filled.
 
     :ivar name: what the user calls it
     :ivar scope: how far it is
@@ -41,12 +41,12 @@ class Source(ABC):
     @property
     @abstractmethod
     def transport(self) -> Transport:
-        """What moves its files: those that the members of its chains name."""
+        """The transport that moves its files: those that the members of its chains name."""
 
     @abstractmethod
     def require(self) -> None:
         """
-        Ask for something small.
+        Check with a small request that the source is there.
 
         :raises NotAPool: there is no such source at this place
         :raises TransportError: it cannot be reached
@@ -55,30 +55,32 @@ class Source(ABC):
     @abstractmethod
     def resolve(self, state: StateId) -> RemoteChain | None:
         """
-        :returns: what it has of a state, or None if it does not have it
-        :raises NotAPool: it is no source
-        :raises UnsafeImage: it is a file of another tool, and not fit to be used
+        :returns: what the source has of a state, or None if it does not have the state
+        :raises NotAPool: the place is no source
+        :raises UnsafeImage: the state is a file of another tool, and not safe to use
         """
 
     @abstractmethod
     def states(self, machine: str | None = None) -> Listing:
         """
-        :param machine: only its states
-        :returns: all states, and a warning for what cannot be looked at
+        :param machine: only list the states of this machine
+        :returns: all states, and a warning for what cannot be read
         """
 
     def is_unchanged(self, state: StateId, token: str) -> bool:
         """
-        :returns: whether it surely has of a state what it had when it gave this token; at the price
-            of a small request where that is possible
+        :returns: whether the source certainly has the same of a state as when it gave this token.
+            This costs only a small request, where that is possible.
         """
         found = self.resolve(state)
         return found is not None and found.token == token
 
     def has_bytes(self, digest: Digest) -> bool:
         """
-        :returns: whether bytes are there that :meth:`transport` does not see, since a collector had
-            moved them aside: they are back now
+        Look for bytes that :meth:`transport` does not see since a collector had moved them aside,
+        and bring them back.
+
+        :returns: whether the source has them
         """
         return False
 
@@ -86,8 +88,8 @@ class Source(ABC):
 
     def to_change(self) -> Pool:
         """
-        :returns: the pool that it is
-        :raises ReadOnlyPool: it is none, and takes no states
+        :returns: the pool, if the source is one
+        :raises ReadOnlyPool: the source is not a pool, and takes no states
         """
         raise ReadOnlyPool(
             f"the source {self} can only be read",
@@ -99,17 +101,14 @@ class Source(ABC):
 
     @property
     def location(self) -> Location:
-        """Where it is."""
+        """The location of the source."""
         return self.transport.location
 
     def __str__(self) -> str:
         return str(self.transport.location)
 
     def is_called(self, name: str) -> bool:
-        """
-        :returns: whether a user who says ``name`` means this source: as it is called, or where it
-            is
-        """
+        """:returns: whether ``name`` means this source: it is the name or the location"""
         if name in (self.name, str(self)):
             return True
         try:
@@ -119,13 +118,13 @@ class Source(ABC):
 
     def require_whole(self, chain: RemoteChain) -> None:
         """
-        A log can say that a state is there whose bytes somebody has deleted. Another source may
-        still have them.
+        Check that the source has the bytes of an offered chain. A log can list a state although its
+        bytes were deleted; another source may still have them.
 
-        :raises MissingFile: it is so
+        :raises MissingFile: bytes are missing
         """
         if not chain.managed:
-            return  # it was walked, file by file
+            return  # it was read file by file
         stats = self.transport.stat_many([member.path for member in chain.members])
         for member, stat in zip(chain.members, stats, strict=True):
             digest = member.manifest.digest
@@ -144,19 +143,19 @@ class Source(ABC):
         try:
             return self.has_bytes(digest)
         except TransportError:
-            return False  # only who may write there can bring them back
+            return False  # only an account that may write there can bring them back
 
     def close(self) -> None:
-        """Let go of connections; the next use makes new ones."""
+        """Close the connections; the next use makes new ones."""
         self.transport.close()
 
 
 @frozen
 class Member:
     """
-    One part of what is offered.
+    One part of an offered state.
 
-    :param manifest: what is known of it; without a digest if another tool put it there
+    :param manifest: of the part; without a digest if another tool put it there
     :param path: the file in the source; empty for a machine state itself, which has none
     """
 
@@ -167,12 +166,12 @@ class Member:
 @frozen
 class RemoteChain:
     """
-    A state that a source has, with all that it stands on.
+    A state that a source offers, with all that backs it.
 
-    :param source: which
+    :param source: the source
     :param members: its parts, in the order of :mod:`~statepool.pools.parts`
     :param managed: whether the source's log knows it
-    :param token: changes when what was offered changes
+    :param token: changes when the offer changes
     """
 
     source: Source
@@ -202,7 +201,7 @@ def require_distinct(cache: Pool, sources: Sequence[Source]) -> None:
 
 
 UNKNOWN = Digest("blake3", "0" * 64)
-"""Stands for the digest of a parent that nobody has hashed."""
+"""The digest that represents a parent which was not hashed yet."""
 
 
 def with_parents(chain: tuple[Member, ...]) -> tuple[Manifest, ...]:

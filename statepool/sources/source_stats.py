@@ -1,11 +1,11 @@
 """
-What a cache knows of its sources, kept across runs: how fast they answered, how fast bytes came
-from them, and how they failed.
+What a cache knows of its sources, kept across runs: their latency, their throughput, and their
+failures.
 
-One small file for each source, in the cache, since it is the way from this host to them that was
-measured. Nothing depends on these files: without them sources are asked in the order in which they
-are configured. So they are not flushed, and one that is torn counts as none; two processes that
-write at the same time leave what one of them knew.
+There is one small file for each source. It is in the cache, since the connection from this host to
+the source was measured. Nothing depends on these files: without them, sources are asked in the
+order in which they are configured. So the files are not flushed, and a torn file counts as missing.
+If two processes write at the same time, the knowledge of one of them is lost.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from statepool.sources.ranking import NOTHING, Candidate, Known, Surroundings, r
 from statepool.sources.source import Source
 
 WEIGHT = 0.5
-"""How much one more measurement counts against all before it."""
+"""The weight of a new measurement against all before it."""
 
 ENOUGH = 16 << 20
 """
-A transfer of so many bytes tells how fast a source is; in smaller ones other work counts too much.
+Bytes of a transfer that is large enough to measure throughput; in smaller transfers, other work
+takes too large a part.
 """
 
 SLOW = 4 << 20
 """
-Bytes in a second. A source that seems to be slower than this is slow, whatever else was done
+Bytes per second. A source that seems to be slower than this is slow, whatever else was done
 meanwhile.
 """
 
@@ -47,10 +48,10 @@ _ROUTES = Path("/proc/net/route")
 
 class SourceStats:
     """
-    Remembers sources.
+    The measurements of sources.
 
-    :param notes: where
-    :param clock: tells the time, in seconds since the epoch
+    :param notes: where they are kept
+    :param clock: returns the time, in seconds since the epoch
     """
 
     def __init__(self, notes: Notes, clock: Callable[[], float] = time.time) -> None:
@@ -86,7 +87,7 @@ class SourceStats:
                 corrupt=data["corrupt"] is True,
             )
         except (ValueError, KeyError, TypeError):
-            return NOTHING  # torn, or of another form: measuring again settles it
+            return NOTHING  # torn, or of another form: the source is measured again
 
     def candidates(self, sources: Iterable[Source]) -> list[Candidate]:
         """:returns: sources with what is known of them, in their order"""
@@ -100,7 +101,7 @@ class SourceStats:
         ]
 
     def rest(self, source: Source) -> float:
-        """:returns: for how many seconds more a source is left alone"""
+        """:returns: for how many more seconds a source rests"""
         return resting(self.of(source), self._clock())
 
     def now(self) -> float:
@@ -110,21 +111,21 @@ class SourceStats:
     # -- learning ----------------------------------------------------------------------------------
 
     def answered(self, source: Source, seconds: float) -> None:
-        """A source answered a question."""
+        """Note that a source answered a question."""
         known = self.of(source)
         self._change(source, known, evolve(known, latency=_blend(known.latency, seconds)))
 
     def delivered(self, source: Source, count: int, seconds: float) -> None:
         """
-        Bytes of images came from a source, in so many seconds. What was too little to judge by is
-        forgotten.
+        Note that ``count`` bytes of images came from a source, in so many seconds. Transfers that
+        are too small to judge by are ignored.
         """
         known = self.of(source)
         if count > 0 and seconds > 0 and (count >= ENOUGH or count / seconds < SLOW):
             self._change(source, known, evolve(known, rate=_blend(known.rate, count / seconds)))
 
     def did_well(self, source: Source) -> None:
-        """A source did what it was asked for: what it did before is forgiven."""
+        """Note that a source worked: its earlier failures do not count any more."""
         known = self.of(source)
         if known.failures:
             self._change(
@@ -132,7 +133,7 @@ class SourceStats:
             )
 
     def failed(self, source: Source, error: StatePoolError) -> None:
-        """A source could not be asked, did not deliver, or delivered something that was wrong."""
+        """Note that a source could not be asked, did not deliver, or delivered wrong data."""
         known = self.of(source)
         corrupt = isinstance(error, IntegrityError)
         changed = evolve(
@@ -151,8 +152,8 @@ class SourceStats:
 
     def save(self) -> None:
         """
-        Keep what was learnt for those who come later, if the cache has been made; a cache that
-        cannot be written does without.
+        Write the measurements for later processes, if the cache exists. If the cache cannot be
+        written, they are not kept.
         """
         with self._lock:
             changes = dict(self._changes)
@@ -176,7 +177,7 @@ class SourceStats:
         try:
             return self._notes.write(f"{SOURCE_STATS}/{self._file(source)}", data, make=False)
         except OSError:
-            return False  # no cache yet, or full: this process remembers
+            return False  # no cache yet, or a full disk: only this process remembers
 
 
 def _number(value: object) -> float | None:
@@ -192,7 +193,10 @@ def _blend(before: float | None, measured: float) -> float:
 
 
 def _differs(before: Known, after: Known) -> bool:
-    """Whether a change is worth a file: a latency or rate that is a little different is not."""
+    """
+    Return whether a change is worth writing a file: a small difference of latency or throughput is
+    not.
+    """
     if evolve(before, latency=None, rate=None) != evolve(after, latency=None, rate=None):
         return True
     return any(
@@ -208,7 +212,10 @@ def _far(old: float | None, new: float | None) -> bool:
 
 @functools.cache
 def surroundings() -> Surroundings:
-    """:returns: where this host is, as far as its own kernel knows; nobody is asked"""
+    """
+    :returns: the position of this host in the network, as far as its own kernel knows it; no other
+        host is contacted
+    """
     name = socket.gethostname()
     return Surroundings(frozenset({name, name.partition(".")[0]}), tuple(_networks()))
 
@@ -217,7 +224,7 @@ def _networks() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     try:
         lines = _ROUTES.read_text().splitlines()[1:]
     except OSError:
-        return []  # no such file on this system: addresses then say nothing of the network
+        return []  # no such file on this system: then no address counts as in this network
     found: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
     for line in lines:
         fields = line.split()

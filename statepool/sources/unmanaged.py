@@ -1,6 +1,6 @@
 """
-What other tools have put into a pool: files in the places of its view, whose chains their own
-headers tell.
+Unmanaged states: files that other tools have put into the places of a pool's view. The headers of
+the files tell their chains.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Place(Protocol):
 
 def reader(pool: Place, path: str) -> tuple[Read, int]:
     """
-    :returns: what reads a file of a pool piece by piece, and its size in bytes
+    :returns: a function that reads parts of a file of a pool, and the size of the file in bytes
     :raises MissingFile: there is no such file
-    :raises UnsafeImage: it is not a regular one
+    :raises UnsafeImage: it is not a regular file
     """
     stat = pool.transport.stat(path)
     if stat is None:
@@ -54,26 +54,27 @@ def reader(pool: Place, path: str) -> tuple[Read, int]:
 
 def require_proportion(pool: Place, manifest: Manifest, path: str) -> None:
     """
-    Before all of a large image is read: what is far longer than its disk can need is refused.
+    Refuse a large image that is far longer than its disk can need, before all of it is read.
 
-    :raises UnsafeImage: it is, or has no header that says otherwise
+    :raises UnsafeImage: the image is too long, or its header is not valid
     """
     if manifest.kind is Kind.IMAGE and manifest.size > LARGE:
         check_image(*reader(pool, path), f"{manifest.id} in {pool}", backing=Backing.UNMANAGED)
 
 
 BEGINNING = 4096
-"""How much of each image is read together with others, in bytes: nearly every header is shorter."""
+"""
+How much of each image is read together with other images, in bytes: nearly every header is shorter.
+"""
 
 
 class Looked:
     """
-    What other tools put into a pool, looked at together: each file is asked about and read once,
-    however many states stand on it, in a number of round trips that does not grow with their
-    number.
+    The unmanaged states of a pool, read together. Each file is looked up and read once, however
+    many states it backs, in a number of round trips that does not grow with the number of files.
 
     :param pool: the pool
-    :param folds: what its logs say, by the ids of the machines whose states are looked at
+    :param folds: its folds, by the ids of the machines whose states are looked at
     """
 
     def __init__(self, pool: Pool, folds: Mapping[str, Fold]) -> None:
@@ -97,7 +98,7 @@ class Looked:
             return
         self._stats = {layout.view(one.id): one.stat for one in found}
         objects = {one.id.object for one in found}
-        # What the log knows can stand below.
+        # Managed states can back unmanaged ones.
         below = [
             manifest
             for fold in self.folds.values()
@@ -116,8 +117,8 @@ class Looked:
         try:
             beginnings = self._pool.transport.read_many(regular, BEGINNING)
         except StatePoolError:
-            # one that cannot be read must not hide the others: each is read when its turn comes,
-            # and found out by its name
+            # a file that cannot be read must not hide the others: each file is read in its turn,
+            # and the error then names it
             return
         self._beginnings = {
             path: data for path, data in zip(regular, beginnings, strict=True) if data is not None
@@ -153,17 +154,17 @@ def unmanaged_chain(
     pool: Pool, state: StateId, fold: Fold, looked: Looked | None = None
 ) -> tuple[Member, ...]:
     """
-    The chain of a state that another tool put into a pool, down to its root, or to the first state
-    that the log knows.
+    Return the chain of a state that another tool put into a pool. From the first managed state in
+    it on, the log gives the chain.
 
-    :param looked: what was seen of the pool a moment ago
-    :returns: tip first; nothing if there is no such file
-    :raises UnsafeImage: one of its images is not fit to be used, or is missing
+    :param looked: what was read of the pool a moment ago
+    :returns: the chain, tip first; empty if there is no such file
+    :raises UnsafeImage: one of its images is not safe to use, or is missing
     """
     path = layout.view(state)
     found = looked.stat(path) if looked is not None else pool.transport.stat(path)
     if found is None or (found.kind is not FileKind.FILE and pool.view.is_free(state)):
-        return ()  # nothing, or a link of ours that has outlived its state
+        return ()  # no file, or a link of ours whose state was removed
 
     def open_image(name: str) -> tuple[Read, int]:
         below = StateId(state.object, name)
@@ -176,7 +177,7 @@ def unmanaged_chain(
         return looked.reader(path) if looked is not None else reader(pool, path)
 
     def check_more(name: str, header: Header) -> None:
-        # of those that the log knows, it says what backs them
+        # for managed states, the log tells what backs them
         if (child := StateId(state.object, name)) not in fold.states:
             _refuse_reserved_parent(pool, child, header, looked)
             _refuse_another_parent(pool, child, header)
@@ -208,15 +209,18 @@ def unmanaged_chain(
 
 
 ROOT_NAME = f"{ROOT}{layout.IMAGE_SUFFIX}".encode()
-"""How a child of ours names the root image, which is not beside it in a view, but above."""
+"""
+The backing name by which our children name the root image. In a view, that image is not beside
+them, but in the directory above.
+"""
 
 
 def _refuse_reserved_parent(
     pool: Pool, child: StateId, header: Header, looked: Looked | None
 ) -> None:
     """
-    A file beside another one that is called as the root image is among us is not the root image,
-    and cannot be a state either.
+    Refuse a child that is backed by a file beside it with a name reserved for root states. Such a
+    file is not the root image, and cannot be a state either.
 
     :raises UnsafeImage: such a file backs the image
     """
@@ -246,8 +250,8 @@ def _refuse_reserved_parent(
 
 def _refuse_another_parent(pool: Pool, child: StateId, header: Header) -> None:
     """
-    Where the backing name of a file leads to another object of the pool, the state of that name of
-    its own object is not its parent.
+    Refuse a child whose backing name leads to another object of the pool: the state of the same
+    name of its own object is then not its parent.
     """
     parent = sibling_of(header)
     if parent is None or (child.state != ROOT and header.backing_name == ROOT_NAME):
@@ -265,7 +269,7 @@ def _refuse_another_parent(pool: Pool, child: StateId, header: Header) -> None:
 
 
 def unmanaged_manifest(state: StateId, header: Header) -> Manifest:
-    """:returns: what a header says of an image that nobody has hashed"""
+    """:returns: a manifest of an image that was not hashed, from its header"""
     return Manifest(
         object=state.object,
         state=state.state,
@@ -276,7 +280,7 @@ def unmanaged_manifest(state: StateId, header: Header) -> Manifest:
 
 
 def token_of(pool: Pool, chain: tuple[Member, ...]) -> str:
-    """:returns: what changes with the files of a chain"""
+    """:returns: a token that changes with the files of a chain"""
     stats = [pool.transport.stat(member.path) for member in chain]
     return "files:" + ",".join(
         f"{stat.size}-{stat.mtime_ns}-{stat.identity}" if stat is not None else "none"
