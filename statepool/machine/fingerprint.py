@@ -117,7 +117,7 @@ def differences(wanted: Mapping[str, str], there: Mapping[str, str]) -> list[str
     for name, words in _WORDS.items():
         one, other = wanted.get(name, ""), there.get(name, "")
         if name == "qemu":
-            if one.split(".")[:2] != other.split(".")[:2]:  # the last number does not change the format
+            if one.split(".")[:2] != other.split(".")[:2]:  # the last number is no format
                 found.append(f"{words} is {other or 'unknown'}, not {one or 'unknown'}")
         elif name == "devices":
             found += _device_differences(one, other)

@@ -1,11 +1,11 @@
 """
-The named safety checks: what an image must not be before anything but our own header reader opens
-it.
+The named safety checks: what is refused before any program other than our own header reader opens
+an image.
 
-Each check is a function with one reason, its docstring; :data:`CHECKS` has all of them under the
-names that :attr:`statepool.errors.UnsafeImage.check` gives. ``qemu-img`` is no such check: it
-accepts most of what is refused here, and some of it makes it open files, connect to hosts, hang or
-crash.
+Each check is a function, and its docstring is the reason for it; :data:`CHECKS` has all of them
+under the names that :attr:`statepool.errors.UnsafeImage.check` gives. ``qemu-img`` is not a
+substitute: it accepts most of what is refused here, and some of this makes it open files, connect
+to hosts, hang or crash.
 """
 
 from __future__ import annotations
@@ -33,42 +33,42 @@ from statepool.qcow2.header import (
 )
 
 SUFFIX = ".qcow2"
-"""How the file of a state ends."""
+"""The suffix of a state's file."""
 
 DIRTY, CORRUPT, DATA_FILE, COMPRESSION, EXTENDED_L2 = (1 << bit for bit in range(5))
 """Incompatible feature bits."""
 
 MAX_L1_BYTES = 32 << 20
-"""Longest L1 table that QEMU opens (``QCOW_MAX_L1_SIZE``)."""
+"""The longest L1 table that QEMU opens (``QCOW_MAX_L1_SIZE``), in bytes."""
 
 MAX_REFCOUNT_TABLE_BYTES = 8 << 20
-"""Longest refcount table that QEMU opens (``QCOW_MAX_REFTABLE_SIZE``)."""
+"""The longest refcount table that QEMU opens (``QCOW_MAX_REFTABLE_SIZE``), in bytes."""
 
 MAX_BITMAP_DIRECTORY_BYTES = 65535 << 10
-"""Longest bitmap directory that QEMU opens (``QCOW2_MAX_BITMAP_DIRECTORY_SIZE``)."""
+"""The longest bitmap directory that QEMU opens (``QCOW2_MAX_BITMAP_DIRECTORY_SIZE``), in bytes."""
 
 MAX_SNAPSHOTS = 65536
-"""Most internal snapshots that QEMU opens (``QCOW_MAX_SNAPSHOTS``)."""
+"""The largest number of internal snapshots that QEMU opens (``QCOW_MAX_SNAPSHOTS``)."""
 
 _SNAPSHOT_BYTES = 40
 _MIN_EXTENDED_L2_CLUSTER_BITS = 14
 
 
 class Backing(enum.Enum):
-    """What the backing name of an image may be."""
+    """The permitted kinds of backing names."""
 
     SIBLING = "sibling"
     """A plain sibling name, as in a pool: ``install.qcow2``."""
     UNMANAGED = "unmanaged"
     """A plain sibling name, or an absolute path that ends in one: the directory is ignored."""
     WORKING = "working"
-    """Any absolute path; who asks looks where it leads."""
+    """Any absolute path; the caller checks where it leads."""
     NONE = "none"
-    """None at all."""
+    """No backing name."""
 
 
 Check = Callable[[Header], str | None]
-"""A look at a header: what is wrong, as the end of a sentence, or None."""
+"""A check of a header. It returns the problem, as the end of a sentence, or None."""
 
 _reasons: dict[str, str] = {}
 _form: list[tuple[str, Check]] = []
@@ -227,8 +227,8 @@ def _refcount_table(header: Header) -> str | None:
 
 def needed_l1_size(header: Header) -> int:
     """
-    :returns: how many entries of the L1 table the virtual disk needs; those behind them mean
-        nothing
+    :returns: how many entries of the L1 table the virtual disk needs; entries after them have no
+        meaning
     """
     entry_bits = 4 if header.incompatible & EXTENDED_L2 else 3
     covered_bits = header.cluster_bits + header.cluster_bits - entry_bits
@@ -323,8 +323,8 @@ def _table_overlap(header: Header) -> str | None:
 
 LARGE = 64 << 30
 """
-Bytes of a file that are not questioned: internal snapshots with RAM leave as much behind, whatever
-the size of the disk.
+File size in bytes below which the proportion is not checked: internal snapshots with RAM can leave
+files of this size, whatever the size of the disk.
 """
 
 
@@ -512,10 +512,10 @@ def check_image(
 
     :param read: what reads the image
     :param file_size: its length, in bytes
-    :param what: what to call it in messages
+    :param what: its name in messages
     :param parent: the state that must back it, None if none may; when not given, any that
-        ``backing`` permits, or none
-    :param backing: what its backing name may be
+        ``backing`` permits, or none at all
+    :param backing: the permitted kind of its backing name
     :returns: its header
     :raises UnsafeImage: ``check`` is one of :data:`CHECKS`
     """
@@ -532,7 +532,7 @@ def check_header(
     backing: Backing = Backing.SIBLING,
 ) -> None:
     """
-    As :func:`check_image`, for a header that has been read already.
+    Check a header that was read already, as :func:`check_image` does.
 
     :raises UnsafeImage: ``check`` is one of :data:`CHECKS`
     """
@@ -554,13 +554,13 @@ def check_file(
     backing: Backing = Backing.SIBLING,
 ) -> Header:
     """
-    As :func:`check_image`, for a local file.
+    Check a local file, as :func:`check_image` does.
 
-    :param path: which must be a regular file; links are not followed
-    :param what: what to call it in messages; its path if nothing else is said
+    :param path: the file, which must be a regular one; links are not followed
+    :param what: its name in messages; by default its path
     :raises UnsafeImage: ``check`` is one of :data:`CHECKS`
     :raises MissingFile: there is no such file
-    :raises AccessDenied: it may not be read
+    :raises AccessDenied: permissions do not allow reading it
     """
     with open_regular(path) as descriptor:
         try:
@@ -582,15 +582,15 @@ def check_parent_place(
     header: Header, what: str, *, root: str, own: str, parent: str, links: bool
 ) -> None:
     """
-    Refuse an image in a pool whose backing name leads into this pool, but not to what is taken for
-    its parent.
+    Refuse an image in a pool whose backing name leads into this pool, but not to the file that is
+    taken for its parent.
 
-    An absolute name that leads elsewhere says nothing here: the pool may have been made on another
-    host, or in another place.
+    An absolute name that leads outside the pool is not judged here: the pool may have been made on
+    another host, or in another place.
 
-    :param root: where the pool is, an absolute path
+    :param root: the absolute path of the pool
     :param own: the path of the image in the pool
-    :param parent: that of the file which is taken for its parent
+    :param parent: the path of the file that is taken for its parent
     :param links: whether the pool is in a file system of this host, where symbolic links to it are
         followed
     :raises UnsafeImage: check ``backing-elsewhere``
@@ -616,12 +616,12 @@ def _is_below(path: str, root: str) -> bool:
 
 
 def _normal(path: str) -> str:
-    # which would leave two slashes at the beginning as they are
+    # normpath keeps two slashes at the beginning
     return "/" + os.path.normpath(path).lstrip("/")
 
 
 def _real(path: str) -> str:
-    # What the last part is does not matter here: in a view it is a link itself.
+    # The last part is not resolved: in a view it is a link itself.
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
@@ -629,7 +629,7 @@ def sibling_of(header: Header) -> str | None:
     """
     :returns: the name of the state that backs the image, whatever directory its backing name gives;
         None if nothing backs it
-    :raises UnsafeImage: check ``backing-sibling``: what backs it is not the file of a state
+    :raises UnsafeImage: check ``backing-sibling``: its backing file is not the file of a state
     """
     if header.backing_name is None:
         return None
@@ -644,7 +644,10 @@ def sibling_of(header: Header) -> str | None:
 
 
 def warnings(header: Header) -> tuple[str, ...]:
-    """:returns: what is permitted, but may surprise whoever makes children of this image"""
+    """
+    :returns: warnings about what is permitted, but may surprise a user who makes children of this
+        image
+    """
     found = []
     if header.snapshots:
         found.append(
