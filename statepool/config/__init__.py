@@ -9,8 +9,8 @@ those of a user, they are not added up):
    (``/etc/xdg`` where the variable is not set);
 3. ``$XDG_CONFIG_HOME/statepool/statepool.toml``, for a user (``~/.config`` where the variable is
    not set);
-4. ``./statepool.toml``, for a project; who knows the project's directory, as pytest does, looks
-   there and above where the working directory has none;
+4. ``./statepool.toml``, for a project; a caller that knows the project's directory, as pytest does,
+   has it looked for there and above, if the working directory has none;
 5. the environment;
 6. overrides, such as flags of the command line.
 

@@ -134,20 +134,24 @@ def _about_backing(name: str, kinds: frozenset[Backing] = _ANY) -> Callable[[Che
 
 @_about_form("dirty")
 def _dirty(header: Header) -> str | None:
-    """Its refcounts are not up to date: it is open for writing somewhere, or was not closed."""
+    """
+    The refcounts of the image are not up to date: it is open for writing somewhere, or was not
+    closed.
+    """
     return "it is marked as dirty" if header.incompatible & DIRTY else None
 
 
 @_about_form("corrupt")
 def _corrupt(header: Header) -> str | None:
-    """QEMU itself has found its metadata damaged."""
+    """QEMU itself has found that the metadata of the image is damaged."""
     return "it is marked as corrupt" if header.incompatible & CORRUPT else None
 
 
 @_about_form("data-file")
 def _data_file(header: Header) -> str | None:
     """
-    Its data is in another file, which can be any that QEMU may open, and would not travel with it.
+    The data of the image is in another file. This can be any file that QEMU may open, and it would
+    not be moved with the image.
     """
     named = any(extension.type == EXTENSION_DATA_FILE for extension in header.extensions)
     return "its data is in another file" if named or header.incompatible & DATA_FILE else None
@@ -155,7 +159,9 @@ def _data_file(header: Header) -> str | None:
 
 @_about_form("features")
 def _features(header: Header) -> str | None:
-    """It uses features that nobody here knows, so nobody knows what its bytes mean."""
+    """
+    The image uses features that this version does not know, so the meaning of its bytes is unknown.
+    """
     unknown = header.incompatible & ~(DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2)
     return f"it needs unknown features (bits {unknown:#x})" if unknown else None
 
@@ -175,7 +181,7 @@ def _compression(header: Header) -> str | None:
 
 @_about_form("extended-l2")
 def _extended_l2(header: Header) -> str | None:
-    """Subclusters cannot be smaller than a sector."""
+    """A subcluster cannot be smaller than a sector."""
     small = (
         header.incompatible & EXTENDED_L2 and header.cluster_bits < _MIN_EXTENDED_L2_CLUSTER_BITS
     )
@@ -188,7 +194,7 @@ def _extended_l2(header: Header) -> str | None:
 
 @_about_form("luks-header")
 def _luks_header(header: Header) -> str | None:
-    """An image that says it is LUKS without saying where the LUKS header is crashes qemu-img."""
+    """An image with LUKS encryption but no pointer to a LUKS header makes qemu-img crash."""
     lost = header.crypt_method == 2 and not any(
         extension.type == EXTENSION_LUKS for extension in header.extensions
     )
@@ -197,7 +203,10 @@ def _luks_header(header: Header) -> str | None:
 
 @_about_form("encryption")
 def _encryption(header: Header) -> str | None:
-    """Whoever gets an encrypted image cannot use it without its secret, and a chain cannot mix."""
+    """
+    An encrypted image cannot be used without its secret, and a chain cannot mix encrypted images
+    with others.
+    """
     return "it is encrypted" if header.crypt_method else None
 
 
@@ -237,7 +246,7 @@ def needed_l1_size(header: Header) -> int:
 
 @_about_form("l1-size")
 def _l1_size(header: Header) -> str | None:
-    """The L1 table must reach over the whole virtual disk, and have at most 32 MiB."""
+    """The L1 table must cover the whole virtual disk, and be at most 32 MiB long."""
     needed = needed_l1_size(header)
     if header.l1_size < needed:
         return f"its L1 table has {header.l1_size} entries, but its virtual size needs {needed}"
@@ -288,7 +297,7 @@ def tables(header: Header) -> Iterator[tuple[str, int, int]]:
 
 @_about_form("table-alignment")
 def _table_alignment(header: Header) -> str | None:
-    """Tables begin where a cluster begins."""
+    """A table begins at the beginning of a cluster."""
     for name, offset, _ in tables(header):
         if offset & (header.cluster_size - 1):
             return f"its {name} is said to be at byte {offset}, inside a cluster"
@@ -298,7 +307,7 @@ def _table_alignment(header: Header) -> str | None:
 @_about_form("table-past-end")
 def _table_past_end(header: Header) -> str | None:
     """
-    Tables that are not in the file are read as zeros: all data would seem to be gone, without an
+    A table outside of the file is read as zeros: all data would seem to be missing, without an
     error.
     """
     for name, offset, size in tables(header):
@@ -331,8 +340,8 @@ files of this size, whatever the size of the disk.
 @_about_form("proportion")
 def _proportion(header: Header) -> str | None:
     """
-    A file that is far longer than its disk can need is a hole, which takes no room where it was
-    made, and hours to read.
+    A file that is far longer than its disk can need consists mostly of a hole, which took no room
+    where it was made, but takes hours to read.
     """
     longest = (LARGE + 4 * header.virtual_size) * (1 + header.snapshots)
     return (
@@ -347,13 +356,16 @@ def _proportion(header: Header) -> str | None:
 
 @_about_backing("backing", frozenset({Backing.NONE}))
 def _no_backing(header: Header) -> str | None:
-    """Where nothing may back an image, nothing does."""
+    """Where no backing file is permitted, there must be none."""
     return f"it is backed by {_shown(header)}"
 
 
 @_about_backing("backing-characters")
 def _backing_characters(header: Header) -> str | None:
-    """A NUL ends a name early for some readers, a newline forges lines in the output of others."""
+    """
+    A NUL ends a name early for some readers; a newline forges lines in the output of other
+    programs.
+    """
     strange = any(byte < 32 or byte == 127 for byte in header.backing_name or b"")
     return f"its backing name has control characters: {_shown(header)}" if strange else None
 
@@ -370,7 +382,7 @@ def _backing_json(header: Header) -> str | None:
 
 @_about_backing("backing-protocol")
 def _backing_protocol(header: Header) -> str | None:
-    """A backing name with a protocol makes QEMU connect to a host, or read as another driver."""
+    """A backing name with a protocol makes QEMU connect to a host, or use another driver."""
     return (
         f"its backing name has a protocol: {_shown(header)}"
         if has_protocol(header.backing_name or b"")
@@ -381,7 +393,7 @@ def _backing_protocol(header: Header) -> str | None:
 @_about_backing("backing-absolute", frozenset({Backing.SIBLING}))
 def _backing_absolute(header: Header) -> str | None:
     """
-    An absolute backing name means another file on every host, and can be any file on this one.
+    An absolute backing name means a different file on every host, and can be any file on this one.
     """
     return (
         f"its backing name is absolute: {_shown(header)}"
@@ -392,7 +404,7 @@ def _backing_absolute(header: Header) -> str | None:
 
 @_about_backing("backing-relative", frozenset({Backing.WORKING}))
 def _backing_relative(header: Header) -> str | None:
-    """A relative backing name of a working image means another file when the image is moved."""
+    """A relative backing name of a working image means a different file when the image is moved."""
     return (
         None
         if (header.backing_name or b"").startswith(b"/")
@@ -402,10 +414,7 @@ def _backing_relative(header: Header) -> str | None:
 
 @_about_backing("backing-outside", _NAMED)
 def _backing_outside(header: Header) -> str | None:
-    """
-    A backing name that goes through other directories leaves the place where the states of its
-    image are.
-    """
+    """A backing name with directories leads out of the directory of the image's states."""
     name = header.backing_name or b""
     outside = b".." in name.split(b"/") or (b"/" in name and not name.startswith(b"/"))
     return f"its backing name goes through directories: {_shown(header)}" if outside else None
@@ -413,7 +422,9 @@ def _backing_outside(header: Header) -> str | None:
 
 @_about_backing("backing-sibling", _NAMED)
 def _backing_sibling(header: Header) -> str | None:
-    """What backs a state is the file of a state, beside it, under a name that a state can have."""
+    """
+    A state is backed by the file of another state in the same directory, with a valid state name.
+    """
     return (
         f"its backing name is not that of a state: {_shown(header)}"
         if _state_name(header) is None
@@ -424,8 +435,8 @@ def _backing_sibling(header: Header) -> str | None:
 @_about_backing("backing-format-missing")
 def _backing_format_missing(header: Header) -> str | None:
     """
-    Without a format the backing file is probed, or read as raw: a guest could then write itself a
-    header that leads anywhere.
+    Without a format, the backing file is probed, or read as raw: then a guest could write a header
+    that leads to any file.
     """
     return (
         "it does not say what format its backing file has" if not header.backing_formats else None
@@ -434,7 +445,9 @@ def _backing_format_missing(header: Header) -> str | None:
 
 @_about_backing("backing-format-doubled")
 def _backing_format_doubled(header: Header) -> str | None:
-    """Of two backing formats, one reader takes the first and another one the last."""
+    """
+    If two backing formats are given, one reader takes the first and another reader takes the last.
+    """
     return (
         f"it says {header.backing_formats} times what format its backing file has"
         if header.backing_formats > 1
@@ -445,7 +458,7 @@ def _backing_format_doubled(header: Header) -> str | None:
 @_about_backing("backing-format-false")
 def _backing_format_false(header: Header) -> str | None:
     """
-    States are qcow2 images: one that is read as another format shows the guest its metadata instead
+    States are qcow2 images: if one is read in another format, the guest sees its metadata instead
     of its disk.
     """
     said = header.backing_format or b""
