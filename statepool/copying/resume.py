@@ -116,7 +116,10 @@ def keep_proven(source: Transport, manifest: Manifest, descriptor: int, pieces: 
 
 
 def abandon(nonce: str) -> None:
-    """Note that this process stopped the work of one of its markers, which it could not remove."""
+    """
+    Note that this process has given up the transfer of one of its own markers, because it could not
+    remove the marker.
+    """
     _abandoned.add(nonce)
 
 
