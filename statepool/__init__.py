@@ -1,10 +1,10 @@
 """
-Named states of QCOW2 VM images, kept in pools and brought to any test worker: at once, whole, and
+Named states of QCOW2 VM images, kept in pools and brought to any test worker: quickly, whole, and
 once per host.
 
-Begin with :class:`StatePool`; ``docs/howto.rst`` shows how. Authors of backends and transports
-derive from :class:`StateBackend` and :class:`Transport`, and find test suites for them in
-``statepool.testing``.
+Begin with :class:`StatePool`; ``docs/howto.rst`` shows how. Backends and transports of other
+authors derive from :class:`StateBackend` and :class:`Transport`; ``statepool.testing`` has test
+suites for them.
 """
 
 from __future__ import annotations
@@ -295,7 +295,7 @@ _ROOMS = {
     "transports.local": ("LocalTransport",),
 }
 """
-Where each public name lives. It is imported when it is first asked for, so that ``import
+The module of each public name. A name is imported when it is first used, so that ``import
 statepool`` costs next to nothing.
 """
 
@@ -303,7 +303,7 @@ _HOMES = {name: f"{__name__}.{room}" for room, names in _ROOMS.items() for name 
 
 
 def __getattr__(name: str) -> Any:
-    """:returns: a public name, from the room where it lives"""
+    """:returns: a public name, imported from its module"""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

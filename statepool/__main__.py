@@ -1,8 +1,8 @@
 """
 The command ``statepool``, and ``python -m statepool``.
 
-What the command line needs takes a moment to import, and until then nobody looks after an
-interruption by the user. So this needs nothing itself.
+The modules of the command line take a moment to import, and until then an interruption by the user
+is not handled. So this module imports none of them at the top.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ INTERRUPTED = 130
 _AS_JSON = (
     '{"error": {"kind": "Interrupted", "message": "interrupted", "hint": null, "exit_code": 130}}'
 )
-"""As ``docs/json.rst`` has it."""
+"""The error of an interruption in JSON, as in ``docs/json.rst``."""
 
 
 def main() -> None:

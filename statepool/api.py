@@ -1,5 +1,6 @@
 """
-What most callers need: a cache and its sources as one thing to ask, and handles of what has states.
+The main interface: a cache with its sources as one state pool, and handles of the objects that have
+states.
 
 >>> import statepool
 >>> pool = statepool.StatePool(cache="cache", sources=["/srv/pool"])   # doctest: +SKIP
@@ -69,18 +70,18 @@ from statepool.version import __version__
 
 class StatePool:
     """
-    A cache and its sources, as one thing to ask.
+    A cache with its sources, used as one.
 
-    Nothing is contacted before something is asked for. A state pool can be used from several
-    threads, and after a fork. At the end of a ``with`` block it is closed.
+    No pool is contacted before the first request. A state pool can be used from several threads,
+    and after a fork. A ``with`` block closes it at its end.
 
-    :param cache: the directory of the cache; it is made when something is put into it
+    :param cache: the directory of the cache; it is made when the first state is put into it
     :param sources: the pools that it can be filled from, best first: paths, URLs or sources
-    :param settings: the knobs
+    :param settings: the limits, timeouts and other options
     :param progress: told of every transfer
-    :raises InvalidLocation: an address cannot be read
+    :raises InvalidLocation: an address cannot be parsed
     :raises UsageError: the cache is not a directory of this host, a pool is named twice, or the
-        sources are no list
+        sources are not a list
     """
 
     def __init__(
@@ -129,12 +130,12 @@ class StatePool:
 
     @property
     def cache(self) -> Location:
-        """Where the cache is."""
+        """The location of the cache."""
         return self._cache.pool.location
 
     @property
     def sources(self) -> tuple[Location, ...]:
-        """Where the sources are, best first."""
+        """The locations of the sources, best first."""
         return tuple(source.location for source in self._sources)
 
     def image(self, name: str | Image) -> ImageHandle:
@@ -148,10 +149,10 @@ class StatePool:
 
     def machine(self, name: str | Machine, images: Sequence[str] = ()) -> MachineHandle:
         """
-        :param name: of the machine
-        :param images: the names of all its images, if they are known: then a state of some of them
-            only is refused
-        :raises InvalidName: one of them cannot be used
+        :param name: the name of the machine
+        :param images: the names of all its images, if they are known: then a state of only some of
+            them is refused
+        :raises InvalidName: one of the names cannot be used
         """
         return MachineHandle(
             name if isinstance(name, Machine) else Machine(name, images),
@@ -162,14 +163,14 @@ class StatePool:
         """
         :param name: as registered in the entry point group ``statepool.backends``
         :returns: a backend that works with this cache and these sources
-        :raises UsageError: there is none of this name
+        :raises UsageError: nothing has this name
         """
         return load_backend(name)(self._context)
 
     def policy(self, *, skip: Sequence[str] = ()) -> Policy:
         """
         :param skip: kinds of objects that are left out: ``images``, ``machines``
-        :returns: the operations over many objects, with modes that say what to do where a state
+        :returns: the operations on many objects, with modes that say what to do where a state
             exists, and where it does not
         """
         of_machines = QCOW2MachineBackend(self._context)
@@ -187,20 +188,20 @@ class StatePool:
         dry_run: bool = False,
     ) -> Imported:
         """
-        Bring the state of a bundle into the cache, with all that it stands on: all of it, or
+        Import the state of a bundle into the cache, with all that it depends on: all of it, or
         nothing.
 
-        :param bundle: what :meth:`ImageHandle.export` has written: a path, or a file that is open
-            for reading
-        :param to: also store it in this pool: the name of a source, or where a pool is
-        :param replace: whether other content under the name gives way there
+        :param bundle: a bundle that :meth:`ImageHandle.export` has written: a path, or a file that
+            is open for reading
+        :param to: also store it in this pool: the name of a source, or the location of a pool
+        :param replace: whether to replace other content under the name there
         :raises Conflict: the cache has another state of this name, which was set here and is in no
             source
-        :raises IntegrityError: it is no bundle, or damaged, or not fit to be used; nothing was
-            imported
-        :raises NoSpace: it does not fit; nothing was imported
+        :raises IntegrityError: the file is not a bundle, or is damaged, or is not safe to use;
+            nothing was imported
+        :raises NoSpace: the state does not fit; nothing was imported
         """
-        # few ask, and it brings much with it
+        # seldom needed, and slow to import
         from statepool.bundles.importing import Import, opened
 
         with opened(bundle) as (descriptor, name):
@@ -216,10 +217,11 @@ class StatePool:
     def show(self, object: str | None = None, *, scope: Scopes | None = None) -> Listing:
         """
         :param object: only its states: ``machine`` or ``machine/image``
-        :param scope: in which pools: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not
-            given
-        :returns: the states, each with where it is, and which sources could not be asked
-        :raises NotAPool: no source could be asked, since it is none
+        :param scope: the pools to look in: any of ``own``, ``swarm``, ``cluster``, ``shared``; all
+            if not given
+        :returns: the states, each with the pools that have it, and the sources that could not be
+            asked
+        :raises NotAPool: no source could be asked, since none is a pool
         """
         options = Options(scope=Scope.permitted(scope))
         with making_many():
@@ -231,8 +233,8 @@ class StatePool:
 
     def parts(self, object: str, state: str) -> tuple[Manifest, ...]:
         """
-        Return what a cached state consists of, without asking a source: of an image, its chain, tip
-        first; of a machine, its own manifest, and the chains of its images and of its RAM.
+        Return the parts of a cached state, without asking a source: for an image, its chain, tip
+        first; for a machine, its own manifest, and the chains of its images and of its RAM.
 
         :raises NotFound: the cache does not have it
         """
@@ -248,8 +250,8 @@ class StatePool:
 
     def open_bytes(self, part: Manifest) -> Descriptor:
         """
-        Open the bytes of a cached state for reading. They are those of its manifest if it was got
-        before: that is when they are checked.
+        Open the bytes of a cached state for reading. They match its manifest if the state was got
+        before: a get checks them.
 
         :param part: as :meth:`parts` returned it
         :returns: the open file, which closes at the latest with the last reference to it
@@ -262,9 +264,10 @@ class StatePool:
 
     def sources_status(self, *, scope: Scopes | None = None) -> list[SourceStatus]:
         """
-        In which order sources would be asked for a state, and why. Nobody is contacted.
+        Return the sources in the order in which they would be asked for a state, with the reasons.
+        No source is contacted.
 
-        :param scope: only those; all if not given
+        :param scope: only sources of these scopes; all if not given
         """
         return self._backend.status(Options(scope=Scope.permitted(scope) | {Scope.OWN}))
 
@@ -274,10 +277,10 @@ class StatePool:
 
     def verify(self, object: str | None = None, state: str | None = None) -> list[Checked]:
         """
-        Read states once more, in the cache and in the sources.
+        Read states again, in the cache and in the sources, to find damage.
 
-        :returns: what was read, and what is wrong with it; a source that cannot be read is a line
-            of its own
+        :returns: what was read, and what is wrong with it; a source that cannot be read has an
+            entry of its own
         :raises NotFound: there is nothing of this name
         """
         subject = str(parse_object(object)) if object is not None else None
@@ -296,17 +299,17 @@ class StatePool:
         self, *, everywhere: bool = False, keep_keys: int | None = None, dry_run: bool = False
     ) -> Collection:
         """
-        Take away what nobody needs: leftovers of crashes, bytes without a state, old records behind
+        Collect garbage: leftovers of crashes, bytes without a state, old records behind
         checkpoints.
 
         :param everywhere: in the sources too; one that cannot be changed is left alone, and has a
             ``problem`` in the answer
-        :param keep_keys: also remove old versions of built states, all but so many of each, where
-            nothing stands on them
-        :param dry_run: only say what would go
-        :returns: what went, and what stays in the cache although no state needs it
-        :raises UsageError: not even one should be kept
-        :raises NotAPool: a source is none; nothing was taken away anywhere
+        :param keep_keys: also remove old versions of built states, except this many of each, and
+            except those that have dependants
+        :param dry_run: only report what would be removed
+        :returns: what was removed, and what stays in the cache although no state needs it
+        :raises UsageError: ``keep_keys`` is less than one
+        :raises NotAPool: a source is not a pool; nothing was removed anywhere
         """
         if keep_keys is not None and keep_keys < 1:
             raise UsageError(
@@ -329,10 +332,10 @@ class StatePool:
 
     def log(self, object: str | None = None) -> list[Logged]:
         """
-        :param object: only what concerns it
-        :returns: what happened in the cache and in the sources, oldest first, as far back as
-            records are kept
-        :raises NotAPool: a source is none
+        :param object: only the events of this object
+        :returns: the events in the cache and in the sources, oldest first, as far back as records
+            are kept
+        :raises NotAPool: a source is not a pool
         """
         subject = str(parse_object(object)) if object is not None else None
         pools = pools_of(self._asked)
@@ -347,20 +350,20 @@ class StatePool:
 
     def throw_away(self, working: str | os.PathLike[str]) -> None:
         """
-        Delete a working image of a cached state, and nothing but an image, if it is there. What it
-        stood on may then be evicted.
+        Delete a working image of a cached state, if it exists; any other file is refused. What
+        backed it may then be evicted.
         """
         throw_away(self._cache, require_image(working))
 
     def working_directory(self) -> Path:
         """
-        :returns: a directory in the cache, made if it is missing, for working images that nobody
-            gave a place: there the cache can share blocks
+        :returns: a directory in the cache, made if it is missing, for working images for which the
+            user gave no place: there the cache can share blocks
         """
         return self._cache.working_directory()
 
     def doctor(self) -> list[Finding]:
-        """:returns: what this host and its pools have, lack, and what to do about it"""
+        """:returns: what this host and its pools have and lack, and what to do about it"""
         found = [
             *survey_host(self._cache, QemuImg(self.settings.tool_timeout)),
             *survey_copies(self._cache, pools_of(self._asked)),
@@ -370,7 +373,7 @@ class StatePool:
         return found
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
         for source in self._sources:
             source.close()
 
@@ -385,7 +388,7 @@ def _logged(pool: Pool, machine: str, subject: str | None) -> Iterator[Logged]:
 
 
 class ImageHandle(Handle):
-    """One disk of a machine, in a state pool."""
+    """One image of a machine, in a state pool."""
 
     _backend: QCOW2ExtBackend
 
@@ -414,15 +417,15 @@ class ImageHandle(Handle):
         dry_run: bool = False,
     ) -> GetResult:
         """
-        Bring a state into the cache, and make a working image if one is asked for.
+        Bring a state into the cache, and make a working image if asked to.
 
-        :param to: where to make a working image
-        :param overwrite: whether a file there gives way
-        :param mirror: have it as this source has it, given by its name or location; from the best
-            one that has it if not given
-        :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``;
-            from anywhere if not given
-        :raises NotFound: nobody has the state
+        :param to: the path of a working image to make
+        :param overwrite: whether to overwrite a file there
+        :param mirror: get the state from this source, given by its name or location; if not given,
+            from the best one that has it
+        :param scope: the pools from which it may come: any of ``own``, ``swarm``, ``cluster``,
+            ``shared``; all if not given
+        :raises NotFound: no pool has the state
         :raises Conflict: sources disagree about it
         :raises FileInTheWay: a file is there
         :raises RefusedError: the place is inside the cache or a source
@@ -441,11 +444,11 @@ class ImageHandle(Handle):
         self, state: str, *, keep: str = "never", directory: str | os.PathLike[str] | None = None
     ) -> Iterator[Path]:
         """
-        A working image for as long as a ``with`` block lasts.
+        Make a working image for the length of a ``with`` block.
 
         :param keep: ``never``, ``failed`` (if the block raises) or ``always``
-        :param directory: where; a directory beside the cache's data if not given
-        :raises UsageError: ``keep`` is none of these
+        :param directory: its directory; one beside the cache's data if not given
+        :raises UsageError: ``keep`` has another value
         """
         name = self.image.name
         with lasting(
@@ -471,17 +474,17 @@ class ImageHandle(Handle):
     ) -> SetResult:
         """
         Make a working image a state, in the cache and in the sources. A fresh overlay takes its
-        place, so that the machine can go on.
+        place, so that the machine can continue.
 
         :param source: the working image
-        :param replace: whether other content under the name gives way
-        :param squash: whether an image that stands on the very state which is to be set becomes,
-            together with it, its new content
-        :param scope: which sources: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not
-            given
+        :param replace: whether to replace other content under the name
+        :param squash: if the image is backed by the very state to set, make the content of both the
+            new content of the state
+        :param scope: the sources to use: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if
+            not given
         :param wait_for: which pools must have the state for the answer to be complete: ``all``;
-            ``any``: the cache and one source; ``own``: the cache. All are tried in any case, before
-            this returns.
+            ``any``: the cache and one source; ``own``: the cache. All pools are tried in any case,
+            before this returns.
         :raises Conflict: the name exists with other content
         """
         options = Options(
@@ -506,39 +509,40 @@ class ImageHandle(Handle):
         again: str | None = None,
     ) -> Ensured:
         """
-        Get a state, or build it: once for all workers and hosts that ask, while the others wait.
+        Get a state, or build it: once for all workers and hosts that ask; the others wait
+        meanwhile.
 
-        It is kept under its name and a key of what it was made from, as in
+        The state is kept under its name and a key for what it was made from, as in
         ``connect--1f0c9d2a7b3e``.
 
         :param build: gets the path of a working image of the parent, and changes it. Without a
             parent it makes the image there.
         :param parent: the state to start from
-        :param key: what the builder is told apart by; its source if not given
-        :param parameters: what else the state was made from: part of the key
-        :param timeout: how long the builder may take, in seconds; it then runs in a thread of its
+        :param key: the identification of the builder; its source code if not given
+        :param parameters: other inputs of the state: part of the key
+        :param timeout: the timeout of the builder, in seconds; with one, it runs in a thread of its
             own
-        :param again: builds the state anew, once for each such text, under a key that is used from
-            then on; the old one stays, and is in the answer
-        :raises UsageError: the timeout is no time, or what the key is made of is not known
+        :param again: build the state anew, once for each such text, under a key that is used from
+            then on; the old state stays, and is in the answer
+        :raises UsageError: the timeout is not valid, or an input of the key is not known
         :raises BuildFailed: the builder failed; nothing was kept
-        :raises NotFound: the parent cannot be had
+        :raises NotFound: the parent is not available
         """
         return self.ensure_recipe(
             state, Recipe(build, parent, key, parameters or {}, timeout, again=again)
         )
 
     def ensure_recipe(self, state: str, recipe: Recipe) -> Ensured:
-        """As :meth:`ensure`, with all that is known of how the state is made in one value."""
+        """Get a state, or build it, as :meth:`ensure` does, with all inputs in one value."""
         return Ensurer(self._backend, self.image).ensure(state, recipe)
 
 
 def init(location: Place, *, dry_run: bool = False, settings: Settings | None = None) -> Location:
     """
-    Make an empty pool, once.
+    Make an empty pool; an existing one stays as it is.
 
-    :param settings: the knobs, among them how other hosts are reached
-    :returns: where it is
+    :param settings: timeouts and other options, also for connections to other hosts
+    :returns: its location
     :raises AccessDenied: the directory cannot be written
     """
     pool = open_pool(location, settings or Settings())
@@ -558,8 +562,8 @@ def adopt(
     Make the states that another tool put into a pool managed.
 
     :param relocate: also rewrite absolute backing names in them
-    :param settings: the knobs, among them how other hosts are reached
-    :raises NotAPool: it has not been made a pool yet
+    :param settings: timeouts and other options, also for connections to other hosts
+    :raises NotAPool: the pool has no log yet
     """
     return Adoption(
         open_pool(location, settings or Settings()), relocate=relocate, progress=progress
@@ -578,14 +582,14 @@ def sync(
     progress: Progress = SILENT,
 ) -> Synced:
     """
-    Copy chains from one pool to another. One that was interrupted is simply done again: it goes on
+    Copy chains from one pool to another. An interrupted run is simply started again: it continues
     with what is missing.
 
     :param object: only its states: ``machine`` or ``machine/image``
-    :param delete: also remove from the target what the origin does not have
-    :param replace: other content under a name gives way, if nothing stands on it
-    :param dry_run: say what would be done, and change nothing
-    :raises NotAPool: one of the two is none
+    :param delete: also remove from the target the states that the origin does not have
+    :param replace: replace other content under a name, if no state depends on it
+    :param dry_run: report what would be done, and change nothing
+    :raises NotAPool: the origin or the target is not a pool
     :raises UsageError: both are the same pool
     """
     subject = str(parse_object(object)) if object is not None else None
@@ -602,7 +606,7 @@ def from_config(config: Config | None = None, *, progress: Progress = SILENT) ->
     """
     :param config: the configuration; read from the system's, the user's and the project's files and
         the environment if not given
-    :raises ConfigError: something in it cannot be used
+    :raises ConfigError: a setting in it cannot be used
     """
     found = config if config is not None else load()
     sources = [

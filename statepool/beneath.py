@@ -2,16 +2,16 @@
 Files beneath a directory, reached through a descriptor of that directory and never through a
 symbolic link.
 
-The one module that opens local paths in a pool or a cache. A path that is used by its name can lead
-elsewhere by the time it is used, if another account may write to any directory on the way:
-``O_NOFOLLOW`` guards its last part only. Here the directory itself is opened once, and the kernel
-resolves everything else beneath that descriptor (``openat2(2)`` with ``RESOLVE_BENEATH`` and
-``RESOLVE_NO_SYMLINKS``); what is done to a name, such as renaming it, is done relative to a
-descriptor of its own directory. Kernels and sandboxes without that call get one ``openat(2)`` with
+This is the only module that opens local paths in a pool or a cache. If another account may write to
+any directory on the way, a checked path can lead elsewhere by the time it is used. ``O_NOFOLLOW``
+protects only its last part. Here the directory itself is opened once, and the kernel resolves
+everything else beneath that descriptor (``openat2(2)`` with ``RESOLVE_BENEATH`` and
+``RESOLVE_NO_SYMLINKS``); an operation on a name, such as a rename, is done relative to a descriptor
+of its own directory. Kernels and sandboxes without that call get one ``openat(2)`` with
 ``O_NOFOLLOW`` for each part of a path.
 
-Errors are those of the operating system (:class:`OSError`); ``ELOOP`` says that there is a symbolic
-link.
+Errors are those of the operating system (:class:`OSError`); ``ELOOP`` means that there is a
+symbolic link.
 """
 
 from __future__ import annotations
@@ -42,16 +42,19 @@ _HOW = struct.Struct("=QQQ")
 """``struct open_how``: flags, mode, resolve."""
 
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-"""Flags that open a directory as a place from which to go on, without reading it."""
+"""Flags that open a directory as the start of further calls, without reading it."""
 
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
 """
-What the kernel says where a file cannot get a second name: the file system has none (exFAT, FAT,
-SMB, some of FUSE), the file has too many, or it is another account's (``fs.protected_hardlinks``).
+The errors of the kernel where a file cannot get a second name: the file system does not support it
+(exFAT, FAT, SMB, some of FUSE), the file has too many, or it belongs to another account
+(``fs.protected_hardlinks``).
 """
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW
-"""Flags that open whatever has a name, a symbolic link too, without waiting for it or waking it."""
+"""
+Flags that open any kind of file, also a symbolic link, without waiting for it or triggering it.
+"""
 
 
 _own = select.epoll.fromfd
@@ -60,14 +63,14 @@ _is_open = (0).__le__
 
 class Descriptor:
     """
-    An open file that closes itself at the latest with the last reference to it, whatever interrupts
-    its user.
+    An open file that is closed at the latest with the last reference to it, whatever interrupts its
+    user.
 
-    Python runs the handler of a signal between a call and the use of its result, which is lost if
-    the handler raises: a number that ``os.open`` has just returned would stay open. So the call is
-    made here, by code in C that gives the number to an object in C before any handler can run. That
-    is an ``epoll``, the only one which takes any descriptor, never looks at it, and closes it when
-    it goes; ``__del__`` would be code of Python again.
+    Python may run a signal handler between a call and the use of its result. If the handler raises,
+    the result is lost: a descriptor that ``os.open`` has just returned would stay open. So the call
+    is made here, by C code that passes the descriptor to a C object before any handler can run.
+    This object is an ``epoll``, the only one that takes any descriptor, never reads it, and closes
+    it when it is destroyed. ``__del__`` would be Python code again.
 
     :param opening: a function in C that returns a descriptor, which belongs to this object from
         then on
@@ -81,14 +84,14 @@ class Descriptor:
         self._held.extend(map(_own, filter(_is_open, itertools.starmap(opening, (arguments,)))))
         self.number = self._held[0].fileno() if self._held else -1
         """
-        The descriptor; negative if it is closed, or could not be opened by a call that says so with
-        a negative number.
+        The descriptor; negative if it is closed, or if the call reports a failure to open by a
+        negative number.
         """
         self.written = True
-        """Whether closing may still tell of something written that is lost."""
+        """Whether closing it may still report a loss of written data."""
 
     def lent(self) -> Descriptor:
-        """:returns: the same descriptor, for a borrower who closes what it gets: it stays open"""
+        """:returns: the same descriptor, for a borrower that closes what it gets: it stays open"""
         return _Lent(self)
 
     def __enter__(self) -> int:
@@ -99,10 +102,9 @@ class Descriptor:
 
     def close(self) -> None:
         """
-        Close it, once.
+        Close the descriptor, once.
 
-        :raises OSError: something that was written is lost, which a server of files may tell only
-            now
+        :raises OSError: written data is lost, which a file server may report only now
         """
         if self._held:
             held, self.number = self._held.pop(), -1
@@ -110,11 +112,11 @@ class Descriptor:
                 held.close()
                 return
             try:
-                # The kernel tells it of each number that is closed, and an epoll would not pass it
-                # on. Again no code of Python is between the calls.
+                # The kernel reports it for each number that is closed, and an epoll would not pass
+                # it on. Again, no Python code runs between the calls.
                 any(map(os.close, map(os.dup, (held.fileno(),))))
             except OSError as error:
-                if error.errno != errno.EMFILE:  # no number is left to ask with
+                if error.errno != errno.EMFILE:  # no free number for a duplicate
                     raise
 
 
@@ -131,8 +133,7 @@ class Tree:
 
     :param root: its path, which may lead through symbolic links: an account that may rename in the
         directories above a pool is trusted with all of it
-    :param held: a descriptor of it, if it is open already; otherwise it is opened when it is first
-        needed
+    :param held: a descriptor of it, if it is open already; otherwise it is opened at first use
     """
 
     def __init__(self, root: str | os.PathLike[str], *, held: Descriptor | None = None) -> None:
@@ -150,10 +151,10 @@ class Tree:
 
     def top(self) -> Descriptor:
         """
-        :returns: the directory itself, opened when it is first needed. The caller keeps it in a
-            variable while it uses the number: another thread may open the directory anew, and a
-            descriptor to which nothing refers is closed.
-        :raises FileNotFoundError: there is none
+        :returns: the directory itself, opened at first use. The caller must keep it in a variable
+            while it uses the number: another thread may open the directory anew, and a descriptor
+            to which nothing refers is closed.
+        :raises FileNotFoundError: the directory does not exist
         """
         if (held := self._root) is None:
             held = self._root = Descriptor(os.open, self.root, DIRECTORY)
@@ -178,16 +179,16 @@ class Tree:
 
     def place(self, path: str) -> tuple[Descriptor, str]:
         """
-        :returns: the directory in which ``path`` is, and its name there, for the calls of :mod:`os`
-            that take both
+        :returns: the directory of ``path``, and the name there, for those calls of :mod:`os` that
+            take both
         """
         above, _, name = path.rpartition("/")
         return self.open(above, DIRECTORY) if above else self.top().lent(), name
 
     def stat(self, path: str) -> os.stat_result:
-        """:returns: the status of what has this name, which may be a symbolic link"""
+        """:returns: the status of the file with this name, which may be a symbolic link"""
         if path and "/" not in path and path != "..":
-            # unless the directory was deleted, and has been made again
+            # unless the directory was deleted and made again
             with suppress(FileNotFoundError):
                 top = self.top()
                 return os.stat(path, dir_fd=top.number, follow_symlinks=False)
@@ -198,7 +199,7 @@ class Tree:
             found.close()
 
     def make_directory(self, path: str, mode: int) -> None:
-        """Make a directory with exactly this mode; nothing happens if it is there."""
+        """Make a directory with exactly this mode, if there is none."""
         place, name = self.place(path)
         with place as directory:
             try:
@@ -218,8 +219,8 @@ class Tree:
 
     def rename(self, source: str, target: str) -> None:
         """
-        Give something another name; what is there gives way, also where both are names of one file,
-        of which ``rename(2)`` would keep two.
+        Rename a file. An existing target is replaced, even if both are names of one file, where
+        ``rename(2)`` would keep both.
         """
         (before, one), (after, other) = self.place(source), self.place(target)
         with before as old, after as new:
@@ -240,10 +241,9 @@ class Tree:
 
     def remove_all(self, path: str) -> None:
         """
-        Remove a directory with all that is in it, as far as this account may; nothing that a link
-        leads to.
+        Remove a directory with its content, as far as this account may. What links lead to stays.
         """
-        import shutil  # only here: it brings much with it
+        import shutil  # slow to import, and needed only here
 
         place, name = self.place(path)
         with place as directory:
@@ -256,27 +256,27 @@ class Tree:
             os.symlink(text, name, dir_fd=directory)
 
     def readlink(self, path: str) -> str:
-        """:returns: what a symbolic link holds"""
+        """:returns: the text of a symbolic link"""
         place, name = self.place(path)
         with place as directory:
             return os.readlink(name, dir_fd=directory)
 
     def name(self, descriptor: int, path: str) -> None:
-        """Give a file that was opened without one (``O_TMPFILE``) a name."""
+        """Give a name to a file that was opened without one (``O_TMPFILE``)."""
         place, name = self.place(path)
         with place as directory:
-            # linkat with AT_SYMLINK_FOLLOW, which is how such a file gets a name (man 2 open).
+            # This is linkat with AT_SYMLINK_FOLLOW, which gives such a file a name (man 2 open).
             os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=directory, follow_symlinks=True)
 
     def close(self) -> None:
-        """Let go of the directory; the next use opens it anew."""
+        """Close the directory; the next use opens it again."""
         self._root = None
 
 
 class Beneath(os.PathLike[str]):
     """
-    A file beneath a :class:`Tree`. As a path it is for messages, and for programs such as QEMU that
-    only know paths; we open it by :meth:`open`.
+    A file beneath a :class:`Tree`. Its path is for messages, and for programs such as QEMU that
+    only take paths; our own code uses :meth:`open`.
 
     :param tree: the directory
     :param path: relative to it
@@ -308,8 +308,8 @@ class Beneath(os.PathLike[str]):
 
     def stat(self) -> os.stat_result | None:
         """
-        :returns: the status of what has this name, which may be a symbolic link; None if there is
-            nothing
+        :returns: the status of the file with this name, which may be a symbolic link; None if there
+            is none
         """
         with suppress(FileNotFoundError, NotADirectoryError):
             return self.tree.stat(self.path)
@@ -329,13 +329,14 @@ def link(source: Beneath, target: Beneath) -> None:
 
 def rename_new(source: Beneath, target: Beneath) -> None:
     """
-    Give a file another name that must be free, in one step (``renameat2(2)`` with
+    Rename a file atomically to a name that must be free (``renameat2(2)`` with
     ``RENAME_NOREPLACE``).
 
-    :raises FileExistsError: it is not
-    :raises OSError: ``EOPNOTSUPP``: the kernel, the C library or the file system has no such thing
+    :raises FileExistsError: the name is not free
+    :raises OSError: ``EOPNOTSUPP``: the kernel, the C library or the file system does not support
+        it
     """
-    import ctypes  # only here: where a file system has no hard links
+    import ctypes  # only for file systems without hard links
 
     (before, one), (after, other) = source.tree.place(source.path), target.tree.place(target.path)
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -349,11 +350,11 @@ def rename_new(source: Beneath, target: Beneath) -> None:
 
 def link_or_rename(source: Beneath, target: Beneath) -> None:
     """
-    Give a finished file a name that must be free, whole from the first moment on. Where the file
-    system has no hard links it loses its old name.
+    Give a finished file a name that must be free. The file appears under it whole. Where the file
+    system has no hard links, the file loses its old name.
 
     :raises FileExistsError: the name is not free
-    :raises OSError: ``EOPNOTSUPP``: the file system can do neither
+    :raises OSError: ``EOPNOTSUPP``: the file system supports neither links nor such a rename
     """
     try:
         link(source, target)
@@ -365,8 +366,8 @@ def link_or_rename(source: Beneath, target: Beneath) -> None:
 
 def settle(source: Beneath, target: Beneath) -> None:
     """
-    Give a finished file a name that must be free, on any file system: at worst there is an empty
-    file of that name for a moment, which holds its place. It may lose its old name.
+    Give a finished file a name that must be free, on any file system. At worst, an empty file holds
+    the name for a moment. The file may lose its old name.
 
     :raises FileExistsError: the name is not free
     """
@@ -391,15 +392,15 @@ def settle(source: Beneath, target: Beneath) -> None:
 
 def beside(path: str | os.PathLike[str]) -> Beneath:
     """
-    :returns: a file of the user's, such as a working image, with its directory pinned: what is done
-        to its name is done in that directory
+    :returns: a file of the user, such as a working image, with its directory held open: operations
+        on its name happen in that directory
     """
     above, name = os.path.split(os.path.abspath(path))
     return Beneath(Tree(above), name)
 
 
 def same_file(one: Beneath, other: Beneath) -> bool:
-    """:returns: whether two names are there, and are those of one file"""
+    """:returns: whether two names exist and belong to the same file"""
     first, second = one.stat(), other.stat()
     return first is not None and second is not None and os.path.samestat(first, second)
 
@@ -414,7 +415,7 @@ def _same(old: int, one: str, new: int, other: str) -> bool:
 
 def open_at(directory: int, path: str, flags: int, mode: int = 0) -> Descriptor:
     """
-    Open what is beneath a directory that is open.
+    Open a path beneath a directory that is open.
 
     :param directory: its descriptor
     :param path: relative to it; ``""`` is the directory itself
@@ -437,8 +438,8 @@ def open_at(directory: int, path: str, flags: int, mode: int = 0) -> Descriptor:
         code = _errno()
         if code == errno.ENOSYS:
             _calls.clear()
-        # A file that may not be opened is also EPERM, as an immutable one is for writing: the way
-        # without the call says the same of it.
+        # EPERM can also mean that the file may not be opened, for example an immutable one for
+        # writing: then the fallback gives the same error.
         elif code == errno.EPERM:
             break
         elif code != errno.EINTR:
@@ -448,13 +449,13 @@ def open_at(directory: int, path: str, flags: int, mode: int = 0) -> Descriptor:
 
 _calls = {"openat2"}
 """
-Empty once the kernel has said that it does not know the call: kernels before 5.6, and sandboxes,
-some of which say EPERM.
+The new system calls that can be used. It is empty once the kernel has refused the call: kernels
+before 5.6 do, and sandboxes, some of them with EPERM.
 """
 
 
 def _errno() -> int:
-    import ctypes  # nothing else here takes as long to import
+    import ctypes  # slower to import than anything else here
 
     return ctypes.get_errno()
 
@@ -471,8 +472,8 @@ def _syscall() -> Callable[..., int]:
 
 @functools.cache
 def _how(flags: int, mode: int) -> bytes:
-    # The kernel refuses a mode where nothing is created. O_TMPFILE contains O_DIRECTORY. Without
-    # O_NOFOLLOW a link at the end is ELOOP, too.
+    # The kernel refuses a mode if nothing is created. O_TMPFILE contains O_DIRECTORY. Without
+    # O_NOFOLLOW, a link at the end gives ELOOP, too.
     creates = flags & os.O_CREAT or flags & os.O_TMPFILE == os.O_TMPFILE
     return _HOW.pack(flags | os.O_CLOEXEC, mode if creates else 0, _RESOLVE)
 
@@ -481,7 +482,7 @@ def _open_by_parts(directory: int, path: str, flags: int, mode: int) -> Descript
     *above, last = path.split("/")
     held = Descriptor(os.dup, directory)
     for part in above:
-        # the one before closes when its last reference goes
+        # the previous one is closed with its last reference
         held = _open_part(held.number, part, DIRECTORY, 0)
     with held as place:
         return _open_part(place, last, flags, mode)
@@ -498,7 +499,7 @@ def _open_part(directory: int, name: str, flags: int, mode: int) -> Descriptor:
             mode,
         )
     except NotADirectoryError as error:
-        # With O_DIRECTORY a symbolic link is only "no directory"; openat2 tells the two apart.
+        # With O_DIRECTORY, a symbolic link only gives ENOTDIR; openat2 distinguishes the two.
         if _is_link(directory, name):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name) from error
         raise

@@ -1,13 +1,13 @@
 """
-States that are built when nobody has them: once, for all workers and hosts that ask.
+Build states that no pool has: once, for all workers and hosts that ask.
 
-A built state is kept under its name and its *key*: ``connect--<key>``, where the key stands for
-what it was made from. So another builder, or another parent, is another state, and the old one is
-still there.
+A built state is kept under its name and its *key*: ``connect--<key>``. The key stands for all
+inputs of the build. So another builder, or another parent, gives another state, and the old one
+stays.
 
-So is one that is built *anew*: it gets a key of its own, and a label with the key in whose place it
-is used from then on. Nothing is removed for it: others may have set states on what is there, and
-run machines from it.
+A state that is built *anew* gets a key of its own, and a label with the key that it replaces from
+then on. Nothing is removed for it: other users may have set states on the old one, and run machines
+from it.
 """
 
 from __future__ import annotations
@@ -53,28 +53,28 @@ from statepool.sources.source import Source
 
 Builder = Callable[[Path], object]
 """
-Makes a state of a working image, whose path it gets. What it returns means nothing; what it raises
-ends the attempt.
+A function that makes a state of a working image, whose path it gets. Its return value has no
+meaning; an exception ends the attempt.
 """
 
 
 @frozen
 class Recipe:
     """
-    How a state is made.
+    The recipe of a state: how it is built.
 
-    :param build: does it
+    :param build: the builder
     :param parent: the state that it starts from, or None: the builder makes the image at the path
         that it gets
-    :param key: what the builder is told apart by: a version, or the digest of a script. None: its
-        source
-    :param parameters: what else the state was made from, as JSON would have it
-    :param timeout: how long the builder may take, in seconds; None: as long as it likes. With a
-        limit it runs in a thread of its own.
-    :param again: builds the state anew, once for each such text, whatever is there: that of a run,
-        for example
-    :param patience: how much longer than ``lock-timeout`` to wait for another worker who builds the
-        same, in seconds
+    :param key: the identification of the builder: a version, or the digest of a script. None: its
+        source code
+    :param parameters: other inputs of the state, as JSON values
+    :param timeout: the timeout of the builder, in seconds; None: no limit. With a limit, it runs in
+        a thread of its own.
+    :param again: build the state anew, once for each such text, even if it exists; the text names,
+        for example, a test run
+    :param patience: the time in addition to ``lock-timeout`` to wait for another worker that builds
+        the same, in seconds
     """
 
     build: Builder
@@ -95,8 +95,8 @@ class Recipe:
 
 def can_wait(seconds: object) -> bool:
     """
-    :returns: whether this is a time that one can wait for: a number, not 0 or less, and none that
-        the system cannot count to
+    :returns: whether this is a valid timeout: a number, greater than 0, and not too large for the
+        system
     """
     return isinstance(seconds, int | float) and 0 < seconds <= threading.TIMEOUT_MAX
 
@@ -104,8 +104,8 @@ def can_wait(seconds: object) -> bool:
 def key_of(recipe: Recipe, parent: Iterable[Manifest]) -> str:
     """
     :param parent: the chain that the state starts from, tip first
-    :returns: what tells this state from those of other builders or parents
-    :raises UsageError: nothing is known of the builder
+    :returns: the key, which differs from those of other builders or parents
+    :raises UsageError: the builder or its parameters cannot be identified
     """
     parts = {
         "format": 1,
@@ -126,7 +126,7 @@ def key_of(recipe: Recipe, parent: Iterable[Manifest]) -> str:
 
 
 def _key_anew(key: str, again: str) -> str:
-    """:returns: the key of a state that is built anew in the place of the one with this key"""
+    """:returns: the key of a state that is built anew, to replace the one with this key"""
     return Digest.of_text(f"{key} {again}").hex[:KEY_LENGTH]
 
 
@@ -147,10 +147,10 @@ def _source(build: Builder) -> str:
 
 class Ensurer:
     """
-    Gets states, or has them built.
+    A service that gets states, or has them built.
 
-    :param backend: gets and sets them
-    :param image: whose states
+    :param backend: the backend that gets and sets them
+    :param image: the image of the states
     """
 
     def __init__(self, backend: StateBackend, image: Image) -> None:
@@ -162,7 +162,7 @@ class Ensurer:
         """
         :param state: the name, without a key
         :returns: the state under its name with a key, which is in the cache now
-        :raises NotFound: the parent cannot be had
+        :raises NotFound: the parent is not available
         :raises BuildFailed: the builder failed; nothing was kept
         :raises LockTimeout: another worker has been building for longer than it may
         """
@@ -172,7 +172,7 @@ class Ensurer:
         if (got := self._have(state, key, name, recipe)) is not None:
             return Ensured(state, got.state, built=False, got=got)
         with self._alone(name, recipe):
-            # Somebody may have built it while we waited.
+            # Another worker may have built it while this one waited.
             if (got := self._have(state, key, name, recipe)) is not None:
                 return Ensured(state, got.state, built=False, got=got)
             labels = {LABEL_STATE: state, LABEL_KEY: name.rpartition("--")[2]}
@@ -218,8 +218,8 @@ class Ensurer:
 
     def _have(self, state: str, key: str, name: str, recipe: Recipe) -> GetResult | None:
         """
-        :returns: the state, brought here, if anybody has it: the newest one of this key, unless it
-            has to be built anew
+        :returns: the state, brought to this host, if any pool has it: the newest one of this key,
+            unless it has to be built anew
         """
         try:
             return self._get(name if recipe.again is not None else self._newest(state, key) or name)
@@ -228,8 +228,8 @@ class Ensurer:
 
     def _newest(self, state: str, key: str) -> str | None:
         """
-        What was built anew comes before what it is used in the place of. No source is asked if that
-        of the cache is known to be current.
+        Find the newest state of a key. A state that was built anew goes before the one that it
+        replaces. No source is asked if the cached one is known to be current.
 
         :returns: the name of the state, or None if no pool that answers has one
         """
@@ -251,8 +251,8 @@ class Ensurer:
 
     def _superseded(self, state: str, key: str, name: str) -> tuple[str, ...]:
         """
-        :returns: the names of what a state that was built anew is used in the place of, after those
-            of what was built on it
+        :returns: the names of the states that a state built anew replaces, after those of the
+            states built on them
         """
         above: list[str] = []
         old: list[str] = []
@@ -272,8 +272,8 @@ class Ensurer:
 
     def _folds(self) -> list[Fold]:
         """
-        :returns: what the cache has and each source that answers; of those that do not, the get
-            says so
+        :returns: the folds of the cache and of each source that answers; the get reports those that
+            do not
         """
         asked = self._supply.mirrors.ask_rested(self._fold_of, bool)
         return [
@@ -288,7 +288,10 @@ class Ensurer:
         return pool.fold(self._image.machine)
 
     def _versions(self, fold: Fold, state: str, key: str) -> list[Manifest]:
-        """:returns: what was built with a key, and what was built anew in its place"""
+        """
+        :returns: the states that were built with a key, and those that were built anew to replace
+            them
+        """
         return [
             manifest
             for manifest in fold.states.values()
@@ -310,9 +313,9 @@ class Ensurer:
     @contextlib.contextmanager
     def _alone(self, name: str, recipe: Recipe) -> Iterator[None]:
         """
-        Nobody else builds this state meanwhile: no process of this host, and none that has the same
-        farthest pool. Where that pool cannot be reached or has no locks, two hosts may build at
-        once, and the one that published first wins.
+        Let no other worker build this state meanwhile: no process of this host, and none that has
+        the same farthest pool. Where that pool cannot be reached or has no locks, two hosts may
+        build at once, and the one that publishes first wins.
         """
         lock = f"ensure-{Digest.of_text(f'{self._image} {name}').hex[:32]}"
         patience = (
@@ -334,12 +337,12 @@ class Ensurer:
                     hint="look what it does, or raise lock-timeout",
                 ) from error
             except TransportError:
-                # the pool where all could meet is out of reach; what it lacks the set will say
+                # The common pool cannot be reached; the set reports what it could not do there.
                 pass
             yield
 
     def _meeting_place(self) -> list[PoolSource]:
-        """:returns: the pool that all who ask have in common: the first of the farthest ones"""
+        """:returns: the pool that all workers have in common: the first of the farthest ones"""
         if self._context.cache.settings.offline:
             return []
         order = list(Scope)
@@ -355,8 +358,8 @@ class Ensurer:
 
     def _build(self, name: str, recipe: Recipe, labels: Mapping[str, str]) -> SetResult | None:
         """
-        :returns: what became of it; None if somebody else, with whom we could not meet in a lock,
-            published the state meanwhile
+        :returns: the result of the set; None if another worker, which could not be excluded by a
+            lock, published the state meanwhile
         """
         with scratch(self._context.cache) as place:
             path = place.path / f"{self._image.name}.qcow2"
@@ -395,7 +398,8 @@ class Ensurer:
 
     def _examine(self, name: str, path: Path, backing: bytes | None) -> None:
         """
-        A builder can leave a file that is no image any more, or one that stands on something else.
+        Check the result of a builder, which can be a file that is not an image any more, or one
+        with another backing file.
         """
         if not path.exists():
             raise self._failed(name, f"it left no image at {path}")
@@ -419,8 +423,8 @@ class Ensurer:
 
     def _agreed(self, name: str, stored: SetResult) -> GetResult:
         """
-        Where another host published the same key first, since nothing could keep both from
-        building: theirs is the state.
+        Use the state of another host that published the same key first, if no lock could prevent
+        both from building: the other state is the valid one.
         """
         if not stored.complete and any(
             self._is_other(source, name, stored) for source in self._context.sources
@@ -432,7 +436,7 @@ class Ensurer:
         try:
             there = source.to_change().find(StateId(str(self._image), name))
         except StatePoolError:
-            return False  # it said so when it was stored to
+            return False  # its error was reported when the state was stored
         return there is not None and there.digest != Digest.parse(stored.digest)
 
 
@@ -440,7 +444,7 @@ def _is_managed(pool: Pool) -> bool:
     try:
         return pool.is_managed
     except TransportError:
-        return False  # whoever gets or sets says so
+        return False  # the get or set reports the error
 
 
 def _backing(path: Path) -> bytes | None:
@@ -449,15 +453,17 @@ def _backing(path: Path) -> bytes | None:
 
 def _within(seconds: float, work: Callable[[], Any]) -> bool:
     """
-    :returns: whether it ended in time. If not, it is left behind in its thread: Python cannot end
-        one.
+    Run work in a thread, with a timeout.
+
+    :returns: whether it ended in time. If not, its thread is left running: Python cannot end a
+        thread.
     """
     ended: Future[None] = Future()
 
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - given to who waits
+        except BaseException as error:  # noqa: BLE001 - passed to the waiting caller
             ended.set_exception(error)
         else:
             ended.set_result(None)

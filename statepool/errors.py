@@ -82,8 +82,7 @@ _Error = TypeVar("_Error", bound="StatePoolError")
 
 def about_file(error: _Error) -> _Error:
     """
-    Let an error have the exit code that says what it is about: a file which the user has named, and
-    not a pool.
+    Give an error the exit code for a file that the user has named, and not for a pool.
 
     :returns: the error itself
     """
@@ -105,14 +104,14 @@ def _rebuild(cls: type[StatePoolError], message: str, facts: dict[str, Any]) -> 
 
 class StatePoolError(Exception):
     """
-    The root of the tree.
+    The base class of all errors.
 
     :param message: what happened, to which object in which pool
     :param hint: what the reader can do about it
     :param object: the object concerned, such as ``vm1/disk``
     :param state: the state concerned
     :param pool: the location of the pool concerned
-    :param path: the file concerned
+    :param path: the path of the file concerned
     """
 
     exit_code: int = 1
@@ -145,7 +144,7 @@ class StatePoolError(Exception):
 
 
 class UsageError(StatePoolError, ValueError):
-    """The question itself is not a valid one: nothing was looked at or changed."""
+    """The request itself is not valid: nothing was read or changed."""
 
     exit_code = 2
 
@@ -155,7 +154,7 @@ class InvalidName(UsageError):
 
 
 class InvalidLocation(UsageError):
-    """An address of a pool that cannot be read."""
+    """An address of a pool that cannot be parsed."""
 
 
 class ConfigError(UsageError):
@@ -169,7 +168,7 @@ class NotFound(StatePoolError, LookupError):
 
 
 class RefusedError(StatePoolError):
-    """A rule forbids it as things stand."""
+    """A rule forbids the operation in the present situation."""
 
     exit_code = 4
 
@@ -180,9 +179,9 @@ class Conflict(RefusedError):
 
 class HasDependants(RefusedError):
     """
-    Other states stand on this one.
+    Other states depend on this one.
 
-    :param dependants: the states that would be left without it
+    :param dependants: the states that depend on it
     """
 
     def __init__(
@@ -194,7 +193,8 @@ class HasDependants(RefusedError):
 
 class InUse(RefusedError):
     """
-    Somebody uses it: a process has it open, a working image stands on it, or a cache refers to it.
+    The state or file is in use: a process has it open, a working image is backed by it, or a cache
+    refers to it.
     """
 
 
@@ -202,7 +202,7 @@ class Incompatible(RefusedError):
     """
     A machine's RAM cannot be loaded by this QEMU, as it was started.
 
-    :param differences: what differs, in words
+    :param differences: the differences, in words
     """
 
     def __init__(
@@ -213,22 +213,22 @@ class Incompatible(RefusedError):
 
 
 class FileInTheWay(RefusedError, FileExistsError):
-    """There is a file where one should be written, and overwriting was not asked for."""
+    """A file exists where one should be written, and overwriting was not asked for."""
 
 
 class ReadOnlyPool(RefusedError):
-    """This pool takes no changes."""
+    """This pool cannot be changed."""
 
 
 class IntegrityError(StatePoolError):
-    """What is there is not what it should be; nothing of it was used."""
+    """The content is not what it should be; none of it was used."""
 
     exit_code = 5
 
 
 class DigestMismatch(IntegrityError):
     """
-    Bytes arrived, or lie there, that are not those which the manifest promises.
+    Bytes that arrived, or are stored, do not match the manifest.
 
     :param expected: the digest in the manifest
     :param actual: the digest of the bytes
@@ -256,8 +256,7 @@ class UnsafeImage(IntegrityError):
 
 class BadRecord(IntegrityError):
     """
-    A record, a checkpoint, a marker or a manifest that cannot be believed, or a gap between
-    records.
+    A record, a checkpoint, a marker or a manifest that is not valid, or a gap between records.
     """
 
 
@@ -267,9 +266,9 @@ class UnsupportedFormat(IntegrityError):
 
 class LockTimeout(StatePoolError, TimeoutError):
     """
-    Another process held a lock for longer than we were willing to wait.
+    Another process held a lock for longer than the timeout.
 
-    :param seconds: how long we waited
+    :param seconds: how long this process waited
     """
 
     exit_code = 6
@@ -281,10 +280,10 @@ class LockTimeout(StatePoolError, TimeoutError):
 
 class TransportError(StatePoolError, OSError):
     """
-    A pool cannot be reached, or something failed on the way to it.
+    A pool cannot be reached, or the connection to it failed.
 
-    :param transient: whether the same may succeed if it is tried again: a lost connection, a server
-        that did not answer in time
+    :param transient: whether a retry may succeed: after a lost connection, or if a server did not
+        answer in time
     """
 
     exit_code = 7
@@ -295,7 +294,7 @@ class TransportError(StatePoolError, OSError):
 
 
 class NotAPool(TransportError):
-    """Nothing at this location is a pool; a file system that is not mounted looks so too."""
+    """Nothing at this location is a pool; a file system that is not mounted looks the same."""
 
 
 class MissingFile(TransportError, FileNotFoundError):
@@ -303,16 +302,16 @@ class MissingFile(TransportError, FileNotFoundError):
 
 
 class FileExists(TransportError, FileExistsError):
-    """An exclusive create, link or make found that somebody was first."""
+    """An exclusive create, link or make found an existing file: another writer was first."""
 
 
 class AccessDenied(TransportError, PermissionError):
-    """The permissions of a file, a directory or an account do not allow it."""
+    """The permissions of a file, a directory or an account do not allow the operation."""
 
 
 class NoSpace(StatePoolError, OSError):
     """
-    It does not fit.
+    There is not enough space.
 
     :param needed: bytes that would have been written
     :param available: bytes that may be used
@@ -329,15 +328,15 @@ class NoSpace(StatePoolError, OSError):
 
 
 class ToolError(StatePoolError):
-    """qemu-img is missing, failed, or did not answer within its time."""
+    """qemu-img is missing, failed, or did not answer before its timeout."""
 
 
 class MachineError(ToolError):
-    """QEMU is missing, refused a command, has ended, or did not answer within its time."""
+    """QEMU is missing, refused a command, has ended, or did not answer before its timeout."""
 
 
 class BuildFailed(StatePoolError):
     """
-    What should have built a state raised an error, took too long, or left something that is no
-    state. Nothing of it was kept.
+    The builder of a state raised an error, took too long, or left something that is not a state.
+    Nothing of it was kept.
     """

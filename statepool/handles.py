@@ -1,6 +1,6 @@
 """
-What a user asks for the states of an object; and a machine with all its images, as one thing to
-ask.
+Handles: the operations of a user on the states of an object, also of a machine with all its images
+together.
 """
 
 from __future__ import annotations
@@ -42,22 +42,24 @@ class Handle(ABC):
         """:returns: the object, without working images"""
 
     def show(self, *, scope: Scopes | None = None) -> Listing:
-        """:returns: its states, each with where it is; of a machine, those of its images too"""
+        """
+        :returns: its states, each with the pools that have it; for a machine, also those of its
+            images
+        """
         return self._backend.show(self._target(), Options(scope=Scope.permitted(scope)))
 
     def check(self, state: str, *, scope: Scopes | None = None) -> bool:
-        """:returns: whether a state can be had from the cache or a source in this scope"""
+        """:returns: whether the cache or a source in this scope has a state"""
         return self._backend.check(self._target(), state, Options(scope=Scope.permitted(scope)))
 
     def store(
         self, state: str, *, to: Place, replace: bool = False, dry_run: bool = False
     ) -> SetResult:
         """
-        Store a state that is in the cache in a pool, with all that it stands on: a source, or any
-        other pool.
+        Store a cached state in a source or any other pool, with all that it depends on.
 
-        :param to: the name of a source, or where a pool is
-        :param replace: whether other content under the name gives way
+        :param to: the name of a source, or the location of a pool
+        :param replace: whether to replace other content under the name
         :raises NotFound: the cache does not have it
         :raises UsageError: the pool is the cache itself
         """
@@ -76,21 +78,21 @@ class Handle(ABC):
         scope: Scopes | None = None,
     ) -> Exported:
         """
-        Write a state into one file, with all that it stands on: a bundle, which
+        Write a state into one file, with all that it depends on: a bundle, which
         :meth:`~statepool.StatePool.import_bundle` reads.
 
-        :param to: where; a path, or a file that is open for writing
-        :param flat: write one image that nothing backs instead, which only an image has
-        :param compress: ``zstd`` or ``none``; of a flat image also ``zlib``. A bundle is compressed
-            and a flat image is not, if not given
-        :param overwrite: whether a file there gives way
-        :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``;
-            from anywhere if not given
-        :raises NotFound: nobody has the state
+        :param to: the destination: a path, or a file that is open for writing
+        :param flat: write one image without a backing file instead; only for an image
+        :param compress: ``zstd`` or ``none``; for a flat image also ``zlib``. If not given, a
+            bundle is compressed, and a flat image is not
+        :param overwrite: whether to overwrite a file there
+        :param scope: the pools from which it may come: any of ``own``, ``swarm``, ``cluster``,
+            ``shared``; all if not given
+        :raises NotFound: no pool has the state
         :raises FileInTheWay: a file is there
-        :raises UsageError: it cannot be written so
+        :raises UsageError: it cannot be written in this form
         """
-        from statepool.bundles.export import Form, export  # few ask, and it brings much with it
+        from statepool.bundles.export import Form, export  # seldom needed, slow to import
 
         form = Form(flat=flat, compress=compress, overwrite=overwrite)
         return export(
@@ -101,12 +103,12 @@ class Handle(ABC):
         self, state: str, *, cascade: bool = False, scope: Scopes = Scope.OWN, dry_run: bool = False
     ) -> Removed:
         """
-        Remove a state; of a machine, with it those of its images.
+        Remove a state; for a machine, also those of its images.
 
-        :param cascade: also what stands on it
-        :param scope: from which pools; from the cache if not given, from every pool with ``all``
-        :raises NotFound: it is not there
-        :raises HasDependants: something stands on it
+        :param cascade: also remove its dependants
+        :param scope: the pools to remove it from; the cache if not given, every pool with ``all``
+        :raises NotFound: there is no such state
+        :raises HasDependants: other states depend on it
         """
         return self._backend.unset(
             self._target(),
@@ -119,7 +121,7 @@ class MachineHandle(RunningStates, Handle):
     """
     A machine with all its images, in a state pool: they are got, set and removed as one.
 
-    :param machine: the machine; with the names of its images, those are what a state must have
+    :param machine: the machine; if it has the names of its images, a state must have these images
     """
 
     _backend: QCOW2MachineBackend
@@ -137,7 +139,7 @@ class MachineHandle(RunningStates, Handle):
 
     @property
     def context(self) -> Context:
-        """What its backends work with."""
+        """The cache, the sources and the other parts that its backends work with."""
         return self._backend.context
 
     def _target(self, working: Working | None = None) -> Target:
@@ -146,7 +148,7 @@ class MachineHandle(RunningStates, Handle):
     def images(self, state: str) -> tuple[str, ...]:
         """
         :returns: the names of the images that a state has
-        :raises NotFound: nobody has it
+        :raises NotFound: no pool has it
         """
         return self._backend.images(self._target(), state)
 
@@ -161,16 +163,16 @@ class MachineHandle(RunningStates, Handle):
         dry_run: bool = False,
     ) -> GetResult:
         """
-        Bring a state of all images into the cache, and make working images if they are asked for:
-        all, or none.
+        Bring a state of all images into the cache, and make working images if asked to: all, or
+        none.
 
         :param to: a directory, for ``IMAGE.qcow2`` of each image, which is made if it is missing;
             or the place of each image
-        :param overwrite: whether files there give way
-        :param mirror: have it as this source has it, given by its name or location; from the best
-            one that has it if not given
-        :param scope: from where it may come: any of ``own``, ``swarm``, ``cluster``, ``shared``;
-            from anywhere if not given
+        :param overwrite: whether to overwrite files there
+        :param mirror: get the state from this source, given by its name or location; if not given,
+            from the best one that has it
+        :param scope: the pools from which it may come: any of ``own``, ``swarm``, ``cluster``,
+            ``shared``; all if not given
         :raises NotFound: neither the cache nor a source has the state
         :raises FileInTheWay: a file is there
         :raises RefusedError: a place is inside the cache or a source
@@ -199,12 +201,12 @@ class MachineHandle(RunningStates, Handle):
         self, state: str, *, keep: str = "never", directory: str | os.PathLike[str] | None = None
     ) -> Iterator[dict[str, Path]]:
         """
-        Yield a working image of each image, by its name, for as long as a ``with`` block lasts.
+        Yield a working image of each image, by its name, for the length of a ``with`` block.
 
         :param keep: ``never``, ``failed`` (if the block raises) or ``always``
-        :param directory: where; a directory beside the cache's data if not given
+        :param directory: their directory; one beside the cache's data if not given
         :raises NotFound: neither the cache nor a source has the state
-        :raises UsageError: ``keep`` is none of these
+        :raises UsageError: ``keep`` has another value
         """
         names = {
             image: f"{self.machine}-{image}-{state}"
@@ -227,15 +229,15 @@ class MachineHandle(RunningStates, Handle):
         dry_run: bool = False,
     ) -> SetResult:
         """
-        Make the working images of all images one state, in the cache and in the sources. Fresh
+        Make one state of the working images of all images, in the cache and in the sources. Fresh
         overlays take their places.
 
         :param source: the working image of each image; or the directory with ``IMAGE.qcow2`` of
-            each, if it is known which images there are
-        :param replace: whether other content under the name gives way
+            each, if the names of the images are known
+        :param replace: whether to replace other content under the name
         :param squash: for images only: a machine refuses it
-        :param scope: which sources: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if not
-            given
+        :param scope: the sources to use: any of ``own``, ``swarm``, ``cluster``, ``shared``; all if
+            not given
         :param wait_for: which pools must have the state for the answer to be complete: ``all``,
             ``any`` or ``own``
         :raises Conflict: the name exists with other content
@@ -268,7 +270,9 @@ def _in_directory(directory: str | os.PathLike[str], images: tuple[str, ...]) ->
 
 @contextlib.contextmanager
 def _directory(path: Path, *, make: bool) -> Iterator[None]:
-    """A directory that is there, and not left behind if it was made for nothing."""
+    """
+    Make a directory, if it is missing and ``make`` is set. If the block fails, remove it again.
+    """
     made = make and not os.path.exists(path) and os.path.isdir(path.parent)
     if made:
         try:

@@ -1,12 +1,13 @@
 """
-Leases on files: the kernel's word on who else has a file open.
+Leases on files: the kernel's answer to the question which other processes have a file open.
 
-It grants a write lease (``fcntl(2)``, ``F_SETLEASE``) only while nobody else has the file open, and
-a read lease only while nobody has it open for writing, a mapping that can be written to included.
-While a lease is held, whoever opens the file (for writing, if it is a read lease) waits until it is
-given up, or until the kernel ends it (``/proc/sys/fs/lease-break-time``, 45 s).
+The kernel grants a write lease (``fcntl(2)``, ``F_SETLEASE``) only while no other process has the
+file open. It grants a read lease only while no process has it open for writing, including a
+writable mapping. While a lease is held, a process that opens the file (for a read lease: for
+writing) waits until the lease is released, or until the kernel ends it
+(``/proc/sys/fs/lease-break-time``, 45 s).
 
-Leases are for the owner of a file, and not for every file system.
+Only the owner of a file can have leases on it, and not on every file system.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _NO_LEASES = frozenset(
     {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS}
 )
 """
-What the kernel says where we can have no lease: the file is not ours, or its file system has none.
+The errors of the kernel where a lease is not possible: the file is not ours, or its file system
+does not support leases.
 """
 
 
@@ -29,7 +31,7 @@ def try_lease(descriptor: int, kind: int) -> bool | None:
 
     :param descriptor: of a regular file; for a read lease, open only for reading
     :param kind: :data:`fcntl.F_RDLCK` or :data:`fcntl.F_WRLCK`
-    :returns: whether it was granted, or None where none can be had
+    :returns: whether it was granted, or None where leases are not possible
     """
     try:
         # By default the kernel announces the end of a lease by SIGIO, which ends a process that
@@ -48,7 +50,7 @@ def try_lease(descriptor: int, kind: int) -> bool | None:
 def held_lease(descriptor: int) -> int:
     """
     :returns: the lease that this open file has now: :data:`fcntl.F_RDLCK` or :data:`fcntl.F_WRLCK`;
-        :data:`fcntl.F_UNLCK` if it has none, or somebody waits for it to end
+        :data:`fcntl.F_UNLCK` if it has none, or if another process waits for the lease to end
     """
     try:
         return fcntl.fcntl(descriptor, fcntl.F_GETLEASE)
@@ -60,13 +62,13 @@ def held_lease(descriptor: int) -> int:
 
 def let_go(descriptor: int) -> None:
     """
-    Give a lease up. Closing would do, but not while a child that this process is just starting has
-    the descriptor too.
+    Release a lease. Closing the descriptor would not release it while a child that this process is
+    just starting has the descriptor, too.
     """
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:
-        # The kernel has ended the lease already, since somebody has waited too long for the file;
-        # or that was given to another account meanwhile, and then only closing is left.
+        # The kernel has already ended the lease, since another process waited too long for the
+        # file. Or the file was given to another account meanwhile: then only closing is left.
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise

@@ -1,14 +1,14 @@
 """
-Operations over many objects, each with a mode that says what is to be done where a state exists,
-and where it does not.
+Operations on many objects, each with a mode that says what to do where a state exists, and where it
+does not.
 
 A mode has two letters, for *exists* and *does not exist*: ``a`` abort, ``r`` reuse, ``i`` ignore,
-``f`` force. Test frameworks call this: a test says which states it starts from and leaves behind,
-and the modes say what is meant by that. Modes are looked at before anything else, and all objects
-before anything is changed: an abort of one leaves all as they are.
+``f`` force. Test frameworks use this: a test names the states that it starts from and leaves
+behind, and the modes define the details. Modes are checked first, and all objects are checked
+before anything is changed: if one aborts, all stay as they are.
 
-The modes and their defaults are those that users of avocado-i2n know
-(``avocado_i2n/states/setup.py``, version 103).
+The modes and their defaults are those of avocado-i2n (``avocado_i2n/states/setup.py``, version
+103).
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from statepool.model.scope import Scope
 
 
 class Letter(enum.StrEnum):
-    """What a mode says about one case."""
+    """The letter of a mode for one case."""
 
     ABORT = "a"
     """Nothing is done, to any object."""
     REUSE = "r"
-    """What is there is used, or kept."""
+    """The existing state is used, or kept."""
     IGNORE = "i"
     """Nothing is done to this object."""
     FORCE = "f"
     """
-    It is done: what is there gives way, and what is not there is made. Never against what stands on
-    it.
+    The operation is done: an existing state is replaced, and a missing one is made. Dependants of a
+    state always prevent it.
     """
 
 
@@ -52,16 +52,16 @@ LETTERS: dict[str, tuple[str, str]] = {
     "pop": ("ari", "ai"),
 }
 """
-The letters that an operation knows, where a state exists and where it does not. Those of a check
-are about the object itself, its root state.
+The permitted letters of each operation, where a state exists and where it does not. Those of a
+check are for the object itself, its root state.
 """
 
 MODES = {"check": "rf", "get": "ra", "set": "ff", "unset": "fi", "push": "af", "pop": "ra"}
-"""The modes if none is given."""
+"""The default modes."""
 
 
 class Done(enum.StrEnum):
-    """What became of one object."""
+    """The outcome for one object."""
 
     DONE = "done"
     KEPT = "kept"
@@ -70,23 +70,23 @@ class Done(enum.StrEnum):
     """The state is not there: the answer of a check."""
     IGNORED = "ignored"
     SKIPPED = "skipped"
-    """It was left out: nothing was asked of it, or it is of a kind that is skipped."""
+    """The object was left out: nothing was asked of it, or its kind is skipped."""
     ABORTED = "aborted"
-    """Its mode forbids what was found: nothing was done to any object."""
+    """The mode forbids the situation that was found: nothing was done to any object."""
     UNTOUCHED = "untouched"
-    """Nothing was done to it, since another one aborted."""
+    """Nothing was done to the object, since another one aborted."""
     FAILED = "failed"
 
 
 @frozen
 class Item:
     """
-    An object, and what is asked of it.
+    An object, and the request for it.
 
     :param object: an image, or a machine
-    :param state: the name of the state; None: nothing is asked of it
-    :param working: the working images, by the names of the machine's images; where the operation
-        needs or makes them
+    :param state: the name of the state; None: no request
+    :param working: the working images, by the names of the machine's images; for operations that
+        need or make them
     :param read_only: the names of images that cannot have states
     :param monitor: the socket of the running machine's QMP monitor, or None if it is off
     :raises UsageError: a working image is not named as a file
@@ -106,12 +106,12 @@ class ItemOutcome:
 
     :param object: the object
     :param state: the name of the state, or None
-    :param exists: whether it was there before; None if nobody looked
+    :param exists: whether it was there before; None if this was not checked
     :param done: what was done
     :param why: the reason, in words
-    :param answers: what the backend answered, if it was asked to do something
+    :param answers: the answers of the backend, if it was called
     :param exit_code: of the error, if it failed or was aborted; else 0
-    :param hint: what can be done about it, if it failed and that is known
+    :param hint: the advice after a failure, if there is any
     """
 
     object: str
@@ -127,11 +127,11 @@ class ItemOutcome:
 @frozen
 class Outcome:
     """
-    What an operation over many objects has done.
+    The outcome of an operation on many objects.
 
     :param operation: ``check``, ``get``, ``set``, ``unset``, ``push`` or ``pop``
     :param mode: the mode
-    :param items: what became of each object, in the order given
+    :param items: the outcome of each object, in the order given
     """
 
     operation: str
@@ -148,7 +148,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0, or the first error's; 3 if a checked state is not there."""
+        """0, or the code of the first error; 3 if a checked state does not exist."""
         codes = [item.exit_code for item in self.items if item.exit_code]
         absent = [NotFound.exit_code for item in self.items if item.done is Done.ABSENT]
         return next(iter(codes + absent), 0)
@@ -156,7 +156,7 @@ class Outcome:
 
 @frozen
 class _Planned:
-    """An object that was looked at."""
+    """An object that was checked."""
 
     item: Item
     target: Target
@@ -172,7 +172,7 @@ def check_mode(operation: str, mode: str | None) -> tuple[Letter, Letter]:
     """
     :param operation: one of :data:`MODES`
     :param mode: the two letters; the default if None
-    :returns: what is to be done where a state exists, and where it does not
+    :returns: what to do where a state exists, and where it does not
     :raises UsageError: there is no such mode
     """
     text = MODES[operation] if mode is None else mode
@@ -194,9 +194,9 @@ def _or(letters: str) -> str:
 
 class Policy:
     """
-    Operations over many objects.
+    The operations on many objects.
 
-    :param backend: tells which backend keeps the states of an object
+    :param backend: a function that returns the backend for the states of an object
     :param skip: kinds of objects that are left out: ``images``, ``machines``
     :raises UsageError: there is no such kind
     """
@@ -216,11 +216,11 @@ class Policy:
         self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS
     ) -> Outcome:
         """
-        Look whether states are there. First comes the object itself: a root state that is missing,
-        or is to be made anew, is made of the working image, where the item names one.
+        Check whether states exist. The object itself comes first: a root state that is missing, or
+        is to be made anew, is made from the working image, if the item names one.
 
-        :param mode: about the root state: reuse it or make it anew (``f``) where it exists; make it
-            (``f``) or say that the state is not there (``r``) where it does not
+        :param mode: for the root state: where it exists, reuse it (``r``) or make it anew (``f``);
+            where it does not, make it (``f``) or report that the state does not exist (``r``)
         :raises UsageError: there is no such mode or name
         """
         letters = check_mode("check", mode)
@@ -235,9 +235,9 @@ class Policy:
         self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS
     ) -> Outcome:
         """
-        Bring states here, and make the working images that the items name.
+        Bring states to this host, and make the working images that the items name.
 
-        :raises UsageError: there is no such mode or name; nothing was looked at
+        :raises UsageError: there is no such mode or name; nothing was checked
         """
         return self._run(
             "get", mode, items, options, lambda backend, one: (self._get(backend, one, options),)
@@ -247,10 +247,10 @@ class Policy:
         self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS
     ) -> Outcome:
         """
-        Make states of working images. Forcing one that exists replaces it, unless something stands
-        on it.
+        Make states of working images. With force, an existing state is replaced, unless other
+        states depend on it.
 
-        :raises UsageError: there is no such mode or name; nothing was looked at
+        :raises UsageError: there is no such mode or name; nothing was checked
         """
         return self._run(
             "set", mode, items, options, lambda backend, one: (self._set(backend, one, options),)
@@ -262,7 +262,7 @@ class Policy:
         """
         Remove states, from the pools that the options' scope permits.
 
-        :raises UsageError: there is no such mode or name; nothing was looked at
+        :raises UsageError: there is no such mode or name; nothing was checked
         """
         return self._run(
             "unset",
@@ -276,7 +276,7 @@ class Policy:
         self, items: Iterable[Item], *, mode: str | None = None, options: Options = DEFAULTS
     ) -> Outcome:
         """
-        As :meth:`set`, for a state that is popped later: so it must not be there, unless the mode
+        Set states, as :meth:`set` does, to pop them later: so they must not exist, unless the mode
         says otherwise. Root states are skipped.
         """
         return self._run(
@@ -292,7 +292,7 @@ class Policy:
         """
 
         def do(backend: StateBackend, one: _Planned) -> tuple[GetResult | SetResult | Removed, ...]:
-            # before anything: what stands on it keeps it
+            # checked first, since dependants prevent the removal
             would = self._unset(backend, one, evolve(options, dry_run=True))
             got = self._get(backend, one, options)
             return got, would if options.dry_run else self._unset(backend, one, options)
@@ -469,9 +469,9 @@ def items_of(
     read_only: Collection[str] = (),
 ) -> list[Item]:
     """
-    The objects of some machines.
+    Return the items for the objects of some machines.
 
-    :param state: asked of each
+    :param state: the state to request from each
     :param kinds: ``machines``: each machine, with its images as one; ``images``: each image by
         itself. With both, images come first
     :param working: the working images, by machine and image
@@ -502,7 +502,7 @@ def items_of(
 
 
 def _checked(items: Iterable[Item]) -> list[Item]:
-    """:returns: the items, whose names can all be used"""
+    """:returns: the items, after a check of all names"""
     found = list(items)
     for item in found:
         if item.state is not None:
@@ -546,7 +546,7 @@ def _untouched(planned: _Planned) -> ItemOutcome:
 
 
 def _judged(outcome: ItemOutcome) -> ItemOutcome:
-    """:returns: the same, as failed if a pool could not do its part"""
+    """:returns: the same, marked as failed if a pool could not do its part"""
     incomplete = [
         each for each in outcome.answers if isinstance(each, SetResult) and not each.complete
     ]

@@ -1,3 +1,3 @@
-"""The version, in the one place where the code and the packaging find it."""
+"""The version, in the only place from which the code and the packaging read it."""
 
 __version__ = "0.1.0"

@@ -1,5 +1,5 @@
 """
-What can be done with the states of one kind of object.
+The operations on the states of one kind of object.
 
 A new backend is a subclass of :class:`statepool.backends.base.StateBackend`, registered in the
 entry point group ``statepool.backends``.

@@ -1,6 +1,6 @@
 """
-What backends of images have in common: what a target and a name stand for in a pool, and the
-answers that become of what was done there.
+The common parts of image backends: the state that a target and a name mean in a pool, and the
+results of operations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from statepool.sources.source import RemoteChain
 
 def image_state(target: Target, state: str) -> StateId:
     """
-    :returns: what a target and a state's name stand for
+    :returns: the state that a target and a state's name mean
     :raises InvalidName: no state can have this name
     :raises UsageError: the target is a machine
     """
@@ -34,12 +34,12 @@ def image_state(target: Target, state: str) -> StateId:
 
 
 def digests_of(manifests: Iterable[Manifest]) -> set[Digest]:
-    """:returns: the bytes of some states"""
+    """:returns: the digests of the bytes of some states"""
     return {manifest.digest for manifest in manifests if manifest.digest is not None}
 
 
 def cached(chain: tuple[Manifest, ...], verified: Verified) -> GetResult:
-    """:returns: the outcome where all of a chain was in the cache"""
+    """:returns: the result if the whole chain was in the cache"""
     tip = chain[0]
     return GetResult(
         object=tip.object,
@@ -51,7 +51,7 @@ def cached(chain: tuple[Manifest, ...], verified: Verified) -> GetResult:
 
 
 def got(offer: RemoteChain, fetched: Fetched, working: Path | None = None) -> GetResult:
-    """:returns: the outcome of a fetch"""
+    """:returns: the result of a fetch"""
     tip = fetched.chain[0]
     return GetResult(
         object=tip.object,
@@ -69,7 +69,7 @@ def got(offer: RemoteChain, fetched: Fetched, working: Path | None = None) -> Ge
 
 
 def planned(offer: RemoteChain, fetch: Fetch) -> GetResult:
-    """:returns: what a fetch would do"""
+    """:returns: the result that a fetch would have"""
     missing = fetch.missing()
     tip = offer.members[0].manifest
     return GetResult(

@@ -1,6 +1,4 @@
-"""
-The face that every backend has, and how one is found by its name.
-"""
+"""The interface of all backends, and the search for a backend by its name."""
 
 from __future__ import annotations
 
@@ -28,13 +26,13 @@ ENTRY_POINTS = "statepool.backends"
 @frozen
 class Context:
     """
-    What a backend works with, so that its author never asks where things come from.
+    The environment of a backend: all that it needs to work.
 
     :param cache: the pool of this host
     :param sources: the pools that it can be filled from, best first
     :param progress: told of every transfer
-    :param creator: what makes states here: versions of programs, by their names
-    :param stats: how fast and how well the sources are
+    :param creator: the programs that make states here: their versions, by their names
+    :param stats: the measured throughput and health of the sources
     """
 
     cache: Cache
@@ -51,8 +49,9 @@ class Context:
 def working_images(paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, Path]:
     """
     :param paths: of working images, by the names of a machine's images
-    :returns: the same; as a :class:`~pathlib.Path`, ``work/`` would be the file ``work``
-    :raises UsageError: one is that of a directory, or empty
+    :returns: the same as paths; they are checked first, since as a :class:`~pathlib.Path`,
+        ``work/`` would be the file ``work``
+    :raises UsageError: a path is that of a directory, or empty
     """
     for image, path in paths.items():
         if not os.fspath(path):
@@ -69,11 +68,11 @@ def working_images(paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, Pat
 @frozen
 class Target:
     """
-    What an operation is about.
+    The target of an operation.
 
     :param object: an image, or a machine
-    :param working: the working images, by the names of the machine's images; where an operation
-        needs or makes them
+    :param working: the working images, by the names of the machine's images; for operations that
+        need or make them
     :param monitor: the socket of the running machine's QMP monitor, or None if it is off
     :raises UsageError: a working image is not named as a file
     """
@@ -86,21 +85,20 @@ class Target:
 @frozen
 class Options:
     """
-    How an operation is done.
+    The options of an operation.
 
-    :param overwrite: of get: a file in the place of the working image gives way
-    :param replace: of set: other content under the name gives way, if nothing stands on it
-    :param cascade: of unset: what stands on the state goes too
-    :param scope: which pools count: ``own`` is the cache. A set goes through the cache whether it
-        is among them or not
+    :param overwrite: of get: overwrite a file in the place of the working image
+    :param replace: of set: replace other content under the name, if no state depends on it
+    :param cascade: of unset: remove the dependants of the state, too
+    :param scope: which pools are used: ``own`` is the cache. A set goes through the cache even if
+        it is not among them
     :param sources: of get: only these sources, by their names or locations; empty: all that the
         scope permits
-    :param labels: of set: what the owner of the state wants to remember: at most 64 texts of at
-        most 4096 characters
-    :param squash: of set: a working image that stands on the very state which is to be set becomes,
-        together with it, its new content
-    :param wait_for: of set: which pools must have the state for the outcome to be complete
-    :param dry_run: say what would be done, and change nothing
+    :param labels: of set: notes of the state's owner: at most 64 texts of at most 4096 characters
+    :param squash: of set: if the working image is backed by the very state to set, the content of
+        both becomes the new content of the state
+    :param wait_for: of set: which pools must have the state for the result to be complete
+    :param dry_run: report what would be done, and change nothing
     """
 
     overwrite: bool = False
@@ -115,15 +113,15 @@ class Options:
 
 
 DEFAULTS = Options()
-"""Nothing is overwritten, replaced or cascaded, and every pool counts."""
+"""The default options: nothing is overwritten, replaced or cascaded, and every pool is used."""
 
 
 class StateBackend(ABC):
     """
-    What can be done with the states of one kind of object. One state is special: ``root`` is that
-    the object itself exists.
+    The operations on the states of one kind of object. One state is special: ``root`` is the
+    existence of the object itself.
 
-    :param context: what it works with
+    :param context: the cache, the sources and the other parts to work with
     """
 
     def __init__(self, context: Context) -> None:
@@ -135,14 +133,14 @@ class StateBackend(ABC):
 
     @abstractmethod
     def check(self, target: Target, state: str) -> bool:
-        """:returns: whether a state can be had"""
+        """:returns: whether the state is available in the cache or a source"""
 
     @abstractmethod
     def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """
-        Bring a state here; with a working image in the target, also make that.
+        Bring a state to this host; if the target has a working image, also make that.
 
-        :raises NotFound: it cannot be had
+        :raises NotFound: the state is not available
         """
 
     @abstractmethod
@@ -158,18 +156,18 @@ class StateBackend(ABC):
         """
         Remove a state.
 
-        :raises NotFound: it is not there
-        :raises HasDependants: something stands on it
+        :raises NotFound: there is no such state
+        :raises HasDependants: other states depend on it
         """
 
 
 def load_backend(name: str) -> Callable[[Context], StateBackend]:
     """
     :param name: as registered in the entry point group ``statepool.backends``
-    :returns: what makes the backend
-    :raises UsageError: there is none of this name, or it is no backend
+    :returns: the factory of the backend
+    :raises UsageError: nothing has this name, or it is not a backend
     """
-    import importlib.metadata  # takes longer than the rest of this package, and few ask
+    import importlib.metadata  # slower to import than the rest of this package, and seldom needed
 
     found = {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if name not in found:

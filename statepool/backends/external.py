@@ -1,8 +1,8 @@
 """
 External overlays: the default backend for images that are off.
 
-Each state is a file of its own, backed by the one below it; a working image is an empty overlay on
-top.
+Each state is a file of its own, backed by the file of its parent. A working image is an empty
+overlay on top.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ class QCOW2ExtBackend(SourcedStateBackend):
     """
     States of an image as files of their own in the cache and its sources.
 
-    :param context: what it works with
+    :param context: the cache, the sources and the other parts to work with
     """
 
     def own_state(self, target: Target, state: str) -> StateId:
-        """As the backend's face says; the target is an image."""
+        """:returns: the state of an image that a target and a name mean"""
         return image_state(target, state)
 
     def own_places(self, target: Target, options: Options) -> Mapping[str, Path]:
         """
-        As the backend's face says.
+        Check whether the working image can be made, and change nothing.
 
-        :raises FileInTheWay: something is there, and may not be overwritten
-        :raises RefusedError: it is inside the cache or a source
+        :returns: its absolute path, by the name of the image
+        :raises FileInTheWay: a file is there, and may not be overwritten
+        :raises RefusedError: the path is inside the cache or a source
         """
         sources = pools_of(self.context.sources)
         return {
@@ -63,7 +64,7 @@ class QCOW2ExtBackend(SourcedStateBackend):
         """
         Make the target's working image a state of the cache, and a fresh overlay in its place.
 
-        :raises UnsafeImage: something backs what is to be the root state
+        :raises UnsafeImage: the image that is to become the root state has a backing file
         """
         if len(target.working) != 1:
             raise UsageError(

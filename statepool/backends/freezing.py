@@ -1,6 +1,6 @@
 """
-States of the disks of a machine that goes on running: what was written so far is frozen, and the
-machine goes on in fresh overlays.
+States of the disks of a machine that continues to run: what was written so far is frozen, and the
+machine switches to fresh overlays.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ from statepool.qcow2.header import (
 @contextlib.contextmanager
 def machine_of(target: Target, given: RunningMachine | None) -> Iterator[RunningMachine]:
     """
+    Get the running machine of a target, for the length of a ``with`` block.
+
     :param target: with the socket of a monitor
-    :param given: the machine, if it is connected to already
-    :returns: the running machine that a target speaks of, for as long as a ``with`` block lasts
-    :raises UsageError: it speaks of none
+    :param given: the machine, if it is connected already
+    :returns: the machine
+    :raises UsageError: the target has no monitor
     """
     if given is not None:
         yield given
@@ -58,11 +60,11 @@ def machine_of(target: Target, given: RunningMachine | None) -> Iterator[Running
 @frozen
 class _Layer:
     """
-    One disk.
+    One disk to freeze.
 
-    :param disk: of the machine
-    :param names: of its image
-    :param node: what QEMU is to call the overlay
+    :param disk: the disk of the machine
+    :param names: the names of its image
+    :param node: the block node name of the overlay in QEMU
     """
 
     disk: Disk
@@ -73,11 +75,11 @@ class _Layer:
 @define
 class Freezing:
     """
-    Freezes the disks of a running machine.
+    The freezing of the disks of a running machine.
 
-    :param cache: what their images stand on is in it
-    :param machine: that runs
-    :param images: its working images, absolute, by the objects that they are images of
+    :param cache: the cache that holds the chains of their images
+    :param machine: the running machine
+    :param images: its working images, absolute, by their image objects
     """
 
     cache: Cache
@@ -89,12 +91,12 @@ class Freezing:
     @contextlib.contextmanager
     def prepared(self) -> Iterator[None]:
         """
-        Everything is ready to be frozen, for as long as a ``with`` block lasts. If it fails, the
-        machine goes back to the images that it was on.
+        Prepare everything for freezing, for the length of a ``with`` block. If the block fails, the
+        machine goes back to its previous images.
 
-        :raises NotFound: the machine does not run on an image
-        :raises RefusedError: it cannot write to one
-        :raises UnsafeImage: one does not stand on the cache
+        :raises NotFound: the machine does not use one of the images
+        :raises RefusedError: the machine cannot write to one of them
+        :raises UnsafeImage: one of them is not backed by the cache
         """
         try:
             for image, path in self.images.items():
@@ -102,14 +104,14 @@ class Freezing:
             yield
         except BaseException:
             if self._is_frozen:
-                with contextlib.suppress(MachineError):  # what went wrong before says more
+                with contextlib.suppress(MachineError):  # the first error says more
                     self._melt()
             else:
                 self._drop()
             raise
 
     def look(self) -> None:
-        """Look whether it could be done, as :meth:`prepared` does, and change nothing."""
+        """Check whether freezing is possible, as :meth:`prepared` does, and change nothing."""
         for image, path in self.images.items():
             disk_of(self.machine, path)
             self._chain(image, path)
@@ -131,10 +133,10 @@ class Freezing:
 
     def _mend(self, image: Image, disk: Disk, path: Path) -> None:
         """
-        Somebody was killed who had frozen this image: let it stand again on what the frozen one
-        below it stands on, if that has become a state.
+        Recover after a crash: a process that had frozen this image was killed. If the frozen image
+        has become a state, rebase this image to the backing chain of that.
 
-        :raises RefusedError: it has not
+        :raises RefusedError: the frozen image is not a state
         """
         names = names_below(path)
         if names is None:
@@ -160,7 +162,7 @@ class Freezing:
         self.cache.chains.release(Path(names.below))
 
     def _chain(self, image: Image, path: Path) -> tuple[Manifest, ...]:
-        """:returns: what an image stands on, tip first; nothing if nothing backs it"""
+        """:returns: the chain that backs an image, tip first; empty if nothing backs it"""
         header = read_header_file(path)
         if header.backing_name is None:
             return ()
@@ -181,12 +183,12 @@ class Freezing:
 
     @property
     def frozen_images(self) -> dict[Image, Path]:
-        """What was written until the moment of freezing."""
+        """The frozen images: what was written until the moment of freezing."""
         return {image: Path(layer.names.below) for image, layer in self._layers.items()}
 
     def freeze(self, agent: Path | None = None) -> None:
         """
-        All at one moment. The guest goes on, or stands still, as it did.
+        Freeze all disks at one moment. The guest stays running or paused, as it was.
 
         :param agent: the socket of the channel to a guest agent, which makes the guest's file
             systems consistent
@@ -211,7 +213,7 @@ class Freezing:
 
     def switch(self) -> None:
         """
-        Give the overlays the names of the images. The guest need not wait for that.
+        Give the overlays the names of the images. The guest does not have to wait for that.
 
         :raises RefusedError: QEMU keeps an image open for writing
         """
@@ -222,9 +224,9 @@ class Freezing:
 
     def settle(self, chains: Mapping[Image, tuple[Manifest, ...]]) -> None:
         """
-        What was frozen is in the cache now: let the machine's images stand on that.
+        Rebase the machine's images to the states in the cache that the frozen images have become.
 
-        :param chains: of the states, tip first
+        :param chains: the chains of the states, tip first
         """
         for image, layer in self._layers.items():
             chain = chains[image]
@@ -243,22 +245,22 @@ class Freezing:
                 backing_file=backing,
             )
         except MachineError:
-            # It has ended meanwhile. If it has not, the lease is refused.
+            # QEMU has ended meanwhile. If it has not, the lease is refused.
             with opened.exclusive(layer.names.working) as descriptor:
                 header = read_header_fd(descriptor, str(layer.names.working))
                 apply_patches(descriptor, backing_patch(reader(descriptor), header, backing) or ())
             layer.names.live.remove()
 
     def _drop(self) -> None:
-        """Nothing was frozen: forget what was prepared."""
+        """Remove what was prepared: nothing was frozen."""
         for layer in self._layers.values():
             layer.names.clear()
             self.cache.chains.release(Path(layer.names.below))
 
     def _melt(self) -> None:
         """
-        Write what came after the moment of freezing into what was frozen, and go on there. A
-        machine that has ended stays on its overlay.
+        Write the changes since the freezing back into the frozen images, and let the machine
+        continue there. A machine that has ended stays on its overlay.
         """
         for layer in self._layers.values():
             names = layer.names

@@ -1,8 +1,8 @@
 """
 Internal snapshots: states of an image that is off, kept in the image file itself.
 
-They need no pool and no second file, and are where the image is: nothing brings them anywhere else.
-For an image that stays on one host.
+They need no pool and no second file. They stay in the image and are never copied elsewhere. This is
+for an image that stays on one host.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Snapshot:
     """
     An internal snapshot.
 
-    :param identifier: by which QEMU knows it
-    :param name: the state
+    :param identifier: the identifier that QEMU uses
+    :param name: the name of the state
     :param created: in seconds since the epoch
     :param ram: size of the RAM that it holds, in bytes; 0 for a state of an image that was off
     """
@@ -62,10 +62,11 @@ class QCOW2Backend(StateBackend):
     """
     States of an image as internal snapshots. The target names the image as its working image.
 
-    A get gives the image the content that it had, and loses what was written since; so it must be
-    allowed to overwrite.
+    A get restores the content of the image and loses what was written since; so it needs permission
+    to overwrite.
 
-    :param context: what it works with; neither its cache nor its sources are changed
+    :param context: the cache, the sources and the other parts to work with; neither its cache nor
+        its sources are changed
     """
 
     def __init__(self, context: Context) -> None:
@@ -75,7 +76,7 @@ class QCOW2Backend(StateBackend):
     # -- looking -----------------------------------------------------------------------------------
 
     def show(self, target: Target) -> list[Listed]:
-        """:returns: the states in an image; none if there is no image"""
+        """:returns: the states in an image; empty if there is no image"""
         path = _path(target, needed=False)
         if path is None or not os.path.lexists(path):
             return []
@@ -98,14 +99,14 @@ class QCOW2Backend(StateBackend):
         ]
 
     def check(self, target: Target, state: str) -> bool:
-        """:returns: whether an image has a state; the root state: whether the image is there"""
+        """:returns: whether an image has a state; for the root state: whether the image exists"""
         if state == ROOT:
             return self._is_there(target)
         check_state_name(state)
         return any(listed.manifest.state == state for listed in self.show(target))
 
     def _checked(self, target: Target, path: Path) -> Header:
-        """Look at an image before anything else does. Raises if it is not fit to be opened."""
+        """Check an image before any other program opens it. Raises an error if it is not safe."""
         header = check_file(path, str(path), backing=Backing.WORKING)
         name = os.fsdecode(header.backing_name) if header.backing_name is not None else None
         if (
@@ -137,9 +138,10 @@ class QCOW2Backend(StateBackend):
 
     def _found(self, target: Target, state: str) -> tuple[Path, list[Snapshot]]:
         """
-        :returns: the image, which nobody has open, and its snapshots of a name, oldest first
+        :returns: the image, which no other process has open, and its snapshots with a name, oldest
+            first
         :raises NotFound: there is no such image
-        :raises InUse: somebody has it open
+        :raises InUse: another process has it open
         """
         check_state_name(state)
         path = self._free(target)
@@ -166,8 +168,8 @@ class QCOW2Backend(StateBackend):
                 hint=f"make it with: qemu-img create -f qcow2 {shlex.quote(str(path))} SIZE",
             )
         self._checked(target, path)
-        # A lease would keep qemu-img out as well: so this is only a look. QEMU locks its images by
-        # itself, and finds out whoever comes now.
+        # A lease would keep qemu-img out as well, so this only checks. qemu-img locks its images
+        # itself, and so detects a process that opens the image from now on.
         with opened.exclusive(path):
             pass
         return path
@@ -176,9 +178,9 @@ class QCOW2Backend(StateBackend):
 
     def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """
-        Give an image the content that it had. The root state: look whether the image is there.
+        Restore an earlier content of an image. For the root state: check that the image exists.
 
-        :raises FileInTheWay: it may not be overwritten
+        :raises FileInTheWay: the image may not be overwritten
         :raises InUse: another process has it open
         """
         if state == ROOT:
@@ -202,10 +204,10 @@ class QCOW2Backend(StateBackend):
 
     def set(self, target: Target, state: str, options: Options = DEFAULTS) -> SetResult:
         """
-        Keep the content of an image. The root state: look whether the image is there, since that is
-        its own root state.
+        Save the content of an image as a snapshot. For the root state: check that the image exists,
+        since it is its own root state.
 
-        :raises Conflict: there is a state of this name
+        :raises Conflict: a state of this name exists
         :raises InUse: another process has the image open
         """
         if state == ROOT:
@@ -220,8 +222,8 @@ class QCOW2Backend(StateBackend):
                 hint="choose another name, or have it replaced",
             )
         if not options.dry_run:
-            # The new one first: there is no moment without a state of this name, and the old one is
-            # found until it is gone.
+            # Make the new one first: then a state of this name exists at every moment. A search
+            # finds the old one until it is removed.
             self._tool.create_snapshot(path, state)
             for _ in found:
                 self._tool.delete_snapshot(path, state)
@@ -229,9 +231,9 @@ class QCOW2Backend(StateBackend):
 
     def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
         """
-        Remove a state from an image; the root state: remove the image.
+        Remove a state from an image. For the root state: remove the image.
 
-        :raises HasDependants: the image is to go, but not the states in it
+        :raises HasDependants: the image is to be removed, but not the states in it
         :raises InUse: another process has the image open
         """
         if state == ROOT:
@@ -260,7 +262,7 @@ class QCOW2Backend(StateBackend):
         try:
             self._checked(target, path)
         except MissingFile:
-            return False  # it has just gone
+            return False  # it was removed meanwhile
         return True
 
     def _get_image(self, target: Target) -> GetResult:

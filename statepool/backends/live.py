@@ -1,6 +1,6 @@
 """
-States of machines that run: internal snapshots with their RAM, and states of single disks while the
-machine goes on.
+States of running machines: internal snapshots with their RAM, and states of single disks while the
+machine continues to run.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from statepool.model.outcomes import GetResult, Listed, Presence, Removed, SetRe
 
 class QCOW2VTBackend(StateBackend):
     """
-    States of a running machine as internal snapshots of all images that it can write to. They lie
-    in the working images themselves, and go with them.
+    States of a running machine as internal snapshots of all images that it can write to. The
+    snapshots lie in the working images themselves, and are removed with them.
 
-    :param context: what it works with
-    :param machine: the running machine, if it is connected to already; else each target names the
+    :param context: the cache, the sources and the other parts to work with
+    :param machine: the running machine, if it is connected already; otherwise each target names the
         socket of its monitor
     """
 
@@ -50,7 +50,9 @@ class QCOW2VTBackend(StateBackend):
             ]
 
     def check(self, target: Target, state: str) -> bool:
-        """:returns: whether there is such a snapshot; the root state: whether the machine runs"""
+        """
+        :returns: whether there is such a snapshot; for the root state: whether the machine runs
+        """
         if state == ROOT:
             return self._runs(target)
         check_state_name(state)
@@ -59,11 +61,10 @@ class QCOW2VTBackend(StateBackend):
 
     def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """
-        Let the machine be again as it was; it runs if it ran before this, and stands still if it
-        did not.
+        Restore the machine. Afterwards it runs if it ran before, and is paused if it was paused.
 
-        :raises NotFound: there is no such snapshot on all disks; the root state: the machine does
-            not run
+        :raises NotFound: there is no such snapshot on all disks; for the root state: the machine
+            does not run
         """
         if state == ROOT:
             if not self._runs(target):
@@ -89,11 +90,11 @@ class QCOW2VTBackend(StateBackend):
 
     def set(self, target: Target, state: str, options: Options = DEFAULTS) -> SetResult:
         """
-        Keep what the machine is like. It stands still meanwhile.
+        Save the condition of the machine. It is paused meanwhile.
 
-        :raises Conflict: there is such a snapshot, and replacing was not asked for
-        :raises RefusedError: it writes to an image that cannot have snapshots
-        :raises UsageError: it is the root state
+        :raises Conflict: such a snapshot exists, and replacing was not asked for
+        :raises RefusedError: the machine writes to an image that cannot have snapshots
+        :raises UsageError: the state is the root state
         """
         _require_snapshot(target, state)
         with machine_of(target, self._machine) as machine:
@@ -116,7 +117,8 @@ class QCOW2VTBackend(StateBackend):
 
     def _replace(self, machine: RunningMachine, state: str) -> None:
         """
-        A snapshot cannot be renamed: the old one goes when there certainly is room for the new one.
+        Replace a snapshot. A snapshot cannot be renamed: so the old one is removed only when there
+        is certainly room for the new one.
         """
         passing = f"{state}.new"
         if any(passing in disk.tags for disk in writable(machine)):
@@ -135,8 +137,8 @@ class QCOW2VTBackend(StateBackend):
         """
         Remove a snapshot from all disks that have it.
 
-        :raises NotFound: none has it
-        :raises UsageError: it is the root state
+        :raises NotFound: no disk has it
+        :raises UsageError: the state is the root state
         """
         _require_snapshot(target, state)
         with machine_of(target, self._machine) as machine:
@@ -178,15 +180,15 @@ def _require_snapshot(target: Target, state: str) -> None:
 
 class LiveImageBackend(QCOW2ExtBackend):
     """
-    States of an image as the default backend keeps them, taken while a machine runs on it: what was
-    written so far is frozen, and becomes the state without being copied, and the machine goes on in
+    States of an image, in the form of the default backend, set while a machine runs on the image.
+    What was written so far is frozen and becomes the state without a copy. The machine continues in
     a fresh overlay, which has the name of the working image.
 
-    :param context: what it works with
-    :param machine: the running machine, if it is connected to already; else each target names the
+    :param context: the cache, the sources and the other parts to work with
+    :param machine: the running machine, if it is connected already; otherwise each target names the
         socket of its monitor
     :param agent: the socket of the channel to the guest's agent, which makes its file systems
-        consistent. Without it, a state is what a power cut would have left
+        consistent. Without it, a state is like a disk after a power cut
     """
 
     def __init__(
@@ -210,7 +212,7 @@ class LiveImageBackend(QCOW2ExtBackend):
         return {}
 
     def own_set(self, target: Target, wanted: StateId, options: Options) -> CaptureResult:
-        """As the default backend does it, while the machine runs."""
+        """Capture the image as the default backend does, while the machine runs."""
         if len(target.working) != 1 or not isinstance(target.object, Image):
             raise UsageError(
                 f"one working image of {wanted.object} must be named to set a state from",
@@ -237,9 +239,9 @@ class LiveImageBackend(QCOW2ExtBackend):
 
 def refuse_taken(context: Context, wanted: StateId, options: Options) -> None:
     """
-    Look before anything is frozen whether a name is taken.
+    Check before anything is frozen whether a name is taken.
 
-    :raises Conflict: it is, and replacing was not asked for
+    :raises Conflict: the name is taken, and replacing was not asked for
     """
     there = context.cache.pool.find(wanted)
     if there is not None and not options.replace:

@@ -1,8 +1,8 @@
 """
-States of whole machines that are off: all images of a machine are set, got and removed as one.
+States of whole machines that are off: all images of a machine are set, got and removed together.
 
-A machine state is a record that lists a state of each image; these are external overlays, as the
-default backend for images makes them.
+A machine state is a record that lists a state of each image. The states of the images are external
+overlays, as the default backend for images makes them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class QCOW2MachineBackend(SourcedStateBackend):
     """
     States of machines, as states of all their images in the cache and its sources.
 
-    :param context: what it works with
+    :param context: the cache, the sources and the other parts to work with
     """
 
     def __init__(self, context: Context) -> None:
@@ -46,13 +46,13 @@ class QCOW2MachineBackend(SourcedStateBackend):
     # -- what a machine state is, and where --------------------------------------------------------
 
     def own_state(self, target: Target, state: str) -> StateId:
-        """As the backend's face says; the target is a machine."""
+        """:returns: the state of a machine that a target and a name mean"""
         return StateId(_machine_of(target).machine, check_state_name(state), Kind.MACHINE)
 
     def images(self, target: Target, state: str, options: Options = DEFAULTS) -> tuple[str, ...]:
         """
         :returns: the names of the images that a machine state has
-        :raises NotFound: it cannot be had
+        :raises NotFound: the state is not available
         """
         if state == ROOT:
             return tuple(
@@ -75,8 +75,8 @@ class QCOW2MachineBackend(SourcedStateBackend):
 
     def check(self, target: Target, state: str, options: Options = DEFAULTS) -> bool:
         """
-        :returns: whether the cache or a source that the scope permits has a state; the root state:
-            whether each image has one
+        :returns: whether the cache, or a source that the scope permits, has a state; for the root
+            state: whether each image has one
         """
         if state == ROOT:
             return all(self._of_images.check(image, ROOT, options) for image in self._each(target))
@@ -86,11 +86,11 @@ class QCOW2MachineBackend(SourcedStateBackend):
 
     def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """
-        Bring a state of all images here; with working images in the target, make all of them, or
-        none.
+        Bring a state of all images to this host. If the target has working images, make all of
+        them, or none.
 
-        :raises NotFound: it cannot be had
-        :raises UsageError: working images are named for other images than it has
+        :raises NotFound: the state is not available
+        :raises UsageError: working images are named for images that the state does not have
         """
         if state == ROOT:
             return self._get_roots(target, options)
@@ -117,11 +117,11 @@ class QCOW2MachineBackend(SourcedStateBackend):
 
     def _explained(self, target: Target, state: str, error: NotFound) -> NotFound:
         """
-        :returns: that a state is not there, with the images that have a state of this name for
-            themselves, and those that do not
+        :returns: the error that a state does not exist, with the images that have a state of this
+            name of their own, and those that do not
         """
         if error.state != state:
-            return error  # it is something else that is not there
+            return error  # something else is missing
         listed = [one.manifest for one in self.show(target) if one.manifest.kind is Kind.IMAGE]
         known = sorted(
             {manifest.object for manifest in listed}
@@ -143,11 +143,12 @@ class QCOW2MachineBackend(SourcedStateBackend):
 
     def own_places(self, target: Target, options: Options) -> Mapping[str, Path]:
         """
-        As the backend's face says.
+        Check whether the working images can be made, and change nothing.
 
-        :raises FileInTheWay: something is there, and may not be overwritten
-        :raises RefusedError: one is inside the cache or a source
-        :raises UsageError: two images are to be made in one place
+        :returns: their absolute paths, by the names of the images
+        :raises FileInTheWay: a file is there, and may not be overwritten
+        :raises RefusedError: a path is inside the cache or a source
+        :raises UsageError: two images would be made in one place
         """
         sources = pools_of(self.context.sources)
         places = {
@@ -171,7 +172,7 @@ class QCOW2MachineBackend(SourcedStateBackend):
         """
         Make the target's working images, all or none.
 
-        :raises Conflict: the state has been replaced by one with other images at this moment
+        :raises Conflict: the state was replaced meanwhile by one with other images
         """
         found = [
             one for one in chains_of(chain, lambda manifest: manifest) if one[0].kind is Kind.IMAGE
@@ -196,7 +197,7 @@ class QCOW2MachineBackend(SourcedStateBackend):
 
     def set(self, target: Target, state: str, options: Options = DEFAULTS) -> SetResult:
         """
-        Make the working images of a machine one state, in the cache and in the sources that the
+        Make one state of the working images of a machine, in the cache and in the sources that the
         scope permits.
         """
         if state == ROOT:
@@ -205,10 +206,10 @@ class QCOW2MachineBackend(SourcedStateBackend):
 
     def own_set(self, target: Target, wanted: StateId, options: Options) -> CaptureResult:
         """
-        Make the target's working images states of the cache and a machine state of them, and fresh
-        overlays in their places.
+        Make the target's working images states of the cache, make a machine state of these, and put
+        fresh overlays in their places.
 
-        :raises UsageError: one is lacking
+        :raises UsageError: a working image is lacking
         """
         self._require_named(target)
         if options.squash:
@@ -235,8 +236,8 @@ class QCOW2MachineBackend(SourcedStateBackend):
         self, target: Target, state: str, to: Place, options: Options = DEFAULTS
     ) -> SetResult:
         """
-        Store a cached state of a machine in a pool, with all that it consists of; of the root
-        state, that of each image.
+        Store a cached state of a machine in a pool, with all its parts; for the root state: that of
+        each image.
         """
         if state == ROOT:
             return self._stored(
@@ -247,7 +248,7 @@ class QCOW2MachineBackend(SourcedStateBackend):
         return super().store(target, state, to, options)
 
     def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
-        """Remove a state of a machine, and with it those of its images."""
+        """Remove a state of a machine, and the states of its images with it."""
         if state == ROOT:
             return self._unset_roots(target, options)
         try:
@@ -259,8 +260,8 @@ class QCOW2MachineBackend(SourcedStateBackend):
             states={pool: tuple(dict.fromkeys(states)) for pool, states in removed.states.items()},
         )
 
-    # The root state of a machine is those of its images. All are looked at before anything is done
-    # with one.
+    # The root state of a machine consists of those of its images. All are checked before any is
+    # changed.
 
     def _get_roots(self, target: Target, options: Options) -> GetResult:
         images = self._each(target)
@@ -357,7 +358,7 @@ def _machine_of(target: Target) -> Machine:
 
 def _of_machine(result: GetResult, working: Mapping[str, Path]) -> GetResult:
     """
-    :returns: the outcome for a machine, which has no digest; its chain is the longest one of its
+    :returns: the result for a machine, which has no digest; its chain is the longest chain of its
         images
     """
     chains: list[list[str]] = [[]]
@@ -373,13 +374,13 @@ def _of_machine(result: GetResult, working: Mapping[str, Path]) -> GetResult:
 
 
 def _directory(places: Mapping[str, Path]) -> Path | None:
-    """:returns: where the working images are, if they are all in one directory"""
+    """:returns: the directory of the working images, if they are all in the same one"""
     directories = {Path(os.path.abspath(path)).parent for path in places.values()}
     return directories.pop() if len(directories) == 1 else None
 
 
 def _united(at: list[StoredAt]) -> StoredAt:
-    """:returns: what became of several states at one pool, as one"""
+    """:returns: the results of several states at one pool, as one result"""
     failed = [one for one in at if one.result is Presence.FAILED]
     result = (
         Presence.STORED if any(one.result is Presence.STORED for one in at) else Presence.PRESENT

@@ -1,8 +1,8 @@
 """
-States of running machines: RAM in a file, disks as external overlays, all of one moment and
-published together.
+States of running machines: the RAM in a file and the disks as external overlays, all of the same
+moment and published together.
 
-They are states as all others are: they come from sources, are stored there, and every byte is
+They are states like all others: they are fetched from sources, stored there, and every byte is
 checked.
 """
 
@@ -41,21 +41,21 @@ from statepool.qcow2.header import is_empty_overlay, read_header_fd, reader
 from statepool.sources.pool_source import pools_of
 
 COMPRESSION = "compression"
-"""The field of a fingerprint that says how the RAM is compressed."""
+"""The field of a fingerprint that names the compression of the RAM."""
 
 INCOMING = ("-incoming", "defer")
-"""What lets QEMU wait for RAM."""
+"""The arguments with which QEMU waits for RAM."""
 
 
 class RamfileBackend(QCOW2MachineBackend):
     """
     States of running machines, with their RAM.
 
-    :param context: what it works with
-    :param machine: the running machine, if it is connected to already; else a target names the
+    :param context: the cache, the sources and the other parts to work with
+    :param machine: the running machine, if it is connected already; otherwise a target names the
         socket of its monitor
-    :param compress: of set: whether the RAM is compressed with zstd, after the machine goes on
-    :param force: of get: load the RAM into another machine than it is of, all the same
+    :param compress: of set: whether to compress the RAM with zstd, after the machine continues
+    :param force: of get: load the RAM even if the machine has another fingerprint
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class RamfileBackend(QCOW2MachineBackend):
 
     def own_set(self, target: Target, wanted: StateId, options: Options) -> CaptureResult:
         """
-        Make what the machine is like at this moment a state of the cache. It stands still
-        meanwhile, and goes on in fresh overlays, which have the names of its working images.
+        Make a state of the cache from the present condition of the machine. The machine is paused
+        meanwhile, and continues in fresh overlays, which have the names of its working images.
 
         :raises Conflict: the name exists
         :raises RefusedError: the machine writes to an image that is not named, or that cannot have
@@ -102,7 +102,10 @@ class RamfileBackend(QCOW2MachineBackend):
 
     @contextlib.contextmanager
     def _room_for_ram(self) -> Iterator[Path]:
-        """Where RAM can be gathered: what a crash leaves there is cleared away."""
+        """
+        Reserve a path at which RAM can be gathered; what a crash leaves there is cleared away
+        later.
+        """
         staging = self._cache.pool.stage([])
         path = self._cache.root / layout.gathered(staging.marker.nonce)
         try:
@@ -150,7 +153,7 @@ class RamfileBackend(QCOW2MachineBackend):
 
     def own_places(self, target: Target, options: Options) -> Mapping[str, Path]:
         """
-        As for a machine that is off.
+        Check whether the working images can be made, as for a machine that is off.
 
         :raises RefusedError: working images are named for a machine that runs
         """
@@ -173,7 +176,7 @@ class RamfileBackend(QCOW2MachineBackend):
     ) -> Path | None:
         """
         Make the target's working images; or let a machine that waits on them (``-incoming defer``)
-        go on from the state.
+        continue from the state.
         """
         if target.monitor is None and self._machine is None:
             return super().own_get(target, chain, places, options)
@@ -186,12 +189,11 @@ class RamfileBackend(QCOW2MachineBackend):
         self, machine: RunningMachine, target: Target, state: str, *, paused: bool = False
     ) -> None:
         """
-        Give the RAM of a state that is in the cache to a machine that waits for it, and let it go
-        on.
+        Load the RAM of a cached state into a machine that waits for it, and let the machine run.
 
-        :param paused: let it stand still
+        :param paused: leave it paused
         :raises NotFound: the state has no RAM
-        :raises Incompatible: the machine is another one than it is of
+        :raises Incompatible: the machine differs from that of the RAM
         :raises IntegrityError: QEMU could not load it
         """
         ram = self._ram(target, state)
@@ -226,14 +228,14 @@ class RamfileBackend(QCOW2MachineBackend):
         paused: bool = False,
     ) -> tuple[GetResult, RunningMachine]:
         """
-        Bring a state here, make working images, and start a machine on them that goes on from it.
-        It is ours, and ends with us.
+        Bring a state to this host, make working images, and start a machine on them that continues
+        from the state. The machine is ours: it ends with this process.
 
         :param target: with a working image for each image of the state
-        :param config: of the machine, but for its images
-        :param paused: let it stand still
+        :param config: the configuration of the machine, without its images
+        :param paused: leave it paused
         :returns: the outcome, and the machine
-        :raises Incompatible: the machine is another one than the state is of
+        :raises Incompatible: the machine differs from that of the state
         """
         got = self.get(target, state, options)
         images = {name: absolute(path) for name, path in target.working.items()}
@@ -263,10 +265,10 @@ class RamfileBackend(QCOW2MachineBackend):
         paused: bool = False,
     ) -> GetResult:
         """
-        End a machine of ours, and start it again from a state, on new working images in the places
-        of the old ones.
+        End a machine of ours, and start it again from a state, on new working images that replace
+        the old ones.
 
-        :raises RefusedError: it is not ours, or runs inside the cache or a source
+        :raises RefusedError: the machine is not ours, or runs inside the cache or a source
         """
         if machine.config is None:
             raise RefusedError(
@@ -276,7 +278,7 @@ class RamfileBackend(QCOW2MachineBackend):
         bare = evolve(target, working={}, monitor=None)
         for path in machine.config.images.values():
             refuse_inside(absolute(path).parent, self._cache, pools_of(self.context.sources))
-        # whatever can go wrong with that does so before the machine is ended
+        # everything that can fail is done before the machine is ended
         self.get(bare, state, options)
         self._ram(bare, state)
         machine.close()
@@ -293,7 +295,7 @@ class RamfileBackend(QCOW2MachineBackend):
 
 
 def _require_all(machine: RunningMachine, images: Mapping[Image, Path]) -> None:
-    """What the guest can write to must be part of the state: its RAM speaks of all of that."""
+    """Require a state of every disk that the guest can write to: the RAM refers to all of them."""
     for disk in disks(machine):
         if not disk.read_only and not any(
             is_same_file(disk.path, path) for path in images.values()
@@ -306,8 +308,8 @@ def _require_all(machine: RunningMachine, images: Mapping[Image, Path]) -> None:
 
 def _require_fresh(machine: RunningMachine, chains: Chains, parts: Sequence[Manifest]) -> None:
     """
-    RAM and disks must be of one moment: each disk that the guest can write to has to be an empty
-    overlay over the state.
+    Require RAM and disks of the same moment: each disk that the guest can write to has to be an
+    empty overlay over the state.
     """
     keys = set(map(key_of, chains_of(parts, lambda manifest: manifest)))
     for disk in disks(machine):

@@ -1,6 +1,6 @@
 """
-What can be asked of a machine while it runs: the part of its handle that needs QEMU, which is
-imported when it is asked for.
+Operations on a running machine: the part of its handle that needs QEMU. It is imported only when it
+is used.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from statepool.machine.running import RunningMachine
 
     Running = RunningMachine | str | os.PathLike[str]
-    """A machine that runs: one that is connected to, or the socket of its monitor."""
+    """A running machine: one that is connected, or the socket of its monitor."""
 
 Images = Mapping[str, str | os.PathLike[str]]
 """Working images, by the names of a machine's images."""
 
 
 class RunningStates:
-    """States of a machine with its RAM. A mixin of the handle."""
+    """The states of a machine with its RAM: a mixin of the handle."""
 
     machine: Machine
 
     @property
     def context(self) -> Context:
-        """What the backends work with."""
+        """The cache, the sources and the other parts that the backends work with."""
         raise NotImplementedError
 
     def start(
@@ -49,18 +49,19 @@ class RunningStates:
         scope: Scopes | None = None,
     ) -> RunningMachine:
         """
-        Bring a state with RAM here, make working images, and start a QEMU on them that goes on from
-        it. It ends with this process, and when it is closed, as a ``with`` block does.
+        Bring a state with RAM to this host, make working images, and start a QEMU on them that
+        continues from the state. QEMU ends with this process, or when it is closed, for example at
+        the end of a ``with`` block.
 
-        :param config: what the machine is made of, but for its images; they are plugged in in its
-            order
+        :param config: the configuration of the machine, without its images; these are plugged in in
+            the order of the configuration
         :param to: the working image of each image
-        :param overwrite: whether files there give way
-        :param force: load the RAM into another machine than it is of, all the same
-        :param paused: let it stand still
-        :param scope: from where the state may come; from anywhere if not given
-        :raises NotFound: nobody has the state, or it has no RAM
-        :raises Incompatible: the machine is another one than the state is of
+        :param overwrite: whether to overwrite files there
+        :param force: load the RAM even if the machine has another fingerprint
+        :param paused: leave the machine paused
+        :param scope: the pools from which the state may come; any if not given
+        :raises NotFound: no pool has the state, or it has no RAM
+        :raises Incompatible: the machine differs from that of the state
         :raises MachineError: QEMU does not start
         """
         from statepool.backends.ramfile import RamfileBackend
@@ -80,12 +81,12 @@ class RunningStates:
     ) -> GetResult:
         """
         End a QEMU that was started here, and start it again from a state, on fresh working images
-        in the places of the old ones.
+        that replace the old ones.
 
-        :param machine: which goes on to be usable
-        :param force: load the RAM into another machine than it is of, all the same
-        :param paused: let it stand still
-        :raises NotFound: nobody has the state, or it has no RAM; the machine goes on
+        :param machine: the machine; the object stays usable
+        :param force: load the RAM even if the machine has another fingerprint
+        :param paused: leave the machine paused
+        :raises NotFound: no pool has the state, or it has no RAM; the machine continues to run
         :raises RefusedError: the QEMU is not ours
         """
         from statepool.backends.ramfile import RamfileBackend
@@ -103,15 +104,14 @@ class RunningStates:
         self, state: str, monitor: Running, *, force: bool = False, scope: Scopes | None = None
     ) -> GetResult:
         """
-        Let a QEMU go on from a state that somebody has started with ``-incoming defer`` on its
-        fresh working images.
+        Load a state into a QEMU that was started with ``-incoming defer`` on fresh working images
+        of the state, and let it run.
 
         :param monitor: the socket of its monitor
-        :param force: load the RAM into another machine than it is of, all the same
-        :raises NotFound: nobody has the state, or it has no RAM
-        :raises RefusedError: it does not wait, or does not stand on fresh working images of the
-            state
-        :raises Incompatible: it is another machine than the state is of
+        :param force: load the RAM even if the machine has another fingerprint
+        :raises NotFound: no pool has the state, or it has no RAM
+        :raises RefusedError: QEMU does not wait, or does not use fresh working images of the state
+        :raises Incompatible: the machine differs from that of the state
         """
         from statepool.backends.ramfile import RamfileBackend
 
@@ -135,19 +135,20 @@ class RunningStates:
         dry_run: bool = False,
     ) -> SetResult:
         """
-        Make what a machine is like at this moment a state, with its RAM. It stands still for a
-        moment, and goes on in fresh overlays, which have the names of its working images.
+        Make a state from the present condition of a machine, with its RAM. The machine is paused
+        for a moment, and continues in fresh overlays, which have the names of its working images.
 
         :param machine: a machine that was started here, or the socket of its monitor
-        :param images: its working images; not needed for one that was started here
-        :param compress: whether the RAM is compressed, after the machine goes on
-        :param replace: whether other content under the name gives way
-        :param labels: what its owner wants to remember
-        :param scope: which sources; all if not given
+        :param images: its working images; not needed for a machine that was started here
+        :param compress: whether to compress the RAM, after the machine continues
+        :param replace: whether to replace other content under the name
+        :param labels: notes of the state's owner
+        :param scope: the sources to use; all if not given
         :param wait_for: which pools must have the state for the answer to be complete: ``all``,
             ``any`` or ``own``
         :raises Conflict: the name exists
-        :raises RefusedError: it writes to an image that is not named, or that is no QCOW2 image
+        :raises RefusedError: the machine writes to an image that is not named, or that is not a
+            QCOW2 image
         :raises InUse: another program is using its monitor
         """
         from statepool.backends.ramfile import RamfileBackend
@@ -180,15 +181,15 @@ class RunningStates:
         dry_run: bool = False,
     ) -> SetResult:
         """
-        Make what a machine has written to one of its disks until this moment a state of that image,
-        without its RAM and without copying it. The machine goes on in a fresh overlay, which has
-        the name of the working image.
+        Make a state of an image from what a machine has written to it until this moment, without
+        the RAM and without a copy. The machine continues in a fresh overlay, which has the name of
+        the working image.
 
         :param image: the name of the image
         :param machine: a machine that was started here, or the socket of its monitor
         :param source: the working image; not needed for a machine that was started here
         :param agent: the socket of the channel to the guest's agent, which makes its file systems
-            consistent; else the state is what a power cut would have left
+            consistent; without it, the state is like a disk after a power cut
         :raises Conflict: the name exists
         :raises MachineError: the agent does not answer
         """

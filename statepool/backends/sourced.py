@@ -1,15 +1,15 @@
 """
 Backends whose own operations are combined with the sources of the cache.
 
-The author of such a backend writes what is its own: what an object's states are called in a pool,
-how a working image is made of a cached state, and how one is taken into the cache. Where states
-come from and where they go to is settled here:
+A derived class defines how an object's states are named in a pool, how a working image is made from
+a cached state, and how one is captured into the cache. This module decides where states come from
+and where they are stored:
 
-- *show*: what can be had, and from where;
-- *get*: a cached state that is trusted and fresh is used as it is; else the best source that has it
-  whole; when that fails, or delivers something wrong, the next;
-- *set* and *unset*: all pools that the scope permits. One that fails does not hide what the others
-  did, and doing it again completes the rest.
+- *show*: which states are available, and where;
+- *get*: a cached state that is trusted and fresh is used as it is; otherwise the best source that
+  has it whole; if that fails or delivers wrong bytes, the next one;
+- *set* and *unset*: all pools that the scope permits. A pool that fails does not hide the results
+  of the others, and a retry completes the rest.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ from statepool.transports.failures import Subject, translate_os_errors
 
 class SourcedStateBackend(StateBackend):
     """
-    States of the cache and its sources. A derived class says what is its own, in the methods whose
-    names begin with ``own_``.
+    The states of the cache and its sources. A derived class defines its own part in the methods
+    whose names begin with ``own_``.
 
-    :param context: what it works with
+    :param context: the cache, the sources and the other parts to work with
     """
 
     def __init__(self, context: Context) -> None:
@@ -81,7 +81,8 @@ class SourcedStateBackend(StateBackend):
     def show(self, target: Target, options: Options = DEFAULTS) -> Listing:
         """
         :param options: its scope
-        :returns: the states of an object, or of all images of a machine, each with where it is
+        :returns: the states of an object, or of all images of a machine, each with the pools that
+            have it
         """
         wanted, machine = str(target.object), target.object.machine
         supply = self._supply(options)
@@ -93,7 +94,7 @@ class SourcedStateBackend(StateBackend):
         )
 
     def show_all(self, options: Options = DEFAULTS) -> Listing:
-        """As :meth:`show`, of all objects."""
+        """Show the states of all objects, as :meth:`show` does for one."""
         supply = self._supply(options)
         own = [listings(self._cache.pool)] if supply.own else []
         found, warnings = supply.mirrors.listings(lambda source: source.states())
@@ -110,17 +111,17 @@ class SourcedStateBackend(StateBackend):
     @abstractmethod
     def own_state(self, target: Target, state: str) -> StateId:
         """
-        :returns: what a target and a state's name stand for in a pool
+        :returns: the state that a target and a state's name mean in a pool
         :raises InvalidName: no state can have this name
-        :raises UsageError: this backend keeps no states of such an object
+        :raises UsageError: this backend does not keep states of such an object
         """
 
     @abstractmethod
     def own_places(self, target: Target, options: Options) -> Mapping[str, Path]:
         """
-        Look whether a get can do what the target says, and change nothing.
+        Check whether a get can do what the target asks for, and change nothing.
 
-        :returns: where working images are to be made, absolute, by the names of images
+        :returns: the absolute paths of the working images to make, by the names of the images
         """
 
     @abstractmethod
@@ -132,7 +133,7 @@ class SourcedStateBackend(StateBackend):
         options: Options,
     ) -> Path | None:
         """
-        Do what the target says with a state that is in the cache now.
+        Do what the target asks for with a state that is in the cache now.
 
         :param chain: the state and what it needs, see :mod:`~statepool.pools.parts`
         :returns: the working image that was made, or None
@@ -141,7 +142,7 @@ class SourcedStateBackend(StateBackend):
     @abstractmethod
     def own_set(self, target: Target, wanted: StateId, options: Options) -> CaptureResult:
         """
-        Take the target's working image, or whatever it is, into the cache as a state.
+        Capture the target's working image, or a machine, into the cache as a state.
 
         :raises Conflict: the name exists with other content
         """
@@ -161,8 +162,8 @@ class SourcedStateBackend(StateBackend):
         """
         Remove a state from the cache.
 
-        :returns: the names of the states that are gone
-        :raises NotFound: it is not there
+        :returns: the names of the removed states
+        :raises NotFound: there is no such state
         """
         pool = self._cache.pool
         if options.dry_run:
@@ -180,8 +181,8 @@ class SourcedStateBackend(StateBackend):
     def permitted(self, options: Options = DEFAULTS) -> tuple[Source, ...]:
         """
         :returns: the sources that may be used, in the order in which they are configured
-        :raises UsageError: there is none, and the cache is not permitted either; or a source that
-            is named does not exist
+        :raises UsageError: neither a source nor the cache is permitted; or a named source does not
+            exist
         """
         for name in options.sources:
             if not any(source.is_called(name) for source in self.context.sources):
@@ -207,7 +208,7 @@ class SourcedStateBackend(StateBackend):
 
     @property
     def _unasked(self) -> tuple[str, ...]:
-        """What an answer has to say that was given without the sources, although there are some."""
+        """The warning of an answer that was given without the sources, although there are some."""
         if self._cache.settings.offline and self.context.sources:
             return ("offline: no source was asked",)
         return ()
@@ -215,7 +216,7 @@ class SourcedStateBackend(StateBackend):
     def status(self, options: Options = DEFAULTS) -> list[SourceStatus]:
         """
         :returns: the sources that may be used, in the order in which they would be asked, and why;
-            nobody is contacted
+            no source is contacted
         """
         sources = tuple(source for source in self.context.sources if source.scope in options.scope)
         return self._mirrors(sources).status()
@@ -224,7 +225,8 @@ class SourcedStateBackend(StateBackend):
         return Mirrors(sources, self.context.stats, self._cache.settings)
 
     def _supply(self, options: Options = DEFAULTS) -> Supply:
-        # Who names a source wants it from there, whatever the cache has of this name.
+        # A user who names a source wants the state from there, whatever the cache has under this
+        # name.
         own = Scope.OWN in options.scope and not options.sources
         mirrors = self._mirrors(self.permitted(options))
         return Supply(
@@ -252,7 +254,7 @@ class SourcedStateBackend(StateBackend):
     def get(self, target: Target, state: str, options: Options = DEFAULTS) -> GetResult:
         """
         Bring a state into the cache, if it is not there or has been replaced in its source; and do
-        with it what the target says.
+        with it what the target asks for.
 
         :raises NotFound: neither the cache nor a source has it
         :raises Conflict: the sources disagree about it
@@ -337,9 +339,7 @@ class SourcedStateBackend(StateBackend):
     # -- setting -----------------------------------------------------------------------------------
 
     def set(self, target: Target, state: str, options: Options = DEFAULTS) -> SetResult:
-        """
-        Make what the target names a state, in the cache and in the sources that the scope permits.
-        """
+        """Make the target a state, in the cache and in the sources that the scope permits."""
         wanted = self.own_state(target, state)
         sources = self.permitted(options)
         with self._translate_os_errors(f"set {wanted}"):
@@ -370,8 +370,8 @@ class SourcedStateBackend(StateBackend):
 
     def _bytes_of(self, wanted: StateId) -> AbstractSet[Digest]:
         """
-        :returns: the bytes that the name of a cached state leads to, or those of all that a machine
-            state lists
+        :returns: the bytes of the cached state of a name, or those of all members of a machine
+            state
         """
         fold = self._cache.pool.fold(wanted.machine)
         manifest = fold.states.get(wanted)
@@ -385,10 +385,11 @@ class SourcedStateBackend(StateBackend):
         self, sources: tuple[Source, ...], target: Target, wanted: StateId, options: Options
     ) -> None:
         """
-        Before an image is taken: whoever has it as a state of the cache that no source can take is
-        stuck with it. A source that does not answer is left for later.
+        Check before an image is captured whether the sources can take the state. Otherwise the user
+        would be left with a state in the cache that no source can take. A source that does not
+        answer is checked later.
 
-        :raises Conflict: the name exists in a source with other content, which is not to give way
+        :raises Conflict: the name exists in a source with other content, which may not be replaced
         """
         if options.replace or options.squash or options.wait_for is not WaitFor.ALL:
             return
@@ -407,7 +408,7 @@ class SourcedStateBackend(StateBackend):
             return
         planned = self.own_set(target, wanted, evolve(options, dry_run=True)).manifest
         for source, manifest in there:
-            # what a running machine will be nobody knows yet
+            # the content of a state of a running machine is not known yet
             if not (planned.digest or planned.members) or not _is_same(manifest, planned):
                 raise taken(wanted, source)
 
@@ -426,7 +427,7 @@ class SourcedStateBackend(StateBackend):
         return at
 
     def _push(self, manifest: Manifest, source: Source, options: Options) -> StoredAt:
-        """:returns: what became of a cached state at a source; errors are part of it"""
+        """:returns: the result of storing a cached state in a source; errors are part of it"""
         try:
             pool, chain = source.to_change(), parts_of(self._cache.pool, manifest)
         except (NotFound, ReadOnlyPool) as error:
@@ -459,9 +460,9 @@ class SourcedStateBackend(StateBackend):
         self, target: Target, state: str, to: Place, options: Options = DEFAULTS
     ) -> SetResult:
         """
-        Store a state that is in the cache in a pool, with all that it stands on.
+        Store a state that is in the cache in a pool, with all that it depends on.
 
-        :param to: the name of a source, or where a pool is
+        :param to: the name of a source, or the location of a pool
         :raises NotFound: the cache does not have it
         :raises UsageError: the pool is the cache itself
         """
@@ -490,8 +491,8 @@ class SourcedStateBackend(StateBackend):
 
     def unset(self, target: Target, state: str, options: Options = DEFAULTS) -> Removed:
         """
-        Remove a state from the pools that the scope permits: ``own`` is the cache. What a working
-        image stands on stays until it is gone.
+        Remove a state from the pools that the scope permits: ``own`` is the cache. The bytes that
+        back a working image stay until the image is removed.
         """
         wanted = self.own_state(target, state)
         sources = self.permitted(options)
@@ -525,7 +526,7 @@ class SourcedStateBackend(StateBackend):
             except StatePoolError as error:
                 if not states:
                     raise
-                # somebody made something stand on it meanwhile; the sources have lost it already
+                # another process set a child of it meanwhile; the sources have removed it already
                 errors[str(self._cache.pool)] = str(error)
         if not states and not errors:
             raise absent[0]
@@ -533,10 +534,11 @@ class SourcedStateBackend(StateBackend):
 
     def _refuse_half(self, sources: tuple[Source, ...], wanted: StateId, plan: Options) -> None:
         """
-        Before it is removed anywhere: if it must stay in one of the pools, it stays in all.
+        Check a removal in all pools before it is done in any: a state that must stay in one pool
+        stays in all.
 
         :param plan: the options, as those of a dry run
-        :raises HasDependants: something stands on it in one of them
+        :raises HasDependants: other states depend on it in one of the pools
         """
         for source in sources:
             try:
@@ -544,8 +546,8 @@ class SourcedStateBackend(StateBackend):
             except HasDependants:
                 raise
             except StatePoolError:
-                # the removal itself meets that again, and reports it beside what became of the
-                # others
+                # the removal itself meets this error again, and reports it beside the results of
+                # the others
                 continue
         if Scope.OWN in plan.scope:
             with suppress(NotFound):
@@ -554,7 +556,8 @@ class SourcedStateBackend(StateBackend):
 
 def _is_same(there: Manifest, manifest: Manifest) -> bool:
     """
-    Whether a pool has the same as the cache has, or will have; a machine state is what it lists.
+    Tell whether a pool has the same state as the cache has, or will have; machine states are the
+    same if they list the same members.
     """
     return (
         manifest.is_content(there.digest)
@@ -564,7 +567,11 @@ def _is_same(there: Manifest, manifest: Manifest) -> bool:
 
 
 def _remove(pool: Pool, wanted: StateId, options: Options) -> tuple[str, ...]:
-    """Remove a state from a source. :returns: the names of the states that are gone"""
+    """
+    Remove a state from a source.
+
+    :returns: the names of the removed states
+    """
     pool.require(write=True)
     if options.dry_run:
         return tuple(gone.state for gone in pool.plan_removal(wanted, cascade=options.cascade))

@@ -1,6 +1,4 @@
-"""
-Whole chains between the cache and one pool.
-"""
+"""Transfers of whole chains between the cache and one pool."""
 
 from __future__ import annotations
 
@@ -21,11 +19,11 @@ from statepool.sources.source import RemoteChain, Source
 
 class QCOW2ImageTransfer(StateBackend):
     """
-    Moves chains of QCOW2 images between the cache and one pool. Its states are those of that pool:
-    ``get`` brings one into the cache, ``set`` stores a cached one, and neither makes or takes a
-    working image.
+    The transfer of chains of QCOW2 images between the cache and one pool. Its states are those of
+    that pool: ``get`` brings one into the cache, ``set`` stores a cached one, and neither makes or
+    captures a working image.
 
-    :param context: what it works with
+    :param context: the cache, the sources and the other parts to work with
     :param source: the pool; the first source if not given
     :raises UsageError: there is no source
     """
@@ -40,8 +38,8 @@ class QCOW2ImageTransfer(StateBackend):
 
     def compare_chain(self, target: Target, state: str) -> list[tuple[Manifest, Relation]]:
         """
-        :returns: how each state of a cached chain relates to what the pool has, tip first; no image
-            data is read
+        :returns: the relation of each state of a cached chain to the pool's content, tip first; no
+            image data is read
         :raises NotFound: the cache does not have the state
         """
         return relations(self._cached_chain(image_state(target, state)), self.source.to_change())
@@ -50,12 +48,12 @@ class QCOW2ImageTransfer(StateBackend):
         self, target: Target, state: str, *, up: bool, replace: bool = False
     ) -> Fetched | StoredAt:
         """
-        Move what is missing of a chain, root first.
+        Transfer the missing members of a chain, root first.
 
-        :param up: from the cache to the pool, or the other way
-        :param replace: up: other content under the name of the tip gives way, if nothing stands on
+        :param up: True: from the cache to the pool; False: the other way
+        :param replace: up: replace other content under the name of the tip, if no state depends on
             it
-        :raises NotFound: it is not there to be moved
+        :raises NotFound: the state does not exist at the origin
         """
         wanted = image_state(target, state)
         if up:
@@ -70,8 +68,8 @@ class QCOW2ImageTransfer(StateBackend):
 
     def require_offer(self, wanted: StateId) -> RemoteChain:
         """
-        :returns: what the pool has of a state
-        :raises NotFound: nothing
+        :returns: the pool's offer of a state
+        :raises NotFound: the pool does not have it
         """
         offer = self.source.resolve(wanted)
         if offer is None:
@@ -81,7 +79,7 @@ class QCOW2ImageTransfer(StateBackend):
     # -- the operations on this pool ---------------------------------------------------------------
 
     def show(self, target: Target) -> list[Listed]:
-        """:returns: what this pool has of an object"""
+        """:returns: the states of an object in this pool"""
         self.source.require()
         wanted = str(target.object)
         machine = target.object.machine

@@ -1,4 +1,4 @@
 """
-How working images, or all of a machine, become states: in one step whatever crashes, with the
+Capture working images, or a whole machine, as states: in one step even after a crash, by the
 journal that a crash leaves.
 """

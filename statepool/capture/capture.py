@@ -1,15 +1,15 @@
 """
-Making files that a machine wrote states of the cache: one working image, or all images of a machine
-with its RAM if it has some; all, or nothing.
+Make files that a machine wrote into states of the cache: one working image, or all images of a
+machine, with its RAM if it has some. All files become states, or none.
 
-Where a file and the cache are on one file system, it is linked, not copied: the file that a machine
-ran on *becomes* the state, and a fresh overlay takes its place under the name that the machine
-knows. In between the file has two names and the backing name of a state, so that a machine could
-not run from it: a journal says how to go on, and the next command after a crash does so
+Where a file and the cache are on one file system, the file is linked, not copied: the file that a
+machine ran on *becomes* the state, and a fresh overlay takes its place under the name that the
+machine knows. In between, the file has two names and the backing name of a state, so that a machine
+could not run from it. A journal says how to continue, and the next command after a crash does so
 (:mod:`statepool.capture.capture_journal`).
 
-Every file is looked at before anything changes. One record then publishes all states, and the
-machine state that lists them.
+Every file is checked before anything changes. Then one record publishes all states, and the machine
+state that lists them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from statepool.transports.flushing import flushed_beside
 
 CANNOT_LINK = NO_LINKS | {errno.EXDEV}
 """
-What the kernel says where a file cannot get a second name in the cache, which may also be on
+The errors of the kernel where a file cannot get a second name in the cache, which may also be on
 another file system.
 """
 
@@ -71,13 +71,13 @@ another file system.
 @frozen
 class CaptureResult:
     """
-    What a machine wrote is in the cache.
+    The result of a capture: what a machine wrote is in the cache.
 
     :param manifest: of the state
-    :param members: of a machine: what is known of the states of its images, and of its RAM
+    :param members: of a machine: the manifests of its images' states, and of its RAM
     :param written: whether anything had to be changed; False if the same state was there
     :param how: ``hardlink``, ``copy``, ``reflink`` or ``none``
-    :param bytes: how many had to be copied
+    :param bytes: how many bytes were copied
     :param warnings: what the user should know
     """
 
@@ -92,12 +92,13 @@ class CaptureResult:
 @frozen
 class Looked:
     """
-    A file that is open, and was found fit.
+    An open file that was checked and can become a state.
 
-    :param state: what it is to become
-    :param header: of an image
-    :param parent: the state of the cache that an image stands on
-    :param patches: what gives an image the backing name of a state; None if only qemu-img can
+    :param state: the state that it will become
+    :param header: the header of an image
+    :param parent: the cached state that backs an image
+    :param patches: the bytes to change to give an image the backing name of a state; None if only
+        qemu-img can do it
     :param warnings: what the user should know
     """
 
@@ -112,20 +113,20 @@ class Looked:
 
     @property
     def is_itself(self) -> bool:
-        """Whether an image stands on the very state that it should become."""
+        """Whether an image is backed by the very state that it will become."""
         return self.parent is not None and self.parent.id == self.state
 
     @property
     def is_unwritten(self) -> bool:
-        """Whether nothing was written to an image since it was made."""
+        """Whether nothing was written to an image since its creation."""
         return self.header is not None and is_empty_overlay(reader(self.descriptor), self.header)
 
 
 @frozen
 class _Prepared:
     """
-    What one file is to become, with its pieces; and if it was copied, the staging in which its copy
-    lies, how that was made, and its status.
+    What one file will become, with its pieces. If it was copied: also the staging that holds the
+    copy, how the copy was made, and its status.
     """
 
     part: Part
@@ -143,7 +144,7 @@ def files_of(
     :param machine: a machine state
     :param images: the working images, absolute, by the names of the machine's images
     :param ram: the file with its RAM
-    :returns: all of them, by the states that they are to become
+    :returns: all files, by the states that they will become
     """
     files = {
         StateId(str(Image(machine.object, name)), machine.state): path
@@ -158,19 +159,19 @@ def files_of(
 @frozen
 class Capture:
     """
-    Takes working images, and perhaps RAM.
+    The capture of working images, and perhaps of RAM.
 
-    :param cache: where to
-    :param state: of an image, or of a machine: the name it gets
-    :param files: the files, absolute, by the states that they are to become: one image, or what
-        :func:`files_of` gives. The file with the RAM, which must be complete, is gone when it is a
+    :param cache: the destination
+    :param state: the new state, of an image or of a machine
+    :param files: the files, absolute, by the states that they will become: one image, or the result
+        of :func:`files_of`. The file with the RAM must be complete; it is removed once it is a
         state
-    :param replace: other content under the name gives way, if nothing stands on it
-    :param labels: what its owner wants to remember
+    :param replace: replace other content under the name, if no state depends on it
+    :param labels: notes of the state's owner
     :param creator: what made it
     :param fingerprint: what can load the RAM, and how it is compressed
-    :param running: the images are frozen: a running machine reads them, below those that it writes
-        to, and no other process has them open
+    :param running: the images are frozen: a running machine reads them as backing files of the
+        images that it writes to, and no other process has them open
     :param clock: tells the time, in seconds since the epoch
     """
 
@@ -187,14 +188,14 @@ class Capture:
 
     def run(self, *, dry_run: bool = False) -> CaptureResult:
         """
-        :param dry_run: look at everything, and change nothing
-        :raises UsageError: no image is named, or one file twice
+        :param dry_run: check everything, and change nothing
+        :raises UsageError: no image is named, or a file is named twice
         :raises NotFound: there is no such file
         :raises Conflict: a name exists with other content, or an image was written to on top of the
-            very state it should become
-        :raises AccessDenied: an image may not be written to, or not be replaced where it is
+            very state that it should become
+        :raises AccessDenied: an image may not be written to, or not be replaced in its directory
         :raises InUse: another process has an image open
-        :raises UnsafeImage: an image is not fit to be a state
+        :raises UnsafeImage: an image is not safe as a state
         """
         self._require_files()
         for path in self._images.values() if not dry_run else ():
@@ -243,7 +244,10 @@ class Capture:
                 )
 
     def _require_all(self, looked: Sequence[Looked]) -> None:
-        """What stands on a machine state has all the images which that has."""
+        """
+        Require all images of the parent machine state: a machine state on top of it must have them,
+        too.
+        """
         fold = self.cache.pool.fold(self.state.machine)
         for one in looked:
             below = (
@@ -273,8 +277,8 @@ class Capture:
                 )
 
     def _look(self, state: StateId, path: Path, stack: ExitStack) -> Looked:
-        """:param stack: keeps the file open, if it is fit"""
-        # of the two, the file is closed first: it may have to be opened to be recognised
+        """:param stack: keeps the file open, if it passes the checks"""
+        # Of the two, the file is closed first: to be recognised, it may have to be opened again.
         with recognising(path), ExitStack() as own:
             mode = (
                 opened.unwritten if self.running and state.kind is Kind.IMAGE else opened.exclusive
@@ -288,11 +292,11 @@ class Capture:
 
     def look(self, state: StateId, path: Path, descriptor: int) -> Looked:
         """
-        :param state: what the file is to become
+        :param state: the state that the file will become
         :param descriptor: of the file
-        :returns: what it is, and stands on
-        :raises UnsafeImage: it is not fit to be a state
-        :raises Conflict: what it stands on is no state any more
+        :returns: what it is, and what backs it
+        :raises UnsafeImage: it is not safe as a state
+        :raises Conflict: what backs it is no longer a state
         """
         size = os.fstat(descriptor).st_size
         if state.kind is not Kind.IMAGE:
@@ -312,9 +316,9 @@ class Capture:
 
     def _unchanged(self, looked: Looked) -> Manifest | None:
         """
-        :returns: the state that an image is already, if it stands on that and nothing was written
-            to it since
-        :raises Conflict: it stands on that, and was written to since
+        :returns: the state that an image is already: the one that backs it, if nothing was written
+            to the image since
+        :raises Conflict: the image is backed by that state, and was written to since
         """
         if not looked.is_itself:
             return None
@@ -345,7 +349,7 @@ class Capture:
     # -- what each file is to become ---------------------------------------------------------------
 
     def _linked(self, looked: Looked) -> _Prepared:
-        """:returns: what becomes of a file whose bytes are linked"""
+        """:returns: what a file will become whose bytes are linked"""
         if (known := self._unchanged(looked)) is not None:
             return _Prepared(Part(None, known), looked)
         overlay, pieces = [(patch.offset, patch.data) for patch in looked.patches or ()], Pieces()
@@ -373,8 +377,8 @@ class Capture:
 
     def _algorithm(self, looked: Looked) -> str:
         """
-        :returns: how to name the bytes; as those are named that the cache has under this name,
-            which may be the same and were set long ago
+        :returns: the hash algorithm for the name of the bytes: that of the cached state of this
+            name, which may have the same bytes and may be old
         """
         known = self.cache.pool.find(looked.state) if not self.replace else None
         return (
@@ -396,7 +400,7 @@ class Capture:
         )
 
     def _manifest(self, looked: Looked, descriptor: int, digest: Digest, size: int) -> Manifest:
-        """:returns: what will be known of a state"""
+        """:returns: the manifest of the new state"""
         header, parent, extents = (
             looked.header,
             looked.parent,
@@ -426,8 +430,8 @@ class Capture:
 
     def _copied(self, looked: Looked) -> _Prepared:
         """
-        Copy a file into the cache, where it has no name yet: for a cache on another file system, a
-        file with other names, or a header that only qemu-img can change.
+        Copy a file into the cache, where it has no name yet. This is for a cache on another file
+        system, a file with other names, or a header that only qemu-img can change.
         """
         if (known := self._unchanged(looked)) is not None:
             return _Prepared(Part(None, known), looked)
@@ -447,8 +451,9 @@ class Capture:
         self, looked: Looked, path: Beneath, pieces: Pieces
     ) -> tuple[Manifest, str, os.stat_result]:
         """
-        Copy and flush a file. :returns: what will be known of the copy, how it was made, and its
-        status
+        Copy and flush a file.
+
+        :returns: the manifest of the copy, how it was made, and its status
         """
         self.progress.begin(f"set {self.state}", looked.size)
         try:
@@ -508,7 +513,8 @@ class Capture:
 
     def _forget(self, made: Sequence[_Prepared]) -> None:
         """
-        End what the copies were gathered under; those that are needed have another name by now.
+        End the stagings in which the copies were gathered; copies that are needed have another name
+        by now.
         """
         for each in made:
             if each.copied is not None:
@@ -517,22 +523,22 @@ class Capture:
 
     def _gather(self, prepared: Sequence[_Prepared], staging: Staging) -> bool:
         """
-        :returns: whether all bytes are gathered; if one of the files cannot be linked, the staging
-            has ended
+        :returns: whether all bytes are gathered; False if one of the files cannot be linked: then
+            the staging has ended
         """
         try:
             for each in prepared:
                 if each.part.source is not None:
                     require_same(each.looked.path, each.looked.descriptor)
                 if each.part.linked:
-                    # this very file, whatever has its name by now
+                    # this very file, even if another file has its name by now
                     self.cache.tree.name(each.looked.descriptor, staging.path(each.part.digest))
                 elif each.copied is not None:
                     self.cache.pool.transport.rename(
                         layout.gathered(each.copied.marker.nonce), staging.path(each.part.digest)
                     )
                 staging.list_pieces(each.part.digest, each.part.manifest.size, each.pieces)
-            # What says how to go on after a power cut must be there before an image is changed.
+            # The journal, needed after a power cut, must be durable before an image is changed.
             self.cache.pool.transport.flush(layout.INCOMING)
         except BaseException as error:
             staging.end()
@@ -553,8 +559,8 @@ class Capture:
                 hashed[digest] = os.fstat(looked.descriptor)
             finish(self.cache, staging, journal, hashed, descriptors.values())
         except BaseException:
-            # Another writer was faster, the disk is full, or the user does not want to wait: the
-            # images become again what they were, unless they are states by now.
+            # Another writer was faster, the disk is full, or the user interrupted: restore the
+            # images, unless they are states by now.
             give_back(self.cache, staging.marker, journal, descriptors)
             raise
 
@@ -591,7 +597,10 @@ class Capture:
 
 
 def _without_doubles(made: Sequence[_Prepared]) -> Iterator[_Prepared]:
-    """Two images can have the same bytes, as two empty ones have: these are gathered once."""
+    """
+    Leave out doubles: two images can have the same bytes, as two empty ones do. Such bytes are
+    gathered once.
+    """
     seen: set[Digest] = set()
     for each in made:
         double = each.part.digest in seen
@@ -606,8 +615,8 @@ def _without_doubles(made: Sequence[_Prepared]) -> Iterator[_Prepared]:
 def can_link(cache: Cache, descriptor: int) -> bool:
     """
     :param descriptor: of a file, open for writing
-    :returns: whether it can become a state itself: it gets a name in the cache, and is made
-        read-only there
+    :returns: whether the file itself can become a state: whether it can get a name in the cache and
+        be made read-only there
     """
     root = (
         cache.root
@@ -615,13 +624,13 @@ def can_link(cache: Cache, descriptor: int) -> bool:
         else next(path for path in cache.root.parents if path.exists())
     )
     found = os.fstat(descriptor)
-    # An account that may read and write a file of another one may link it (protected_hardlinks),
-    # but not change its mode: the owner could go on writing to the state.
+    # An account that may read and write a file of another account may link it
+    # (protected_hardlinks), but not change its mode: the owner could still write to the state.
     return (
         found.st_dev == os.stat(root).st_dev and found.st_nlink == 1 and may_become_ours(descriptor)
     )
 
 
 def absolute(source: os.PathLike[str] | str) -> Path:
-    """:returns: a working image's path, absolute"""
+    """:returns: the absolute path of a working image"""
     return Path(os.path.abspath(os.fsdecode(source)))

@@ -1,10 +1,11 @@
 """
-The part of a capture that a crash must not interrupt for good: while working images have two names,
-and the backing names of states.
+The part of a capture that has to be finished or undone after a crash: while working images have two
+names, and the backing names of states.
 
-Its marker is the journal: it says what was under way, of one image or of all parts of a machine.
-Everything is published in one record. Before it, the next command after a crash goes forward if all
-bytes are those that were hashed, and back otherwise; after it, only forward.
+The marker of the capture is the journal: it describes the capture of one image, or of all parts of
+a machine. Everything is published in one record. Before that record, the next command after a crash
+goes forward if all bytes are those that were hashed, and back otherwise. After the record it only
+goes forward.
 """
 
 from __future__ import annotations
@@ -54,17 +55,17 @@ from statepool.transports.copying import copy, hash_file
 from statepool.transports.failures import Subject, translate_os_errors
 
 INTENT = "capture"
-"""What the marker calls itself in its facts."""
+"""The name of the journal in the facts of the marker."""
 
 OLD_INTENTS = ("set", "set-machine")
-"""What older versions called the journal of one image, and that of a machine."""
+"""The names of older versions for the journal of one image, and for that of a machine."""
 
 _UNKNOWN = Access(-1, -1, OURS_ALONE)
 
 _unended: set[str] = set()
 """
-The markers of captures of this process that failed, and could not be ended: the next command tries
-again, as it does after a crash.
+The markers of this process's captures that failed and could not be ended: the next command retries,
+as after a crash.
 """
 
 
@@ -73,14 +74,14 @@ class Part:
     """
     One image, or the RAM of a machine.
 
-    :param source: its file, absolute; None if nothing is to be done with that
-    :param manifest: what it is to become
-    :param linked: whether its bytes are linked into the cache, and it gets the backing name of a
-        state; or they are copied, and it is left alone
-    :param backing: the backing name it had, empty for none
-    :param access: who may do what with the file. A journal says only whose it was, -1 if that is
-        not known, and its mode
-    :param stamp: of the file, if it is left alone: what was written to since is not replaced
+    :param source: its file, absolute; None if the file is left alone
+    :param manifest: the manifest of the state that it will become
+    :param linked: True if its bytes are linked into the cache, and it gets the backing name of a
+        state; False if they are copied, and the file is left alone
+    :param backing: its original backing name, empty for none
+    :param access: the access rights of the file. A journal has only its owner (-1 if unknown) and
+        its mode
+    :param stamp: of the file, if it is left alone: a file that was written to since is not replaced
     """
 
     source: Path | None
@@ -92,19 +93,20 @@ class Part:
 
     @property
     def digest(self) -> Digest:
-        """The name of its bytes."""
+        """The name (digest) of its bytes."""
         assert self.manifest.digest is not None
         return self.manifest.digest
 
     @property
     def sibling(self) -> str:
-        """The backing name it is to get, empty for none."""
+        """The backing name that it will get, empty for none."""
         return self.manifest.parent.state + ".qcow2" if self.manifest.parent is not None else ""
 
     def is_at(self, file: Beneath, *names: Beneath) -> bool:
         """
-        :param names: those of its bytes in the cache
-        :returns: whether a file is the one that the state is made of, and was not written to since
+        :param names: the names of its bytes in the cache
+        :returns: whether this is the file of which the state is made, and nothing was written to it
+            since
         """
         return (
             any(same_file(file, name) for name in names)
@@ -114,9 +116,9 @@ class Part:
 
     def opened(self, file: int) -> Part:
         """
-        :param file: a descriptor of its file, which this account has closed to others if it is
-            linked
-        :returns: the same, with all that can be known of its access
+        :param file: a descriptor of its file, which this account has closed to other accounts if it
+            is linked
+        :returns: the same part, with all access rights of the file that can be read
         """
         access = Access.of(file)
         return evolve(
@@ -138,7 +140,7 @@ class Part:
 
     @classmethod
     def from_json(cls, data: Any) -> Part:
-        """:returns: what :meth:`to_json` gave"""
+        """:returns: the part of a result of :meth:`to_json`"""
         return cls(
             source=Path(data["source"]) if data["source"] is not None else None,
             manifest=Manifest.from_json(data["manifest"]),
@@ -152,11 +154,11 @@ class Part:
 @frozen
 class Journal:
     """
-    What is under way.
+    The description of an unfinished capture.
 
-    :param parts: one image; or those of a machine, and its RAM
-    :param machine: what the machine is to become, or None
-    :param replace: whether other content under the names gives way
+    :param parts: one image; or the images of a machine, and its RAM
+    :param machine: the manifest of the machine state, or None
+    :param replace: whether to replace other content under the names
     """
 
     parts: tuple[Part, ...]
@@ -165,7 +167,7 @@ class Journal:
 
     @property
     def manifests(self) -> list[Manifest]:
-        """All that is published, members first."""
+        """All manifests to publish, members first."""
         return [
             *(part.manifest for part in self.parts),
             *([self.machine] if self.machine is not None else []),
@@ -193,7 +195,7 @@ class Journal:
     def from_facts(cls, facts: Mapping[str, str]) -> Journal:
         """
         :param facts: of a marker, perhaps of an older version
-        :raises BadRecord: they are not those of a capture
+        :raises BadRecord: they do not describe a capture
         """
         try:
             if "parts" in facts:
@@ -217,8 +219,8 @@ class Journal:
 
     def left(self, cache: Cache, staging: Staging) -> Journal:
         """
-        :returns: the same, without the files that are not what the states were made of any more, or
-            were written to since
+        :returns: the same journal, without the files that were replaced or written to since the
+            states were made of them
         """
 
         def is_left(part: Part) -> bool:
@@ -255,22 +257,22 @@ def finish(
 ) -> None:
     """
     Publish bytes that are gathered and flushed, and put fresh overlays in the places of the images
-    they came from. Ends the staging, unless it fails with images half changed: then the next
-    command ends it.
+    that they came from. This ends the staging, unless it fails with images half changed: then the
+    next command ends it.
 
-    All that takes room comes before the publication. After it the fresh overlays only have to be
-    renamed, so that a full disk cannot leave the name of a working image to what is a state by
-    then.
+    All steps that take room come before the publication. After it the fresh overlays only have to
+    be renamed. So with a full disk, the name of a working image never remains at a file that has
+    become a state.
 
-    :param hashed: the status of each file that is gathered, by its descriptor, after it was hashed
-        and changed for the last time
-    :param linked: descriptors of bytes that are the files themselves, closed to others
+    :param hashed: the status of each gathered file, read from its descriptor after the last hashing
+        and change
+    :param linked: descriptors of linked files, which are closed to other accounts
     :raises Conflict: a name exists with other content
     :raises NoSpace: there is no room for the record, or for the overlays
     """
-    # What has its name already can have been torn by a power cut, unless it is the very file that
-    # was gathered: after a crash, that is hashed already, and leased to this process, so that
-    # nobody can open it.
+    # Bytes that already had their name can have been torn by a power cut. This does not apply to
+    # the very file that was gathered: after a crash it has been hashed again, and this process has
+    # a lease on it, so that no other process can open it.
     reused = {
         part.digest
         for part in journal.parts
@@ -279,7 +281,7 @@ def finish(
         )
         and clear_place(cache, part.manifest)
     }
-    if not journal.is_published(cache):  # what a crash has left half done is ended in any case
+    if not journal.is_published(cache):  # a half-finished capture is ended in any case
         for part in journal.parts:
             if part.source is not None:
                 require_good(cache, _below(cache, part.manifest), part.source)
@@ -287,7 +289,7 @@ def finish(
     try:
         cache.pool.publish(journal.manifests, staging, replace=journal.replace)
     except BaseException:
-        # What comes after the record, such as the view, can fail too: by then all are states.
+        # A step after the record, such as the view, can fail too: by then all are states.
         if journal.is_published(cache):
             _settle(cache, staging, journal, made, linked)
         else:
@@ -300,18 +302,17 @@ def finish(
             check_cached(cache, [part.manifest])
         elif part.digest in hashed:
             cache.sign(part.digest, hashed[part.digest], flushed=True, source=None)
-        # else another process has removed it meanwhile
+        # otherwise another process has removed it meanwhile
         if fold.holding(part.manifest) == part.manifest:
             chain = fold.chain(part.manifest)
-            # Bytes that are not what they should be stay leased to this process until it returns:
-            # the next get looks at them.
+            # Damaged bytes stay leased to this process until it returns: the next get checks them.
             make_durable(
                 cache, chain if part.digest in reused or part.digest in hashed else chain[1:]
             )
 
 
 def _prepare(cache: Cache, journal: Journal) -> list[Fresh]:
-    """Write the overlays, while there still is a way back."""
+    """Write the overlays while the capture can still be undone."""
     made: list[Fresh] = []
     try:
         for part in journal.parts:
@@ -334,7 +335,7 @@ def _prepare(cache: Cache, journal: Journal) -> list[Fresh]:
 
 
 def _below(cache: Cache, manifest: Manifest) -> tuple[Manifest, ...]:
-    """:returns: what a state that is not published yet stands on, tip first"""
+    """:returns: the chain that backs a state that is not published yet, tip first"""
     if manifest.parent is None:
         return ()
     fold = cache.pool.fold(manifest.id.machine)
@@ -368,7 +369,7 @@ def _settle(
             raise
     for part in journal.parts:
         if part.source is not None and part.manifest.kind is Kind.RAM:
-            file = beside(part.source)  # it is the state's now, if its directory is still the same
+            file = beside(part.source)  # this file is now the state, if its directory is unchanged
             if part.is_at(
                 file, cache.file(staging.path(part.digest)), cache.file(layout.data(part.digest))
             ):
@@ -383,12 +384,11 @@ def _settle(
 
 def give_back(cache: Cache, marker: Marker, journal: Journal, linked: Mapping[Digest, int]) -> None:
     """
-    Make half taken images again what they were, and forget that they were to become states. Nothing
-    happens if they are states by now: then only their overlays are missing, and the next command
-    makes those.
+    Undo a capture: restore half captured images, and remove the journal. If they are states by now,
+    nothing happens: then only their overlays are missing, and the next command makes them.
 
-    :param linked: descriptors of the gathered bytes, open for reading and writing; nobody else has
-        them open, nor can open them
+    :param linked: descriptors of the gathered bytes, open for reading and writing; no other process
+        has them open, or can open them
     """
     keep_for_later(marker)
     if journal.is_published(cache):
@@ -402,8 +402,8 @@ def give_back(cache: Cache, marker: Marker, journal: Journal, linked: Mapping[Di
 
 def keep_for_later(marker: Marker, *, no_more: bool = False) -> None:
     """
-    From now on the next command ends what a marker speaks of, as it does after a crash; or, at
-    last, it need not.
+    Let the next command end the capture of a marker, as it does after a crash; with ``no_more``,
+    withdraw this.
     """
     if no_more:
         _unended.discard(marker.nonce)
@@ -416,11 +416,12 @@ def _restore(cache: Cache, marker: Marker, part: Part, source: Path, descriptor:
     if not same_file(beside(source), gathered):
         return
     if _is_named(cache, part, gathered) and not _unnamed(cache, marker, part, source, gathered):
-        # These bytes have their name already, and another state needs them under it: they must stay
-        # as they are.
+        # These bytes already have their name, and another state needs them: they must stay
+        # unchanged.
         _separate(cache, part, source, descriptor)
         return
-    # First what a machine needs to run from it, and by the descriptor, whatever its mode is by now.
+    # First restore what a machine needs to run from the image. Use the descriptor, since the mode
+    # may deny opening by now.
     put_on_backing(descriptor, source, part.backing, part.sibling)
     give_back_to(descriptor, part.access.uid, part.access.mode)
     os.fsync(descriptor)
@@ -432,8 +433,9 @@ def _is_named(cache: Cache, part: Part, gathered: Beneath) -> bool:
 
 def _unnamed(cache: Cache, marker: Marker, part: Part, source: Path, gathered: Beneath) -> bool:
     """
-    Take the name of the bytes away, if only this capture needed it. :returns: whether they do not
-    have it any more
+    Remove the name of the bytes, if only this capture needed it.
+
+    :returns: whether the name was removed
     """
     cache.chains.abandon(source, part.digest)
     cache.collector.collect([part.digest], besides=marker)
@@ -445,7 +447,7 @@ def _separate(cache: Cache, part: Part, source: Path, descriptor: int) -> None:
     temporary = Beneath(working.tree, f".statepool-{cache.pool.nonce()}.tmp")
     try:
         with temporary.open(os.O_RDWR | os.O_CREAT | os.O_EXCL, OURS_ALONE) as target:
-            # root may have written to it since it was to become a state
+            # root may have written to it since the capture began
             copy(descriptor, target, Transfer(os.fstat(descriptor).st_size))
             put_on_backing(target, Path(temporary), part.backing, part.sibling)
             part.opened(descriptor).access.give(target, source)
@@ -458,8 +460,8 @@ def _separate(cache: Cache, part: Part, source: Path, descriptor: int) -> None:
 
 def put_on_backing(descriptor: int, path: Path, name: str, other: str) -> None:
     """
-    Give an image one of the two backing names it can have, whatever mixture of them it has. Not by
-    qemu-img, which could not open it now.
+    Give an image one of the two backing names that it can have, whatever mixture of them it has.
+    qemu-img could not open such a mixture.
     """
     if name and other:
         apply_patches(descriptor, backing_again(read_header_fd(descriptor, str(path)), name, other))
@@ -470,15 +472,15 @@ def put_on_backing(descriptor: int, path: Path, name: str, other: str) -> None:
 
 def recover(cache: Cache) -> list[Collected]:
     """
-    End what crashed processes of this host left half done: captures, unfinished transfers, working
-    images half written.
+    Recover after a crash: end captures, unfinished transfers and half written working images that
+    killed processes of this host left.
 
     :returns: what was removed
     """
     if not cache.pool.is_managed:
         return []
-    # First, while the records of use are there that say how half written working images are called:
-    # ending a capture replaces them.
+    # Do this first, while the records of use exist that name half written working images: ending a
+    # capture replaces the records.
     cache.chains.recover()
     cache.clear_markers()
     dead = [
@@ -496,8 +498,8 @@ def recover(cache: Cache) -> list[Collected]:
 
 def _has_ended(cache: Cache, marker: Marker) -> bool:
     """
-    Whether the writer of a marker is no more. Others than processes of this host send bytes to a
-    cache, but only these change working images.
+    Tell whether the writer of a marker has ended. Processes of other hosts also send bytes to a
+    cache, but only those of this host change working images.
     """
     if not marker.facts:
         return marker.writer.is_dead
@@ -510,8 +512,8 @@ def _has_ended(cache: Cache, marker: Marker) -> bool:
 
 def _end(cache: Cache, nonce: str) -> None:
     """
-    What a marker names is changed only if this account has written it: in a cache that a group
-    shares, anybody can leave one.
+    End the capture of a marker, if this account has written the marker: in a cache that a group
+    shares, any member can leave one.
     """
     marker = cache.marker(nonce)
     if marker is None or not (_has_ended(cache, marker) or nonce in _unended):
@@ -530,16 +532,15 @@ def _recover(cache: Cache, marker: Marker) -> None:
     }
     here = {digest: file for digest, file in gathered.items() if file.stat() is not None}
     if not here:
-        cache.staging(marker).end()  # it was not begun, or was over but for this
+        cache.staging(marker).end()  # the capture had not begun, or only this was left
         return
     try:
         with translate_os_errors("end a set", Subject(f"in the cache {cache.root}")):
             _go_on(cache, marker, journal, here)
     except (InUse, AccessDenied, NoSpace, MissingFile):
-        # An image is open although it is half a state, or it is not this account's to change, or
-        # there is no room for the overlay of what is a state already: the marker waits for a
-        # command that can end it. Or another thread, whose capture has failed, ends it at this
-        # moment.
+        # An image is open although it is half a state; or it does not belong to this account; or
+        # there is no room for the overlay of what is already a state: the marker waits for a
+        # command that can end it. Or another thread, whose capture has failed, is just ending it.
         return
 
 
@@ -592,23 +593,27 @@ def _go_on(cache: Cache, marker: Marker, journal: Journal, here: Mapping[Digest,
 
 def _alone(file: Path | Beneath, sources: Iterable[Path]) -> AbstractContextManager[int]:
     """
-    :returns: what keeps others from opening a file, or from writing to it if a running machine may
-        read it
+    :returns: a context that keeps other processes from opening a file; or only from writing to it,
+        if a running machine may read it
     """
     return (opened.unwritten if any(map(is_below, sources)) else opened.exclusive)(file)
 
 
 def _open_again(gathered: Beneath) -> None:
     """
-    Let a file that was made read-only be opened for writing, as far as its mode is ours: who may
-    write to it all the same needs no more.
+    Make a read-only file writable again, if this account may change its mode. An account that may
+    write regardless of the mode does not need it.
     """
     with suppress(PermissionError), open_regular(gathered) as descriptor:
         os.fchmod(descriptor, 0o600)
 
 
 def _make_good(cache: Cache, part: Part, descriptor: int | None) -> bool:
-    """Bring gathered bytes to what they should be. :returns: whether they are that now"""
+    """
+    Restore the gathered bytes to what the digest says.
+
+    :returns: whether they are correct now
+    """
     if descriptor is None:
         return part.source is None and cache.pool.has_bytes(part.digest)
     if part.linked:
@@ -617,6 +622,6 @@ def _make_good(cache: Cache, part: Part, descriptor: int | None) -> bool:
 
 
 def _is_whole(digest: Digest, descriptor: int) -> bool:
-    """:returns: whether a file holds what it should, on stable storage"""
+    """:returns: whether a file has the content of its digest, on stable storage"""
     os.fsync(descriptor)
     return hash_file(descriptor, os.fstat(descriptor).st_size, algorithm=digest.algorithm) == digest

@@ -1,21 +1,21 @@
 """
-The names of an image while a running machine goes from it to an overlay of it.
+The names of an image while a running machine switches from the image to an overlay of it.
 
 QEMU opens a file by its name again when it makes it read-only, so that name must not lead to
-another file at that moment: the overlay begins under a passing name, which QEMU goes on to know it
-by, and only then gets the name that the image has for everybody else. In order:
+another file at that moment. So the overlay begins under a temporary name, which QEMU keeps using,
+and only then gets the name that the image has for all other programs. In order:
 
 1. ``.NAME.NONCE.below`` is a second name of the image; ``.NAME.NONCE.live`` is an empty overlay
-   over that.
-2. QEMU goes on in the overlay.
+   over it.
+2. QEMU switches to the overlay.
 3. ``NAME`` becomes a second name of the overlay.
 
-At every moment ``NAME`` can be run from. Between 2 and 3 it would lack what was written since:
-whoever comes after a crash there does step 3.
+At every moment a machine can run from ``NAME``. Between steps 2 and 3 it would lack what was
+written since: after a crash there, the next command does step 3.
 
-Other accounts may be able to put files of such names beside the image. They count only if they
-belong to the account that the image belongs to, and qemu-img, which opens everything by name, is
-asked only where no other account can exchange them.
+Other accounts may be able to create files with such names beside the image. The files count only if
+they have the same owner as the image. qemu-img, which opens everything by name, is run only where
+no other account can exchange them.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Names:
     """
     The names of one image.
 
-    :param working: the one that everybody knows
-    :param nonce: tells passing names apart
+    :param working: its public name
+    :param nonce: makes the temporary names unique
     """
 
     working: Path
@@ -71,17 +71,17 @@ class Names:
 
     @classmethod
     def new(cls, working: Path) -> Names:
-        """:returns: names that nobody has used yet"""
+        """:returns: names that are not in use yet"""
         return cls(working, random_nonce())
 
     @property
     def below(self) -> Beneath:
-        """The image that becomes frozen."""
+        """The image that is frozen."""
         return self._named(_BELOW)
 
     @property
     def live(self) -> Beneath:
-        """The overlay that the machine goes on in."""
+        """The overlay to which the machine switches."""
         return self._named(_LIVE)
 
     def _named(self, suffix: str) -> Beneath:
@@ -92,7 +92,11 @@ class Names:
         return Beneath(self._tree, self.working.name)
 
     def prepare(self, virtual_size: int) -> None:
-        """Step 1. :param virtual_size: of the disk, in bytes"""
+        """
+        Do step 1.
+
+        :param virtual_size: of the disk, in bytes
+        """
         try:
             link(self._image, self.below)
         except OSError as error:
@@ -111,20 +115,20 @@ class Names:
             raise
 
     def switch(self) -> None:
-        """Step 3."""
+        """Do step 3."""
         before = [
             names.live
             for names in _all_names(self.working, tree=self._tree)
             if names.nonce != self.nonce
         ]
         self._name(self.live)
-        for file in before:  # QEMU knew the image below by it, and has opened that for good now
+        for file in before:  # QEMU knew the frozen image by it, and keeps that open now
             file.remove()
 
     def take_back(self) -> None:
         """
-        The machine goes back to the image below: that is what the name is to mean, under which QEMU
-        will open it.
+        Let the machine go back to the frozen image: make the public name lead to it, since QEMU
+        will open that name.
         """
         self._name(self.below)
 
@@ -134,15 +138,15 @@ class Names:
         self._tree.rename(passing.path, self.working.name)
 
     def clear(self) -> None:
-        """Remove the passing names."""
+        """Remove the temporary names."""
         for suffix in (_PASSING, _LIVE, _BELOW):
             self._named(suffix).remove()
 
     @property
     def are_ours(self) -> bool:
         """
-        Whether what has the passing names belongs to the account that the image belongs to: in many
-        places any other can put something there.
+        Whether the files with the temporary names have the same owner as the image: in many
+        directories any account can create files.
         """
         image = self._image.stat()
         found = [status for file in (self.live, self.below) if (status := file.stat()) is not None]
@@ -152,7 +156,7 @@ class Names:
 
     @property
     def are_out_of_reach(self) -> bool:
-        """Whether no other account can exchange these files, but root."""
+        """Whether no other account, except root, can exchange these files."""
         above, image = self._tree.stat(""), self._image.stat()
         is_ours = image is not None and image.st_uid == os.geteuid()
         others = above.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -174,8 +178,8 @@ def _all_names(working: Path, suffix: str = _LIVE, tree: Tree | None = None) -> 
 
 def names_below(working: Path) -> Names | None:
     """
-    :returns: the names of an image that a crash has left standing on one that was frozen, or None
-        if it does not stand on such a one
+    :returns: the names of an image that a crash has left backed by its frozen image; None if it is
+        not backed by one
     """
     header = read_header_file(working)
     found = _BELOW_NAME.fullmatch(os.path.basename(os.fsdecode(header.backing_name or b"")))
@@ -189,21 +193,21 @@ def names_below(working: Path) -> Names | None:
 
 def is_below(path: Path) -> bool:
     """
-    :returns: whether an image is one that was frozen: a running machine may read it, but nobody
-        writes to it
+    :returns: whether an image was frozen: a running machine may read it, but no process writes to
+        it
     """
     return _BELOW_NAME.fullmatch(path.name) is not None
 
 
 def settle_names(working: Path, stands: Callable[[str], bool]) -> None:
     """
-    End what a crash interrupted, and forget the passing names of an image that no machine runs on
-    any more.
+    Recover after a crash: finish the interrupted steps, and remove the temporary names of an image
+    that no machine uses any more.
 
     :param working: absolute
     :param stands: whether a backing name, absolute, leads into a cache
-    :raises AccessDenied: it is where another account could exchange the files meanwhile
-    :raises UnsafeImage: it, or what is below it, is not fit to be opened
+    :raises AccessDenied: another account could exchange the files meanwhile
+    :raises UnsafeImage: the image, or its frozen image, is not safe to open
     """
     if not os.path.lexists(working):
         return
@@ -215,7 +219,8 @@ def settle_names(working: Path, stands: Callable[[str], bool]) -> None:
 
 def _clear_needless(working: Path) -> None:
     """
-    Remove what nothing stands on any more: second names of the image itself, and empty overlays.
+    Remove temporary names on which nothing depends any more: second names of the image itself, and
+    empty overlays.
     """
     standing = names_below(working)
     image = beside(working)
@@ -228,8 +233,9 @@ def _clear_needless(working: Path) -> None:
 
 def _mend(working: Path, stands: Callable[[str], bool]) -> None:
     """
-    Let an image stand again on what the frozen one below it stands on: with all that is in that,
-    unless it is empty by now, being a state.
+    Rebase an image from its frozen image to the backing file of that, with all that the frozen
+    image holds. If the frozen image is empty by now, since it became a state, only the backing name
+    changes.
     """
     names = names_below(working)
     if names is None or names.below.stat() is None:
@@ -238,8 +244,8 @@ def _mend(working: Path, stands: Callable[[str], bool]) -> None:
     name = os.fsdecode(below.backing_name or b"")
     if name and not stands(os.path.join(working.parent, name)):
         return  # no machine of ours ran on it
-    # a root of a chain has no name below it: what it holds is written into the image, which then
-    # stands alone
+    # A root of a chain has no backing file: its content is written into the image, which then has
+    # none either.
     if not (empty and name):
         if not names.are_out_of_reach:
             raise AccessDenied(
@@ -286,7 +292,7 @@ def _was_written(file: Beneath) -> bool:
 def _examined(file: Beneath) -> tuple[Header, bool]:
     """
     :returns: the header of an image, and whether nothing was written to it
-    :raises UnsafeImage: it is not fit to be opened
+    :raises UnsafeImage: it is not safe to open
     """
     with open_regular(file) as descriptor:
         header = check_image(

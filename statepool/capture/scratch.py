@@ -1,7 +1,7 @@
 """
-Directories for working images that live no longer than the process which made them. Each says whose
-it is; the next command of the same account takes away those of processes that are gone. Those of
-other accounts are left to them.
+Temporary directories for working images, which last no longer than the process that made them. Each
+names its process. The next command of the same account removes the directories of processes that
+have ended, but none of other accounts.
 """
 
 from __future__ import annotations
@@ -31,31 +31,29 @@ _WRITER = "writer.json"
 @define
 class Scratch:
     """
-    A directory for working images.
+    A temporary directory for working images.
 
-    :param path: where
+    :param path: its path
     """
 
     path: Path
     _note: Beneath
 
     def keep(self) -> None:
-        """
-        It stays, with all that is in it: from now on it is nobody's to take away but the user's.
-        """
+        """Keep the directory with all its content: from now on only the user removes it."""
         self._note.remove()
 
     @property
     def is_kept(self) -> bool:
-        """Whether it stays."""
+        """Whether the directory is kept."""
         return self._note.stat() is None
 
 
 @contextmanager
 def scratch(cache: Cache) -> Iterator[Scratch]:
     """
-    :returns: a new directory in the cache, which is taken away at the end of the block, unless it
-        is to be kept
+    :returns: a new directory in the cache, which is removed at the end of the block, unless it is
+        kept
     """
     base = cache.working_place()
     clear_scratch(cache)
@@ -77,21 +75,20 @@ def lasting(
     cache: Cache, names: Mapping[str, str], *, keep: str, directory: str | os.PathLike[str] | None
 ) -> Iterator[dict[str, Path]]:
     """
-    Yield a place for each of some working images, which are thrown away at the end of the block.
+    Yield a place for each of some working images, which are removed at the end of the block.
 
-    :param names: what the files are called, by the names of the images; what makes them unique is
-        added
+    :param names: the file names, by the names of the images; a unique suffix is added
     :param keep: ``never``, ``failed`` (if the block raises) or ``always``
-    :param directory: where they are; a new directory in the cache if None
-    :raises UsageError: ``keep`` is none of these
+    :param directory: the directory of the files; None: a new one in the cache
+    :raises UsageError: ``keep`` has another value
     """
     if keep not in ("never", "failed", "always"):
         raise UsageError(f"keep cannot be {keep!r}", hint="never, failed or always")
     with ExitStack() as stack:
         place = stack.enter_context(scratch(cache)) if directory is None else None
-        # Absolute: the block may go to another directory.
+        # Absolute: the block may change the working directory.
         above = place.path if place is not None else Path(os.path.abspath(directory or ""))
-        # Names can be long, and a file name of all of them too long.
+        # Names can be long, and a file name that joins all of them too long.
         paths = {
             name: above / f"{file[:180]}-{cache.pool.nonce()}.qcow2" for name, file in names.items()
         }
@@ -111,11 +108,11 @@ def lasting(
 
 def clear_scratch(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
     """
-    Take away what processes of this account left that were killed. What is open in a process stays:
-    a program that they started may still be at work.
+    Remove what killed processes of this account left. Files that a process has open stay: a program
+    that the killed process started may still be at work.
 
-    :param dry_run: only say what would go
-    :returns: what went
+    :param dry_run: only report what would be removed
+    :returns: what was removed
     """
     gone = []
     base = cache.notes.found(WORKING)
@@ -130,7 +127,7 @@ def clear_scratch(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
                 )
             )
             if not dry_run:
-                recover(cache)  # it may have been killed while one of them became a state
+                recover(cache)  # the process may have been killed during a capture of one
                 _remove(cache, place)
     return gone
 
@@ -139,7 +136,7 @@ def _is_left_behind(place: Beneath) -> bool:
     try:
         writer = Writer.from_json(read_json(place.tree, f"{place.path}/{_WRITER}")[0])
     except (FileNotFoundError, NotADirectoryError, ValueError, BadRecord):
-        return False  # kept, or just being made or removed
+        return False  # kept, or just being made or removed by another process
     return writer.has_ended_here and not any(_may_be_open(image) for image, _ in _images(place))
 
 
@@ -147,7 +144,7 @@ def _may_be_open(image: Beneath) -> bool:
     try:
         return is_open(image)
     except StatePoolError:
-        return False  # no regular file, or gone
+        return False  # not a regular file, or removed meanwhile
 
 
 def _images(place: Beneath) -> list[tuple[Beneath, os.stat_result]]:
@@ -161,7 +158,10 @@ def _images(place: Beneath) -> list[tuple[Beneath, os.stat_result]]:
 
 
 def _remove(cache: Cache, place: Beneath) -> None:
-    """The note goes last: if this process is killed on the way, the next one finds the rest."""
+    """
+    Remove a directory, its note last: if this process is killed meanwhile, the next one finds the
+    rest.
+    """
     for image, _ in _images(place):
         throw_away(cache, image)
     for name in names_in(place.tree, place.path):

@@ -1,10 +1,10 @@
 """
-Setting a state from a working image that stands on this very state: what was written since, and the
-state as it was, become its new content.
+Set a state from a working image that is backed by this very state: the changes since, and the old
+content of the state, become its new content.
 
-The new content is a new file on the old parent: the bytes of a state never change. Made by a *safe
-rebase* of a copy: ``qemu-img convert`` with a backing file would copy what the last of the two
-holds, and drop the rest without a word.
+The new content is a new file on the old parent: the bytes of a state never change. It is made by a
+*safe rebase* of a copy. ``qemu-img convert`` with a backing file would copy only what the upper of
+the two holds, and silently drop the rest.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from statepool.transports.copying import copy
 @frozen
 class Squash:
     """
-    Makes a state of a working image that stands on it.
+    The replacement of a state by a working image that is backed by it.
 
-    :param capture: how the image is to be taken
+    :param capture: how to capture the image
     """
 
     capture: Capture
@@ -45,7 +45,7 @@ class Squash:
     @property
     def is_due(self) -> bool:
         """
-        Whether the working image stands on the very state that it should become, and was written
+        Whether the working image is backed by the very state that it should become, and was written
         to.
         """
         if not self._working.is_file():
@@ -56,10 +56,10 @@ class Squash:
 
     def run(self, *, dry_run: bool = False) -> CaptureResult:
         """
-        :param dry_run: look at everything, and change nothing
-        :returns: the state, with its new content; a fresh overlay is in the place of the working
+        :param dry_run: check everything, and change nothing
+        :returns: the state, with its new content; a fresh overlay takes the place of the working
             image
-        :raises HasDependants: something stands on the state
+        :raises HasDependants: other states depend on the state
         :raises NotFound: the state has been removed meanwhile
         :raises InUse: another process has the image open
         """
@@ -113,11 +113,11 @@ class Squash:
         return evolve(taken, how="copy", bytes=taken.manifest.data_size)
 
     def _merge(self, temporary: Path, looked: Looked, chain: Sequence[Manifest]) -> None:
-        """Make a copy of the working image hold what the state itself held, too."""
+        """Add the content of the old state to a copy of the working image."""
         cache, tool = self.capture.cache, QemuImg(self.capture.cache.settings.tool_timeout)
         assert looked.header is not None
         here = str(cache.chains.prepare(chain))
-        # that of a cache which was moved, for example
+        # the name can differ: for example, that of a cache that was moved
         if looked.header.backing_name != os.fsencode(here):
             tool.rebase_unsafe(temporary, here)
         if len(chain) > 1:

@@ -1,10 +1,10 @@
 """
-Which state of the cache a working image stands on.
+Find the state of the cache that backs a working image.
 
-That is certain where the image names a chain of this cache; where it names one of a cache that was
-moved, or of another one that has the same states, since the directory of a chain is called by the
-digest of all its names and bytes; and where it names a state in the view of this cache. In all
-other cases a hint says what to do.
+The answer is certain in three cases. The image names a chain of this cache. It names a chain of a
+cache that was moved, or of another cache that has the same states: the directory of a chain is
+named by the digest of all its names and bytes. Or it names a state in the view of this cache. In
+all other cases a hint says what to do.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from statepool.qcow2.files import refusal
 @frozen
 class Backing:
     """
-    What the backing name of a working image says.
+    The meaning of a working image's backing name.
 
     :param path: the name, made absolute
-    :param state: the name of a state that it can stand for
-    :param key: of a chain, if it is in the chains of a cache, wherever that is
-    :param digest: the bytes in the data of this cache to which it leads, if it does
+    :param state: the name of the state that it can mean
+    :param key: of a chain, if the path is in the chains of some cache, wherever that cache is
+    :param digest: the bytes in the data of this cache to which the path leads, if it does
     """
 
     path: str
@@ -67,7 +67,7 @@ class Backing:
 
     @property
     def cache(self) -> str:
-        """The directory of the cache that it is in, if it names a chain."""
+        """The directory of the cache that the path is in, if it names a chain."""
         return self.path.rpartition(f"/{CHAINS}/")[0]
 
     def states(self, cache: Cache, fold: Fold) -> Iterator[Manifest]:
@@ -76,8 +76,8 @@ class Backing:
             if self.key is not None:
                 found = manifest.state == self.state and key_of(fold.chain(manifest)) == self.key
             else:
-                # QEMU looks for what backs the bytes beside the name that it was given: in the data
-                # there is nothing of that name.
+                # QEMU looks for the backing file beside the name that it was given: there is no
+                # file of that name in the data directory.
                 view = os.path.realpath(os.path.dirname(cache.root / layout.view(manifest.id)))
                 is_view = (
                     manifest.state == self.state
@@ -94,13 +94,13 @@ class Backing:
 
 def parent_of(cache: Cache, state: StateId, working: Path, name: bytes) -> Manifest:
     """
-    :param state: what the image is to become
+    :param state: the state that the image will become
     :param working: the image, absolute
     :param name: its backing name
-    :returns: the state of the same object that it stands on
-    :raises UnsafeImage: it stands on a file that is no state of the cache; or it is to become the
-        root state, and stands on another one
-    :raises Conflict: it stands on a state of another object, or on what is no state any more
+    :returns: the state of the same object that backs the image
+    :raises UnsafeImage: a file that is no state of the cache backs it; or it is to become the root
+        state, and is backed by another one
+    :raises Conflict: a state of another object backs it, or a file that is no longer a state
     """
     backing = Backing.of(cache, working, name)
     found = next(
@@ -187,7 +187,7 @@ def _why(cache: Cache, state: StateId, working: Path, backing: Backing) -> State
 
 
 def _other(cache: Cache, backing: Backing) -> Manifest | None:
-    """:returns: a state of another object that an image stands on"""
+    """:returns: a state of another object that backs an image"""
     folds, _ = cache.pool.usable_folds(cache.pool.logged_machines())
     return next(
         (manifest for fold in folds.values() for manifest in backing.states(cache, fold)), None

@@ -1,4 +1,1 @@
-"""
-Looking after pools and caches: reading states once more, taking away what nobody needs, and saying
-what a host lacks.
-"""
+"""Maintain pools and caches: verify states, collect garbage, and diagnose what a host lacks."""

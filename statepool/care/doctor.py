@@ -27,14 +27,17 @@ from statepool.transports.copying import can_share_blocks
 from statepool.transports.local import LocalTransport
 
 QEMU = "qemu-system-x86_64"
-"""What machines are run with, unless a description names another program."""
+"""The program that runs machines, unless a description names another one."""
 
 CLOCK_TOLERANCE = 5.0
-"""Seconds by which clocks may differ without a word; servers tell times in whole seconds."""
+"""
+The difference of clocks, in seconds, that is not reported; servers give times in whole seconds.
+"""
 
 _TRIAL = 4096
 """
-Bytes of a file that is made to see whether one can be made: what takes a block where none is left.
+Size in bytes of a trial file that shows whether files can be made: large enough to need a block
+where none may be left.
 """
 
 
@@ -70,8 +73,8 @@ def _tools(tool: QemuImg) -> Iterator[Finding]:
 
 def survey_copies(cache: Cache, sources: Sequence[Pool]) -> Iterator[Finding]:
     """
-    :returns: of which states the cache has the only copy, as far as these sources answer: who
-        deletes it as what is but a cache loses them
+    :returns: the states of which the cache has the only copy, as far as these sources answer: a
+        user who deletes the cache, because it is only a cache, loses them
     """
     try:
         if not cache.pool.is_managed:
@@ -89,7 +92,7 @@ def survey_copies(cache: Cache, sources: Sequence[Pool]) -> Iterator[Finding]:
             for one in (manifest.digest, manifest.origin)
         }
     except StatePoolError:
-        return  # what is wrong with a pool is said where that is looked at
+        return  # problems of a pool are reported by its own survey
     lost = sorted(
         str(state) for state in {state for state, digest in own if (state, digest) not in there}
     )
@@ -147,7 +150,8 @@ def _cache(cache: Cache) -> Iterator[Finding]:
 
 def _cache_to_be(cache: Cache) -> Iterator[Finding]:
     """
-    Whether the first command can make the cache: tried beside it, where nothing is looked for.
+    Check whether the first command can make the cache. The trial is made beside it, in a place
+    where no program looks for files.
     """
     where, above = (
         str(cache.pool),
@@ -179,7 +183,7 @@ def _cache_to_be(cache: Cache) -> Iterator[Finding]:
 
 
 def _links(where: str, pool: Pool) -> Iterator[Finding]:
-    """Whether there can be symbolic links in a cache, as QEMU needs them."""
+    """Check whether a cache can have symbolic links, which QEMU needs."""
     path = f"{layout.INCOMING}/{pool.nonce()}-link"
     try:
         pool.transport.symlink("../data/none", path)
@@ -209,7 +213,7 @@ def _room(cache: Cache) -> Iterator[Finding]:
 
 
 def _other_accounts(cache: Cache) -> Iterator[Finding]:
-    """What other accounts have left in a cache that they share: it is theirs to end."""
+    """Report what other accounts left in a cache that they share: only they can end it."""
     where = str(cache.pool)
     own = cache.file(f"{ACCOUNTS}/{os.geteuid()}")
     status = own.stat()
@@ -292,8 +296,8 @@ def _pool(pool: Pool) -> Iterator[Finding]:
 
 def _trial(pool: Pool) -> Iterator[Finding]:
     """
-    Whether a file can be made there: by making one, whose time also tells the clock of another
-    host, which is compared here only.
+    Check whether a file can be made in a pool, by making one. Its time also shows the clock of
+    another host, which is compared only here.
     """
     if not pool.is_managed:
         return
@@ -302,7 +306,7 @@ def _trial(pool: Pool) -> Iterator[Finding]:
     try:
         pool.transport.create(path, bytes(_TRIAL), flush=False)
     except AccessDenied:
-        if not pool.transport.capabilities.local:  # there the kernel is asked
+        if not pool.transport.capabilities.local:  # for a local pool the kernel is asked
             yield Finding(
                 Level.NOTE,
                 where,
@@ -350,7 +354,7 @@ def _machine(pool: Pool, machine: str) -> Iterator[Finding]:
             f"statepool adopt {pool.location}",
         )
     for digest in sorted(fold.digests):
-        # else it was removed meanwhile
+        # otherwise it was removed meanwhile
         if not pool.has_bytes(digest) and digest in pool.fold(machine).digests:
             names = ", ".join(
                 str(manifest.id) for manifest in fold.manifests if manifest.digest == digest
@@ -364,7 +368,7 @@ def _machine(pool: Pool, machine: str) -> Iterator[Finding]:
 
 
 def _rights(where: str, tree: Tree) -> Iterator[Finding]:
-    """What this account can do in a pool of this host, as the kernel says."""
+    """Report what this account can do in a pool of this host, according to the kernel."""
     if (shut := _shut(tree, os.R_OK | os.X_OK)) is not None:
         yield Finding(
             Level.ERROR,
@@ -379,7 +383,7 @@ def _rights(where: str, tree: Tree) -> Iterator[Finding]:
 
 def _shut(tree: Tree, mode: int) -> str | None:
     """
-    :returns: a directory of a pool with which this account may not do this, as for
+    :returns: a directory of a pool in which this account lacks this kind of access, as for
         :func:`os.access`
     """
     for path in ("", layout.OURS, layout.LOG, layout.DATA, layout.INCOMING, layout.LOCKS):
@@ -395,7 +399,10 @@ def _shut(tree: Tree, mode: int) -> str | None:
 
 
 def _permissions(where: str, tree: Tree) -> Iterator[Finding]:
-    """A pool that a group shares must let every member write, in what others made too."""
+    """
+    Check that every member of a group that shares a pool can write everywhere, also in directories
+    of other members.
+    """
     mode = tree.stat("").st_mode
     if not mode & stat.S_IWGRP:
         return
@@ -411,7 +418,7 @@ def _permissions(where: str, tree: Tree) -> Iterator[Finding]:
 
 _OF_ONE_ACCOUNT = {f"{layout.OURS}/{kind}" for kind in KINDS} | {ACCOUNTS}
 """
-Directories of a cache to which not every member of the group need be able to write: each has its
+Directories of a cache to which not every member of the group needs to write: each member has its
 own.
 """
 
@@ -424,7 +431,7 @@ def _closed_to_group(where: str, tree: Tree, path: str) -> Iterator[Finding]:
         yield Finding(
             Level.WARNING, where, f"{path} is not writable for the group of the pool", cure
         )
-        return  # the cure is for all below
+        return  # the remedy covers everything below
     for name in names_in(tree, path):
         if stat.S_ISDIR(tree.stat(f"{path}/{name}").st_mode):
             yield from _closed_to_group(where, tree, f"{path}/{name}")

@@ -1,4 +1,4 @@
-"""Taking away everything that nobody needs: in the cache, and in other pools."""
+"""Garbage collection: in the cache, and in other pools."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ from statepool.transports.failures import Subject, translate_os_errors
 
 def gc_cache(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
     """
-    :param dry_run: only say what would go
-    :returns: what went
+    :param dry_run: only report what would be removed
+    :returns: what was removed
     """
     if not cache.pool.is_managed:
         return []
     try:
         return _gc_cache(cache, dry_run)
     except NoSpace:
-        # To end what a crash has interrupted takes some room, which there may be once the rest is
-        # gone.
+        # Ending interrupted work takes some room, which may be free once the garbage is removed.
         gone = cache.collector.sweep(dry_run=dry_run)
     try:
         return gone + _gc_cache(cache, dry_run)
@@ -72,8 +71,8 @@ def _gc_cache(cache: Cache, dry_run: bool) -> list[Collected]:
 
 def kept_in(cache: Cache) -> list[Kept]:
     """
-    :returns: what no state of the cache needs, and stays for working images and for caches that
-        refer to it
+    :returns: what no state of the cache needs, but working images, or caches that refer to it,
+        still use
     """
     if not cache.pool.is_managed:
         return []
@@ -94,19 +93,19 @@ def kept_in(cache: Cache) -> list[Kept]:
 
 
 def _size(cache: Cache, digest: Digest) -> int:
-    """:returns: how much room some bytes take in the cache; 0 if they are not there"""
+    """:returns: the space that some bytes take in the cache; 0 if they are not there"""
     status = cache.file(layout.data(digest)).stat()
     return status.st_blocks * 512 if status is not None else 0
 
 
 def _stray_notes(cache: Cache, dry_run: bool) -> list[Collected]:
-    """What we remember about bytes that are gone."""
+    """Remove notes about bytes that are no longer there."""
     found = []
     for name in cache.notes.names(trust.DIRECTORY):
         digest = Digest.from_file_name(name.removesuffix(".json"))
         path = f"{trust.DIRECTORY}/{name}"
         status = cache.notes.status(path)
-        if not name.endswith(".json") or status is None:  # another process forgets it, too
+        if not name.endswith(".json") or status is None:  # another process removes it, too
             continue
         if digest is None or cache.file(layout.data(digest)).stat() is None:
             found.append(
@@ -126,12 +125,12 @@ def _stray_notes(cache: Cache, dry_run: bool) -> list[Collected]:
 
 def _half_written_notes(cache: Cache, dry_run: bool) -> list[Collected]:
     """
-    What a crash left of notes that were being written. They do not say by whom, and each lives for
-    a moment: so their age tells.
+    Remove unfinished notes that a crash left. They do not name their writer, and a live one exists
+    only for a moment: so their age decides.
     """
     found = []
     for file in [*cache.notes.unfinished(), *cache.chains.unfinished()]:
-        status = file.stat()  # None if it has its name by now
+        status = file.stat()  # None if it was renamed to its final name by now
         if status is not None and time.time() - status.st_mtime > PASSING:
             found.append(
                 Collected(
@@ -145,12 +144,12 @@ def _half_written_notes(cache: Cache, dry_run: bool) -> list[Collected]:
 
 def gc_source(pool: Pool, keep: int | None, *, dry_run: bool = False) -> list[Collected]:
     """
-    As :func:`thin_keys` and :func:`gc_pool`, for a pool that may be anybody's: one that cannot be
-    changed is left alone, and says why.
+    Run :func:`thin_keys` and :func:`gc_pool` on a pool that may belong to another account: one that
+    cannot be changed is left alone, and the result says why.
 
     :param keep: how many old versions of each built state stay; None: all
-    :param dry_run: only say what would go
-    :returns: what went
+    :param dry_run: only report what would be removed
+    :returns: what was removed
     """
     try:
         with translate_os_errors("tidy up", Subject(f"the pool {pool}")):
@@ -162,8 +161,8 @@ def gc_source(pool: Pool, keep: int | None, *, dry_run: bool = False) -> list[Co
 
 def gc_pool(pool: Pool, *, dry_run: bool = False) -> list[Collected]:
     """
-    :param dry_run: only say what would go
-    :returns: what went
+    :param dry_run: only report what would be removed
+    :returns: what was removed
     """
     if not pool.is_managed:
         return []
@@ -175,12 +174,12 @@ def gc_pool(pool: Pool, *, dry_run: bool = False) -> list[Collected]:
 
 def thin_keys(pool: Pool, keep: int, *, dry_run: bool = False) -> list[Collected]:
     """
-    Remove old versions of built states: all but the newest few of each, if nothing stands on them
-    and nobody uses them.
+    Remove old versions of built states: keep the newest few of each, and those on which other
+    states depend or which are in use.
 
     :param keep: how many of each state stay
-    :param dry_run: only say what would go
-    :returns: what went; its bytes go with the next sweep
+    :param dry_run: only report what would be removed
+    :returns: what was removed; the next sweep removes the bytes
     """
     if not pool.is_managed:
         return []
@@ -204,7 +203,7 @@ def _thin_machine(
             try:
                 pool.remove(manifest.id)
             except (NotFound, HasDependants):
-                continue  # somebody else removed it, or made something stand on it
+                continue  # another process removed it, or set a child of it
         yield Collected(
             str(pool),
             f"an old key of {manifest.labels[LABEL_STATE]}",
@@ -215,8 +214,8 @@ def _thin_machine(
 
 def _needless(fold: Fold, old: Mapping[StateId, Manifest]) -> Iterator[Manifest]:
     """
-    :returns: those of some states on which nothing stands but others of them, tips first; at the
-        end machine states, which take their members
+    :returns: those of the old states on which only other old states depend, tips first; machine
+        states, which take their members, come last
     """
     needed: set[Key] = set()
     for manifest in fold.tips_first():

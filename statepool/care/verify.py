@@ -1,4 +1,4 @@
-"""Reading states once more, wherever they are, and saying what is wrong with them."""
+"""Verify states wherever they are: read them again, and report damage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from statepool.transports.base import Transfer
 from statepool.transports.failures import Subject, translate_os_errors
 
 MOST_TOLD = 5
-"""Places of damage that a message names; the outcome has all of them."""
+"""How many damaged places a message names; the result has all of them."""
 
 
 def verify_all(
@@ -38,15 +38,15 @@ def verify_all(
     progress: Progress = SILENT,
 ) -> list[Checked]:
     """
-    As :func:`verify`, in the cache and in all sources; one that is no pool, or cannot be read, does
-    not keep the others from being looked at.
+    Run :func:`verify` on the cache and on all sources. A source that is not a pool, or cannot be
+    read, does not prevent the check of the others.
 
     :raises StatePoolError: no source is a pool
     """
     there, missing = _split(sources)
     if cache.pool.is_managed:
         with suppress(NoSpace):
-            cache.prepare()  # what turns out right is noted, where there is room
+            cache.prepare()  # correct bytes are noted, where there is room
     with translate_os_errors("verify", Subject(f"the cache {cache.root}")):
         found = list(verify(cache.pool, object, state, cache=cache, progress=progress))
     for pool in there:
@@ -58,7 +58,7 @@ def verify_all(
 
 
 def _split(sources: Sequence[Pool]) -> tuple[list[Pool], list[Checked]]:
-    """:returns: the sources that are pools, and what is wrong with the others"""
+    """:returns: the sources that are pools, and the errors of the others"""
     there: list[Pool] = []
     missing: list[Checked] = []
     for pool in sources:
@@ -84,7 +84,7 @@ def verify(
     """
     :param object: only its states; all if None
     :param state: only this state
-    :param cache: the cache, if it is the pool: what turns out right is trusted again
+    :param cache: the cache, if it is the pool: bytes that prove correct are trusted again
     :param beside: another pool, which may have the lists of pieces that this one lacks
     :returns: what was read, and what is wrong with it
     """
@@ -94,7 +94,7 @@ def verify(
         except StatePoolError as error:
             yield Checked(str(pool), machine, "", problem=str(error))
             continue
-        # What goes by no name is part of the cache too: children stand on it.
+        # States without a name are part of the cache, too: children depend on them.
         for manifest in sorted(fold.manifests, key=lambda manifest: manifest.id):
             if _matches(manifest.id, object, state) and manifest.kind is not Kind.MACHINE:
                 checked = _verify(pool, manifest, fold, cache, beside, progress)
@@ -110,13 +110,13 @@ def verify(
 
 def _is_there(pool: Pool, manifest: Manifest) -> bool:
     """
-    Whether a state with which something is wrong is still one: reading takes long, and what was
+    Tell whether a state with an error still exists: reading takes long, and a state that was
     removed meanwhile may lack its bytes.
     """
     try:
         return manifest.digest in pool.fold(manifest.id.machine).digests
     except StatePoolError:
-        return True  # what is wrong with the log is not said here
+        return True  # errors of the log are not reported here
 
 
 def _matches(found: StateId, object: str | None, state: str | None) -> bool:
@@ -162,7 +162,7 @@ def _verify(
 
 def _said_of_list(pool: Pool, digest: Digest, size: int) -> str:
     """
-    :returns: what to say of a list of pieces that was wrong when its bytes were about to be read
+    :returns: the message about a list of pieces that was wrong when its bytes were about to be read
     """
     path = layout.list_of(layout.data(digest))
     if is_list_wrong(pool.transport, digest, size):
@@ -174,7 +174,7 @@ def _opened(
     pool: Pool, manifest: Manifest, cache: Cache | None
 ) -> AbstractContextManager[int | None]:
     """
-    :returns: the file of a state, which is hashed and looked into by one descriptor; None if it is
+    :returns: the file of a state, whose one descriptor is both hashed and checked; None if it is
         not there, or not on this host
     """
     digest = manifest.digest
@@ -239,7 +239,7 @@ def _damaged(
 ) -> tuple[Extent, ...]:
     """
     :param found: digests of the pieces as they are
-    :returns: which are not what they should be; nothing where no list tells
+    :returns: the damaged extents; empty if there is no list to compare with
     """
     if digest.algorithm != PIECES or len(found) != count(size):
         return ()

@@ -9,8 +9,8 @@ those of a user, they are not added up):
    (``/etc/xdg`` where the variable is not set);
 3. ``$XDG_CONFIG_HOME/statepool/statepool.toml``, for a user (``~/.config`` where the variable is
    not set);
-4. ``./statepool.toml``, for a project; who knows the project's directory, as pytest does, looks
-   there and above where the working directory has none;
+4. ``./statepool.toml``, for a project; a caller that knows the project's directory, as pytest does,
+   has it looked for there and above, if the working directory has none;
 5. the environment;
 6. overrides, such as flags of the command line.
 
@@ -75,13 +75,13 @@ from statepool.model.secrets import VARIABLES, GivenSecrets
 from statepool.model.settings import CarrierName, Compress, Settings
 
 PREFIX = "STATEPOOL_"
-"""What the names of our environment variables begin with."""
+"""The prefix of our environment variables."""
 
 SERVE = "serve"
 """The section of a file that the service of carts reads."""
 
 CACHE_NAME = "cache"
-"""What listings call the cache; a source cannot have this name."""
+"""The name of the cache in listings; a source cannot have this name."""
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:iB)?\Z", re.IGNORECASE)
@@ -104,11 +104,11 @@ class SourceConfig:
     """
     A source, as configured.
 
-    :param location: where it is
-    :param name: what people call it; its location unless they say so
-    :param scope: how far it is
-    :param authority: whether it is right where sources have different content under one name
-    :param carrier: what carries SSH to it; None: what the settings say
+    :param location: its location
+    :param name: its name for the user; by default its location
+    :param scope: its scope
+    :param authority: whether it is right if sources have different content under one name
+    :param carrier: the carrier of SSH for it; None: as in the settings
     """
 
     location: Location
@@ -124,8 +124,8 @@ class Config:
     All settings.
 
     :param cache: the directory of the cache, absolute
-    :param sources: where it is filled from, in the order of preference
-    :param settings: the knobs
+    :param sources: the sources that fill it, in the order of preference
+    :param settings: the limits, timeouts and other options
     :param files: the files that were read, in the order in which they override each other
     :param advice: what the user should change, if anything
     :param serve: the sections ``[serve]`` of these files, each with the file that it is from: the
@@ -140,10 +140,10 @@ class Config:
     serve: tuple[tuple[str, Mapping[str, object]], ...] = ()
 
     SECRET_VARIABLES: ClassVar = tuple(VARIABLES.values())
-    """What of the environment is not for programs that are started from here."""
+    """The environment variables that programs started from here do not get."""
 
     def settings_for(self, source: SourceConfig) -> Settings:
-        """:returns: the knobs for one of the sources"""
+        """:returns: the settings for one of the sources"""
         return (
             evolve(self.settings, carrier=source.carrier)
             if source.carrier is not None
@@ -181,8 +181,8 @@ class _Kind(enum.Enum):
 @frozen
 class _Layer:
     """
-    Settings of one origin: ``name`` and ``spelled`` are for messages, ``base`` is what its paths
-    are relative to.
+    The settings of one layer. ``name`` and ``spelled`` are for messages; paths are relative to
+    ``base``.
     """
 
     kind: _Kind
@@ -193,7 +193,7 @@ class _Layer:
     spelled: Mapping[str, str] = field(factory=dict)
 
     def spell(self, key: str) -> str:
-        """:returns: where a key is, and how it is written there"""
+        """:returns: the place of a key, and its spelling there"""
         if self.kind is _Kind.ENVIRONMENT:
             return f"{self.name}: {_variable(key)}"
         setting, dot, part = key.partition(".")
@@ -292,7 +292,7 @@ def _working_directory(cwd: str | os.PathLike[str] | None) -> str:
 
 def _read(file: tuple[str, bool], home: str | None) -> _Layer | None:
     path, needed = file
-    # one that is named may be a pipe of the shell
+    # a file named by the user may be a pipe of the shell
     if not needed and os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise ConfigError(
             f"{path}: is not a regular file", hint="make it one, or take it away", path=path
@@ -314,7 +314,7 @@ def _read(file: tuple[str, bool], home: str | None) -> _Layer | None:
             hint="make it a readable file, or name another one",
             path=path,
         ) from error
-    import tomllib  # takes as long to import as the rest of this module, and is often not needed
+    import tomllib  # slow to import, and often not needed
 
     try:
         # some editors begin a file with a byte order mark
@@ -336,8 +336,8 @@ def _variable(key: str) -> str:
 
 def _variables(environ: Mapping[str, str]) -> dict[str, object]:
     """
-    Variables that we do not know are let be, since other programs may use our prefix, unless they
-    look like ours mistyped.
+    Read the variables with our prefix. Unknown ones are ignored, since other programs may use the
+    prefix, unless they look like a mistyped name of ours.
     """
     known = {_variable(key): key for key in _READERS}
     for name in environ:
@@ -359,7 +359,7 @@ def _variables(environ: Mapping[str, str]) -> dict[str, object]:
 
 
 def _close(text: str, known: list[str]) -> str | None:
-    from difflib import get_close_matches  # only where something is wrong
+    from difflib import get_close_matches  # needed only for an error
 
     return next(iter(get_close_matches(text, known, n=1, cutoff=0.7)), None)
 
@@ -386,8 +386,8 @@ def _shorten(value: object) -> str:
 
 def _location(layer: _Layer, key: str, value: object) -> Location:
     """
-    A relative path becomes one below the layer's base; all else is as :meth:`Location.parse` reads
-    it.
+    Make a relative path absolute, from the layer's base; everything else is as
+    :meth:`Location.parse` reads it.
     """
     if not isinstance(value, str) or not value:
         raise layer.error(
@@ -570,7 +570,7 @@ def _carrier(layer: _Layer, key: str, value: object) -> CarrierName:
 
 def _compress(layer: _Layer, key: str, value: object) -> Compress:
     if isinstance(value, bool):
-        value = "on" if value else "off"  # as TOML may have it
+        value = "on" if value else "off"  # as TOML may have booleans
     if value not in list(Compress):
         raise layer.error(
             key,
@@ -605,7 +605,7 @@ def _default(key: str) -> str:
 
 
 def _checked(layer: _Layer, key: str, value: _Number) -> _Number:
-    """The bounds are those that :class:`Settings` has."""
+    """Check a value against the bounds of :class:`Settings`."""
     candidate: dict[str, Any] = {_field(key): value}
     try:
         Settings(**candidate)

@@ -1,4 +1,4 @@
-"""Where settings are looked for, and where the cache is unless one of them says so."""
+"""The places of configuration files, and the default place of the cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE_NAME = "statepool.toml"
 
 SYSTEM_DIRECTORIES = "/etc/xdg"
 """
-Where the settings of the whole host are, by the XDG Base Directory Specification 0.8, unless
+The directory of the settings of the whole host, by the XDG Base Directory Specification 0.8, unless
 ``XDG_CONFIG_DIRS`` says otherwise.
 """
 
@@ -21,7 +21,9 @@ AnyPath = str | os.PathLike[str]
 
 
 def home(environ: Mapping[str, str]) -> str | None:
-    """:returns: the home directory: the variable first, as shells do; None where it is not known"""
+    """
+    :returns: the home directory, first from the variable, as in shells; None if it is not known
+    """
     home = environ.get("HOME") or os.path.expanduser("~")
     return home if os.path.isabs(home) else None
 
@@ -38,7 +40,7 @@ def xdg(environ: Mapping[str, str], variable: str, home: str | None, default: st
 
 
 def default_cache(environ: Mapping[str, str], home: str | None) -> tuple[str, tuple[str, ...]]:
-    """:returns: the cache, and what the user should do about it"""
+    """:returns: the cache, and advice for the user about it"""
     directory = xdg(environ, "XDG_DATA_HOME", home, ".local/share")
     if directory is None:
         raise ConfigError(
@@ -66,8 +68,8 @@ def default_cache(environ: Mapping[str, str], home: str | None) -> tuple[str, tu
 
 def _project_file(base: str, project: str | os.PathLike[str] | None) -> str:
     """
-    Above the project's directory only files count of the account that it belongs to, of root and of
-    ours: everybody can write to ``/tmp``.
+    Find the project's file. Above the project's directory, only files of its owner, of root and of
+    this account count: every account can write to ``/tmp``.
     """
     here = os.path.join(base, FILE_NAME)
     if project is None or os.path.lexists(here) or not os.path.isdir(start := Path(base, project)):
@@ -99,7 +101,7 @@ def files(
         for name in (environ.get("XDG_CONFIG_DIRS") or SYSTEM_DIRECTORIES).split(":")
         if os.path.isabs(name)
     ]
-    # the first of them is the most important one
+    # the first directory has the highest priority
     paths = [os.path.join(name, "statepool", FILE_NAME) for name in reversed(system)]
     directory = xdg(environ, "XDG_CONFIG_HOME", home, ".config")
     if directory is not None:

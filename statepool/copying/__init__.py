@@ -1,4 +1,4 @@
 """
-Chains between a cache and its sources, and between sources: fetched, stored, copied, adopted, and
-resumed where that was interrupted.
+Move chains between a cache and its sources, and between sources: fetch, store, copy and adopt them,
+and resume interrupted transfers.
 """

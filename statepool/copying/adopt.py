@@ -1,6 +1,6 @@
 """
-Making files of another tool managed where they lie: hashed, given their name among the bytes, and
-known to the log from then on.
+Make files of another tool managed where they lie: hash them, give them a name among the bytes, and
+record them in the log.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from statepool.transports.failures import Subject, translating
 @frozen
 class Adoption:
     """
-    Makes what another tool put into a pool managed.
+    The adoption of the files that another tool put into a pool: makes them managed.
 
-    :param pool: which
+    :param pool: the pool
     :param relocate: also rewrite absolute backing names, so that the files can be used as they are
         wherever they are copied
-    :param progress: told of what is hashed
+    :param progress: told of the bytes that are hashed
     :param tool_timeout: for qemu-img, in seconds
     """
 
@@ -61,9 +61,9 @@ class Adoption:
 
     def run(self, *, dry_run: bool = False) -> list[Adopted]:
         """
-        :returns: what became of each file, in the order in which they were looked at: parents
-            first; last, those whose names no state can have
-        :raises NotAPool: the pool has not been made yet
+        :returns: the outcome for each file, in the order in which the files were looked at: parents
+            first; files whose names no state can have come last
+        :raises NotAPool: the pool has no log yet
         """
         if not self.pool.is_managed:
             self.pool.require()
@@ -92,8 +92,8 @@ class Adoption:
 
     def _undo_unfinished(self) -> None:
         """
-        A file that has its name among the bytes but no record, since an adoption of it was
-        interrupted, looks like one of ours. Without that name it is a file of another tool again.
+        Undo interrupted adoptions: a file that has its name among the bytes but no record looks
+        like one of ours. Without that name it is a file of another tool again.
         """
         self._collector.clear_incoming()
         digests = (
@@ -124,7 +124,7 @@ class Adoption:
                 )
             chain = unmanaged_chain(self.pool, state, self.pool.fold(state.machine))
             if not chain or chain[0].manifest.digest is not None:
-                return  # it is gone since it was found, or another adoption was faster
+                return  # it was removed since the listing, or another adoption was faster
             for member in chain[1:]:
                 (
                     self._adopt_with_parents(member.manifest.id, found, done, adopted, dry_run)
@@ -161,8 +161,8 @@ class Adoption:
             manifest = self._manifest(tip, path, digest, parent, descriptor)
             with self._closed(manifest, descriptor):
                 if _lease(descriptor) != lease:
-                    # It was permitted to write before the file was read-only, and will not wait for
-                    # us for long.
+                    # The other process passed the permission check before the file became
+                    # read-only. It waits for our lease now, but will not wait for long.
                     raise InUse(
                         f"another process wants to write to {local}",
                         path=str(local),
@@ -175,8 +175,8 @@ class Adoption:
         self, tip: Manifest, path: str, parent: Manifest | None, descriptor: int | None
     ) -> None:
         """
-        Look into the very file that is hashed, where it is on this host: whatever had its name when
-        the chain was looked at.
+        Check the very file that is hashed, if it is on this host, and not another file that had its
+        name when the chain was looked at.
         """
         what = f"{tip.id} in {self.pool}"
         if descriptor is None:
@@ -218,7 +218,7 @@ class Adoption:
             )
         finally:
             staging.end()
-            self._collector.collect([digest])  # nothing, unless it failed
+            self._collector.collect([digest])  # nothing, unless the publication failed
 
     def _link(self, path: str, descriptor: int | None, target: str) -> None:
         self.pool.transport.link(path, target)
@@ -235,8 +235,8 @@ class Adoption:
     @contextmanager
     def _closed(self, manifest: Manifest, descriptor: int | None) -> Iterator[None]:
         """
-        Have nobody write to a file any more, before it is a state; and again as before, if it
-        becomes none.
+        Make a file read-only before it becomes a state. If it does not become one, restore its
+        mode.
         """
         if descriptor is None:
             yield
@@ -282,7 +282,11 @@ class Adoption:
         )
 
     def _relocate(self, path: Beneath, parent: Manifest) -> bool:
-        """Give a file a plain sibling backing name. :returns: whether it had another"""
+        """
+        Give a file a plain sibling backing name.
+
+        :returns: whether it had another one
+        """
         with opened.exclusive(path) as descriptor:
             header = read_header_fd(descriptor, str(path))
             if header.backing_name == parent.file_name.encode():
@@ -298,8 +302,9 @@ class Adoption:
 
 def _unwritten(path: Beneath | None) -> AbstractContextManager[int | None]:
     """
-    Have a file that nobody writes to, where that can be known: on this host. :returns: its
-    descriptor
+    Open a file for reading while no process writes to it, where that can be known: on this host.
+
+    :returns: its descriptor
     """
     return opened.shared(path) if path is not None else nullcontext()
 

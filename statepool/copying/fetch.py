@@ -1,6 +1,6 @@
 """
-Bringing a state from a source into the cache, of an image or of a machine: roots first, only what
-is missing, every byte checked before it is seen.
+Fetch a state of an image or of a machine from a source into the cache: roots first, only what is
+missing, and every byte is checked before it becomes visible.
 """
 
 from __future__ import annotations
@@ -53,23 +53,23 @@ from statepool.transports.reading import Extent
 
 LOOKED_AT_FIRST = 1 << 30
 """
-Bytes of L2 tables that are read in a source at most, before anything is fetched: those of a disk of
-8 TiB at the usual cluster size.
+Bytes of L2 tables that are read in a source at most before anything is fetched: the tables of a
+disk of 8 TiB at the usual cluster size.
 """
 
 
 @frozen
 class Fetched:
     """
-    A state is in the cache.
+    The result of a fetch: a state is in the cache.
 
     :param chain: its parts, as the cache knows them
-    :param bytes: how many had to be moved
+    :param bytes: how many bytes were moved
     :param how: how they were moved
-    :param verified: what stands behind them
-    :param resumed: how many an interrupted transfer had left here
-    :param again: how many of those that were moved had been moved before, in vain
-    :param warnings: what was wrong in the cache, and is not any more
+    :param verified: how the bytes were verified
+    :param resumed: how many bytes an interrupted transfer had left here
+    :param again: how many of the moved bytes had been moved before in vain
+    :param warnings: what was wrong in the cache and has been repaired
     """
 
     chain: tuple[Manifest, ...]
@@ -83,17 +83,17 @@ class Fetched:
 
 class Fetch:
     """
-    Brings what is offered into a cache.
+    A fetch of one offer into a cache.
 
-    What backs the images of a machine comes as it does for one image. Their states themselves, its
-    RAM, and the machine state that lists them, become visible in one record: all or none.
+    What backs the images of a machine is fetched as for a single image. The states of the images,
+    the RAM, and the machine state that lists them become visible in one record: all or none.
 
-    :param cache: where to
-    :param offer: what
+    :param cache: the destination
+    :param offer: what to fetch
     :param progress: told of the bytes
-    :param once: of a source that is read once, from its beginning to its end: reads what is left of
-        it, and raises if that is not what it should be. All parts become visible after that, in one
-        record, and durable: none can be fetched again, so none is evicted either.
+    :param once: for a source that is read only once, from beginning to end: reads the rest of it,
+        and raises an error if the rest is not as expected. After that, all parts become visible in
+        one record, and durable: no part could be fetched again, so none is evicted either.
     """
 
     def __init__(
@@ -130,8 +130,8 @@ class Fetch:
         :returns: what is in the cache now, in the order of the offer
         :raises DigestMismatch: what arrived is not what the source's manifest promises
         :raises UnsafeImage: what arrived is not fit to be used
-        :raises Conflict: the cache has a state of one of these names that nobody else has
-        :raises NoSpace: it does not fit; nothing was moved
+        :raises Conflict: the cache has a state of one of these names that no source has
+        :raises NoSpace: the chain does not fit; nothing was moved
         """
         missing = self.missing()
         if not self._cache.pool.is_managed and self._source.transport.capabilities.local:
@@ -154,7 +154,7 @@ class Fetch:
                 parts = self._publish_together(parts)
         finally:
             self._progress.end()
-            for staging in self._held:  # the tips are visible, or will not be
+            for staging in self._held:  # the tips are visible, or never will be
                 staging.end()
         if gone := before - {manifest.digest for manifest in parts if manifest.digest is not None}:
             self._cache.drop(gone)
@@ -192,8 +192,8 @@ class Fetch:
 
     def _look_first(self, missing: Sequence[Member]) -> None:
         """
-        Before a cache is made for them: what is certain to be refused is refused while nothing is
-        there. All of it is checked again on arrival.
+        Check the missing members in the source before a cache is made for them. What is certain to
+        be refused is refused before anything is stored. All of it is checked again on arrival.
         """
         require_place(self._cache, [member.manifest for member in missing], self._source.transport)
         images = [chain for chain in self._chains if chain[0].manifest.kind is Kind.IMAGE]
@@ -209,7 +209,7 @@ class Fetch:
                 ):
                     check_clusters(read, header, what)
             except UnsafeImage as error:
-                # damaged, or published like this
+                # the bytes are damaged, or were published like this
                 if promised.digest is not None and error.check != "proportion":
                     actual = self._source.transport.digest(
                         member.path, Transfer(promised.size, promised.digest.algorithm)
@@ -229,7 +229,7 @@ class Fetch:
         }
 
     def _named(self) -> set[Digest]:
-        """:returns: the bytes that the names of this chain lead to now"""
+        """:returns: the bytes to which the names of this chain lead now"""
         found = (self._cache.pool.find(member.manifest.id) for member in self._offer.members)
         return {
             manifest.digest
@@ -243,7 +243,10 @@ class Fetch:
         return [member for member in wanted.values() if self._cached(member.manifest) is None]
 
     def _cached(self, manifest: Manifest) -> Manifest | None:
-        """:returns: what the cache knows of the same bytes, or of those they were rewritten to"""
+        """
+        :returns: the cache's manifest of the same bytes, or of the bytes to which they were
+            rewritten
+        """
         if manifest.digest is None:
             return None
         return self._cache.pool.fold(manifest.id.machine).find_content(manifest.id, manifest.digest)
@@ -265,7 +268,10 @@ class Fetch:
             return self._fetch(member, parent)
 
     def _lock(self, member: Member) -> AbstractContextManager[None]:
-        """One worker of this host moves these bytes; the others wait, and then find them here."""
+        """
+        Lock these bytes: one worker of this host moves them; the others wait and then find them
+        here.
+        """
         name = str(member.manifest.digest or f"{self._source}/{member.path}")
         return self._cache.pool.locks.hold(
             f"fetch-{Digest.of_text(name).hex[:32]}", self._cache.settings.lock_timeout
@@ -281,7 +287,7 @@ class Fetch:
         return True
 
     def _publish(self, manifest: Manifest) -> None:
-        """Make sure that the name leads to these bytes, which are here."""
+        """Make sure that the name leads to these bytes, which are in the cache."""
         fold = self._cache.pool.fold(manifest.id.machine)
         if fold.states.get(manifest.id) == manifest:
             return
@@ -295,8 +301,8 @@ class Fetch:
 
     def _show(self, manifest: Manifest, staging: Staging) -> None:
         """
-        Make a state visible whose bytes are here; one that is to be visible with others does not
-        lose them until it is.
+        Make a state visible whose bytes are in the cache. If it is to become visible together with
+        others, only protect its bytes until then.
         """
         if manifest.id in self._together:
             assert manifest.digest is not None
@@ -332,9 +338,9 @@ class Fetch:
             and (linked := self._refer(member, parent)) is not None
         ):
             return linked
-        # The bytes have no digest yet if another tool put them there, or another one than the
-        # source's if they will be rewritten: so the name that they are gathered under is only that
-        # of the writer.
+        # The bytes have no digest yet if another tool put them there. If they will be rewritten,
+        # their digest will differ from the source's. So the name under which they are gathered
+        # belongs only to this writer.
         gathering, pieces = self._cache.pool.stage(self._digests_of(member)), Pieces()
         try:
             path = self._place_of(member, gathering)
@@ -360,17 +366,17 @@ class Fetch:
 
     def _reuse(self, member: Member, parent: Manifest | None) -> Manifest | None:
         """
-        Use bytes that are here for the sake of another state, or were left by a transfer that did
-        not end.
+        Use bytes that are in the cache because of another state, or that an unfinished transfer
+        left.
 
-        :returns: what the cache knows of them now, or None if they are not here, or have to be
+        :returns: the cache's manifest of them now, or None if they are not here, or have to be
             rewritten
         """
         promised = member.manifest
         if promised.digest is None or not clear_place(self._cache, promised):
             return None
         with open_bytes(self._cache, promised) as descriptor:
-            # another file by now than was looked at
+            # by now it may be another file than the one that was looked at
             if not is_good(self._cache, promised, descriptor, self._progress):
                 self._warnings.append(discard(self._cache, promised))
                 return None
@@ -399,8 +405,8 @@ class Fetch:
             parent=parent.state if parent else None,
             backing=Backing.UNMANAGED,
         )
-        # Who set a managed state has looked at its compressed clusters; what other tools put there
-        # nobody has looked at.
+        # The writer of a managed state has checked its compressed clusters. A file of another tool
+        # is unchecked.
         check_clusters(read, header, what, descriptor=descriptor, starts=not self._offer.managed)
         return header
 
@@ -427,7 +433,7 @@ class Fetch:
         Move the bytes of a member into a file of our own, and check them there.
 
         :param pieces: gets the digests of its pieces
-        :returns: what the cache will know of it, and of the file
+        :returns: the manifest for the cache, how the bytes were moved, and the status of the file
         """
         promised = member.manifest
         with self._copy(member, path, pieces) as (descriptor, moved):
@@ -445,10 +451,10 @@ class Fetch:
     @contextmanager
     def _copy(self, member: Member, path: Beneath, pieces: Pieces) -> Iterator[tuple[int, Moved]]:
         """
-        Move the bytes of a member here, or what an interrupted transfer has left of them to be
-        moved.
+        Move the bytes of a member here, or only the rest if an interrupted transfer left a part of
+        them.
 
-        :returns: the descriptor of our copy, which has the digest that was promised
+        :returns: the descriptor of our copy, which has the promised digest
         """
         promised = member.manifest
         require_proportion(self._source, promised, member.path)
@@ -457,8 +463,8 @@ class Fetch:
             try:
                 moved = self._move(member, file, done, pieces)
                 if done and moved.digest != promised.digest:
-                    # What was there is not what it should have been: somebody wrote to it, or a
-                    # power cut took a part of it.
+                    # The part that was left was wrong: another process wrote to it, or a power cut
+                    # took some of it.
                     os.ftruncate(file, 0)
                     wasted, moved = moved, self._move(member, file, 0, pieces)
                     moved = evolve(
@@ -470,7 +476,7 @@ class Fetch:
                 yield file, moved
             except BaseException as error:
                 if isinstance(error, IntegrityError | NoSpace) or not os.fstat(file).st_size:
-                    path.remove()  # nobody should go on with this
+                    path.remove()  # no transfer should resume from this
                 raise
 
     def _move(self, member: Member, descriptor: int, done: int, pieces: Pieces) -> Moved:
@@ -482,7 +488,7 @@ class Fetch:
         return self._source.transport.fetch(member.path, descriptor, transfer)
 
     def _place_of(self, member: Member, gathering: Staging) -> str:
-        """:returns: where to gather the bytes; there may be some of them already"""
+        """:returns: where to gather the bytes; a part of them may be there already"""
         digest, nonce = member.manifest.digest, gathering.marker.nonce
         if digest is None or not self._source.transport.capabilities.resumes:
             return layout.gathered(nonce)
@@ -515,7 +521,11 @@ class Fetch:
         digest: Digest,
         pieces: Pieces,
     ) -> Digest:
-        """Make the backing name a plain sibling name. :returns: the digest of the bytes then"""
+        """
+        Make the backing name a plain sibling name.
+
+        :returns: the digest of the resulting bytes
+        """
         if header is None or parent is None or _is_on(header, parent):
             return digest
         patches = backing_patch(read_from(descriptor), header, parent.file_name)
@@ -531,9 +541,9 @@ class Fetch:
 
     def _refer(self, member: Member, parent: Manifest | None) -> Manifest | None:
         """
-        Refer to a file of the source instead of copying it.
+        Link to a file of the source instead of copying it.
 
-        :returns: what the cache knows of it, or None if the file has to be rewritten, and so copied
+        :returns: the cache's manifest of it, or None if the file has to be rewritten, and so copied
         """
         promised = member.manifest
         target = self._source.transport.local_path(member.path)
@@ -545,7 +555,8 @@ class Fetch:
                 return None
             hashed = self._hash_there(promised, descriptor)
             size = os.fstat(descriptor).st_size
-        # Where it has data is not noted: it is not ours, and its owner can fill its holes.
+        # The positions of its data are not noted: the file is not ours, and its owner can fill its
+        # holes.
         manifest = _translated(promised, header, parent, hashed.digest, hashed.digest, size)
         self._place_link(manifest, hashed, target)
         self._arrived(manifest, Moved(digest=hashed.digest, how="link", sent=0), hashed.status)
@@ -574,9 +585,9 @@ class Fetch:
             self._show(manifest, staging)
         finally:
             staging.end()
-        # Somebody who saw the use and no link yet can have taken it away. Whoever collects the
-        # bytes looks for uses after they are moved aside: so either this one is seen, or we see
-        # that they are gone.
+        # A collector that saw the use but not yet the link may have removed the use. A collector of
+        # the bytes looks for uses after it has moved the bytes aside: so either it sees this use,
+        # or we see that the bytes are missing.
         note_use(self._source.transport, digest, self._cache.root)
         if not target.exists() and not (self._offer.managed and self._source.has_bytes(digest)):
             raise MissingFile(
@@ -591,15 +602,15 @@ class Fetch:
 
 def _is_on(header: Header | None, parent: Manifest | None) -> bool:
     """
-    Whether an image has the backing name that it is to have, so that its bytes can stay as they
-    are.
+    Tell whether an image already has the backing name that it needs, so that its bytes can stay as
+    they are.
     """
     return header is None or parent is None or header.backing_name == parent.file_name.encode()
 
 
 def _stands_on(cached: Manifest, parent: Manifest | None) -> bool:
     """
-    Whether a cached state names the parent that the cache has; the same bytes can have been
+    Tell whether a cached state names the parent that the cache has. The same bytes can have been
     rewritten over another copy of their parent.
     """
     if cached.parent is None or parent is None:
@@ -619,9 +630,9 @@ def _translated(
     """
     Return a source's manifest in the terms of the cache.
 
-    :param origin: the digest of the bytes that were fetched, which were rewritten here if it is
-        another one than ``digest``
-    :param extents: of our own copy; none of a file that is only referred to
+    :param origin: the digest of the bytes that were fetched; if it differs from ``digest``, they
+        were rewritten here
+    :param extents: the extents of our own copy; none for a file that is only linked
     """
     assert parent is None or parent.digest is not None
     return promised.derived(

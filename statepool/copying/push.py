@@ -1,5 +1,5 @@
 """
-Storing a cached state in another pool, of an image or of a machine: parents first, what is there is
+Store a cached state of an image or of a machine in another pool: parents first, existing states are
 skipped, and nothing is visible before it is whole. The states of a machine's images, its RAM, and
 the machine state that lists them are stored in one record.
 """
@@ -36,7 +36,7 @@ from statepool.transports.resuming import same_beginning
 
 
 class Relation(enum.StrEnum):
-    """How a state of a chain in the cache relates to the pool."""
+    """The relation of a cached state of a chain to a pool."""
 
     SAME = "same"
     MISSING = "missing"
@@ -48,7 +48,7 @@ class Relation(enum.StrEnum):
 def relations(chain: Sequence[Manifest], pool: Pool) -> list[tuple[Manifest, Relation]]:
     """
     :param chain: of the cache, tip first
-    :returns: how each state of it relates to what the pool has, by name and digest; no data is read
+    :returns: the relation of each state to the pool's content, by name and digest; no data is read
     """
     fold = pool.fold(chain[0].id.machine)
     result = []
@@ -64,18 +64,18 @@ def relations(chain: Sequence[Manifest], pool: Pool) -> list[tuple[Manifest, Rel
 
 def _same_content(cached: Manifest, there: Manifest) -> bool:
     """
-    Tell whether a pool has the bytes of a cached state, or those that this cache rewrote. What the
-    pool's log calls an origin is a claim.
+    Tell whether a pool has the bytes of a cached state, or the bytes from which this cache rewrote
+    it. An origin in the pool's log is only a claim.
     """
     return there.digest is not None and cached.is_content(there.digest)
 
 
 class Push:
     """
-    Stores one cached state in a pool.
+    The storing of one cached state in a pool.
 
-    :param cache: where from
-    :param pool: where to
+    :param cache: the origin
+    :param pool: the destination
     :param progress: told of the bytes
     """
 
@@ -89,15 +89,15 @@ class Push:
 
     def run(self, parts: Sequence[Manifest], *, replace: bool = False) -> StoredAt:
         """
-        :param parts: of a state of the cache, see :mod:`~statepool.pools.parts`
-        :param replace: other content under the state's name gives way, if nothing stands on it
-        :returns: what became of it
-        :raises Conflict: a name exists with other content
+        :param parts: the parts of a cached state, see :mod:`~statepool.pools.parts`
+        :param replace: replace other content under the state's name, if no state depends on it
+        :returns: the outcome
+        :raises Conflict: a name exists there with other content
         :raises NoSpace: it does not fit; nothing was moved
         """
         self._pool.require(write=True)
-        # What a process of this host left behind that was killed while it did this: nobody else may
-        # come by for long.
+        # Clear what a killed process of this host left here while it stored a state: perhaps no
+        # other process comes by for long.
         Collector(self._pool).clear_incoming()
         chains, machine = (
             chains_of(parts, lambda manifest: manifest),
@@ -141,8 +141,8 @@ class Push:
 
     def attempt(self, parts: Sequence[Manifest], *, replace: bool = False) -> StoredAt:
         """
-        As :meth:`run`, but what goes wrong at this pool is part of the answer, so that it does not
-        hide what happened at others.
+        Store a state as :meth:`run` does, but return an error of this pool as part of the answer,
+        so that it does not hide what happened at other pools.
         """
         try:
             return self.run(parts, replace=replace)
@@ -150,7 +150,7 @@ class Push:
             return StoredAt(str(self._pool), Presence.FAILED, durable=False, error=str(error))
 
     def _answer(self, chains: Iterable[Sequence[Manifest]], presence: Presence) -> StoredAt:
-        # from now on the cache may evict them: they can be had again
+        # From now on the cache may evict them: they can be fetched again.
         for manifest in (manifest for chain in chains for manifest in chain):
             self._cache.trust.note_source(_digest(manifest), str(self._pool))
         return StoredAt(
@@ -169,7 +169,7 @@ class Push:
     def _missing(self, chain: Sequence[Manifest], replace: bool) -> list[Manifest]:
         """:returns: what has to be stored, root first"""
         found = relations(chain, self._pool)
-        # A log can name bytes that somebody has deleted: those that we have are put back.
+        # A log can name bytes that were deleted by hand. Those that the cache has are put back.
         gone = self._pool.lacking(
             _digest(manifest)
             for manifest, relation in found
@@ -190,8 +190,8 @@ class Push:
 
     def _is_copy(self, manifest: Manifest) -> bool:
         """
-        Whether the pool has a state under its name with the very bytes of ours, and not with those
-        that ours were rewritten from.
+        Tell whether the pool has, under the same name, the very bytes of our state, and not the
+        bytes from which ours were rewritten.
         """
         there = self._pool.find(manifest.id)
         return there is not None and there.digest == manifest.digest
@@ -199,7 +199,7 @@ class Push:
     def _translated(self, chain: Sequence[Manifest], manifest: Manifest) -> Manifest:
         """
         :returns: a cached manifest in the terms of the pool, whose copy of the parent may have
-            other bytes around the same content
+            different bytes with the same content
         """
         below = chain[list(chain).index(manifest) + 1] if manifest.parent is not None else None
         there = self._pool.find(below.id) if below is not None else None
@@ -222,7 +222,9 @@ class Push:
         )
 
     def _is_there(self, machine: Manifest, chains: Iterable[Sequence[Manifest]]) -> bool:
-        """Whether the pool has this machine state, given that it has all that it lists."""
+        """
+        Tell whether the pool has this machine state, given that it has all that the state lists.
+        """
         there = self._pool.find(machine.id)
         return there is not None and dict(there.members) == _members(map(self._in_pool, chains))
 
@@ -236,7 +238,7 @@ class Push:
                 if manifest.digest is not None:
                     alone.enter_context(self._alone(manifest.digest))
                 sent += self._send_lacking([manifest], staging)
-                # other writers who wait for these bytes can go on
+                # other writers that wait for these bytes can continue
                 if manifest is not together[-1] and manifest.digest is not None:
                     staging.settle([manifest.digest])
                     alone.close()
@@ -269,15 +271,15 @@ class Push:
 
     @contextmanager
     def _staged(self, digests: Iterable[Digest]) -> Iterator[Staging]:
-        """:returns: what is under way in the pool, as long as a ``with`` block lasts"""
+        """:returns: the staging in the pool, for the length of a ``with`` block"""
         staging = self._pool.stage(digests)
         resumes = self._pool.transport.capabilities.resumes
         try:
             yield staging
         except TransportError as error:
             if error.transient and resumes:
-                # The pool cannot be told. Whoever comes next goes on with what is there, or clears
-                # it away.
+                # The pool cannot be told. The next writer resumes from what is there, or a
+                # collector clears it away.
                 abandon(staging.marker.nonce)
             else:
                 staging.end()
@@ -289,8 +291,7 @@ class Push:
 
     def _alone(self, digest: Digest) -> AbstractContextManager[None]:
         """
-        One worker, of whatever host, sends these bytes there; the others wait while it does, and
-        then find them.
+        Let one worker, of any host, send these bytes; the others wait meanwhile and then find them.
         """
         if self._pool.has_bytes(digest):
             return nullcontext()
@@ -334,10 +335,10 @@ class Push:
         self, descriptor: int, manifest: Manifest, staging: Staging, pieces: Pieces
     ) -> int:
         """
-        Look at what an interrupted transfer has left there, under the name that ours has now.
+        Check what an interrupted transfer left in the pool under the name that our part has now.
 
         :param pieces: gets the digests of those pieces that are there
-        :returns: how many bytes at its beginning are what they should be
+        :returns: how many bytes at its beginning are correct
         """
         digest, nonce = _digest(manifest), staging.marker.nonce
         there = Transfer(take_over(self._pool, digest, nonce, alone=True), digest.algorithm)
@@ -346,14 +347,14 @@ class Push:
         try:
             found = self._pool.transport.digest(layout.part(nonce, digest), there)
         except (AccessDenied, IntegrityError):
-            return 0  # it is another account's, or still grows
+            return 0  # it belongs to another account, or still grows
         return same_beginning(descriptor, there, found, pieces)
 
 
 def _members(tips: Iterable[Manifest]) -> dict[str, Digest]:
     """
-    :returns: what a machine state lists whose members have these digests, which can be other ones
-        in a pool around the same content
+    :returns: the members that a machine state lists, from their tips: in a pool their digests can
+        differ for the same content
     """
     return {member_name(tip.id): _digest(tip) for tip in tips}
 

@@ -1,11 +1,12 @@
 """
-Going on with a transfer that was interrupted.
+Resume an interrupted transfer.
 
-What has arrived lies in ``incoming/NONCE-part-DIGEST``, in order: its length tells how far it came.
-While its writer is at work, its marker says so. Whoever needs the same bytes takes such a file over
-by giving it a name of their own, which only one can do; nothing depends on a lock. What is in it is
-held against the digest like all bytes that arrive, and a collector takes it away after a day. Where
-the pieces are known that should be there, so much is gone on with as they prove.
+The bytes that have arrived lie in ``incoming/NONCE-part-DIGEST``, in order: the length shows the
+progress. While the writer is at work, its marker says so. Another writer that needs the same bytes
+takes such a file over by an atomic rename to a name of its own. Only one writer can succeed, and no
+lock is needed. The content is checked against the digest like all bytes that arrive, and a
+collector removes the file after a day. Where the digests of the pieces are known, the transfer
+resumes after the last piece that they prove.
 """
 
 from __future__ import annotations
@@ -28,30 +29,33 @@ from statepool.transports.resuming import matching
 
 def take_over(pool: Pool, digest: Digest, nonce: str, *, alone: bool = False) -> int:
     """
-    Give what an interrupted transfer left of some bytes the name that a writer's own transfer has.
+    Rename what an interrupted transfer left of some bytes to the name of this writer's own
+    transfer.
 
-    :param pool: where they were going to
-    :param nonce: of the writer's marker, which is there
+    :param pool: the destination of the bytes
+    :param nonce: of the writer's marker, which exists
     :param alone: the writer holds the claim or lock of these bytes, so that writers of other hosts
-        are not at work on them either
-    :returns: how many bytes are there already, under the name :func:`~statepool.pools.layout.part`;
-        0 if there is no such file
+        do not work on them either
+    :returns: the number of bytes that have arrived, under the name
+        :func:`~statepool.pools.layout.part`; 0 if there is no such file
     """
     taken = 0
     for path, size in _left(pool, digest, nonce, alone):
         if taken or not size:
-            pool.transport.remove(path)  # the one that we have is longer
+            pool.transport.remove(path)  # ours is longer
             continue
         try:
             pool.transport.rename(path, layout.part(nonce, digest))
         except MissingFile:
-            continue  # somebody else was faster
+            continue  # another writer was faster
         taken = size
     return taken
 
 
 def _left(pool: Pool, digest: Digest, nonce: str, alone: bool) -> list[tuple[str, int]]:
-    """:returns: the files that nobody writes to any more, with their lengths, the longest first"""
+    """
+    :returns: the files that no process writes to any more, with their lengths, the longest first
+    """
     names = [
         entry.name
         for entry in pool.transport.scan(layout.INCOMING)
@@ -75,8 +79,8 @@ def _left(pool: Pool, digest: Digest, nonce: str, alone: bool) -> list[tuple[str
 
 def can_go_on(path: Beneath, size: int) -> bool:
     """
-    Whether a file is the beginning of what is wanted, as far as its length tells, and is this
-    account's own.
+    Tell whether a file belongs to this account and may be, by its length, the beginning of the
+    wanted bytes.
     """
     with open_regular(path) as file:
         found = os.fstat(file)
@@ -88,14 +92,14 @@ def can_go_on(path: Beneath, size: int) -> bool:
 
 def keep_proven(source: Transport, manifest: Manifest, descriptor: int, pieces: Pieces) -> int:
     """
-    Cut what an interrupted transfer left of some bytes off where the source's list of their pieces
-    does not prove it any more.
+    Truncate what an interrupted transfer left to the length that the source's list of pieces
+    proves.
 
-    :param source: where they come from
-    :param descriptor: of our own file that has the beginning
-    :param pieces: gets the digests of what was proven
-    :returns: how many bytes there are to go on with: all, where there is no list; then the digest
-        tells in the end
+    :param source: the source of the bytes
+    :param descriptor: of our own file that holds the beginning
+    :param pieces: gets the digests of the proven pieces
+    :returns: the number of bytes from which to resume: all if there is no list; then the digest
+        decides in the end
     """
     done = os.fstat(descriptor).st_size
     proof = (
@@ -104,7 +108,7 @@ def keep_proven(source: Transport, manifest: Manifest, descriptor: int, pieces: 
         else None
     )
     if proof is not None:
-        # what is left has no digest in the list
+        # the rest has no digest in the list
         whole = done if done == manifest.size else done - done % PIECE
         done = matching(descriptor, whole, proof, pieces)
         os.ftruncate(descriptor, done)
@@ -113,8 +117,8 @@ def keep_proven(source: Transport, manifest: Manifest, descriptor: int, pieces: 
 
 def abandon(nonce: str) -> None:
     """
-    From now on this process does not work any more on what a marker of its own speaks of; it could
-    not remove it.
+    Note that this process has given up the transfer of one of its own markers, because it could not
+    remove the marker.
     """
     _abandoned.add(nonce)
 

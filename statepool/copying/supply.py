@@ -1,6 +1,6 @@
 """
-Where a state is to be had from, and bringing it from there: the best source that has it whole, or
-else the next one.
+Find the sources that have a state, and fetch it: from the best source that has it whole, or else
+from the next one.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from statepool.sources.source_stats import SLOW
 @frozen
 class Found:
     """
-    Where a state is.
+    The places where a state was found.
 
-    :param cached: what the cache has of it, or None
-    :param offers: what is to be fetched, best source first; nothing if what is cached is current
+    :param cached: the cache's manifest of it, or None
+    :param offers: what can be fetched, best source first; empty if the cached state is current
     :param warnings: what the user should know: which sources could not be used
     :param failed: those sources
     """
@@ -45,11 +45,11 @@ class Found:
 @frozen
 class BringResult:
     """
-    A state came from a source.
+    The result of fetching a state from a source.
 
-    :param offer: which one it was
+    :param offer: the offer that was fetched
     :param fetched: what is in the cache now
-    :param warnings: which sources failed before
+    :param warnings: the sources that failed before
     """
 
     offer: RemoteChain
@@ -59,7 +59,7 @@ class BringResult:
 
 @frozen
 class _Reply:
-    """What a source has of a state: nothing, an offer, or the same as the cache."""
+    """The reply of a source about a state: nothing, an offer, or the same as the cache."""
 
     offer: RemoteChain | None = None
     same: bool = False
@@ -73,7 +73,7 @@ class Supply:
 
     :param cache: the cache
     :param mirrors: the sources
-    :param own: whether the cache's own states count, too
+    :param own: whether a state that only the cache has counts, too
     :param progress: told of every transfer
     """
 
@@ -86,9 +86,10 @@ class Supply:
 
     def look(self, wanted: StateId) -> Found:
         """
-        Where a state is to be had from. Nobody is asked if what is cached is known to be current.
+        Find where a state can be fetched from. No source is asked if the cached state is known to
+        be current.
 
-        :raises NotFound: nobody has it
+        :raises NotFound: neither the cache nor any source has it
         :raises Conflict: the sources disagree about it
         :raises TransportError: it is not cached, and the sources that may have it could not be
             asked
@@ -99,7 +100,11 @@ class Supply:
         return self._judge(wanted, cached, self._replies(wanted, cached))
 
     def mend(self, wanted: StateId) -> Found:
-        """As :meth:`look`, for a state whose cached bytes are damaged. No offers: nobody has it."""
+        """
+        Find offers, as :meth:`look`, for a state whose cached bytes are damaged.
+
+        :returns: without offers if no source has it
+        """
         asked = self._replies(wanted, None)
         offers = [
             one.value.offer
@@ -118,8 +123,8 @@ class Supply:
 
     def is_settled(self, wanted: StateId, cached: Manifest) -> bool:
         """
-        :returns: whether what is cached of a state is known to be current, by what the sources
-            answered not long ago
+        :returns: whether the cached state is known to be current, from recent answers of the
+            sources
         """
         if not self.mirrors.sources:
             return self.own
@@ -168,8 +173,8 @@ class Supply:
 
     def _is_cached(self, offer: RemoteChain, cached: Manifest) -> bool:
         """
-        Whether an offered chain is the one in the cache. Without digests nobody knows, and what has
-        changed since the last answer is fetched.
+        Tell whether an offered chain is the one in the cache. Without digests this is unknown: then
+        a state that has changed since the last answer is fetched.
         """
         try:
             parts = parts_of(self.cache.pool, cached)
@@ -190,8 +195,8 @@ class Supply:
         lacks = [one.source for one in asked if one.error is None and one.value == _Reply()]
         warnings = tuple(map(str, failed))
         if not has:
-            # Whoever lacks it says nothing of what is cached, which was perhaps never stored
-            # elsewhere. If nobody could be asked, nothing is known.
+            # That a source lacks the state says nothing about the cached one, which was perhaps
+            # never stored elsewhere. If no source could be asked, nothing is known.
             if failed and (cached is None or not lacks or not self.own):
                 raise failure(f"{wanted} cannot be had", failed, lacks)
             if cached is None or not self.own:
@@ -217,7 +222,7 @@ class Supply:
         warnings: tuple[str, ...],
         silent: list[Source],
     ) -> Found:
-        # those that were only asked whether anything has changed
+        # the sources that were only asked whether anything has changed
         brief = [source for source, reply in has if reply.offer is None]
         more = self.mirrors.ask(brief, lambda source: source.resolve(wanted), bool)
         offers = [*(reply.offer for _, reply in has), *(one.value for one in more)]
@@ -241,8 +246,8 @@ class Supply:
             and not agreed.offers[0].source.authority
             and (other := self._last_said(wanted, cached, silent)) is not None
         ):
-            # What is cached is what that source had. That it cannot be asked now gives nobody else
-            # the right to replace it.
+            # The cached state came from that source. That it cannot be asked now does not allow
+            # another source to replace the state.
             warning = (
                 f"{agreed.offers[0].source} has other content of {wanted} than {other}, which"
                 " cannot be asked: what is cached stays"
@@ -252,8 +257,8 @@ class Supply:
 
     def _last_said(self, wanted: StateId, cached: Manifest, silent: list[Source]) -> Source | None:
         """
-        :returns: a source of which nothing was heard now, and which had what is cached when it was
-            last asked
+        :returns: a source that did not answer now, and that had the cached content when it was last
+            asked
         """
         answers = self.cache.lookups.answers(wanted)
         return next(
@@ -267,7 +272,7 @@ class Supply:
         )
 
     def _best_first(self, offers: list[RemoteChain]) -> list[RemoteChain]:
-        """As much was learnt while they were asked, in the order of now."""
+        """Sort the offers again, by what was learnt about the sources while they were asked."""
         places = {str(source): place for place, source in enumerate(self.mirrors.ordered())}
         return sorted(offers, key=lambda offer: places[str(offer.source)])
 
@@ -289,12 +294,12 @@ class Supply:
         self, wanted: StateId, offers: Sequence[RemoteChain], already: Sequence[Failed] = ()
     ) -> BringResult:
         """
-        Fetch the first of these offers that turns out to be what it says. What has arrived of a
-        chain whole stays, wherever the rest comes from.
+        Fetch the first of these offers that proves correct. Members of a chain that have arrived
+        whole stay, even if the rest comes from another source.
 
         :param offers: of the same content, best first
         :param already: sources that failed before
-        :raises StatePoolError: none of them does; if there are several, the error names them all
+        :raises StatePoolError: no offer does; if there are several, the error names them all
         """
         warnings: list[str] = []
         failed = list(already)
@@ -315,8 +320,8 @@ class Supply:
                     " MiB came from it in a second"
                 )
             except StatePoolError as error:
-                # How much room a state takes is what its source says, until all of it has been
-                # hashed: another one may say less.
+                # How much room a state takes is only the claim of its source until all of it has
+                # been hashed: another source may claim less.
                 smaller = (
                     [other for other in left if _claimed(other) < _claimed(offer)]
                     if isinstance(error, NoSpace)
@@ -347,8 +352,8 @@ class Supply:
 
     def _pace(self, others: Sequence[RemoteChain]) -> float | None:
         """
-        :returns: how many bytes a second must come at least for us to stay with a source, while
-            there are others; None without others
+        :returns: the minimum throughput, in bytes per second, at which we stay with a source while
+            there are others; None if there are none
         """
         if not others:
             return None
@@ -359,8 +364,7 @@ class Supply:
 
     def _is_ours(self, error: StatePoolError) -> bool:
         """
-        Whether it is the cache, not the source, that failed, so that the next source would not
-        help.
+        Tell whether the cache failed, and not the source, so that the next source would not help.
         """
         ours = (None, str(self.cache.pool), str(self.cache.root))
         return (
@@ -372,7 +376,7 @@ class Supply:
     # -- what went wrong ---------------------------------------------------------------------------
 
     def nowhere(self, wanted: StateId) -> NotFound:
-        """:returns: the error that says that nobody has a state"""
+        """:returns: the error for a state that no source has"""
         asked = [*([str(self.cache.pool)] if self.own else []), *map(str, self.mirrors.sources)]
         return NotFound(
             f"there is no state {wanted.state} of {wanted.object} in {', '.join(asked)}",
@@ -386,14 +390,14 @@ class Supply:
 
 
 def _claimed(offer: RemoteChain) -> int:
-    """:returns: how many bytes would be moved at most, as the source says"""
+    """:returns: how many bytes would be moved at most, as the source claims"""
     return sum(member.manifest.data_size for member in offer.members)
 
 
 def _is_part(part: Manifest, promised: Manifest) -> bool:
     """
-    Whether a cached state is what a source promises. A machine state has no bytes of its own: it is
-    the same if it lists the same.
+    Tell whether a cached state is what a source promises. A machine state has no bytes of its own:
+    it is the same if it lists the same members.
     """
     if part.id != promised.id:
         return False

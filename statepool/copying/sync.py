@@ -1,8 +1,8 @@
 """
-Chains from any pool to any other, without a cache between them: parents first, what is there is
-skipped, and nothing is visible before it is whole.
+Copy chains from any pool to any other, without a cache between them: parents first, existing states
+are skipped, and nothing is visible before it is whole.
 
-A run that was interrupted is simply begun again: it goes on with the first state that is missing.
+An interrupted run is simply started again: it continues with the first state that is missing.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from statepool.transports.reading import Extent
 @frozen
 class Sync:
     """
-    Makes one pool have what another one has.
+    The synchronisation of one pool with another: copies to the target what the origin has.
 
-    :param origin: where from
-    :param target: where to
-    :param delete: also remove from the target what the origin does not have
-    :param replace: other content under a name gives way, if nothing stands on it
+    :param origin: the pool to copy from
+    :param target: the pool to copy to
+    :param delete: also remove from the target the states that the origin does not have
+    :param replace: replace other content under a name, if no state depends on it
     :param progress: told of the bytes
     """
 
@@ -62,9 +62,11 @@ class Sync:
 
     def run(self, object: str | None = None, *, dry_run: bool = False) -> Synced:
         """
+        Copy the states that are missing.
+
         :param object: only its states: ``machine`` or ``machine/image``
-        :param dry_run: say what would be done, and change nothing
-        :raises NotAPool: one of the two is none
+        :param dry_run: report what would be done, and change nothing
+        :raises NotAPool: the origin or the target is not a pool
         :raises NotFound: the origin has nothing of this name
         """
         self.origin.require()
@@ -90,8 +92,8 @@ class Sync:
     def _machine(self, machine: str, object: str | None, dry_run: bool) -> Iterator[SyncedState]:
         fold = self.origin.fold(machine)
         gone = self.target.lacking(self.target.fold(machine).digests & fold.digests)
-        # What one state failed of, those on it fail of too: they find that their parent is missing,
-        # and say so.
+        # If a state fails, those on it fail, too: they find that their parent is missing, and say
+        # so.
         failed: set[StateId] = set()
         for manifest in in_order(fold, _named(fold, object)):
             done = self._attempt(manifest, dry_run, gone)
@@ -126,8 +128,8 @@ class Sync:
 
     def _attempt(self, manifest: Manifest, dry_run: bool, gone: set[Digest]) -> SyncedState:
         """
-        :param gone: bytes that the target's log names, and that somebody has deleted there: they
-            are put back
+        :param gone: bytes that the target's log names, but that were deleted there: they are put
+            back
         """
         done = SyncedState(manifest.object, manifest.state, str(manifest.kind), Action.PRESENT)
         try:
@@ -175,8 +177,8 @@ class Sync:
                         self._move(manifest, digest, staging),
                         staging.path(digest),
                     )
-                # What lies there now is what will be used: it was perhaps there for the sake of
-                # something else, or of another parent.
+                # The file that lies there now will be used. It may be there because of another
+                # state, or of another parent.
                 copied = self._look(manifest, digest, path, extents)
             again = (
                 partial(self._move, manifest, manifest.digest)
@@ -194,10 +196,10 @@ class Sync:
         self, manifest: Manifest, digest: Digest, path: str, sent: tuple[Extent, ...]
     ) -> Manifest:
         """
-        :param path: of the bytes in the target
-        :param sent: where they have data, if that is known; else nothing
-        :returns: the manifest for the target: what its own bytes show
-        :raises UnsafeImage: they are those of an image, and not fit to be used
+        :param path: the path of the bytes in the target
+        :param sent: the extents that hold data, if known; else empty
+        :returns: the manifest for the target: as its own bytes show
+        :raises UnsafeImage: they are those of an image, and not safe to use
         """
         transport = self.target.transport
         if (there := transport.beneath(path)) is None:
@@ -221,8 +223,8 @@ class Sync:
         self, manifest: Manifest, digest: Digest, staging: Staging
     ) -> tuple[int, tuple[Extent, ...]]:
         """
-        :returns: how many bytes were moved, and where the file that was read has data, if only we
-            can write to it; else nothing
+        :returns: how many bytes were moved, and the extents of the file that was read, if only this
+            account can write to it; else none
         """
         self.progress.begin(f"copy {manifest.id}", manifest.size)
         try:
@@ -246,8 +248,8 @@ class Sync:
     @contextmanager
     def _opened(self, manifest: Manifest, digest: Digest) -> Iterator[int]:
         """
-        A descriptor of the bytes on this host: of the file itself, or of a copy that lives as long
-        as the ``with`` block.
+        Open the bytes on this host: the file itself, or a temporary copy that lasts for the
+        ``with`` block.
         """
         path = layout.data(digest)
         if (here := self.origin.transport.beneath(path)) is not None:
@@ -264,7 +266,8 @@ class Sync:
 
     def _look_first(self, manifest: Manifest, digest: Digest, descriptor: int) -> None:
         """
-        Before anything is moved: what is certain to be refused is refused while nothing is there.
+        Check a state before anything is moved: what is certain to be refused is refused while
+        nothing is there yet.
         """
         try:
             self._check_safe(manifest, reader(descriptor), os.fstat(descriptor).st_size, descriptor)
@@ -280,10 +283,10 @@ class Sync:
     ) -> Header | None:
         """
         :param size: how long the file is, in bytes
-        :param descriptor: of the file, if it is on this host: then its clusters are looked at, too.
-            Elsewhere a header must do; each get looks again
+        :param descriptor: of the file, if it is on this host: then its clusters are checked, too.
+            Elsewhere only the header is checked; each get checks again
         :returns: the header of an image
-        :raises UnsafeImage: the bytes are those of an image, and not fit to be used
+        :raises UnsafeImage: the bytes are those of an image, and not safe to use
         """
         if manifest.kind is not Kind.IMAGE:
             return None
@@ -349,7 +352,7 @@ def _derived(
     header: Header | None,
     extents: tuple[Extent, ...],
 ) -> Manifest:
-    """:returns: the manifest of a copy whose bytes have this digest"""
+    """:returns: the manifest of a copy with the given digest"""
     return manifest.derived(
         size=size,
         digest=digest,
@@ -367,7 +370,7 @@ def _is_our_own(descriptor: int) -> bool:
 
 
 def _below(manifest: Manifest) -> set[StateId]:
-    """:returns: what a state stands on, or lists"""
+    """:returns: the states that a state depends on: its parent and its members"""
     parent = (
         {StateId(manifest.object, manifest.parent.state)} if manifest.parent is not None else set()
     )
@@ -385,7 +388,7 @@ def _named(fold: Fold, object: str | None) -> Iterator[Manifest]:
 def in_order(fold: Fold, manifests: Iterable[Manifest]) -> list[Manifest]:
     """
     :param fold: has the manifests
-    :returns: them, each after what backs it, and machine states after their members
+    :returns: the manifests, each after what backs it, and machine states after their members
     """
     return sorted(
         manifests,

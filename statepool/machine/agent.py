@@ -1,9 +1,10 @@
 """
-QEMU's guest agent, as far as we need it: it can make a guest's file systems consistent for the
-moment in which its disks are frozen.
+A client of QEMU's guest agent, which can make a guest's file systems consistent for the moment in
+which its disks are frozen.
 
 Its protocol is in ``docs/interop/qemu-ga-ref`` of QEMU's documentation: lines of JSON. A stale
-answer from before may come first, so each talk begins with a number that the agent has to say.
+answer to an earlier request may come first. So each connection begins with a number that the agent
+has to return.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from statepool.errors import MachineError
 from statepool.machine.monitor import connected
 
 AGENT_TIMEOUT = 10.0
-"""How long the agent may take to answer, in seconds."""
+"""The timeout of an answer of the agent, in seconds."""
 
 
 class GuestAgent:
     """
-    A guest agent.
+    A connection to a guest agent.
 
     :param path: the socket of the channel to it
-    :param timeout: how long it may take to answer, in seconds
-    :raises MachineError: nobody answers
+    :param timeout: the timeout of an answer, in seconds
+    :raises MachineError: no agent answers
     """
 
     def __init__(self, path: Path, *, timeout: float = AGENT_TIMEOUT) -> None:
@@ -45,7 +46,7 @@ class GuestAgent:
             raise
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
     def _synchronise(self) -> None:
@@ -58,8 +59,8 @@ class GuestAgent:
     def execute(self, command: str) -> Any:
         """
         :param command: such as ``guest-fsfreeze-freeze``
-        :returns: what the agent answers
-        :raises MachineError: it refuses, or does not answer
+        :returns: the agent's answer
+        :raises MachineError: the agent refuses, or does not answer
         """
         self._send(command, {})
         answer = self._receive(time.monotonic() + self._timeout)
@@ -83,7 +84,7 @@ class GuestAgent:
             line, newline, rest = self._unread.partition(b"\n")
             if newline:
                 self._unread = rest
-                with contextlib.suppress(ValueError):  # the rest of an answer to somebody before us
+                with contextlib.suppress(ValueError):  # may be the rest of an earlier answer
                     answer = json.loads(line)
                     if isinstance(answer, dict):
                         return answer
@@ -111,11 +112,11 @@ class GuestAgent:
 @contextlib.contextmanager
 def file_systems_frozen(path: Path | None) -> Iterator[bool]:
     """
-    The guest's file systems are consistent on its disks, and nothing is written to them, for as
-    long as a ``with`` block lasts.
+    Freeze the guest's file systems for the length of a ``with`` block: they are consistent on its
+    disks, and nothing is written to them.
 
     :param path: the socket of the channel to the guest agent, if there is one
-    :returns: whether that is so
+    :returns: whether they are frozen
     :raises MachineError: the agent does not answer, or refuses
     """
     if path is None:
@@ -127,6 +128,6 @@ def file_systems_frozen(path: Path | None) -> Iterator[bool]:
             agent.execute("guest-fsfreeze-freeze")
             yield True
         finally:
-            agent.execute("guest-fsfreeze-thaw")  # also after a failure: some may be frozen
+            agent.execute("guest-fsfreeze-thaw")  # after a failure too: some may be frozen
     finally:
         agent.close()

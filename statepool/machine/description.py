@@ -1,5 +1,6 @@
 """
-What a machine of ours is made of: enough to start a QEMU, and nothing that belongs to one run.
+The description of a machine of ours: enough to start a QEMU, without anything that belongs to one
+run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MIB = 1 << 20
 
 
 ACCELERATORS = ("kvm", "tcg", "xen", "qtest")
-"""Those that QEMU has on Linux."""
+"""The accelerators of QEMU on Linux."""
 
 
 def _absolute(images: Mapping[str, os.PathLike[str] | str]) -> dict[str, Path]:
@@ -51,21 +52,21 @@ class MachineConfig:
     :param images: its working images, by the names of the machine's images, in the order in which
         it sees them: QCOW2 files, each as a virtio disk
     :param memory: its RAM, in bytes
-    :param arguments: of QEMU: whatever else it has, such as a kernel, network cards and a serial
-        line
-    :param processors: how many
-    :param machine: its type, as in ``-machine``. A plain name such as ``q35`` means another one
-        with each QEMU; a state with RAM remembers which
+    :param arguments: further arguments of QEMU, for example for a kernel, network cards and a
+        serial line
+    :param processors: the number of its processors
+    :param machine: its type, as in ``-machine``. The meaning of a plain name such as ``q35``
+        depends on the version of QEMU; a state with RAM records the exact type
     :param cpu: its model, as in ``-cpu``; QEMU's own choice if not given
-    :param accelerator: ``kvm``, where guests run with it; ``tcg`` works everywhere, and is slow. As
-        in ``-accel``, with properties of it after commas
+    :param accelerator: ``kvm``, where the host supports it; ``tcg`` works everywhere, and is slow.
+        As in ``-accel``, with its properties after commas
     :param display: as in ``-display``
-    :param terminal: whether it has our terminal as its standard input and output, as for ``-serial
+    :param terminal: whether it uses our terminal as its standard input and output, as for ``-serial
         mon:stdio``
-    :param speaks_aside: whether what it writes to the terminal goes to our standard error, since
-        standard output is for something else
+    :param speaks_aside: whether its terminal output goes to our standard error, since standard
+        output has another use
     :param binary: the program
-    :raises UsageError: no machine can be made of that
+    :raises UsageError: the description is not valid
     """
 
     images: Mapping[str, Path] = field(factory=dict, converter=_absolute)
@@ -102,13 +103,13 @@ class MachineConfig:
         return evolve(self, images=images)
 
     def node(self, image: str) -> str:
-        """:returns: how QEMU calls an image's disk; not every name of ours can be one of QEMU's"""
+        """
+        :returns: the name of an image's disk in QEMU; not every image name is a valid name there
+        """
         return f"disk{list(self.images).index(image)}"
 
     def command(self) -> list[str]:
-        """
-        :returns: the program and its arguments, but for the monitor
-        """
+        """:returns: the program and its arguments, without the monitor"""
         words = [
             self.binary,
             "-nodefaults",

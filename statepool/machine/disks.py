@@ -19,15 +19,15 @@ from statepool.machine.running import RunningMachine
 @frozen
 class Disk:
     """
-    A disk.
+    A disk of a running machine.
 
     :param node: the name of its active block node
-    :param device: where it is plugged in: the id or the QOM path of its device
+    :param device: the id or the QOM path of the device that it is plugged in to
     :param path: the file behind it
-    :param format: of that file: ``qcow2``, ``raw`` ...
+    :param format: the format of that file: ``qcow2``, ``raw`` ...
     :param read_only: whether the guest cannot write to it
-    :param size: of the disk, in bytes
-    :param tags: of its internal snapshots, with the bytes of RAM in each
+    :param size: the size of the disk, in bytes
+    :param tags: the names of its internal snapshots, with the size of the RAM in each, in bytes
     """
 
     node: str
@@ -64,7 +64,10 @@ def _disk(block: dict[str, Any]) -> Disk:
 
 
 def _path(name: str) -> Path:
-    """QEMU describes a node as JSON if its backing file is not the one that its header names."""
+    """
+    Get the path of the file from QEMU's name of a node: it is a JSON text if the backing file is
+    not the one that the header names.
+    """
     if not name.startswith("json:"):
         return Path(name)
     node = json.loads(name.removeprefix("json:"))
@@ -76,7 +79,7 @@ def _path(name: str) -> Path:
 def writable(machine: RunningMachine) -> list[Disk]:
     """
     :returns: the disks that the guest can write to
-    :raises RefusedError: there is none, or one of them cannot have states
+    :raises RefusedError: there is no such disk, or one of them cannot have states
     """
     found = [disk for disk in disks(machine) if not disk.read_only]
     if not found:
@@ -96,9 +99,9 @@ def writable(machine: RunningMachine) -> list[Disk]:
 def disk_of(machine: RunningMachine, path: Path) -> Disk:
     """
     :param path: a working image
-    :returns: the disk of a machine that it is behind
-    :raises NotFound: it is behind none
-    :raises RefusedError: the guest cannot write to it, or it is no QCOW2 image there
+    :returns: the disk of the machine that uses the image
+    :raises NotFound: no disk uses it
+    :raises RefusedError: the guest cannot write to it, or it is not a QCOW2 image there
     """
     for disk in disks(machine):
         if is_same_file(disk.path, path):
@@ -127,4 +130,4 @@ def is_same_file(one: Path, other: Path) -> bool:
     try:
         return os.path.samefile(one, other)
     except OSError:
-        return False  # such as json:{...}, which is no file that we know
+        return False  # for example json:{...}, which is no plain path

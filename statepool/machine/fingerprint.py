@@ -1,9 +1,9 @@
 """
-What can load the RAM of a machine: only a QEMU with the same hardware in it.
+The fingerprint of a machine. Only a QEMU with the same hardware can load the machine's RAM.
 
-QEMU itself notices another amount of RAM and another machine type. It loads RAM into a machine with
-another CPU, or with a device more, without a word, and the guest breaks later. So what a machine is
-made of is remembered with its RAM, and compared before loading.
+QEMU itself detects another amount of RAM and another machine type. But it silently loads RAM into a
+machine with another CPU or an additional device, and the guest fails later. So the hardware of a
+machine is recorded with its RAM, and compared before loading.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ _WORDS = {
     "memory": "the RAM in bytes",
     "devices": "the devices",
 }
-"""The fields, and what they are in words."""
+"""The fields, and their names in words."""
 
 _SEPARATOR = "; "
 
 _PLUGGED_IN = ("/machine/peripheral", "/machine/peripheral-anon")
-"""Where QEMU keeps the devices that it was told of: those with an id, and the others."""
+"""The places of QEMU's added devices: those with an id, and the others."""
 
 
 def fingerprint(machine: RunningMachine) -> dict[str, str]:
     """
-    :returns: what a machine is made of: ``qemu``, ``machine``, ``accelerator``, ``cpu``,
+    :returns: the hardware of a machine: ``qemu``, ``machine``, ``accelerator``, ``cpu``,
         ``processors``, ``memory`` and ``devices``
     :raises MachineError: QEMU has ended
     """
-    # Together: one after the other they would take a tenth of the time that a guest needs to go on.
+    # All commands are sent together: one after the other they would take a tenth of the time that a
+    # guest needs to continue.
     version, processors, kind, kvm, memory, buses, *plugged = machine.monitor.execute_many(
         [
             ("query-version", {}),
@@ -65,21 +66,24 @@ def fingerprint(machine: RunningMachine) -> dict[str, str]:
 
 
 def _cpu(machine: RunningMachine, path: str) -> str:
-    """The model, and a digest of its features: a model can be given more or less of them."""
+    """
+    :returns: the model of a CPU, and a digest of its features, since a model can be given more or
+        fewer of them
+    """
     model = str(machine.execute("qom-get", path=path, property="type"))
     try:
         words = json.dumps(
             machine.execute("qom-get", path=path, property="feature-words"), sort_keys=True
         )
     except CommandFailed:
-        return model  # not an x86 one
+        return model  # not an x86 CPU
     return f"{model} {hashlib.sha256(words.encode()).hexdigest()[:16]}"
 
 
 def _devices(buses: list[dict[str, Any]], plugged: list[list[dict[str, Any]]]) -> list[str]:
     """
-    Every PCI device with its place and its kind, and the types of what was plugged in, wherever it
-    is.
+    :returns: every PCI device with its place and its kind, and the types of all added devices,
+        wherever they are
     """
     found = [device for bus in buses for device in _on_bus(bus["devices"])]
     kinds = [
@@ -105,15 +109,15 @@ def _on_bus(devices: list[dict[str, Any]]) -> list[str]:
 
 def differences(wanted: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
     """
-    :param wanted: of the machine whose RAM it is
-    :param there: of the one that is to load it
-    :returns: what differs, in words; empty if it can be loaded
+    :param wanted: the fingerprint of the machine from which the RAM comes
+    :param there: the fingerprint of the machine that is to load it
+    :returns: the differences, in words; empty if the RAM can be loaded
     """
     found = []
     for name, words in _WORDS.items():
         one, other = wanted.get(name, ""), there.get(name, "")
         if name == "qemu":
-            if one.split(".")[:2] != other.split(".")[:2]:  # its last number changes no format
+            if one.split(".")[:2] != other.split(".")[:2]:  # the last number is no format
                 found.append(f"{words} is {other or 'unknown'}, not {one or 'unknown'}")
         elif name == "devices":
             found += _device_differences(one, other)
@@ -138,10 +142,12 @@ def _device_differences(one: str, other: str) -> list[str]:
 
 def require_same(machine: RunningMachine, wanted: Mapping[str, str], state: str) -> None:
     """
-    :param machine: that is to load RAM
-    :param wanted: the fingerprint of the machine whose RAM it is
+    Require a machine with the same fingerprint.
+
+    :param machine: the machine that is to load RAM
+    :param wanted: the fingerprint of the machine from which the RAM comes
     :param state: for the message
-    :raises Incompatible: they differ
+    :raises Incompatible: the fingerprints differ
     """
     found = differences(wanted, fingerprint(machine))
     if found:

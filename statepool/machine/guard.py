@@ -1,10 +1,10 @@
 """
-Programs that do not outlive us, however we end.
+Programs that end with this process, however it ends.
 
 The kernel ends such a program with the thread that started it (``PR_SET_PDEATHSIG``, by
-util-linux's ``setpriv``). Had we ended before that was arranged, the shell in between finds that
-its parent is another one, and starts nothing. What the program itself has started is not ended by
-that: :func:`watched` looks after a whole group of processes.
+util-linux's ``setpriv``). If this process ended before that was arranged, the shell in between
+finds that it has another parent, and starts nothing. Processes that the program itself has started
+are not ended by that: :func:`watched` handles a whole group of processes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from statepool.errors import MachineError
 from statepool.model.secrets import VARIABLES
 
 _GUARDED = 'if [ "$PPID" = "$0" ]; then exec "$@"; fi'
-"""For the shell: start the program if its parent is still who it should be."""
+"""A shell command: start the program if the parent is still the expected one."""
 
 _WATCHING = 'read -r word || kill -s KILL -- "-$0"'
-"""For the shell: end a group of processes when nobody can say any more that they are done."""
+"""
+A shell command: kill a group of processes when the writer of the pipe has ended without reporting
+that they are done.
+"""
 
 
 def guarded(command: Sequence[str]) -> list[str]:
     """
     :param command: a program and its arguments
-    :returns: what is to be started instead, by a thread that lasts
-    :raises MachineError: what it takes is not installed
+    :returns: the command to start instead, from a thread that lasts
+    :raises MachineError: a program that it needs is not installed
     """
     return without_secrets(
         [
@@ -48,8 +51,8 @@ def guarded(command: Sequence[str]) -> list[str]:
 def without_secrets(command: Sequence[str]) -> list[str]:
     """
     :param command: a program and its arguments
-    :returns: what is to be started instead, so that it does not inherit passwords which our
-        environment has
+    :returns: the command to start instead, so that it does not inherit the passwords of our
+        environment
     """
     return [_found("sh"), "-c", f'unset {" ".join(VARIABLES.values())}; exec "$@"', "sh", *command]
 
@@ -66,7 +69,7 @@ def _found(name: str) -> str:
 @contextlib.contextmanager
 def watched(group: int) -> Iterator[None]:
     """
-    For as long as a ``with`` block lasts, the processes of a group are killed if we are.
+    Kill the processes of a group if this process is killed, for the length of a ``with`` block.
 
     :param group: its id, which must be in use when the block ends
     """

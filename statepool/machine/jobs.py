@@ -1,6 +1,4 @@
-"""
-What takes QEMU a while: jobs.
-"""
+"""Jobs: operations of QEMU that take a while."""
 
 from __future__ import annotations
 
@@ -12,10 +10,10 @@ from statepool.machine.running import RunningMachine, wait_until
 from statepool.model.progress import SILENT, Progress
 
 JOB_TIMEOUT = 600.0
-"""How long a job may take, in seconds."""
+"""The timeout of a job, in seconds."""
 
 _PREFIX = "statepool-"
-"""What our jobs are called by."""
+"""The prefix of our jobs' names."""
 
 
 class JobFailed(MachineError):
@@ -35,14 +33,14 @@ def run_job(
     """
     Run a job to its end.
 
-    :param command: the one that begins it, which takes a ``job-id``
-    :param what: in words, for the progress and the error
-    :param timeout: in seconds; a job that takes longer is cancelled, if QEMU can do that
-    :param progress: told how far it is
-    :param complete: whether it is one that has to be told to end when it is ready
+    :param command: the command that starts the job, which takes a ``job-id``
+    :param what: its description, for the progress and the error
+    :param timeout: in seconds; a job that takes longer is cancelled if QEMU can do so
+    :param progress: told of its progress
+    :param complete: whether the job has to be told to complete when it is ready
     :param arguments: of the command
-    :raises JobFailed: it failed
-    :raises MachineError: it took too long, or QEMU has ended
+    :raises JobFailed: the job failed
+    :raises MachineError: the job took too long, or QEMU has ended
     """
     forget_jobs(machine)
     name = _PREFIX + secrets.token_hex(8)
@@ -64,7 +62,9 @@ def run_job(
 
 
 def forget_jobs(machine: RunningMachine) -> None:
-    """Dismiss those jobs of ours whose end nobody waited for: whoever began them was killed."""
+    """
+    Dismiss those jobs of ours that a killed process started: no process has waited for their end.
+    """
     for job in machine.execute("query-jobs"):
         if job["id"].startswith(_PREFIX) and job["status"] == "concluded":
             machine.execute("job-dismiss", id=job["id"])

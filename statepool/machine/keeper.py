@@ -1,9 +1,9 @@
 """
-Makes a machine that is not ours run again if we are killed while we have stopped it.
+A keeper: lets a machine that is not ours run again if the process that has stopped it is killed.
 
-A program of its own, which needs nothing but Python: it reads on its standard input whether the
-machine is in our hands (``1``) or not (``0``), and waits for our end. Only then it speaks to the
-machine's monitor.
+The keeper is a program of its own, which needs nothing but Python. It reads on its standard input
+whether the machine is in our hands (``1``) or not (``0``), and waits for the end of its parent.
+Only then does it connect to the machine's monitor.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 60.0
-"""How long it tries, in seconds: another program may be using the monitor."""
+"""The time for which it retries, in seconds: another program may be using the monitor."""
 
 _PAUSE = 0.05
 
 _OURS = frozenset({"paused", "postmigrate", "restore-vm", "save-vm", "finish-migrate"})
-"""What we can have stopped a machine in."""
+"""The run states in which our process can have stopped a machine."""
 
 
 def main(path: Path, parent: int) -> int:
@@ -43,13 +43,17 @@ def main(path: Path, parent: int) -> int:
         except (FileNotFoundError, ConnectionRefusedError):
             return 0  # the machine has ended, too
         except (OSError, ValueError):
-            pass  # another program has the monitor, or the machine is just ending: look again
+            pass  # another program uses the monitor, or the machine is just ending: retry
         time.sleep(_PAUSE)
     return 1
 
 
 def _in_our_hands(parent: int) -> bool:
-    """Wait for the end of the parent. :returns: whether it had stopped the machine"""
+    """
+    Wait for the end of the parent.
+
+    :returns: whether it had stopped the machine
+    """
     try:
         process = os.pidfd_open(parent)
     except ProcessLookupError:
@@ -92,7 +96,7 @@ def _is_running_again(path: Path) -> bool:
 
 
 def _ask(lines: BufferedRWPair, command: str) -> Any:
-    """:returns: the whole answer; events are passed over"""
+    """:returns: the whole answer; events are skipped"""
     lines.write(json.dumps({"execute": command}).encode() + b"\n")
     lines.flush()
     while True:

@@ -1,9 +1,8 @@
 """
-The one event loop, in a thread of its own, that serves all monitors of this process.
+The only event loop, in a thread of its own, that serves all monitors of this process.
 
-It is there as long as somebody uses it. QEMU processes are started by its thread, too: the kernel
-ends them with the thread that started them, so that must not be one of the caller's, which may be
-over sooner.
+It exists as long as it has users. Its thread also starts QEMU processes: the kernel ends them with
+the thread that started them, so that must not be a thread of the caller, which may end sooner.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ T = TypeVar("T")
 
 
 class Loop:
-    """The event loop of this process. After a fork the child makes one of its own."""
+    """The event loop of this process. After a fork, the child makes its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,7 +33,7 @@ class Loop:
         self._thread: threading.Thread | None = None
 
     def acquire(self) -> None:
-        """Somebody needs the loop."""
+        """Register a user of the loop."""
         with self._lock:
             if self._pid != os.getpid():
                 self._reset()
@@ -43,10 +42,10 @@ class Loop:
             self._users += 1
 
     def release(self) -> None:
-        """Somebody does not need it any more; the last one ends its thread."""
+        """Unregister a user of the loop; the last one ends its thread."""
         with self._lock:
             if self._pid != os.getpid():
-                return  # it was the parent's
+                return  # the loop belonged to the parent process
             self._users -= 1
             if self._users == 0:
                 self._stop()
@@ -69,8 +68,8 @@ class Loop:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """
-        :param work: runs in the loop
-        :returns: what it comes to; an interruption of the caller cancels it
+        :param work: the coroutine to run in the loop
+        :returns: its result; an interruption of the caller cancels it
         :raises MachineError: this process is a child of the one that opened the machine
         """
         if self._loop is None or self._pid != os.getpid():
@@ -88,7 +87,7 @@ class Loop:
             raise
 
     def call(self, function: Callable[[], T]) -> T:
-        """:returns: what a function comes to that the loop's thread calls; it must be quick"""
+        """:returns: the result of a function that the loop's thread calls; it must be quick"""
 
         async def called() -> T:
             return function()
@@ -103,4 +102,4 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 
 LOOP = Loop()
-"""That of this process."""
+"""The loop of this process."""

@@ -1,5 +1,5 @@
 """
-QEMU's monitor (QMP), for callers that wait.
+A synchronous client of QEMU's monitor (QMP).
 
 Names of commands, arguments and answers are those of QEMU: ``docs/interop/qemu-qmp-ref`` of its
 documentation.
@@ -23,15 +23,15 @@ from statepool.machine.loop import LOOP
 
 CONNECT_TIMEOUT = 10.0
 """
-How long a monitor may take to greet us, in seconds. QEMU greets at once, unless another program is
+The timeout of a monitor's greeting, in seconds. QEMU greets at once, unless another program is
 using the monitor.
 """
 
 COMMAND_TIMEOUT = 60.0
-"""How long a command may take, in seconds. Those that take long are jobs, and answer at once."""
+"""The timeout of a command, in seconds. Commands that take long are jobs, and answer at once."""
 
-# What goes wrong is told by our errors; without a handler of its own Python would print the
-# library's log on standard error.
+# Errors are reported by our own exceptions. Without a handler, Python would print the library's log
+# on standard error.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 
@@ -49,13 +49,13 @@ class CommandFailed(MachineError):
 
 class Monitor:
     """
-    A connection to a monitor. QEMU serves one at a time; it can be used by several threads.
+    A connection to a monitor. QEMU serves one connection at a time; several threads can use it.
 
     :param connection: a socket of QEMU's
-    :param name: what the machine is called in messages
-    :param timeout: how long QEMU may take to greet us, in seconds
-    :raises InUse: it does not
-    :raises MachineError: it is no monitor
+    :param name: the name of the machine in messages
+    :param timeout: the timeout of QEMU's greeting, in seconds
+    :raises InUse: QEMU does not greet in time
+    :raises MachineError: the peer is not a monitor
     """
 
     def __init__(
@@ -76,21 +76,21 @@ class Monitor:
     def connect(cls, path: os.PathLike[str] | str, *, timeout: float = CONNECT_TIMEOUT) -> Monitor:
         """
         :param path: the socket of a running QEMU, as in ``-qmp unix:PATH,server=on,wait=off``
-        :param timeout: how long QEMU may take to greet us, in seconds
+        :param timeout: the timeout of QEMU's greeting, in seconds
         :raises NotFound: there is no such socket
-        :raises InUse: it does not greet us: another program is using the monitor
-        :raises MachineError: nobody listens there, or somebody else than QEMU
+        :raises InUse: QEMU does not greet in time: another program is using the monitor
+        :raises MachineError: no process listens there, or one that is not QEMU
         """
         return cls(connected(Path(path)), f"the machine at {path}", timeout=timeout)
 
     @property
     def is_open(self) -> bool:
-        """Whether it has not been closed; QEMU may have ended all the same."""
+        """Whether the connection has not been closed here; QEMU may have ended nevertheless."""
         return self._is_open
 
     @property
     def is_connected(self) -> bool:
-        """Whether it is open, and QEMU has not hung up as far as we have heard."""
+        """Whether the connection is open, and no hang-up of QEMU was received."""
         return self._is_open and self._client.runstate is Runstate.RUNNING
 
     def _require_open(self) -> None:
@@ -108,7 +108,7 @@ class Monitor:
         :param command: such as ``query-status``
         :param arguments: of the command
         :param timeout: in seconds
-        :returns: what QEMU answers
+        :returns: QEMU's answer
         :raises CommandFailed: QEMU refused
         :raises MachineError: QEMU has ended, or does not answer, or the monitor was closed
         """
@@ -119,10 +119,10 @@ class Monitor:
         self, commands: Sequence[tuple[str, Mapping[str, Any]]], *, timeout: float = COMMAND_TIMEOUT
     ) -> list[Any]:
         """
-        As :meth:`execute`, of several commands without waiting in between.
+        Execute several commands, as :meth:`execute` does, without waiting in between.
 
-        :param commands: with their arguments
-        :returns: what QEMU answers to each
+        :param commands: the commands with their arguments
+        :returns: QEMU's answer to each
         """
         self._require_open()
         return LOOP.run(_executed_all(self._client, self.name, commands, timeout))
@@ -131,7 +131,7 @@ class Monitor:
         """
         Give QEMU a descriptor of ours, which stays open here.
 
-        :param label: how later commands call it, as in ``fd:LABEL``
+        :param label: its name in later commands, as in ``fd:LABEL``
         """
 
         def send() -> None:
@@ -146,7 +146,8 @@ class Monitor:
 
     def close(self) -> None:
         """
-        Hang up. The machine goes on. A process that was forked from us leaves the connection alone.
+        Close the connection. The machine continues to run. In a process that was forked from this
+        one, nothing is done.
         """
         if not self._is_open or self._owner != os.getpid():
             return
@@ -159,10 +160,10 @@ class Monitor:
 
 def connected(path: Path) -> socket.socket:
     """
-    :param path: a socket in the file system; longer ones than the kernel takes are reached by their
-        directory
-    :raises NotFound: there is none
-    :raises MachineError: nobody listens there
+    :param path: a socket in the file system; a path that is too long for the kernel is reached by
+        its directory
+    :raises NotFound: there is no such socket
+    :raises MachineError: no process listens there
     """
     connection = socket.socket(socket.AF_UNIX)
     try:
@@ -235,4 +236,4 @@ async def _disconnected(client: QMPClient) -> None:
     try:
         await client.disconnect()
     except (QMPError, OSError, EOFError):
-        pass  # QEMU was first
+        pass  # QEMU closed it first

@@ -1,6 +1,6 @@
 """
-A QEMU process of our own. It does not outlive us, however we end: it is started by the thread of
-our event loop, and ended with that.
+A QEMU process of our own. It ends with this process, however that ends: the thread of our event
+loop starts it, and the kernel ends it with that thread.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from statepool.machine.guard import guarded
 from statepool.machine.loop import LOOP
 
 KILL_TIMEOUT = 10.0
-"""How long the kernel may take to end a process, in seconds."""
+"""The timeout for the kernel to end a process, in seconds."""
 
 _TAIL = 4096
-"""Bytes of what QEMU said last that are looked at."""
+"""Bytes at the end of QEMU's output that are searched for its error."""
 
 
 class Process:
     """
-    A QEMU that runs.
+    A running QEMU.
 
     :param command: the program and its arguments
-    :param label: what the machine is called in messages
-    :param interactive: it has our terminal, for its standard input and output
-    :param aside: what it writes there goes to our standard error
+    :param label: the name of the machine in messages
+    :param interactive: whether it uses our terminal for its standard input and output
+    :param aside: whether its terminal output goes to our standard error
     :raises MachineError: it cannot be started
     """
 
@@ -64,13 +64,13 @@ class Process:
     @property
     def is_alive(self) -> bool:
         """
-        Whether it has not ended, as far as this process can tell: one that was forked from us
-        cannot.
+        Whether the process has not ended, as far as this process can tell: a process forked from
+        this one cannot tell.
         """
         return self._owner != os.getpid() or self._process.poll() is None
 
     def said(self) -> str:
-        """:returns: what it said last on its standard error, or how it ended"""
+        """:returns: the end of its standard error output, or how it ended"""
         size = os.fstat(self._log.number).st_size
         text = os.pread(self._log.number, _TAIL, max(0, size - _TAIL)).decode(errors="replace")
         if text.strip():
@@ -86,7 +86,7 @@ class Process:
 
     def wait(self, timeout: float | None = None) -> bool:
         """
-        :param timeout: in seconds; as long as it takes if not given
+        :param timeout: in seconds; no limit if not given
         :returns: whether it has ended
         """
         if self._owner != os.getpid():
@@ -99,8 +99,8 @@ class Process:
 
     def end(self) -> None:
         """
-        Kill it, if it has not ended, and forget it. A process that was forked from us leaves it
-        alone.
+        Kill the process, if it has not ended, and forget it. In a process that was forked from this
+        one, nothing is done.
         """
         if self._log.number < 0:
             return
@@ -113,8 +113,8 @@ class Process:
 
 def _complaint(text: str, program: str) -> str:
     """
-    :returns: the last line that begins with its name, as QEMU's errors do, and the advice after
-        them does not; the last one if none does
+    :returns: the last line that begins with the program's name, as QEMU's errors do but not the
+        advice that follows them; the last line if there is none
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ours = [line.removeprefix(f"{program}: ") for line in lines if line.startswith(f"{program}: ")]

@@ -1,6 +1,6 @@
 """
-RAM of a machine to and from a file, as QEMU's migration stream through a descriptor of ours: QEMU
-opens no file of its own.
+Move the RAM of a machine to and from a file, as QEMU's migration stream through a descriptor of
+ours: QEMU opens no file itself.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from statepool.errors import IntegrityError, MachineError, NoSpace, RefusedError
 from statepool.machine.running import RunningMachine, wait_until
 
 RAM_TIMEOUT = 600.0
-"""How long it may take to write or read the RAM of a machine, in seconds."""
+"""The timeout for writing or reading the RAM of a machine, in seconds."""
 
 _BANDWIDTH = 1 << 40
-"""What QEMU may write in a second, in bytes: as fast as it can. By itself it takes 128 MiB."""
+"""
+The bandwidth limit for QEMU, in bytes per second: so high that it has no effect. QEMU's default is
+128 MiB.
+"""
 
 _LOOK = 0.004
-"""Seconds between two looks whether RAM has been moved: a guest is waiting."""
+"""Seconds between two checks whether the RAM has been moved: a guest is waiting."""
 
 _OVER = frozenset({"completed", "failed", "cancelled"})
 
 
 def prepare_ram(machine: RunningMachine, descriptor: int) -> str:
     """
-    Get ready to write the RAM of a machine, while it may still run.
+    Prepare to write the RAM of a machine, while it may still run.
 
-    :param descriptor: where to; of a file
-    :returns: what QEMU calls it
+    :param descriptor: of the file to write
+    :returns: its name in QEMU
     """
     machine.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH)
     label = "statepool-" + secrets.token_hex(4)
@@ -45,12 +48,12 @@ def save_ram(
     timeout: float = RAM_TIMEOUT,
 ) -> None:
     """
-    Write the RAM of a machine that stands still; it does so afterwards, too.
+    Write the RAM of a paused machine; it stays paused.
 
-    :param descriptor: where to; of a file
-    :param label: what :func:`prepare_ram` gave, if that was done before
+    :param descriptor: of the file to write
+    :param label: the result of :func:`prepare_ram`, if that was called before
     :param timeout: in seconds
-    :raises NoSpace: there is no room for it
+    :raises NoSpace: there is no room for the RAM
     :raises MachineError: QEMU failed
     """
     label = label or prepare_ram(machine, descriptor)
@@ -58,18 +61,19 @@ def save_ram(
         machine.execute("migrate", uri=f"fd:{label}")
         _await_end(machine, timeout)
     except MachineError as error:
-        with contextlib.suppress(MachineError):  # it is known to have failed
+        with contextlib.suppress(MachineError):  # QEMU is known to have failed
             machine.execute("migrate_cancel")
         raise _explained(error, descriptor) from error
 
 
 def load_ram(machine: RunningMachine, descriptor: int, *, timeout: float = RAM_TIMEOUT) -> None:
     """
-    Give RAM to a machine that waits for it (``-incoming defer``). It stands still afterwards.
+    Load RAM into a machine that waits for it (``-incoming defer``). The machine is paused
+    afterwards.
 
-    :param descriptor: where from; a file or a pipe
+    :param descriptor: of the file or pipe to read
     :param timeout: in seconds
-    :raises RefusedError: it does not wait for RAM
+    :raises RefusedError: the machine does not wait for RAM
     :raises IntegrityError: QEMU could not load it, and has ended
     """
     status = machine.status()
@@ -109,7 +113,7 @@ def _await_end(machine: RunningMachine, timeout: float) -> None:
 
 
 def _explained(error: MachineError, descriptor: int) -> MachineError | NoSpace:
-    """:returns: the error, or what it comes from: QEMU says no more than that writing failed"""
+    """:returns: the error, or its cause: QEMU only says that writing failed"""
     found = os.fstatvfs(descriptor)
     available = found.f_bavail * found.f_frsize
     if "space" in error.message or available < 1 << 20:

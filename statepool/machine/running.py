@@ -1,6 +1,4 @@
-"""
-A machine that runs: one that somebody else started, or a QEMU of our own.
-"""
+"""A running machine: one that another program started, or a QEMU of our own."""
 
 from __future__ import annotations
 
@@ -22,27 +20,27 @@ from statepool.machine.monitor import CONNECT_TIMEOUT, Monitor
 from statepool.machine.process import Process
 
 START_TIMEOUT = 60.0
-"""How long a QEMU that we start may take until it greets us, in seconds."""
+"""The timeout for the greeting of a QEMU that we start, in seconds."""
 
 QUIT_TIMEOUT = 10.0
-"""How long QEMU may take to end when it is asked to, in seconds; then it is killed."""
+"""The timeout for QEMU to end when asked to, in seconds; then it is killed."""
 
 _AT_REST = frozenset({"paused", "prelaunch"})
 """
-Run states in which a machine stands still, and has its disks: after a migration it has not, and
-QEMU ends if one does something with them.
+The run states in which a machine is paused and has its disks. After a migration it does not have
+them, and QEMU ends on an operation with them.
 """
 
 
 class RunningMachine:
     """
-    A machine that runs, as its monitor shows it. Close it when you are done: one that is not ours
-    goes on, ours ends.
+    A running machine, as its monitor shows it. Close it when you are done: then a machine of ours
+    ends, and another one continues to run.
 
-    :param monitor: of the machine
+    :param monitor: the machine's monitor
     :param path: the socket of the monitor, if the machine is not ours
     :param process: the QEMU, if it is ours
-    :param config: what it was started from, if it is ours
+    :param config: the description from which it was started, if it is ours
     """
 
     def __init__(
@@ -64,21 +62,21 @@ class RunningMachine:
         """
         :param path: the socket of a running QEMU's monitor, as in ``-qmp
             unix:PATH,server=on,wait=off``
-        :param timeout: how long it may take to greet us, in seconds
+        :param timeout: the timeout of its greeting, in seconds
         :raises NotFound: there is no such socket
         :raises InUse: another program is using the monitor
-        :raises MachineError: nobody listens there, or somebody else than QEMU
+        :raises MachineError: no process listens there, or one that is not QEMU
         """
         return cls(Monitor.connect(path, timeout=timeout), path=Path(os.path.abspath(path)))
 
     @classmethod
     def start(cls, config: MachineConfig, *, arguments: Sequence[str] = ()) -> Self:
         """
-        Start a QEMU. It ends with this process, however that ends, and with :meth:`close`.
+        Start a QEMU. It ends with this process, however that ends, or with :meth:`close`.
 
-        :param config: what it is made of
-        :param arguments: further ones, for this run only
-        :raises MachineError: it does not start; the message has what QEMU said
+        :param config: the description of the machine
+        :param arguments: further arguments, for this run only
+        :raises MachineError: QEMU does not start; the message has its output
         """
         label = (
             " ".join(["the machine on", *map(str, config.images.values())])
@@ -119,7 +117,7 @@ class RunningMachine:
         return self.monitor.name
 
     def close(self) -> None:
-        """Let a machine go that is not ours; end one that is."""
+        """Release a machine that is not ours; end one that is."""
         try:
             if self._process is not None and self._process.is_alive and self.monitor.is_open:
                 self._quit(self._process)
@@ -131,11 +129,11 @@ class RunningMachine:
 
     def restart(self, *, arguments: Sequence[str] = ()) -> None:
         """
-        End a QEMU that is ours, at once, and start another one in its place.
+        End a QEMU that is ours, at once, and start a new one in its place.
 
-        :param arguments: further ones, for this run only
-        :raises RefusedError: it is not ours
-        :raises MachineError: it does not start
+        :param arguments: further arguments, for this run only
+        :raises RefusedError: the machine is not ours
+        :raises MachineError: the new QEMU does not start
         """
         if self.config is None:
             raise RefusedError(
@@ -147,7 +145,7 @@ class RunningMachine:
         self.monitor, self._process = other.monitor, other._process
 
     def _quit(self, process: Process) -> None:
-        # it may be ending already; if it does not, it is killed
+        # QEMU may be ending already; if it does not end, it is killed
         with contextlib.suppress(MachineError):
             self.monitor.execute("quit", timeout=QUIT_TIMEOUT)
             process.wait(QUIT_TIMEOUT)
@@ -156,7 +154,7 @@ class RunningMachine:
 
     @property
     def is_ours(self) -> bool:
-        """Whether we started it."""
+        """Whether this process started it."""
         return self._process is not None
 
     @property
@@ -166,17 +164,18 @@ class RunningMachine:
 
     def wait(self, timeout: float | None = None) -> bool:
         """
-        Wait for the end of a QEMU that is ours, as when the guest powers itself off.
+        Wait for the end of a QEMU that is ours, for example when the guest powers itself off.
 
-        :param timeout: in seconds; as long as it takes if not given
+        :param timeout: in seconds; no limit if not given
         :returns: whether it has ended
         """
         return self._process is None or self._process.wait(timeout)
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """
-        :param command: of QEMU's monitor; its arguments are those of QEMU, with ``_`` for ``-``
-        :returns: what QEMU answers
+        :param command: a command of QEMU's monitor; its arguments are those of QEMU, with ``_`` for
+            ``-``
+        :returns: QEMU's answer
         :raises CommandFailed: QEMU refused
         :raises MachineError: QEMU has ended, does not answer, or was closed
         """
@@ -193,7 +192,7 @@ class RunningMachine:
             raise self._told(error) from error
 
     def _told(self, error: MachineError) -> MachineError:
-        """:returns: an error, with what QEMU said if it has ended"""
+        """:returns: the error, with QEMU's output if it has ended"""
         if (
             self._process is not None
             and self.monitor.is_open
@@ -208,9 +207,7 @@ class RunningMachine:
 
     @property
     def is_running(self) -> bool:
-        """
-        Whether the guest's time passes: not any more where the machine has ended, or was closed.
-        """
+        """Whether the guest is running; False if the machine has ended or was closed."""
         try:
             return self.status() == "running"
         except MachineError:
@@ -225,17 +222,17 @@ class RunningMachine:
         )
 
     def pause(self) -> None:
-        """Stop the guest's time."""
+        """Pause the guest."""
         self.execute("stop")
 
     def resume(self) -> None:
-        """Let the guest's time go on."""
+        """Let the guest continue."""
         self.execute("cont")
 
     def require_settled(self) -> bool:
         """
-        :returns: whether it is running, and not standing still
-        :raises RefusedError: it is doing neither
+        :returns: True if the machine is running, False if it is paused
+        :raises RefusedError: it is neither running nor paused
         """
         status = self.status()
         if status == "running":
@@ -251,9 +248,9 @@ class RunningMachine:
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
         """
-        For as long as a ``with`` block lasts, we may stop the machine. Afterwards it is in the run
-        state that it was in before, whatever happened: also if we are killed, unless it is ours and
-        ends with us.
+        Allow this process to stop the machine, for the length of a ``with`` block. Afterwards the
+        machine is again in its earlier run state, even if this process was killed, unless the
+        machine is ours and ends with this process.
 
         :returns: whether it was running
         :raises RefusedError: it is neither running nor paused
@@ -264,7 +261,7 @@ class RunningMachine:
         try:
             yield running
         except BaseException:
-            # the first error says more: QEMU has ended, say
+            # the first error says more: for example, QEMU has ended
             with contextlib.suppress(MachineError):
                 self._restore(running)
             raise
@@ -277,8 +274,8 @@ class RunningMachine:
     def _restore(self, running: bool) -> None:
         status = self.status()
         if not running and status == "postmigrate":
-            # It gets its disks back only by running: for a moment, after what the moment before was
-            # saved.
+            # It gets its disks back only by running. So it runs for a moment, after the earlier
+            # moment was saved.
             self.execute("cont")
             status = self.status()
         if running != (status == "running"):
@@ -327,10 +324,10 @@ class RunningMachine:
 
 def wait_until(done: Any, *, timeout: float, first: float = 0.001, most: float = 0.02) -> bool:
     """
-    :param done: called again and again, until it is true
+    :param done: called repeatedly until it returns a true value
     :param timeout: in seconds
-    :param first: seconds until the second call; twice as many until the next
-    :param most: of these
+    :param first: seconds until the second call; the pause doubles for each further call
+    :param most: the longest pause, in seconds
     :returns: whether it was true in time
     """
     end = time.monotonic() + timeout

@@ -1,6 +1,5 @@
 """
-Internal snapshots of a running machine: RAM and all writable disks, inside of the QCOW2 images
-themselves.
+Internal snapshots of a running machine: its RAM and all writable disks, inside the QCOW2 images.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from statepool.model.progress import SILENT, Progress
 
 def snapshots(machine: RunningMachine) -> dict[str, int]:
     """
-    :returns: the snapshots that all writable disks have, with the bytes of RAM in each
+    :returns: the snapshots that all writable disks have, with the size of the RAM in each, in bytes
     :raises RefusedError: a writable disk cannot have snapshots
     """
     found = [disk.tags for disk in writable(machine)]
@@ -32,10 +31,10 @@ def _where(machine: RunningMachine) -> tuple[str, list[str]]:
 
 def save_snapshot(machine: RunningMachine, tag: str, *, progress: Progress = SILENT) -> None:
     """
-    The machine stands still meanwhile, and goes on.
+    Save a snapshot. The machine is paused meanwhile, and then continues.
 
     :param tag: the name of the snapshot
-    :raises Conflict: a disk has one of this name
+    :raises Conflict: a disk has a snapshot of this name
     :raises RefusedError: a writable disk cannot have snapshots
     :raises MachineError: QEMU failed
     """
@@ -61,11 +60,11 @@ def save_snapshot(machine: RunningMachine, tag: str, *, progress: Progress = SIL
 
 def load_snapshot(machine: RunningMachine, tag: str, *, progress: Progress = SILENT) -> None:
     """
-    Everything is again as it was; the machine runs if it ran before this, and stands still if it
-    did not.
+    Restore a snapshot. Afterwards the machine runs if it ran before, and is paused if it was
+    paused.
 
     :param tag: the name of the snapshot
-    :raises NotFound: there is none of this name, or not on all disks
+    :raises NotFound: no snapshot has this name, or not all disks have it
     :raises MachineError: QEMU failed
     """
     _require(machine, tag)
@@ -84,8 +83,10 @@ def load_snapshot(machine: RunningMachine, tag: str, *, progress: Progress = SIL
 
 def delete_snapshot(machine: RunningMachine, tag: str, *, progress: Progress = SILENT) -> None:
     """
+    Delete a snapshot.
+
     :param tag: the name of the snapshot
-    :raises NotFound: no disk has one of this name
+    :raises NotFound: no disk has a snapshot of this name
     :raises MachineError: QEMU failed
     """
     nodes = [disk.node for disk in writable(machine) if tag in disk.tags]

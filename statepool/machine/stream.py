@@ -1,6 +1,4 @@
-"""
-RAM in a file, compressed with zstd, while QEMU writes and reads it as it is.
-"""
+"""Keep RAM in a file compressed with zstd, while QEMU writes and reads it uncompressed."""
 
 from __future__ import annotations
 
@@ -15,10 +13,10 @@ from statepool.errors import IntegrityError
 from statepool.model.progress import SILENT, Progress
 
 ZSTD = "zstd"
-"""How the compression is called in a fingerprint."""
+"""The name of the compression in a fingerprint."""
 
 _LEVEL = 1
-"""Of zstd: higher ones take longer than they save, for what is read once or twice."""
+"""The zstd level: for data that is read once or twice, higher levels take longer than they save."""
 
 _BLOCK = 1 << 20
 
@@ -28,7 +26,7 @@ def compress(source: Path, target: Path, *, progress: Progress = SILENT) -> None
     :param source: a file
     :param target: the compressed file to make
     """
-    import zstandard  # when RAM is compressed: few need it
+    import zstandard  # only here: seldom needed
 
     progress.begin(f"compress {source.name}", source.stat().st_size)
     try:
@@ -47,11 +45,12 @@ def compress(source: Path, target: Path, *, progress: Progress = SILENT) -> None
 @contextlib.contextmanager
 def readable(path: Path, compression: str) -> Iterator[int]:
     """
-    A file as QEMU wants to read it.
+    Open a file so that QEMU can read it uncompressed.
 
-    :param compression: how it is compressed: ``zstd``, or nothing
-    :returns: a descriptor: of the file, or of a pipe with what is in it
-    :raises IntegrityError: it is compressed in a way that we do not know, or not as it should be
+    :param path: the file
+    :param compression: its compression: ``zstd``, or empty for none
+    :returns: a descriptor of the file, or of a pipe with the decompressed content
+    :raises IntegrityError: the compression is unknown, or the file is damaged
     """
     if compression not in ("", ZSTD):
         raise IntegrityError(
@@ -76,7 +75,7 @@ def readable(path: Path, compression: str) -> Iterator[int]:
 
 
 class _Decompression:
-    """A thread that decompresses into a pipe, until its reader has enough."""
+    """A thread that decompresses into a pipe, until its reader closes the pipe."""
 
     def __init__(self, source: int) -> None:
         self.descriptor, self._writer = os.pipe()
@@ -93,7 +92,7 @@ class _Decompression:
         self.close()
 
     def close(self) -> None:
-        """Whoever reads has enough."""
+        """Stop: the reader needs no more."""
         if self._is_open:
             self._is_open = False
             os.close(self.descriptor)
@@ -109,6 +108,6 @@ class _Decompression:
             ):
                 zstandard.ZstdDecompressor().copy_stream(file, pipe, write_size=_BLOCK)
         except BrokenPipeError:
-            pass  # its reader has what it wants
+            pass  # the reader has closed the pipe
         except zstandard.ZstdError as error:
             self.failed = error

@@ -1,4 +1,4 @@
-"""The walk from a state down to its root, by headers alone."""
+"""Walk from a state down to its root, by headers alone."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from statepool.qcow2.files import refusal
 from statepool.qcow2.header import Header, Read
 
 DEFAULT_MAX_DEPTH = 256
-"""Longest chain that is accepted, in states."""
+"""The longest chain that is accepted, in states."""
 
 OpenImage = Callable[[str], tuple[Read, int]]
 """
-Gives what reads the image of a state, and its length in bytes. Raises MissingFile or NotFound if
-there is none.
+A function that returns the reader of a state's image, and its length in bytes. It raises
+MissingFile or NotFound if there is no image.
 """
 
 CheckMore = Callable[[str, Header], None]
 """
-Looks at the header of a state which has passed all checks that need no more than it. Raises
-UnsafeImage.
+A function that checks the header of a state further, after all checks that need only the header. It
+raises UnsafeImage.
 """
 
 
@@ -33,7 +33,7 @@ class Link:
     One state of a chain.
 
     :param state: its name
-    :param header: of its image
+    :param header: the header of its image
     """
 
     state: str
@@ -54,14 +54,14 @@ def walk(
     Check every image of a chain, each before the next one is looked for.
 
     :param tip: the name of the state to begin with
-    :param open_image: what opens the image of a state; it keeps what it opened, and closes it after
-        the walk
-    :param max_depth: longest chain that is accepted, in states
-    :param what: whose states these are, such as ``vm1/disk``, for messages
-    :param backing: what backing names may be
-    :param checked: headers that have passed, by their states: they are not read again, and those
+    :param open_image: the function that opens the image of a state; its owner closes the images
+        after the walk
+    :param max_depth: the longest chain that is accepted, in states
+    :param what: the object of the states, such as ``vm1/disk``, for messages
+    :param backing: the permitted kind of backing names
+    :param checked: headers that have passed, by their states: they are not read again, and headers
         that pass now are added
-    :param check_more: what else an image has to pass before the next one is looked for
+    :param check_more: a further check of each image before the next one is looked for
     :returns: the chain, tip first
     :raises UnsafeImage: an image does not pass a check, or the chain does not: ``loop``, ``depth``,
         ``missing-parent``

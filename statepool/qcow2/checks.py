@@ -1,11 +1,11 @@
 """
-The named safety checks: what an image must not be before anything but our own header reader opens
-it.
+The named safety checks: what is refused before any program other than our own header reader opens
+an image.
 
-Each check is a function with one reason, its docstring; :data:`CHECKS` has all of them under the
-names that :attr:`statepool.errors.UnsafeImage.check` gives. ``qemu-img`` is no such check: it
-accepts most of what is refused here, and some of it makes it open files, connect to hosts, hang or
-crash.
+Each check is a function, and its docstring is the reason for it; :data:`CHECKS` has all of them
+under the names that :attr:`statepool.errors.UnsafeImage.check` gives. ``qemu-img`` is not a
+substitute: it accepts most of what is refused here, and some of this makes it open files, connect
+to hosts, hang or crash.
 """
 
 from __future__ import annotations
@@ -33,42 +33,42 @@ from statepool.qcow2.header import (
 )
 
 SUFFIX = ".qcow2"
-"""How the file of a state ends."""
+"""The suffix of a state's file."""
 
 DIRTY, CORRUPT, DATA_FILE, COMPRESSION, EXTENDED_L2 = (1 << bit for bit in range(5))
 """Incompatible feature bits."""
 
 MAX_L1_BYTES = 32 << 20
-"""Longest L1 table that QEMU opens (``QCOW_MAX_L1_SIZE``)."""
+"""The longest L1 table that QEMU opens (``QCOW_MAX_L1_SIZE``), in bytes."""
 
 MAX_REFCOUNT_TABLE_BYTES = 8 << 20
-"""Longest refcount table that QEMU opens (``QCOW_MAX_REFTABLE_SIZE``)."""
+"""The longest refcount table that QEMU opens (``QCOW_MAX_REFTABLE_SIZE``), in bytes."""
 
 MAX_BITMAP_DIRECTORY_BYTES = 65535 << 10
-"""Longest bitmap directory that QEMU opens (``QCOW2_MAX_BITMAP_DIRECTORY_SIZE``)."""
+"""The longest bitmap directory that QEMU opens (``QCOW2_MAX_BITMAP_DIRECTORY_SIZE``), in bytes."""
 
 MAX_SNAPSHOTS = 65536
-"""Most internal snapshots that QEMU opens (``QCOW_MAX_SNAPSHOTS``)."""
+"""The largest number of internal snapshots that QEMU opens (``QCOW_MAX_SNAPSHOTS``)."""
 
 _SNAPSHOT_BYTES = 40
 _MIN_EXTENDED_L2_CLUSTER_BITS = 14
 
 
 class Backing(enum.Enum):
-    """What the backing name of an image may be."""
+    """The permitted kinds of backing names."""
 
     SIBLING = "sibling"
     """A plain sibling name, as in a pool: ``install.qcow2``."""
     UNMANAGED = "unmanaged"
     """A plain sibling name, or an absolute path that ends in one: the directory is ignored."""
     WORKING = "working"
-    """Any absolute path; who asks looks where it leads."""
+    """Any absolute path; the caller checks where it leads."""
     NONE = "none"
-    """None at all."""
+    """No backing name."""
 
 
 Check = Callable[[Header], str | None]
-"""A look at a header: what is wrong, as the end of a sentence, or None."""
+"""A check of a header. It returns the problem, as the end of a sentence, or None."""
 
 _reasons: dict[str, str] = {}
 _form: list[tuple[str, Check]] = []
@@ -134,20 +134,24 @@ def _about_backing(name: str, kinds: frozenset[Backing] = _ANY) -> Callable[[Che
 
 @_about_form("dirty")
 def _dirty(header: Header) -> str | None:
-    """Its refcounts are not up to date: it is open for writing somewhere, or was not closed."""
+    """
+    The refcounts of the image are not up to date: it is open for writing somewhere, or was not
+    closed.
+    """
     return "it is marked as dirty" if header.incompatible & DIRTY else None
 
 
 @_about_form("corrupt")
 def _corrupt(header: Header) -> str | None:
-    """QEMU itself has found its metadata damaged."""
+    """QEMU itself has found that the metadata of the image is damaged."""
     return "it is marked as corrupt" if header.incompatible & CORRUPT else None
 
 
 @_about_form("data-file")
 def _data_file(header: Header) -> str | None:
     """
-    Its data is in another file, which can be any that QEMU may open, and would not travel with it.
+    The data of the image is in another file. This can be any file that QEMU may open, and it would
+    not be moved with the image.
     """
     named = any(extension.type == EXTENSION_DATA_FILE for extension in header.extensions)
     return "its data is in another file" if named or header.incompatible & DATA_FILE else None
@@ -155,7 +159,9 @@ def _data_file(header: Header) -> str | None:
 
 @_about_form("features")
 def _features(header: Header) -> str | None:
-    """It uses features that nobody here knows, so nobody knows what its bytes mean."""
+    """
+    The image uses features that this version does not know, so the meaning of its bytes is unknown.
+    """
     unknown = header.incompatible & ~(DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2)
     return f"it needs unknown features (bits {unknown:#x})" if unknown else None
 
@@ -175,7 +181,7 @@ def _compression(header: Header) -> str | None:
 
 @_about_form("extended-l2")
 def _extended_l2(header: Header) -> str | None:
-    """Subclusters cannot be smaller than a sector."""
+    """A subcluster cannot be smaller than a sector."""
     small = (
         header.incompatible & EXTENDED_L2 and header.cluster_bits < _MIN_EXTENDED_L2_CLUSTER_BITS
     )
@@ -188,7 +194,7 @@ def _extended_l2(header: Header) -> str | None:
 
 @_about_form("luks-header")
 def _luks_header(header: Header) -> str | None:
-    """An image that says it is LUKS without saying where the LUKS header is crashes qemu-img."""
+    """An image with LUKS encryption but no pointer to a LUKS header makes qemu-img crash."""
     lost = header.crypt_method == 2 and not any(
         extension.type == EXTENSION_LUKS for extension in header.extensions
     )
@@ -197,7 +203,10 @@ def _luks_header(header: Header) -> str | None:
 
 @_about_form("encryption")
 def _encryption(header: Header) -> str | None:
-    """Whoever gets an encrypted image cannot use it without its secret, and a chain cannot mix."""
+    """
+    An encrypted image cannot be used without its secret, and a chain cannot mix encrypted images
+    with others.
+    """
     return "it is encrypted" if header.crypt_method else None
 
 
@@ -227,8 +236,8 @@ def _refcount_table(header: Header) -> str | None:
 
 def needed_l1_size(header: Header) -> int:
     """
-    :returns: how many entries of the L1 table the virtual disk needs; those behind them mean
-        nothing
+    :returns: how many entries of the L1 table the virtual disk needs; entries after them have no
+        meaning
     """
     entry_bits = 4 if header.incompatible & EXTENDED_L2 else 3
     covered_bits = header.cluster_bits + header.cluster_bits - entry_bits
@@ -237,7 +246,7 @@ def needed_l1_size(header: Header) -> int:
 
 @_about_form("l1-size")
 def _l1_size(header: Header) -> str | None:
-    """The L1 table must reach over the whole virtual disk, and have at most 32 MiB."""
+    """The L1 table must cover the whole virtual disk, and be at most 32 MiB long."""
     needed = needed_l1_size(header)
     if header.l1_size < needed:
         return f"its L1 table has {header.l1_size} entries, but its virtual size needs {needed}"
@@ -288,7 +297,7 @@ def tables(header: Header) -> Iterator[tuple[str, int, int]]:
 
 @_about_form("table-alignment")
 def _table_alignment(header: Header) -> str | None:
-    """Tables begin where a cluster begins."""
+    """A table begins at the beginning of a cluster."""
     for name, offset, _ in tables(header):
         if offset & (header.cluster_size - 1):
             return f"its {name} is said to be at byte {offset}, inside a cluster"
@@ -298,7 +307,7 @@ def _table_alignment(header: Header) -> str | None:
 @_about_form("table-past-end")
 def _table_past_end(header: Header) -> str | None:
     """
-    Tables that are not in the file are read as zeros: all data would seem to be gone, without an
+    A table outside of the file is read as zeros: all data would seem to be missing, without an
     error.
     """
     for name, offset, size in tables(header):
@@ -323,16 +332,16 @@ def _table_overlap(header: Header) -> str | None:
 
 LARGE = 64 << 30
 """
-Bytes of a file that are not questioned: internal snapshots with RAM leave as much behind, whatever
-the size of the disk.
+File size in bytes below which the proportion is not checked: internal snapshots with RAM can leave
+files of this size, whatever the size of the disk.
 """
 
 
 @_about_form("proportion")
 def _proportion(header: Header) -> str | None:
     """
-    A file that is far longer than its disk can need is a hole, which takes no room where it was
-    made, and hours to read.
+    A file that is far longer than its disk can need consists mostly of a hole, which took no room
+    where it was made, but takes hours to read.
     """
     longest = (LARGE + 4 * header.virtual_size) * (1 + header.snapshots)
     return (
@@ -347,13 +356,16 @@ def _proportion(header: Header) -> str | None:
 
 @_about_backing("backing", frozenset({Backing.NONE}))
 def _no_backing(header: Header) -> str | None:
-    """Where nothing may back an image, nothing does."""
+    """Where no backing file is permitted, there must be none."""
     return f"it is backed by {_shown(header)}"
 
 
 @_about_backing("backing-characters")
 def _backing_characters(header: Header) -> str | None:
-    """A NUL ends a name early for some readers, a newline forges lines in the output of others."""
+    """
+    A NUL ends a name early for some readers; a newline forges lines in the output of other
+    programs.
+    """
     strange = any(byte < 32 or byte == 127 for byte in header.backing_name or b"")
     return f"its backing name has control characters: {_shown(header)}" if strange else None
 
@@ -370,7 +382,7 @@ def _backing_json(header: Header) -> str | None:
 
 @_about_backing("backing-protocol")
 def _backing_protocol(header: Header) -> str | None:
-    """A backing name with a protocol makes QEMU connect to a host, or read as another driver."""
+    """A backing name with a protocol makes QEMU connect to a host, or use another driver."""
     return (
         f"its backing name has a protocol: {_shown(header)}"
         if has_protocol(header.backing_name or b"")
@@ -381,7 +393,7 @@ def _backing_protocol(header: Header) -> str | None:
 @_about_backing("backing-absolute", frozenset({Backing.SIBLING}))
 def _backing_absolute(header: Header) -> str | None:
     """
-    An absolute backing name means another file on every host, and can be any file on this one.
+    An absolute backing name means a different file on every host, and can be any file on this one.
     """
     return (
         f"its backing name is absolute: {_shown(header)}"
@@ -392,7 +404,7 @@ def _backing_absolute(header: Header) -> str | None:
 
 @_about_backing("backing-relative", frozenset({Backing.WORKING}))
 def _backing_relative(header: Header) -> str | None:
-    """A relative backing name of a working image means another file when the image is moved."""
+    """A relative backing name of a working image means a different file when the image is moved."""
     return (
         None
         if (header.backing_name or b"").startswith(b"/")
@@ -402,10 +414,7 @@ def _backing_relative(header: Header) -> str | None:
 
 @_about_backing("backing-outside", _NAMED)
 def _backing_outside(header: Header) -> str | None:
-    """
-    A backing name that goes through other directories leaves the place where the states of its
-    image are.
-    """
+    """A backing name with directories leads out of the directory of the image's states."""
     name = header.backing_name or b""
     outside = b".." in name.split(b"/") or (b"/" in name and not name.startswith(b"/"))
     return f"its backing name goes through directories: {_shown(header)}" if outside else None
@@ -413,7 +422,9 @@ def _backing_outside(header: Header) -> str | None:
 
 @_about_backing("backing-sibling", _NAMED)
 def _backing_sibling(header: Header) -> str | None:
-    """What backs a state is the file of a state, beside it, under a name that a state can have."""
+    """
+    A state is backed by the file of another state in the same directory, with a valid state name.
+    """
     return (
         f"its backing name is not that of a state: {_shown(header)}"
         if _state_name(header) is None
@@ -424,8 +435,8 @@ def _backing_sibling(header: Header) -> str | None:
 @_about_backing("backing-format-missing")
 def _backing_format_missing(header: Header) -> str | None:
     """
-    Without a format the backing file is probed, or read as raw: a guest could then write itself a
-    header that leads anywhere.
+    Without a format, the backing file is probed, or read as raw: then a guest could write a header
+    that leads to any file.
     """
     return (
         "it does not say what format its backing file has" if not header.backing_formats else None
@@ -434,7 +445,9 @@ def _backing_format_missing(header: Header) -> str | None:
 
 @_about_backing("backing-format-doubled")
 def _backing_format_doubled(header: Header) -> str | None:
-    """Of two backing formats, one reader takes the first and another one the last."""
+    """
+    If two backing formats are given, one reader takes the first and another reader takes the last.
+    """
     return (
         f"it says {header.backing_formats} times what format its backing file has"
         if header.backing_formats > 1
@@ -445,7 +458,7 @@ def _backing_format_doubled(header: Header) -> str | None:
 @_about_backing("backing-format-false")
 def _backing_format_false(header: Header) -> str | None:
     """
-    States are qcow2 images: one that is read as another format shows the guest its metadata instead
+    States are qcow2 images: if one is read in another format, the guest sees its metadata instead
     of its disk.
     """
     said = header.backing_format or b""
@@ -512,10 +525,10 @@ def check_image(
 
     :param read: what reads the image
     :param file_size: its length, in bytes
-    :param what: what to call it in messages
+    :param what: its name in messages
     :param parent: the state that must back it, None if none may; when not given, any that
-        ``backing`` permits, or none
-    :param backing: what its backing name may be
+        ``backing`` permits, or none at all
+    :param backing: the permitted kind of its backing name
     :returns: its header
     :raises UnsafeImage: ``check`` is one of :data:`CHECKS`
     """
@@ -532,7 +545,7 @@ def check_header(
     backing: Backing = Backing.SIBLING,
 ) -> None:
     """
-    As :func:`check_image`, for a header that has been read already.
+    Check a header that was read already, as :func:`check_image` does.
 
     :raises UnsafeImage: ``check`` is one of :data:`CHECKS`
     """
@@ -554,13 +567,13 @@ def check_file(
     backing: Backing = Backing.SIBLING,
 ) -> Header:
     """
-    As :func:`check_image`, for a local file.
+    Check a local file, as :func:`check_image` does.
 
-    :param path: which must be a regular file; links are not followed
-    :param what: what to call it in messages; its path if nothing else is said
+    :param path: the file, which must be a regular one; links are not followed
+    :param what: its name in messages; by default its path
     :raises UnsafeImage: ``check`` is one of :data:`CHECKS`
     :raises MissingFile: there is no such file
-    :raises AccessDenied: it may not be read
+    :raises AccessDenied: permissions do not allow reading it
     """
     with open_regular(path) as descriptor:
         try:
@@ -582,15 +595,15 @@ def check_parent_place(
     header: Header, what: str, *, root: str, own: str, parent: str, links: bool
 ) -> None:
     """
-    Refuse an image in a pool whose backing name leads into this pool, but not to what is taken for
-    its parent.
+    Refuse an image in a pool whose backing name leads into this pool, but not to the file that is
+    taken for its parent.
 
-    An absolute name that leads elsewhere says nothing here: the pool may have been made on another
-    host, or in another place.
+    An absolute name that leads outside the pool is not judged here: the pool may have been made on
+    another host, or in another place.
 
-    :param root: where the pool is, an absolute path
+    :param root: the absolute path of the pool
     :param own: the path of the image in the pool
-    :param parent: that of the file which is taken for its parent
+    :param parent: the path of the file that is taken for its parent
     :param links: whether the pool is in a file system of this host, where symbolic links to it are
         followed
     :raises UnsafeImage: check ``backing-elsewhere``
@@ -616,12 +629,12 @@ def _is_below(path: str, root: str) -> bool:
 
 
 def _normal(path: str) -> str:
-    # which would leave two slashes at the beginning as they are
+    # normpath keeps two slashes at the beginning
     return "/" + os.path.normpath(path).lstrip("/")
 
 
 def _real(path: str) -> str:
-    # What the last part is does not matter here: in a view it is a link itself.
+    # The last part is not resolved: in a view it is a link itself.
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
@@ -629,7 +642,7 @@ def sibling_of(header: Header) -> str | None:
     """
     :returns: the name of the state that backs the image, whatever directory its backing name gives;
         None if nothing backs it
-    :raises UnsafeImage: check ``backing-sibling``: what backs it is not the file of a state
+    :raises UnsafeImage: check ``backing-sibling``: its backing file is not the file of a state
     """
     if header.backing_name is None:
         return None
@@ -644,7 +657,10 @@ def sibling_of(header: Header) -> str | None:
 
 
 def warnings(header: Header) -> tuple[str, ...]:
-    """:returns: what is permitted, but may surprise whoever makes children of this image"""
+    """
+    :returns: warnings about what is permitted, but may surprise a user who makes children of this
+        image
+    """
     found = []
     if header.snapshots:
         found.append(

@@ -1,9 +1,9 @@
 """
-Whether what the tables of an image lead to is there: in the file, in a place of its own, and not
-damaged where it begins.
+Check that the clusters to which an image's tables lead are there: in the file, in places of their
+own, and not damaged at their beginning.
 
-No header shows what has been cut off behind the tables, or what a table leads to. QEMU finds out
-when a guest reads there, which then gets an error.
+A header does not show that a file was truncated after its tables, or where a table leads. QEMU
+finds out only when a guest reads there, and then the guest gets an error.
 """
 
 from __future__ import annotations
@@ -32,53 +32,52 @@ _SECTOR = 512
 
 MOST_STARTS = 32768
 """
-Compressed clusters whose beginning is looked at, at most: 2 GiB at the usual cluster size, which
-takes about a second.
+The number of compressed clusters whose beginning is checked, at most: 2 GiB at the usual cluster
+size, which takes about a second.
 """
 
 _START = 512
-"""Bytes of a compressed cluster that are looked at."""
+"""Bytes of a compressed cluster that are checked."""
 
 _ENOUGH = 4096
-"""Bytes that are made of them, at most."""
+"""Bytes to which they are decompressed, at most."""
 
 _ALLOCATED = 0xFFFFFFFF
 """
-The bits of a bitmap of subclusters that stand for those which are allocated; the others, for those
-that read as zeros.
+The bits of a subcluster bitmap for allocated subclusters; the other bits are for those that read as
+zeros.
 """
 
 _WINDOW_BITS = -12
-"""
-Of the deflate streams in an image: raw, with a window of 4 KiB (``qcow2_zlib_compress`` in QEMU).
-"""
+"""The window of the deflate streams in an image: raw, 4 KiB (``qcow2_zlib_compress`` in QEMU)."""
 
 _ZSTD = b"\x28\xb5\x2f\xfd"
-"""What a zstd frame begins with (RFC 8878)."""
+"""The first bytes of a zstd frame (RFC 8878)."""
 
 
 def check_clusters(
     read: Read, header: Header, what: str, *, descriptor: int | None = None, starts: bool = True
 ) -> None:
     """
-    Read what the virtual disk needs of the L1 table, and the L2 tables, which are about 1/8192 of
-    the data at the usual cluster size; of the data only the beginning of compressed clusters. Time
-    and memory are in proportion to the data in the file, whatever its tables say: each table is
-    read once, holes of a file on this host are not read, and there are at most four million tables.
+    Check the clusters of an image. The check reads the part of the L1 table that the virtual disk
+    needs, and the L2 tables, which are about 1/8192 of the data at the usual cluster size. Of the
+    data it reads only the beginning of compressed clusters. Time and memory are in proportion to
+    the data in the file, whatever its tables say: each table is read once, holes of a file on this
+    host are not read, and there are at most four million tables.
 
-    The last cluster of a file need not be whole, so a cluster is asked for only where it begins;
-    internal snapshots are not looked at.
+    The last cluster of a file need not be whole, so only the beginning of a cluster has to be in
+    the file. Internal snapshots are not checked.
 
     :param read: what reads the image
     :param header: its header, checked before
-    :param what: what to call it in messages
+    :param what: its name in messages
     :param descriptor: of the file, if it is on this host
-    :param starts: whether to look at the beginning of compressed clusters
-    :raises UnsafeImage: check ``clusters``: something lies behind the end of the file; check
-        ``l2-tables``: a table is no cluster, or is named twice; check ``cluster-overlap``:
-        something lies in the place of a table; check ``cluster-alignment``: data begins inside a
-        cluster; check ``l2-entries``: an entry is one that there cannot be; check ``compressed``:
-        what should be compressed data is something else
+    :param starts: whether to check the beginning of compressed clusters
+    :raises UnsafeImage: check ``clusters``: a cluster lies behind the end of the file; check
+        ``l2-tables``: a table is not a cluster, or is named twice; check ``cluster-overlap``: a
+        cluster lies in the place of a table; check ``cluster-alignment``: data begins inside a
+        cluster; check ``l2-entries``: an entry is impossible; check ``compressed``: compressed data
+        is not valid
     """
     _Look(read, header, what, descriptor, MOST_STARTS if starts else 0).run()
 
@@ -91,7 +90,7 @@ class _Look:
     descriptor: int | None
     starts: int
     metadata: set[int] = field(factory=set)
-    """The clusters that tables are in, by their numbers."""
+    """The numbers of the clusters that hold tables."""
 
     def run(self) -> None:
         header = self.header
@@ -110,13 +109,13 @@ class _Look:
             if table:
                 self._note_table(table)
                 found.append(table)
-        # Only when all tables are known, so that data in the place of any of them is found.
+        # Only after all tables are known, so that data in the place of any of them is found.
         for table in found:
             if not self._is_hole(table, header.cluster_size):
                 self._check_table(self.read(table, header.cluster_size))
 
     def _table(self, offset: int, size: int) -> Iterator[int]:
-        """:returns: the entries of a table, but those that are zero"""
+        """:returns: the entries of a table, without those that are zero"""
         end = offset + size
         while offset < end:
             length = min(_STEP, end - offset)
@@ -140,20 +139,20 @@ class _Look:
 
     def _is_hole(self, offset: int, length: int) -> bool:
         """
-        :returns: whether a part of the file surely is one, so that nothing but zeros would be read
-            there
+        :returns: whether a part of the file is certainly a hole, so that a read there gives only
+            zeros
         """
         if self.descriptor is None:
             return False
         try:
             return os.lseek(self.descriptor, offset, os.SEEK_DATA) >= offset + length
         except OSError as error:
-            # nothing but a hole from there to the end; anything else: the file system does not tell
+            # ENXIO: only a hole from there to the end. Other errors: the file system does not tell.
             return error.errno == errno.ENXIO
 
     def _check_table(self, data: bytes) -> None:
-        # Piece by piece, since most of a table can be zeros, which are compared a hundred times
-        # faster than they are taken apart.
+        # Piece by piece, since most of a table can be zeros: comparing them is a hundred times
+        # faster than unpacking them.
         for offset in range(0, len(data), _PIECE):
             piece = data[offset : offset + _PIECE]
             if piece != _ZEROS[: len(piece)]:
@@ -194,8 +193,8 @@ class _Look:
 
     def _check_bitmaps(self, entries: array[int], bitmaps: array[int]) -> None:
         """
-        Each entry is followed by the bitmap of its subclusters: those that are allocated, and those
-        that read as zeros.
+        Check entries with subclusters: each entry is followed by the bitmap of its subclusters,
+        those that are allocated and those that read as zeros.
         """
         for entry, bitmap in zip(entries, bitmaps, strict=False):
             allocated = bitmap & _ALLOCATED
@@ -249,7 +248,7 @@ class _Look:
 
 
 def _can_begin(data: bytes, *, zstd: bool) -> bool:
-    """:returns: whether compressed data can begin so"""
+    """:returns: whether compressed data can begin like this"""
     if zstd:
         return data.startswith(_ZSTD)
     try:

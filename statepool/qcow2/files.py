@@ -1,4 +1,4 @@
-"""Opening files that somebody else has made: regular ones only, and never through a link."""
+"""Open files from other accounts and tools: only regular files, and never through a link."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ REASONS = {
 
 
 _OWNS_ALL = 1 << 3
-"""CAP_FOWNER in ``linux/capability.h``: to do to all files what only their owners may."""
+"""
+CAP_FOWNER in ``linux/capability.h``: the right to do to all files what only their owners may do.
+"""
 
 _GIVES_AWAY = 1 << 0
-"""CAP_CHOWN of the same file: to make a file another account's."""
+"""CAP_CHOWN of the same file: the right to give a file to another account."""
 
 
 def refusal(
@@ -41,7 +43,7 @@ def refusal(
     """
     :param check: the name of the check that failed
     :param what: the image, for the message
-    :param problem: what is wrong, as the end of a sentence
+    :param problem: the problem, as the end of a sentence
     :returns: the error to raise
     """
     return UnsafeImage(
@@ -54,10 +56,11 @@ def refusal(
 
 def translated(error: OSError, path: Path | str | Beneath, doing: str) -> StatePoolError:
     """
-    :param error: what the system said
-    :param path: the file it was said of
-    :param doing: what was tried, such as ``open``
-    :returns: the same as an error of ours; the caller raises it ``from`` the original
+    :param error: the error of the system
+    :param path: the file concerned
+    :param doing: the operation that was tried, such as ``open``
+    :returns: the same as an error of ``statepool.errors``; the caller raises it ``from`` the
+        original
     """
     return about_file(_translated(error, str(path), doing))
 
@@ -82,22 +85,22 @@ def _translated(error: OSError, name: str, doing: str) -> StatePoolError:
 
 def is_ours(descriptor: int) -> bool:
     """
-    :returns: whether we may change the mode of a file, as its owner or as root. It is not tried:
-        that would be a change already.
+    :returns: whether this account may change the mode of a file, as its owner or as root. This is
+        not tried, since that would already be a change.
     """
     return os.fstat(descriptor).st_uid == os.geteuid() or bool(_capabilities() & _OWNS_ALL)
 
 
 def may_become_ours(descriptor: int) -> bool:
-    """:returns: whether a file belongs to this account, or this account may make it its own"""
+    """:returns: whether a file belongs to this account, or this account may take ownership of it"""
     needed = _OWNS_ALL | _GIVES_AWAY
     return os.fstat(descriptor).st_uid == os.geteuid() or _capabilities() & needed == needed
 
 
 def _capabilities() -> int:
     """
-    :returns: what this thread may do (``CapEff`` in ``man 5 proc``); nothing where the system does
-        not say
+    :returns: the capabilities of this thread (``CapEff`` in ``man 5 proc``); none if the system
+        does not tell
     """
     try:
         with open("/proc/thread-self/status", "rb") as file:
@@ -115,14 +118,14 @@ def open_regular(
     Open a file without waiting for a FIFO's other end, following a link, or accepting anything but
     a regular file.
 
-    :param flags: how, as for :func:`os.open`
+    :param flags: as for :func:`os.open`
     :param wait: whether to wait for a process that holds a lease on the file, which the kernel ends
         after some seconds (``/proc/sys/fs/lease-break-time``); else such a file raises
         :class:`BlockingIOError`
     :returns: the open file
     :raises UnsafeImage: check ``regular-file``
     :raises MissingFile: there is no such file
-    :raises AccessDenied: it may not be opened so
+    :raises AccessDenied: permissions do not allow opening it like this
     """
     try:
         descriptor = _open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -150,10 +153,10 @@ def open_same(
     path: Path | str | Beneath, made: os.stat_result, flags: int = os.O_RDONLY
 ) -> Descriptor:
     """
-    As :func:`open_regular`, of a file that was made a moment ago.
+    Open a file that was made a moment ago, as :func:`open_regular` does.
 
     :param made: its status then
-    :raises InUse: another file has its name
+    :raises InUse: another file has its name now
     """
     descriptor = open_regular(path, flags)
     if os.path.samestat(os.fstat(descriptor.number), made):
@@ -174,7 +177,7 @@ def _open(path: Path | str | Beneath, flags: int) -> Descriptor:
 
 
 def _open_patiently(path: Path | str | Beneath, flags: int) -> Descriptor:
-    # Without O_NONBLOCK a FIFO would be waited for as well, so the file is pinned first, looked at,
+    # Without O_NONBLOCK, opening a FIFO would wait as well. So the file is pinned first, checked,
     # and then opened through the pin.
     try:
         with _open(path, os.O_PATH | os.O_NOFOLLOW) as pin:

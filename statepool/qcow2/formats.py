@@ -1,6 +1,6 @@
 """
-What a file is that is no qcow2 image, as far as its magic bytes tell: for messages only. Nothing is
-decided by it, and nothing is opened as what it seems to be.
+Recognise files that are not qcow2 images by their magic bytes. This is for messages only: nothing
+is decided by it, and no file is opened in the format that it seems to have.
 
 The magic bytes of images are those that QEMU's own drivers look for (``block/*.c``); those of
 archives are in ``man 5 magic``.
@@ -22,16 +22,16 @@ from statepool.qcow2.files import open_regular, refusal
 Read = Callable[[int, int], bytes]
 
 _FOOTER = 512
-"""Bytes at the end of a file in which VHD and DMG images say what they are."""
+"""Bytes at the end of a file in which VHD and DMG images have their magic bytes."""
 
 
 @frozen
 class Format:
     """
-    Something that can be taken for a disk image.
+    A format that a user can take for a disk image.
 
-    :param name: what it is, with its article
-    :param cure: what makes a qcow2 image of it: a command, see :func:`filled`
+    :param name: its name, with the article
+    :param cure: the command that makes a qcow2 image of it, see :func:`filled`
     """
 
     name: str
@@ -82,7 +82,7 @@ _MAGIC: list[tuple[int, bytes, Format]] = [
     (257, b"ustar", _packed("a tar archive, as OVA files are", "tar -xf")),
     (32769, b"CD001", _ISO),
 ]
-"""Offset, bytes, and what begins with them."""
+"""Offset, magic bytes, and the format that has them."""
 
 _FOOTERS = [(b"conectix", _VHD), (b"koly", _disk("a DMG image", "dmg"))]
 
@@ -92,7 +92,7 @@ def recognise(head: bytes, read: Read, size: int) -> Format | None:
     :param head: the first bytes of a file, as many as a header has
     :param read: what reads the file
     :param size: its length, in bytes
-    :returns: what it is, or None if nothing tells: a raw image, or no image at all
+    :returns: its format, or None if it has no magic bytes: a raw image, or no image at all
     """
     for offset, magic, found in _MAGIC:
         if head.startswith(magic, offset) or (
@@ -105,10 +105,11 @@ def recognise(head: bytes, read: Read, size: int) -> Format | None:
 @contextlib.contextmanager
 def recognising(path: Path) -> Iterator[None]:
     """
-    Say of a local file what it is, too, where only its end tells: as far from its header as can be.
+    Name the format of a local file in errors of the block, also if only the end of the file shows
+    it: this is as far from the header as can be.
 
-    :raises UnsafeImage: within the block it turned out to be no qcow2 image; the error says more
-        now, if there is more to say
+    :raises UnsafeImage: the file turned out not to be a qcow2 image; the error now says more, if
+        more is known
     """
     try:
         yield
@@ -133,9 +134,9 @@ def _recognise_end(path: Path) -> Format | None:
 
 def cure_of(found: Format | None, what: str) -> str:
     """
-    :param found: what a file is, if anything tells
-    :param what: what messages call it: its path, where it has one on this host
-    :returns: what to do, for a hint
+    :param found: the format of a file, if known
+    :param what: its name in messages: its path, if it has one on this host
+    :returns: the advice, for a hint
     """
     return filled(
         (
@@ -149,10 +150,10 @@ def cure_of(found: Format | None, what: str) -> str:
 
 def filled(cure: str, what: str) -> str:
     """
-    :param cure: a command, with ``{file}`` for the name of an image, ``{option}`` for that among
-        the options of QEMU, where commas separate, and ``{new}`` for the name of what it makes
-    :param what: what messages call the image: its path, where it has one on this host
-    :returns: the command as it can be typed
+    :param cure: a command, with ``{file}`` for the name of an image, ``{option}`` for the name
+        within a comma-separated option of QEMU, and ``{new}`` for the name of the new image
+    :param what: the name of the image in messages: its path, if it has one on this host
+    :returns: the command, ready to be typed
     """
     if not what.startswith("/"):
         return cure.format(file="IN", option="IN", new="OUT")

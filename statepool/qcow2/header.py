@@ -1,11 +1,11 @@
 """
-The header of a qcow2 image: read with one or two small reads, from whatever can read bytes.
+The header of a qcow2 image: read with one or two small reads, from any function that reads bytes.
 
-What is read here is taken apart, not judged: only what cannot be taken apart is refused.
+This module parses, and does not judge: it refuses only what it cannot parse.
 :mod:`statepool.qcow2.checks` judges.
 
 The layout and the numbers are those of QEMU's ``docs/interop/qcow2.txt``; what that page leaves
-open (the longest backing name) is as in QEMU's ``block/qcow2.c``.
+open (the longest backing name) is taken from QEMU's ``block/qcow2.c``.
 """
 
 from __future__ import annotations
@@ -23,21 +23,25 @@ from statepool.qcow2.files import open_regular, refusal, translated
 from statepool.qcow2.formats import cure_of, recognise
 
 Read = Callable[[int, int], bytes]
-"""Reads (offset, size) of an image: at most ``size`` bytes, fewer only at the end of the file."""
+"""
+A function that reads (offset, size) of an image: at most ``size`` bytes, fewer only at the end of
+the file.
+"""
 
 MAGIC = b"QFI\xfb"
 
 HEADER_AREA = 65536
 """
-How far into a file we look for its header, its extensions and its backing name, in bytes. The first
-cluster, where they must be, can be larger; QEMU puts them at its beginning.
+The length of the part of a file that is searched for its header, its extensions and its backing
+name, in bytes. The first cluster, where they must be, can be larger; QEMU puts them at its
+beginning.
 """
 
 MAX_BACKING_NAME = 1023
-"""Longest backing name that QEMU takes, in bytes."""
+"""The longest backing name that QEMU accepts, in bytes."""
 
 MAX_EXTENSIONS = 64
-"""Most header extensions that we look at. QEMU knows five kinds."""
+"""The largest number of header extensions that are read. QEMU knows five kinds."""
 
 EXTENSION_END = 0x00000000
 EXTENSION_BACKING_FORMAT = 0xE2792ACA
@@ -83,7 +87,7 @@ _L1_STEP = 1 << 20
 
 
 class Extension(NamedTuple):
-    """A header extension: its type, and where its data is in the file."""
+    """A header extension: its type, and the place of its data in the file."""
 
     type: int
     offset: int
@@ -100,9 +104,9 @@ class Patch(NamedTuple):
 @frozen
 class Bitmaps:
     """
-    Where the directory of the persistent dirty bitmaps is.
+    The place of the directory of the persistent dirty bitmaps.
 
-    :param count: how many there are
+    :param count: the number of bitmaps
     :param directory_size: in bytes
     :param directory_offset: in the file, in bytes
     """
@@ -115,34 +119,33 @@ class Bitmaps:
 @frozen
 class Header:
     """
-    What the header of a qcow2 image says, believed or not. Offsets and lengths are bytes in the
-    file.
+    The fields of a qcow2 image's header, not judged. Offsets and lengths are in bytes of the file.
 
     :param version: 2 or 3
     :param virtual_size: size of the disk that a guest sees, in bytes
     :param cluster_bits: the cluster size as a power of two
-    :param backing_name: what backs the image, or None
-    :param backing_format: the format that the backing file is said to have; the last one if it is
-        said more than once; None if it is not said
-    :param backing_formats: how many times a backing format is said
-    :param backing_offset: where the backing name is
-    :param backing_length: how long it is
-    :param header_length: of the fixed fields
+    :param backing_name: the backing name, or None
+    :param backing_format: the stated format of the backing file; the last one if there are several;
+        None if it is not stated
+    :param backing_formats: how many times a backing format is stated
+    :param backing_offset: the offset of the backing name
+    :param backing_length: its length
+    :param header_length: the length of the fixed fields
     :param incompatible: feature bits that a reader must know
     :param compatible: feature bits that it need not know
     :param autoclear: feature bits that it clears if it does not know them
     :param crypt_method: 0: none, 1: AES, 2: LUKS
     :param compression: 0: zlib, 1: zstd
     :param l1_size: entries of the L1 table
-    :param l1_offset: where it is
-    :param refcount_table_offset: where the refcount table is
-    :param refcount_table_clusters: how long it is, in clusters
+    :param l1_offset: the offset of the L1 table
+    :param refcount_table_offset: the offset of the refcount table
+    :param refcount_table_clusters: its length, in clusters
     :param refcount_order: bits of a refcount as a power of two
-    :param snapshots: how many internal snapshots there are
-    :param snapshots_offset: where their table is
-    :param bitmap_directory: of the persistent dirty bitmaps, or None
+    :param snapshots: the number of internal snapshots
+    :param snapshots_offset: the offset of their table
+    :param bitmap_directory: the directory of the persistent dirty bitmaps, or None
     :param extensions: all header extensions, in their order, without the one that ends them
-    :param file_size: of the file, as it was said to the reader
+    :param file_size: the length of the file, as the caller of the reader gave it
     """
 
     version: int
@@ -172,7 +175,7 @@ class Header:
 
     @property
     def cluster_size(self) -> int:
-        """In bytes."""
+        """The cluster size in bytes."""
         return 1 << self.cluster_bits
 
     @property
@@ -185,7 +188,7 @@ class Header:
 
 
 def reader(descriptor: int) -> Read:
-    """:returns: what reads an open local file"""
+    """:returns: a function that reads an open local file"""
 
     def read(offset: int, size: int) -> bytes:
         return os.pread(descriptor, size, offset)
@@ -196,13 +199,13 @@ def reader(descriptor: int) -> Read:
 def read_header_file(path: Path | str, what: str | None = None, *, wait: bool = True) -> Header:
     """
     :param path: a local file
-    :param what: what to call it in messages; its path if nothing else is said
+    :param what: its name in messages; by default its path
     :param wait: whether to wait for a process that holds a lease on the file; else it raises
         :class:`BlockingIOError`
     :returns: its header
-    :raises UnsafeImage: it is not a regular file, or its header cannot be taken apart
+    :raises UnsafeImage: it is not a regular file, or its header cannot be parsed
     :raises MissingFile: there is no such file
-    :raises AccessDenied: it may not be read
+    :raises AccessDenied: permissions do not allow reading it
     """
     with open_regular(path, wait=wait) as descriptor:
         try:
@@ -215,9 +218,9 @@ def read_header_file(path: Path | str, what: str | None = None, *, wait: bool = 
 def read_header_fd(descriptor: int, what: str) -> Header:
     """
     :param descriptor: a regular file open for reading
-    :param what: what to call it in messages
+    :param what: its name in messages
     :returns: its header
-    :raises UnsafeImage: the header cannot be taken apart
+    :raises UnsafeImage: the header cannot be parsed
     """
     try:
         return read_header(reader(descriptor), os.fstat(descriptor).st_size, what)
@@ -227,13 +230,13 @@ def read_header_fd(descriptor: int, what: str) -> Header:
 
 def read_header(read: Read, file_size: int, what: str) -> Header:
     """
-    Take a header apart with at most two reads, none of them behind the first :data:`HEADER_AREA`
-    bytes. Of what is no qcow2 image a few bytes more are read, to tell what it is.
+    Parse a header with at most two reads, both within the first :data:`HEADER_AREA` bytes. If the
+    file is not a qcow2 image, a few bytes more are read, to recognise its format.
 
     :param read: what reads the image
     :param file_size: its length, in bytes
-    :param what: what to call it in messages
-    :raises UnsafeImage: it cannot be taken apart; the check is one of :data:`REASONS`
+    :param what: its name in messages
+    :raises UnsafeImage: it cannot be parsed; the check is one of :data:`REASONS`
     """
     data = read(0, _FIRST_READ)
     _check_magic(data, read, file_size, what)
@@ -343,8 +346,8 @@ def _check_backing_place(
 
 def _extensions(data: bytes, offset: int, end: int) -> list[Extension] | None:
     """
-    :returns: the extensions from ``offset`` on, or None if ``data`` ends before they do; one that
-        passes ``end`` is the last
+    :returns: the extensions from ``offset`` on, or None if ``data`` ends before they do; an
+        extension that passes ``end`` is the last one
     """
     found: list[Extension] = []
     while offset < end and len(found) <= MAX_EXTENSIONS:
@@ -392,9 +395,9 @@ def _bitmaps(data: bytes, extensions: list[Extension], what: str) -> Bitmaps | N
 def is_empty_overlay(read: Read, header: Header) -> bool:
     """
     :param read: what reads the image
-    :param header: its header, checked before: the L1 table is read in whole
-    :returns: whether nothing has been written to it since it was made: its L1 table leads nowhere
-        and it has no internal snapshots
+    :param header: its header, checked before: the whole L1 table is read
+    :returns: whether nothing was written to it since its creation: its L1 table is empty, and it
+        has no internal snapshots
     """
     if header.snapshots:
         return False
@@ -409,19 +412,19 @@ def is_empty_overlay(read: Read, header: Header) -> bool:
 
 def backing_patch(read: Read, header: Header, new_name: str) -> tuple[Patch, ...] | None:
     """
-    What to write to give an image another backing name, without touching anything else: the format
-    extension stays.
+    Return the bytes to write to give an image another backing name. Nothing else changes: the
+    format extension stays.
 
     The same image and name give the same patches. The first cluster has nothing behind the backing
-    name, by the format's rules, so a longer name can grow there; only if something is there
-    nevertheless, or the name does not fit, qemu-img has to do it.
+    name, by the format's rules, so a longer name can grow there; qemu-img has to do it only if
+    there is something nevertheless, or the name does not fit.
 
     :param read: what reads the image
     :param header: its header, checked before
     :param new_name: the name to give
-    :returns: the patches, none if it has that name, or None if it cannot be done so (or there is no
-        backing name to change)
-    :raises UsageError: nothing can have this backing name
+    :returns: the patches, empty if it has that name; None if patches cannot do it, or if there is
+        no backing name to change
+    :raises UsageError: no image can have this backing name
     """
     name = encode_backing_name(new_name)
     if header.backing_name is None:
@@ -443,13 +446,14 @@ def backing_patch(read: Read, header: Header, new_name: str) -> tuple[Patch, ...
 
 def backing_again(header: Header, name: str, other: str) -> tuple[Patch, ...]:
     """
-    What to write to end a change of the backing name that was interrupted anywhere, forwards or
-    backwards: the place of the name holds a mixture of the two then, and so does its length.
+    Return the bytes to write to finish or undo an interrupted change of the backing name. After the
+    interruption, the place of the name may hold a mixture of both names, and so may its length.
 
-    :param header: of the image
-    :param name: the name it is to have
-    :param other: the name that it had, or was to get, by the patches of :func:`backing_patch`
-    :returns: the patches; with the same name they give the same image as an uninterrupted change
+    :param header: the header of the image
+    :param name: the name that it will have
+    :param other: the other name, which it had or was to get by the patches of :func:`backing_patch`
+    :returns: the patches; the result is the same image as after an uninterrupted change to this
+        name
     """
     encoded = encode_backing_name(name)
     return (
@@ -460,8 +464,10 @@ def backing_again(header: Header, name: str, other: str) -> tuple[Patch, ...]:
 
 def apply_patches(descriptor: int, patches: Iterable[Patch]) -> None:
     """
+    Write patches to a file.
+
     :param descriptor: a file open for writing, which the caller flushes
-    :param patches: what to write
+    :param patches: the patches
     """
     for offset, data in patches:
         while data:
@@ -472,9 +478,9 @@ def apply_patches(descriptor: int, patches: Iterable[Patch]) -> None:
 def encode_backing_name(name: str) -> bytes:
     """
     :param name: the path of a file
-    :returns: the form it has in an image
-    :raises UsageError: an image cannot have it as its backing name, or QEMU would take it for
-        something else than a path
+    :returns: its form in an image
+    :raises UsageError: an image cannot have it as its backing name, or QEMU would not take it for a
+        path
     """
     encoded = os.fsencode(name)
     if not encoded or len(encoded) > MAX_BACKING_NAME:
@@ -494,7 +500,7 @@ def encode_backing_name(name: str) -> bytes:
 
 def has_protocol(name: bytes) -> bool:
     """
-    :returns: whether QEMU takes what stands before the first colon for a protocol: there is one,
+    :returns: whether QEMU takes the part before the first colon for a protocol: there is a colon,
         and no slash before it
     """
     head, colon, _ = name.partition(b":")

@@ -1,10 +1,10 @@
 """
-Who has a file open.
+Find the processes that have a file open.
 
-The kernel knows, and says so by the leases that it grants (:mod:`statepool.leases`): to the owner
-of a file, and not on every file system. Elsewhere we look at the bytes that QEMU locks in its
-images, and at the descriptors of those processes that we may look at, and know less: a process of
-another user that is not a QEMU is not seen.
+The kernel knows them, and shows it by the leases that it grants (:mod:`statepool.leases`): but only
+to the owner of a file, and not on every file system. Elsewhere we check the bytes that QEMU locks
+in its images, and the descriptors of those processes that we may inspect. This shows less: a
+process of another user is not seen unless it is a QEMU.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ _FLOCK = struct.Struct("hhqqi0q")
 
 _LOCK_BYTES = ((100, 32), (200, 32))
 """
-What QEMU locks of an image, (offset, length): permissions it has, and those it denies to others
-(``block/file-posix.c``, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE). A byte for each permission;
-QEMU has fewer than 32.
+The bytes that QEMU locks in an image, (offset, length): permissions that it has, and those that it
+denies to other processes (``block/file-posix.c``, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE). A
+byte for each permission; QEMU has fewer than 32.
 """
 
 _WRITE_LOCK_BYTES = ((101, 3),)
-"""Of these, those of who writes: BLK_PERM_WRITE, BLK_PERM_WRITE_UNCHANGED and BLK_PERM_RESIZE."""
+"""Those of a writer: BLK_PERM_WRITE, BLK_PERM_WRITE_UNCHANGED and BLK_PERM_RESIZE."""
 
 _NO_LOCKS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS}
 )
-"""What the kernel says where a file system has no locks."""
+"""The errors of the kernel where a file system has no locks."""
 
 
 PATIENCE = 0.2
 """
-Seconds for which somebody who only reads may be one who only looks, such as a command that asks
-what each working image stands on.
+Seconds for which a reader may be only a brief check, such as a command that finds the backing state
+of each working image.
 """
 
 _PAUSE = 0.01
@@ -58,8 +58,8 @@ class Opener:
     """
     A process that has a file open.
 
-    :param pid: its number
-    :param name: of its program
+    :param pid: its process id
+    :param name: the name of its program
     :param writes: whether it can write to the file
     """
 
@@ -74,14 +74,14 @@ class Opener:
 @contextmanager
 def exclusive(path: Path | str | Beneath) -> Iterator[int]:
     """
-    Have a file that nobody else has open at all, not even this process by another descriptor.
+    Open a file that is not open anywhere else, not even in this process by another descriptor.
 
     :param path: a regular file
     :returns: a descriptor open for reading and writing
-    :raises InUse: somebody has it open
+    :raises InUse: it is open elsewhere
     :raises UnsafeImage: it is not a regular file
     :raises MissingFile: there is no such file
-    :raises AccessDenied: it may not be written to
+    :raises AccessDenied: permissions do not allow writing to it
     """
     with _leased(path, os.O_RDWR, fcntl.F_WRLCK) as descriptor:
         yield descriptor
@@ -90,14 +90,14 @@ def exclusive(path: Path | str | Beneath) -> Iterator[int]:
 @contextmanager
 def shared(path: Path | str | Beneath) -> Iterator[int]:
     """
-    Have a file that nobody has open for writing.
+    Open a file that no process has open for writing.
 
     :param path: a regular file
     :returns: a descriptor open for reading
-    :raises InUse: somebody can write to it
+    :raises InUse: a process can write to it
     :raises UnsafeImage: it is not a regular file
     :raises MissingFile: there is no such file
-    :raises AccessDenied: it may not be read
+    :raises AccessDenied: permissions do not allow reading it
     """
     with _leased(path, os.O_RDONLY, fcntl.F_RDLCK) as descriptor:
         yield descriptor
@@ -106,32 +106,33 @@ def shared(path: Path | str | Beneath) -> Iterator[int]:
 @contextmanager
 def unwritten(path: Path | str | Beneath) -> Iterator[int]:
     """
-    Have a file that nobody has open for writing, to change it all the same: an image below the one
-    that a running machine writes to. QEMU has read its header, and does not look at it again.
+    Open a file for changes although another process may read it, if no process has it open for
+    writing. This is for the backing file of the image that a running machine writes to: QEMU has
+    read its header, and does not read it again.
 
     :param path: a regular file
     :returns: a descriptor open for reading and writing
-    :raises InUse: somebody can write to it
+    :raises InUse: a process can write to it
     :raises UnsafeImage: it is not a regular file
     :raises MissingFile: there is no such file
-    :raises AccessDenied: it may not be written to
+    :raises AccessDenied: permissions do not allow writing to it
     """
     with shared(path):
-        pass  # a lease would keep ourselves from opening it
+        pass  # a lease would also keep this process from opening it
     with open_regular(path, os.O_RDWR, wait=False) as descriptor:
         yield descriptor
 
 
 def is_open(path: Path | str | Beneath) -> bool:
     """
-    Look whether any other process has a file open, and not only for a moment. Where that cannot be
-    told because this process has it open as well, and there are processes that we may not look at,
-    the answer is yes.
+    Tell whether any other process has a file open, and not only for a moment. The answer is True if
+    this is unknown: if this process has it open as well, and there are processes that we may not
+    inspect.
 
     :param path: a regular file
     :raises UnsafeImage: it is not a regular file
     :raises MissingFile: there is no such file
-    :raises AccessDenied: it may not be read
+    :raises AccessDenied: permissions do not allow reading it
     """
     deadline = time.monotonic() + PATIENCE
     while (answer := _look(path)) is None and time.monotonic() < deadline:
@@ -140,11 +141,11 @@ def is_open(path: Path | str | Beneath) -> bool:
 
 
 def _look(path: Path | str | Beneath) -> bool | None:
-    """:returns: whether any other process has a file open; None if it may only be looking"""
+    """:returns: whether any other process has a file open; None if it may be only a brief check"""
     try:
         opened = open_regular(path, wait=False)
     except BlockingIOError:
-        return None  # somebody holds a lease on it
+        return None  # another process holds a lease on it
     with opened as descriptor:
         granted = try_lease(descriptor, fcntl.F_WRLCK)
         if granted:
@@ -158,8 +159,8 @@ def _look(path: Path | str | Beneath) -> bool | None:
             return None
         if granted is None:
             return False
-        # Nobody but us is to be seen. Who it was may be gone by now, or be where we do not look, as
-        # in another container.
+        # Only this process is visible. The other one may have ended, or be invisible to us, for
+        # example in another container.
         return not all_seen if found else None
 
 
@@ -179,14 +180,14 @@ def _open(path: Path | str | Beneath, flags: int, deadline: float) -> Descriptor
     while True:
         try:
             return open_regular(path, flags, wait=False)
-        except BlockingIOError as error:  # somebody holds a lease on it
+        except BlockingIOError as error:  # another process holds a lease on it
             if time.monotonic() >= deadline:
                 raise _in_use(path, ()) from error
             time.sleep(_PAUSE)
 
 
 def _claim(descriptor: int, path: Path | str | Beneath, kind: int, deadline: float) -> bool:
-    """:returns: whether we have a lease, and not only looked around"""
+    """:returns: whether we got a lease, and did not only check other signs"""
     writing_matters = kind == fcntl.F_RDLCK
     while not (granted := try_lease(descriptor, kind)):
         found, _ = _openers(descriptor)
@@ -194,8 +195,8 @@ def _claim(descriptor: int, path: Path | str | Beneath, kind: int, deadline: flo
         locked = _locked_by_qemu(descriptor, _WRITE_LOCK_BYTES if writing_matters else _LOCK_BYTES)
         if granted is None and not openers and not locked:
             return False
-        # Others may only be looking, and a child that this process was just starting had all our
-        # descriptors until its program began.
+        # The others may be brief checks. Also, a child that this process was just starting had all
+        # our descriptors until its program began.
         if locked or any(opener.writes for opener in openers) or time.monotonic() >= deadline:
             raise _in_use(path, openers)
         time.sleep(_PAUSE)
@@ -209,7 +210,7 @@ def _locked_by_qemu(descriptor: int, ranges: tuple[tuple[int, int], ...]) -> boo
             answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, question)
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                return False  # a file system without locks, where QEMU has none either
+                return False  # a file system without locks: QEMU has none there either
             raise
         if _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK:
             return True
@@ -218,8 +219,8 @@ def _locked_by_qemu(descriptor: int, ranges: tuple[tuple[int, int], ...]) -> boo
 
 def _openers(descriptor: int) -> tuple[list[Opener], bool]:
     """
-    :returns: who has the file open besides this descriptor, and whether we could look at every
-        process
+    :returns: the processes that have the file open, besides this descriptor; and whether we could
+        inspect every process
     """
     status = os.fstat(descriptor)
     identity = (status.st_dev, status.st_ino)

@@ -1,9 +1,9 @@
 """
-New, empty overlays: the working images.
+Make new, empty overlays: the working images.
 
 An overlay is a header, one cluster of refcount table, one of refcount block, and an L1 table of
-zeros, in this order, which is what ``qemu-img create`` writes (compared byte by byte by the tests
-with the installed one). Where qemu-img would lay it out otherwise, it is asked to.
+zeros, in this order. ``qemu-img create`` writes the same (the tests compare the bytes with the
+installed one). Where the layout of qemu-img would differ, qemu-img makes the overlay.
 
 The zeros between these pieces are left as holes, so that an overlay takes some 12 KiB on disk
 instead of about 200.
@@ -30,10 +30,10 @@ from statepool.qcow2.header import (
 from statepool.qcow2.tool import QemuImg
 
 CLUSTER_SIZE = 65536
-"""The usual size of a cluster, in bytes; that of qemu-img."""
+"""The usual size of a cluster, in bytes; the default of qemu-img."""
 
 _SECTOR = 512
-_MIN_CLUSTER_SIZE = 8192  # below, qemu-img leaves out the names of the features
+_MIN_CLUSTER_SIZE = 8192  # below this, qemu-img leaves out the feature names
 _MAX_CLUSTER_SIZE = 2 << 20
 _MAX_L1_BYTES = 32 << 20
 _HEADER_LENGTH = 112
@@ -65,7 +65,7 @@ _EXTENSIONS = (
 def _layout(virtual_size: int, name: bytes, cluster_size: int) -> tuple[int, int, int] | None:
     """
     :returns: the virtual size in whole sectors, the entries of the L1 table, the clusters in use;
-        None if it has to be laid out otherwise
+        None if the overlay needs another layout
     """
     if (
         cluster_size & (cluster_size - 1)
@@ -86,8 +86,8 @@ def _layout(virtual_size: int, name: bytes, cluster_size: int) -> tuple[int, int
 
 def cluster_size_for(virtual_size: int) -> int:
     """
-    :returns: the smallest clusters, from those of qemu-img on, with which QEMU opens an image of so
-        large a disk; the largest if there are none
+    :returns: the smallest cluster size, from qemu-img's default upwards, with which QEMU opens an
+        image of so large a disk; the largest size if none is enough
     """
     sizes = (
         CLUSTER_SIZE << bits for bits in range((_MAX_CLUSTER_SIZE // CLUSTER_SIZE).bit_length())
@@ -101,13 +101,13 @@ def cluster_size_for(virtual_size: int) -> int:
 def is_native(virtual_size: int, backing_name: str, *, cluster_size: int = CLUSTER_SIZE) -> bool:
     """
     :returns: whether such an overlay is written without qemu-img
-    :raises UsageError: nothing can have this backing name
+    :raises UsageError: no image can have this backing name
     """
     return _layout(virtual_size, encode_backing_name(backing_name), cluster_size) is not None
 
 
 def _pieces(virtual_size: int, backing_name: str, cluster_size: int) -> tuple[int, Iterator[Patch]]:
-    """:returns: the length of the file, and what is in it besides zeros"""
+    """:returns: the length of the file, and its content apart from zeros"""
     name = encode_backing_name(backing_name)
     layout = _layout(virtual_size, name, cluster_size)
     if layout is None:
@@ -157,8 +157,8 @@ def overlay_bytes(
     :param backing_name: the file that backs it, a qcow2 image
     :param cluster_size: in bytes
     :returns: an empty overlay
-    :raises UsageError: it is not among those that are written natively (see :func:`is_native`), or
-        nothing can have this backing name
+    :raises UsageError: such an overlay is not written natively (see :func:`is_native`), or no image
+        can have this backing name
     """
     length, pieces = _pieces(virtual_size, backing_name, cluster_size)
     image = bytearray(length)
@@ -178,25 +178,25 @@ def create_overlay(
     mode: int = 0o666,
 ) -> os.stat_result:
     """
-    Make a new file with an empty overlay, as ``qemu-img create`` would; what backs it is not
+    Make a new file with an empty overlay, as ``qemu-img create`` would. Its backing file is not
     opened. Nothing is flushed.
 
-    :param path: which must not exist
+    :param path: the path of the file, which must not exist
     :param virtual_size: size of the disk that a guest sees, in bytes; rounded up to whole sectors
         of 512
     :param backing_name: the file that backs it, a qcow2 image
-    :param cluster_size: in bytes; as small as the disk permits if not given
-    :param tool: what to ask where it cannot be written natively
-    :param known_as: what messages call it, if that is not its path: the name that it gets when it
-        is finished
-    :param mode: its permissions, as far as the umask lets them be
+    :param cluster_size: in bytes; the smallest that the disk permits if not given
+    :param tool: the qemu-img to use where it cannot be written natively
+    :param known_as: its name in messages, if not its path: the name that it gets when it is
+        finished
+    :param mode: its permissions, limited by the umask
     :returns: the status of the file
     :raises FileInTheWay: the path exists, whatever it is
-    :raises UsageError: nothing can have this backing name
-    :raises NoSpace: it does not fit
-    :raises AccessDenied: it may not be written there
+    :raises UsageError: no image can have this backing name
+    :raises NoSpace: the overlay does not fit
+    :raises AccessDenied: permissions do not allow writing there
     :raises MissingFile: there is no such directory
-    :raises ToolError: qemu-img was asked and failed
+    :raises ToolError: qemu-img was needed and failed
     """
     cluster_size = cluster_size_for(virtual_size) if cluster_size is None else cluster_size
     native = is_native(virtual_size, backing_name, cluster_size=cluster_size)
@@ -218,8 +218,8 @@ def create_overlay(
                 apply_patches(descriptor, pieces)
                 os.ftruncate(descriptor, length)
             else:
-                # Another account may be able to put a link in the place of the file, which qemu-img
-                # would follow.
+                # Another account may be able to replace the file by a link, which qemu-img would
+                # follow.
                 inode = f"/proc/{os.getpid()}/fd/{descriptor}"
                 (tool or QemuImg()).create_overlay(
                     inode, backing_name, virtual_size, cluster_size=cluster_size
@@ -236,13 +236,12 @@ def matches_installed(
     tool: QemuImg, virtual_size: int = 1 << 30, backing_name: str = "parent.qcow2"
 ) -> bool:
     """
-    Compare what we write with what the installed qemu-img writes; for whoever looks at the health
-    of a host.
+    Compare an overlay of ours with one of the installed qemu-img, to diagnose a host.
 
     :returns: whether both are the same, byte by byte
     :raises ToolError: qemu-img is missing or failed
     """
-    import tempfile  # only here: nothing else needs it, and it brings much with it
+    import tempfile  # slow to import, and needed only here
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "overlay.qcow2")

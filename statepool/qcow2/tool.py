@@ -1,9 +1,10 @@
 """
-The one caller of qemu-img.
+The only caller of qemu-img.
 
 Formats are always named, never probed. Paths are made absolute, so that none of them looks like an
-option or like a protocol: QEMU takes what stands before a colon for one only if no slash comes
-first. What is handed to it has passed our own checks, since it opens what an image tells it to.
+option or like a protocol: QEMU takes the part before a colon for a protocol only if no slash comes
+first. An image must have passed our own checks before qemu-img gets it, since qemu-img opens what
+an image tells it to.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ if TYPE_CHECKING:
 
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}
 """
-All that qemu-img sees of the environment: nothing in the caller's can change what it does or says.
+The whole environment of qemu-img: so nothing in the caller's environment can change its effects or
+its messages.
 """
 
 
 class QemuImg:
     """
-    Runs qemu-img, which is looked for at first use.
+    The installed qemu-img, which is looked for at first use.
 
-    :param timeout: how long one call may take, in seconds
+    :param timeout: the timeout of one call, in seconds
     """
 
     def __init__(self, timeout: float = 60) -> None:
@@ -39,7 +41,7 @@ class QemuImg:
 
     def version(self) -> str:
         """
-        :returns: such as ``7.2.22``
+        :returns: the version, such as ``7.2.22``
         :raises ToolError: qemu-img is missing or failed
         """
         if self._version is None:
@@ -51,9 +53,9 @@ class QemuImg:
 
     def info(self, path: Path | str, *, force_share: bool = True) -> dict[str, Any]:
         """
-        :param path: a qcow2 image; what backs it is not opened
-        :param force_share: also while somebody writes to it
-        :returns: what ``qemu-img info`` says, as in QEMU's ``ImageInfo``
+        :param path: a qcow2 image; its backing file is not opened
+        :param force_share: also while a process writes to it
+        :returns: the output of ``qemu-img info``, as in QEMU's ``ImageInfo``
         :raises ToolError: qemu-img is missing, failed or took too long
         """
         share = ["-U"] if force_share else []
@@ -61,14 +63,14 @@ class QemuImg:
 
     def check(self, path: Path | str, *, force_share: bool = False) -> dict[str, Any]:
         """
-        :param path: a qcow2 image; what backs it is opened too
-        :param force_share: also while somebody writes to it
-        :returns: what ``qemu-img check`` says, as in QEMU's ``ImageCheck``: look for
+        :param path: a qcow2 image; its backing files are opened, too
+        :param force_share: also while a process writes to it
+        :returns: the output of ``qemu-img check``, as in QEMU's ``ImageCheck``: see its
             ``corruptions``, ``leaks`` and ``check-errors``
         :raises ToolError: qemu-img is missing, could not check, or took too long
         """
         share = ["-U"] if force_share else []
-        # 2 and 3 mean that something was found, which the JSON text says better.
+        # Codes 2 and 3 mean that errors or leaks were found; the JSON text says more.
         return self._json(
             ["check", *share, "-f", "qcow2", "--output=json", _absolute(path)], accept=(0, 2, 3)
         )
@@ -77,7 +79,7 @@ class QemuImg:
         self, path: Path | str, backing_name: str, virtual_size: int, *, cluster_size: int = 65536
     ) -> None:
         """
-        Write an empty overlay, over whatever is at ``path``, without opening what backs it.
+        Write an empty overlay, over any file at ``path``, without opening its backing file.
 
         :param backing_name: the name as it will be in the image
         :param virtual_size: in bytes
@@ -104,10 +106,10 @@ class QemuImg:
 
     def rebase_unsafe(self, path: Path | str, backing_name: str) -> None:
         """
-        Give an image another backing name, without opening what backs it, before or after.
+        Give an image another backing name, without opening the old or the new backing file.
 
-        :param backing_name: the name as it will be in the image; the backing file is said to be a
-            qcow2 image
+        :param backing_name: the name as it will be in the image; the backing format is given as
+            qcow2
         :raises ToolError: qemu-img is missing, failed or took too long
         """
         self._run(
@@ -127,16 +129,16 @@ class QemuImg:
 
     def rebase(self, path: Path | str, backing_name: str) -> None:
         """
-        Give an image another backing file, and write into it what a guest would then miss: what lay
-        between the two becomes part of it.
+        Rebase an image to another backing file, and write into it the data that a guest would then
+        miss: the layers between the two become part of it.
 
-        This is how to squash states: ``convert`` with a backing file copies only what the last one
-        of them holds, and drops the rest without a word.
+        This is how to squash states: ``convert`` with a backing file copies only the content of the
+        uppermost layer, and silently drops the rest.
 
         :param path: a qcow2 image of our own; its old and new chains are opened
         :param backing_name: of a qcow2 image, looked for from the directory of ``path``
-        :raises ToolError: qemu-img is missing, failed or took too long; the image may then hold
-            part of it, under its old backing name
+        :raises ToolError: qemu-img is missing, failed or took too long; the image may then hold a
+            part of the data, under its old backing name
         """
         self._run(
             ["rebase", "-q", "-f", "qcow2", "-b", backing_name, "-F", "qcow2", _absolute(path)]
@@ -144,8 +146,8 @@ class QemuImg:
 
     def compare(self, a: Path | str, b: Path | str) -> bool:
         """
-        :returns: whether a guest sees the same in two qcow2 images; what is behind the end of the
-            shorter one must be zeros
+        :returns: whether a guest sees the same in two qcow2 images; behind the end of the shorter
+            one there must be only zeros
         :raises ToolError: qemu-img is missing, could not compare, or took too long
         """
         command = ["compare", "-q", "-U", "-f", "qcow2", "-F", "qcow2", _absolute(a), _absolute(b)]
@@ -162,7 +164,7 @@ class QemuImg:
         compress: bool = False,
     ) -> None:
         """
-        Write what a guest sees in ``source`` into a new image that nothing backs, over whatever is
+        Write what a guest sees in ``source`` into a new image without a backing file, over any file
         at ``target``.
 
         :param options: of the new image, such as ``cluster_size=65536``
@@ -189,7 +191,7 @@ class QemuImg:
 
     def snapshots(self, path: Path | str) -> list[dict[str, Any]]:
         """
-        :param path: a qcow2 image that nobody writes to; what backs it is not opened
+        :param path: a qcow2 image that no process writes to; its backing file is not opened
         :returns: its internal snapshots in the order of their table, as in QEMU's ``SnapshotInfo``
         :raises ToolError: qemu-img is missing, failed or took too long
         """
@@ -200,35 +202,35 @@ class QemuImg:
 
     def create_snapshot(self, path: Path | str, name: str) -> None:
         """
-        Keep the content of an image under a name. There may be several of one name.
+        Save the content of an image as a snapshot. Several snapshots can have the same name.
 
-        :param path: a qcow2 image that nobody has open; its chain is opened too
+        :param path: a qcow2 image that no process has open; its chain is opened, too
         :raises ToolError: qemu-img is missing, failed or took too long
         """
         self._snapshot("-c", path, name)
 
     def apply_snapshot(self, path: Path | str, identifier: str) -> None:
         """
-        Give an image the content that it had, and lose what it has.
+        Restore the content of a snapshot; the present content is lost.
 
-        :param path: a qcow2 image that nobody has open; its chain is opened too
-        :param identifier: the snapshot's own, not its name: qemu-img takes a name of digits for one
+        :param path: a qcow2 image that no process has open; its chain is opened, too
+        :param identifier: the identifier of the snapshot, not its name: qemu-img takes a name of
+            digits for an identifier
         :raises ToolError: qemu-img is missing, failed or took too long
         """
         self._snapshot("-a", path, identifier)
 
     def delete_snapshot(self, path: Path | str, name: str) -> None:
         """
-        Remove a snapshot; the first of them, if there are several of this name.
+        Remove a snapshot; the first one, if several have this name.
 
-        :param path: a qcow2 image that nobody has open; its chain is opened too
+        :param path: a qcow2 image that no process has open; its chain is opened, too
         :raises ToolError: qemu-img is missing, failed or took too long
         """
         self._snapshot("-d", path, name)
 
     def _snapshot(self, action: str, path: Path | str, name: str) -> None:
-        # The command has no option for the format. In these options a comma stands for itself if it
-        # is doubled.
+        # The command has no option for the format. In these options a doubled comma means a comma.
         image = f"driver=qcow2,file.driver=file,file.filename={_absolute(path).replace(',', ',,')}"
         self._run(["snapshot", "-q", action, name, "--image-opts", image])
 
@@ -253,7 +255,7 @@ class QemuImg:
     def _call(
         self, arguments: list[str], accept: tuple[int, ...]
     ) -> subprocess.CompletedProcess[str]:
-        import shutil  # when qemu-img is first needed: most of what we do goes without
+        import shutil  # only when qemu-img is first needed, which is seldom
         import subprocess
 
         if self._binary is None:
