@@ -354,13 +354,12 @@ class FaultyTransport(Transport):
             return data
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
-        """As the inner one."""
         with self._call("create", path) as struck:
             struck.advance(len(data))
             self.inner.create(path, struck.spoilt(data), flush=flush)
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
-        """As the inner one. The digest is that of what has arrived."""
+        """The digest is that of what has arrived."""
         with self._call("fetch", path, transfer.progress) as struck:
             moved = self.inner.fetch(path, target, evolve(transfer, progress=struck))
             if not struck.spoils:
@@ -374,7 +373,7 @@ class FaultyTransport(Transport):
             )
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
-        """As the inner one. The digest is that of what has arrived at the other end."""
+        """The digest is that of what has arrived at the other end."""
         with self._call("store", path, transfer.progress) as struck:
             if not struck.spoils:
                 return self.inner.store(source, path, evolve(transfer, progress=struck))
@@ -387,21 +386,17 @@ class FaultyTransport(Transport):
                 )
 
     def digest(self, path: str, transfer: Transfer) -> Digest:
-        """As the inner one."""
         with self._call("digest", path, transfer.progress) as struck:
             return self.inner.digest(path, evolve(transfer, progress=struck))
 
     def free_space(self) -> int | None:
-        """As the inner one."""
         with self._call("free_space", ""):
             return self.inner.free_space()
 
     def local_path(self, path: str) -> Path | None:
-        """As the inner one."""
         return self.inner.local_path(path)
 
     def beneath(self, path: str) -> Beneath | None:
-        """As the inner one."""
         return self.inner.beneath(path)
 
     def is_transient(self, error: BaseException) -> bool:
@@ -409,5 +404,4 @@ class FaultyTransport(Transport):
         return super().is_transient(error) or self.inner.is_transient(error)
 
     def close(self) -> None:
-        """As the inner one."""
         self.inner.close()

@@ -83,7 +83,7 @@ class LocalTransport(Transport):
     # -- looking -----------------------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
-        """As the transport's face says. The pool's own directory may be behind a symbolic link."""
+        """The pool's own directory may be behind a symbolic link."""
         try:
             with self.tree.open(directory, _LIST) as fd, os.scandir(fd) as entries:
                 # Names that are not UTF-8 come with lone surrogates, which cannot be encoded again.
@@ -98,7 +98,6 @@ class LocalTransport(Transport):
             raise translated(error, "list", self._subject(directory)) from error
 
     def stat(self, path: str) -> Stat | None:
-        """As the transport's face says."""
         try:
             found = self.tree.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -108,10 +107,7 @@ class LocalTransport(Transport):
         return _stat(found)
 
     def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
-        """
-        As the transport's face says. A directory is opened once for all that is asked of it in a
-        row.
-        """
+        """A directory is opened once for all that is asked of it in a row."""
         answers: list[Stat | None] = []
         for directory, group in itertools.groupby(paths, _above):
             names = [path.rpartition("/")[2] for path in group]
@@ -137,11 +133,7 @@ class LocalTransport(Transport):
             ) from error
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """
-        As the transport's face says.
-
-        :raises UnsafeImage: it is not a regular file
-        """
+        """:raises UnsafeImage: it is not a regular file"""
         opened, length = self._open(path)
         left = max(length - offset, 0)
         wanted = left if size is None else min(size, left)
@@ -157,7 +149,6 @@ class LocalTransport(Transport):
             raise translated(error, "read", self._subject(path)) from error
 
     def readlink(self, path: str) -> str:
-        """As the transport's face says."""
         try:
             return self.tree.readlink(path)
         except OSError as error:
@@ -173,8 +164,6 @@ class LocalTransport(Transport):
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        As the transport's face says.
-
         The file has no name until it is complete, so that a crash leaves nothing behind. Where the
         file system does not know such files, it has one in ``.statepool/incoming`` meanwhile.
         """
@@ -215,9 +204,8 @@ class LocalTransport(Transport):
 
     def link(self, source: str, target: str) -> None:
         """
-        As the transport's face says. Where the file system has no hard links, a file among those of
-        ours is renamed instead, which is enough for what is gathered in ``incoming``: nobody looks
-        for it there again.
+        Where the file system has no hard links, a file among those of ours is renamed instead,
+        which is enough for what is gathered in ``incoming``: nobody looks for it there again.
         """
         give = link_or_rename if source.startswith(f"{INCOMING}/") else link
         try:
@@ -226,21 +214,18 @@ class LocalTransport(Transport):
             raise translated(error, "link", self._subjects(source, target), lacks=LINKS) from error
 
     def rename(self, source: str, target: str) -> None:
-        """As the transport's face says."""
         try:
             self.tree.rename(source, target)
         except OSError as error:
             raise translated(error, "rename", self._subjects(source, target)) from error
 
     def remove(self, path: str) -> bool:
-        """As the transport's face says."""
         try:
             return self.tree.remove(path)
         except OSError as error:
             raise translated(error, "remove", self._subject(path)) from error
 
     def symlink(self, target: str, path: str) -> None:
-        """As the transport's face says."""
         try:
             private = self._private_link(target, path)
             try:
@@ -257,10 +242,7 @@ class LocalTransport(Transport):
             ) from error
 
     def make_directory(self, path: str) -> None:
-        """
-        As the transport's face says. The pool's own directory is made as the account's umask has
-        it.
-        """
+        """The pool's own directory is made as the account's umask has it."""
         try:
             os.makedirs(self.tree.root, exist_ok=True)
             mode = stat.S_IMODE(self._status().st_mode) | stat.S_IRWXU
@@ -271,7 +253,6 @@ class LocalTransport(Transport):
             raise translated(error, "make the directory", self._subject(path)) from error
 
     def remove_directory(self, path: str) -> bool:
-        """As the transport's face says."""
         try:
             place, name = self.tree.place(path)
             with place as directory:
@@ -283,10 +264,7 @@ class LocalTransport(Transport):
         return True
 
     def flush(self, directory: str) -> None:
-        """
-        As the transport's face says. Where directories cannot be flushed, nothing is durable from
-        then on.
-        """
+        """Where directories cannot be flushed, nothing is durable from then on."""
         try:
             with self.tree.open(directory, _LIST) as fd:
                 os.fsync(fd)
@@ -301,8 +279,7 @@ class LocalTransport(Transport):
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """
-        As the transport's face says. Where the data is, the file system knows better than
-        ``extents``; it is copied anew always.
+        Where the data is, the file system knows better than ``extents``; it is copied anew always.
         """
         opened, _ = self._open(path)
         with opened as source:
@@ -310,8 +287,7 @@ class LocalTransport(Transport):
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        As the transport's face says. Where the data is, the file system knows better than
-        ``extents``; it is copied anew always.
+        Where the data is, the file system knows better than ``extents``; it is copied anew always.
         """
         subject = self._subject(path)
         with translating("create", subject):
@@ -330,7 +306,6 @@ class LocalTransport(Transport):
         return moved
 
     def digest(self, path: str, transfer: Transfer) -> Digest:
-        """As the transport's face says."""
         opened, _ = self._open(path)
         with opened as fd:
             subject = self._subject(path)
@@ -347,7 +322,6 @@ class LocalTransport(Transport):
     # -- the rest ----------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
-        """As the transport's face says."""
         with translating("ask for the free space at", self._subject("")):
             top = self.tree.top()
             left = os.fstatvfs(top.number)
@@ -359,7 +333,6 @@ class LocalTransport(Transport):
         return Path(self.tree.root, path)
 
     def beneath(self, path: str) -> Beneath:
-        """As the transport's face says."""
         return Beneath(self.tree, path)
 
     @property

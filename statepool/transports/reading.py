@@ -300,7 +300,6 @@ class CloneReader(Reader):
         self._unchanging = unchanging
 
     def read(self, part: Slice, into: memoryview) -> memoryview:
-        """As for any reader."""
         if part.data and self._unchanging.holds():
             try:
                 content = self._origin.read(part, into)

@@ -101,39 +101,32 @@ class Retrying(Transport):
     # -- looking changes nothing -------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
-        """As the inner one."""
         return self._again(lambda again: self.inner.scan(directory))
 
     def stat(self, path: str) -> Stat | None:
-        """As the inner one."""
         return self._again(lambda again: self.inner.stat(path))
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """As the inner one."""
         return self._again(lambda again: self.inner.read(path, offset, size))
 
     def readlink(self, path: str) -> str:
-        """As the inner one."""
         return self._again(lambda again: self.inner.readlink(path))
 
     def scan_many(self, directories: Sequence[str]) -> list[list[Entry]]:
-        """As the inner one."""
         return self._again(lambda again: self.inner.scan_many(directories))
 
     def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
-        """As the inner one."""
         return self._again(lambda again: self.inner.stat_many(paths))
 
     def read_many(self, paths: Sequence[str], size: int) -> list[bytes | None]:
-        """As the inner one."""
         return self._again(lambda again: self.inner.read_many(paths, size))
 
     # -- names -------------------------------------------------------------------------------------
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        As the inner one. A file with the very same content that an earlier attempt may have made is
-        ours: what must be told apart has a nonce.
+        A file with the very same content that an earlier attempt may have made is ours: what must
+        be told apart has a nonce.
         """
 
         def work(again: bool) -> None:
@@ -156,8 +149,8 @@ class Retrying(Transport):
 
     def link(self, source: str, target: str) -> None:
         """
-        As the inner one. A target that is the same file, or looks like it in every way, is what an
-        earlier attempt made.
+        A target that is the same file, or looks like it in every way, is what an earlier attempt
+        made.
         """
 
         def work(again: bool) -> None:
@@ -186,9 +179,7 @@ class Retrying(Transport):
         return self.inner.read(source, 0, COMPARED) == self.inner.read(target, 0, COMPARED)
 
     def rename(self, source: str, target: str) -> None:
-        """
-        As the inner one. If the source is gone and the target there, an earlier attempt was heard.
-        """
+        """If the source is gone and the target there, an earlier attempt was heard."""
 
         def work(again: bool) -> None:
             try:
@@ -200,23 +191,17 @@ class Retrying(Transport):
         self._again(work)
 
     def remove(self, path: str) -> bool:
-        """
-        As the inner one. If an earlier attempt may have been heard, nothing left counts as removed.
-        """
+        """If an earlier attempt may have been heard, nothing left counts as removed."""
         return self._again(lambda again: self.inner.remove(path) or again)
 
     def symlink(self, target: str, path: str) -> None:
-        """As the inner one."""
         self._again(lambda again: self.inner.symlink(target, path))
 
     def make_directory(self, path: str) -> None:
-        """As the inner one."""
         self._again(lambda again: self.inner.make_directory(path))
 
     def remove_directory(self, path: str) -> bool:
-        """
-        As the inner one. If an earlier attempt may have been heard, nothing left counts as removed.
-        """
+        """If an earlier attempt may have been heard, nothing left counts as removed."""
         return self._again(
             lambda again: (
                 self.inner.remove_directory(path) or (again and self.inner.stat(path) is None)
@@ -224,15 +209,13 @@ class Retrying(Transport):
         )
 
     def flush(self, directory: str) -> None:
-        """As the inner one."""
         self._again(lambda again: self.inner.flush(directory))
 
     # -- bytes -------------------------------------------------------------------------------------
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """
-        As the inner one. Another attempt goes on from where the one before it stopped: the length
-        of our copy tells.
+        Another attempt goes on from where the one before it stopped: the length of our copy tells.
         """
         return self._moved(
             transfer,
@@ -242,8 +225,7 @@ class Retrying(Transport):
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        As the inner one. Another attempt goes on from where the one before it stopped, if the bytes
-        there are ours.
+        Another attempt goes on from where the one before it stopped, if the bytes there are ours.
         """
         return self._moved(
             transfer,
@@ -284,7 +266,6 @@ class Retrying(Transport):
         return same_beginning(source, there, digest, transfer.pieces)
 
     def digest(self, path: str, transfer: Transfer) -> Digest:
-        """As the inner one."""
         attempts = _Attempts(transfer)
 
         def work() -> Digest:
@@ -296,25 +277,20 @@ class Retrying(Transport):
     # -- the rest ----------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
-        """As the inner one."""
         return self._again(lambda again: self.inner.free_space())
 
     def survey(self) -> list[Finding]:
-        """As the inner one."""
         return self._again(lambda again: self.inner.survey())
 
     def local_path(self, path: str) -> Path | None:
-        """As the inner one."""
         return self.inner.local_path(path)
 
     def beneath(self, path: str) -> Beneath | None:
-        """As the inner one."""
         return self.inner.beneath(path)
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
         """
-        As the inner one. Taking the lock is tried again; what goes wrong while it is held is for
-        whoever works there.
+        Taking the lock is tried again; what goes wrong while it is held is for whoever works there.
         """
         lock = self._again(lambda again: self.inner.hold(path, timeout))
         return None if lock is None else self._held(lock, path, timeout)
@@ -340,7 +316,6 @@ class Retrying(Transport):
         return self.inner.is_transient(error)
 
     def close(self) -> None:
-        """As the inner one."""
         self.inner.close()
 
 

@@ -78,7 +78,7 @@ class SSHFiles(Transport):
     # -- looking -----------------------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
-        """As the transport's face says. The pool's own directory may be behind a symbolic link."""
+        """The pool's own directory may be behind a symbolic link."""
         return self.scan_many([directory])[0]
 
     def stat(self, path: str) -> Stat | None:
@@ -89,11 +89,7 @@ class SSHFiles(Transport):
         return self.stat_many([path])[0]
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """
-        As the transport's face says.
-
-        :raises UnsafeImage: it is not a regular file
-        """
+        """:raises UnsafeImage: it is not a regular file"""
         with self._at("read", path) as sftp:
             (content,) = batches.read(
                 sftp, [self._full(path)], self._look(sftp).limits, offset=offset, size=size
@@ -105,7 +101,6 @@ class SSHFiles(Transport):
         return content
 
     def readlink(self, path: str) -> str:
-        """As the transport's face says."""
         with self._at("read", path) as sftp:
             found, target = sftp.ask_all(
                 [(Kind.LSTAT, string(self._full(path))), (Kind.READLINK, string(self._full(path)))]
@@ -118,7 +113,6 @@ class SSHFiles(Transport):
             return os.fsdecode(names_in(granted(target))[0][0])
 
     def scan_many(self, directories: Sequence[str]) -> list[list[Entry]]:
-        """As the transport's face says."""
         with self._at("list", *directories) as sftp:
             found = batches.scan(
                 sftp,
@@ -135,7 +129,6 @@ class SSHFiles(Transport):
         return [[Entry(name, _kind(there)) for name, there in names] for names in found]
 
     def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
-        """As the transport's face says."""
         with self._at("look at", *paths) as sftp:
             found = batches.look(sftp, [self._full(path) for path in paths])
         return [
@@ -144,7 +137,6 @@ class SSHFiles(Transport):
         ]
 
     def read_many(self, paths: Sequence[str], size: int) -> list[bytes | None]:
-        """As the transport's face says."""
         with self._at("read", *paths) as sftp:
             full = [self._full(path) for path in paths]
             try:
@@ -162,8 +154,8 @@ class SSHFiles(Transport):
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        As the transport's face says. Where the server has no hard links the file is created under
-        its own name, and grows there: a reader can see it in part, for a moment.
+        Where the server has no hard links the file is created under its own name, and grows there:
+        a reader can see it in part, for a moment.
         """
         with self._at("create", path, needed=len(data)) as sftp:
             if not self._look(sftp).has(HARDLINK):
@@ -180,9 +172,8 @@ class SSHFiles(Transport):
 
     def link(self, source: str, target: str) -> None:
         """
-        As the transport's face says. Where the server has no hard links, a file among those of ours
-        is renamed instead, which is enough for what is gathered in ``incoming``: nobody looks for
-        it there again.
+        Where the server has no hard links, a file among those of ours is renamed instead, which is
+        enough for what is gathered in ``incoming``: nobody looks for it there again.
         """
         with self._at("link", target, source) as sftp:
             old, new = self._full(source), self._full(target)
@@ -243,8 +234,7 @@ class SSHFiles(Transport):
 
     def rename(self, source: str, target: str) -> None:
         """
-        As the transport's face says. Where the server only has the plain rename of SFTP, a file
-        that is there is removed before.
+        Where the server only has the plain rename of SFTP, a file that is there is removed before.
         """
         with self._at("rename", target, source) as sftp:
             old, new = self._full(source), self._full(target)
@@ -281,7 +271,6 @@ class SSHFiles(Transport):
         sftp.ask(*request)
 
     def remove(self, path: str) -> bool:
-        """As the transport's face says."""
         with self._at("remove", path) as sftp:
             answer = sftp.ask_all([(Kind.REMOVE, string(self._full(path)))])[0]
             if isinstance(answer, Refused) and answer.code == Code.NO_SUCH_FILE:
@@ -290,7 +279,6 @@ class SSHFiles(Transport):
         return True
 
     def symlink(self, target: str, path: str) -> None:
-        """As the transport's face says."""
         with self._at("make the symbolic link", path) as sftp:
             private = self._private_link(sftp, os.fsencode(target), path)
             try:
@@ -333,10 +321,7 @@ class SSHFiles(Transport):
         granted(renamed)
 
     def make_directory(self, path: str) -> None:
-        """
-        As the transport's face says. The pool's own directory is made as that account's umask has
-        it.
-        """
+        """The pool's own directory is made as that account's umask has it."""
         with self._at("make the directory", f"{path}/" if path else "") as sftp:
             made = batches.make_directories(sftp, self._root, path)
         if made is not None:
@@ -348,7 +333,6 @@ class SSHFiles(Transport):
             )
 
     def remove_directory(self, path: str) -> bool:
-        """As the transport's face says."""
         with self._at("remove the directory", f"{path}/") as sftp:
             answer = sftp.ask_all([(Kind.RMDIR, string(self._full(path)))])[0]
             if isinstance(answer, Answer):

@@ -86,8 +86,8 @@ class SSHTransport(SSHFiles):
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """
-        As the transport's face says. Only the ``extents`` are asked for: if there is anything else,
-        the digest is not that of the file there.
+        Only the ``extents`` are asked for: if there is anything else, the digest is not that of the
+        file there.
         """
         job = self._job(target, path, transfer)
         with self._at("read", path) as sftp:
@@ -140,8 +140,7 @@ class SSHTransport(SSHFiles):
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        As the transport's face says. Where the data is, the file system here knows better than
-        ``extents``.
+        Where the data is, the file system here knows better than ``extents``.
 
         If the connection breaks, or the user interrupts it, what has arrived stays there, and its
         length tells how much: no byte of it is behind one that is missing.
@@ -260,13 +259,11 @@ class SSHTransport(SSHFiles):
     # -- names -------------------------------------------------------------------------------------
 
     def rename(self, source: str, target: str) -> None:
-        """As the transport's face says."""
         _unheard.rename(self._file(source), self._file(target))
         super().rename(source, target)
         _unheard.forget(self._file(source))
 
     def remove(self, path: str) -> bool:
-        """As the transport's face says."""
         removed = super().remove(path)
         _unheard.forget(self._file(path))
         return removed
@@ -274,12 +271,10 @@ class SSHTransport(SSHFiles):
     # -- the rest ----------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
-        """As the transport's face says."""
         with self._at("ask for the free space at", "") as sftp:
             return self._free(sftp)
 
     def survey(self) -> list[Finding]:
-        """As the transport's face says."""
         with self._at("look at", "") as sftp:
             server = self._look(sftp)
         return list(
