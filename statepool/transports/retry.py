@@ -1,14 +1,14 @@
 """
-A transport around another one, which tries again what failed for a reason that may pass.
+A transport around another one, which retries what failed for a transient reason.
 
-Which reasons are of that kind, the transport within knows
-(:meth:`~statepool.transports.base.Transport.is_transient`); how often, and after which pauses, is
-told by settings. The pauses grow, and no two are alike, so that many who lost one server do not
-come back to it all at the same moment.
+The inner transport knows which errors are transient
+(:meth:`~statepool.transports.base.Transport.is_transient`); settings tell how often to retry, and
+after which pauses. The pauses grow and have random jitter, so that many clients that lost one
+server do not come back to it all at the same moment.
 
-Not everything can just be done twice. If the answer to an exclusive create was lost, the second
-attempt finds the name taken, perhaps by the first one. So what a second attempt finds is compared
-with what the first may have done.
+Not every operation can just be repeated. If the answer to an exclusive create was lost, the second
+attempt finds the name taken, perhaps by the first attempt. So what a retry finds is compared with
+what the first attempt may have done.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from statepool.transports.base import (
 from statepool.transports.resuming import same_beginning
 
 LONGEST_PAUSE = 30.0
-"""Seconds between two attempts at most."""
+"""The longest pause between two attempts, in seconds."""
 
 COMPARED = 64 << 10
-"""Bytes of two files that are compared where nothing tells whether they are one."""
+"""Bytes of two files that are compared where nothing tells whether they are the same file."""
 
 T = TypeVar("T")
 
 
 class Retrying(Transport):
     """
-    Tries again.
+    A transport that retries transient failures.
 
     :param inner: the transport that does the work
-    :param retries: how often something is tried again at most
-    :param pause: before the first of these attempts, in seconds; twice as long before each next one
+    :param retries: the most retries of one operation
+    :param pause: before the first retry, in seconds; it doubles before each further one
     :param sleep: waits for some seconds
-    :param jitter: gives a number from 0 to 1 that nobody can foresee
+    :param jitter: returns an unpredictable number from 0 to 1
     """
 
     def __init__(
@@ -90,12 +90,10 @@ class Retrying(Transport):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Those of the inner one."""
         return self._again(lambda again: self.inner.capabilities)
 
     @property
     def identity(self) -> str:
-        """That of the inner one."""
         return self._again(lambda again: self.inner.identity)
 
     # -- looking changes nothing -------------------------------------------------------------------
@@ -125,8 +123,8 @@ class Retrying(Transport):
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        A file with the very same content that an earlier attempt may have made is ours: what must
-        be told apart has a nonce.
+        If an earlier attempt may have made the file, a file with exactly the same content counts as
+        ours: files that must be told apart contain a nonce.
         """
 
         def work(again: bool) -> None:
@@ -149,8 +147,8 @@ class Retrying(Transport):
 
     def link(self, source: str, target: str) -> None:
         """
-        A target that is the same file, or looks like it in every way, is what an earlier attempt
-        made.
+        A target that is the same file, or has the same facts and content, counts as made by an
+        earlier attempt.
         """
 
         def work(again: bool) -> None:
@@ -179,7 +177,7 @@ class Retrying(Transport):
         return self.inner.read(source, 0, COMPARED) == self.inner.read(target, 0, COMPARED)
 
     def rename(self, source: str, target: str) -> None:
-        """If the source is gone and the target there, an earlier attempt was heard."""
+        """If the source does not exist and the target does, an earlier attempt succeeded."""
 
         def work(again: bool) -> None:
             try:
@@ -214,9 +212,7 @@ class Retrying(Transport):
     # -- bytes -------------------------------------------------------------------------------------
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
-        """
-        Another attempt goes on from where the one before it stopped: the length of our copy tells.
-        """
+        """A retry resumes where the attempt before it stopped: the length of our copy tells."""
         return self._moved(
             transfer,
             partial(self.inner.fetch, path, target),
@@ -224,9 +220,7 @@ class Retrying(Transport):
         )
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
-        """
-        Another attempt goes on from where the one before it stopped, if the bytes there are ours.
-        """
+        """A retry resumes where the attempt before it stopped, if the bytes there are ours."""
         return self._moved(
             transfer,
             partial(self.inner.store, source, path),
@@ -238,7 +232,7 @@ class Retrying(Transport):
     ) -> Moved:
         """
         :param move: one attempt
-        :param reached: tells, after an attempt that failed, how many bytes need not be moved again
+        :param reached: tells, after a failed attempt, how many bytes need not be moved again
         """
         attempts = _Attempts(transfer)
 
@@ -252,8 +246,8 @@ class Retrying(Transport):
 
     def _stored(self, source: int, path: str, transfer: Transfer) -> int:
         """
-        :returns: how many bytes of the source are there: a host that was started anew in between
-            may have kept the length, and not the bytes
+        :returns: how many bytes of the source are really there: a host that was restarted in
+            between may have kept the length of the file, but not its bytes
         """
         found = self.inner.stat(path)
         if found is None or found.kind is not FileKind.FILE or not 0 < found.size <= transfer.size:
@@ -262,7 +256,7 @@ class Retrying(Transport):
         try:
             digest = self.inner.digest(path, there)
         except IntegrityError:
-            return 0  # it still grows
+            return 0  # the file is still growing
         return same_beginning(source, there, digest, transfer.pieces)
 
     def digest(self, path: str, transfer: Transfer) -> Digest:
@@ -289,9 +283,7 @@ class Retrying(Transport):
         return self.inner.beneath(path)
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
-        """
-        Taking the lock is tried again; what goes wrong while it is held is for whoever works there.
-        """
+        """Taking the lock is retried; errors while it is held are the caller's."""
         lock = self._again(lambda again: self.inner.hold(path, timeout))
         return None if lock is None else self._held(lock, path, timeout)
 
@@ -309,10 +301,7 @@ class Retrying(Transport):
             yield
 
     def is_transient(self, error: BaseException) -> bool:
-        """
-        As the inner one: what comes out of here has been tried often enough, and may still pass
-        some day.
-        """
+        """What this transport raises has been retried often enough, and may still succeed later."""
         return self.inner.is_transient(error)
 
     def close(self) -> None:
@@ -322,15 +311,15 @@ class Retrying(Transport):
 @define
 class _Attempts:
     """
-    The progress of all attempts, which is told of each byte once, and what they moved.
+    The progress of all attempts, which reports each byte once, and what the attempts moved.
 
-    :param transfer: whose progress is told, and which says where the source has data
+    :param transfer: its progress is advanced, and its extents say where the source has data
     """
 
     transfer: Transfer
     begun: bool = False
     done: int = 0
-    """Where the present attempt began."""
+    """The offset at which the present attempt began."""
     now: int = 0
     told: int = 0
     sent: int = 0
@@ -338,12 +327,13 @@ class _Attempts:
 
     def go_on(self, done: int) -> None:
         """
-        The next attempt begins.
+        Begin the next attempt.
 
-        :param done: so many bytes need not be moved
+        :param done: bytes that need not be moved
         """
         if self.begun:
-            # What is there was moved, also where the last of it was not told of any more.
+            # What is there was moved, also if the progress of its last bytes was not reported any
+            # more.
             reached = max(self.now, done)
             self.sent += self._data(self.done, reached)
             self.again += self._data(done, reached)
@@ -357,8 +347,8 @@ class _Attempts:
 
     def advance(self, count: int) -> None:
         """
-        The inner transport tells of every byte from the beginning of the file, those included that
-        were there.
+        Advance the outer progress. The inner transport reports every byte from the beginning of the
+        file, including bytes that were there already.
         """
         self.now += count
         if self.now > self.told:
@@ -366,11 +356,11 @@ class _Attempts:
             self.transfer.progress.advance(new)
 
     def all_of(self, moved: Moved) -> Moved:
-        """:returns: what the last attempt did, with what was done before it"""
+        """:returns: what the last attempt did, together with the attempts before it"""
         return evolve(moved, sent=moved.sent + self.sent, again=moved.again + self.again)
 
     def _data(self, begin: int, end: int) -> int:
-        """:returns: bytes of data between two offsets"""
+        """:returns: how many bytes of data there are between two offsets"""
         extents = self.transfer.extents or ((0, end),)
         return sum(
             max(min(offset + length, end) - max(offset, begin), 0) for offset, length in extents
