@@ -276,7 +276,8 @@ class LocalTransport(Transport):
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """
-        Where the data is, the file system knows better than ``extents``; it is copied anew always.
+        The file system knows the data extents better than ``extents``. The file is always copied
+        from its beginning.
         """
         opened, _ = self._open(path)
         with opened as source:
@@ -284,7 +285,8 @@ class LocalTransport(Transport):
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        Where the data is, the file system knows better than ``extents``; it is copied anew always.
+        The file system knows the data extents better than ``extents``. The file is always copied
+        from its beginning.
         """
         subject = self._subject(path)
         with translating("create", subject):

@@ -77,6 +77,8 @@ class Retrying(Transport):
 
     def _again(self, work: Callable[[bool], T]) -> T:
         """
+        Call ``work`` until it succeeds, fails for good, or has been retried often enough.
+
         :param work: is told whether an earlier attempt may have done it already
         """
         for attempt in range(self._retries):
