@@ -26,7 +26,7 @@ OPERATIONS = ("cold get", "repeated get", "set")
 
 class Peer(ABC):
     """
-    A way to bring a chain from a pool into a cache, and a new state into both.
+    A way to fetch a chain from a pool into a cache, and to store a new state in both.
 
     :param bench: the sizes, and the chain
     :param place: a directory of its own
@@ -123,7 +123,7 @@ class Peer(ABC):
 
 
 class Ours(Peer):
-    """This library."""
+    """The peer that is this library."""
 
     name = "statepool"
     verified = (

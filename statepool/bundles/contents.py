@@ -129,7 +129,7 @@ def data_header(manifest: Manifest) -> bytes:
 @frozen(slots=False)
 class Contents:
     """
-    What is in a bundle.
+    The contents of a bundle.
 
     :param manifests: of the states, each after the states that back it and that it lists; the last
         one is the exported state

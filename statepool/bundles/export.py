@@ -80,7 +80,7 @@ def export(
     form: Form,
 ) -> Exported:
     """
-    Bring a state into the cache, if it is not there, and write it into a file.
+    Fetch a state into the cache, if it is not there, and write it into a file.
 
     :param to: a path, or a file that is open for writing
     :returns: what was written

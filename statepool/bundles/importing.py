@@ -104,7 +104,7 @@ class Import:
 
     @contextlib.contextmanager
     def _nothing_left(self, bundle: BundleTransport) -> Iterator[None]:
-        """If the block raises, remove the bytes that it has fetched, unless a state needs them."""
+        """Remove the bytes that the block has fetched if it raises, unless a state needs them."""
         try:
             yield
         except BaseException:

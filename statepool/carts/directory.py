@@ -22,8 +22,8 @@ from statepool.carts.sinks import Sink
 
 class DirectoryArchive(Archive):
     """
-    Files of this host. No symbolic link beneath the directory is followed, so no id leads out of
-    it.
+    An archive of files of this host. No symbolic link beneath the directory is followed, so no id
+    leads out of it.
 
     :param root: the directory, absolute
     """

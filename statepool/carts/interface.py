@@ -25,7 +25,7 @@ _MOST = (1 << 63) - 1
 
 class InterfaceArchive(Archive):
     """
-    Files of a Pacifica archive interface. Redirections are not followed.
+    An archive of files of a Pacifica archive interface. Redirections are not followed.
 
     :param url: its address, ``http://`` or ``https://``
     :param timeout: timeout in seconds for an answer

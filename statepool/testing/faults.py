@@ -341,7 +341,7 @@ class FaultyTransport(Transport):
     hold = _passed_on("hold")
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """Offsets of faults are those of the file."""
+        """Read a part of a file; offsets of faults are those of the file."""
         with self._call("read", path) as struck:
             if struck.spoils:
                 data = struck.spoilt(self.inner.read(path))[
@@ -358,7 +358,7 @@ class FaultyTransport(Transport):
             self.inner.create(path, struck.spoilt(data), flush=flush)
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
-        """The digest is that of what has arrived."""
+        """Fetch a file; the digest is that of the bytes that have arrived."""
         with self._call("fetch", path, transfer.progress) as struck:
             moved = self.inner.fetch(path, target, evolve(transfer, progress=struck))
             if not struck.spoils:
@@ -372,7 +372,7 @@ class FaultyTransport(Transport):
             )
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
-        """The digest is that of what has arrived at the other end."""
+        """Store a file; the digest is that of the bytes that have arrived at the other end."""
         with self._call("store", path, transfer.progress) as struck:
             if not struck.spoils:
                 return self.inner.store(source, path, evolve(transfer, progress=struck))

@@ -248,8 +248,8 @@ class NamesContract(Contract):
     @only_if("writes", "symlinks")
     def test_no_link_on_the_way_is_followed(self, transport: Transport, target: int) -> None:
         """
-        Another account that may write to a pool could make a link that leads out of it: nothing
-        behind a link is looked at, created, renamed or removed.
+        Test that nothing behind a link is looked at, created, renamed or removed: another account
+        that may write to a pool could make a link that leads out of it.
         """
         transport.make_directory("real")
         transport.create("real/a", b"12345")

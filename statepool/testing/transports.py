@@ -67,7 +67,7 @@ class Stopping(Counter):
     """A progress that raises after some bytes."""
 
     class Enough(BaseException):
-        """No error, like an interruption by the user."""
+        """The end of the transfer: no error, like an interruption by the user."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

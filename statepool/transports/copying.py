@@ -579,8 +579,9 @@ class _Writer:
 
     def begin_flush(self) -> Callable[[], None]:
         """
-        Begin a flush; the writing thread calls this.\n:returns: a function that flushes what has
-        been written so far; any thread may call it
+        Begin a flush; the writing thread calls this.
+
+        :returns: a function that flushes what has been written so far; any thread may call it
         """
         with translating("flush", self._subject):
             return partial(_flush_own, os.dup(self._target), self._size, self._subject)

@@ -80,7 +80,7 @@ class LocalTransport(Transport):
     # -- looking -----------------------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
-        """The pool's own directory may be behind a symbolic link."""
+        """List a directory. The pool's own directory may be behind a symbolic link."""
         try:
             with self.tree.open(directory, _LIST) as fd, os.scandir(fd) as entries:
                 # Names that are not UTF-8 contain lone surrogates, which cannot be encoded as
@@ -105,7 +105,7 @@ class LocalTransport(Transport):
         return _stat(found)
 
     def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
-        """A directory is opened once for all consecutive paths in it."""
+        """Look at several files. A directory is opened once for all consecutive paths in it."""
         answers: list[Stat | None] = []
         for directory, group in itertools.groupby(paths, _above):
             names = [path.rpartition("/")[2] for path in group]
@@ -162,9 +162,9 @@ class LocalTransport(Transport):
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        The file has no name until it is complete, so that a crash leaves nothing behind. Where the
-        file system does not support such files, it is a temporary file in ``.statepool/incoming``
-        meanwhile.
+        Create a file that has no name until it is complete, so that a crash leaves nothing behind.
+        Where the file system does not support such files, it is a temporary file in
+        ``.statepool/incoming`` meanwhile.
         """
         try:
             opened = self._open_anonymous(_above(path))
@@ -181,7 +181,7 @@ class LocalTransport(Transport):
 
     @contextmanager
     def draft(self, directory: str, data: bytes) -> Iterator[Callable[[str], None]]:
-        """The file is flushed at once, where the file system supports files without a name."""
+        """Prepare a file, and flush it at once if the file system supports files without a name."""
         subject = self._subject(directory)
         with translating("write to", subject, needed=len(data)):
             opened = self._open_anonymous(directory)
@@ -201,8 +201,9 @@ class LocalTransport(Transport):
 
     def link(self, source: str, target: str) -> None:
         """
-        Where the file system has no hard links, a file of this pool is renamed instead. That
-        suffices for files gathered in ``incoming``: no process looks for them there again.
+        Give a file a second name. If the file system has no hard links, a file of this pool is
+        renamed instead. That suffices for files gathered in ``incoming``: no process looks for them
+        there again.
         """
         give = link_or_rename if source.startswith(f"{INCOMING}/") else link
         try:
@@ -239,7 +240,7 @@ class LocalTransport(Transport):
             ) from error
 
     def make_directory(self, path: str) -> None:
-        """The pool's own directory is made as the account's umask has it."""
+        """Make a directory and its parents; the umask applies only to the pool's own directory."""
         try:
             os.makedirs(self.tree.root, exist_ok=True)
             mode = stat.S_IMODE(self._status().st_mode) | stat.S_IRWXU
@@ -261,7 +262,10 @@ class LocalTransport(Transport):
         return True
 
     def flush(self, directory: str) -> None:
-        """Where directories cannot be flushed, nothing is durable from then on."""
+        """
+        Flush a directory. If directories cannot be flushed, the pool counts as not durable from
+        then on.
+        """
         try:
             with self.tree.open(directory, _LIST) as fd:
                 os.fsync(fd)
@@ -276,8 +280,8 @@ class LocalTransport(Transport):
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """
-        The file system knows the data extents better than ``extents``. The file is always copied
-        from its beginning.
+        Copy a file from its beginning. Its data is where the file system says, whatever ``extents``
+        says.
         """
         opened, _ = self._open(path)
         with opened as source:
@@ -285,8 +289,8 @@ class LocalTransport(Transport):
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        The file system knows the data extents better than ``extents``. The file is always copied
-        from its beginning.
+        Copy a file from its beginning. Its data is where the file system says, whatever ``extents``
+        says.
         """
         subject = self._subject(path)
         with translating("create", subject):
@@ -328,7 +332,7 @@ class LocalTransport(Transport):
         return left.f_bavail * left.f_frsize if left.f_blocks else None
 
     def local_path(self, path: str) -> Path | None:
-        """The name itself, whether or not a file is there."""
+        """Return the path itself, whether or not a file is there."""
         return Path(self.tree.root, path)
 
     def beneath(self, path: str) -> Beneath:

@@ -184,8 +184,8 @@ class DirectReader(Reader):
 
     def read(self, part: Slice, into: memoryview) -> memoryview:
         """
-        What cannot be read by direct I/O, because of its alignment or of the file system, is read
-        through the page cache.
+        Read a slice. What cannot be read by direct I/O, because of its alignment or of the file
+        system, is read through the page cache.
         """
         if not part.data:
             return zeros(part.length)

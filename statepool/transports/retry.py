@@ -125,8 +125,8 @@ class Retrying(Transport):
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        If an earlier attempt may have made the file, a file with exactly the same content counts as
-        ours: files that must be told apart contain a nonce.
+        Create a file. If an earlier attempt may have made it, a file with exactly the same content
+        counts as ours: files that must be told apart contain a nonce.
         """
 
         def work(again: bool) -> None:
@@ -149,8 +149,8 @@ class Retrying(Transport):
 
     def link(self, source: str, target: str) -> None:
         """
-        A target that is the same file, or has the same facts and content, counts as made by an
-        earlier attempt.
+        Give a file a second name. A target that is the same file, or has the same facts and
+        content, counts as made by an earlier attempt.
         """
 
         def work(again: bool) -> None:
@@ -179,7 +179,9 @@ class Retrying(Transport):
         return self.inner.read(source, 0, COMPARED) == self.inner.read(target, 0, COMPARED)
 
     def rename(self, source: str, target: str) -> None:
-        """If the source does not exist and the target does, an earlier attempt succeeded."""
+        """
+        Rename a file. If a retry finds the target but not the source, an earlier attempt succeeded.
+        """
 
         def work(again: bool) -> None:
             try:
@@ -191,7 +193,10 @@ class Retrying(Transport):
         self._again(work)
 
     def remove(self, path: str) -> bool:
-        """If an earlier attempt may have been heard, nothing left counts as removed."""
+        """
+        Remove a file or directory. If a retry finds nothing, it counts as removed by an earlier
+        attempt.
+        """
         return self._again(lambda again: self.inner.remove(path) or again)
 
     def symlink(self, target: str, path: str) -> None:
@@ -201,7 +206,10 @@ class Retrying(Transport):
         self._again(lambda again: self.inner.make_directory(path))
 
     def remove_directory(self, path: str) -> bool:
-        """If an earlier attempt may have been heard, nothing left counts as removed."""
+        """
+        Remove a file or directory. If a retry finds nothing, it counts as removed by an earlier
+        attempt.
+        """
         return self._again(
             lambda again: (
                 self.inner.remove_directory(path) or (again and self.inner.stat(path) is None)
@@ -214,7 +222,10 @@ class Retrying(Transport):
     # -- bytes -------------------------------------------------------------------------------------
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
-        """A retry resumes where the attempt before it stopped: the length of our copy tells."""
+        """
+        Fetch a file. A retry resumes where the attempt before it stopped: the length of our copy
+        tells.
+        """
         return self._moved(
             transfer,
             partial(self.inner.fetch, path, target),
@@ -222,7 +233,10 @@ class Retrying(Transport):
         )
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
-        """A retry resumes where the attempt before it stopped, if the bytes there are ours."""
+        """
+        Store a file. A retry resumes where the attempt before it stopped, if the bytes there are
+        ours.
+        """
         return self._moved(
             transfer,
             partial(self.inner.store, source, path),
@@ -285,7 +299,7 @@ class Retrying(Transport):
         return self.inner.beneath(path)
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
-        """Taking the lock is retried; errors while it is held are the caller's."""
+        """Hold a lock. Taking the lock is retried; errors while it is held are the caller's."""
         lock = self._again(lambda again: self.inner.hold(path, timeout))
         return None if lock is None else self._held(lock, path, timeout)
 
@@ -303,7 +317,10 @@ class Retrying(Transport):
             yield
 
     def is_transient(self, error: BaseException) -> bool:
-        """What this transport raises has been retried often enough, and may still succeed later."""
+        """
+        Return what the inner transport says: an error of this transport was retried often enough,
+        but the operation may still succeed later.
+        """
         return self.inner.is_transient(error)
 
     def close(self) -> None:

@@ -31,7 +31,8 @@ class Entry:
 @frozen
 class Stat:
     """
-    What is known of a file without opening it. For a symbolic link: of the link, not of its target.
+    The facts of a file that are known without opening it. For a symbolic link: of the link, not of
+    its target.
 
     :param kind: what it is
     :param size: in bytes

@@ -71,7 +71,8 @@ class Endpoint:
 
 class Stream(Protocol):
     """
-    Bytes to and from a subsystem or a command of the far side. A channel of paramiko is one.
+    A stream of bytes to and from a subsystem or a command of the far side. A channel of paramiko is
+    one.
 
     Its methods raise :class:`OSError` or :class:`EOFError`; a :class:`TimeoutError` where a wait
     takes longer than its timeout.
@@ -201,8 +202,8 @@ class Carrier(ABC):
     @contextmanager
     def expecting(self, *, hard: bool = False) -> Iterator[None]:
         """
-        Inside the block, close the connection if nothing at all is received for the timeout. This
-        is for waits for which the carrier has no timeout.
+        Close the connection if nothing at all is received for the timeout inside a ``with`` block.
+        This is for waits for which the carrier has no timeout.
 
         :param hard: close it also if the awaited answer has not come within twice the timeout,
             whatever else is received
@@ -212,7 +213,7 @@ class Carrier(ABC):
     @contextmanager
     def explaining(self) -> Iterator[None]:
         """
-        Inside the block, raise the error of the link below instead of errors that only follow from
+        Raise the error of the link below instead of errors inside the block that only follow from
         it.
         """
         yield

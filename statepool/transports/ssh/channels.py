@@ -68,8 +68,8 @@ class Channels:
     @contextmanager
     def spared(self) -> Iterator[Sftp | None]:
         """
-        As :meth:`lent`, for optional work: None if no channel is free at once, or if it would be
-        the last free one.
+        Lend a client as :meth:`lent`, but for optional work: None if no channel is free at once, or
+        if it would be the last free one.
         """
         taken = self._take_spare() if os.getpid() == self._pid else None
         if taken is None:

@@ -86,7 +86,8 @@ class Connection:
 
     def open(self, command: str | None = None, *, window: int = 4 << 20) -> Stream:
         """
-        As :meth:`~statepool.transports.ssh.carrier.Carrier.open`; connects first if necessary.
+        Open a stream as :meth:`~statepool.transports.ssh.carrier.Carrier.open`; connect first if
+        necessary.
         """
         doing = "start SFTP on" if command is None else "run a command on"
         carrier = self.carrier
@@ -99,7 +100,7 @@ class Connection:
 
     @contextlib.contextmanager
     def expecting(self, *, hard: bool = False) -> Iterator[None]:
-        """As :meth:`~statepool.transports.ssh.carrier.Carrier.expecting`."""
+        """Watch a wait as :meth:`~statepool.transports.ssh.carrier.Carrier.expecting`."""
         if self._carrier is None:
             yield
             return
@@ -109,8 +110,9 @@ class Connection:
     @contextlib.contextmanager
     def answering(self, doing: str, subject: Subject | None = None) -> Iterator[None]:
         """
-        As :meth:`translating`, for requests for which a carrier has no timeout: something has to be
-        received within the timeout, and the answer within twice the timeout, whatever else arrives.
+        Translate errors as :meth:`translating`, for requests for which a carrier has no timeout:
+        something has to be received within the timeout, and the answer within twice the timeout,
+        whatever else arrives.
         """
         with self.translating(doing, subject), self.expecting(), self.expecting(hard=True):
             yield
@@ -118,8 +120,8 @@ class Connection:
     @contextlib.contextmanager
     def translating(self, doing: str, subject: Subject | None = None) -> Iterator[None]:
         """
-        As :func:`~statepool.transports.ssh.failures.translating`; the error of the link below is
-        raised instead of an error that only follows from it.
+        Translate errors as :func:`~statepool.transports.ssh.failures.translating`; the error of the
+        link below is raised instead of an error that only follows from it.
         """
         named = subject or Subject(str(self), f"ssh://{self}")
         explaining = (

@@ -149,7 +149,7 @@ def translated(
     :param error: what paramiko or a socket raised
     :param doing: what was attempted on the subject
     :param timeout: how long an answer is waited for, in seconds
-    :returns: the error of ours to raise from it
+    :returns: the error of this package to raise from it
     """
     if isinstance(error, StatePoolError):
         return error
@@ -213,7 +213,7 @@ def unreached(error: OSError, host: str, seconds: float, subject: Subject) -> Tr
     :param error: why the connection to a host failed
     :param host: the host and port, as messages show them
     :param seconds: how long the attempt lasted
-    :returns: the error of ours to raise from it
+    :returns: the error of this package to raise from it
     """
     if isinstance(error, socket.gaierror):
         busy = error.errno == socket.EAI_AGAIN

@@ -82,12 +82,13 @@ class SSHFiles(Transport):
     # -- looking -----------------------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
-        """The pool's own directory may be behind a symbolic link."""
+        """List a directory. The pool's own directory may be behind a symbolic link."""
         return self.scan_many([directory])[0]
 
     def stat(self, path: str) -> Stat | None:
         """
-        Without an identity, which the protocol does not provide, and with times in whole seconds.
+        Look at a file. The result has no identity, which the protocol does not provide, and times
+        in whole seconds.
         """
         return self.stat_many([path])[0]
 
@@ -157,8 +158,8 @@ class SSHFiles(Transport):
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        If the server has no hard links, the file is created under its own name, and grows there: a
-        reader can see it incomplete, for a moment.
+        Create a file. If the server has no hard links, the file is created under its own name, and
+        grows there: a reader can see it incomplete, for a moment.
         """
         with self._at("create", path, needed=len(data)) as sftp:
             if not self._look(sftp).has(HARDLINK):
@@ -175,8 +176,9 @@ class SSHFiles(Transport):
 
     def link(self, source: str, target: str) -> None:
         """
-        Where the server has no hard links, a file of this pool is renamed instead. That suffices
-        for files gathered in ``incoming``: no process looks for them there again.
+        Give a file a second name. If the server has no hard links, a file of this pool is renamed
+        instead. That suffices for files gathered in ``incoming``: no process looks for them there
+        again.
         """
         with self._at("link", target, source) as sftp:
             old, new = self._full(source), self._full(target)
@@ -239,7 +241,10 @@ class SSHFiles(Transport):
         )
 
     def rename(self, source: str, target: str) -> None:
-        """If the server only has the plain rename of SFTP, an existing target is removed first."""
+        """
+        Rename a file. If the server only has the plain rename of SFTP, an existing target is
+        removed first.
+        """
         with self._at("rename", target, source) as sftp:
             old, new = self._full(source), self._full(target)
             if not self._look(sftp).has(POSIX_RENAME):
@@ -325,7 +330,10 @@ class SSHFiles(Transport):
         granted(renamed)
 
     def make_directory(self, path: str) -> None:
-        """The pool's own directory is made as that account's umask has it."""
+        """
+        Make a directory and its parents; the umask of that account applies only to the pool's own
+        directory.
+        """
         with self._at("make the directory", f"{path}/" if path else "") as sftp:
             made = batches.make_directories(sftp, self._root, path)
         if made is not None:
@@ -349,8 +357,8 @@ class SSHFiles(Transport):
 
     def flush(self, directory: str) -> None:
         """
-        If the server has the extension for fsync, the directory can be opened as a file and flushed
-        by it.
+        Flush a directory. If the server has the extension for fsync, a directory can be opened as a
+        file and flushed by it.
         """
         with self._at("flush the directory", f"{directory}/" if directory else "") as sftp:
             if not self._look(sftp).has(FSYNC):

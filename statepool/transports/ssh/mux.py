@@ -183,7 +183,9 @@ class MasterStream:
         self._link.shutdown(socket.SHUT_WR)
 
     def exit_status(self, seconds: float) -> int:
-        """As :meth:`~statepool.transports.ssh.carrier.Carrier.exit_status`."""
+        """
+        Return the exit status; see :meth:`~statepool.transports.ssh.carrier.Carrier.exit_status`.
+        """
         self._control.settimeout(seconds)
         try:
             while True:

@@ -120,7 +120,7 @@ class Garbled(Exception):
 @frozen
 class Attributes:
     """
-    What is known of a file.
+    The attributes of a file.
 
     :param size: in bytes
     :param mode: its kind and its permissions, as in stat(2)

@@ -98,7 +98,7 @@ def explained(
     :param doing: what was attempted on it: ``read``, ``create``
     :param needed: bytes that were to be written
     :param free: free bytes there, if that is known: a server reports a full disk only as a failure
-    :returns: the error of ours to raise from it
+    :returns: the error of this package to raise from it
     """
     what = f"cannot {doing} {subject.text}"
     if refused.code == Code.NO_SUCH_FILE:

@@ -85,8 +85,8 @@ class SSHTransport(SSHFiles):
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """
-        Only the ``extents`` are requested: if the file has data elsewhere, the digest is not that
-        of the file there.
+        Fetch a file. Only the ``extents`` are requested: if the file has data elsewhere, the digest
+        is not that of the file there.
         """
         job = self._job(target, path, transfer)
         with self._at("read", path) as sftp:
@@ -95,8 +95,8 @@ class SSHTransport(SSHFiles):
 
     def digest(self, path: str, transfer: Transfer) -> Digest:
         """
-        Hashed on the far side if the account has a shell and the programs for it; otherwise the
-        whole file is read from here.
+        Make the digest of a file. It is hashed on the far side if the account has a shell and the
+        programs for it; otherwise the whole file is read from here.
         """
         with self._at("read", path) as sftp:
             self._require_file(sftp, path, transfer.size)
@@ -139,7 +139,7 @@ class SSHTransport(SSHFiles):
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        The local file system knows the data extents better than ``extents``.
+        Store a file. Its data is where the local file system says, whatever ``extents`` says.
 
         If the connection breaks, or the user interrupts the transfer, the bytes that have arrived
         stay there, and the length of the file tells how many: there are no missing bytes before the
@@ -291,7 +291,7 @@ class SSHTransport(SSHFiles):
         )
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
-        """Only if the account has a shell."""
+        """Hold a lock on the far side, if the account has a shell."""
         return shell_of(self._connection).hold(self._seen(path), timeout)
 
     def close(self) -> None:

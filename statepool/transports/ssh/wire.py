@@ -189,8 +189,8 @@ class WatchedSocket:
 
     def abandon(self) -> None:
         """
-        After a fork, in the child: forget the connection, which is the parent's. Nothing is sent,
-        and no lock is taken.
+        Forget the connection in the child of a fork, since it belongs to the parent. Nothing is
+        sent, and no lock is taken.
         """
         self._closed = True
         if isinstance(self.link, socket.socket):
