@@ -13,7 +13,7 @@ from statepool.pools.pool import Pool
 from statepool.transports.registry import open_transport
 
 LIMIT = Limit(Unit.RATIO, 3.0)
-"""At least a third of the rate."""
+"""The limit: at least a third of the peer's rate."""
 
 _APPEND = """
 import json, sys, statepool

@@ -67,7 +67,7 @@ class Bench:
     """
     A place to measure in.
 
-    :param place: a directory of its own
+    :param place: its own directory
     :param scale: how large everything is
     """
 

@@ -18,7 +18,7 @@ class Unit(enum.Enum):
     """The unit of a limit."""
 
     RATIO = "ratio"
-    """Our time over the peer's."""
+    """Our time divided by the peer's."""
     SURPLUS = "surplus"
     """Our time minus the peer's, in seconds."""
     TIME = "time"

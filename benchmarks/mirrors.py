@@ -35,7 +35,7 @@ class Silent(Fault):
     """A fault: the call never returns."""
 
     def before(self, call: Call) -> None:
-        """Wait for longer than any timeout."""
+        """Wait for longer than any other process waits."""
         threading.Event().wait(600)
 
 

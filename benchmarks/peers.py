@@ -57,7 +57,7 @@ class Peer(ABC):
 
     @property
     def working(self) -> Path:
-        """The working image that a state is set from."""
+        """The working image from which a state is set."""
         return self.place / "vm1/disk.qcow2"
 
     def cold(self) -> float:

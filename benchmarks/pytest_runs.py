@@ -1,4 +1,4 @@
-"""Tests that start from a state, beside the same tests without one."""
+"""Tests that start from a state, compared with the same tests without a state."""
 
 from __future__ import annotations
 

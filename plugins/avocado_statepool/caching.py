@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class StatepoolCache(Cache):
-    """The cache of this host."""
+    """The plugin of ``avocado cache`` for the cache of this host."""
 
     name = "statepool"
     description = "States of virtual machines in the cache of this host"

@@ -106,7 +106,7 @@ def _how(given: Any) -> str:
 
 
 class RunnerApp(BaseRunnerApp):
-    """The console script."""
+    """The application of the console script."""
 
     PROG_NAME = f"avocado-runner-{KIND}"
     PROG_DESCRIPTION = "runner for states of virtual machines"

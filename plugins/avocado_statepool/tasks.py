@@ -34,7 +34,7 @@ class StatepoolBefore(PreTest):
     name = "statepool"
     description = "Provides the states of virtual machines that tests ask for"
     is_cacheable = False
-    priority = PluginPriority.HIGH  # before avocado's own resolver
+    priority = PluginPriority.HIGH  # run before avocado's own resolver
 
     @staticmethod
     def pre_test_runnables(test_runnable: Any, suite_config: Any = None) -> list[Any]:

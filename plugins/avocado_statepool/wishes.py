@@ -8,7 +8,7 @@ from typing import Any
 
 KIND = "vm-state"
 """
-The kind of our dependencies: ``:avocado: dependency={"type": "vm-state", "uri":
+The kind of this plugin's dependencies: ``:avocado: dependency={"type": "vm-state", "uri":
 "vm1/disk/customize"}``.
 """
 

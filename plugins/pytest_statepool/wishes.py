@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 MARKER = "vm_state"
-"""``@pytest.mark.vm_state("vm1/disk", "customize")``."""
+"""The name of the marker, as in ``@pytest.mark.vm_state("vm1/disk", "customize")``."""
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ class Contents:
 
 
 def _in_order(parts: Sequence[Manifest]) -> tuple[Manifest, ...]:
-    """:returns: the parts of a state in the order in which a fetch brings them"""
+    """:returns: the parts of a state in the order of a fetch"""
     chains = chains_of(parts, lambda manifest: manifest)
     machine = (part for part in parts if part.kind is Kind.MACHINE)
     return (*(link for chain in chains for link in reversed(chain)), *machine)

@@ -180,7 +180,7 @@ class Input:
 
     def read(self, size: int) -> bytes:
         """
-        :returns: so many bytes
+        :returns: ``size`` bytes
         :raises IntegrityError: there are no more
         """
         content = bytearray(size)
@@ -268,7 +268,7 @@ class _Packed:
         self._name = name
 
     def unpacked(self) -> Stream:
-        """:returns: what was compressed"""
+        """:returns: the stream of uncompressed bytes"""
         import zstandard
 
         unpacker = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)

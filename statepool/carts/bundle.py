@@ -67,7 +67,7 @@ class Target:
         return self._service.volume.unfinished(self._cart, self.table.shape)
 
     def missing(self) -> list[File]:
-        """:returns: the files whose bytes are not here yet"""
+        """:returns: the files with bytes that have not arrived yet"""
         return [file for file in self._files.values() if not self._is_here(file)]
 
     def _is_here(self, file: File) -> bool:

@@ -16,7 +16,7 @@ OWN = "blake3"
 
 
 _LONGEST = 200
-"""Characters of a type, or of a sum in hexadecimal."""
+"""The most characters of a type, or of a sum in hexadecimal."""
 
 
 class Hash(Protocol):

@@ -29,7 +29,7 @@ _ALIGNED_FROM = 1 << 16
 """The smallest file, in bytes, for which the longer header pays."""
 
 Open = Callable[[int], AbstractContextManager[int]]
-"""Opens the file of a member, by its number, for reading."""
+"""A function that opens the file of a member, by its number, for reading."""
 
 
 @frozen(order=True)

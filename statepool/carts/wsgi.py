@@ -24,7 +24,7 @@ _made: list[Callable[..., Any]] = []
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-    """Answer a request."""
+    """Answer a request as a WSGI application."""
     with _lock:
         if not _made:
             config = Config.load()

@@ -24,7 +24,7 @@ from statepool.model.outcomes import Presence
 from statepool.transports.reading import hash_part
 
 PLACE = "{image}"
-"""Stands for the path of the working image in the words of a command."""
+"""The placeholder for the path of the working image in the words of a command."""
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal for whatever takes longer than a second."""
+"""A progress bar on a terminal for transfers that take longer than a second."""
 
 from __future__ import annotations
 

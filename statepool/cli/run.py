@@ -205,7 +205,7 @@ def _terminal_as_it_was() -> Iterator[None]:
     try:
         before = termios.tcgetattr(0)
     except termios.error:
-        yield  # there is none
+        yield  # there is no terminal
         return
     blocking = os.get_blocking(0)
     try:

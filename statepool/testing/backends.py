@@ -1,7 +1,7 @@
 """
-What every backend must do.
+The contract of backends: the tests that every backend must pass.
 
-A test file for a new one says how its object is worked on, and what the backend can do::
+A test file for a new backend says how its object is worked on, and what the backend can do::
 
     from statepool.testing.backends import BackendContract, Bench
 
@@ -18,9 +18,9 @@ A test file for a new one says how its object is worked on, and what the backend
             pool = statepool.init(tmp_path / "pool") ...
             return MyBench(MyBackend(context), [tmp_path])
 
-States are told apart by one number, the *value* that a guest has written everywhere it can. What
-only some backends can do is said by the attributes of the class; tests of what one cannot do are
-not there.
+States are distinguished by one number, the *value* that a guest has written everywhere it can.
+Attributes of the class say which optional features a backend has; tests of missing features are
+absent.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Bench(ABC):
 
     @abstractmethod
     def write(self, target: Target, value: int) -> None:
-        """Do what a guest would do that writes ``value`` (1 to 255) wherever it can."""
+        """Write ``value`` (1 to 255) wherever a guest can write, as a guest would."""
 
     @abstractmethod
     def read(self, target: Target, state: str) -> int:
@@ -92,7 +92,7 @@ class Bench(ABC):
 
 
 class BackendContract(Contract):
-    """The tests. Derive from it and give it a fixture ``bench``."""
+    """The contract tests of backends. Derive from it and give it a fixture ``bench``."""
 
     chains = True
     """

@@ -222,7 +222,7 @@ class Full(Fault):
 
 @define(eq=False)
 class _Counted:
-    """A fault, and what it has seen."""
+    """A fault, and its counts."""
 
     fault: Fault
     calls: int = 0

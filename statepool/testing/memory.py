@@ -194,7 +194,7 @@ class MemoryTransport(Transport):
 
     @property
     def identity(self) -> str:
-        """The same for all transports with one store."""
+        """A string that is the same for all transports with one store."""
         return self.memory.name
 
     # -- looking -----------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ class MemoryTransport(Transport):
             return [Entry(name, child.kind) for name, child in node.children.items()]
 
     def stat(self, path: str) -> Stat | None:
-        """Return the facts of what has a name, None if nothing has it."""
+        """Return the facts of a file, None if it does not exist."""
         with self._at(path, "look at"), self.memory.lock:
             try:
                 node = self.memory.get(path)
@@ -248,7 +248,7 @@ class MemoryTransport(Transport):
             self.memory.rename(source, target)
 
     def remove(self, path: str) -> bool:
-        """Remove a name; say whether it was there."""
+        """Remove a file; return whether it existed."""
         with self._at(path, "remove"), suppress(FileNotFoundError, NotADirectoryError):
             self.memory.remove(path)
             return True
@@ -260,7 +260,7 @@ class MemoryTransport(Transport):
             self.memory.put(path, LINK, target.encode(), over=True)
 
     def make_directory(self, path: str) -> None:
-        """Make a directory, and those above."""
+        """Make a directory and its parents."""
         parts = path.split("/")
         with self._at(path, "make the directory"), self.memory.lock:
             for above in ("/".join(parts[:count]) for count in range(1, len(parts) + 1)):
@@ -270,7 +270,7 @@ class MemoryTransport(Transport):
                     self.memory.put(above, DIRECTORY)
 
     def remove_directory(self, path: str) -> bool:
-        """Remove an empty directory; say whether it was one."""
+        """Remove an empty directory; return whether it was removed."""
         with self._at(path, "remove the directory"):
             try:
                 self.memory.remove(path, directory=True)

@@ -1,7 +1,7 @@
 """
-What every transport must do.
+The contract of transports: the tests that every transport must pass.
 
-A test file for a new one::
+A test file for a new transport::
 
     from statepool.testing.transports import TransportContract
 
@@ -14,11 +14,11 @@ A test file for a new one::
                 transport.close()
 
 The directory that the fixture's transport leads to exists and is empty. If it is a directory of
-this host, ``in_directory = True`` in the class brings the tests that put strange files there.
-Attributes of the class say what a transport cannot do, as its capabilities do, and leave out the
-tests of that: ``writes``, ``renames``, ``symlinks``, ``directories``. Where nothing can be written,
-the method ``put`` of the class puts there what is to be read. ``deaths`` says at how many moments
-of each command a process is killed; where each call takes long, fewer will do.
+this host, ``in_directory = True`` in the class adds the tests that put special files there.
+Attributes of the class say what a transport cannot do, as its capabilities do, and omit the tests
+of that: ``writes``, ``renames``, ``symlinks``, ``directories``. If nothing can be written, the
+method ``put`` of the class puts the files there that are to be read. ``deaths`` says at how many
+moments of each command a process is killed; if each call takes long, fewer suffice.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Maker = Callable[[bytes], int]
 
 
 class Counter(NoProgress):
-    """A progress that adds up."""
+    """A progress that counts bytes."""
 
     done = 0
 

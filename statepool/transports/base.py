@@ -109,8 +109,8 @@ class Transport(ABC):
     def scan(self, directory: str) -> list[Entry]:
         """
         :param directory: ``""`` is the pool's own
-        :returns: what is in it, in no order; nothing if it does not exist. Names that are not UTF-8
-            are left out.
+        :returns: its entries, in no order; none if it does not exist. Names that are not UTF-8 are
+            omitted.
         """
 
     @abstractmethod
@@ -406,7 +406,7 @@ class Transport(ABC):
                     raise wrong_length(subject, size, offset + len(data))
                 content[offset - part.start :][:length] = data
                 sent += length
-                if data.strip(b"\0"):  # zeros stay a hole, also where the extents do not list one
+                if data.strip(b"\0"):  # zeros become a hole, even if the extents list data there
                     keep(data, offset)
             hasher.update(content)
             transfer.progress.advance(part.length)
@@ -420,8 +420,8 @@ class Transport(ABC):
 
     def local_path(self, path: str) -> Path | None:
         """
-        :returns: where a file is on this host, for messages and for programs that only know paths,
-            or None where it is elsewhere
+        :returns: the path of a file on this host, for messages and for programs that only accept
+            paths, or None if the file is elsewhere
         """
         return None
 

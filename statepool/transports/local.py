@@ -341,7 +341,8 @@ class LocalTransport(Transport):
     @property
     def identity(self) -> str:
         """
-        The device and the inode of the directory: mounts and links that lead to it are the same.
+        The device and the inode of the directory: the same for all mounts and links that lead to
+        it.
         """
         try:
             found = os.stat(self.tree.root)

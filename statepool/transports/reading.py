@@ -129,7 +129,7 @@ def slices(extents: Iterable[Extent], size: int) -> Iterator[Slice]:
 
 
 def new_buffers(count: int) -> list[memoryview]:
-    """:returns: room for as many slices, each aligned to pages"""
+    """:returns: buffers for ``count`` slices, each aligned to pages"""
     room = mmap.mmap(-1, max(count, 1) * SLICE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without huge pages
         # With huge pages the first access to a buffer causes one page fault, not five hundred. For
@@ -146,7 +146,7 @@ class Reader:
         self._subject = subject
 
     def slices(self, size: int) -> Iterator[Slice]:
-        """:returns: those of the file"""
+        """:returns: the slices of the file"""
         return slices(data_in(self._fd, size, self._subject), size)
 
     def read(self, part: Slice, into: memoryview) -> memoryview:

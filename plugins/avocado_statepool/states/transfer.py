@@ -58,7 +58,7 @@ class _Place:
 
     @property
     def subject(self) -> Image | Machine:
-        """The object."""
+        """The object of the state."""
         from statepool import Image, Machine
 
         return Image(self.machine, self.image) if self.image else Machine(self.machine)

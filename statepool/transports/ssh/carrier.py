@@ -128,8 +128,8 @@ class Carrier(ABC):
     A connection to one account of a host. Several threads can use it, but only one at a time may
     connect or close it.
 
-    :param endpoint: where
-    :param settings: how
+    :param endpoint: the host and account
+    :param settings: the settings of the connection
     """
 
     name: ClassVar[CarrierName]
@@ -196,7 +196,7 @@ class Carrier(ABC):
         """
 
     def said(self, stream: Stream) -> str:
-        """:returns: what a stream that has ended has printed on standard error"""
+        """:returns: the output of an ended stream on standard error"""
         return ""
 
     @contextmanager

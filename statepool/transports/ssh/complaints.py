@@ -68,7 +68,7 @@ class Complaint:
     """
     The text that ``ssh`` has written while it logged in.
 
-    :param text: all of it
+    :param text: the text
     :param host: the host to which it logged in
     :param settings: the settings of the connection
     :param pool: for the attribute ``pool`` of errors

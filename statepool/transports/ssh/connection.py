@@ -29,7 +29,7 @@ class Connection:
     A connection to one account of a host. It can be used from several threads.
 
     :param endpoint: the host and account
-    :param settings: how
+    :param settings: the settings of the connection
     """
 
     def __init__(self, endpoint: Endpoint, settings: Settings) -> None:

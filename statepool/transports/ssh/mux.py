@@ -239,7 +239,7 @@ def _send(link: socket.socket, message: bytes) -> None:
 
 
 def _received(link: socket.socket) -> tuple[int, bytes]:
-    """:returns: the type of the next message, and what follows it"""
+    """:returns: the type of the next message, and its content"""
     length = int.from_bytes(_take(link, 4), "big")
     if not 4 <= length <= _LONGEST:
         raise ConnectionAbortedError("ssh speaks another protocol on its control socket")

@@ -319,7 +319,7 @@ class Shell:
         try:
             raw = b"".join(map(bytes.fromhex, found))
         except ValueError:
-            return None  # something else printed that
+            return None  # another program printed that
         return raw if raw and len(raw) == count(size) * LENGTH else None
 
     def _hashed(self, hashing: str, word: str, size: int) -> list[str]:
@@ -495,7 +495,7 @@ def _digest(algorithm: str, text: str) -> Digest | None:
     try:
         return Digest(algorithm, text.lower())
     except BadRecord:
-        return None  # something else printed that
+        return None  # another program printed that
 
 
 def shell_of(connection: Connection) -> Shell:
