@@ -32,7 +32,7 @@ Seconds after which no process can still be making a directory: a killed process
 """
 
 _KEPT = ".kept"
-"""The marker file beside a working image that is kept."""
+"""The file beside a working image which says that the image is kept."""
 
 
 class Provisioner:

@@ -62,7 +62,7 @@ class Import:
         """
         :param descriptor: of a bundle, of which nothing has been read
         :param name: of the bundle, a path
-        :param dry_run: only read what the bundle claims to contain, and change nothing
+        :param dry_run: only read the list of the bundle's contents, and change nothing
         :returns: what is in the cache now
         :raises Conflict: the cache has a state of one of these names that no source has
         :raises IntegrityError: it is no bundle, or damaged, or its images are not safe to use

@@ -146,7 +146,7 @@ class Input:
     """
     An input stream from a bundle.
 
-    :param descriptor: of the source; it stays the caller's
+    :param descriptor: of the bundle; it stays the caller's
     :param name: of the bundle, for messages
     """
 

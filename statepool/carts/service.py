@@ -25,8 +25,8 @@ class Service:
 
     :param settings: its own settings
     :param volume: the directory of carts
-    :param archives: sources of files, by name
-    :param database: the records of carts
+    :param archives: the archives from which files come, by name
+    :param database: the database with all facts about carts
     :param stopping: set when no new work may begin
     """
 

@@ -217,7 +217,7 @@ def _pieces(
     """
     :param wanted: how many bytes to read of each file
     :param longest: bytes of one piece
-    :param ended: files whose end was reached: a server can claim any length
+    :param ended: files whose end was reached: a server can report any length
     :returns: the number of the file, the offset, and the number of bytes
     """
     for index, count in enumerate(wanted):

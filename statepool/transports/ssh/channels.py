@@ -32,7 +32,7 @@ connection knows better why no answer comes.
 
 class Channels:
     """
-    A pool of SFTP clients on one connection, which lends them to threads.
+    The SFTP clients on one connection, which are lent to threads.
 
     :param connection: the connection
     """
@@ -68,8 +68,8 @@ class Channels:
     @contextmanager
     def spared(self) -> Iterator[Sftp | None]:
         """
-        Lend a client as :meth:`lent`, but for optional work: None if no channel is free at once, or
-        if it would be the last free one.
+        Lend a client as :meth:`lent`, but for optional work: None if no channel is available at
+        once, or if it would be the last one for other threads.
         """
         taken = self._take_spare() if os.getpid() == self._pid else None
         if taken is None:

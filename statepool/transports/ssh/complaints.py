@@ -1,5 +1,5 @@
 """
-The log of a starting ``ssh``, translated into errors of this package, with the keys that were
+The messages of a starting ``ssh``, translated into errors of this package, with the keys that were
 tried.
 
 The messages of ``ssh`` are stable enough to be matched: they are not translated (``LC_ALL=C``).

@@ -176,7 +176,7 @@ def packer(shell: Shell, path: str, how: Compress, size: int) -> Packer | None:
 
 
 class _Choosing:
-    """The common part of both directions: the choice and the measurements."""
+    """The base of both directions: the choice and the measurements."""
 
     _hashed: int
     _extents: tuple[Extent, ...]

@@ -138,8 +138,8 @@ class Connection:
 
     def _after_fork(self) -> None:
         """
-        Reset the state in the child of a fork. The locks may be held by threads that do not exist
-        there.
+        Reset the connection in the child of a fork. The locks may be held by threads that do not
+        exist there.
         """
         if self._carrier is not None:
             self._carrier.after_fork()

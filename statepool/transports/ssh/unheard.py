@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 class UnheardFlushes:
     """
-    A record of the files of other hosts that this process has asked to flush without a
+    The files of other hosts for which this process has requested a flush without getting a
     confirmation. Several threads can use it.
     """
 
