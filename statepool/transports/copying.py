@@ -1,11 +1,12 @@
 """
 Copy one local file to another: share blocks, or else copy them, and hash what arrives.
 
-Each byte is read once, into a buffer of this process. It is hashed there, and a separate thread
-writes it from there. So the digest is that of *our copy*, whatever other processes do to the source
-meanwhile. The file is never mapped: if another process truncates a mapped file, the kernel kills
-this process by a signal. The kernel's ``copy_file_range`` would require a second read of
-everything, and is no faster by itself (docs/measurements.rst).
+A copy in which every byte is checked costs less than an unchecked one, since each byte is read only
+once, into a buffer of this process. It is hashed there, and a separate thread writes it from there.
+So the digest is that of *our copy*, whatever other processes do to the source meanwhile. The file
+is never mapped: if another process truncates a mapped file, the kernel kills this process by a
+signal. The kernel's ``copy_file_range`` would require a second read of everything, and is no faster
+by itself (docs/measurements.rst).
 
 A clone shares its blocks with its source, but not the pages in the page cache. While the kernel
 guarantees that no process can write to the source
