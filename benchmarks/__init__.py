@@ -1,20 +1,21 @@
 """
-Benchmarks: the same work done by us, and by what a user would use instead.
+Benchmarks: the same work done by this library, and by the tools that a user would use instead.
 
 Run them with ``make bench``, or ``python -m benchmarks [TABLE]...`` in an environment in which
 statepool is installed; ``--list`` names the tables. They take about ten minutes, and six GiB of
 room in a temporary directory in ``--place`` (the current directory if not given). ``--write`` also
-puts the tables into ``benchmarks/RESULTS.md``. A machine that does nothing else gives the figures
-that count.
+puts the tables into ``benchmarks/RESULTS.md``. Only an otherwise idle machine gives meaningful
+figures.
 
-How a figure is made: we and a named peer do the same work alternately in the same run, at least
-nine times each, the peer first in every other pair. ``sync`` comes before each, and what one has
-written is deleted before the other begins, so that nobody waits for the writes of somebody else.
-The figure is the median of the ratios of the pairs (or of the differences, where a limit is in
-seconds); its spread, the lowest and the highest, stands beside it. Nothing is left out. What a peer
-does not do, such as checking what it copied, is said in a column, and not added to its time.
+How a figure is made: this library and a named peer do the same work alternately in the same run, at
+least nine times each, the peer first in every other pair. ``sync`` runs before each, and the files
+of one are deleted before the other begins, so that neither waits for the writes of the other. The
+figure is the median of the ratios of the pairs (or of the differences, if a limit is in seconds).
+Its spread, the lowest and the highest value, is shown beside it. No measurement is left out. Work
+that a peer does not do, such as checking what it copied, is named in a column, and not added to its
+time.
 
-The rooms:
+The modules:
 
 * ``measure``: pairs, figures and tables, and when a figure meets its limit;
 * ``bench``: what all tables share: sizes, a directory, chains of real images;

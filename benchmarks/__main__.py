@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: prints tables, see the package."""
+"""``python -m benchmarks``: prints tables; see the package."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ TABLES: dict[str, Callable[[Bench], Table]] = {
 }
 
 ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-"""By what a user, or a job that ends, ends a run."""
+"""The signals by which a user, or the end of a job, ends a run."""
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """:returns: 0; figures that miss their limits are said to, and fail nothing"""
+    """:returns: 0; figures that miss their limits are reported, and are no failure"""
     options = _parse(arguments)
     if options.list:
         print("\n".join(TABLES))
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"benchmarks: install {', '.join(missing)}", file=sys.stderr)
         return 2
     for number in ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as with nohup(1)
             signal.signal(number, _stop)
     print(heading(), flush=True)
     tables = []
@@ -85,9 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _stop(number: int, _: object) -> None:
-    """End as by an error, so that all that was made for the benchmarks goes."""
+    """End as by an error, so that all files of the benchmarks are removed."""
     for other in ENDING:
-        # more than one comes from a terminal that is closed, or from an impatient user
+        # several signals can come from a closed terminal, or from an impatient user
         signal.signal(other, signal.SIG_IGN)
     sys.exit(128 + number)
 
@@ -123,7 +123,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def heading() -> str:
-    """:returns: what was measured, where and when, and how to do it again"""
+    """:returns: what was measured, where and when, and how to repeat it"""
     today = dt.datetime.now(dt.UTC).date()
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""Many processes write into one machine's log."""
+"""The throughput of many processes that write to one machine's log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from statepool.pools.pool import Pool
 from statepool.transports.registry import open_transport
 
 LIMIT = Limit(Unit.RATIO, 3.0)
-"""At least a third of the rate."""
+"""The limit: at least a third of the peer's rate."""
 
 _APPEND = """
 import json, sys, statepool
@@ -39,7 +39,7 @@ print(json.dumps(len(publishes)), flush=True)
 
 
 def table(bench: Bench) -> Table:
-    """:returns: what a change costs when many make changes"""
+    """:returns: the cost of a change while many processes make changes"""
     counts: list[int] = []
     total = bench.scale.processes * bench.scale.appends
     size = _record_size(bench)
@@ -76,7 +76,7 @@ def table(bench: Bench) -> Table:
 
 
 def _record_size(bench: Bench) -> int:
-    """:returns: the length of such a record, in bytes"""
+    """:returns: the length of a record, in bytes"""
     with bench.directory() as place:
         statepool.init(place / "pool")
         all_at_once([bench.start_python("-c", _APPEND, str(place / "pool"), "w0", "1")])
@@ -86,8 +86,7 @@ def _record_size(bench: Bench) -> int:
 
 def create_files(place: Path, count: int, size: int) -> None:
     """
-    What has to be done for each change, and no more: a file that appears whole and flushed, under a
-    name that nobody had.
+    Do the minimum for each change: create a file that appears whole and flushed, under a new name.
     """
     content = bytes(size)
     for number in range(count):

@@ -1,6 +1,4 @@
-"""
-What all tables share: how large everything is, a directory to work in, and chains of real images.
-"""
+"""The common part of all tables: sizes, a directory to work in, and chains of real images."""
 
 from __future__ import annotations
 
@@ -30,16 +28,16 @@ ROOT = Path(__file__).resolve().parents[1]
 @frozen
 class Scale:
     """
-    How large everything is.
+    The sizes of the benchmarks.
 
     :param root: data in the root of the chain, in bytes
     :param overlay: data in each overlay, in bytes
-    :param pairs: how often we and a peer do the same
-    :param quick_pairs: the same for what takes milliseconds
-    :param states: in the listings
-    :param processes: that work at the same time
-    :param appends: of each of these processes
-    :param tests: in a suite
+    :param pairs: the number of pairs of runs of this library and a peer
+    :param quick_pairs: the same for work that takes milliseconds
+    :param states: number of states in the listings
+    :param processes: number of processes that work at the same time
+    :param appends: number of appends of each of these processes
+    :param tests: number of tests in a suite
     """
 
     root: int = 1024 * MIB
@@ -53,7 +51,7 @@ class Scale:
 
     @property
     def virtual(self) -> int:
-        """Size of the disk, in bytes."""
+        """The size of the disk, in bytes."""
         return 2 * self.root
 
 
@@ -61,7 +59,7 @@ FULL = Scale()
 TINY = Scale(
     root=2 * MIB, overlay=MIB, pairs=1, quick_pairs=2, states=40, processes=2, appends=3, tests=6
 )
-"""For the test that all of this runs."""
+"""The scale for the test that the benchmarks run at all."""
 
 
 @define(slots=False)
@@ -69,7 +67,7 @@ class Bench:
     """
     A place to measure in.
 
-    :param place: a directory of its own
+    :param place: its own directory
     :param scale: how large everything is
     """
 
@@ -79,7 +77,7 @@ class Bench:
 
     @cached_property
     def pattern(self) -> Path:
-        """A file of random bytes, none of them zero, which images are filled from."""
+        """A file of random bytes, none of them zero, with which images are filled."""
         path = self.place / "pattern"
         path.write_bytes(os.urandom(min(16 * MIB, self.scale.overlay)).replace(b"\0", b"\1"))
         return path
@@ -98,11 +96,11 @@ class Bench:
         depth: int = len(STATES),
     ) -> Path:
         """
-        :param root: data in the root, in bytes, if not as the scale has it
-        :param virtual: size of the disk, in bytes, if not as the scale has it
-        :param depth: states of the chain
-        :returns: a new pool with a chain of images that qemu-img and qemu-io have written, under
-            their names in the view's places
+        :param root: data in the root, in bytes, if not from the scale
+        :param virtual: size of the disk, in bytes, if not from the scale
+        :param depth: number of states of the chain
+        :returns: a new pool with a chain of images, written by qemu-img and qemu-io under the names
+            of the pool's view
         """
         directory = pool / IMAGE
         directory.mkdir(parents=True)
@@ -127,7 +125,7 @@ class Bench:
         return self.adopt(pool, depth)
 
     def adopt(self, pool: Path, depth: int) -> Path:
-        """:returns: a directory of images, made a pool"""
+        """:returns: the directory of images, turned into a pool"""
         statepool.init(pool)
         adopted = statepool.adopt(pool)
         if len(adopted) != depth or any(one.problem for one in adopted):
@@ -151,14 +149,14 @@ class Bench:
         )
 
     def open(self, cache: Path, pool: Path | None = None) -> statepool.StatePool:
-        """:returns: a cache of its own, and one source"""
+        """:returns: a state pool with its own cache and at most one source"""
         return statepool.StatePool(cache=cache, sources=[self.pool if pool is None else pool])
 
     @contextlib.contextmanager
     def directory(self, below: Path | None = None) -> Iterator[Path]:
         """
         Yield a new directory. At the end, programs that still run in it are ended, and it is
-        removed before its writes reach the disk.
+        removed before its data is written to the disk.
         """
         path = Path(tempfile.mkdtemp(dir=below or self.place))
         try:
@@ -172,8 +170,8 @@ class Bench:
     @cached_property
     def environment(self) -> dict[str, str]:
         """
-        For programs in Python: this package and statepool can be imported, and are compiled once,
-        as an installation does it.
+        Return the environment for Python programs: they can import this package and statepool,
+        which are compiled once, as by an installation.
         """
         environment = {
             **os.environ,
@@ -184,7 +182,7 @@ class Bench:
         return environment
 
     def python(self, *arguments: str) -> str:
-        """:returns: what a program in Python prints"""
+        """:returns: the output of a Python program"""
         done = subprocess.run(
             [sys.executable, *arguments],
             env=self.environment,
@@ -196,8 +194,8 @@ class Bench:
 
     def start_python(self, *arguments: str) -> subprocess.Popen[str]:
         """
-        :returns: a program in Python, which runs no longer than the directory that was made last is
-            there
+        :returns: a running Python program, which is ended when the directory that was made last is
+            removed
         """
         program = subprocess.Popen(
             [sys.executable, *arguments],
@@ -211,24 +209,24 @@ class Bench:
 
 
 def run(*arguments: str, cwd: Path | None = None) -> None:
-    """Run a program, quietly."""
+    """Run a program, and discard its output."""
     subprocess.run(arguments, cwd=cwd, stdout=subprocess.DEVNULL, check=True)
 
 
 def chain_files(pool: Path, depth: int = len(STATES)) -> list[str]:
-    """:returns: the images of a chain, under their names"""
+    """:returns: the paths of the images of a chain"""
     return [str(pool / IMAGE / f"{state}.qcow2") for state in STATES[:depth]]
 
 
 def room(path: Path) -> int:
     """
-    :returns: what everything below a directory takes on disk, in bytes, each file once: what ``du``
-        says
+    :returns: the disk usage of everything below a directory, in bytes, each file counted once, as
+        by ``du``
     """
     seen = {}
     for directory, _, names in os.walk(path):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # what is measured goes on
+            with contextlib.suppress(FileNotFoundError):  # the measured work goes on meanwhile
                 found = os.lstat(os.path.join(directory, name))
                 seen[found.st_dev, found.st_ino] = found.st_blocks * 512
     return sum(seen.values())

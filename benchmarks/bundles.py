@@ -1,4 +1,4 @@
-"""A chain goes through a pipe, from a cache into another one, as a bundle; and by tar, as files."""
+"""Moving a chain through a pipe from one cache to another, as a bundle; and by tar, as files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from benchmarks.bench import IMAGE, MIB, TIP, Bench
 from benchmarks.measure import Fact, Figure, Limit, Table, Unit, rounds, timed
 
 MEMORY = 64 * MIB
-"""Bytes of resident memory that either command may have at most."""
+"""The most bytes of resident memory of either command."""
 
 
 def table(bench: Bench) -> Table:
-    """:returns: what it costs to carry a chain over a pipe"""
+    """:returns: the cost of moving a chain over a pipe"""
     home = bench.place / "home"
     bench.open(home).image(IMAGE).get(TIP)
-    with bench.directory() as place:  # once before it counts: what is imported is compiled
+    with bench.directory() as place:  # an unmeasured first run: it compiles the imported modules
         _piped(bench, _export(home), _import(place / "cache"))
     pack = ("tar", "-C", str(bench.pool), "-cf", "-", ".statepool", "vm1")
 
@@ -75,7 +75,7 @@ def _piped(bench: Bench, *commands: tuple[str, ...]) -> None:
 
 
 def _memory(bench: Bench, home: Path) -> list[Fact]:
-    """How much memory each command takes at most."""
+    """Return the peak memory of each command."""
     with bench.directory() as place:
         bundle = str(place / "bundle")
         commands = {
@@ -99,7 +99,9 @@ import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
-"""Run by a small process: a program begins with the memory of the one that has started it."""
+"""
+Run by a small process, since the peak memory of a program starts with that of its parent process.
+"""
 
 
 def _peak(bench: Bench, command: tuple[str, ...]) -> int:

@@ -1,4 +1,4 @@
-"""A chain is brought into an empty cache, every byte of it checked."""
+"""Fetching a chain into an empty cache, with every byte checked."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from statepool.model.digest import Digest
 from statepool.transports.copying import hash_file
 
 SURPLUS = 0.05
-"""Seconds that a get may take beyond hashing, where nothing has to be copied."""
+"""Seconds that a get may take in addition to hashing, if no bytes have to be copied."""
 
 
 def table(bench: Bench) -> Table:
-    """:returns: what a first get costs"""
+    """:returns: the cost of a first get"""
     figures, facts, notes = (
         [_plain(bench)],
         [_same_room(bench, "the chain", bench.pool, len(STATES))],
@@ -50,7 +50,7 @@ def cold_get(bench: Bench, pool: Path, below: Path | None = None, tip: str = TIP
 
 
 def copy_of(bench: Bench, files: list[str], below: Path | None = None, *how: str) -> Work:
-    """:returns: what ``cp`` does with these files"""
+    """:returns: a copy of these files by ``cp``"""
 
     def work() -> float:
         with bench.directory(below) as place:
@@ -106,7 +106,7 @@ def _sparse_pool(bench: Bench) -> Path:
     pool = bench.place / "sparse"
     path = pool / IMAGE / f"{STATES[0]}.qcow2"
     path.parent.mkdir(parents=True)
-    # The file gets its whole length at once, and data only where it is written to.
+    # The file gets its full length at once, and has data only where it is written to.
     run(
         "qemu-img",
         "create",
@@ -125,7 +125,7 @@ def _sparse_pool(bench: Bench) -> Path:
 
 
 def hash_files(paths: list[str]) -> float:
-    """:returns: how long it takes to hash files, in seconds"""
+    """:returns: the time to hash the files, in seconds"""
     return timed(lambda: [_hash(path) for path in paths])
 
 
@@ -141,7 +141,7 @@ def _hash(path: str) -> Digest:
 def reflinks(bench: Bench, kind: str) -> Iterator[Path]:
     """
     :param kind: ``btrfs`` or ``xfs``
-    :returns: where a file system that shares blocks is mounted, in a file
+    :returns: the mount point of a file system that shares blocks, whose image is a file
     """
     program = shutil.which(
         f"mkfs.{kind}", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"

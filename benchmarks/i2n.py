@@ -1,5 +1,5 @@
 """
-avocado-i2n, the peer that does what we do: installed in an environment of its own, and asked
+avocado-i2n, the peer with the same purpose: installed in its own environment, and controlled
 through a pipe.
 """
 
@@ -26,16 +26,16 @@ ENVIRONMENT = (
     / f"avocado-i2n-{VERSION}-python{sys.version_info.major}.{sys.version_info.minor}"
 )
 TIMEOUT = 600
-"""Seconds that installing may take."""
+"""Timeout of the installation, in seconds."""
 
 
 class Unavailable(Exception):
-    """It cannot be had here; says why."""
+    """An error: avocado-i2n is not available here; the text says why."""
 
 
 def install() -> Path:
     """
-    :returns: the interpreter of an environment with avocado-i2n, which is made at first
+    :returns: the interpreter of an environment with avocado-i2n, which is made at the first call
     :raises Unavailable: it cannot be installed
     """
     python = ENVIRONMENT / "bin/python"
@@ -69,10 +69,10 @@ def install() -> Path:
 
 class I2N:
     """
-    A process with avocado-i2n in it.
+    A process that runs avocado-i2n.
 
-    :param work: where its working images are, as ``vm1/disk.qcow2``
-    :param log: what it says goes there
+    :param work: the directory of its working images, as ``vm1/disk.qcow2``
+    :param log: the file for its output
     :raises Unavailable: it cannot be installed, or does not start
     """
 
@@ -104,7 +104,7 @@ class I2N:
     def do(self, operation: str, state: str, *, pool: Path, cache: Path) -> float:
         """
         :param operation: ``get`` or ``set``
-        :returns: how long it took, in seconds
+        :returns: its duration, in seconds
         """
         assert self._process.stdin is not None
         request = {
@@ -119,5 +119,5 @@ class I2N:
         return self._answer()["seconds"]
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.communicate()

@@ -1,6 +1,6 @@
 """
-avocado-i2n as a peer: runs in an environment of its own, where that is installed and statepool is
-not.
+avocado-i2n as a peer: this module runs in a separate environment, in which avocado-i2n is installed
+and statepool is not.
 
 Reads one request per line, ``{"do": "get" or "set", "state": ..., "pool": ..., "cache": ...,
 "work": ...}``, and answers each with the seconds that it took. Everything is imported before the
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def parameters(request: dict[str, str]) -> Any:
-    """:returns: what avocado-i2n has to be told, in the form that it wants"""
+    """:returns: the parameters of avocado-i2n, in its own form"""
     from virttest.utils_params import Params  # type: ignore[import-not-found]
 
     do, state = request["do"], request["state"]
@@ -38,7 +38,7 @@ def parameters(request: dict[str, str]) -> Any:
         "update_pool_timeout": "300",
         "nets_host": "",
         "nets_gateway": "",
-        # Only what moves data: a working image is another figure.
+        # Only operations that move data: working images have a separate figure.
         "pool_scope": "swarm cluster shared" if do == "get" else "own swarm cluster shared",
         f"{do}_state": state,
         **locations,

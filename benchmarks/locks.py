@@ -1,4 +1,7 @@
-"""Many processes want the same: one works, the others wait, and go on as soon as it is done."""
+"""
+Contention: many processes want the same state. One works, the others wait, and continue as soon as
+it is done.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from statepool.pools.locks import FileLocks
 
 HANDOVER = Limit(Unit.TIME, 0.05)
 HELD = 0.02
-"""Seconds for which a lock is held, so that whoever waits does wait."""
+"""Seconds for which a lock is held, so that the other processes really wait."""
 
 _GET = """
 import json, sys, statepool
@@ -52,7 +55,7 @@ for line in sys.stdin:
 
 
 def table(bench: Bench) -> Table:
-    """:returns: what waiting costs"""
+    """:returns: the cost of waiting"""
     together, facts = _together(bench)
     return Table("locks: processes that want the same", [together, _handover(bench)], facts)
 
@@ -92,9 +95,9 @@ def _together(bench: Bench) -> tuple[Figure, list[Fact]]:
 
 def all_at_once(workers: list[subprocess.Popen[str]]) -> tuple[float, list[Any]]:
     """
-    :param workers: programs that say that they are ready, wait for a line, and end with one line of
-        JSON
-    :returns: seconds from the start of all until the last one is done, and what they said
+    :param workers: programs that print that they are ready, wait for a line, and end with one line
+        of JSON
+    :returns: seconds from the start of all until the last one is done, and their output
     """
     for worker in workers:
         assert worker.stdout is not None
@@ -154,7 +157,7 @@ def _handover(bench: Bench) -> Figure:
 
 
 def ask(worker: subprocess.Popen[str]) -> None:
-    """Have a program wait for the lock, for a moment."""
+    """Let a program wait for the lock for a moment."""
     assert worker.stdin is not None
     worker.stdin.write("take\n")
     worker.stdin.flush()

@@ -1,6 +1,6 @@
 """
-Running machines: how long until a guest goes on from a state with RAM, and how long it stands still
-while one is set.
+Running machines: the time until a guest resumes from a state with RAM, and the time for which it is
+paused while a state is set.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from tests.support.machines import IMAGES, Lab
 
 MACHINE = Machine("vm1", tuple(IMAGES))
 START = 0.5
-"""Seconds from a cached state with RAM to the guest's next tick, at most."""
+"""The most seconds from the start with a cached state with RAM to the guest's next tick."""
 
 TIMES = 1.5
-"""What bare QEMU needs for the same, at most this many times."""
+"""The limit as a multiple of the time of bare QEMU for the same work."""
 
 PAUSE = 0.3
-"""Seconds that the guest may stand still during a set."""
+"""Seconds for which a set may pause the guest."""
 
 INTERVAL = 0.02
-"""Seconds between two ticks of the guest that are none of our doing; it sleeps for half of it."""
+"""Seconds between two ticks of the undisturbed guest; it sleeps for half of them."""
 
 
 def table(bench: Bench) -> Table:
-    """:returns: what running machines cost"""
+    """:returns: the cost of operations on running machines"""
     title = "machines: a guest with 128 MiB of RAM, without KVM"
     programs = [name for name in ("qemu-system-x86_64", "setpriv") if shutil.which(name) is None]
     if programs or subprocess.run([ROOT / "tools/guest"], check=False).returncode != 0:
@@ -126,7 +126,7 @@ def _start(lab: Lab, states: statepool.StatePool, place: Path, state: str) -> fl
 
 
 def _bare_start(lab: Lab, states: statepool.StatePool, place: Path, ram: Path) -> float:
-    """What one would type, or have a script do."""
+    """Start a machine with bare QEMU, as a user or a script would do."""
     tips = (
         _working(states, "loggedin", place / "tips")
         if not (place / "tips").exists()
@@ -149,7 +149,7 @@ def _bare_start(lab: Lab, states: statepool.StatePool, place: Path, ram: Path) -
                 "qcow2",
                 str(path),
             )
-        # The state was saved by a machine that stood still, and is told to go on by its monitor.
+        # The state was saved while the machine was paused, so it is resumed by its monitor.
         qemu = subprocess.Popen(
             [
                 *command,
@@ -188,7 +188,7 @@ def _say(lines: object, command: str) -> str:
 
 @contextlib.contextmanager
 def bench_directory(place: Path) -> Iterator[Path]:
-    """A directory for working images, gone afterwards."""
+    """Yield a directory for working images, which is removed afterwards."""
     path = place / "images"
     path.mkdir()
     try:
@@ -203,7 +203,7 @@ def bench_directory(place: Path) -> Iterator[Path]:
 @define
 class Silence:
     """
-    Listens to a guest, and knows the longest time in which it said nothing.
+    A listener on a guest that measures the longest time without output.
 
     :param path: the socket of its serial line
     """
@@ -213,7 +213,7 @@ class Silence:
     _over: threading.Event = field(factory=threading.Event)
 
     def during(self, work: Callable[[], object]) -> float:
-        """:returns: the longest silence while something was done, less the usual one, in seconds"""
+        """:returns: the longest silence during some work, minus the usual one, in seconds"""
         with socket.socket(socket.AF_UNIX) as line:
             line.connect(str(self.path))
             line.settimeout(0.001)
@@ -297,8 +297,8 @@ def _pauses(bench: Bench, lab: Lab, states: statepool.StatePool, place: Path) ->
 
 def _large(bench: Bench, states: statepool.StatePool, place: Path) -> dict[str, Path]:
     """
-    :returns: working images, the first with much data that no state has; it is larger than the
-        guest believes
+    :returns: working images; the first one has much data that is in no state, and is larger than
+        the guest knows
     """
     images = _working(states, "install", place / "large")
     images["disk"].unlink()

@@ -1,4 +1,4 @@
-"""Pairs of times, figures made of them, and tables of figures."""
+"""Pairs of times, figures computed from them, and tables of figures."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from attrs import frozen
 
 Work = Callable[[], float]
-"""Does something once, cleans up, and answers the seconds that the part took which counts."""
+"""A function that does some work once, cleans up, and returns the seconds of the measured part."""
 
 
 class Unit(enum.Enum):
-    """What a limit speaks of."""
+    """The unit of a limit."""
 
     RATIO = "ratio"
-    """Our time over the peer's."""
+    """Our time divided by the peer's."""
     SURPLUS = "surplus"
-    """Our time less the peer's, in seconds."""
+    """Our time minus the peer's, in seconds."""
     TIME = "time"
     """Our time, in seconds."""
 
@@ -28,7 +28,7 @@ class Unit(enum.Enum):
 @frozen
 class Limit:
     """
-    What a figure should not exceed.
+    A limit that a figure should not exceed.
 
     :param unit: what is compared
     :param most: the limit
@@ -49,10 +49,10 @@ class Figure:
     The same work, done by us and by a peer alternately.
 
     :param what: the work
-    :param peer: who else did it
+    :param peer: the peer that did the same work
     :param ours: our seconds, one for each pair
-    :param peers: the peer's
-    :param limit: what we promise, if anything
+    :param peers: the peer's seconds
+    :param limit: the promised limit, if any
     """
 
     what: str
@@ -70,7 +70,7 @@ class Figure:
 
     @property
     def ratios(self) -> list[float]:
-        """Of each pair."""
+        """The ratio of each pair."""
         return [ours / peer for ours, peer in zip(self.ours, self.peers, strict=True)]
 
     @property
@@ -80,7 +80,7 @@ class Figure:
 
     @property
     def reached(self) -> float:
-        """What the limit speaks of, as it was measured."""
+        """The measured value in the unit of the limit."""
         unit = self.limit.unit if self.limit is not None else Unit.RATIO
         if unit is Unit.SURPLUS:
             return statistics.median(
@@ -90,11 +90,11 @@ class Figure:
 
     @property
     def is_met(self) -> bool:
-        """Whether the limit is kept; without a limit it is."""
+        """Whether the limit is met; without a limit it is."""
         return self.limit is None or self.reached <= self.limit.most
 
     def row(self) -> list[str]:
-        """:returns: its line in a table"""
+        """:returns: the row of the figure in a table"""
         ratios = self.ratios
         return [
             self.what,
@@ -122,12 +122,12 @@ def _verdict(figure: Figure) -> str:
 @frozen
 class Fact:
     """
-    Something that was counted, and not timed.
+    A counted fact, which is not a time.
 
-    :param what: was counted
+    :param what: what was counted
     :param value: in words
-    :param expected: what it should be, in words
-    :param is_met: whether it is
+    :param expected: the expected value, in words
+    :param is_met: whether the value is as expected
     """
 
     what: str
@@ -143,13 +143,13 @@ FACTS = ("counted", "found", "expected", "")
 @frozen
 class Table:
     """
-    What is printed under one heading.
+    A table with its heading.
 
     :param title: the heading
-    :param figures: timed
-    :param facts: counted
-    :param grid: any other table: its heading, then its lines
-    :param notes: what a reader has to know
+    :param figures: timed figures
+    :param facts: counted facts
+    :param grid: any other table: its heading row, then its other rows
+    :param notes: notes for the reader
     """
 
     title: str
@@ -160,7 +160,7 @@ class Table:
 
     @property
     def is_met(self) -> bool:
-        """Whether everything in it is as it should be."""
+        """Whether all figures and facts in it meet their limits."""
         return all(figure.is_met for figure in self.figures) and all(
             fact.is_met for fact in self.facts
         )
@@ -195,7 +195,7 @@ class Table:
 def aligned(lines: Iterable[Sequence[str]]) -> str:
     """
     :param lines: of equal length, the first one being the heading
-    :returns: a table that can be read as it is, and as Markdown
+    :returns: a table that is readable as plain text, and as Markdown
     """
     head, *rest = ([cell.replace("|", "/") for cell in line] for line in lines)
     widths = [max(len(line[column]) for line in (head, *rest)) for column in range(len(head))]
@@ -220,7 +220,7 @@ def seconds(value: float) -> str:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """:returns: how long it took, in seconds"""
+    """:returns: the duration of the work, in seconds"""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
@@ -228,11 +228,11 @@ def timed(work: Callable[[], object]) -> float:
 
 def rounds(works: Sequence[Work], count: int) -> list[tuple[float, ...]]:
     """
-    Let several do the same work in turn.
+    Run several works in turn.
 
-    :param works: each is done once in every round; the order turns around from round to round
+    :param works: each is done once in every round; the order is reversed from round to round
     :param count: how many rounds
-    :returns: for each of them its times
+    :returns: the times of each work
     """
     times: list[list[float]] = [[] for _ in works]
     for number in range(count):

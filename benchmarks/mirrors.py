@@ -1,6 +1,5 @@
 """
-Several sources of one state: what it costs that the first one is not what it should be, and what it
-costs to have many.
+Several sources of one state: the cost of a first source with a fault, and the cost of many sources.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ _STATES = 2_000
 
 
 class Silent(Fault):
-    """The call never returns."""
+    """A fault: the call never returns."""
 
     def before(self, call: Call) -> None:
-        """Wait for longer than anybody else does."""
+        """Wait for longer than any other process waits."""
         threading.Event().wait(600)
 
 
 def table(bench: Bench) -> Table:
-    """:returns: what it costs"""
+    """:returns: the cost of several sources"""
     with bench.directory() as place:
         overlay = min(64 * MIB, bench.scale.root)
         good = bench.make_pool(
@@ -143,7 +142,7 @@ def _rootless(path: Path, good: Path) -> PoolSource:
 
 
 def _bytes(pool: Path, state: str) -> Path:
-    """:returns: the file with the bytes of a state"""
+    """:returns: the path of the bytes of a state"""
     manifest = _source(pool).pool.chain(StateId(IMAGE, state))[0]
     assert manifest.digest is not None
     return pool / layout.data(manifest.digest)
@@ -184,7 +183,7 @@ def _many(bench: Bench, place: Path) -> tuple[list[Figure], list[Fact]]:
     known = place / "cache/.statepool/known"
 
     def choice() -> float:
-        # as another process would: nothing of it is in memory
+        # as in another process: nothing of it is cached in memory
         new = statepool.StatePool(place / "cache", sources)
         return timed(new.sources_status)
 

@@ -1,6 +1,6 @@
 """
-The same chain with the tools that people use: got for the first time, got once more, and a new
-state stored on top of it.
+The same chain with tools that users have: the first get, a repeated get, and storing a new state on
+top of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPERATIONS = ("cold get", "repeated get", "set")
 
 class Peer(ABC):
     """
-    A way to bring a chain from a pool into a cache, and a new state into both.
+    A way to fetch a chain from a pool into a cache, and to store a new state in both.
 
     :param bench: the sizes, and the chain
     :param place: a directory of its own
@@ -34,7 +34,7 @@ class Peer(ABC):
 
     name = ""
     verified = ""
-    """What its user knows of the bytes afterwards."""
+    """What is verified about the bytes afterwards."""
 
     def __init__(self, bench: Bench, place: Path) -> None:
         self.bench = bench
@@ -44,7 +44,7 @@ class Peer(ABC):
         self.prepare()
 
     def prepare(self) -> None:
-        """Give it a pool of its own: other names of the same files."""
+        """Make a pool for the peer: hard links to the same files."""
         directory = self.pool / IMAGE
         directory.mkdir(parents=True)
         for path in chain_files(self.bench.pool):
@@ -52,30 +52,30 @@ class Peer(ABC):
 
     @property
     def files(self) -> list[str]:
-        """The chain in its pool."""
+        """Return the files of the chain in its pool."""
         return chain_files(self.pool)
 
     @property
     def working(self) -> Path:
-        """The working image that a state is set from."""
+        """The working image from which a state is set."""
         return self.place / "vm1/disk.qcow2"
 
     def cold(self) -> float:
-        """:returns: seconds of a get into an empty cache"""
+        """:returns: the seconds of a get into an empty cache"""
         self.empty()
         return timed(self.get)
 
     def empty(self) -> None:
-        """Throw the cache away, and wait for that."""
+        """Remove the cache, and wait until that is done."""
         shutil.rmtree(self.cache, ignore_errors=True)
         os.sync()
 
     def repeated(self) -> float:
-        """:returns: seconds of a get of what is there"""
+        """:returns: the seconds of a get of a cached chain"""
         return timed(self.get)
 
     def set(self) -> float:
-        """:returns: seconds of storing a working image in the cache and in the pool"""
+        """:returns: the seconds of storing a working image in the cache and in the pool"""
         self.working.parent.mkdir(exist_ok=True)
         self.make_working()
         self.bench.write(self.working, 0, self.bench.scale.overlay)
@@ -112,18 +112,18 @@ class Peer(ABC):
 
     @abstractmethod
     def get(self) -> None:
-        """Bring the chain here."""
+        """Fetch the chain."""
 
     @abstractmethod
     def store(self) -> None:
         """Store the working image in the cache and in the pool."""
 
     def close(self) -> None:
-        """End whatever runs."""
+        """End all processes of the peer."""
 
 
 class Ours(Peer):
-    """This library."""
+    """The peer that is this library."""
 
     name = "statepool"
     verified = (
@@ -132,57 +132,56 @@ class Ours(Peer):
     )
 
     def prepare(self) -> None:
-        """The pool is a pool of ours."""
+        """Make a pool of this library."""
         super().prepare()
         self.bench.adopt(self.pool, len(self.files))
         self._disk = self.bench.open(self.cache, self.pool).image(IMAGE)
 
     def get(self) -> None:
-        """Also ask the pool's log whether anything is new, unless it was asked a moment ago."""
+        """
+        Get the chain. This also asks the pool's log for news, unless it was asked a moment ago.
+        """
         self._disk = self.bench.open(self.cache, self.pool).image(IMAGE)
         self._disk.get(TIP)
 
     def make_working(self) -> None:
-        """As users do it."""
         self._disk.get(TIP, to=self.working)
 
     def store(self) -> None:
-        """One call."""
         stored = self._disk.set(NEW, source=self.working)
         if not stored.complete:
             raise RuntimeError(f"the state could not be stored: {stored}")
 
     def forget(self) -> None:
-        """As users do it."""
         self.working.unlink()
         self._disk.unset(NEW, scope="all")
 
 
 class Cp(Peer):
-    """Copying files."""
+    """The peer that copies files."""
 
     name = "cp --sparse=auto"
     verified = "nothing"
 
     def get(self) -> None:
-        """All files, each time."""
+        """Copy all files each time."""
         (self.cache / IMAGE).mkdir(parents=True, exist_ok=True)
         run("cp", "--sparse=auto", *self.files, str(self.cache / IMAGE))
 
     def store(self) -> None:
-        """Two copies."""
+        """Copy the working image twice."""
         for target in (self.cache, self.pool):
             run("cp", "--sparse=auto", str(self.working), str(target / IMAGE / f"{NEW}.qcow2"))
 
 
 class Convert(Peer):
-    """Copying what a guest sees."""
+    """The peer that copies what a guest sees."""
 
     name = "qemu-img convert"
     verified = "nothing; one flat image instead of a chain"
 
     def get(self) -> None:
-        """The whole chain as one image."""
+        """Convert the whole chain to one image."""
         (self.cache / IMAGE).mkdir(parents=True, exist_ok=True)
         run(
             "qemu-img",
@@ -196,7 +195,7 @@ class Convert(Peer):
         )
 
     def store(self) -> None:
-        """What differs from the parent, to each place."""
+        """Store the difference from the parent in both places."""
         for target in (self.cache, self.pool):
             parent = str(target / IMAGE / f"{TIP}.qcow2")
             new = str(target / IMAGE / f"{NEW}.qcow2")
@@ -217,67 +216,70 @@ class Convert(Peer):
 
 
 class Rsync(Peer):
-    """Copying what has changed."""
+    """The peer that copies changed files."""
 
     name = "rsync --archive"
     verified = "its own stream, by a checksum of each file; repeated: size and time only"
 
     def get(self) -> None:
-        """All files that look different."""
+        """Copy all files whose size or time differs."""
         (self.cache / IMAGE).mkdir(parents=True, exist_ok=True)
         run("rsync", "--archive", *self.files, str(self.cache / IMAGE))
 
     def store(self) -> None:
-        """Two copies."""
+        """Copy the working image twice."""
         for target in (self.cache, self.pool):
             run("rsync", "--archive", str(self.working), str(target / IMAGE / f"{NEW}.qcow2"))
 
 
 class AvocadoI2N(Peer):
-    """The pool of avocado-i2n."""
+    """The peer avocado-i2n with its pool."""
 
     name = f"avocado-i2n {VERSION}"
     verified = "nothing when copied; repeated: MD5 of the first MiB of each file"
 
     def prepare(self) -> None:
-        """Start it."""
+        """Start avocado-i2n."""
         super().prepare()
         (self.place / "vm1").mkdir()
         self._process = I2N(self.place, self.place / "log")
         self._seconds = 0.0
 
     def cold(self) -> float:
-        """By its own clock: it is there already, as we are."""
+        """
+        Return the seconds by the worker's own clock, since it is started already, like this
+        process.
+        """
         self.empty()
         self.get()
         return self._seconds
 
     def repeated(self) -> float:
-        """By its own clock."""
+        """Return the seconds by the worker's own clock."""
         self.get()
         return self._seconds
 
     def get(self) -> None:
-        """Its external overlays from its shared pool."""
+        """Get the external overlays from its shared pool."""
         self._seconds = self._process.do("get", TIP, pool=self.pool, cache=self.cache)
         if not all((self.cache / IMAGE / Path(path).name).exists() for path in self.files):
             raise RuntimeError("avocado-i2n has not brought the chain")
 
     def store(self) -> None:
-        """To its cache, and the chain from there to its shared pool."""
+        """Store the state in its cache, and the chain from there in its shared pool."""
         self._process.do("set", NEW, pool=self.pool, cache=self.cache)
         if not (self.pool / IMAGE / f"{NEW}.qcow2").exists():
             raise RuntimeError("avocado-i2n has not stored the state")
 
     def close(self) -> None:
-        """End it."""
+        """End avocado-i2n."""
         self._process.close()
 
 
 def table(
     bench: Bench, kinds: Sequence[type[Peer]] = (Ours, Cp, Convert, Rsync, AvocadoI2N)
 ) -> Table:
-    """:returns: everybody beside everybody"""
+    """:returns: a table of all peers side by side"""
     notes: list[str] = []
     with ExitStack() as stack:
         peers: list[Peer] = []
@@ -288,8 +290,8 @@ def table(
             except (Unavailable, OSError, subprocess.CalledProcessError) as error:
                 notes.append(f"Without {kind.name}: {error}")
         works = [work for peer in peers for work in (peer.cold, peer.repeated, peer.set)]
-        # All of a peer's come one after the other, each after a sync: first the cold one, which
-        # leaves the cache for the others.
+        # All measurements of a peer run one after the other, each after a sync. The cold one is
+        # first: it leaves the cache for the others.
         times = rounds_of_three(works, bench.scale.pairs)
     ours = times[:3]
     lines = [
@@ -305,7 +307,7 @@ def table(
 
 def rounds_of_three(works: Sequence[object], count: int) -> list[tuple[float, ...]]:
     """
-    :returns: as :func:`~benchmarks.measure.rounds`, where three at a time stay together and in
+    :returns: as :func:`~benchmarks.measure.rounds`, but three works at a time stay together and in
         order
     """
     triples = [works[start : start + 3] for start in range(0, len(works), 3)]

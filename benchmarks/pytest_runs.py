@@ -1,4 +1,4 @@
-"""Tests that start from a state, beside the same tests without one."""
+"""Tests that start from a state, compared with the same tests without a state."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from benchmarks.measure import Fact, Figure, Limit, Table, Unit, rounds, timed
 from tests.support.sshd import run_sshd, sshd_program
 
 MANY = 4
-"""How many times as many tests the longer one of two runs has."""
+"""The factor between the numbers of tests of the longer and the shorter run."""
 
 CHAIN = STATES[:3]
 OVERHEAD = Limit(Unit.SURPLUS, 0.010)
-"""What a state may cost a test whose state is in the cache, in seconds."""
+"""The most seconds that a cached state may add to a test."""
 
 COUNTED = """
 import json
@@ -33,7 +33,7 @@ def pytest_terminal_summary(config):
 
 
 def table(bench: Bench) -> Table:
-    """:returns: what the plugin for pytest costs"""
+    """:returns: the cost of the plugin for pytest"""
     pool = bench.make_pool(bench.place / "pytest-pool", root=bench.scale.overlay, depth=len(CHAIN))
     figures = _overhead(bench, pool)
     facts = _cold(bench, pool) if sshd_program() is not None else []
@@ -59,7 +59,7 @@ def _overhead(bench: Bench, pool: Path) -> list[Figure]:
             for number in (count, count + more)
         ]
         for suite in (*few, *many):
-            _run(bench, suite)  # caches are filled, and all modules are compiled
+            _run(bench, suite)  # fills caches, and compiles all modules
         ours, theirs, ours_many, theirs_many = rounds(
             [partial(_timed, bench, suite) for suite in (*few, *many)], bench.scale.pairs
         )
@@ -85,7 +85,7 @@ def _timed(bench: Bench, suite: Path) -> float:
 
 
 def _cold(bench: Bench, pool: Path) -> list[Fact]:
-    """What four workers fetch from a pool on another host into an empty cache."""
+    """Count what four workers fetch from a pool on another host into an empty cache."""
     sizes = {
         one.manifest.state: one.manifest.size
         for one in statepool.StatePool(pool).image(IMAGE).show(scope="own")
@@ -140,8 +140,8 @@ def _suite(place: Path, sources: Sequence[str], lines: Sequence[str] = (), *, co
 
 def _written(place: Path, tests: str) -> Path:
     """
-    :returns: a directory with a suite of tests, and a configuration of its own: pytest would look
-        for one above, and find that of this project
+    :returns: a directory with a suite of tests and its own configuration: otherwise pytest would
+        find the configuration of this project above it
     """
     place.mkdir()
     (place / "pytest.ini").write_text("[pytest]\n")

@@ -1,5 +1,6 @@
 """
-A working image becomes a state: linked where that is possible, hashed, and never twice on the disk.
+Setting a state from a working image: it is linked if possible, hashed, and never stored twice on
+the disk.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from benchmarks.cold import SURPLUS, hash_files
 from benchmarks.measure import Fact, Figure, Limit, Table, Unit, rounds, timed
 
 PERIOD = 0.002
-"""Seconds between two looks at how much room is taken."""
+"""Seconds between two measurements of the disk usage."""
 
 
 def table(bench: Bench) -> Table:
-    """:returns: what a set costs"""
+    """:returns: the cost of a set"""
     master = bench.place / "master.qcow2"
     run("qemu-img", "create", "-q", "-f", "qcow2", str(master), str(bench.scale.virtual))
     bench.write(master, 0, bench.scale.root)
@@ -42,7 +43,7 @@ def table(bench: Bench) -> Table:
 
 
 def _working(place: Path, master: Path) -> Path:
-    """:returns: a working image, flushed, as a machine that was shut down leaves it"""
+    """:returns: a flushed working image, as after a shutdown of the machine"""
     working = place / "working.qcow2"
     run("cp", "--sparse=auto", str(master), str(working))
     descriptor = os.open(working, os.O_RDWR)
@@ -62,7 +63,7 @@ def _set(bench: Bench, master: Path) -> float:
 
 
 def _growth(bench: Bench, master: Path) -> Fact:
-    """How much more room than before was taken at any time."""
+    """Return the peak increase of the disk usage."""
     with bench.directory() as place:
         working = _working(place, master)
         before, most, done = room(place), 0, threading.Event()
@@ -91,4 +92,4 @@ def _growth(bench: Bench, master: Path) -> Fact:
 
 
 MIB_OF_RECORDS = 1 << 20
-"""Records, markers and a fresh overlay: far less."""
+"""The bytes allowed for records, markers and a fresh overlay, which take far less."""

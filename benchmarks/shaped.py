@@ -1,4 +1,4 @@
-"""An image comes over a link of 1 Gbit/s, compressed on its way by zstd at both ends."""
+"""Fetching an image over a link of 1 Gbit/s, compressed by zstd at both ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RATE = "1gbit"
 PROGRAMS = ("ip", "tc", "scp", "zstd")
 
 FASTER = 1.5
-"""How many times as fast as scp we want to be."""
+"""The target throughput as a multiple of that of scp."""
 
 _GET = """
 import json, sys, time
@@ -39,24 +39,24 @@ print(json.dumps([time.perf_counter() - begin, got.bytes]))
 @frozen
 class Link:
     """
-    A link that carries so much and no more.
+    A link with limited throughput.
 
-    :param near: the name of the network namespace from which it leads here
-    :param address: of this host, as seen from there
+    :param near: the name of the network namespace at its other end
+    :param address: of this host in that namespace
     """
 
     near: str
     address: str
 
     def run(self, *command: str) -> list[str]:
-        """:returns: the command that runs another one at the near end"""
+        """:returns: the command line that runs a command in that namespace"""
         return ["ip", "netns", "exec", self.near, *command]
 
 
 @contextlib.contextmanager
 def shaped_link(rate: str = RATE) -> Iterator[Link]:
     """
-    :param rate: as tc(8) spells it
+    :param rate: in the notation of tc(8)
     :raises subprocess.CalledProcessError: this account, or this kernel, does not permit it
     """
     number = os.getpid()
@@ -79,12 +79,12 @@ def shaped_link(rate: str = RATE) -> Iterator[Link]:
 
 
 def quietly(*command: str) -> None:
-    """Run a program; what it says is part of the error."""
+    """Run a program; its output is part of the error."""
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def table(bench: Bench) -> Table:
-    """:returns: what compression brings"""
+    """:returns: the gain by compression"""
     title = f"ssh: an image, half of which compresses well, over a link of {RATE}"
     missing = [program for program in PROGRAMS if shutil.which(program) is None] + (
         [] if sshd_program() else ["sshd"]
@@ -141,7 +141,7 @@ def _figure(
 
 
 def half_compressible(bench: Bench, pool: Path) -> Path:
-    """:returns: a pool with one image, every other cluster of which is text"""
+    """:returns: a pool with one image in which every other cluster is text"""
     path = pool / IMAGE / f"{STATES[0]}.qcow2"
     path.parent.mkdir(parents=True)
     cluster = 64 << 10
@@ -179,7 +179,7 @@ def half_compressible(bench: Bench, pool: Path) -> Path:
 
 def get(bench: Bench, link: Link, sshd: Sshd, pool: Path, how: str, moved: list[int]) -> Work:
     """
-    :returns: a get into an empty cache, over the link, in a process of its own: connecting counts
+    :returns: a get into an empty cache over the link, in a separate process: connecting is included
     """
 
     def work() -> float:
@@ -206,7 +206,7 @@ def get(bench: Bench, link: Link, sshd: Sshd, pool: Path, how: str, moved: list[
 
 
 def scp(bench: Bench, link: Link, sshd: Sshd, image: str) -> Work:
-    """:returns: what scp does with the same file"""
+    """:returns: a copy of the same file by scp"""
 
     def work() -> float:
         with bench.directory() as place:

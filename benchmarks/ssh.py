@@ -1,6 +1,6 @@
 """
-A pool on another host, over SSH on loopback: both ends work on the same processors, for us as for
-the peers.
+A pool on another host, over SSH on loopback: both ends use the same processors, for this library
+and for the peers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from statepool.model.settings import Settings
 from tests.support.sshd import Sshd, run_sshd, sshd_program
 
 MEMBERS = 8
-"""Images of the chain; together they are as long as the single one."""
+"""Images of the chain; together they have the size of the single image."""
 
 STATE = "s0"
 
@@ -30,16 +30,16 @@ TWICE = Limit(Unit.RATIO, 1 / 2)
 MEMBERS_FASTER = Limit(Unit.RATIO, 1 / 1.1)
 NOT_SLOWER = Limit(Unit.RATIO, 1.0)
 FIVE_TIMES = Limit(Unit.RATIO, 1 / 5)
-"""Promised rates, as what our time may be of the peer's."""
+"""The promised rates, each as the largest ratio of our time to the peer's."""
 
 
 @frozen
 class Remote:
     """
-    A server, and a place in which it and we work.
+    A server, and the directory in which it and this process work.
 
-    :param bench: the place
-    :param server: on loopback
+    :param bench: the directory
+    :param server: the server on loopback
     """
 
     bench: Bench
@@ -47,11 +47,11 @@ class Remote:
 
     @property
     def settings(self) -> Settings:
-        """Nothing is compressed, as scp does not."""
+        """The settings without compression, like scp."""
         return self.server.settings(compress="off", fresh=0.0)
 
     def forget(self) -> None:
-        """Whoever comes next connects anew, as scp does."""
+        """Close the connection, so that the next run connects again, like scp."""
         from statepool.transports.ssh.connection import connection_to
 
         connection_to(self.server.location("/"), self.settings).close()
@@ -77,7 +77,8 @@ class Remote:
 
     def scp(self, files: str) -> Work:
         """
-        :returns: scp of the same files, as it is; on one connection, since they are one pattern
+        :returns: scp of the same files with its default settings; on one connection, since they are
+            one pattern
         """
 
         def work() -> float:
@@ -88,7 +89,7 @@ class Remote:
         return work
 
     def client(self, path: str) -> Work:
-        """:returns: what paramiko's own client does, as it is"""
+        """:returns: a download by paramiko's own client with its default settings"""
 
         def work() -> float:
             import paramiko
@@ -116,8 +117,8 @@ class Remote:
 
     def set(self, master: Path) -> Work:
         """
-        :returns: a set of a flushed image in the pool there; it is in the cache already, so that
-            only that pool is measured
+        :returns: a set of a flushed image in the remote pool; it is in the cache already, so that
+            only the remote pool is measured
         """
 
         def work() -> float:
@@ -139,7 +140,7 @@ class Remote:
         return work
 
     def scp_and_sync(self, path: str) -> Work:
-        """:returns: scp the other way, and sync there"""
+        """:returns: scp in the other direction, and sync on the server"""
 
         def work() -> float:
             with self.bench.directory() as place:
@@ -157,8 +158,8 @@ class Remote:
 @contextlib.contextmanager
 def _working(pool: statepool.StatePool, place: Path) -> Iterator[Path]:
     """
-    :returns: a working image to which nothing was written: setting its state again completes what
-        sources lack
+    :returns: a working image to which nothing was written: setting its state again stores it in
+        sources that lack it
     """
     pool.image(IMAGE).get(STATE, to=place / "working.qcow2")
     yield place / "working.qcow2"
@@ -170,7 +171,7 @@ def _complete(stored: statepool.SetResult) -> None:
 
 
 def table(bench: Bench) -> Table:
-    """:returns: what a pool on another host costs"""
+    """:returns: the cost of a pool on another host"""
     if sshd_program() is None or shutil.which("scp") is None:
         return Table(
             "ssh: a pool on another host", notes=["Not measured: sshd or scp is not installed."]

@@ -1,4 +1,4 @@
-"""How soon a program that uses the library can begin, and how much memory moving an image takes."""
+"""The startup time of a program that uses the library, and the memory for moving an image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.measure import Fact, Figure, Limit, Table, Unit, rounds, timed
 IMPORT = Limit(Unit.TIME, 0.1)
 HELP = Limit(Unit.TIME, 0.25)
 MEMORY = 64 << 20
-"""Bytes above the interpreter with the library in it."""
+"""The most bytes of memory in addition to the interpreter with the library."""
 
 _HEAVY = ("asyncio", "click", "paramiko", "qemu", "rich")
 
@@ -32,7 +32,7 @@ print(json.dumps([got - begin, peak() - begin]))
 
 
 def table(bench: Bench) -> Table:
-    """:returns: what comes before any work"""
+    """:returns: the cost before any work"""
 
     def program(*arguments: str) -> float:
         command = [sys.executable, *arguments]
@@ -49,7 +49,7 @@ def table(bench: Bench) -> Table:
         ("-c", "import attrs"),
     )
     for arguments in works:
-        program(*arguments)  # compiles it, as an installation does
+        program(*arguments)  # compiles the modules, as an installation does
     count = bench.scale.quick_pairs
     imported, helped, bare, attrs = rounds(
         [lambda arguments=arguments: program(*arguments) for arguments in works], count

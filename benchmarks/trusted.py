@@ -1,6 +1,6 @@
 """
-What is asked again and again: a state that is here and trusted, a working image of it, and what
-there is.
+Frequent operations: getting a trusted state from the cache, making a working image of it, and
+listing states.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ WORKING = Limit(Unit.TIME, 0.002)
 SHOW = Limit(Unit.TIME, 0.15)
 
 _SINGLE_RECORDS = 300
-"""Records of one state each at the end of a long log: enough for a checkpoint to be due."""
+"""
+The number of records of one state each at the end of a long log: enough for a checkpoint to be due.
+"""
 
 
 def table(bench: Bench) -> Table:
-    """:returns: what costs milliseconds"""
+    """:returns: the costs of operations that take milliseconds"""
     figures, facts = _gets(bench)
     figures += [
         _show(bench, "one machine with a checkpoint", machines=1, each=False),
@@ -112,14 +114,14 @@ def _gets(bench: Bench) -> tuple[list[Figure], list[Fact]]:
 
 def bytes_read() -> int:
     """
-    :returns: what this process has read so far by system calls, in bytes (``rchar`` of proc(5))
+    :returns: how many bytes this process has read so far by system calls (``rchar`` of proc(5))
     """
     with open("/proc/self/io") as file:
         return int(file.readline().split()[1])
 
 
 def bytes_of_looking() -> int:
-    """:returns: what :func:`bytes_read` itself adds"""
+    """:returns: how many bytes :func:`bytes_read` itself adds"""
     return -bytes_read() + bytes_read()
 
 
@@ -164,12 +166,12 @@ def _show(bench: Bench, what: str, *, machines: int, each: bool) -> Figure:
 
 def fill(path: Path, machines: int, states: int, *, each: bool) -> None:
     """
-    Make a pool with logs as real use leaves them, and a view, without any bytes: for whoever only
-    looks.
+    Make a pool with realistic logs and a view, but without the bytes of states: for measurements
+    that only list.
 
     :param states: of each machine, in chains of ten
-    :param each: one record for each state, as if they had been set one after the other; else one
-        for all
+    :param each: whether to write one record for each state, as if they had been set one after the
+        other; otherwise one record for all
     """
     statepool.init(path)
     pool = Pool(open_transport(statepool.Location.parse(str(path))))

@@ -1,6 +1,6 @@
 """
-States of virtual machines for tests of avocado: a dependency in a test's docstring says which one
-it starts from, and everything else happens.
+States of virtual machines for tests of avocado: a dependency in a test's docstring names the state
+from which it starts, and the plugin does the rest.
 
 ::
 
@@ -12,7 +12,7 @@ it starts from, and everything else happens.
             boot(avocado_statepool.working("vm1/disk"))
 
 avocado loads its plugins in every run on the machine, so nothing of statepool is imported before a
-state is asked for. For avocado-i2n there is :mod:`avocado_statepool.states`.
+test asks for a state. For avocado-i2n there is :mod:`avocado_statepool.states`.
 """
 
 from avocado_statepool.record import working

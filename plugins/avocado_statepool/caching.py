@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class StatepoolCache(Cache):
-    """The cache of this host."""
+    """The plugin of ``avocado cache`` for the cache of this host."""
 
     name = "statepool"
     description = "States of virtual machines in the cache of this host"
@@ -32,9 +32,8 @@ class StatepoolCache(Cache):
 
     def clear(self) -> None:
         """
-        Remove the states that a source has too: they can be brought again. Those that only this
-        cache has stay, and it is said which these are. What a working image stands on stays until
-        that is gone.
+        Remove the states that a source has too: they can be fetched again. States that only this
+        cache has stay, and are listed. States that back a working image stay until it is removed.
         """
         from statepool import StatePoolError
 
@@ -47,7 +46,7 @@ class StatepoolCache(Cache):
 
 
 def _clear(pool: StatePool) -> list[Listed]:
-    """:returns: what stays"""
+    """:returns: the states that stay"""
     from statepool import HasDependants, NotFound
 
     own = list(pool.show(scope="own"))
@@ -73,7 +72,7 @@ def _clear(pool: StatePool) -> list[Listed]:
             except HasDependants:
                 again.append(one)
             except NotFound:
-                continue  # it went with its machine's state
+                continue  # it was removed with its machine's state
         if len(again) == len(left):
             return stays + again
         left = again

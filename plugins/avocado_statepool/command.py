@@ -13,13 +13,13 @@ _OPTIONS = (("statepool.config", "--config"), ("statepool.cache", "--cache"))
 
 
 class StatepoolCommand(CLICmd):
-    """Hands everything on."""
+    """The command of avocado that passes all arguments to ``statepool``."""
 
     name = "statepool"
     description = "Show, get, set and remove states of virtual machines"
 
     def configure(self, parser: Any) -> None:
-        """Take what comes, as it is."""
+        """Accept all arguments unchanged."""
         command = super().configure(parser)
         command.add_argument(
             "statepool_arguments",

@@ -1,10 +1,10 @@
 """
-Working images of a job: made when a test asks, taken away after it, and after a job that was killed
-by the next one.
+The working images of a job: made when a test asks for them, and removed after it. If a job was
+killed, the next job removes them.
 
-They lie in a directory of the job in the cache, with one for each test. The job holds a lock, which
-the kernel takes away with its process: so the next one can tell what was left by one that was
-killed. To take away what is gone already does nothing.
+They lie in a directory of the job in the cache, which has a directory for each test. The job holds
+a lock, which the kernel releases when its process ends: so the next job can tell what a killed job
+has left. Removing what does not exist does nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _LOCK = ".lock"
 """
-The ending of the file beside a job's directory that the job has locked. It is there, and locked,
-before the directory.
+The suffix of the file beside a job's directory that the job has locked. The file exists, and is
+locked, before the directory is made.
 """
 
 _PREFIX = "avocado-"
@@ -48,8 +48,8 @@ class JobImages:
     """
     The working images of a job.
 
-    :param pool: where states come from
-    :param job: the name of the job: that of the directory of its results
+    :param pool: the pool from which states come
+    :param job: the name of the job, which is the name of the directory of its results
     """
 
     def __init__(self, pool: StatePool, job: str) -> None:
@@ -62,7 +62,7 @@ class JobImages:
 
     def begin(self) -> None:
         """
-        Clear what jobs left that are gone, and hold the directory of this one until :meth:`end`.
+        Remove what ended jobs have left, and hold the directory of this job until :meth:`end`.
         """
         for path in self._base.glob(f"{_PREFIX}*"):
             if path.is_dir():
@@ -72,7 +72,7 @@ class JobImages:
         self.root.mkdir(exist_ok=True)
 
     def end(self) -> None:
-        """The job is over: take away all that is left of it."""
+        """End the job: remove all that is left of it."""
         self._remove(self.root)
         if self._lock is not None:
             _lock_of(self.root).unlink(missing_ok=True)
@@ -102,13 +102,13 @@ class JobImages:
 
     def provision(self, wishes: Sequence[Wish], logdir: Path, test: str) -> Record:
         """
-        Make the working images that a test asks for, after taking away those that it may have from
-        before.
+        Make the working images that a test asks for. Earlier ones of the same test are removed
+        first.
 
-        :param logdir: of the test; its name is that of the test's directory here
-        :param test: its name, for people
-        :returns: what it was given; it is in its log directory too
-        :raises StatePoolError: a state cannot be had; the test has none then
+        :param logdir: of the test; the test's directory in the job's directory has the same name
+        :param test: its name, for messages
+        :returns: the record of what the test was given, which is also in its log directory
+        :raises StatePoolError: a state cannot be fetched; the test then gets none
         """
         self.release(logdir)
         record = Record(test)
@@ -156,14 +156,14 @@ class JobImages:
 
     @staticmethod
     def _remember(directory: Path, paths: Any) -> None:
-        """Note images that lie elsewhere, so that they are taken away with the others."""
+        """Record images that lie elsewhere, so that they are removed with the others."""
         elsewhere = directory / "elsewhere"
         elsewhere.mkdir(exist_ok=True)
         for path in paths:
             (elsewhere / f"{len(list(elsewhere.iterdir()))}.qcow2").symlink_to(path)
 
     def release(self, logdir: Path) -> None:
-        """Take away the working images of a test. Nothing happens if it has none."""
+        """Remove the working images of a test. Do nothing if it has none."""
         self._remove(self.root / logdir.name)
         unlink_images(logdir)
 
@@ -171,7 +171,7 @@ class JobImages:
 def _is_own(path: Path) -> bool:
     """
     :returns: whether this account made a file: in a cache that a group shares, its members can
-        exchange the directories above it
+        replace the directories above it
     """
     try:
         return os.lstat(path).st_uid == os.geteuid()

@@ -53,20 +53,20 @@ _OPTIONS: list[tuple[str, Any, Any, str | None, dict[str, Any], str]] = [
         "a test whose state cannot be had is an error, and the job fails; otherwise it is skipped",
     ),
 ]
-"""Name, type, default, option, what argparse wants, and what it is for."""
+"""Name, type, default, option, arguments of argparse, and help text."""
 
 USED = [f"{SECTION}.{name}" for name in ("cache", "sources", "config", "offline")]
-"""What provisioning has to know."""
+"""The settings that provisioning needs."""
 
 
 class StatepoolInit(Init):
-    """Registers the settings."""
+    """The plugin that registers the settings."""
 
     name = SECTION
     description = "Settings of the states of virtual machines"
 
     def initialize(self) -> None:
-        """Register them."""
+        """Register the settings."""
         for name, kind, default, _, _, text in _OPTIONS:
             settings.register_option(
                 section=SECTION, key=name, key_type=kind, default=default, help_msg=text
@@ -74,13 +74,13 @@ class StatepoolInit(Init):
 
 
 class StatepoolCLI(CLI):
-    """Adds the options of ``avocado run``."""
+    """The plugin that adds the options of ``avocado run``."""
 
     name = SECTION
     description = "Options of 'run' for the states of virtual machines"
 
     def configure(self, parser: Any) -> None:
-        """Add them."""
+        """Add the options."""
         run = parser.subcommands.choices.get("run", None)
         if run is None:
             return
@@ -91,15 +91,15 @@ class StatepoolCLI(CLI):
             )
 
     def run(self, config: Any) -> None:
-        """Nothing: the settings are read where they are needed."""
+        """Do nothing: the settings are read where they are needed."""
 
 
 def config_of(known: Mapping[str, Any]) -> Config:
     """
     :param known: settings of avocado
-    :returns: the configuration of the state pool: that of this user and project, with what
-        avocado's settings say
-    :raises StatePoolError: something in it cannot be used
+    :returns: the configuration of the state pool: that of this user and project, overridden by
+        avocado's settings
+    :raises StatePoolError: a setting in it cannot be used
     """
     from statepool import Config
 

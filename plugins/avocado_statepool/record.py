@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "vm-state"
-"""Where the record of a test is, in its log directory."""
+"""The directory of the record of a test, in its log directory."""
 
 _FILE = "record.json"
 _LOGDIR = "AVOCADO_TEST_LOGDIR"
 """
-Where avocado tells a test its log directory: those of its own kind, and programs that are run as
-tests.
+The environment variable with a test's log directory: avocado sets it for its own kind of tests, and
+for programs that are run as tests.
 """
 
 
@@ -32,13 +32,13 @@ class Given:
     """
     A state that a test was given.
 
-    :param object: what it is a state of
+    :param object: the object of the state
     :param state: its name
     :param images: the working images, by ``machine/image``
-    :param fetched: whether it was brought from a pool
+    :param fetched: whether it was fetched from a pool
     :param bytes: how many bytes were moved
     :param seconds: how long it took
-    :param source: the pool that it came from
+    :param source: the pool from which it came
     """
 
     object: str
@@ -56,11 +56,11 @@ class Given:
 @dataclass
 class Record:
     """
-    What became of the wishes of a test.
+    The result of the wishes of a test.
 
     :param test: its name
     :param given: the states that it was given
-    :param error: why it could not be given one
+    :param error: why it could not be given a state
     """
 
     test: str
@@ -68,7 +68,7 @@ class Record:
     error: str | None = None
 
     def write(self, logdir: Path) -> None:
-        """Write it, whole or not at all, and link the working images beside it."""
+        """Write the record atomically, and link the working images beside it."""
         folder = logdir / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         for given in self.given:
@@ -93,7 +93,7 @@ class Record:
 
 
 def unlink_images(logdir: Path) -> None:
-    """Take away the links to the working images; the record stays."""
+    """Remove the links to the working images; the record stays."""
     for path in (logdir / FOLDER).glob("*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -101,10 +101,10 @@ def unlink_images(logdir: Path) -> None:
 
 def working(object: str | None = None, test: Any = None) -> Path:
     """
-    :param object: ``machine/image``; may be left out where the test has one working image only
+    :param object: ``machine/image``; may be omitted if the test has only one working image
     :param test: the test, or its log directory; the one that runs in this process if not given
     :returns: the working image that this test was given
-    :raises LookupError: it was not given one; says what to do
+    :raises LookupError: it was not given one; the message says what to do
     """
     record = Record.read(_logdir(test))
     if record is None:

@@ -1,6 +1,6 @@
 """
-What a job says of the states that its tests were given, and what it does before and after all of
-them.
+The report of a job about the states that its tests were given, and the work before and after all
+tests.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from avocado_statepool.record import Given, Record
 from avocado_statepool.wishes import split
 
 _SUMMARY = "vm-states.json"
-"""What tests were given, in the directory of a job's results."""
+"""The file with the states that tests were given, in the directory of a job's results."""
 
 
 class StatepoolResults(ResultEvents):
-    """Holds the directory of a job's working images, and says what its tests were given."""
+    """
+    The plugin that holds the directory of a job's working images, and reports what its tests were
+    given.
+    """
 
     name = "statepool"
     description = "Says which states of virtual machines tests were given"
-    priority = PluginPriority.HIGH  # others show what we say of a test
+    priority = PluginPriority.HIGH  # other plugins show what this one reports about a test
 
     def __init__(self, config: Any) -> None:
         self._job: Any = None
@@ -38,7 +41,7 @@ class StatepoolResults(ResultEvents):
         self._quiet = bool((config or {}).get("stdout_claimed_by"))
 
     def pre_tests(self, job: Any) -> None:
-        """Clear what killed jobs left, where a test asks for a state."""
+        """Remove what killed jobs have left, if a test asks for a state."""
         self._job = job
         seen: set[str] = set()
         for suite in job.test_suites:
@@ -55,21 +58,21 @@ class StatepoolResults(ResultEvents):
             images = JobImages(pool, Path(self._job.logdir).name)
             images.begin()
         except StatePoolError as error:
-            # the tests that ask for a state say so themselves
+            # the tests that ask for a state report this error themselves
             LOG_JOB.error("statepool: %s", error)
         else:
             self._held.append(images)
 
     def start_test(self, result: Any, state: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def test_progress(self, progress: bool = False) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def end_test(self, result: Any, state: Any) -> None:
         """
-        Say what a test was given; or why it was not, and make that an error where this is asked
-        for.
+        Report what a test was given, or why it was given nothing; the latter becomes an error if
+        the settings ask for that.
         """
         logdir = state.get("task_path") or state.get("logdir")
         record = Record.read(Path(logdir)) if logdir else None
@@ -88,7 +91,7 @@ class StatepoolResults(ResultEvents):
             self._job.exitcode |= exit_codes.AVOCADO_TESTS_FAIL
 
     def post_tests(self, job: Any) -> None:
-        """Take away all working images that are left, and say what was done."""
+        """Remove all remaining working images, and report what was done."""
         for images in self._held:
             images.end()
         self._held.clear()

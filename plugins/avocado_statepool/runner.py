@@ -21,17 +21,17 @@ from avocado_statepool.wishes import KIND, Wish, WrongDependency
 
 WISHES = "wishes"
 """
-The argument with the dependencies of a test, as JSON: a list of mappings. None of them: its working
-images are released.
+The argument with the dependencies of a test, as JSON: a list of mappings. If it is empty, the
+working images of the test are released.
 """
 
 
 class VMStateRunner(BaseRunner):
     """
-    Makes the working images that a test asks for, or takes them away after it.
+    A runner that makes the working images that a test asks for, or removes them after it.
 
-    Both are tasks that avocado gives us through ``avocado_statepool.tasks``: the arguments are
-    ``wishes``, ``logdir`` (of the test) and ``test``.
+    Both are tasks that avocado gets from ``avocado_statepool.tasks``: the arguments are ``wishes``,
+    ``logdir`` (of the test) and ``test``.
     """
 
     name = KIND
@@ -56,7 +56,7 @@ class VMStateRunner(BaseRunner):
 
 
 def _work(config: dict[str, Any], arguments: dict[str, Any]) -> tuple[list[str], str | None]:
-    """:returns: what was done, and what is wrong"""
+    """:returns: messages about what was done, and the error, if any"""
     from statepool import StatePoolError
 
     if "logdir" not in arguments:
@@ -106,7 +106,7 @@ def _how(given: Any) -> str:
 
 
 class RunnerApp(BaseRunnerApp):
-    """The console script."""
+    """The application of the console script."""
 
     PROG_NAME = f"avocado-runner-{KIND}"
     PROG_DESCRIPTION = "runner for states of virtual machines"
@@ -114,7 +114,10 @@ class RunnerApp(BaseRunnerApp):
 
 
 def main() -> None:
-    """Run it: avocado calls it with ``capabilities``, ``runnable-run`` or ``task-run``."""
+    """
+    Run the console script: avocado calls it with ``capabilities``, ``runnable-run`` or
+    ``task-run``.
+    """
     RunnerApp(print).run()
 
 

@@ -1,6 +1,6 @@
 """
-What is done before a test, and after it: our dependencies become one task before the test, and one
-after it.
+The tasks before and after a test: the dependencies of kind ``vm-state`` become one task before the
+test, and one after it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from avocado_statepool.runner import WISHES
 from avocado_statepool.wishes import KIND, split
 
 _AFTER = ("pass", "fail", "error", "skip", "warn", "cancel", "interrupted")
-"""The results of a test after which its working images are taken away: all."""
+"""The results of a test after which its working images are removed: all results."""
 
 _ASKING: set[str] = set()
 """The log directories of the tests that ask for states."""
@@ -24,17 +24,17 @@ _ASKING: set[str] = set()
 
 class StatepoolBefore(PreTest):
     """
-    Makes one task of the dependencies of a test of our kind, however many there are.
+    The plugin that makes one task of all dependencies of kind ``vm-state`` of a test.
 
-    They are taken from avocado's own resolver, which would give them one name, so that all but the
-    first are never run and the test waits for ever; or, if they have names, remember them as done
-    for all later jobs.
+    They are withheld from avocado's own resolver. It would give them the same name, so that only
+    the first is run and the test waits forever; or, if they have names, it would remember them as
+    done for all later jobs.
     """
 
     name = "statepool"
     description = "Provides the states of virtual machines that tests ask for"
     is_cacheable = False
-    priority = PluginPriority.HIGH  # before avocado's own resolver
+    priority = PluginPriority.HIGH  # run before avocado's own resolver
 
     @staticmethod
     def pre_test_runnables(test_runnable: Any, suite_config: Any = None) -> list[Any]:
@@ -49,14 +49,14 @@ class StatepoolBefore(PreTest):
 
 
 class StatepoolAfter(PostTest):
-    """Takes working images away after a test."""
+    """The plugin that removes working images after a test."""
 
     name = "statepool"
     description = "Takes working images away after a test"
 
     @staticmethod
     def post_test_runnables(test_runnable: Any, suite_config: Any = None) -> list[Any]:
-        """:returns: the task that takes the working images away"""
+        """:returns: the task that removes the working images"""
         if test_runnable.output_dir not in _ASKING:
             return []
         _ASKING.remove(test_runnable.output_dir)

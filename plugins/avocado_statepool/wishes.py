@@ -1,4 +1,4 @@
-"""Which states a test asks for: the dependencies of the kind ``vm-state`` in its docstring."""
+"""The states that a test asks for: the dependencies of the kind ``vm-state`` in its docstring."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 KIND = "vm-state"
 """
-The kind of our dependencies: ``:avocado: dependency={"type": "vm-state", "uri":
+The kind of this plugin's dependencies: ``:avocado: dependency={"type": "vm-state", "uri":
 "vm1/disk/customize"}``.
 """
 
@@ -16,17 +16,17 @@ _EXAMPLE = '{"type": "vm-state", "uri": "vm1/disk/customize"}'
 
 
 class WrongDependency(ValueError):
-    """A dependency cannot be understood; says why, and what to write."""
+    """An error: a dependency cannot be understood. The text says why, and what to write."""
 
 
 @dataclass(frozen=True)
 class Wish:
     """
-    A state that a test starts from.
+    A state from which a test starts.
 
     :param object: ``machine/image``, or a machine
     :param state: its name
-    :param to: where the working image is wanted; of a machine, the directory. Empty: in a directory
+    :param to: the path for the working image; for a machine, the directory. Empty: in a directory
         of the job in the cache
     """
 
@@ -64,8 +64,8 @@ class Wish:
 
 def split(dependencies: Iterable[Any] | None) -> tuple[list[dict[str, Any]], list[Any]]:
     """
-    :param dependencies: as avocado has them: objects, or mappings in its long-term release 103
-    :returns: ours, as mappings without their type; and those of others
+    :param dependencies: as avocado stores them: objects, or mappings in its long-term release 103
+    :returns: dependencies of kind ``vm-state``, as mappings without their type; and all others
     """
     ours: list[dict[str, Any]] = []
     others: list[Any] = []

@@ -1,6 +1,6 @@
 """
-States of virtual machines for tests: a marker says which one a test starts from, and everything
-else happens.
+States of virtual machines for tests: a marker names the state from which a test starts, and the
+plugin does the rest.
 
 ::
 
@@ -12,8 +12,8 @@ else happens.
     def test_browser(vm):
         assert vm.is_running
 
-pytest loads this in every run on the machine, so nothing of statepool is imported before a state is
-asked for.
+pytest loads this in every run on the machine, so nothing of statepool is imported before a test
+asks for a state.
 """
 
 from pytest_statepool.builders import vm_state_builder

@@ -26,12 +26,12 @@ class Builder:
     """
     A function that builds a state.
 
-    :param object: what the state is a state of: ``machine/image``
+    :param object: the object of the state: ``machine/image``
     :param state: the name that tests ask for
     :param function: gets the path of a working image of the parent, and changes it
-    :param parent: the state that it starts from: one with a builder, or one that a pool has
-    :param key: what the builder is told apart by; its source if not given
-    :param parameters: what else the state was made from
+    :param parent: the state from which it starts: a state with a builder, or a state in a pool
+    :param key: the identity of the builder; its source if not given
+    :param parameters: further inputs of the state
     :param timeout: how long it may take, in seconds
     """
 
@@ -45,7 +45,7 @@ class Builder:
 
     @property
     def place(self) -> str:
-        """Where it is: file and line."""
+        """The location of the function: file and line."""
         code = inspect.unwrap(self.function)
         try:
             return f"{inspect.getsourcefile(code)}:{inspect.getsourcelines(code)[1]}"
@@ -57,28 +57,28 @@ class Builder:
 
 
 class Builders:
-    """All builders that have been declared, by what they build."""
+    """All declared builders, by the states that they build."""
 
     def __init__(self) -> None:
         self._declared: dict[tuple[str, str], list[Builder]] = {}
 
     def add(self, builder: Builder) -> None:
-        """Note one. The same function, imported once more, is the same builder."""
+        """Add a builder. The same function, imported again, is the same builder."""
         known = self._declared.setdefault((builder.object, builder.state), [])
         if all(other.place != builder.place for other in known):
             known.append(builder)
 
     def find(self, object: str, state: str) -> Builder | None:
-        """:returns: what builds a state"""
+        """:returns: the builder of a state; None if there is none"""
         found = self._declared.get((object, state))
         return found[0] if found else None
 
     def check(self, object: str, state: str) -> None:
         """
-        Look whether a state can be built, as far as can be told without building.
+        Check whether a state can be built, as far as this is known without building.
 
-        :raises pytest.UsageError: two builders build it or what it stands on, they go in a circle,
-            or one is for a whole machine
+        :raises pytest.UsageError: two builders build it or a state that backs it, the builders form
+            a cycle, or one is for a whole machine
         """
         seen: list[str] = []
         for builder in self._chain(object, state):
@@ -106,25 +106,25 @@ class Builders:
             state = builder.parent
 
     def clear(self) -> None:
-        """Forget them: a run has ended."""
+        """Forget the builders when a run has ended."""
         self._declared.clear()
 
 
 BUILDERS = Builders()
-"""Those of this process: builders are declared where tests are, when these are imported."""
+"""The builders of this process: they are declared when the modules of tests are imported."""
 
 
 def where_it_failed(error: BaseException) -> str:
     """
-    :param error: what ended a builder
-    :returns: the lines that led to it, but for ours, as pytest shows them; nothing if there are no
-        others
+    :param error: the exception of a builder
+    :returns: the lines of the traceback without those of this package, as pytest shows them; empty
+        if there are no others
     """
     import concurrent.futures
 
     import statepool
 
-    # A builder with a timeout runs in a thread, and what it raises comes through this module of
+    # A builder with a timeout runs in a thread, and its exceptions pass through this module of
     # Python.
     ours = [
         Path(file).parent for file in (statepool.__file__, __file__, concurrent.futures.__file__)
@@ -152,12 +152,11 @@ def vm_state_builder(
 
     :param object: ``machine/image``
     :param state: the name that tests ask for
-    :param parent: the state that it starts from. Without one the function makes the image at the
-        path that it gets.
-    :param key: what the builder is told apart by, such as a version. If not given, its source: then
-        a changed function builds anew.
-    :param parameters: what else the state is made from: strings, numbers, and lists and mappings of
-        them
+    :param parent: the state from which it starts. Without a parent, the function makes the image at
+        the path that it gets.
+    :param key: the identity of the builder, such as a version. If not given, its source: then a
+        changed function builds the state again.
+    :param parameters: further inputs of the state: strings, numbers, and lists and mappings of them
     :param timeout: how long it may take, in seconds
     """
 

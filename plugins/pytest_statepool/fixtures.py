@@ -1,4 +1,4 @@
-"""What tests and their authors use."""
+"""The fixtures for tests and their authors."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ if TYPE_CHECKING:
     from statepool import Config, MachineConfig, RunningMachine, StatePool, StatePoolError
 
 _POOLS = pytest.StashKey[dict[int, "tuple[Config, StatePool]"]]()
-"""
-The state pools that were made here, by the identity of the configuration that they were made from.
-"""
+"""The state pools that were opened here, by the identity of their configuration."""
 
 
 @pytest.fixture(scope="session")
 def vm_state_config(pytestconfig: pytest.Config) -> Config:
     """
-    The configuration of the state pool: that of this user and project, with what this run's options
-    say. Override it to say something else.
+    The configuration of the state pool: that of this user and project, overridden by this run's
+    options. Override it to change the configuration.
     """
     from statepool import Config
 
@@ -49,7 +47,7 @@ def vm_state_config(pytestconfig: pytest.Config) -> Config:
 
 @pytest.fixture(scope="session")
 def vm_state_pool(vm_state_config: Config, request: pytest.FixtureRequest) -> Iterator[StatePool]:
-    """The cache and its sources. Override it to make one of your own."""
+    """The cache and its sources. Override it to use another state pool."""
     pools = request.config.stash[_POOLS] = {}
     yield _pool_of(request.config, vm_state_config)
     for _, pool in pools.values():
@@ -68,13 +66,13 @@ def _pool_of(config: pytest.Config, found: Config) -> StatePool:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Show an error in the configuration as the line that it is."""
+    """Show an error in the configuration as one line."""
     from statepool import StatePoolError
 
     try:
         yield
     except StatePoolError as error:
-        # What is raised to here is still being handled behind this block: pytest would show it,
+        # ``from None``: the original error is still being handled here, and pytest would show it,
         # too.
         raise pytest.fail.Exception(f"there is no state pool: {error}", pytrace=False) from None
 
@@ -92,12 +90,13 @@ def vm_state_provisioner(
     vm_state_pool: StatePool, _vm_state_provisioners: Provisioners, request: pytest.FixtureRequest
 ) -> Provisioner:
     """
-    Makes working images, and takes them away. A fixture of a class or a module can have one that
-    its tests share: ``with vm_state_provisioner.working("vm1/disk", "customize") as image``.
+    A maker of working images, which also removes them. A fixture of a class or a module can make a
+    working image that its tests share: ``with vm_state_provisioner.working("vm1/disk", "customize")
+    as image``.
     """
     made = [pool for _, pool in request.config.stash.get(_POOLS, {}).values()]
     if vm_state_pool in made:
-        # pytest makes a session's pool once, also where a directory has a configuration of its own.
+        # pytest makes a session's pool once, even if a directory has its own configuration.
         vm_state_pool = _pool_of(request.config, request.getfixturevalue("vm_state_config"))
     return _vm_state_provisioners.of(vm_state_pool)
 
@@ -107,9 +106,9 @@ def make_vm_state(
     request: pytest.FixtureRequest, vm_state_provisioner: Provisioner
 ) -> Iterator[Callable[[str, str], Working]]:
     """
-    ``make_vm_state("vm1/disk", "customize")``: a fresh working image of a state, thrown away after
-    the test, or kept as ``--vm-state-keep`` says. Of a machine, ``make_vm_state("vm1",
-    "customize")``, those of all its images.
+    ``make_vm_state("vm1/disk", "customize")``: a fresh working image of a state, removed after the
+    test, or kept as ``--vm-state-keep`` says. For a machine, ``make_vm_state("vm1", "customize")``,
+    the working images of all its images.
     """
     made: list[Working] = []
 
@@ -130,7 +129,7 @@ def make_vm_state(
     keep = options.value(request.config, "vm_state_keep")
     after = request.node.stash.get(AFTER, None)
     if keep == "failed" and not _has_failed(request.node) and after is not None:
-        # the teardown of another fixture may have failed, or still fail
+        # the teardown of another fixture may have failed, or may fail later
         after.append(vm_state_provisioner.postpone(settle))
     else:
         settle(keep == "always" or (keep == "failed" and _has_failed(request.node)))
@@ -141,8 +140,8 @@ def vm_state(
     request: pytest.FixtureRequest, make_vm_state: Callable[[str, str], Working]
 ) -> Working:
     """
-    The working image of the state that the test's marker names. Where markers name several,
-    ``vm_state["vm2/disk"]`` is one of them; where one names a machine, so is
+    The working image of the state that the test's marker names. If markers name several states,
+    ``vm_state["vm2/disk"]`` is one of the working images; if a marker names a machine, so is
     ``vm_state["vm1/disk"]``.
     """
     wishes = wishes_of(request.node)
@@ -160,8 +159,9 @@ def vm_state(
 @pytest.fixture
 def vm_config() -> MachineConfig:
     """
-    What machines are made of, but for their images. Override it, with any scope, to give them RAM,
-    network cards and a serial line; the images that it names are plugged in first, in its order.
+    The configuration of machines, without their images. Override it, with any scope, to give them
+    RAM, network cards and a serial line; the images that it names are plugged in first, in its
+    order.
     """
     from statepool import MachineConfig
 
@@ -172,13 +172,13 @@ def vm_config() -> MachineConfig:
 def make_vm(
     request: pytest.FixtureRequest,
     vm_state_provisioner: Provisioner,
-    # it is made before this, so that machines end before their images go
+    # requested first, so that machines end before their images are removed
     make_vm_state: object,  # noqa: ARG001
 ) -> Iterator[Callable[..., RunningMachine]]:
     """
     ``make_vm(vm_state["vm1/disk"], vm_state["vm1/data"])``: a machine that runs from working images
-    of its images, stopped after the test. From ``vm_state["vm1"]``, with its RAM if the state has
-    it. ``config=`` takes the place of ``vm_config``.
+    of its images, and is stopped after the test. From ``vm_state["vm1"]`` it runs with its RAM if
+    the state has it. ``config=`` replaces ``vm_config``.
     """
     from statepool import StatePoolError
 
@@ -202,8 +202,8 @@ def vm(
     request: pytest.FixtureRequest, vm_state: Working, make_vm: Callable[..., RunningMachine]
 ) -> RunningMachine:
     """
-    The machine that the test's markers name, running from their states: booted, or going on with
-    its RAM from a state that has it.
+    The machine that the test's markers name, running from their states: booted, or resumed with its
+    RAM if the state has it.
     """
     wishes = wishes_of(request.node)
     machines_named = sorted({wish.machine for wish in wishes})
@@ -237,8 +237,8 @@ def _provision(
 
 def _is_missing(error: StatePoolError, pool: StatePool) -> bool:
     """
-    Whether nobody has a state, or those who may have it cannot be asked: not if something is wrong
-    with what was asked, with the cache or here.
+    Return whether the error means that no pool has a state, or that a pool that may have it cannot
+    be asked; not that the request, the cache or this host has a fault.
     """
     from statepool import NotFound, TransportError
 
@@ -247,7 +247,7 @@ def _is_missing(error: StatePoolError, pool: StatePool) -> bool:
 
 
 def _file_name(name: str) -> str:
-    """:returns: the name of a test, as far as it can be that of a file"""
+    """:returns: the name of a test, made usable as a file name"""
     return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[
         -60:
     ].strip("-")

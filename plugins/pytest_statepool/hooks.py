@@ -1,4 +1,4 @@
-"""What pytest calls."""
+"""The hooks that pytest calls."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ from pytest_statepool.tally import TALLY, Tally
 from pytest_statepool.wishes import MARKER, Wish, wishes_of
 
 REPORT = pytest.StashKey[dict[str, pytest.CollectReport | pytest.TestReport]]()
-"""Where an item keeps the reports of its phases: a working image is kept if its test failed."""
+"""
+The key under which an item stores the reports of its phases: a working image is kept if its test
+failed.
+"""
 
 AFTER = pytest.StashKey[list[Callable[[bool], None]]]()
-"""Where an item keeps, during its teardown, what is to be told afterwards whether that failed."""
+"""
+The key under which an item stores, during its teardown, the functions to call afterwards with
+whether it failed.
+"""
 
 GIVEN = pytest.StashKey[bool]()
-"""Where an item keeps that it was given the states which its markers name."""
+"""The key under which an item stores that it was given the states of its markers."""
 
 RUN = pytest.StashKey[str]()
-"""What tells this run from others: the same in all workers."""
+"""The key of the id of this run, which is the same in all workers."""
 
 _OUTPUT = "vm_state"
 
@@ -35,9 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """
-    Declare the marker, and begin to count.
+    Declare the marker, and start the tally.
 
-    :raises pytest.UsageError: the ini file says something that does not exist
+    :raises pytest.UsageError: the ini file has an invalid value
     """
     options.check(config)
     config.addinivalue_line(
@@ -52,12 +58,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker which run it is part of."""
+    """Tell a worker the id of its run."""
     node.workerinput["vm_state_run"] = run_of(node.config)
 
 
 def run_of(config: pytest.Config) -> str:
-    """:returns: what tells this run from others"""
+    """:returns: the id of this run"""
     if RUN not in config.stash:
         import secrets
 
@@ -67,7 +73,7 @@ def run_of(config: pytest.Config) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Count what a worker did."""
+    """Add the tally of a worker."""
     output = getattr(node, "workeroutput", {}).get(_OUTPUT)
     if output is not None:
         node.config.stash[TALLY].add_worker_output(output)
@@ -75,7 +81,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell the controller what this worker did."""
+    """Send the tally of this worker to the controller."""
     tally = session.config.stash[TALLY]
     workeroutput = getattr(session.config, "workeroutput", None)
     if workeroutput is not None:
@@ -92,16 +98,16 @@ def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None]:
     """
-    Look at the markers of all tests, and bring those of one state together, so that workers do not
-    fetch in turns.
+    Check the markers of all tests, and group the tests of each state, so that workers do not fetch
+    the same states.
 
     :raises pytest.UsageError: a marker or a builder cannot be understood
     """
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             _group(item)
-    # pytest-xdist looks at the groups, and others choose and shuffle tests, before we sort what
-    # they left.
+    # Before this sorts the remaining tests, pytest-xdist reads the groups, and other plugins select
+    # and shuffle tests.
     yield
     asking: dict[pytest.Item, list[Wish]] = {}
     for item in items:
@@ -112,8 +118,8 @@ def pytest_collection_modifyitems(
         except pytest.UsageError as error:
             if not hasattr(config, "workerinput"):
                 raise
-            # The controller only sees that a worker has gone which raises this; what cannot be
-            # collected it tells, and once for all workers.
+            # If a worker raised this, the controller would only see that the worker ended. A
+            # collection error is reported, and once for all workers.
             report = pytest.CollectReport(item.nodeid, "failed", str(error), None)
             config.hook.pytest_collectreport(report=report)
             items.clear()
@@ -140,14 +146,14 @@ def _group(item: pytest.Item) -> None:
     try:
         wishes = wishes_of(item)
     except pytest.UsageError:
-        return  # it is told once it is known that the test is to be run
+        return  # reported when it is known that the test is to be run
     item.add_marker(pytest.mark.xdist_group(f"vm_state {_key(wishes)}"))
 
 
 def _sort(items: list[pytest.Item], asking: dict[pytest.Item, list[Wish]]) -> None:
     """
-    Within the places that tests which ask for states have among the others, which stay where they
-    are.
+    Sort the tests that ask for states among the positions that they have; all other tests stay at
+    their positions.
     """
     places = [index for index, item in enumerate(items) if item in asking]
     first: dict[str, int] = {}
@@ -165,10 +171,10 @@ def _key(wishes: list[Wish]) -> str:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
     """
-    A test that says which state it starts from, and does not ask for it, would pass without it.
+    Fail a test that names a state in a marker but does not use it: it would pass without the state.
     """
     yield
-    # What is around a test speaks for those in it that ask.
+    # A marker of a class or module counts only for tests in it that use the state.
     if any(marker.name == MARKER for marker in item.own_markers) and not _asks(item):
         reason = (
             f"{item.nodeid} has the marker {MARKER}, but does not use the state: add the fixture"
@@ -180,7 +186,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
 def _asks(item: pytest.Item) -> bool:
     if MARKER in getattr(item, "fixturenames", ()) or item.stash.get(GIVEN, False):
         return True
-    # A test may also ask while it runs, by request.getfixturevalue.
+    # A test may also request it while it runs, by request.getfixturevalue.
     return (
         isinstance(item, pytest.Function)
         and "request" in inspect.signature(item.function).parameters
@@ -189,7 +195,7 @@ def _asks(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
-    """Tell those who have to know whether the teardown failed."""
+    """Call the registered functions with whether the teardown failed."""
     after = item.stash[AFTER] = []
     failed = False
     try:
@@ -209,24 +215,24 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep the reports of a test where its fixtures find them."""
+    """Store the reports of a test for its fixtures."""
     report = yield
     if report.when == "setup":
-        item.stash[REPORT] = {}  # a test can be run once more
+        item.stash[REPORT] = {}  # a test can be run again
     item.stash.setdefault(REPORT, {})[report.when] = report
     return report
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Say which pools and which cache, where they are named for this run."""
+    """Return a line with the pools and the cache, if they are given for this run."""
     pools, cache = options.locations(config), options.cache(config)
     return _told(config, pools, cache) if pools or cache is not None else None
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
     """
-    Say which pools and which cache, where the configuration of this user and project names them,
-    and a test asks for a state.
+    Return a line with the pools and the cache, if they come from the configuration of this user and
+    project, and a test asks for a state.
     """
     if pytest_report_header(config) is not None or not any(
         item.get_closest_marker(MARKER) for item in items
@@ -251,7 +257,7 @@ def _told(config: pytest.Config, pools: list[str], cache: str | None) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say what was fetched, built and used again."""
+    """Print what was fetched, built and reused."""
     lines = list(config.stash[TALLY].lines())
     if lines:
         terminalreporter.write_sep("=", "states of virtual machines")

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from statepool import MachineConfig, RunningMachine, StatePool
 
 _WAITS_FOR_RAM = ("-incoming", "defer")
-"""What lets QEMU wait until it is given the RAM of a state."""
+"""The arguments that make QEMU wait for the RAM of a state."""
 
 
 def start(pool: StatePool, workings: Sequence[Working], config: MachineConfig) -> RunningMachine:
     """
-    Start a machine. It ends when it is closed, and with this process, however that ends.
+    Start a machine. It ends when it is closed, or when this process ends in any way.
 
-    :param pool: where its state came from
-    :param workings: of images of one machine, or of the whole of it: then it goes on from its RAM
-        if the state has any
-    :param config: what it is made of, but for its images; those that it names come first, in its
+    :param pool: the pool from which its state came
+    :param workings: of images of one machine, or of the whole machine: then it resumes from its RAM
+        if the state has it
+    :param config: its configuration, without its images; images that it names come first, in its
         order, then the others by their names
-    :returns: the machine, running
+    :returns: the running machine
     :raises UsageError: there is no working image, or not all are of one machine
     :raises Incompatible: the state's RAM is that of another machine
     :raises MachineError: QEMU is not installed, or does not start

@@ -11,7 +11,7 @@ GROUP = "states of virtual machines"
 
 
 def add(parser: pytest.Parser) -> None:
-    """Tell pytest of the options."""
+    """Register the options with pytest."""
     group = parser.getgroup("vm_state", GROUP)
     for name, kind, ini, extra, text in _OPTIONS:
         group.addoption(
@@ -65,10 +65,10 @@ _OPTIONS: list[tuple[str, Any, Any, dict[str, Any], str]] = [
         ),
     ),
 ]
-"""Name, default, type in the ini file, what argparse wants, and what it is for."""
+"""Name, default, type in the ini file, arguments of argparse, and help text."""
 
 NAMES = tuple(name for name, *_ in _OPTIONS)
-"""Of all options, as in the ini file."""
+"""The names of all options, as in the ini file."""
 
 _ALLOWED = {
     name: tuple(extra["choices"]) for name, _, _, extra, _ in _OPTIONS if "choices" in extra
@@ -77,15 +77,16 @@ _ALLOWED = {
 
 def check(config: pytest.Config) -> None:
     """
-    Look at what the ini file says, before any test runs.
+    Check the ini file before any test runs.
 
-    :raises pytest.UsageError: it says something that does not exist
+    :raises pytest.UsageError: it has an invalid value
     """
     for name in NAMES:
         try:
             found = config.getini(name)
         except (ValueError, TypeError, pytest.UsageError) as error:  # versions of pytest differ
-            # Of a truth value pytest tells neither the option nor the file, of all else both.
+            # For a boolean, pytest's message names neither the option nor the file; for all other
+            # types, it names both.
             told = (
                 str(error)
                 if name in str(error)
@@ -100,7 +101,7 @@ def check(config: pytest.Config) -> None:
 
 
 def spelled(config: pytest.Config, name: str) -> str:
-    """:returns: where an option has its value from, and how it is written there"""
+    """:returns: the place from which an option has its value, and its spelling there"""
     return (
         _ini(config, name)
         if config.getoption(name) is None
@@ -116,7 +117,7 @@ def _ini(config: pytest.Config, name: str) -> str:
 
 
 def value(config: pytest.Config, name: str) -> Any:
-    """:returns: what the command line says, or else the ini file, or else the default"""
+    """:returns: the value from the command line, or else from the ini file, or else the default"""
     given = config.getoption(name)
     return given if given is not None else config.getini(name)
 
@@ -137,8 +138,8 @@ def cache(config: pytest.Config) -> str | None:
 
 
 def _from_ini(config: pytest.Config, place: str) -> str:
-    # What has a colon before its first slash is the address of another kind, as in ssh://host/path
-    # or host:/path.
+    # A text with a colon before its first slash is another kind of location, such as
+    # ssh://host/path or host:/path.
     if ":" in place.partition("/")[0] or config.inipath is None:
         return place
     return str(config.inipath.parent / Path(place).expanduser())

@@ -1,6 +1,6 @@
 """
-Working images of a run: made when a test asks, taken away after it, and after a run that was killed
-by the next one.
+The working images of a run: made when a test asks for them, and removed after it. If a run was
+killed, the next run removes them.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 _LOCK = "run.lock"
 _STALE = 7 * 24 * 3600
 """
-Seconds after which nobody can still be making a directory: one who is killed does not take it away.
+Seconds after which no process can still be making a directory: a killed process does not remove it.
 """
 
 _KEPT = ".kept"
-"""The mark beside a working image that stays."""
+"""The file beside a working image which says that the image is kept."""
 
 
 class Provisioner:
     """
-    Makes working images of states.
+    A maker of working images of states.
 
-    They lie in a directory of this process in the cache, with a lock that the kernel takes away
-    with the process: so the next one can tell what was left by one that was killed.
+    They lie in a directory of this process in the cache, with a lock that the kernel releases when
+    the process ends: so a later process can tell what a killed process has left.
 
-    :param pool: where states come from
+    :param pool: the pool from which states come
     :param tally: counts what was done
-    :param rebuild: what tells this run from others, if it should build anew what has a builder
+    :param rebuild: the id of this run, if it should build states with builders again
     """
 
     def __init__(self, pool: StatePool, tally: Tally, rebuild: str | None = None) -> None:
@@ -63,14 +63,14 @@ class Provisioner:
     def provision(self, wish: Wish, label: str) -> Working:
         """
         :param label: becomes part of the working image's name
-        :returns: a fresh working image; of a machine, those of all its images
-        :raises StatePoolError: the state cannot be had
+        :returns: a fresh working image; for a machine, those of all its images
+        :raises StatePoolError: the state cannot be fetched or built
         """
         begun = time.perf_counter()
         row = Row()
         name = wish.state if wish.is_machine else self._resolve(wish.object, wish.state, row)
         self._made += 1
-        # One for each: QEMU and a set of a running machine may put something beside an image.
+        # One directory for each: QEMU and a set of a running machine may put files beside an image.
         place = self._new_place(f"{label}-{self._made}")
         try:
             working = self._make(wish, name, place, row)
@@ -103,12 +103,12 @@ class Provisioner:
     @contextmanager
     def working(self, object: str, state: str) -> Iterator[Working]:
         """
-        A working image for as long as a ``with`` block lasts: for fixtures of a class or a module,
-        which several tests share.
+        Make a working image for the duration of a ``with`` block: for fixtures of a class or a
+        module, which several tests share.
 
         :param object: ``machine/image``, or a machine
         :param state: the name that tests ask for
-        :raises StatePoolError: the state cannot be had
+        :raises StatePoolError: the state cannot be fetched or built
         """
         from statepool import parse_object
 
@@ -125,8 +125,8 @@ class Provisioner:
 
     def _resolve(self, object: str, state: str, row: Row) -> str:
         """
-        :returns: the name that a state is kept under, after having it built if it has a builder and
-            nobody has it
+        :returns: the name under which a state is stored. If it has a builder and no pool has it, it
+            is built first.
         """
         builder = BUILDERS.find(object, state)
         if builder is None:
@@ -191,11 +191,14 @@ class Provisioner:
 
     @cached_property
     def _directory(self) -> Path:
-        """A directory of this process, after those of processes that are gone have been cleared."""
+        """
+        Return the directory of this process, after removing directories of processes that have
+        ended.
+        """
         self._clear(self._base)
         name = f"pytest-{os.getpid()}-{time.time_ns()}"
-        # It gets its name when it is locked: before that it looks like that of a process that is
-        # gone.
+        # It gets its final name after it is locked: before that it would look like the directory of
+        # a process that has ended.
         new = self._base / f"new-{name}"
         new.mkdir()
         self._lock = os.open(new / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -206,13 +209,13 @@ class Provisioner:
         for path in base.glob("pytest-*"):
             _if_alone(path, lambda path=path: self._remove(path))  # type: ignore[misc]
         for path in base.glob("new-*"):
-            # whoever made it has just given it its name, or somebody else has cleared it
+            # its maker has just renamed it, or another process has removed it
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > _STALE:
                     shutil.rmtree(path)
 
     def _remove(self, directory: Path) -> None:
-        """Take away the directory of a run, but for what is to stay."""
+        """Remove the directory of a run, except for what is to be kept."""
         if not _is_own(directory):
             return
         places = [path for path in directory.iterdir() if _is_own(path)]
@@ -226,11 +229,11 @@ class Provisioner:
     def _remove_place(self, place: Path) -> None:
         for image in place.glob("*.qcow2"):
             self.pool.throw_away(image)
-        # a process that is about to end may still make files there
+        # a process that is ending may still create files there
         shutil.rmtree(place, ignore_errors=True)
 
     def keep(self, working: Working) -> Path:
-        """:returns: the working image, which from now on nobody throws away"""
+        """:returns: the working image, which is not removed from now on"""
         (_place(working) / _KEPT).touch()
         return working.path
 
@@ -240,20 +243,21 @@ class Provisioner:
         for image in working.images.values():
             self.pool.throw_away(image)
         if place.is_dir() and not any(place.iterdir()):
-            self._free.append(place)  # to take a directory away costs more than all the rest
+            self._free.append(place)  # removing a directory costs more than all the rest
         else:
             self._remove_place(place)
 
     def postpone(self, settle: Callable[[bool], None]) -> Callable[[bool], None]:
         """
-        :param settle: keeps working images if it is told to, or throws them away
-        :returns: does the same; until then the directory stays, also if the run is over
+        :param settle: keeps or removes working images, according to its argument
+        :returns: a function that does the same; until it is called the directory stays, even if the
+            run has ended
         """
         self._postponed += 1
 
         def settle_now(keep: bool) -> None:
             try:
-                if self._base.exists():  # else whoever made the pool has taken it away
+                if self._base.exists():  # otherwise the maker of the pool has removed it
                     settle(keep)
             finally:
                 self._postponed -= 1
@@ -263,7 +267,7 @@ class Provisioner:
         return settle_now
 
     def close(self) -> None:
-        """The run is over: take away the directory."""
+        """End the run: remove the directory."""
         self._is_over = True
         if self._lock is not None and not self._postponed:
             if self._directory.exists():
@@ -274,9 +278,7 @@ class Provisioner:
 
 @contextmanager
 def _secrets_hidden() -> Iterator[None]:
-    """
-    Programs that a builder starts do not inherit passwords: the state pool has read them already.
-    """
+    """Hide passwords from programs that a builder starts: the state pool has read them already."""
     from statepool import Config
 
     taken = {name: os.environ.pop(name) for name in Config.SECRET_VARIABLES if name in os.environ}
@@ -289,7 +291,7 @@ def _secrets_hidden() -> Iterator[None]:
 def _is_own(directory: Path) -> bool:
     """
     :returns: whether this account made a directory: in a cache that a group shares, its members can
-        exchange those above it, for links too
+        replace the directories above it, also by links
     """
     try:
         found = os.lstat(directory)
@@ -304,7 +306,8 @@ def _place(working: Working) -> Path:
 
 class Provisioners:
     """
-    One for each state pool of a run: a directory with tests can have one of its own.
+    The provisioners of a run, one for each state pool: a directory with tests can have its own
+    state pool.
 
     :param tally: counts what was done
     :param rebuild: as for :class:`Provisioner`
@@ -316,7 +319,7 @@ class Provisioners:
         self._known: list[tuple[StatePool, Provisioner]] = []
 
     def of(self, pool: StatePool) -> Provisioner:
-        """:returns: that of a state pool"""
+        """:returns: the provisioner of a state pool"""
         for known, provisioner in self._known:
             if known is pool:
                 return provisioner
@@ -324,23 +327,23 @@ class Provisioners:
         return self._known[-1][1]
 
     def close(self) -> None:
-        """The run is over."""
+        """Close all provisioners at the end of the run."""
         for _, provisioner in self._known:
             provisioner.close()
 
 
 def _if_alone(directory: Path, do: Callable[[], None]) -> None:
-    """Do something with the directory of a process that is gone."""
+    """Run an operation on the directory of a process, only if that process has ended."""
     try:
         lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return  # somebody is just making it, or taking it away
+        return  # another process is making or removing it now
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
     else:
-        if directory.exists():  # else somebody else has just done it
+        if directory.exists():  # otherwise another process has just done it
             do()
     finally:
         os.close(lock)

@@ -1,5 +1,6 @@
 """
-What a run did: states fetched, built and used again. Workers of pytest-xdist tell their controller.
+The tally of a run: states that were fetched, built and reused. Workers of pytest-xdist send theirs
+to their controller.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import pytest
 @dataclass
 class Row:
     """
-    What was done with one state.
+    The counts for one state.
 
-    :param fetched: how often it was brought from a pool
+    :param fetched: how often it was fetched from a pool
     :param built: how often it was built
-    :param reused: how often it was used as it was
+    :param reused: how often it was reused without fetching or building
     :param bytes: how many bytes were moved
     :param seconds: how long tests waited for it
     """
@@ -30,7 +31,7 @@ class Row:
     seconds: float = 0.0
 
     def add(self, other: Row) -> None:
-        """Count what another row counts."""
+        """Add the counts of another row."""
         self.fetched += other.fetched
         self.built += other.built
         self.reused += other.reused
@@ -41,11 +42,11 @@ class Row:
 @dataclass
 class Tally:
     """
-    Counts, by state; and files.
+    Counts by state, and files.
 
     :param kept: the working images that were kept
-    :param superseded: the states that were built anew, as they were before, each with the command
-        that removes it
+    :param superseded: the old versions of states that were built again, each with the command that
+        removes it
     """
 
     rows: dict[str, Row] = field(default_factory=dict)
@@ -53,11 +54,11 @@ class Tally:
     superseded: list[str] = field(default_factory=list)
 
     def note(self, state: str, row: Row) -> None:
-        """Count what was done with a state."""
+        """Add the counts of a state."""
         self.rows.setdefault(state, Row()).add(row)
 
     def to_worker_output(self) -> dict[str, Any]:
-        """:returns: what a worker tells its controller: plain values"""
+        """:returns: the values that a worker sends to its controller"""
         return {
             "rows": {state: asdict(row) for state, row in self.rows.items()},
             "kept": self.kept,
@@ -65,14 +66,14 @@ class Tally:
         }
 
     def add_worker_output(self, output: dict[str, Any]) -> None:
-        """Count what a worker has told."""
+        """Add the values that a worker has sent."""
         for state, row in output["rows"].items():
             self.note(state, Row(**row))
         self.kept += output["kept"]
         self.superseded += output["superseded"]
 
     def lines(self) -> Iterator[str]:
-        """:returns: what the summary says"""
+        """:returns: the lines of the summary"""
         for state, row in sorted(self.rows.items()):
             parts = [
                 f"{count} x {what}"
@@ -99,4 +100,4 @@ def _size(count: float) -> str:
 
 
 TALLY = pytest.StashKey[Tally]()
-"""Where the tally of a run is kept."""
+"""The key under which the tally of a run is stored."""

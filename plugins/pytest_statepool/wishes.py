@@ -1,4 +1,4 @@
-"""Which states a test asks for."""
+"""The states that a test asks for."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import pytest
 
 MARKER = "vm_state"
-"""``@pytest.mark.vm_state("vm1/disk", "customize")``."""
+"""The name of the marker, as in ``@pytest.mark.vm_state("vm1/disk", "customize")``."""
 
 
 @dataclass(frozen=True)
 class Wish:
     """
-    A state that a test starts from.
+    A state from which a test starts.
 
     :param object: ``machine/image``, or a machine with all its images
-    :param state: its name, as the test says it
+    :param state: its name in the test
     """
 
     object: str
@@ -29,7 +29,7 @@ class Wish:
 
     @property
     def machine(self) -> str:
-        """The machine, or that of the image."""
+        """The machine, or the machine of the image."""
         return self.object.partition("/")[0]
 
     def __str__(self) -> str:
@@ -38,14 +38,14 @@ class Wish:
 
 def wishes_of(item: pytest.Item) -> list[Wish]:
     """
-    :returns: what the markers of a test say, the outermost first
+    :returns: the states in the markers of a test, the outermost first
     :raises pytest.UsageError: one of them is wrong
     """
     wishes: dict[str, Wish] = {}
     for marker in reversed(list(item.iter_markers(MARKER))):
         wish = _wish(item, marker)
-        # The nearest marker counts: a class can say something for all, and a test something else
-        # for itself.
+        # The nearest marker counts: a class can set a state for all its tests, and a test can
+        # override it.
         wishes[wish.object] = wish
     for image in wishes.values():
         if not image.is_machine and image.machine in wishes:

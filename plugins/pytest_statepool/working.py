@@ -13,18 +13,19 @@ from pytest_statepool.wishes import Wish
 @dataclass(frozen=True)
 class Working:
     """
-    A fresh working image of a state; of a machine, those of all its images. It can be used wherever
-    a path can.
+    A fresh working image of a state; for a machine, the working images of all its images. It can be
+    used as a path.
 
-    ``working["vm1/disk"]`` is the one of that object among all that the test has, and iterating
-    gives those of images.
+    ``working["vm1/disk"]`` is the working image of that object among all of the test, and iterating
+    yields the working images of single images.
 
-    :param object: what it is of
+    :param object: the object of the state
     :param state: the state that the test asked for
-    :param name: what that is kept under: the state itself, or one with a key if it has a builder
+    :param name: the name under which that is stored: of the state itself, or with a key if it has a
+        builder
     :param path: the image; of a machine, the directory with ``IMAGE.qcow2`` of each
     :param images: the image files, by the names of the machine's images
-    :param others: all that this test has, by their objects
+    :param others: all working images of this test, by their objects
     """
 
     object: str
@@ -36,24 +37,24 @@ class Working:
 
     @classmethod
     def of_image(cls, wish: Wish, name: str, path: Path) -> Working:
-        """:returns: that of an image"""
+        """:returns: the working image of an image"""
         working = cls(wish.object, wish.state, name, path, {wish.object.partition("/")[2]: path})
         return working.among([working])
 
     @classmethod
     def of_machine(cls, wish: Wish, directory: Path, images: Mapping[str, Path]) -> Working:
-        """:returns: that of a machine"""
+        """:returns: the working images of a machine"""
         working = cls(wish.object, wish.state, wish.state, directory, images)
         return working.among([working])
 
     @property
     def is_machine(self) -> bool:
-        """Whether it is that of a whole machine."""
+        """Whether it belongs to a whole machine."""
         return "/" not in self.object
 
     @property
     def machine(self) -> str:
-        """The machine, or that of the image."""
+        """The machine, or the machine of the image."""
         return self.object.partition("/")[0]
 
     def __fspath__(self) -> str:
@@ -61,7 +62,7 @@ class Working:
 
     def __str__(self) -> str:
         """
-        As that of a path: programs are given it within other words, as in
+        Return the path: it is used inside other words of a command line, as in
         ``f"file={vm_state},format=qcow2"``.
         """
         return str(self.path)
@@ -79,7 +80,7 @@ class Working:
         return (working for working in self.others.values() if not working.is_machine)
 
     def among(self, workings: list[Working]) -> Working:
-        """:returns: this one, which knows of those of its test"""
+        """:returns: this working image, with the others of its test"""
         others = {working.object: working for working in workings}
         for working in workings:
             if working.is_machine:

@@ -1,10 +1,11 @@
 """
-What is in a bundle: one record, and all that follows from it.
+The contents of a bundle: one record, and all that follows from it.
 
 The record names the states with their digests, lengths and holes. Every other byte of the archive
 that is not data is a function of it: headers, maps of holes, padding, symbolic links. A writer
-writes these bytes, and a reader compares them. So a reader interprets nothing that an enemy could
-have put into a header of tar: of all headers it reads only one number, the length of the record.
+writes these bytes, and a reader compares them. So a reader interprets nothing that an attacker
+could have put into a tar header: from all headers it reads only one number, the length of the
+record.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from statepool.pools.records import Record, encode
 from statepool.transports.failures import Subject, require_few_holes
 
 BLOCK = 512
-"""What headers and contents are padded to (``man 5 tar``)."""
+"""The block size to which headers and contents are padded (``man 5 tar``)."""
 
 MOST_RECORD = 8 << 20
-"""Bytes of the record at most: it is held in memory, and takes many times as much there."""
+"""The most bytes of the record: it is held in memory, where it takes many times as much."""
 
 _WRITER = "statepool export"
 _NO_NONCE = "0" * 16
 
 
 def padding(size: int) -> bytes:
-    """:returns: the zeros behind so many bytes"""
+    """:returns: the zeros that pad a member of ``size`` bytes"""
     return bytes(-size % BLOCK)
 
 
@@ -52,12 +53,13 @@ def _header(
     target: str = "",
     facts: Mapping[str, str] | None = None,
 ) -> bytes:
-    """:returns: the header of a member, the same on every host and every day"""
+    """:returns: the header of a member, the same on every host and at any time"""
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.type, info.linkname = size, mode, kind, target
     info.pax_headers = dict(facts or {})
     if not facts:
-        # What is too long or too large for the older form gets a header of its own before it.
+        # A name or size that does not fit into the older format gets an extra header before this
+        # one.
         with contextlib.suppress(ValueError):
             return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
     return info.tobuf(tarfile.PAX_FORMAT, "ascii", "strict")
@@ -80,10 +82,10 @@ PRELUDE = b"".join(
         _file(layout.POOL_FILE, POOL),
     ]
 )
-"""What every bundle begins with: the directories of a pool, and the file that makes it one."""
+"""The beginning of every bundle: the directories of a pool, and the file that marks it as one."""
 
 END = bytes(2 * BLOCK)
-"""What every archive ends with."""
+"""The end of every archive."""
 
 _SIZE = slice(124, 136)
 _OCTAL = re.compile(rb"[0-7]{11}\0")
@@ -92,7 +94,7 @@ _OCTAL = re.compile(rb"[0-7]{11}\0")
 def record_size(header: bytes) -> int | None:
     """
     :param header: one block
-    :returns: the length of the record that this would be the header of; None if it is no header
+    :returns: the length of the record according to this header; None if it is no header
     """
     size = header[_SIZE]
     return int(size[:-1], 8) if _OCTAL.fullmatch(size) else None
@@ -101,8 +103,8 @@ def record_size(header: bytes) -> int | None:
 def data_header(manifest: Manifest) -> bytes:
     """
     :param manifest: of a state with bytes
-    :returns: what stands before its bytes: a header, and the map of a file with holes, which is
-        that of GNU tar (PAX, version 1.0)
+    :returns: what precedes its bytes: a header, and for a file with holes the map of GNU tar (PAX,
+        version 1.0)
     """
     assert manifest.digest is not None
     name = layout.data(manifest.digest)
@@ -110,7 +112,7 @@ def data_header(manifest: Manifest) -> bytes:
         return _header(name, size=manifest.size)
     extents = list(manifest.extents)
     if sum(extents[-1]) < manifest.size:
-        extents.append((manifest.size, 0))  # so that whoever unpacks it makes it as long as it is
+        extents.append((manifest.size, 0))  # so that an unpacked file has its full length
     numbers = (len(extents), *(number for extent in extents for number in extent))
     places = "".join(f"{number}\n" for number in numbers).encode()
     places += padding(len(places))
@@ -127,10 +129,10 @@ def data_header(manifest: Manifest) -> bytes:
 @frozen(slots=False)
 class Contents:
     """
-    What is in a bundle.
+    The contents of a bundle.
 
-    :param manifests: of the states, each after what it stands on, and after what it lists; the last
-        one is the state that was exported
+    :param manifests: of the states, each after the states that back it and that it lists; the last
+        one is the exported state
     :param record: the content of the one record of its log
     """
 
@@ -140,10 +142,10 @@ class Contents:
     @classmethod
     def of(cls, parts: Sequence[Manifest]) -> Contents:
         """
-        :param parts: of a state, see :mod:`~statepool.pools.parts`, with extents that depend on
-            nothing but the bytes
-        :returns: what its bundle has in it
-        :raises IntegrityError: so many and so long texts belong to it that nobody would read them
+        :param parts: of a state, see :mod:`~statepool.pools.parts`, with extents that depend only
+            on the bytes
+        :returns: the contents of its bundle
+        :raises IntegrityError: its texts are so many and so long that a reader would refuse them
         """
         manifests = tuple(map(_bare, _in_order(parts)))
         record = _written(manifests, _NO_NONCE)
@@ -164,7 +166,7 @@ class Contents:
         """
         :param where: the bundle, for messages
         :raises BadRecord: it is not the record of a bundle, or damaged
-        :raises IntegrityError: it is about more holes than anybody reads
+        :raises IntegrityError: it has more holes than a reader accepts
         :raises UnsupportedFormat: it is of a newer format
         """
         try:
@@ -196,7 +198,7 @@ class Contents:
 
     @cached_property
     def files(self) -> tuple[Manifest, ...]:
-        """The states whose bytes are in the bundle, in the order of these: each digest once."""
+        """The states whose bytes are in the bundle, in the order of the bytes: each digest once."""
         found: dict[Digest, Manifest] = {}
         for manifest in self.manifests:
             if manifest.digest is not None:
@@ -205,22 +207,22 @@ class Contents:
 
     @property
     def record_path(self) -> str:
-        """Where the record is."""
+        """The path of the record."""
         return layout.record(self.tip.id.machine, 1)
 
     @cached_property
     def record_file(self) -> bytes:
-        """The member that is the record."""
+        """The member that holds the record."""
         return _file(self.record_path, self.record)
 
     @property
     def beginning(self) -> bytes:
-        """What stands before the data."""
+        """The bytes before the data."""
         return PRELUDE + self.record_file
 
     @cached_property
     def closing(self) -> bytes:
-        """What stands behind the data: the view, and the end."""
+        """The bytes after the data: the view, and the end."""
         links = (
             _header(
                 layout.view(manifest.id),
@@ -235,14 +237,14 @@ class Contents:
 
 
 def _in_order(parts: Sequence[Manifest]) -> tuple[Manifest, ...]:
-    """:returns: the parts of a state in the order in which a fetch brings them"""
+    """:returns: the parts of a state in the order of a fetch"""
     chains = chains_of(parts, lambda manifest: manifest)
     machine = (part for part in parts if part.kind is Kind.MACHINE)
     return (*(link for chain in chains for link in reversed(chain)), *machine)
 
 
 def _bare(manifest: Manifest) -> Manifest:
-    """:returns: what is the same in every cache that has the state"""
+    """:returns: the part of a manifest that is the same in every cache that has the state"""
     return evolve(
         manifest,
         origin=None,
@@ -266,10 +268,10 @@ def _written(manifests: Iterable[Manifest], nonce: str) -> bytes:
 
 def _checksum(record: bytes) -> str:
     """
-    Return the nonce of a record, with which it is the same wherever it is written, and by which a
-    damaged one is known.
+    Return the nonce of a record: a checksum. With it the record is the same wherever it is written,
+    and a damaged record is detected.
 
-    :param record: with no nonce yet
+    :param record: without its nonce
     """
     return hashlib.blake2b(record, digest_size=8).hexdigest()
 
@@ -286,9 +288,10 @@ def _published(changes: Iterable[Change]) -> tuple[Manifest, ...]:
 
 def _check_places(manifests: Iterable[Manifest]) -> None:
     """
-    Check where files have data: tar knows blocks only, and one file has its holes in one place.
+    Check the data extents of files: tar has only whole blocks, and equal files must have equal
+    holes.
 
-    :raises BadRecord: they are elsewhere
+    :raises BadRecord: an extent is not allowed
     """
     seen: dict[Digest | None, Manifest] = {}
     for manifest in manifests:

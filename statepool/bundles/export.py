@@ -1,6 +1,4 @@
-"""
-A state becomes a bundle, or an image that stands alone.
-"""
+"""Export of a state as a bundle, or as a standalone image."""
 
 from __future__ import annotations
 
@@ -36,21 +34,21 @@ from statepool.transports.failures import Subject, translate_os_errors
 from statepool.transports.reading import Extent, Reader, Slice, slices
 
 COMPRESSIONS = ("zstd", "none")
-"""What can be made of a bundle."""
+"""The compressions of a bundle."""
 
 FLAT_COMPRESSIONS = ("none", "zstd", "zlib")
-"""What can be made of an image that stands alone."""
+"""The compressions of a standalone image."""
 
 
 @frozen
 class Form:
     """
-    What a state is exported as.
+    The form in which a state is exported.
 
-    :param flat: whether as one image that nothing backs, and not as a bundle
-    :param compress: how it is compressed; the first that there is for such a file if not given
-    :param overwrite: whether a file in its place gives way
-    :raises UsageError: such a file is not compressed so
+    :param flat: whether as one image without a backing file, not as a bundle
+    :param compress: how it is compressed; the first compression for this form if not given
+    :param overwrite: whether an existing file is replaced
+    :raises UsageError: this form does not have this compression
     """
 
     flat: bool = False
@@ -69,7 +67,7 @@ class Form:
 
     @property
     def compression(self) -> str:
-        """How it is compressed."""
+        """The compression of the file."""
         return self.compress or self._known[0]
 
 
@@ -82,13 +80,13 @@ def export(
     form: Form,
 ) -> Exported:
     """
-    Bring a state into the cache, if it is not there, and write it into a file.
+    Fetch a state into the cache, if it is not there, and write it into a file.
 
     :param to: a path, or a file that is open for writing
     :returns: what was written
-    :raises FileInTheWay: a file is there
-    :raises NotFound: it cannot be had
-    :raises UsageError: it cannot be written so
+    :raises FileInTheWay: the file exists
+    :raises NotFound: no pool has the state
+    :raises UsageError: it cannot be written in this form
     """
     if isinstance(target.object, Machine) and state == ROOT:
         raise UsageError(
@@ -140,9 +138,9 @@ def _require_stream(to: IO[bytes], form: Form) -> None:
 @frozen
 class Export:
     """
-    Writes a state, with all that it stands on.
+    A writer of a state with all states that back it.
 
-    :param cache: where from
+    :param cache: the cache with the state
     :param parts: of the state, see :mod:`~statepool.pools.parts`
     :param progress: told of the bytes
     """
@@ -154,7 +152,7 @@ class Export:
     def to_file(self, path: Path, form: Form) -> int:
         """
         :param path: absolute
-        :returns: the length of the file that was made
+        :returns: the length of the new file, in bytes
         """
         with made(path, overwrite=form.overwrite) as (descriptor, temporary):
             if form.flat:
@@ -173,7 +171,7 @@ class Export:
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
-        """No collector takes the bytes while a ``with`` block lasts."""
+        """Protect the bytes from the collector for the duration of a ``with`` block."""
         digests = {part.digest for part in self.parts if part.digest is not None}
         staging = self.cache.pool.stage(digests)
         try:
@@ -253,12 +251,12 @@ class Export:
 
 
 class _Placed(Reader):
-    """Reads a file where it is said to have data."""
+    """A reader of the given data extents of a file."""
 
     def __init__(self, descriptor: int, extents: Sequence[Extent], subject: Subject) -> None:
         super().__init__(descriptor, subject)
         self._extents = extents
 
     def slices(self, size: int) -> Iterator[Slice]:
-        """Those with data where the extents are; without any, everywhere."""
+        """Return slices with data at the extents; without extents, everywhere."""
         return slices(self._extents or ((0, size),), size)

@@ -1,8 +1,8 @@
 """
-Where a file has data, told from its bytes alone: the same on every file system.
+The data extents of a file, determined from its bytes alone: the same on every file system.
 
-The file system tells where holes are, and of the rest only the beginning of each block is read,
-unless that is zeros.
+The file system tells where holes are. Of the rest, only the beginning of each block is read, unless
+that is zeros.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from statepool.transports.failures import Subject, translating
 from statepool.transports.reading import Extent, data_in
 
 BLOCK = 64 << 10
-"""Bytes that are a hole together, or none: the clusters of most images. A smaller hole is data."""
+"""The unit of holes, in bytes: the cluster size of most images. A smaller hole counts as data."""
 
 _PROBE = 512
 
@@ -25,7 +25,7 @@ def data_of(descriptor: int, size: int, subject: Subject) -> tuple[Extent, ...]:
     """
     :param descriptor: of a file
     :param size: its length, in bytes
-    :returns: the extents outside of which it has zeros only; nothing if it has no hole
+    :returns: the extents outside of which it has only zeros; empty if it has no hole
     :raises TransportError: the file cannot be read
     """
     found = merged(_joined(_blocks(descriptor, size, subject)), limit=MAX_EXTENTS)

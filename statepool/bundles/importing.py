@@ -1,6 +1,4 @@
-"""
-The state of a bundle comes into the cache, as from any source: all of it, or nothing.
-"""
+"""Import of the state of a bundle into the cache, as from any source: all of it, or nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ from statepool.transports.failures import Subject, translate_os_errors
 @contextlib.contextmanager
 def opened(bundle: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[int, str]]:
     """
-    Yield the descriptor of a bundle, and what it is called.
+    Yield the descriptor of a bundle, and its name.
 
     :param bundle: a path, or a file that is open for reading, of which nothing has been read
     :raises UsageError: it is a terminal
@@ -51,9 +49,9 @@ def opened(bundle: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[int, st
 @frozen
 class Import:
     """
-    Reads bundles into a cache.
+    An importer of bundles into a cache.
 
-    :param cache: where to
+    :param cache: the target
     :param progress: told of the bytes
     """
 
@@ -64,10 +62,10 @@ class Import:
         """
         :param descriptor: of a bundle, of which nothing has been read
         :param name: of the bundle, a path
-        :param dry_run: read no more than what it says to have, and change nothing
+        :param dry_run: only read the list of the bundle's contents, and change nothing
         :returns: what is in the cache now
-        :raises Conflict: the cache has a state of one of these names that nobody else has
-        :raises IntegrityError: it is no bundle, or damaged, or not fit to be used
+        :raises Conflict: the cache has a state of one of these names that no source has
+        :raises IntegrityError: it is no bundle, or damaged, or its images are not safe to use
         :raises NoSpace: it does not fit
         """
         with translate_os_errors(f"import {name}", Subject(f"into the cache {self.cache.root}")):
@@ -92,7 +90,7 @@ class Import:
         return Imported(tip.object, tip.state, chain, digest, moved, warnings=warnings)
 
     def _refuse_deep(self, bundle: BundleTransport) -> None:
-        """Before anything is read that would be refused in the end."""
+        """Refuse a chain that is too deep before reading bytes that would be refused in the end."""
         most = self.cache.settings.max_depth
         for chain in chains_of(bundle.contents.manifests, lambda manifest: manifest):
             if len(chain) > most:
@@ -106,7 +104,7 @@ class Import:
 
     @contextlib.contextmanager
     def _nothing_left(self, bundle: BundleTransport) -> Iterator[None]:
-        """If the block raises, take away the bytes that it has brought, unless they are needed."""
+        """Remove the bytes that the block has fetched if it raises, unless a state needs them."""
         try:
             yield
         except BaseException:

@@ -1,6 +1,4 @@
-"""
-A file of the user that appears whole, under its name, or not at all.
-"""
+"""Atomic creation of a user's file: it appears whole under its name, or not at all."""
 
 from __future__ import annotations
 
@@ -18,12 +16,12 @@ from statepool.transports.failures import Subject, translated
 @contextlib.contextmanager
 def made(path: Path, *, overwrite: bool) -> Iterator[tuple[int, Path]]:
     """
-    Yield the descriptor and the path of a file beside a place. It is flushed, and gets the name of
-    the place, at the end of a ``with`` block; it is removed if the block raises.
+    Yield the descriptor and the path of a temporary file beside the target. At the end of a
+    ``with`` block it is flushed, and renamed to the target; if the block raises, it is removed.
 
-    :param path: absolute
-    :param overwrite: whether a file there gives way, in one step
-    :raises FileInTheWay: another process has put a file there meanwhile
+    :param path: of the target, absolute
+    :param overwrite: whether an existing file is replaced, atomically
+    :raises FileInTheWay: the file exists, or another process has created it meanwhile
     """
     place = beside(path)
     temporary = Beneath(place.tree, f".{path.name[:128]}.{random_nonce()}.tmp")

@@ -1,8 +1,8 @@
 """
-A bundle as a pool that states are fetched from: read once, from its beginning to its end.
+A bundle as a pool from which states are fetched: read once, from beginning to end.
 
-The transport knows from the record which bytes come next. What is asked for comes in the order in
-which it lies there; what is not asked for is read past, and hashed all the same.
+The transport knows from the record which bytes come next. Files must be requested in the order in
+which they are in the bundle; a file that is not requested is skipped, but still hashed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from statepool.transports.failures import Subject, translating
 from statepool.transports.reading import SLICE, Reader, Slice, slices
 
 SCHEME = "bundle"
-"""Of the location that messages name; no transport is registered for it."""
+"""The scheme of the location in messages; no transport is registered for it."""
 
 _KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
@@ -47,16 +47,16 @@ _KINDS = {
     tarfile.REGTYPE: "a file",
     tarfile.XHDTYPE: "an extended header",
 }
-"""What messages call the members of an archive."""
+"""The names of kinds of archive members in messages."""
 
 
 class BundleTransport(Transport):
     """
-    Reads a bundle. The small files of its pool are in memory.
+    A transport that reads a bundle. The small files of its pool are in memory.
 
     :param stream: the bundle, of which nothing has been read
-    :param path: what it is called, absolute
-    :raises BadRecord: its record cannot be believed
+    :param path: its name, an absolute path
+    :raises BadRecord: its record is invalid
     :raises IntegrityError: it is no bundle, or damaged
     :raises UnsupportedFormat: it is of a newer format
     """
@@ -94,7 +94,11 @@ class BundleTransport(Transport):
         return contents
 
     def _expect(self, wanted: bytes) -> None:
-        """Read what must come next. :raises IntegrityError: it is something else"""
+        """
+        Read the bytes that must come next.
+
+        :raises IntegrityError: other bytes came
+        """
         for start in range(0, len(wanted), BLOCK):
             expected = wanted[start : start + BLOCK]
             found = self._stream.peek(len(expected))
@@ -105,7 +109,6 @@ class BundleTransport(Transport):
     # -- as a transport -----------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
-        """As every transport."""
         kinds: dict[str, FileKind] = {}
         for path in self._small:
             if path.startswith(f"{directory}/"):
@@ -114,7 +117,6 @@ class BundleTransport(Transport):
         return [Entry(name, kind) for name, kind in kinds.items()]
 
     def stat(self, path: str) -> Stat | None:
-        """As every transport."""
         if path in self._small:
             return Stat(FileKind.FILE, len(self._small[path]), 0)
         for manifest in self.contents.files:
@@ -123,7 +125,7 @@ class BundleTransport(Transport):
         return None
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """As every transport; of data, only of what is at its beginning, and of the next file."""
+        """Read small files; of data, only the beginning, and only of the next file."""
         if (small := self._small.get(path)) is not None:
             return small[offset:] if size is None else small[offset : offset + size]
         manifest = self._reach(path)
@@ -133,7 +135,6 @@ class BundleTransport(Transport):
         return bytes(self._stream.peek(max(0, end))[offset:])
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
-        """As every transport."""
         manifest = self._reach(path)
         subject = self._subject(path)
         with translating("write a copy of", subject, needed=manifest.size, descriptor=target):
@@ -147,7 +148,7 @@ class BundleTransport(Transport):
 
     def finish(self) -> None:
         """
-        Read to the end, and make sure that it is one.
+        Read to the end, and check that the bundle is complete.
 
         :raises IntegrityError: it is damaged
         """
@@ -157,7 +158,11 @@ class BundleTransport(Transport):
         self._stream.finish()
 
     def _reach(self, path: str) -> Manifest:
-        """Read up to the bytes of a file. :returns: what they are"""
+        """
+        Read up to the bytes of a file.
+
+        :returns: the manifest of the file
+        """
         if all(_path(manifest) != path for manifest in self._coming):
             raise MissingFile(
                 f"{path} is not in what follows in the bundle {self._stream.name}",
@@ -170,7 +175,7 @@ class BundleTransport(Transport):
         return self._coming[0]
 
     def _pass(self) -> None:
-        """Read past a file that the cache has: what is told of the progress is about the others."""
+        """Skip a file that the cache has: the progress does not count it."""
         self._begin()
         manifest = self._coming[0]
         reader = _Streamed(self._stream, manifest, self._subject(_path(manifest)))
@@ -197,7 +202,7 @@ class BundleTransport(Transport):
 
 
 class _Streamed(Reader):
-    """Reads a file as it lies in a bundle: its data, one extent behind the other."""
+    """A reader of a file as it lies in a bundle: its data, one extent after the other."""
 
     def __init__(self, stream: Input, manifest: Manifest, subject: Subject) -> None:
         super().__init__(-1, subject)
@@ -205,7 +210,7 @@ class _Streamed(Reader):
         self._manifest = manifest
 
     def slices(self, size: int) -> Iterator[Slice]:
-        """As the record says."""
+        """Return the slices as the record describes them."""
         return slices(self._manifest.extents or ((0, size),), size)
 
     def _fill(self, into: memoryview, offset: int) -> None:
@@ -213,13 +218,13 @@ class _Streamed(Reader):
 
 
 def _first(manifest: Manifest) -> int:
-    """:returns: how many bytes of a file lie at its beginning in one piece"""
+    """:returns: the length of the data at the beginning of a file, up to its first hole"""
     offset, length = manifest.extents[0] if manifest.extents else (0, manifest.size)
     return length if not offset else 0
 
 
 def _told(block: bytes) -> str:
-    """:returns: what a block is, for messages, if it is the header of a member"""
+    """:returns: a description of a block for messages, if it is the header of a member"""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except tarfile.HeaderError:

@@ -1,9 +1,10 @@
 """
-The bytes of a bundle, in their order: compressed or not, to and from whatever has a descriptor.
+The bytes of a bundle in their order, compressed or not, to and from any descriptor.
 
-What is compressed is one frame of zstd, and behind it a frame that decompressors skip, with the
-CRC-32 of all bytes before it. The frame's own checksum is about what was compressed: different
-frames can have that same content, and a file that was damaged into one of these is damaged.
+A compressed bundle is one frame of zstd, followed by a frame that decompressors skip, with the
+CRC-32 of all bytes before it. The zstd frame's own checksum is not enough: it covers the
+uncompressed content, and different frames can have the same content. A file that was damaged into
+such a frame still counts as damaged.
 """
 
 from __future__ import annotations
@@ -23,27 +24,33 @@ if TYPE_CHECKING:
     import zstandard
 
 ZSTD = b"\x28\xb5\x2f\xfd"
-"""What a frame of zstd begins with (RFC 8878)."""
+"""The first bytes of a frame of zstd (RFC 8878)."""
 
 LEVEL = 3
-"""Of zstd: its default. It packs faster than most links carry, and files are kept for long."""
+"""
+The compression level: the default of zstd. It compresses faster than most links transfer, and files
+are kept for a long time.
+"""
 
 LARGEST_WINDOW = 8 << 20
-"""Bytes that decompressing may hold in memory; what we write needs 2 MiB."""
+"""The most bytes of memory for decompression; bundles that we write need 2 MiB."""
 
 _TRAILER = struct.Struct("<III")
 _SKIPPED = 0x184D2A5B
-"""One of the sixteen numbers that begin a frame which is skipped."""
+"""One of the sixteen magic numbers of a skippable frame."""
 
 _CHUNK = 256 << 10
-"""Bytes that are read of a compressed bundle at a time."""
+"""Bytes of a compressed bundle that are read at a time."""
 
 PIPE = 1 << 20
-"""Bytes that a pipe may hold, where the kernel permits: each turn moves more than by default."""
+"""
+The capacity of a pipe in bytes, if the kernel permits it: each system call then moves more than by
+default.
+"""
 
 
 HINT = "nothing was imported; copy the file once more, or export the state again"
-"""What to do about a bundle that cannot be used."""
+"""The hint for a bundle that cannot be used."""
 
 
 class Stream(Protocol):
@@ -53,14 +60,14 @@ class Stream(Protocol):
 
 
 def name_of(file: IO[bytes]) -> str:
-    """:returns: what an open file is called, as a path"""
+    """:returns: the name of an open file, as a path"""
     number = file.fileno()
     return {0: "/dev/stdin", 1: "/dev/stdout"}.get(number, f"/dev/fd/{number}")
 
 
 def widen(descriptor: int) -> None:
-    """Let a pipe hold more, if it is one."""
-    with contextlib.suppress(OSError):  # no pipe, or more than this account may have
+    """Enlarge the buffer of a descriptor if it is a pipe."""
+    with contextlib.suppress(OSError):  # no pipe, or larger than this account may set
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE)
 
 
@@ -72,7 +79,10 @@ def about(
     needed: int = 0,
     descriptor: int | None = None,
 ) -> Iterator[None]:
-    """As :func:`~statepool.transports.failures.translating`, for a file that the user has named."""
+    """
+    Translate the operating system's errors for a file that the user has named; see
+    :func:`~statepool.transports.failures.translating`.
+    """
     try:
         with translating(doing, subject, needed=needed, descriptor=descriptor):
             yield
@@ -83,10 +93,10 @@ def about(
 
 class Output:
     """
-    Writes a bundle.
+    An output stream for a bundle.
 
-    :param descriptor: where to; it stays the caller's
-    :param name: of the place, for messages
+    :param descriptor: of the target; it stays the caller's
+    :param name: of the target, for messages
     :param compress: whether to compress it
     """
 
@@ -98,7 +108,7 @@ class Output:
         self._packing: zstandard.ZstdCompressionObj | None = None
         widen(descriptor)
         if compress:
-            import zstandard  # when something is compressed: most of what we do goes without
+            import zstandard  # imported only for compression, which most work does not need
 
             packer = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
             self._packing = packer.compressobj()
@@ -114,7 +124,7 @@ class Output:
             self._put_packed(self._packing.compress(data))
 
     def finish(self) -> None:
-        """Write what there is at the end."""
+        """Complete the frame and write the trailer, if the bundle is compressed."""
         if self._packing is not None:
             self._put_packed(self._packing.flush())
             self._put(_TRAILER.pack(_SKIPPED, 4, self._crc))
@@ -134,9 +144,9 @@ class Output:
 
 class Input:
     """
-    Reads a bundle.
+    An input stream from a bundle.
 
-    :param descriptor: where from; it stays the caller's
+    :param descriptor: of the bundle; it stays the caller's
     :param name: of the bundle, for messages
     """
 
@@ -157,7 +167,7 @@ class Input:
 
     def fill(self, into: memoryview) -> None:
         """
-        Read as many bytes as there is room for.
+        Fill a buffer completely.
 
         :raises IntegrityError: there are no more
         """
@@ -170,7 +180,7 @@ class Input:
 
     def read(self, size: int) -> bytes:
         """
-        :returns: so many bytes
+        :returns: ``size`` bytes
         :raises IntegrityError: there are no more
         """
         content = bytearray(size)
@@ -178,7 +188,7 @@ class Input:
         return bytes(content)
 
     def peek(self, size: int) -> memoryview:
-        """:returns: so many bytes, which the next read gives once more; fewer at the end"""
+        """:returns: ``size`` bytes, which the next read returns again; fewer at the end"""
         if len(self._ahead) < size:
             content = bytearray(size)
             content[: len(self._ahead)] = self._ahead
@@ -188,9 +198,9 @@ class Input:
 
     def finish(self) -> None:
         """
-        Make sure that it ends here.
+        Check that the bundle ends here.
 
-        :raises IntegrityError: something follows, or it was damaged on the way
+        :raises IntegrityError: more bytes follow, or the bundle was damaged
         """
         if len(self.peek(1)):
             raise self.damaged("does not end where it should")
@@ -199,8 +209,8 @@ class Input:
 
     def damaged(self, how: str) -> IntegrityError:
         """
-        :param how: the end of the sentence that says what is wrong
-        :returns: the error that says so
+        :param how: the end of the sentence that describes the damage
+        :returns: the error with that sentence
         """
         return damaged(self.name, f"{how}, {self.position} bytes after its beginning")
 
@@ -218,14 +228,14 @@ class Input:
 def damaged(name: str, how: str) -> IntegrityError:
     """
     :param name: of a bundle
-    :param how: the end of the sentence that says what is wrong
-    :returns: the error that says so
+    :param how: the end of the sentence that describes the damage
+    :returns: the error with that sentence
     """
     return IntegrityError(f"the bundle {name} {how}", path=name, hint=HINT)
 
 
 def _fill(stream: Stream, into: memoryview) -> int:
-    """:returns: how many bytes were read: less than there is room for at the end only"""
+    """:returns: how many bytes were read: fewer than the buffer holds only at the end"""
     done = 0
     while done < len(into) and (count := stream.readinto(into[done:])):
         done += count
@@ -233,7 +243,7 @@ def _fill(stream: Stream, into: memoryview) -> int:
 
 
 class _File:
-    """What a descriptor leads to."""
+    """The file behind a descriptor, as a stream."""
 
     def __init__(self, descriptor: int, subject: Subject) -> None:
         self._descriptor = descriptor
@@ -246,9 +256,9 @@ class _File:
 
 class _Packed:
     """
-    Reads what is compressed, all but the trailer, which is held back until nothing follows.
+    A reader of the compressed bytes. It holds back the trailer until the end of the file.
 
-    :param beginning: what was read of the file already
+    :param beginning: the bytes of the file that were read already
     """
 
     def __init__(self, file: _File, beginning: bytes, name: str) -> None:
@@ -258,16 +268,16 @@ class _Packed:
         self._name = name
 
     def unpacked(self) -> Stream:
-        """:returns: what was compressed"""
+        """:returns: the stream of uncompressed bytes"""
         import zstandard
 
         unpacker = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
-        # What comes out of it is never more than it is asked for.
-        source = cast("IO[bytes]", self)  # of which it asks for nothing but read()
+        # A read never returns more than was requested.
+        source = cast("IO[bytes]", self)  # of which only read() is used
         return unpacker.stream_reader(source, read_size=_CHUNK, read_across_frames=True)
 
     def read(self, size: int = _CHUNK) -> bytes:
-        """:returns: at most so many bytes; none at the end"""
+        """:returns: at most ``size`` bytes; none at the end"""
         buffer = bytearray(size)
         held = self._held
         while len(held) <= _TRAILER.size and (count := self._file.readinto(memoryview(buffer))):
@@ -277,8 +287,6 @@ class _Packed:
         return data
 
     def check(self) -> None:
-        """
-        :raises IntegrityError: the trailer is not that of the bytes before it
-        """
+        """:raises IntegrityError: the trailer does not match the bytes before it"""
         if self._held != _TRAILER.pack(_SKIPPED, 4, self._crc):
             raise damaged(self._name, "was damaged on its way: its checksum is another one")

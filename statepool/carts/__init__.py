@@ -2,7 +2,7 @@
 Carts: files and states for people without a pool.
 
 A cart is a list of files and states. The service stages them from pools and archives, checks them,
-and hands them out as one tar over HTTP. It speaks the interface of Pacifica's Cartd and uses
-public names of statepool only. Nothing below imports it; ``pip install statepool[serve]`` installs
-what it needs.
+and serves them as one tar over HTTP. It implements the interface of Pacifica's Cartd and uses only
+public names of statepool. No lower package imports it; ``pip install statepool[serve]`` installs
+its dependencies.
 """

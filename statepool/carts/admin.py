@@ -1,4 +1,4 @@
-"""What operators do with carts: begin them again, list them, and delete old ones."""
+"""Operators' work on carts: restarting them, listing them, and deleting old ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from statepool.carts.tasks import begin_again
 
 def fix_carts(service: Service, cart_ids: Collection[int]) -> list[str]:
     """
-    Let carts in error be begun again.
+    Restart carts in error.
 
     :param cart_ids: only these; all if there are none
     :returns: their uids
@@ -41,9 +41,9 @@ def dump_carts(service: Service) -> list[dict[str, Any]]:
 
 def purge_carts(service: Service, seconds: float, *, dry_run: bool = False) -> list[str]:
     """
-    Delete carts that were not used for so long, and are not in use now.
+    Delete carts that were not used for ``seconds``, and are not in use now.
 
-    :param dry_run: only say which ones
+    :param dry_run: only return which carts would be deleted
     :returns: their uids
     """
     old = Cart.deleted_date.is_null() & (Cart.updated_date < ago(seconds))

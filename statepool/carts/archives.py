@@ -1,10 +1,10 @@
 """
-The interface of archives: where the files of a cart come from.
+The interface of archives, the places from which the files of a cart come.
 
 An archive is registered in the entry point group ``statepool.archives`` and has three operations:
-*stage* asks for a file, *status* tells whether it can be pulled and what it consists of, and
-*pull* brings the bytes of one part. Errors are those of :mod:`statepool.errors`; one with
-``transient`` set is worth another try.
+*stage* requests a file, *status* tells whether it can be pulled and which parts it has, and *pull*
+fetches the bytes of one part. Errors are those of :mod:`statepool.errors`; one with ``transient``
+set may be retried.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Wanted:
     """
     One entry of the list of a cart.
 
-    :param id: what the archive calls it
-    :param path: where it is to be in the tar
-    :param chain: whether all that backs a state is wanted too
+    :param id: its id in the archive
+    :param path: its path in the tar
+    :param chain: whether all states that back a state are wanted too
     """
 
     id: str
@@ -42,11 +42,11 @@ class Part:
     """
     One file that a wanted entry consists of.
 
-    :param path: where it is to be in the tar
+    :param path: its path in the tar
     :param size: in bytes
     :param mtime: seconds since the epoch
-    :param digest: of its bytes, as ``blake3:…``, where the archive vouches for it
-    :param device: number of the file system where a second name of it would take no room
+    :param digest: of its bytes, as ``blake3:…``, if the archive guarantees it
+    :param device: number of the file system on which a hard link to it would take no room
     """
 
     path: str
@@ -59,10 +59,10 @@ class Part:
 @frozen
 class Status:
     """
-    What an archive says of a wanted entry.
+    The status of a wanted entry in an archive.
 
     :param near: whether it can be pulled now
-    :param parts: what it consists of; known as soon as it is near
+    :param parts: its parts; known as soon as it is near
     """
 
     near: bool
@@ -72,10 +72,10 @@ class Status:
 @frozen
 class Context:
     """
-    What archives work with.
+    The context of archives.
 
-    :param pool: makes the state pool of the service, which tells a progress of transfers
-    :param timeout: seconds for which an archive may be silent
+    :param pool: makes the state pool of the service, which reports transfers to a progress
+    :param timeout: timeout in seconds for an answer of an archive
     """
 
     pool: Callable[[Progress], StatePool]
@@ -83,49 +83,49 @@ class Context:
 
 
 class Archive(ABC):
-    """A place that files and states come from."""
+    """A place from which files and states come."""
 
     @classmethod
     @abstractmethod
     def open(cls, options: Mapping[str, object], context: Context) -> Archive:
         """
-        :param options: what the settings say of it, without its type
+        :param options: its settings, without its type
         :raises ConfigError: they cannot be used
         """
 
     @abstractmethod
     def check(self, wanted: Wanted) -> None:
         """
-        Check the id of an entry, without looking for it.
+        Check the id of an entry, without looking for the file.
 
-        :raises UsageError: nothing in this archive can have it
+        :raises UsageError: no file of this archive can have this id
         """
 
     @abstractmethod
     def stage(self, wanted: Wanted, advance: Callable[[int], None]) -> None:
         """
-        Ask for a file; it need not be there when this returns.
+        Request a file; it need not be available when this returns.
 
-        :param advance: told of bytes that come, if any do; it may raise, which ends the transfer
+        :param advance: told of transferred bytes, if there are any; if it raises, the transfer ends
         :raises NotFound: the archive has no such file
         """
 
     @abstractmethod
     def status(self, wanted: Wanted) -> Status:
         """
-        :returns: whether it can be pulled, and what it consists of
+        :returns: whether it can be pulled, and its parts
         :raises NotFound: the archive has no such file
         """
 
     @abstractmethod
     def pull(self, wanted: Wanted, part: Part, sink: Sink) -> None:
-        """Bring all bytes of a part, as :meth:`status` described it."""
+        """Fetch all bytes of a part, as :meth:`status` described it."""
 
 
 def open_archives(settings: ServeSettings, context: Context) -> dict[str, Archive]:
     """
     :returns: every archive that the settings name, and the pools
-    :raises ConfigError: there is no such type, or its options cannot be used
+    :raises ConfigError: a type does not exist, or its options cannot be used
     """
     known = {point.name: point for point in entry_points(group=GROUP)}
     configured = {POOLS: {"type": POOLS}, **settings.archives}
@@ -149,7 +149,8 @@ def check_plain(text: str, what: str) -> str:
 
     :param text: its parts with ``/`` between them
     :param what: what messages call it
-    :raises UsageError: it is empty, absolute, climbs, is too long, or has characters that are none
+    :raises UsageError: it is empty, absolute, leads out by ``..``, is too long, or has invalid
+        characters
     """
     parts = text.split("/")
     problem = None

@@ -1,4 +1,7 @@
-"""Who asks, and what they may: open on loopback; elsewhere tokens, or a proxy that is believed."""
+"""
+Authentication and permissions of clients: open on loopback; elsewhere by tokens, or by a trusted
+proxy.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,22 @@ from statepool.carts.settings import ServeSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")
 _BYTES = 32
-"""Of a token: so many random bytes need no slow hash."""
+"""Random bytes of a token: with so many, no slow hash is needed."""
 
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
-"""Headers that a proxy adds: who it speaks for is not on this host."""
+"""Headers that a proxy adds: its client is then not on this host."""
 
 
 @frozen
 class Identity:
     """
-    Who asks.
+    The identity of a client.
 
-    :param name: whose carts these are; empty: of everybody on this host
+    :param name: the owner of the client's carts; empty: all users on this host
     :param read: whether carts and pools may be read
-    :param write: whether carts may be made and deleted
-    :param objects: a pattern of what may be asked for
-    :param everything: whether the carts of others are to be seen
+    :param write: whether carts may be created and deleted
+    :param objects: a pattern of the objects that may be requested
+    :param everything: whether the carts of other owners may be read
     """
 
     name: str
@@ -44,7 +47,7 @@ class Identity:
 
 class Denied(Exception):
     """
-    Nobody may do this who is not known.
+    An error: the client is not authenticated.
 
     :param status: the HTTP status
     """
@@ -57,9 +60,9 @@ class Denied(Exception):
 
 class Authenticator:
     """
-    Tells who asks.
+    An authenticator of clients.
 
-    :param open_here: whether those who ask without a token, from this host, may do everything
+    :param open_here: whether clients on this host may do everything without a token
     """
 
     def __init__(self, settings: ServeSettings, database: Database, *, open_here: bool) -> None:
@@ -77,8 +80,8 @@ class Authenticator:
 
     def identify(self, request: Request) -> Identity:
         """
-        :returns: who asks
-        :raises Denied: that is not known
+        :returns: the identity of the client
+        :raises Denied: the client cannot be identified
         """
         given = request.authorization
         if given is not None:
@@ -110,7 +113,7 @@ class Authenticator:
         return any(known in network for network in self._proxies)
 
     def _refuse_strangers(self, request: Request) -> None:
-        """What comes from this host may be sent for somebody else: by a browser or a proxy."""
+        """Refuse requests that a browser or a proxy on this host sends for a foreign client."""
         if any(name in request.headers for name in _FORWARDED):
             raise Denied(403, "a proxy sends this, and none is trusted: see --trust-header")
         if not is_loopback(urlsplit(f"//{request.host}").hostname or ""):
@@ -122,7 +125,7 @@ class Authenticator:
 
 
 def is_loopback(name: str) -> bool:
-    """:returns: whether a name or an address can only be that of this host"""
+    """:returns: whether a name or an address can only mean this host"""
     if name.lower() == "localhost":
         return True
     try:
@@ -136,9 +139,9 @@ def is_loopback(name: str) -> bool:
 
 def add_token(database: Database, name: str, *, write: bool, objects: str) -> str:
     """
-    :returns: a token, which is shown this once: only its hash is kept
+    :returns: a new token, which cannot be shown again: only its hash is kept
     :raises UsageError: the name cannot be used
-    :raises Conflict: the name has one already
+    :raises Conflict: the name has a token already
     """
     if not _NAME.match(name):
         hint = "use up to 64 letters, digits, ., _, @ and -"

@@ -1,6 +1,6 @@
 """
-Where the files of a cart go, and what they become: a tar of their own, or files that one is made of
-while it is downloaded. Either is complete, and on stable storage, before the cart is ready.
+The storage of the files of a cart: as one tar, or as separate files from which a tar is made during
+each download. Either is complete, and on stable storage, before the cart is ready.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def files_of(cart: Cart) -> dict[str, File]:
-    """:returns: the files of a cart by their names in its tar; to be called in a session"""
+    """:returns: the files of a cart by their names in its tar; the caller has opened a session"""
     files = File.select().where(File.cart == cart.id)
     return {f"{cart.cart_uid}/{file.bundle_path}": file for file in files}
 
 
 def table_of(files: dict[str, File]) -> Table:
-    """:returns: what the tar of these files consists of"""
+    """:returns: the table of the tar of these files"""
     return Table([Member(name, file.size, int(file.mtime)) for name, file in files.items()])
 
 
 class Target:
     """
-    What the files of a cart become.
+    The place where the files of a cart are stored.
 
-    :param cart: of which every file is known
+    :param cart: the cart; all its files are known
     """
 
     def __init__(self, service: Service, cart: Cart) -> None:
@@ -48,7 +48,7 @@ class Target:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Target]:
-        """Go on where the cart was left, for as long as a ``with`` block lasts."""
+        """Resume filling the cart, for the duration of a ``with`` block."""
         self._tree.parent.mkdir(mode=0o700, exist_ok=True)
         if not self._cart.bundle:
             self._tree.mkdir(mode=0o700, exist_ok=True)
@@ -56,7 +56,7 @@ class Target:
             return
         path = self._unfinished
         for other in path.parent.glob(f"{self._cart.cart_uid}.tar.*.part"):
-            if other != path:  # files had other sizes then, and were in other places
+            if other != path:  # the sizes and offsets of the files were different then
                 other.unlink()
         self._fresh = not path.exists()
         with _opened(path, os.O_RDWR | os.O_CREAT) as self._tar:
@@ -67,7 +67,7 @@ class Target:
         return self._service.volume.unfinished(self._cart, self.table.shape)
 
     def missing(self) -> list[File]:
-        """:returns: the files whose bytes are not here yet"""
+        """:returns: the files with bytes that have not arrived yet"""
         return [file for file in self._files.values() if not self._is_here(file)]
 
     def _is_here(self, file: File) -> bool:
@@ -84,7 +84,7 @@ class Target:
 
     @contextlib.contextmanager
     def sink(self, file: File, advance: Callable[[int], None]) -> Iterator[Sink]:
-        """Take the bytes of a file for as long as a ``with`` block lasts; it is here afterwards."""
+        """Store the bytes of a file during a ``with`` block; afterwards the file is complete."""
 
         def sink(descriptor: int, offset: int, name: Path | None, *, fresh: bool) -> Sink:
             return Sink(
@@ -120,9 +120,9 @@ class Target:
 
     def finish(self) -> tuple[Path, str]:
         """
-        All bytes are here.
+        Complete the cart after all bytes have arrived.
 
-        :returns: where they are now, and the digest of the tar's table
+        :returns: the path of the bytes, and the digest of the tar's table
         """
         with self._service.database.session():
             files = files_of(self._cart)
@@ -142,7 +142,7 @@ class Target:
 
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[int]:
-    """Open a file of a cart for reading, for as long as a ``with`` block lasts."""
+    """Open a file of a cart for reading, for the duration of a ``with`` block."""
     with _opened(path, _READ) as descriptor:
         yield descriptor
 

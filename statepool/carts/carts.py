@@ -1,4 +1,4 @@
-"""What users do with carts: make, look at, download and delete them."""
+"""Users' work on carts: creating, looking at, downloading and deleting them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from statepool.carts.service import Service
 from statepool.carts.tasks import begin_again
 
 _ROWS = 500
-"""Files that one statement notes: databases limit how many values one may have."""
+"""Files that one SQL statement inserts: databases limit the number of values of a statement."""
 
 
 def find_cart(service: Service, uid: str, identity: Identity) -> Cart:
     """
     :returns: the newest cart of this uid that is not deleted
-    :raises NotFound: there is none that this user may see
+    :raises NotFound: there is no such cart that this user may read
     """
     with service.database.session():
         return _find(uid, identity) or _raise_missing(uid)
@@ -46,10 +46,10 @@ def _raise_missing(uid: str) -> Cart:
 
 def make_cart(service: Service, uid: str, request: Request, identity: Identity) -> int:
     """
-    Make a cart, or find the one that was made of the same list; one that failed is begun again.
+    Create a cart, or find the one that was created from the same list; a failed cart is restarted.
 
     :returns: its number
-    :raises Conflict: the uid has a cart of another list
+    :raises Conflict: the uid has a cart with another list
     :raises RefusedError: the user has too many carts
     """
     with (
@@ -97,7 +97,7 @@ def _make(service: Service, uid: str, request: Request, identity: Identity) -> i
 
 def delete_cart(service: Service, uid: str, identity: Identity) -> None:
     """
-    Delete every cart of this uid; what runs for them ends, and downloads go on to their end.
+    Delete every cart of this uid. Their tasks end, and running downloads complete.
 
     :raises NotFound: there is none
     """
@@ -111,7 +111,7 @@ def delete_cart(service: Service, uid: str, identity: Identity) -> None:
         _raise_missing(uid)
     for cart in gone:
         with service.volume.hold(cart.id) as held:
-            if held:  # else whoever holds it removes it, or a later sweep
+            if held:  # otherwise the process that holds it removes it, or a later sweep
                 service.volume.remove(cart)
 
 
@@ -119,7 +119,7 @@ def delete_cart(service: Service, uid: str, identity: Identity) -> None:
 
 
 def list_carts(service: Service, identity: Identity) -> list[dict[str, Any]]:
-    """:returns: the carts that a user may see, newest first"""
+    """:returns: the carts that a user may read, newest first"""
     mine = Cart.deleted_date.is_null()
     if not identity.everything:
         mine &= Cart.owner == identity.name
@@ -129,7 +129,7 @@ def list_carts(service: Service, identity: Identity) -> list[dict[str, Any]]:
 
 
 def describe_cart(service: Service, cart: Cart) -> dict[str, Any]:
-    """:returns: all that there is to know of a cart: how far it is, and what failed and why"""
+    """:returns: all facts about a cart: its progress, and which files failed, and why"""
     with service.database.session():
         files = list(File.select().where(File.cart == cart.id).order_by(File.bundle_path, File.id))
     size = sum(max(file.size, 0) for file in files)
@@ -183,10 +183,10 @@ def _time(moment: datetime) -> str:
 
 class Download:
     """
-    A cart that is being downloaded: it stays until this is closed.
+    A download of a cart, which is not removed until this is closed.
 
-    :param cart: which is ready
-    :raises NotFound: it was removed at the last moment
+    :param cart: a ready cart
+    :raises NotFound: the cart was removed meanwhile
     """
 
     def __init__(self, service: Service, cart: Cart) -> None:
@@ -203,7 +203,7 @@ class Download:
             raise
 
     def close(self) -> None:
-        """Let go of the cart; once is enough."""
+        """Release the cart; further calls do nothing."""
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
@@ -225,7 +225,8 @@ class Download:
 
         if cart.size >= 0 and found.st_size != cart.size:
             raise _lost(cart, path)
-        etag = cart.digest or f"{found.st_size}-{found.st_mtime_ns}"  # one that Cartd made
+        # the second form is for a cart of Cartd
+        etag = cart.digest or f"{found.st_size}-{found.st_mtime_ns}"
         return Content(found.st_size, etag, _modified(cart), read)
 
     def _table(self, cart: Cart) -> Content:

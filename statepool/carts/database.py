@@ -1,5 +1,5 @@
 """
-The database of the service: the tables of Cartd's schema 2.0, with columns of our own.
+The database of the service: the tables of Cartd's schema 2.0, with additional columns.
 
 Cartd's tables and columns keep their names and meanings, so that its databases can be migrated; see
 :mod:`statepool.carts.migrations`. Times are UTC. Errors of the database are translated here.
@@ -22,19 +22,19 @@ SQLITE = ("sqlite", "sqliteext", "sqlite+pool")
 POSTGRESQL = ("postgresql", "postgres", "postgresql+pool", "postgres+pool", "psycopg3")
 
 UNKNOWN = -1
-"""The size of what no archive has described yet."""
+"""The size of a file that no archive has described yet."""
 
 _BUSY = 60_000
 """Milliseconds that SQLite waits for another writer."""
 
 
 def now() -> datetime:
-    """:returns: the time, in UTC and without a zone, as the tables have it"""
+    """:returns: the time in UTC without a time zone, as in the tables"""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
 def ago(seconds: float) -> datetime:
-    """:returns: the time so many seconds ago, as :func:`now`"""
+    """:returns: the time ``seconds`` ago, as :func:`now`"""
     return now() - timedelta(seconds=seconds)
 
 
@@ -45,7 +45,7 @@ class CartSystem(peewee.Model):
     value = peewee.IntegerField(default=-1)
 
     class Meta:
-        """How Cartd calls the table."""
+        """Cartd's name of the table."""
 
         table_name = "cartsystem"
 
@@ -55,9 +55,9 @@ class Cart(peewee.Model):
     A cart.
 
     ``status`` is waiting, staging, bundling, ready, error or deleted; ``updated_date`` is when it
-    was last used. Ours: ``owner`` made it; ``request`` is the digest of the list that was asked
-    for; ``attempts`` counts how often it was begun; ``digest`` is that of the table of its tar, and
-    ``size`` the length of the tar; ``started_date`` is when bytes began to move.
+    was last used. Additional columns: ``owner`` created it; ``request`` is the digest of the
+    requested list; ``attempts`` counts how often it was started; ``digest`` is that of the table of
+    its tar, and ``size`` the length of the tar; ``started_date`` is when bytes began to move.
     """
 
     id = peewee.AutoField()
@@ -77,19 +77,19 @@ class Cart(peewee.Model):
     started_date = peewee.DateTimeField(null=True)
 
     class Meta:
-        """How Cartd calls the table."""
+        """Cartd's name of the table."""
 
         table_name = "cart"
 
 
 class CartTasks(peewee.Model):
-    """A task that was begun for a cart, and has not ended."""
+    """A task that was started for a cart, and has not ended."""
 
     cart_id = peewee.ForeignKeyField(Cart, index=True)
     celery_task_id = peewee.CharField(default="")
 
     class Meta:
-        """How Cartd calls the table."""
+        """Cartd's name of the table."""
 
         table_name = "carttasks"
 
@@ -99,9 +99,10 @@ class File(peewee.Model):
     A file of a cart.
 
     ``file_name`` is its id in its archive, ``bundle_path`` where it is in the tar, ``status`` is
-    waiting, staging, staged or error. Ours: ``archive``; ``wanted_path`` and ``chain`` as in the
-    list, of which one entry can become several files; ``size``, ``mtime`` and ``device`` as the
-    archive says, the size being -1 before that; ``digest`` of the bytes; ``done``: bytes that came.
+    waiting, staging, staged or error. Additional columns: ``archive``; ``wanted_path`` and
+    ``chain`` as in the list, of which one entry can become several files; ``size``, ``mtime`` and
+    ``device`` as the archive says, the size being -1 before that; ``digest`` of the bytes;
+    ``done``: bytes that arrived.
     """
 
     id = peewee.AutoField()
@@ -122,13 +123,13 @@ class File(peewee.Model):
     done = peewee.BigIntegerField(default=0)
 
     class Meta:
-        """How Cartd calls the table."""
+        """Cartd's name of the table."""
 
         table_name = "file"
 
 
 class CartToken(peewee.Model):
-    """Who may use the service: only a hash of a token is kept."""
+    """A token of a client of the service; only its hash is kept."""
 
     name = peewee.CharField(primary_key=True)
     hash = peewee.CharField(unique=True)
@@ -137,7 +138,7 @@ class CartToken(peewee.Model):
     creation_date = peewee.DateTimeField(default=now)
 
     class Meta:
-        """As the others."""
+        """The name of the table."""
 
         table_name = "carttoken"
 
@@ -146,12 +147,13 @@ TABLES: list[type[peewee.Model]] = [CartSystem, Cart, CartTasks, File, CartToken
 
 
 class DatabaseAway(TransportError):
-    """The database cannot be reached or used; what was to be noted there is to be done later."""
+    """An error: the database cannot be reached or used; the write has to be retried later."""
 
 
 class Database:
     """
-    A database, used from several threads. The tables above are bound to the last one made.
+    A database, used from several threads. The tables above are bound to the database that was
+    created last.
 
     :param url: of SQLite or PostgreSQL
     :raises ConfigError: it cannot be used
@@ -165,9 +167,9 @@ class Database:
     @contextmanager
     def session(self, *, write: bool = False) -> Iterator[None]:
         """
-        A connection of this thread for as long as a ``with`` block lasts.
+        Open a connection of this thread for the duration of a ``with`` block.
 
-        :param write: whether the block is one transaction that is going to write
+        :param write: whether the block is one transaction that will write
         :raises DatabaseAway: it cannot be reached or used
         """
         with self._translated():
@@ -183,7 +185,8 @@ class Database:
                     self.engine.close()
 
     def _transaction(self) -> peewee._atomic:
-        # Who means to write must not begin as a reader: SQLite refuses to make a writer of two.
+        # A writing transaction must not begin as a reader: if two readers want to become writers,
+        # SQLite refuses one.
         if isinstance(self.engine, peewee.SqliteDatabase):
             return self.engine.atomic("IMMEDIATE")
         return self.engine.atomic()
@@ -204,11 +207,11 @@ class Database:
         self, settings: ServeSettings, wait: Callable[[float], object], tell: Callable[[str], None]
     ) -> None:
         """
-        Wait until the database can be reached, as long as the settings say.
+        Wait until the database can be reached, up to the limit in the settings.
 
-        :param wait: waits for so many seconds
-        :param tell: is given what there is to say to a person
-        :raises DatabaseAway: it never could
+        :param wait: sleeps for the given seconds
+        :param tell: called with messages for the user
+        :raises DatabaseAway: it could not be reached in that time
         """
         for attempt in range(1, settings.connect_attempts + 1):
             try:

@@ -22,7 +22,8 @@ from statepool.carts.sinks import Sink
 
 class DirectoryArchive(Archive):
     """
-    Files of this host. No symbolic link beneath the directory is followed: no id leads out of it.
+    An archive of files of this host. No symbolic link beneath the directory is followed, so no id
+    leads out of it.
 
     :param root: the directory, absolute
     """
@@ -33,7 +34,7 @@ class DirectoryArchive(Archive):
 
     @classmethod
     def open(cls, options: Mapping[str, object], context: Context) -> DirectoryArchive:
-        """As the interface says; the option ``path`` names the directory."""
+        """Open the archive; the option ``path`` names the directory."""
         path = options.get("path")
         if set(options) != {"path"} or not isinstance(path, str) or not os.path.isabs(path):
             raise ConfigError(
@@ -42,14 +43,13 @@ class DirectoryArchive(Archive):
         return cls(path)
 
     def check(self, wanted: Wanted) -> None:
-        """As the interface says."""
         check_plain(wanted.id, "the id")
 
     def stage(self, wanted: Wanted, advance: Callable[[int], None]) -> None:
         """
-        Look whether it is there: nothing else is needed.
+        Check that the file exists; nothing else is needed.
 
-        :raises TransportError: the directory is not there, as where it is not mounted
+        :raises TransportError: the directory does not exist, for example because it is not mounted
         """
         if not os.path.isdir(self._root):
             raise TransportError(
@@ -60,13 +60,11 @@ class DirectoryArchive(Archive):
         self.status(wanted)
 
     def status(self, wanted: Wanted) -> Status:
-        """As the interface says."""
         with self._open(wanted) as descriptor:
             found = os.fstat(descriptor)
         return Status(near=True, parts=(Part(wanted.path, found.st_size, found.st_mtime),))
 
     def pull(self, wanted: Wanted, part: Part, sink: Sink) -> None:
-        """As the interface says."""
         with self._open(wanted) as source:
             sink.take(source)
 

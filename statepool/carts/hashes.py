@@ -1,4 +1,4 @@
-"""Hashes that the list of a cart can name: every type of :mod:`hashlib`, and BLAKE3."""
+"""Hash types that the list of a cart can name: every type of :mod:`hashlib`, and BLAKE3."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ OWN = "blake3"
 
 
 _LONGEST = 200
-"""Characters of a type, or of a sum in hexadecimal."""
+"""The most characters of a type, or of a sum in hexadecimal."""
 
 
 class Hash(Protocol):
-    """What :mod:`hashlib` and :mod:`blake3` have in common."""
+    """The common interface of :mod:`hashlib` and :mod:`blake3`."""
 
     @property
     def hexdigest(self) -> Callable[..., str]:
-        """The sum, in hexadecimal; SHAKE wants its length, in bytes."""
+        """
+        The method that returns the sum in hexadecimal; SHAKE needs the length of the sum, in bytes.
+        """
 
     def update(self, data: bytes, /) -> object:
-        """Take more bytes."""
+        """Add bytes."""
 
 
 def new_hash(kind: str) -> Hash:
@@ -47,11 +49,11 @@ def hex_of(hasher: Hash, like: str = "") -> str:
 
 def check_hash(kind: str, value: str) -> tuple[str, str]:
     """
-    Check what the list of a cart says of the hash of a file.
+    Check the hash that the list of a cart gives for a file.
 
     :param kind: the type, such as ``md5``, ``sha256`` or ``blake3``
     :param value: the sum in hexadecimal; empty: there is nothing to compare with
-    :returns: both, in small letters
+    :returns: both, in lower case
     :raises UsageError: the type is unknown, or no hash of this type has such a sum
     """
     kind, value = kind.lower(), value.lower()

@@ -1,4 +1,7 @@
-"""The archive behind Pacifica's archive interface: POST stages, HEAD tells, GET brings a file."""
+"""
+The archive behind Pacifica's archive interface: POST stages a file, HEAD tells its status, GET
+fetches it.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ _MOST = (1 << 63) - 1
 
 class InterfaceArchive(Archive):
     """
-    Files of a Pacifica archive interface. Redirections are not followed.
+    An archive of files of a Pacifica archive interface. Redirections are not followed.
 
-    :param url: where it is, ``http://`` or ``https://``
-    :param timeout: seconds for which it may be silent
+    :param url: its address, ``http://`` or ``https://``
+    :param timeout: timeout in seconds for an answer
     """
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -34,7 +37,7 @@ class InterfaceArchive(Archive):
 
     @classmethod
     def open(cls, options: Mapping[str, object], context: Context) -> InterfaceArchive:
-        """As the interface says; the option ``url`` says where it is."""
+        """Open the archive; the option ``url`` is its address."""
         url = options.get("url")
         if set(options) == {"url"} and isinstance(url, str):
             parsed = urllib.parse.urlsplit(url)
@@ -46,16 +49,13 @@ class InterfaceArchive(Archive):
         )
 
     def check(self, wanted: Wanted) -> None:
-        """As the interface says."""
         check_plain(wanted.id, "the id")
 
     def stage(self, wanted: Wanted, advance: Callable[[int], None]) -> None:
-        """As the interface says."""
         with self._ask("POST", wanted):
             pass
 
     def status(self, wanted: Wanted) -> Status:
-        """As the interface says."""
         with self._ask("HEAD", wanted) as response:
             headers = response.headers
         size = _number(headers.get("X-Content-Length"))
@@ -72,7 +72,6 @@ class InterfaceArchive(Archive):
         return Status(near, (Part(wanted.path, size, mtime),))
 
     def pull(self, wanted: Wanted, part: Part, sink: Sink) -> None:
-        """As the interface says."""
         with self._ask("GET", wanted) as response:
             while data := response.read(sink.step):
                 sink.write(data)
@@ -125,7 +124,9 @@ def _number(text: str | None) -> int | None:
 
 
 def _time(text: str | None) -> float | None:
-    """:returns: seconds since the epoch, from a number, as Pacifica sends, or from an HTTP date"""
+    """
+    :returns: seconds since the epoch, from a number, as Pacifica sends it, or from an HTTP date
+    """
     try:
         seconds = float(text or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""The list of a cart, as it is posted: everything in it is checked before anything is done."""
+"""The posted list of a cart: it is checked completely before any work is done."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from statepool.carts.settings import ServeSettings
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
 RESERVED = frozenset({"carts", "pools", "metrics", "healthz", "readyz"})
-"""Names of our own at the place where the uid of a cart is."""
+"""Reserved names that cannot be the uid of a cart, since the service uses them in its paths."""
 
 
 @frozen
@@ -28,8 +28,8 @@ class Entry:
     One file of a list.
 
     :param archive: the name of the archive that has it
-    :param wanted: what is wanted of it
-    :param hash_type: of the sum; it and the sum can be empty
+    :param wanted: the wanted entry of that archive
+    :param hash_type: type of the sum; it and the sum can be empty
     :param hash_sum: in hexadecimal
     """
 
@@ -42,10 +42,10 @@ class Entry:
 @frozen
 class Request:
     """
-    What is asked for.
+    A request for a cart.
 
     :param entries: the files
-    :param bundle: whether the tar is to be made in advance
+    :param bundle: whether to make the tar in advance
     """
 
     entries: tuple[Entry, ...]
@@ -53,7 +53,7 @@ class Request:
 
     @property
     def digest(self) -> str:
-        """The same for the same files, in whatever order."""
+        """A digest of the list, the same for the same files in any order."""
         entries = sorted((asdict(entry) for entry in self.entries), key=json.dumps)
         form = json.dumps({"entries": entries, "bundle": self.bundle}, sort_keys=True)
         return f"blake3:{blake3.blake3(form.encode()).hexdigest()}"
@@ -61,8 +61,8 @@ class Request:
 
 def check_uid(text: str) -> str:
     """
-    :returns: the uid of a cart itself
-    :raises UsageError: no cart can have it
+    :returns: the checked uid of a cart
+    :raises UsageError: no cart can have this uid
     """
     if not _UID.match(text) or text in RESERVED:
         hint = "use up to 128 letters, digits, ., _ and -, such as the output of uuidgen"
@@ -76,7 +76,7 @@ def parse_request(
     """
     :param body: JSON
     :param objects: a pattern that the ids must match
-    :raises UsageError: it is not what it should be; the message names the entry
+    :raises UsageError: it is not a valid list; the message names the entry
     :raises RefusedError: an id is not permitted
     """
     try:

@@ -1,4 +1,4 @@
-"""Numbers for Prometheus."""
+"""Metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from statepool.carts.service import Service
 
 class Metrics(Collector):
     """
-    Counts what this process does, and looks into the database when it is asked.
+    A collector that counts the work of this process, and reads the database when metrics are
+    requested.
 
-    :param service: whose numbers
+    :param service: the measured service
     """
 
     def __init__(self, service: Service) -> None:
@@ -43,7 +44,7 @@ class Metrics(Collector):
         self._requests.labels(known, str(status)).inc()
 
     def counted(self, content: Content) -> Content:
-        """:returns: the same content, whose bytes are counted when they are sent"""
+        """:returns: the same content, with its bytes counted when they are sent"""
 
         def read(start: int, stop: int) -> Iterator[bytes]:
             for data in content.read(start, stop):
@@ -53,7 +54,7 @@ class Metrics(Collector):
         return evolve(content, read=read)
 
     def collect(self) -> Iterable[Metric]:
-        """:returns: what is so at this moment"""
+        """:returns: the present values"""
         carts = GaugeMetricFamily("statepool_carts", "Carts by status", labels=["status"])
         with self._service.database.session():
             there = Cart.select(Cart.status).where(Cart.deleted_date.is_null())
@@ -65,9 +66,9 @@ class Metrics(Collector):
         )
 
     def describe(self) -> Iterable[Metric]:
-        """:returns: nothing: what there is shows when it is asked for"""
+        """:returns: nothing: the metrics are only known when they are collected"""
         return ()
 
     def text(self) -> tuple[bytes, str]:
-        """:returns: all numbers, and the type of the text"""
+        """:returns: all metrics as text, and the type of the text"""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

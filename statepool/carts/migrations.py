@@ -1,8 +1,8 @@
 """
-The version of the schema, and how a database is brought to ours: Cartd's own are migrated.
+The version of the schema, and the migration of databases to it, including those of Cartd.
 
-Every step is part of one transaction, at whose end the columns that are there are compared with
-those that must be: a database is migrated whole, or stays as it was.
+All steps are one transaction. At its end, the existing columns are compared with the expected ones:
+a database is migrated completely, or not changed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _to_3_0(engine: peewee.Database) -> None:
         engine, File, "archive", "wanted_path", "chain", "size", "mtime", "device", "digest", "done"
     )
     engine.create_tables([CartToken], safe=True)
-    if not isinstance(engine, peewee.SqliteDatabase):  # which does not look at lengths
+    if not isinstance(engine, peewee.SqliteDatabase):  # SQLite ignores lengths
         _widen(engine, Cart, "bundle_path")
         _widen(engine, File, "file_name", "bundle_path")
 
@@ -45,13 +45,15 @@ STEPS: list[tuple[Version, Callable[[peewee.Database], None]]] = [
     ((2, 0), _to_2_0),
     ((3, 0), _to_3_0),
 ]
-"""Every version with the step that leads to it from the one before: the first three are Cartd's."""
+"""
+Every version with the step that leads to it from the version before. The first three are Cartd's.
+"""
 
 CURRENT: Version = STEPS[-1][0]
 
 
 def version(database: Database) -> Version | None:
-    """:returns: the version of a database; None if it has no tables of ours"""
+    """:returns: the version of a database; None if it has no tables of the service"""
     with database.session():
         if not database.engine.table_exists(CartSystem._meta.table_name):
             return None
@@ -61,7 +63,7 @@ def version(database: Database) -> Version | None:
 
 def require_current(database: Database) -> None:
     """
-    :raises RefusedError: the tables are of an older version, or are not there
+    :raises RefusedError: the tables are of an older version, or do not exist
     :raises UnsupportedFormat: they are of a newer version, or of an unknown one
     """
     found = version(database)
@@ -79,11 +81,11 @@ def require_current(database: Database) -> None:
 
 def synchronise(database: Database) -> tuple[Version | None, Version]:
     """
-    Make the tables, or bring those of an older version to ours.
+    Create the tables, or migrate those of an older version.
 
     :returns: the version before, and the version now
-    :raises UnsupportedFormat: they are of a newer version, or of an unknown one, or what came of
-        it is not what it should be: nothing has changed then
+    :raises UnsupportedFormat: they are of a newer or an unknown version, or the result is not as
+        expected: then nothing was changed
     """
     before = version(database)
     known = [number for number, _ in STEPS]
@@ -138,5 +140,5 @@ def _unknown(database: Database, found: Version) -> UnsupportedFormat:
 
 
 def dotted(number: Version) -> str:
-    """:returns: a version, as people write it"""
+    """:returns: a version with a dot, such as ``2.0``"""
     return ".".join(map(str, number))

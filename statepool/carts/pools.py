@@ -1,4 +1,6 @@
-"""The archive of states: ``vm1/disk/customize`` is a file, ``vm1/loggedin`` a machine's files."""
+"""
+The archive of states: ``vm1/disk/customize`` is a file, ``vm1/loggedin`` all files of a machine.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ from statepool.carts.sinks import Sink
 
 class PoolsArchive(Archive):
     """
-    States of the pools that statepool is configured with.
+    The archive of states of the configured pools.
 
-    Staging brings a state into the cache of the service, once however many carts ask for it, and
-    every byte is checked on the way. Carts then share the bytes with the cache.
+    Staging fetches a state into the cache of the service, once for any number of carts, and checks
+    every byte. Carts then share the bytes with the cache.
 
     :param context: gives the state pool
     """
@@ -36,28 +38,25 @@ class PoolsArchive(Archive):
 
     @classmethod
     def open(cls, options: Mapping[str, object], context: Context) -> PoolsArchive:
-        """As the interface says; there are no options."""
+        """Open the archive; it has no options."""
         if options:
             raise ConfigError("pools have no options here", hint="configure sources of statepool")
         return cls(context)
 
     def check(self, wanted: Wanted) -> None:
-        """As the interface says."""
         _parse(wanted.id)
 
     def stage(self, wanted: Wanted, advance: Callable[[int], None]) -> None:
-        """Bring the state into the cache, with all that backs it."""
+        """Fetch the state into the cache, with all states that back it."""
         subject, state = _parse(wanted.id)
         of_image = isinstance(parse_object(subject), Image)
         with self._context.pool(_Watch(advance)) as pool:
             (pool.image(subject) if of_image else pool.machine(subject)).get(state)
 
     def status(self, wanted: Wanted) -> Status:
-        """As the interface says."""
         return Status(near=True, parts=tuple(part for part, _ in self._staged(wanted)))
 
     def pull(self, wanted: Wanted, part: Part, sink: Sink) -> None:
-        """As the interface says."""
         for known, manifest in self._staged(wanted):
             if (known.path, known.digest) == (part.path, part.digest):
                 with self._pool.open_bytes(manifest) as source:
@@ -66,7 +65,7 @@ class PoolsArchive(Archive):
         raise NotFound(f"{wanted.id} was replaced meanwhile", hint="ask for it once more")
 
     def _staged(self, wanted: Wanted) -> list[tuple[Part, Manifest]]:
-        """:returns: its parts, which are brought into the cache again if they were evicted"""
+        """:returns: its parts, which are fetched again if the cache has evicted them"""
         try:
             return list(self._parts(wanted))
         except NotFound:
@@ -86,22 +85,23 @@ class PoolsArchive(Archive):
 
 
 class _Watch:
-    """Tells a function of the bytes of transfers, and nothing else."""
+    """A progress that passes only the bytes of transfers to a function."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self.advance = advance
 
     def begin(self, what: str, total: int) -> None:
-        """Nothing is told."""
+        """Ignore the begin of a transfer."""
 
     def end(self) -> None:
-        """Nothing is told."""
+        """Ignore the end of a transfer."""
 
 
 def _path(wanted: Wanted, subject: str, manifest: Manifest, *, is_tip: bool) -> str:
     """
-    :returns: where a part goes. The file of a state has the path that was asked for, and what backs
-        it lies beside it under the plain names that images refer to; a machine gets a directory.
+    :returns: the path of a part. The file of a state has the requested path, and the files that
+        back it lie beside it under the plain names that images refer to; a machine gets a
+        directory.
     """
     if subject != manifest.object or manifest.kind is Kind.RAM:
         inside = manifest.object.partition("/")[2]
@@ -112,7 +112,7 @@ def _path(wanted: Wanted, subject: str, manifest: Manifest, *, is_tip: bool) -> 
 
 
 def _parse(text: str) -> tuple[str, str]:
-    """:returns: the object and the name of the state that an id stands for"""
+    """:returns: the object and the name of the state of an id"""
     subject, slash, state = text.rpartition("/")
     if not slash or text.count("/") > 2:
         raise UsageError(

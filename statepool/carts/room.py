@@ -1,4 +1,6 @@
-"""Room for a cart, before a byte of it moves: the carts that were used least recently give way."""
+"""
+Room for a cart, reserved before its first byte moves: the least recently used carts are removed.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,19 @@ from statepool.carts.database import Cart, File, ago, now
 from statepool.carts.service import Service, log
 
 _SLACK = 1 << 20
-"""Bytes that a cart needs beside its files: directories, headers, the database."""
+"""Bytes that a cart needs in addition to its files: directories, headers, the database."""
 
 MESSAGE = "Not enough space to download file"
-"""What Cartd says."""
+"""Cartd's message."""
 
 
 def make_room(service: Service, cart: Cart) -> None:
     """
-    Admit a cart whose files are known: from now on its bytes are spoken for.
+    Admit a cart with known files: from now on its bytes are reserved.
 
-    Other carts are removed, oldest use first, until it fits: none that was used within
-    ``lru-buffer-time``, none that is downloaded, and none at all if it would not fit even then.
+    Other carts are removed, the least recently used first, until it fits. Carts that were used
+    within ``lru-buffer-time`` or are being downloaded are not removed; if it would not fit even
+    then, no cart is removed.
 
     :raises NoSpace: it does not fit
     """
@@ -38,7 +41,7 @@ def make_room(service: Service, cart: Cart) -> None:
 
 
 def free_room(service: Service, cart: Cart, needed: int) -> bool:
-    """:returns: whether carts were removed for something else that a cart needs room for"""
+    """:returns: whether carts were removed to make room for another need of a cart"""
     if not service.settings.lru_purge:
         return False
     with service.volume.hold("room", wait=True):
@@ -59,7 +62,7 @@ def _remove(service: Service, cart: Cart, victims: list[Cart], needed: int) -> b
 
 
 def remove_cart(service: Service, cart: Cart) -> bool:
-    """:returns: whether a cart was removed: not one that is being filled or downloaded"""
+    """:returns: whether a cart was removed: not if it is being filled or downloaded"""
     with service.volume.hold(cart.id) as held:
         if held:
             with service.database.session(write=True):
@@ -69,7 +72,10 @@ def remove_cart(service: Service, cart: Cart) -> bool:
 
 
 def mark_deleted(cart: Cart) -> None:
-    """Note that a cart is deleted, in the caller's transaction; its files go with nobody's use."""
+    """
+    Note that a cart is deleted, in the caller's transaction. Its files are removed when they are
+    not in use.
+    """
     Cart.update(status="deleted", deleted_date=now()).where(Cart.id == cart.id).execute()
 
 
@@ -83,7 +89,7 @@ def _does_not_fit(needed: int, available: int) -> NoSpace:
 
 
 def _missing(service: Service, cart_id: int) -> int:
-    """:returns: bytes that a cart still needs; second names of what is there need none"""
+    """:returns: bytes that a cart still needs; hard links to existing files need none"""
     cart = Cart.get_by_id(cart_id)
     shared = None if cart.bundle else service.volume.device
     files = File.select(File.size, File.done, File.device).where(
@@ -93,7 +99,7 @@ def _missing(service: Service, cart_id: int) -> int:
 
 
 def _promised(service: Service, cart: Cart) -> int:
-    """:returns: bytes that are still to come of other carts that were admitted"""
+    """:returns: bytes that other admitted carts still need"""
     others = Cart.select().where(
         (Cart.id != cart.id)
         & (Cart.status << ("staging", "bundling"))

@@ -1,4 +1,4 @@
-"""Threads of this process that fill carts, those that a process left unfinished among them."""
+"""Threads of this process that fill carts, including carts that another process left unfinished."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from statepool.carts.service import Service, log
 from statepool.carts.tasks import fill_cart, sweep, unfinished_carts
 
 _SWEEP = 60.0
-"""Seconds between two looks for what other processes have left."""
+"""Seconds between two sweeps for work that other processes have left."""
 
 
 class Runner:
     """
-    Calls :func:`~statepool.carts.tasks.fill_cart` for carts, and again when it wants to be called.
+    A runner of :func:`~statepool.carts.tasks.fill_cart` for carts, again after the delay that it
+    returns.
 
-    The threads do not keep the process alive: what they do is taken up again by the next one.
+    The threads do not keep the process alive: the next process resumes their work.
 
-    :param service: whose carts
+    :param service: the service with the carts
     """
 
     def __init__(self, service: Service) -> None:
@@ -34,17 +35,17 @@ class Runner:
         self._known: set[int] = set()
         self._threads = [
             threading.Thread(target=self._work, name=f"carts-{number}", daemon=True)
-            for number in range(service.settings.workers + 1)  # one more, for the sweeps
+            for number in range(service.settings.workers + 1)  # one more thread, for the sweeps
         ]
 
     def start(self) -> None:
-        """Take up what there is to do, and go on."""
+        """Start the threads, and take up unfinished carts."""
         self._put(0, self._sweep)
         for thread in self._threads:
             thread.start()
 
     def submit(self, cart_id: int) -> None:
-        """Have a cart filled, unless that is under way."""
+        """Queue a cart to be filled, unless that is under way."""
         with self._changed:
             if cart_id in self._known:
                 return
@@ -57,9 +58,9 @@ class Runner:
 
     def stop(self, timeout: float) -> bool:
         """
-        Begin nothing new.
+        Stop: begin no new work.
 
-        :param timeout: seconds to wait for what runs
+        :param timeout: seconds to wait for running work
         :returns: whether all of it has ended
         """
         self._service.stopping.set()
@@ -89,13 +90,13 @@ class Runner:
         while (do := self._next()) is not None:
             try:
                 again = do()
-            except StatePoolError as error:  # the database is away: later, then
+            except StatePoolError as error:  # the database cannot be reached: try later
                 log.error("%s", error)
                 again = self._service.settings.connect_wait
             except OSError as error:
                 log.error("%s", error)
                 again = _SWEEP
-            except BaseException:  # a fault of ours: it is told, and another thread goes on
+            except BaseException:  # a bug: it is logged, and another thread continues
                 threading.Thread(target=self._work, name="carts", daemon=True).start()
                 raise
             if again is not None:
@@ -111,7 +112,7 @@ class Runner:
             CartTasks.delete().where(CartTasks.celery_task_id == task).execute()
             is_waiting = (Cart.id == cart_id) & (Cart.status == "waiting")
             waits = Cart.select().where(is_waiting).exists()
-        if waits:  # it was asked for once more at the last moment
+        if waits:  # it was submitted again at the last moment
             self.submit(cart_id)
         return None
 

@@ -1,4 +1,4 @@
-"""Sending bytes over HTTP: whole, in part, or not at all where the client has them already."""
+"""Sending bytes over HTTP: all of them, a range, or nothing if the client has them already."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ OCTETS = "application/octet-stream"
 @frozen
 class Content:
     """
-    Bytes that can be sent.
+    Content that can be sent.
 
-    :param length: how many there are
+    :param length: length in bytes
     :param etag: a strong validator
     :param modified: seconds since the epoch
-    :param read: yields the bytes between two places
-    :param name: the name that a client is to save them under
+    :param read: yields the bytes between two offsets
+    :param name: the file name under which a client should save them
     """
 
     length: int
@@ -34,8 +34,8 @@ class Content:
 
 def send(request: Request, content: Content, close: Callable[[], None]) -> Response:
     """
-    :param close: called once the last byte is sent, or the client is gone
-    :returns: what the client asked for of the content
+    :param close: called when the last byte is sent, or the client has disconnected
+    :returns: the response with the requested part of the content
     """
     start, stop, status = 0, content.length, 200
     if request.if_none_match.contains(content.etag):
@@ -65,15 +65,15 @@ def send(request: Request, content: Content, close: Callable[[], None]) -> Respo
 
 
 def _if_range(request: Request, content: Content) -> bool:
-    """:returns: whether a part is of use to the client: of what it began with"""
-    given = request.if_range  # empty where there is no such header
+    """:returns: whether to send a range: only if the client's first part is of the same content"""
+    given = request.if_range  # empty without such a header
     if given.etag is not None:
         return given.etag == content.etag
     return given.date is None or given.date.timestamp() == int(content.modified)
 
 
 def _attachment(name: str) -> str:
-    """:returns: the header, as Cartd has it; a name that is not ASCII also as RFC 6266 says"""
+    """:returns: the header as Cartd sends it; a name that is not ASCII also as RFC 6266 says"""
     name = name.rpartition("/")[2][:255]
     plain = re.sub(r"[^ !#-\[\]-~]", "_", name).strip(". ") or "data.tar"
     header = f'attachment; filename="{plain}"'

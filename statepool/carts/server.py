@@ -1,4 +1,4 @@
-"""The server: cheroot, with limits that keep slow clients from taking all of it."""
+"""The server: cheroot, with limits that keep slow clients from occupying all of its threads."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from statepool.carts.shelves import Shelves
 from statepool.carts.views import READING, Parts, create_app
 
 _GRACE = 10
-"""Seconds that requests and tasks have to end when the service stops."""
+"""Seconds within which requests and tasks have to end when the service stops."""
 
 _HEADERS = 32 << 10
-"""Bytes that a request may have before its body."""
+"""The most bytes of a request before its body."""
 
 _BACKLOG = 128
-"""Connections that may wait for a thread; one more gets 503."""
+"""The most connections that may wait for a thread; a further one gets 503."""
 
 
 class _Request(HTTPRequest):
-    """A request whose first lines have to come in time, however the client spreads them."""
+    """A request with a deadline for its head, however slowly the client sends it."""
 
     def parse_request(self) -> None:
         with self.server.deadlines.running(self.conn.socket):
@@ -47,9 +47,9 @@ class _Connection(HTTPConnection):
 
 class Deadlines:
     """
-    Ends connections on which something takes too long.
+    A watchdog that closes connections on which an operation takes too long.
 
-    :param seconds: that it may take
+    :param seconds: the timeout
     """
 
     def __init__(self, seconds: float) -> None:
@@ -58,21 +58,21 @@ class Deadlines:
         self._lock = threading.Lock()
 
     def running(self, socket: Any) -> _Running:
-        """:returns: a context in which what is received must be there in time"""
+        """:returns: a context in which everything must be received before the timeout"""
         return _Running(self, socket)
 
     def begin(self, socket: Any) -> None:
-        """Something begins."""
+        """Start the timeout for a connection."""
         with self._lock:
             self._running[id(socket)] = time.monotonic() + self._seconds, socket
 
     def end(self, socket: Any) -> None:
-        """It has ended in time, or not."""
+        """Stop the timeout, whether it has expired or not."""
         with self._lock:
             self._running.pop(id(socket), None)
 
     def expire(self) -> None:
-        """End what is too late: who waits for it finds the connection closed."""
+        """Close connections that are late: a waiting thread finds its connection closed."""
         with self._lock:
             late = [one for when, one in self._running.values() if when < time.monotonic()]
         for socket in late:
@@ -94,7 +94,10 @@ class _Running:
 
 
 class _Gateway(wsgi.Gateway_10):
-    """Tells an application that the body of a request has an end, also where no length says so."""
+    """
+    A gateway that tells an application that the body of a request ends, also without a
+    Content-Length.
+    """
 
     def get_environ(self) -> Any:
         environ: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
@@ -104,7 +107,7 @@ class _Gateway(wsgi.Gateway_10):
 
 class Server(wsgi.Server):
     """
-    Serves a WSGI application.
+    A server of a WSGI application.
 
     :param service: gives the settings
     """
@@ -136,7 +139,7 @@ class Server(wsgi.Server):
                 ) from error
 
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
-        """Tell the log."""
+        """Write to the log."""
         log.log(level, "%s", msg, exc_info=traceback)
 
 
@@ -152,10 +155,10 @@ def serve(service: Service, tell: Callable[[str], None]) -> None:
     """
     Serve until SIGTERM or SIGINT.
 
-    What runs then has some seconds to end; what does not is taken up by the next start.
+    Running work then has some seconds to end; unfinished work is resumed at the next start.
 
-    :param tell: is given what there is to say to a person
-    :raises TransportError: the address cannot be listened on
+    :param tell: called with messages for the user
+    :raises TransportError: the server cannot listen on the address
     """
     settings = service.settings
     is_open = is_loopback(settings.address) and settings.trust_header is None

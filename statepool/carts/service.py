@@ -1,4 +1,4 @@
-"""What the parts of the service work with, as one value; and how it is made from the settings."""
+"""The common context of all parts of the service, and its creation from the settings."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ log = logging.getLogger("statepool.carts")
 @frozen(eq=False)
 class Service:
     """
-    The service, without what listens.
+    The service without its HTTP server.
 
     :param settings: its own settings
-    :param volume: where carts lie
-    :param archives: where files come from, by name
-    :param database: what is known of carts
-    :param stopping: set once nothing new is to be begun
+    :param volume: the directory of carts
+    :param archives: the archives from which files come, by name
+    :param database: the database with all facts about carts
+    :param stopping: set when no new work may begin
     """
 
     settings: ServeSettings
@@ -41,11 +41,11 @@ def open_service(
     settings: ServeSettings, config: Config, *, tell: Callable[[str], None] = log.warning
 ) -> Service:
     """
-    Wait for the database, and make its tables if it has none.
+    Wait for the database, and create its tables if it has none.
 
-    :param config: of the pools that states come from
-    :param tell: is given what there is to say to a person
-    :raises StatePoolError: the service cannot begin
+    :param config: of the pools from which states come
+    :param tell: called with messages for the user
+    :raises StatePoolError: the service cannot start
     """
 
     def pool(progress: Progress) -> StatePool:

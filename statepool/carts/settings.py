@@ -1,5 +1,6 @@
 """
-Settings of the service: the section ``[serve]`` of ``statepool.toml``, or a configuration of Cartd.
+The settings of the service: the section ``[serve]`` of ``statepool.toml``, or a configuration of
+Cartd.
 
 ``docs/serve.rst`` lists the keys.
 """
@@ -22,18 +23,18 @@ _UNITS = {"": 1, "B": 1, "b": 1} | {
     for unit, base in (("B", 1000), ("b", 1024))
     for power, prefix in enumerate(("K", "M", "G", "T"), 1)
 }
-"""As Cartd has them: ``KB`` is 1000 bytes, ``Kb`` is 1024."""
+"""Units of sizes as in Cartd: ``KB`` is 1000 bytes, ``Kb`` is 1024."""
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*\Z")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
 
 POOLS = "pools"
-"""The archive that is always there: states of the pools that statepool is configured with."""
+"""The archive that always exists: states of the configured pools."""
 
 
 def parse_size(text: object) -> int:
     """
-    Parse a size as Cartd does.
+    Parse a size as in Cartd.
 
     :param text: bytes, or a number with ``B KB MB GB TB`` (decimal) or ``b Kb Mb Gb Tb`` (binary)
     :returns: bytes
@@ -51,7 +52,7 @@ def parse_size(text: object) -> int:
 def parse_seconds(value: object) -> float:
     """
     :returns: a number of seconds that is not negative
-    :raises ConfigError: it is none
+    :raises ConfigError: it is no such number
     """
     try:
         seconds = float(str(value))
@@ -143,30 +144,31 @@ class ServeSettings:
     """
     Settings of the service. Attributes are the keys of ``[serve]``, with ``_`` for ``-``.
 
-    :param directory: where carts, and the database unless ``database`` says otherwise, are
+    :param directory: the directory of carts, and of the database unless ``database`` is set
     :param database: URL of the database; None: SQLite in the directory
-    :param connect_attempts: how often to try to reach the database at the start
+    :param connect_attempts: how often to try to connect to the database at the start
     :param connect_wait: seconds between two tries
-    :param archive: the archive of files that name none
+    :param archive: the archive of list entries that name none
     :param archives: other archives than pools, by name: ``type`` and the options of that type
     :param pools: pools that are served at ``/pools/NAME/``
-    :param bundle: whether a cart that does not say so is made one tar in advance
-    :param lru_buffer_time: seconds for which a cart that was used is not removed to make room
-    :param lru_purge: whether carts are removed to make room at all
-    :param transfer_size: bytes that are moved at once
+    :param bundle: whether a tar is made in advance if the list of a cart does not say so
+    :param lru_buffer_time: seconds after its last use for which a cart is not removed to make room
+    :param lru_purge: whether any cart is removed to make room
+    :param transfer_size: bytes that are moved at a time
     :param workers: carts that are filled at the same time
-    :param tries: how often to try to get a file, each time twice: the cart is queued once more
+    :param tries: how often to try to get a file; all tries are made twice, since the cart is queued
+        once more
     :param pause: seconds between two tries
-    :param poll: seconds between two questions whether an archive has staged a file
-    :param archive_timeout: seconds for which an archive may be silent
+    :param poll: seconds between two polls whether an archive has staged a file
+    :param archive_timeout: timeout in seconds for an answer of an archive
     :param requests: requests that are answered at the same time
-    :param timeout: seconds for which a client may be silent
+    :param timeout: timeout in seconds for a silent client
     :param header_timeout: seconds in which a client must have sent its request; as many for a list
-    :param max_body: bytes of the list of a cart
-    :param max_files: files of one cart
-    :param max_carts: carts of one owner
-    :param trust_header: the header in which a proxy says who the user is
-    :param trusted_proxies: addresses from which that header is believed
+    :param max_body: the most bytes of the list of a cart
+    :param max_files: the most files of one cart
+    :param max_carts: the most carts of one owner
+    :param trust_header: the header in which a proxy names the user
+    :param trusted_proxies: addresses of proxies from which that header is trusted
     :param certificate: PEM file with the chain of certificates for TLS
     :param key: PEM file with its private key
     """
@@ -224,7 +226,7 @@ _PATHS = ("directory", "certificate", "key")
 
 
 Layer = tuple[str, Mapping[str, object]]
-"""A section ``[serve]``, with the file that it is from."""
+"""A section ``[serve]``, with the file that contains it."""
 
 
 def from_layers(layers: Iterable[Layer]) -> ServeSettings:
@@ -272,7 +274,7 @@ _CARTD: dict[tuple[str, str], str | None] = {
     ("database", "connect_wait"): "connect-wait",
     ("archiveinterface", "url"): None,
 }
-"""The keys of Cartd's file, and what each is called here."""
+"""The keys of Cartd's file, and the name of each here."""
 
 _SECTION = re.compile(r"^\[(cartd|archiveinterface|celery|database)\]", re.MULTILINE)
 
@@ -282,14 +284,14 @@ def is_cartd_file(path: str | os.PathLike[str]) -> bool:
     try:
         return _SECTION.search(Path(path).read_text(encoding="utf-8")) is not None
     except (OSError, ValueError):
-        return False  # the reader of TOML files says what is wrong with it
+        return False  # the reader of TOML files reports the error
 
 
 def read_cartd_file(path: str | os.PathLike[str]) -> tuple[dict[str, object], tuple[str, ...]]:
     """
-    Read a configuration of Cartd as it is.
+    Read an unchanged configuration of Cartd.
 
-    :returns: what it says as a section ``[serve]``, and the keys that mean nothing here
+    :returns: its content as a section ``[serve]``, and the keys that have no meaning here
     :raises ConfigError: it cannot be read
     """
     parser = configparser.ConfigParser(interpolation=None)

@@ -1,4 +1,4 @@
-"""Pools that are served as they are, to be read: their logs, and the bytes of their states."""
+"""Pools that are served read-only: their logs, and the bytes of their states."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from statepool.carts.sending import Content
 
 _OURS = ".statepool"
 _SHOWN = ("pool.json", "data", "log")
-"""What of a pool's own directory is served: all else is work in progress, or of its host only."""
+"""
+The served entries of a pool's directory: all others are work in progress, or only for its own host.
+"""
 
 
 @frozen
 class Found:
     """
-    A file.
+    An opened file.
 
     :param content: its bytes
-    :param close: lets go of it
+    :param close: closes the file
     """
 
     content: Content
@@ -35,9 +37,9 @@ class Shelves:
     """
     The pools that are served.
 
-    :param pools: the directory of each by its name
-    :raises ConfigError: one is not a directory of this host
-    :raises NotAPool: there is no pool in it
+    :param pools: their directories by name
+    :raises ConfigError: a pool is not a directory of this host
+    :raises NotAPool: a directory is no pool
     """
 
     def __init__(self, pools: Mapping[str, str], step: int) -> None:
@@ -56,9 +58,9 @@ class Shelves:
 
     def find(self, name: str, path: str) -> Found | list[dict[str, Any]]:
         """
-        :param path: of a file, or of a directory with a slash at its end
+        :param path: of a file, or of a directory if it ends with a slash
         :returns: the file, or what is in the directory
-        :raises NotFound: there is nothing to be served
+        :raises NotFound: there is nothing to serve at this path
         """
         if name not in self._pools:
             raise NotFound(f"no pool {name} is served", hint="see --pool")
@@ -76,7 +78,7 @@ class Shelves:
         try:
             found = pool.stat(path)
             if found is not None and found.kind == "link":
-                # In the view: a link to bytes of this pool, which is followed nowhere else.
+                # In the view: a link to bytes of this pool. Links are followed nowhere else.
                 target = pool.readlink(path).rpartition("../")[2]
                 path = target if target.startswith(f"{_OURS}/data/") else path
             opened = pool.beneath(path).open(os.O_RDONLY | os.O_NONBLOCK)

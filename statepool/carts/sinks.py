@@ -1,4 +1,4 @@
-"""Where the bytes of one file of a cart go: they are counted and hashed as they pass."""
+"""Sinks for the bytes of one file of a cart, which are counted and hashed meanwhile."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from statepool import DigestMismatch, IntegrityError
 from statepool.carts.hashes import OWN, Hash, hex_of, new_hash
 
 _FICLONE = 0x40049409
-"""``FICLONE`` in ``linux/fs.h``: let a whole file have the blocks of another one."""
+"""``FICLONE`` in ``linux/fs.h``: share all blocks of another file."""
 
 _CANNOT = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS})
-"""What the kernel says where a file cannot be cloned, or copied inside the kernel."""
+"""Errors of the kernel if a file cannot be cloned, or copied inside the kernel."""
 
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOENT})
-"""What it says where a file cannot get a second name there."""
+"""Errors of the kernel if a file cannot get a hard link there."""
 
 
 class Sink:
     """
-    Takes the bytes of one file.
+    A sink for the bytes of one file.
 
-    :param descriptor: of the file that they go to, open for reading and writing
-    :param offset: where they begin in it
-    :param size: how many there must be
+    :param descriptor: of the target file, open for reading and writing
+    :param offset: the offset of the bytes in it
+    :param size: the expected number of bytes
     :param what: what messages call the file
-    :param hash_type: of the sum to compare with
+    :param hash_type: type of the sum to compare with
     :param hash_sum: the sum to compare with; empty: none
-    :param advance: told of each step; may raise, which ends the transfer
-    :param step: bytes that are moved at once
-    :param name: the name of the file, where it is one of its own: it may become a hard link
-    :param fresh: whether nothing was written to the place before, so that holes can stay holes
+    :param advance: told of each step; if it raises, the transfer ends
+    :param step: bytes that are moved at a time
+    :param name: the name of the target file, if it holds only these bytes: it may become a hard
+        link
+    :param fresh: whether nothing was written there before, so that holes can stay holes
     """
 
     def __init__(
@@ -66,15 +67,17 @@ class Sink:
         self.step = step
         self.size = size
         self.done = 0
-        """Bytes that have come."""
+        """Bytes that have arrived."""
         self.linked = False
-        """Whether the file is a second name of another one, whose times are not ours to set."""
+        """
+        Whether the file is a hard link to another file, so that its times must not be changed.
+        """
 
     def write(self, data: bytes) -> None:
         """
-        Take the next bytes.
+        Write the next bytes.
 
-        :raises IntegrityError: these are more than there must be
+        :raises IntegrityError: these exceed the expected size
         """
         if self.done + len(data) > self.size:
             raise self._wrong_length(f"more than {self.size}")
@@ -89,10 +92,10 @@ class Sink:
 
     def take(self, source: int, *, digest: str | None = None, immutable: bool = False) -> None:
         """
-        Take all bytes from an open file of this host: shared with it where the file system can.
+        Write all bytes of an open file of this host; share blocks with it if the file system can.
 
-        :param digest: what the bytes are known to be, as ``blake3:…``: they need not be read then
-        :param immutable: whether nobody ever changes the file, so that a second name will do
+        :param digest: the known digest of the bytes, as ``blake3:…``: then they need not be read
+        :param immutable: whether the file never changes, so that a hard link suffices
         :raises IntegrityError: the file has another length
         """
         if (found := os.fstat(source).st_size) != self.size:
@@ -116,7 +119,7 @@ class Sink:
         """
         :returns: the digest of the bytes, as ``blake3:…``
         :raises IntegrityError: there are too few
-        :raises DigestMismatch: they are not those of the sum
+        :raises DigestMismatch: the bytes do not match the sum
         """
         if self.done != self.size:
             raise self._wrong_length(str(self.done))
@@ -160,7 +163,7 @@ class Sink:
         beside.unlink(missing_ok=True)
         directory = os.open(name.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            # linkat with AT_SYMLINK_FOLLOW, which Python calls only with a directory.
+            # This is linkat with AT_SYMLINK_FOLLOW, which Python calls only with a directory.
             origin = f"/proc/self/fd/{source}"
             os.link(origin, beside.name, dst_dir_fd=directory, follow_symlinks=True)
         except OSError as error:
@@ -184,7 +187,10 @@ class Sink:
                 self._advance(0)
 
     def _data(self, source: int) -> Iterator[tuple[int, int]]:
-        """Yield where a file has data, as (offset, length); all of it where holes are written."""
+        """
+        Yield the data extents of a file as (offset, length); the whole file if holes have to be
+        written.
+        """
         if not self._fresh:
             yield 0, self.size
             return
@@ -195,14 +201,14 @@ class Sink:
             except OSError as error:
                 if error.errno != errno.ENXIO:
                     raise
-                return  # a hole up to the end
+                return  # the rest is a hole
             end = min(os.lseek(source, start, os.SEEK_HOLE), self.size)
             yield start, end - start
 
     def _hash(self, descriptor: int, offset: int) -> None:
         while self.done < self.size:
             data = os.pread(descriptor, min(self.step, self.size - self.done), offset + self.done)
-            if not data:  # what comes after the last data of a fresh place is not there yet
+            if not data:  # the file does not extend beyond its last data yet
                 data = bytes(min(self.step, self.size - self.done))
             for hasher in self._hashes.values():
                 hasher.update(data)
@@ -210,7 +216,7 @@ class Sink:
 
 
 def _copy_some(source: int, target: int, count: int, start: int, offset: int) -> int:
-    """:returns: bytes that were copied, inside the kernel where it can"""
+    """:returns: the number of copied bytes; the kernel copies them if it can"""
     try:
         return os.copy_file_range(source, target, count, start, offset + start)
     except OSError as error:

@@ -1,10 +1,10 @@
 """
 The tar of a cart, as a table: its bytes follow from the names, sizes and times of its files.
 
-So it can be sent in part and once more without being kept, its length is known before it is made,
-and every file can be put where it belongs as it arrives. The data of a larger file begins at a
-multiple of 4096 bytes, where file systems can let two files share blocks: its header has a comment
-as long as that takes (the keyword ``comment`` of POSIX.1-2001, "pax").
+So ranges can be sent, and sent again, without storing the tar. Its length is known before it is
+made, and every file can be written to its final offset when it arrives. The data of a larger file
+begins at a multiple of 4096 bytes, so that file systems can share its blocks with another file: its
+header has a comment as padding (the keyword ``comment`` of POSIX.1-2001, "pax").
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from statepool import IntegrityError
 
 _BLOCK = tarfile.BLOCKSIZE
 _ALIGNED = 4096
-"""The block size of the file systems that can share blocks."""
+"""The block size of file systems that can share blocks."""
 
 _ALIGNED_FROM = 1 << 16
-"""Bytes from which on it is worth a longer header."""
+"""The smallest file, in bytes, for which the longer header pays."""
 
 Open = Callable[[int], AbstractContextManager[int]]
-"""Opens the file of a member, by its number, for reading."""
+"""A function that opens the file of a member, by its number, for reading."""
 
 
 @frozen(order=True)
@@ -49,8 +49,8 @@ class Member:
 
 def header(member: Member, offset: int) -> bytes:
     """
-    :param offset: where it begins in the tar
-    :returns: all that comes before the data of a member
+    :param offset: its offset in the tar
+    :returns: all bytes before the data of a member
     """
     info = tarfile.TarInfo(member.name)
     info.size, info.mtime, info.mode = member.size, member.mtime, 0o644
@@ -69,10 +69,10 @@ def _in_order(members: Iterable[Member]) -> tuple[Member, ...]:
     return tuple(sorted(members))
 
 
-@frozen(slots=False)  # what is derived is kept
+@frozen(slots=False)  # derived values are cached
 class Table:
     """
-    What a tar consists of. The same members make the same bytes.
+    The contents of a tar. The same members give the same bytes.
 
     :param members: in their order in the tar
     """
@@ -81,7 +81,7 @@ class Table:
 
     @cached_property
     def _starts(self) -> list[tuple[int, int]]:
-        """For each member where its header begins, and where its data does."""
+        """For each member the offsets of its header and of its data."""
         found, end = [], 0
         for member in self.members:
             data = end + len(header(member, end))
@@ -92,27 +92,30 @@ class Table:
 
     @cached_property
     def length(self) -> int:
-        """Bytes of the whole tar: two empty blocks are at its end, in a record of twenty blocks."""
+        """
+        The length of the whole tar in bytes: it ends with two empty blocks, and is padded to a
+        record of twenty blocks.
+        """
         return -(-(self._starts[-1][0] + 2 * _BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
     def place(self, number: int) -> int:
-        """:returns: where the data of a member begins"""
+        """:returns: the offset of the data of a member"""
         return self._starts[number][1]
 
     def headers(self) -> Iterator[tuple[int, bytes]]:
-        """Yield all headers, each with where it belongs. All else that is no data is zeros."""
+        """Yield all headers, each with its offset. All other bytes that are no data are zeros."""
         for member, (start, _) in zip(self.members, self._starts, strict=False):
             yield start, header(member, start)
 
     @property
     def shape(self) -> str:
-        """The same where all members are in the same places."""
+        """A string that is equal for tars with all members at the same offsets."""
         return self.digest("" for _ in self.members)
 
     def digest(self, digests: Iterable[str]) -> str:
         """
         :param digests: of the members' bytes, in their order
-        :returns: a digest that the bytes of the tar follow from
+        :returns: a digest that determines the bytes of the tar
         """
         hasher = blake3.blake3()
         for member, digest in zip(self.members, digests, strict=True):
@@ -123,8 +126,8 @@ class Table:
         """
         Yield the bytes of the tar from ``start`` to ``stop``.
 
-        :param step: how many at most at once
-        :raises IntegrityError: a file is not as long any more as it was
+        :param step: the most bytes at a time
+        :raises IntegrityError: the length of a file has changed
         """
         number = max(bisect.bisect_right(self._starts, start, key=lambda pair: pair[0]) - 1, 0)
         for index in range(number, len(self.members)):

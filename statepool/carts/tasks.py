@@ -1,9 +1,10 @@
 """
-What is done for a cart: plain functions of the service and a cart's number.
+The tasks for a cart: plain functions of the service and a cart's number.
 
-Whatever runs them (threads of the process here) needs to know one thing: a function that returns a
-number wants to be called again after so many seconds. Each step is noted in the database, so that a
-cart whose process died is taken up where it was, by whoever calls :func:`fill_cart` next.
+A runner of these functions (here: threads of the process) needs to know one thing: if a function
+returns a number, it must be called again after so many seconds. Each step is recorded in the
+database. So if a process crashes, the next call of :func:`fill_cart` for its cart resumes from
+there.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from statepool.carts.service import Service, log
 from statepool.carts.watch import Interrupted, Revoked, Watch
 
 ACTIVE = ("waiting", "staging", "bundling")
-"""The states of carts for which something is to be done."""
+"""The states of carts that have unfinished work."""
 
 
 def unfinished_carts(service: Service) -> list[int]:
-    """:returns: the carts for which something is to be done, oldest first"""
+    """:returns: the carts with unfinished work, oldest first"""
     with service.database.session():
         found = Cart.select(Cart.id).where((Cart.status << ACTIVE) & Cart.deleted_date.is_null())
         return [cart.id for cart in found.order_by(Cart.id)]
 
 
 def sweep(service: Service) -> None:
-    """Remove the files of carts that were deleted while they were in use, or are not known."""
+    """Remove the files of carts that were deleted while they were in use, and of unknown carts."""
     for number in service.volume.ids():
         with service.database.session():
             cart = Cart.get_or_none(Cart.id == number)
@@ -47,13 +48,13 @@ def sweep(service: Service) -> None:
 
 def fill_cart(service: Service, cart_id: int) -> float | None:
     """
-    Stage the files of a cart, bring them, and make it ready; or note why that cannot be.
+    Stage the files of a cart, fetch them, and make it ready; or record why that fails.
 
-    :returns: seconds after which to call this again; None: there is nothing more to do
+    :returns: seconds after which to call this again; None: the work is done
     """
     with service.volume.hold(cart_id) as held:
         if not held:
-            return None  # another process fills it
+            return None  # another process is filling it
         with service.database.session():
             cart = Cart.get_or_none(Cart.id == cart_id)
         if cart is None or cart.status not in ACTIVE:
@@ -64,9 +65,9 @@ def fill_cart(service: Service, cart_id: int) -> float | None:
             service.volume.remove(cart)
             return None
         except Interrupted:
-            return None  # the service stops: the next start goes on
+            return None  # the service is stopping: the next start resumes
         except DatabaseAway:
-            raise  # later, then
+            raise  # the caller tries later
         except BaseException as error:
             with service.database.session(write=True):
                 fault = f"a fault of the service: {type(error).__name__}"
@@ -80,7 +81,7 @@ class _Filling:
     cart: Cart
     failures: list[str] = field(factory=list)
     lasting: bool = False
-    """Whether one of them is not worth another try."""
+    """Whether one of the errors is permanent."""
 
     def run(self) -> float | None:
         """:returns: as :func:`fill_cart`"""
@@ -119,7 +120,7 @@ class _Filling:
     # -- staging -----------------------------------------------------------------------------------
 
     def _stage(self) -> bool:
-        """:returns: whether all files can be pulled, and what they consist of is noted"""
+        """:returns: whether all files can be pulled, and their parts are recorded"""
         with self.service.database.session():
             files = list(File.select().where((File.cart == self.cart.id) & (File.size == UNKNOWN)))
         parts: dict[int, tuple[Part, ...]] = {}
@@ -145,13 +146,13 @@ class _Filling:
     def _stage_one(self, archive: Archive, wanted: Wanted) -> None:
         try:
             archive.stage(wanted, Watch(self.service, self.cart).passed)
-        except NoSpace as error:  # in the cache, which evicts no carts
+        except NoSpace as error:  # the cache is full; it evicts no carts
             if not free_room(self.service, self.cart, error.needed):
                 raise
             archive.stage(wanted, Watch(self.service, self.cart).passed)
 
     def _expand(self, file: File, parts: tuple[Part, ...]) -> None:
-        """Let the row of an entry stand for its first part, and make one for each of the others."""
+        """Use the row of an entry for its first part, and insert a row for each further part."""
         columns = dict(file.__data__)
         columns.pop("id")
         for number, part in enumerate(parts):
@@ -164,9 +165,10 @@ class _Filling:
 
     def _refuse_collisions(self) -> None:
         """
-        Two chains may have the same file in one place: it comes once.
+        Check the paths of all files. Two chains may have the same file at one path: it is fetched
+        once.
 
-        :raises Conflict: two files would be in one place, or one where a directory must be
+        :raises Conflict: two files would have the same path, or a file the path of a directory
         """
         files = File.select().where(File.cart == self.cart.id).order_by(File.bundle_path, File.id)
         found: dict[str, File] = {}
@@ -195,7 +197,9 @@ class _Filling:
         self._note_file(file, status="staged", digest=digest, done=file.size, error="")
 
     def _try(self, file: File, do: Callable[[], None]) -> None:
-        """Try something for a file, as often as the settings say; note why it cannot be done."""
+        """
+        Run an operation on a file, with as many retries as the settings say; record why it fails.
+        """
         settings = self.service.settings
         for attempt in range(1, settings.tries + 1):
             try:
@@ -225,9 +229,9 @@ class _Filling:
 
     def _settle(self) -> None:
         """
-        End what was tried for all files, some of which may have failed.
+        Complete a round over all files, some of which may have failed.
 
-        :raises _Again: nothing failed for good, and the cart was not begun again before
+        :raises _Again: no failure was permanent, and the cart was not restarted before
         :raises StatePoolError: otherwise
         """
         if not self.failures:
@@ -261,13 +265,13 @@ class _Filling:
 
 
 class _Again(Exception):
-    """A cart is queued once more."""
+    """An exception: the cart is to be queued once more."""
 
 
 def begin_again(cart: Cart) -> None:
     """
-    Let the files of a cart that failed be tried once more, in the caller's transaction: what their
-    archives said of them may have been wrong.
+    Reset the failed files of a cart so that they are retried, in the caller's transaction: what the
+    archives reported about them may have been wrong.
     """
     failed = (File.cart == cart.id) & (File.status == "error")
     unknown = {"size": UNKNOWN, "digest": "", "done": 0}

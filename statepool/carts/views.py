@@ -1,4 +1,4 @@
-"""The interface over HTTP: that of Cartd, and what is beyond it; see ``docs/serve.rst``."""
+"""The HTTP interface: that of Cartd, and its extensions; see ``docs/serve.rst``."""
 
 from __future__ import annotations
 
@@ -48,10 +48,13 @@ _STATUS = (
     (NoSpace, 507),
     (TransportError, 503),
 )
-"""What errors of the tree are over HTTP; all others are faults, 500."""
+"""The HTTP status of each class of errors; all others are bugs, 500."""
 
 READING = "statepool.reading"
-"""Where a server puts a context to read a body in, which ends clients that take too long."""
+"""
+The key of the environment for a context in which a body is read; the server uses it to close
+connections of clients that take too long.
+"""
 
 _OPEN = frozenset({"/healthz", "/readyz"})
 
@@ -66,7 +69,7 @@ pages = Blueprint("carts", __name__)
 
 @frozen
 class Parts:
-    """What the views work with."""
+    """The context of the views."""
 
     service: Service
     runner: Runner
@@ -101,7 +104,7 @@ def _parts() -> Parts:
 
 @pages.get("/")
 def greet() -> Response:
-    """Say that the service is there."""
+    """Answer that the service is running."""
     return jsonify(message="Pacifica Cartd Interface Up and Running")
 
 
@@ -120,7 +123,7 @@ def post_cart(uid: str) -> tuple[Response, int]:
 
 @pages.route("/<uid>", methods=["GET", "HEAD"])
 def get_cart(uid: str) -> Response:
-    """Send the tar of a cart; of HEAD, tell its status."""
+    """Send the tar of a cart; for HEAD, tell its status."""
     parts = _parts()
     if request.method == "HEAD":
         return _head(uid)
@@ -131,7 +134,7 @@ def get_cart(uid: str) -> Response:
         text = "The cart is not ready for download."
         return Response(text, HTTPStatus.ACCEPTED, mimetype="text/plain")
     download = Download(parts.service, cart)
-    default = time.strftime("data_%Y_%m_%d_%H_%M_%S.tar")  # in local time, as Cartd
+    default = time.strftime("data_%Y_%m_%d_%H_%M_%S.tar")  # in local time, as in Cartd
     content = evolve(download.content, name=request.args.get("filename") or default)
     return send(request, parts.metrics.counted(content), download.close)
 
@@ -168,7 +171,7 @@ def remove_cart(uid: str) -> Response:
 
 @pages.get("/<uid>/status")
 def get_status(uid: str) -> Response:
-    """Tell how far a cart is."""
+    """Tell the progress of a cart."""
     service = _parts().service
     return jsonify(describe_cart(service, find_cart(service, uid, _identity())))
 
@@ -193,7 +196,7 @@ def get_pool(name: str, path: str) -> Response:
 
 @pages.get("/metrics")
 def get_metrics() -> Response:
-    """Tell numbers to Prometheus."""
+    """Send metrics to Prometheus."""
     _identity()
     text, kind = _parts().metrics.text()
     return Response(text, content_type=kind)
@@ -201,13 +204,13 @@ def get_metrics() -> Response:
 
 @pages.get("/healthz")
 def get_health() -> Response:
-    """Say that the process is alive."""
+    """Answer that the process is alive."""
     return jsonify(status="ok")
 
 
 @pages.get("/readyz")
 def get_readiness() -> Response:
-    """Say whether carts can be made now."""
+    """Tell whether carts can be created now."""
     service = _parts().service
     require_current(service.database)
     service.volume.prepare()
@@ -248,7 +251,7 @@ def _finish(response: Response) -> Response:
 
 
 def _printable(text: str) -> str:
-    """:returns: a text that is one line of a log or a header, whatever was in it"""
+    """:returns: the text as one line for a log or a header, with all other characters escaped"""
     safe = text[:2000].encode("ascii", "backslashreplace").decode()
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in safe)
 

@@ -7,9 +7,9 @@ The directory of the service.
     <directory>/<id>/<uid>/...          the files of a cart that is not bundled
     <directory>/<id>/<uid>.tar          one that is bundled; before, <uid>.tar.<shape>.part
     <directory>/cartuids/<uid>          a symbolic link to either, as Cartd has it
-    <directory>/locks/<id>              held by who fills or removes a cart, shared by downloads
+    <directory>/locks/<id>              held to fill or remove a cart, shared by downloads
 
-Everything in it belongs to the account of the service, and only that may look into it.
+Everything in it belongs to the account of the service, and only that account may read it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from statepool.carts.database import Cart
 @frozen
 class Volume:
     """
-    Where carts lie.
+    The directory of carts.
 
     :param root: the directory, absolute
     """
@@ -40,9 +40,9 @@ class Volume:
 
     def prepare(self) -> None:
         """
-        Make what is missing.
+        Create missing directories.
 
-        :raises AccessDenied: that is not permitted, or others may write there
+        :raises AccessDenied: that is not permitted, or other accounts may write there
         """
         try:
             for path in (self.root, self.root / "locks", self.root / "cartuids"):
@@ -70,15 +70,18 @@ class Volume:
         return self.root / str(cart.id) / f"{cart.cart_uid}.tar"
 
     def unfinished(self, cart: Cart, shape: str) -> Path:
-        """:returns: the tar of a cart, while it is being made; of one shape: sizes can change"""
+        """
+        :returns: the tar of a cart while it is being made. Its name contains the shape, since the
+            sizes of files can change.
+        """
         return self.root / str(cart.id) / f"{cart.cart_uid}.tar.{shape[-16:]}.part"
 
     def arriving(self, cart: Cart, number: int) -> Path:
-        """:returns: a file of a cart, while its bytes come"""
+        """:returns: a file of a cart, while its bytes arrive"""
         return self.root / str(cart.id) / f"arriving.{number}"
 
     def publish(self, cart: Cart, path: Path) -> None:
-        """Let the symbolic link of a cart lead to what it has become."""
+        """Point the symbolic link of a cart to its tar or its directory."""
         link = self.root / "cartuids" / cart.cart_uid
         fresh = link.with_name(f".{cart.id}")
         fresh.unlink(missing_ok=True)
@@ -86,7 +89,7 @@ class Volume:
         fresh.replace(link)
 
     def remove(self, cart: Cart) -> None:
-        """Remove the files of a cart, which the caller holds."""
+        """Remove the files of a cart; the caller holds it."""
         shutil.rmtree(self.root / str(cart.id), ignore_errors=False, onerror=_unless_gone)
         link = self.root / "cartuids" / cart.cart_uid
         with contextlib.suppress(FileNotFoundError, OSError):
@@ -95,7 +98,7 @@ class Volume:
         (self.root / "locks" / str(cart.id)).unlink(missing_ok=True)
 
     def ids(self) -> list[int]:
-        """:returns: the ids of the carts that have something here"""
+        """:returns: the ids of the carts that have files here"""
         return [int(entry.name) for entry in os.scandir(self.root) if entry.name.isdecimal()]
 
     def free(self) -> int:
@@ -111,10 +114,10 @@ class Volume:
     @contextlib.contextmanager
     def hold(self, name: int | str, *, shared: bool = False, wait: bool = False) -> Iterator[bool]:
         """
-        Hold a cart, which the kernel takes from a process that dies.
+        Hold a cart by a lock, which the kernel releases if the process dies.
 
-        :param shared: together with others who share it
-        :param wait: until it can be had
+        :param shared: together with other shared holders
+        :param wait: wait until it can be held
         :returns: whether it is held
         """
         descriptor = self.take(name, shared=shared, wait=wait)
@@ -125,7 +128,10 @@ class Volume:
                 os.close(descriptor)
 
     def take(self, name: int | str, *, shared: bool, wait: bool) -> int | None:
-        """:returns: as :meth:`hold`, a descriptor that holds it until it is closed; or None"""
+        """
+        :returns: as :meth:`hold`, but a descriptor that holds it until it is closed; None if it
+            cannot be held
+        """
         path = self.root / "locks" / str(name)
         how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         while True:
@@ -140,7 +146,8 @@ class Volume:
             except BaseException:
                 os.close(descriptor)
                 raise
-            os.close(descriptor)  # it was removed with its cart: the next one is another file
+            # the lock file was removed with its cart: a later one is another file
+            os.close(descriptor)
 
 
 def _unless_gone(_function: object, _path: str, error: tuple[type, BaseException, object]) -> None:

@@ -1,4 +1,7 @@
-"""Looks whether what is done for a cart still has to be, and notes how far it is."""
+"""
+The watch over the work for a cart: it checks whether the work is still wanted, and records its
+progress.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,23 @@ from statepool.carts.database import Cart, File
 from statepool.carts.service import Service
 
 _EVERY = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 class Interrupted(Exception):
-    """The service stops, or the cart is not wanted any more: what runs for it ends."""
+    """An exception: the service stops, or the cart is not wanted any more, so its work ends."""
 
 
 class Revoked(Interrupted):
-    """The cart was deleted."""
+    """An exception: the cart was deleted."""
 
 
 class Watch:
     """
-    Is told of bytes that pass.
+    A watch that is told of transferred bytes.
 
-    :param cart: that they are for
-    :param file: whose they are, if how far it is should be noted
+    :param cart: the cart of the bytes
+    :param file: the file of the bytes, if its progress is to be recorded
     """
 
     def __init__(self, service: Service, cart: Cart, file: File | None = None) -> None:
@@ -36,9 +39,9 @@ class Watch:
 
     def passed(self, count: int) -> None:
         """
-        More bytes have passed.
+        Note that more bytes have been transferred.
 
-        :raises Interrupted: they were the last ones
+        :raises Interrupted: the work must end now
         """
         self._done += count
         if self._service.stopping.is_set():
@@ -57,7 +60,7 @@ class Watch:
         """
         Wait.
 
-        :raises Interrupted: there is no reason to wait any more
+        :raises Interrupted: the work must end now
         """
         self._service.stopping.wait(seconds)
         self._next = 0.0

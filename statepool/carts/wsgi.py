@@ -1,9 +1,9 @@
 """
 The service for servers such as gunicorn: ``gunicorn statepool.carts.wsgi``.
 
-The settings are those of ``statepool serve`` without options; a file is named by
-``STATEPOOL_CONFIG``. Everybody needs a token, or comes through a trusted proxy, since what listens
-is not known here. The service begins with the first request, in the process that serves it.
+The settings are those of ``statepool serve`` without options; ``STATEPOOL_CONFIG`` names their
+file. Every client needs a token or has to come through a trusted proxy, since the listening address
+is not known here. The service starts with the first request, in the process that serves it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _made: list[Callable[..., Any]] = []
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-    """Answer a request."""
+    """Answer a request as a WSGI application."""
     with _lock:
         if not _made:
             config = Config.load()

@@ -1,6 +1,5 @@
 """
-Bars on a terminal for what is under way. It imports rich: only who really draws one imports this
-module.
+Progress bars on a terminal. This module imports rich, so it is imported only when a bar is drawn.
 """
 
 from __future__ import annotations
@@ -22,24 +21,22 @@ from rich.text import Text
 from statepool.cli.output import safe, size
 
 _BAR = 20
-"""Columns of the terminal that the bar itself has."""
+"""The width of the bar itself, in columns of the terminal."""
 
 _NUMBERS = 68
-"""... and everything beside the description, at most, with what is between."""
+"""The most columns of everything beside the description, gaps included."""
 
 _LEAST_DESCRIPTION = 16
-"""... and the description at least."""
+"""The fewest columns of the description."""
 
 
 def _whole() -> Column:
-    """
-    :returns: a column of bars that stays on one line: it is the description that becomes shorter
-    """
+    """:returns: a column of bars that stays on one line: the description becomes shorter instead"""
     return Column(no_wrap=True)
 
 
 class _Amount(ProgressColumn):
-    """How much of how much."""
+    """A column with the bytes done and the total."""
 
     def render(self, task: Task) -> Text:
         total = f" of {size(task.total)}" if task.total else ""
@@ -47,16 +44,14 @@ class _Amount(ProgressColumn):
 
 
 class _Rate(ProgressColumn):
-    """How fast."""
+    """A column with the rate."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{size(task.speed)}/s" if task.speed else "")
 
 
 class Bars:
-    """
-    One bar below the other on standard error, for what is under way now. They vanish at the end.
-    """
+    """Bars on standard error, one for each transfer that is under way. They vanish at the end."""
 
     def __init__(self) -> None:
         console = Console(stderr=True, highlight=False)
@@ -74,24 +69,24 @@ class Bars:
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
-            # standard output may be a pipe, and is none of our business here
+            # standard output may be a pipe, and is left alone here
             redirect_stdout=False,
             redirect_stderr=False,
         )
         self._progress.start()
 
     def add(self, what: str, total: int, done: int) -> TaskID:
-        """:returns: what to call the new bar by"""
+        """:returns: the id of the new bar"""
         return self._progress.add_task(safe(what), total=total or None, completed=done)
 
     def advance(self, bar: TaskID, count: int) -> None:
-        """``count`` more bytes are done."""
+        """Advance a bar by ``count`` bytes."""
         self._progress.advance(bar, count)
 
     def remove(self, bar: TaskID) -> None:
-        """That transfer has ended."""
+        """Remove the bar of a transfer that has ended."""
         self._progress.remove_task(bar)
 
     def stop(self) -> None:
-        """Let go of the terminal."""
+        """Release the terminal."""
         self._progress.stop()

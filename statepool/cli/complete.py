@@ -1,6 +1,6 @@
 """
-Words that a shell can complete: objects and states in the cache, sources by name. Sources are not
-asked, since a person is waiting.
+Words that a shell can complete: objects and states in the cache, and sources by name. Sources are
+not contacted, since the user is waiting.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from statepool.errors import StatePoolError
 
 
 def objects(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """:returns: the objects in the cache that begin so"""
+    """:returns: the objects in the cache that begin with ``incomplete``"""
     return sorted({name for name, _ in _known(ctx) if name.startswith(incomplete)})
 
 
 def states(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """:returns: the states, in the cache, of the object that stands before, that begin so"""
+    """:returns: the states in the cache of the preceding object that begin with ``incomplete``"""
     return sorted(
         {
             state
@@ -31,7 +31,8 @@ def states(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> 
 
 def sources(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """
-    :returns: the configured sources that begin so: their names, or the locations of those without
+    :returns: the configured sources that begin with ``incomplete``: their names, or the locations
+        of unnamed ones
     """
     try:
         return [
@@ -40,7 +41,7 @@ def sources(ctx: click.Context, _parameter: click.Parameter, incomplete: str) ->
             if source.name.startswith(incomplete)
         ]
     except StatePoolError:
-        return []  # there is no place to say it: the command itself will
+        return []  # it cannot be shown here: the command itself will report it
 
 
 def _known(ctx: click.Context) -> list[tuple[str, str]]:
@@ -54,5 +55,5 @@ def _known(ctx: click.Context) -> list[tuple[str, str]]:
 
         listed = from_config(evolve(session.config, sources=())).show()
     except StatePoolError:
-        return []  # there is no place to say it: the command itself will
+        return []  # it cannot be shown here: the command itself will report it
     return [(item.manifest.object, item.manifest.state) for item in listed]

@@ -1,4 +1,4 @@
-"""Tables on a terminal. It imports rich: only who really draws one imports this module."""
+"""Tables on a terminal. This module imports rich, so it is imported only when a table is drawn."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from rich.table import Table
 from rich.text import Text
 
 _GAP = 2
-"""Columns of the terminal between those of a table."""
+"""Columns of the terminal between the columns of a table."""
 
 _SHORT = 20
-"""Columns of the terminal that a cell may have and stays in one piece, such as a time or a size."""
+"""
+The widest cell that is never broken, in columns of the terminal: for example a time or a size.
+"""
 
 _LONGEST_WORD = 80
-"""Columns of the terminal beyond which a word is broken all the same: some path."""
+"""The widest word that is not broken, in columns of the terminal. A path can be longer."""
 
 
 def draw_table(
     titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str], heading: bool
 ) -> None:
     """
-    Draw a table on standard output. No word is broken, since names are there to be copied: where a
-    terminal is too narrow for them, its lines are.
+    Draw a table on standard output. Words are not broken, since users copy names: if the terminal
+    is too narrow, whole lines are wrapped instead.
 
     :param right: titles of the columns that are aligned to the right
     :param heading: whether to show the titles
@@ -42,20 +44,20 @@ def draw_table(
             Text(title), justify="right" if title in right else "left", overflow="fold", width=width
         )
     for row in rows:
-        table.add_row(*map(Text, row))  # as Text, since a path may look like markup
+        table.add_row(*map(Text, row))  # as Text, since rich could take a path for markup
     console.width = max(console.width, sum(widths) + _GAP * len(widths))
     console.print(table)
 
 
 def _pieces(cell: str) -> Sequence[str]:
-    """:returns: what of a cell stays on one line"""
+    """:returns: the parts of a cell that each stay on one line"""
     return cell.split() if cell_len(cell) > _SHORT else (cell,)
 
 
 def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
     """
-    :returns: as much for each column as its longest word needs, and what is left of the room for
-        whole lines of those that lack least of them
+    :returns: the width of each column: as much as its longest word needs; what is left goes to
+        columns that need least to show whole lines
     """
     widths = [
         min(max(cell_len(piece) for cell in cells for piece in _pieces(cell)), _LONGEST_WORD)

@@ -24,13 +24,13 @@ from statepool.model.outcomes import Presence
 from statepool.transports.reading import hash_part
 
 PLACE = "{image}"
-"""Stands for the path of the working image in the words of a command."""
+"""The placeholder for the path of the working image in the words of a command."""
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
     from statepool.ensure import can_wait
 
-    if not can_wait(value):  # no range of click's: nothing is above or below what is not a number
+    if not can_wait(value):  # not a range of click: NaN is neither above nor below any limit
         raise click.BadParameter(
             f"{value:g} is not a time that one can wait for", context, parameter
         )
@@ -117,8 +117,7 @@ def command(
 
 def fingerprint(words: Sequence[str]) -> str:
     """
-    :returns: what tells a command from others: its words, and the content of the files that they
-        name
+    :returns: what identifies a command: its words, and the content of the files that they name
     :raises UsageError: a word names a pipe
     """
     return " ".join(_meaning(word) for word in words)
@@ -128,13 +127,14 @@ def _meaning(word: str) -> str:
     try:
         found = os.stat(word)
         if stat.S_ISREG(found.st_mode):
-            # it may be an installation medium, and larger than our memory
+            # the file may be an installation medium, and larger than the memory
             with open(word, "rb", buffering=0) as file:
                 return str(hash_part(file.fileno(), 0, found.st_size, "blake3"))
     except OSError:
-        # a whole script is too long for a name; and of what cannot be read there is only the name
+        # A whole script is too long for a file name; and of a file that cannot be read, only the
+        # name is known.
         return repr(word)
-    # such as <(...) of a shell, whose name says nothing of what comes out of it, and that only once
+    # such as <(...) of a shell: its name does not identify its content, which can be read only once
     if stat.S_ISFIFO(found.st_mode):
         raise UsageError(
             f"{word} is a pipe, and what comes out of it cannot be part of the key",
@@ -173,8 +173,8 @@ class Run:
 
     def _code(self, words: list[str]) -> int | None:
         """
-        :returns: the exit code; None if it did not end in time. Nothing that it has started is
-            left.
+        :returns: the exit code; None if it did not end in time. No process that it has started is
+            left running.
         """
         from statepool.machine.guard import guarded, watched
 
@@ -183,8 +183,8 @@ class Run:
                 f"cannot run {words[0]}: there is no such program, or it may not be run"
             )
         try:
-            # A session of its own: what it has started can be ended with it. What it prints is not
-            # our answer.
+            # The command gets its own session, so that its child processes can be ended with it.
+            # Its output is not the answer of this program.
             process = subprocess.Popen(
                 guarded(words), stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
             )
@@ -194,9 +194,9 @@ class Run:
             with watched(process.pid):
                 ended = _has_ended(process.pid, self.timeout)
         finally:
-            # Its id is that of the group, and nobody else can get it before the process has been
-            # asked how it ended.
-            # what runs as somebody else, as by sudo, is waited for
+            # Its id is that of the group, and no other process can get this id before the exit
+            # status is collected. processes of another account, as by sudo, cannot be killed: wait
+            # for them
             with contextlib.suppress(PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
@@ -204,7 +204,7 @@ class Run:
 
 
 def _has_ended(pid: int, seconds: float) -> bool:
-    """:returns: whether a child ends within this time; its exit code can still be asked for"""
+    """:returns: whether a child ends within this time; its exit code is not collected"""
     descriptor = os.pidfd_open(pid)
     try:
         return bool(select.select([descriptor], [], [], seconds)[0])

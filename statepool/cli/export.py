@@ -87,7 +87,9 @@ def _standard_output() -> IO[bytes]:
 
 @contextlib.contextmanager
 def _until_reader_leaves(place: str) -> Iterator[None]:
-    """Who reads standard output may have enough of it, and has said why."""
+    """
+    End quietly if the reader of standard output closes it: that program has reported its reason.
+    """
     try:
         yield
     except TransportError as error:

@@ -1,9 +1,9 @@
 """
-What commands answer, as JSON.
+The answers of commands as JSON.
 
-``docs/json.rst`` describes the forms field by field. A field is always there, with null, ``[]`` or
-``{}`` where it has no value: so a form is made of the fields of a value, whatever they are, and
-only what differs from that is written down here.
+``docs/json.rst`` describes the forms field by field. A field is always present, with null, ``[]``
+or ``{}`` if it has no value. So a form is made from all fields of a value, and only exceptions are
+written down here.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from statepool.policy import Outcome
 
 
 def form(value: object) -> Any:
-    """:returns: the JSON form of a value, of what it holds, and so on"""
+    """:returns: the JSON form of a value, recursively"""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        return str(value)  # of an enumeration, its value
+        return str(value)  # the value of an enumeration
     if isinstance(value, Digest | Location | Path):
         return str(value)
     if isinstance(value, Mapping):
@@ -45,7 +45,7 @@ def _fields(value: Any) -> dict[str, Any]:
             "managed": value.managed,
             "problem": value.problem,
         }
-    # up to a thousand extents would drown all else; their sum is given instead
+    # Up to a thousand extents would hide everything else; their sum is given instead.
     left_out = {"extents"} if isinstance(value, Manifest) else set()
     return {
         field.name: form(getattr(value, field.name))

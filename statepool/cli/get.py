@@ -15,7 +15,7 @@ VERIFIED = {
     Verified.REHASHED: "every byte was checked once more",
     Verified.UNMANAGED: "nothing is known to check it against",
 }
-"""What stands behind the bytes of a state, for people."""
+"""How the bytes of a state were verified, in the text output."""
 
 
 @click.command("get", cls=Command)
@@ -72,7 +72,7 @@ def command(
 
 
 def tell(session: Session, got: GetResult, dry_run: bool) -> None:
-    """Say what became of a state that was got."""
+    """Print the result of getting a state."""
     for text in got.warnings:
         warn(f"warning: {text}")
     session.say(_told(session, got, dry_run))

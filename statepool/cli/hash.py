@@ -33,7 +33,7 @@ def command(session: Session, file: str, algorithm: str) -> None:
     from statepool.cache.check_cached import hash_open
     from statepool.qcow2.files import translated
 
-    try:  # opening a FIFO would wait for its other end
+    try:  # opening a FIFO would block until its other end is opened
         opened = Descriptor(os.open, file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise NotFound(f"there is no file {file}", path=file) from error

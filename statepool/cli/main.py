@@ -1,5 +1,5 @@
 """
-The entry point: finds the command, and maps what goes wrong to one line and an exit code.
+The entry point: finds the command, and maps errors to one line and an exit code.
 
 A command is imported when it is run, not before: the help lists them all from the table below.
 """
@@ -53,8 +53,8 @@ COMMANDS = {
 
 def module_of(command: str) -> str:
     """
-    :returns: the name of the module that holds a command: its own, or with an underscore where that
-        is a word of Python
+    :returns: the name of the module that holds a command: its own, or with an underscore if that is
+        a keyword of Python
     """
     return f"statepool.cli.{command}" + ("_" if keyword.iskeyword(command) else "")
 
@@ -103,7 +103,7 @@ class Root(Helpful, click.Group):
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Without any argument, show the help, as a usage error."""
+        """Parse the arguments; without any, show the help as a usage error."""
         if not args and not ctx.resilient_parsing:
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
@@ -116,8 +116,8 @@ class Root(Helpful, click.Group):
         try:
             return super().invoke(ctx)
         except (EOFError, KeyboardInterrupt) as error:
-            # click would first say an empty line, on whatever standard error is, and then raise
-            # just this.
+            # click would first print an empty line on standard error, and then raise the same
+            # exception.
             raise click.Abort from error
 
     def main(
@@ -136,8 +136,8 @@ class Root(Helpful, click.Group):
         """
         words = list(sys.argv[1:] if args is None else args)
         session = extra.setdefault("obj", Session())
-        # The name is fixed: after "python -m statepool", too, completion and help speak of the
-        # command.
+        # The name is fixed, so that completion and help name the command also after "python -m
+        # statepool".
         run = super().main
         options = {
             "complete_var": complete_var,
@@ -163,13 +163,13 @@ class Root(Helpful, click.Group):
             error = caught
         except click.exceptions.Abort as caught:
             error = caught.__cause__ or caught  # click wraps an interruption
-        # the last one to see a fault of ours, which it shows in one line
+        # the last handler of a bug, which it reports in one line
         except Exception as caught:  # noqa: BLE001
             error = caught
         finally:
             session.close()
-        # Where the options themselves are wrong, they may not have been read that far. What comes
-        # after "--" is another program's.
+        # If the options themselves are wrong, click may not have read --json. Words after "--"
+        # belong to another program.
         ours = words[: words.index("--")] if "--" in words else words
         return report(
             error,

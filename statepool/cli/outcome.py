@@ -1,4 +1,4 @@
-"""What a policy has done, for people and as JSON."""
+"""The result of a policy, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from statepool.policy import Done, ItemOutcome, Outcome
 
 def report_outcome(session: Session, outcome: Outcome, dry_run: bool) -> int:
     """
-    Say what became of each object.
+    Print the result for each object.
 
     :returns: the exit code
     """

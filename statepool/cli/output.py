@@ -1,8 +1,8 @@
 """
-Text for people on standard output.
+Text on standard output.
 
-Names are validated, but paths and messages of other programs may hold anything: whatever is not
-printable is escaped before it reaches a terminal.
+Names are validated, but paths and messages of other programs may contain anything: unprintable
+characters are escaped before they reach a terminal.
 """
 
 from __future__ import annotations
@@ -20,18 +20,15 @@ from statepool.errors import StatePoolError
 
 BROKEN_PIPE = 141
 """
-Exit code when the reader of our output is gone: that of a shell for a program that SIGPIPE ended
-(128 + 13).
+Exit code if the reader of our output has closed it: the one that a shell reports for a program
+ended by SIGPIPE (128 + 13).
 """
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def safe(text: str) -> str:
-    """
-    :returns: ``text`` on one line, with everything that is not printable escaped as in a Python
-        literal
-    """
+    """:returns: ``text`` on one line, with unprintable characters escaped as in a Python literal"""
     if text.isprintable():
         return text
     return "".join(
@@ -43,7 +40,7 @@ def safe(text: str) -> str:
 def size(count: float) -> str:
     """
     :param count: in bytes
-    :returns: with a binary unit and three significant digits, such as ``64.0 MiB``
+    :returns: the size with a binary unit and three significant digits, such as ``64.0 MiB``
     """
     if count < 1024:
         return f"{count:.0f} B"
@@ -74,8 +71,8 @@ def emit(text: str) -> None:
     with _writing():
         sys.stdout.flush()
         stream = sys.stdout.buffer
-        # In a loop, since with PYTHONUNBUFFERED this is the file itself, which may take a part and
-        # say no more than that.
+        # Write in a loop: with PYTHONUNBUFFERED this is the raw file, which may write only a part
+        # and return its length.
         while rest:
             taken = stream.write(rest)
             if taken is None:
@@ -145,8 +142,8 @@ def _writing() -> Iterator[None]:
 
 def _abandon_output() -> None:
     """
-    What is still buffered would otherwise fail once more, with a message from the interpreter, when
-    it ends.
+    Discard what is still buffered. Otherwise the interpreter would fail to write it at its end, and
+    print a message.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())

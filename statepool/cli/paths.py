@@ -13,18 +13,19 @@ if TYPE_CHECKING:
 def files(
     _ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """:returns: what tells the shell to look for files by itself"""
+    """:returns: an item that tells the shell to complete files by itself"""
     return _by_shell(incomplete, "file")
 
 
 def directories(
     _ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """:returns: what tells the shell to look for directories by itself"""
+    """:returns: an item that tells the shell to complete directories by itself"""
     return _by_shell(incomplete, "dir")
 
 
 def _by_shell(incomplete: str, kind: str) -> list[CompletionItem]:
-    from click.shell_completion import CompletionItem  # commands that are run need none of it
+    # imported here, since only completion needs it
+    from click.shell_completion import CompletionItem
 
     return [CompletionItem(incomplete, type=kind)]

@@ -75,4 +75,4 @@ def _working(pool: StatePool, object: str, state: str, to: str) -> Mapping[str, 
     try:
         return {image: Path(to) / f"{image}.qcow2" for image in pool.machine(object).images(state)}
     except NotFound:
-        return {}  # the mode says what to do then
+        return {}  # the mode says what to do in this case

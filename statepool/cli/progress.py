@@ -1,4 +1,4 @@
-"""A progress bar on a terminal for whatever takes longer than a second."""
+"""A progress bar on a terminal for transfers that take longer than a second."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DELAY = 1.0
 
 def choose_progress(*, quiet: bool) -> Progress:
     """
-    :returns: one that draws on standard error if that is a terminal and nobody asked for silence
+    :returns: a progress that draws on standard error if that is a terminal and ``quiet`` is not set
     """
     if quiet or sys.stderr is None or not sys.stderr.isatty():
         return SILENT
@@ -27,7 +27,7 @@ def choose_progress(*, quiet: bool) -> Progress:
 
 
 class _Transfer:
-    """One that is under way."""
+    """A transfer that is under way."""
 
     def __init__(self, what: str, total: int) -> None:
         self.what = what
@@ -38,7 +38,8 @@ class _Transfer:
 
 class TerminalProgress:
     """
-    Draws bars, from :data:`DELAY` after the first transfer began until :meth:`close`.
+    A progress that draws bars, from :data:`DELAY` after the first transfer began until
+    :meth:`close`.
 
     Transfers may be nested: bytes count for the one that began last. Calls may come from any
     thread.
@@ -53,20 +54,20 @@ class TerminalProgress:
         self._closed = False
 
     def begin(self, what: str, total: int) -> None:
-        """A transfer of ``total`` bytes begins."""
+        """Begin a transfer of ``total`` bytes."""
         with self._lock:
             transfer = _Transfer(what, total)
             self._transfers.append(transfer)
             if self._timer is None and not self._closed:
-                # A timer, since a transfer may stand still from its first byte on, and that is what
-                # people want to see.
+                # A timer, since a transfer may stall from its first byte on, and the user needs to
+                # see that.
                 self._timer = threading.Timer(self._delay, self._show)
                 self._timer.daemon = True
                 self._timer.start()
             self._draw(transfer)
 
     def advance(self, count: int) -> None:
-        """``count`` more bytes are done."""
+        """Advance the transfer by ``count`` bytes."""
         with self._lock:
             if not self._transfers:
                 return
@@ -76,7 +77,7 @@ class TerminalProgress:
                 self._bars.advance(transfer.bar, count)
 
     def end(self) -> None:
-        """The transfer that began last has ended."""
+        """End the transfer that began last."""
         with self._lock:
             if not self._transfers:
                 return
@@ -85,7 +86,7 @@ class TerminalProgress:
                 self._bars.remove(transfer.bar)
 
     def close(self) -> None:
-        """Give the terminal back. Nothing is drawn any more."""
+        """Release the terminal. Nothing is drawn any more."""
         with self._lock:
             self._closed = True
             if self._timer is not None:
@@ -95,7 +96,8 @@ class TerminalProgress:
             bars.stop()
 
     def _show(self) -> None:
-        # outside the lock: the import takes a tenth of a second, for which no transfer should wait
+        # Outside the lock: the import takes a tenth of a second, and no transfer should wait for
+        # it.
         from statepool.cli.bars import Bars
 
         with self._lock:

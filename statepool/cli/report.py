@@ -1,4 +1,4 @@
-"""Errors, as one line for people or as one line of JSON, always on standard error."""
+"""Errors, as one line of text or one line of JSON, always on standard error."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from statepool.cli.output import safe
 from statepool.errors import StatePoolError
 
 INTERRUPTED = 130
-"""Exit code after an interruption by the user: that of a shell (128 + SIGINT)."""
+"""Exit code after an interruption by the user, as in a shell (128 + SIGINT)."""
 
 
 def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
     """
-    Say what went wrong.
+    Report an error.
 
-    :param verbose: say also what caused it; for a fault of ours, show the traceback
+    :param verbose: report also its causes; for a bug of this program, show the traceback
     :returns: the exit code
     """
     facts = _facts(error)
@@ -46,7 +46,7 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
             end="",
         )
     if isinstance(error, KeyboardInterrupt) and sys.stderr is not None and sys.stderr.isatty():
-        _say("")  # the terminal shows ^C where it was
+        _say("")  # the terminal shows ^C on the current line
     hint = f" ({facts['hint']})" if facts["hint"] else ""
     _say(safe(f"statepool: {facts['message']}{hint}"))
     if verbose and not internal:
@@ -56,13 +56,13 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
 
 
 def warn(text: str) -> None:
-    """Say one line on standard error."""
+    """Print one line on standard error."""
     _say(safe(f"statepool: {text}"))
 
 
 @contextlib.contextmanager
 def warnings_shown() -> Iterator[None]:
-    """Say on standard error what the library logs as a warning, while a ``with`` block lasts."""
+    """Print warnings of the library on standard error, for the duration of a ``with`` block."""
     handler, logger = _Shown(logging.WARNING), logging.getLogger("statepool")
     logger.addHandler(handler)
     try:
@@ -77,7 +77,8 @@ class _Shown(logging.Handler):
 
 
 def _say(text: str, *, end: str = "\n") -> None:
-    # Where standard error is gone, there is nobody left to tell, and the exit code still says it.
+    # If standard error is closed, no message can be shown, and the exit code still reports the
+    # error.
     with contextlib.suppress(OSError):
         click.echo(text.encode("utf-8", "backslashreplace").decode() + end, err=True, nl=False)
 
@@ -134,7 +135,7 @@ def _message(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """What ``error`` was raised from, nearest first."""
+    """Yield the errors from which ``error`` was raised, nearest first."""
     seen = {id(error)}
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     while cause is not None and id(cause) not in seen:

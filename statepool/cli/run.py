@@ -120,7 +120,7 @@ def command(
 
 
 class _Run:
-    """One machine that a person looks at."""
+    """One machine that the user looks at."""
 
     def __init__(self, session: Session, object: str, state: str, *, force: bool) -> None:
         self._session = session
@@ -132,7 +132,7 @@ class _Run:
 
     def run(self, config: MachineConfig, new: str | None) -> int:
         """
-        Make working images, run a machine on them, and keep or throw away what became of them.
+        Make working images, run a machine on them, and keep or discard the result.
 
         :returns: the exit code
         """
@@ -153,8 +153,8 @@ class _Run:
 
     def _is_taken(self, new: str) -> bool:
         """
-        Whether a name is taken in a pool that can be asked: better told now than when the machine
-        has stopped.
+        Return whether a name is taken in a pool that can be asked. It is better to report this now
+        than when the machine has stopped.
         """
         try:
             return self._handle.check(new)
@@ -198,26 +198,29 @@ class _Run:
 
 @contextlib.contextmanager
 def _terminal_as_it_was() -> Iterator[None]:
-    """QEMU sets a terminal up for itself, and cannot set it back where it is killed."""
+    """
+    Restore the terminal at the end: QEMU changes its settings, and cannot restore them if it is
+    killed.
+    """
     try:
         before = termios.tcgetattr(0)
     except termios.error:
-        yield  # there is none
+        yield  # there is no terminal
         return
     blocking = os.get_blocking(0)
     try:
         yield
     finally:
         if not _is_in_the_background():
-            with contextlib.suppress(termios.error, OSError):  # it was hung up
+            with contextlib.suppress(termios.error, OSError):  # the terminal was closed
                 termios.tcsetattr(0, termios.TCSANOW, before)
                 os.set_blocking(0, blocking)
 
 
 def _is_in_the_background() -> bool:
     """
-    :returns: whether our terminal is another program's just now, so that we would be stopped if we
-        set it up
+    :returns: whether this process is in the background of its terminal, so that it would be stopped
+        if it changed the terminal's settings
     """
     try:
         return os.tcgetpgrp(0) != os.getpgrp()

@@ -1,4 +1,4 @@
-"""``statepool serve``, and what both commands of the service share."""
+"""``statepool serve``, and the common part of both commands of the service."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _NEEDED = ("cheroot", "flask", "peewee", "prometheus_client")
 
 def settings_of(session: Session, **given: Any) -> ServeSettings:
     """
-    Read the settings of the service: a configuration of Cartd is read as it is.
+    Read the settings of the service: a configuration of Cartd can be used unchanged.
 
-    :param given: options, which override what files say; None stands for one that was not given
-    :raises UsageError: what the service needs is not installed
+    :param given: options, which override the files; None means not given
+    :raises UsageError: a package that the service needs is not installed
     :raises ConfigError: a setting cannot be used
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
@@ -43,7 +43,7 @@ def settings_of(session: Session, **given: Any) -> ServeSettings:
         if ignored:
             warn(f"{session.config_file}: without meaning here: {', '.join(ignored)}")
         layers.append((session.config_file, table))
-        session.config_file = None  # the pools are configured where they always are
+        session.config_file = None  # the pools are configured in the usual files
     layers += session.config.serve
     try:
         return settings.from_layers([*layers, ("", overrides)])

@@ -1,4 +1,4 @@
-"""What all commands share: the global options, and the state pool that they lead to."""
+"""The common part of all commands: the global options, and the state pool that they select."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from statepool.model.location import Location
 
 _SPELLED = {"cache": "the command line: --cache", "sources": "the command line: --source"}
-"""What messages about the settings call the options."""
+"""The names of the options in messages about the settings."""
 
 
 _COMMANDS = re.compile(
@@ -28,13 +28,13 @@ _COMMANDS = re.compile(
     r"((?:adopt|check|doctor|ensure|export|gc|get|import|log|run|set|show|sources|sync|tree|unset|verify)\b)"
 )
 """
-A command of ours in a text, with its own options, and of those the ones to which the global options
+A command of this program in a text, with its own options; only commands to which the global options
 matter.
 """
 
 
 class Session:
-    """One run of the command line: what its global options say."""
+    """One run of the command line, with its global options."""
 
     def __init__(self) -> None:
         self.json = False
@@ -63,8 +63,8 @@ class Session:
     def handle(self, object: str) -> ImageHandle | MachineHandle:
         """
         :param object: ``machine/image`` or ``machine``
-        :returns: what it can be asked by
-        :raises InvalidName: it is neither
+        :returns: the handle of the object
+        :raises InvalidName: it is no such name
         """
         from statepool.model.objects import Machine, parse_object
 
@@ -89,8 +89,7 @@ class Session:
 
     def located(self, text: str) -> Location:
         """
-        :returns: the location of a configured source of this name, or else the one that the text
-            itself is
+        :returns: the location of the configured source of this name, or else the text as a location
         """
         from statepool.model.location import Location
 
@@ -99,14 +98,16 @@ class Session:
         ) or Location.parse(text)
 
     def progress(self) -> Progress:
-        """:returns: what draws how far a command is, until it says something"""
+        """
+        :returns: the progress display of the command, which ends when the command prints something
+        """
         from statepool.cli.progress import choose_progress
 
         self._progress = choose_progress(quiet=self.quiet)
         return self._progress
 
     def close(self) -> None:
-        """Give the terminal back, if something was drawn there."""
+        """Release the terminal, if something was drawn there."""
         close = getattr(self._progress, "close", None)
         if close is not None:
             close()
@@ -114,38 +115,36 @@ class Session:
     # -- what commands say -------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
-        """Say one line to a person, who may be told less with ``-q``."""
+        """Print one line for the user; suppressed by ``-q``."""
         if not self.quiet:
             self.close()
             output.emit(output.safe(text))
 
     def answer(self, text: str) -> None:
-        """Say what was asked for; lines are already safe."""
+        """Print the answer; its lines are already escaped."""
         self.close()
         output.emit(text)
 
     def answer_json(self, form: Mapping[str, Any]) -> None:
-        """Say it as JSON: one object, as ``docs/json.rst`` describes it."""
+        """Print the answer as JSON: one object, as ``docs/json.rst`` describes it."""
         self.close()
         output.emit(json.dumps(form, indent=2))
 
     def answer_table(
         self, titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
     ) -> None:
-        """Say it as a table, without titles with ``-q``."""
+        """Print the answer as a table, without titles with ``-q``."""
         self.close()
         output.emit_table(titles, rows, right=right, heading=not self.quiet)
 
     def spelled(self, *words: str) -> str:
-        """
-        :returns: a command of ours that does something with the same pools, to be typed as it is
-        """
+        """:returns: a command line of this program for the same pools, ready to be typed"""
         return self.completed(shlex.join(["statepool", *words]))
 
     def completed(self, text: str) -> str:
         """
-        :param text: what to do; the library knows no options of a command line
-        :returns: the same, where each command of ours does something with the same pools
+        :param text: a hint of the library, which does not know the options of the command line
+        :returns: the hint, in which each command of this program uses the same pools
         """
         given = [
             ("--config", self.config_file),
@@ -165,8 +164,8 @@ class Session:
 
     def place(self, location: str) -> str:
         """
-        :returns: how people call the pool at this location: ``cache``, the name of a source, or a
-            path
+        :returns: the user's name for the pool at this location: ``cache``, the name of a source, or
+            a path
         """
         from statepool.config import CACHE_NAME
         from statepool.model.location import Location
@@ -181,8 +180,8 @@ class Session:
 
 def written(location: str) -> str:
     """
-    :returns: how people write the location: a pool of this host by its path, as the file system has
-        it; whatever is no location stays as it is
+    :returns: the location as users write it: a pool of this host by its path, as the file system
+        has it; a text that is no location stays as it is
     """
     from statepool.model.location import Location
 
@@ -193,13 +192,12 @@ def _keep(
     change: Callable[[Session, Any], None],
 ) -> Callable[[click.Context, click.Parameter, Any], None]:
     """
-    An option's callback that notes a value in the session; nothing is noted where the option is not
-    given.
+    Make the callback of an option that stores a value in the session; nothing is stored if the
+    option is not given.
     """
 
     def callback(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-        # as a variable of a shell that is not set leaves it: what would be used instead is not what
-        # was meant
+        # empty, as from an unset shell variable: the default would not be what the user meant
         if value == "":
             raise click.BadParameter("it is empty", context, parameter)
         if value:
@@ -217,7 +215,7 @@ def _set(name: str) -> Callable[[Session, Any], None]:
 
 def global_options(*, below_command: bool) -> list[click.Parameter]:
     """
-    The options that are accepted both before and after the command.
+    Return the options that are accepted both before and after the command.
 
     :param below_command: for a command's own list, which shows only ``--json``
     """
@@ -228,7 +226,8 @@ def global_options(*, below_command: bool) -> list[click.Parameter]:
         hidden: bool = below_command,
         **rest: Any,
     ) -> click.Option:
-        name = "global_" + names[-1].removeprefix("--")  # not to be mistaken for one of a command
+        # not to be confused with a command's own option
+        name = "global_" + names[-1].removeprefix("--")
         return click.Option(
             [*names, name], callback=_keep(change), expose_value=False, hidden=hidden, **rest
         )
@@ -276,8 +275,8 @@ def global_options(*, below_command: bool) -> list[click.Parameter]:
 
 class Helpful(click.Command):
     """
-    What writes its help as all else is written: click would take any failure for a fault of ours,
-    or for one without a name.
+    A command that writes its help by the functions of this package. With click's own output, a
+    failure would count as a bug, or as an error without a name.
     """
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
@@ -289,13 +288,14 @@ class Helpful(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """
-        :raises click.UsageError: the words cannot be understood; its context says whose they are
+        :raises click.UsageError: the words cannot be understood; the context of the error names the
+            command
         """
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            # click leaves it out where an option lacks its value, and whoever is told would be sent
-            # to another help.
+            # click leaves out the context if an option lacks its value; the message would then
+            # refer to the wrong help.
             error.ctx = error.ctx or ctx
             raise
 
@@ -307,7 +307,7 @@ def _show_help(context: click.Context, _parameter: click.Parameter, value: bool)
 
 
 class Command(Helpful):
-    """A command that takes the global options, too."""
+    """A command that also accepts the global options."""
 
     def __init__(self, *arguments: Any, **rest: Any) -> None:
         rest.setdefault(

@@ -148,7 +148,7 @@ def store(
     :param sources: as the user names them: FILE for an image, IMAGE=FILE or a directory for a
         machine
     :param how: the other arguments of a handle's set
-    :raises click.UsageError: they do not fit the object
+    :raises click.UsageError: the sources do not fit the object
     """
     handle = session.handle(object)
     if isinstance(handle, MachineHandle):
@@ -168,7 +168,7 @@ def _store_running(
     compress: bool,
     agent: str | None,
 ) -> SetResult:
-    """As :func:`store`, while a machine runs."""
+    """Set a state while a machine runs; otherwise as :func:`store`."""
     parsed = parse_object(object)
     machine = session.pool().machine(parsed.machine)
     if isinstance(parsed, Machine):
@@ -208,7 +208,7 @@ def of_images(sources: Sequence[str]) -> dict[str, str]:
 
 def answer(session: Session, stored: SetResult, *, dry_run: bool = False) -> int:
     """
-    Say what became of a state that was set, as the whole answer of a command.
+    Print the result of setting a state, as the whole answer of a command.
 
     :returns: the exit code
     """
@@ -222,7 +222,7 @@ def answer(session: Session, stored: SetResult, *, dry_run: bool = False) -> int
 
 
 def tell(session: Session, stored: SetResult, dry_run: bool) -> None:
-    """Say what became of a state that was set."""
+    """Print the result of setting a state."""
     for text in stored.warnings:
         warn(f"warning: {text}")
     for at in stored.pools:
@@ -231,7 +231,7 @@ def tell(session: Session, stored: SetResult, dry_run: bool) -> None:
             warn(f"{stored.object} {stored.state} is not in {place}: {at.error}")
         else:
             session.say(f"{stored.object} {stored.state}: {_told(at, dry_run)} {place}")
-    # of a source that failed it is said already
+    # failed sources were reported already
     if not dry_run and not session.quiet and len(stored.pools) == 1:
         warn(f"no source has {stored.object} {stored.state}: what is in the cache is the only copy")
 

@@ -48,8 +48,8 @@ def command(session: Session, object: str | None, scope: str | None) -> None:
 
 def _with_ram(listed: Sequence[Listed]) -> Iterator[tuple[Listed, int]]:
     """
-    :returns: the states, each with its size: the RAM of a machine's state is part of that, and no
-        state of its own for people
+    :returns: the states, each with its size. The RAM of a machine's state counts for that state,
+        and is not listed as a separate state.
     """
 
     def part_of(item: Listed) -> tuple[str, str, tuple[str, ...]]:
@@ -70,9 +70,9 @@ def require_any(
     session: Session, object: str | None, listed: Listing, *, scope: str | None = None
 ) -> None:
     """
-    Look whether an object that a person has named is known at all, since its name may be mistyped.
+    Check that an object that the user has named is known at all, since its name may be mistyped.
 
-    Where a pool could not be asked, nobody knows: its warning is the answer then.
+    If a pool could not be asked, this is unknown: its warning is the answer then.
 
     :param listed: its states
     :param scope: of the pools that were asked; all if not given
@@ -92,7 +92,7 @@ def require_any(
 
 
 def _place(item: Listed) -> tuple[str, str, float, str]:
-    """What was built under one name stands together, the newest key first."""
+    """Return a sort key that groups the states built under one name, the newest key first."""
     built = parse_name(item.manifest.state)
     state, age = (
         (built[0], -item.manifest.created)
@@ -116,7 +116,7 @@ def _row(session: Session, item: Listed, size: int) -> tuple[str, ...]:
 
 
 def note(item: Listed) -> str:
-    """:returns: what a person should know of a state, beside what it is"""
+    """:returns: what the user should know of a state in addition"""
     words = [] if item.managed else ["unmanaged"]
     if LABEL_KEY in item.manifest.labels:
         words.append(f"a key of {item.manifest.labels.get(LABEL_STATE)}")

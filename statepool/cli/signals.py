@@ -1,4 +1,4 @@
-"""Signals that end a command which has something to put in order first."""
+"""Signals that end a command which has to clean up first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 class Ended(BaseException):
     """
-    A signal is to end us. As of an interruption by the user, nobody on the way keeps it.
+    An exception for a signal that ends this process. Like an interruption by the user, it is not
+    caught on the way.
 
     :param number: of the signal
     """
@@ -24,7 +25,7 @@ class Ended(BaseException):
         self.number = number
 
     def follow(self) -> None:
-        """End by the signal, as who waits for us expects it."""
+        """End this process by the signal, as its parent process expects."""
         signal.signal(self.number, signal.SIG_DFL)
         os.kill(os.getpid(), self.number)
 
@@ -32,16 +33,16 @@ class Ended(BaseException):
 @contextlib.contextmanager
 def orderly() -> Iterator[None]:
     """
-    For as long as a ``with`` block lasts, SIGTERM and SIGHUP leave it before they end us. One that
-    is ignored, as by nohup, still is.
+    Make SIGTERM and SIGHUP raise inside a ``with`` block before they end this process. An ignored
+    signal, as by nohup, stays ignored.
 
-    :raises Ended: one came
+    :raises Ended: a signal came
     """
     ended = False
 
     def end(number: int, _frame: FrameType | None) -> None:
         nonlocal ended
-        if not ended:  # a second one does not cut short what the first has begun
+        if not ended:  # a second signal does not interrupt the cleanup of the first
             ended = True
             raise Ended(number)
 

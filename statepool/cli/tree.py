@@ -51,22 +51,21 @@ def command(session: Session, object: str | None, dot: bool) -> None:
 
 DRAWN = 64
 """
-Levels that are drawn at most: a line for each of a thousand states on each other would be a
-thousand levels long.
+The most levels that are drawn: in a chain of a thousand states, each line would contain up to a
+thousand levels.
 """
 
 
 @frozen
 class Node:
     """
-    A state in its place.
+    A state at its place in the tree.
 
     :param listed: the state
     :param depth: how many states of the listing are below it in its chain
-    :param parent: the state that backs it, or None where that is not listed; at depth 0, there is
-        one only in a chain that is a loop
-    :param last: for it and those it stands below, as far as they are drawn, whether each is the
-        last child of its parent
+    :param parent: the state that backs it, or None if that is not listed; at depth 0 it is set only
+        in a chain that is a loop
+    :param last: for the state and its drawn ancestors, whether each is the last child of its parent
     """
 
     listed: Listed
@@ -77,10 +76,10 @@ class Node:
 
 def arrange(listed: Sequence[Listed]) -> Iterator[Node]:
     """
-    Bring states into the order of a tree: each after its parent, objects and siblings by name.
+    Sort states in the order of a tree: each after its parent, objects and siblings by name.
 
-    What a listing says is not believed further than needed: a chain may be deep, lack its
-    beginning, or be a loop, which is cut somewhere.
+    A listing is not trusted: a chain may be deep, lack its beginning, or be a loop, which is cut
+    somewhere.
     """
     ordered = sorted(listed, key=lambda item: (item.manifest.id, str(item.manifest.digest)))
     exact = {
@@ -103,8 +102,8 @@ def arrange(listed: Sequence[Listed]) -> Iterator[Node]:
             parents[id(item)] = parent
             children.setdefault(id(parent), []).append(item)
     seen: set[int] = set()
-    # Those of a loop have no root: they are reached by the second list, which is sorted in behind
-    # the roots of their object.
+    # The states of a loop have no root: they are reached by the second list, which is sorted in
+    # after the roots of their object.
     for root in sorted([*roots, *ordered], key=lambda item: item.manifest.object):
         yield from _walk(root, children, parents, seen)
 
@@ -124,7 +123,7 @@ def _parent(
 def _walk(
     root: Listed, children: dict[int, list[Listed]], parents: dict[int, Listed], seen: set[int]
 ) -> Iterator[Node]:
-    """Without recursion: chains may be deeper than Python's stack."""
+    """Walk the tree without recursion: chains may be deeper than Python's stack."""
     stack = [Node(root, parent=parents.get(id(root)))]
     while stack:
         node = stack.pop()
@@ -215,5 +214,8 @@ def _dot(session: Session, nodes: Sequence[Node]) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    """For a quoted string of the DOT language, see https://graphviz.org/doc/info/lang.html."""
+    """
+    Escape a text for a quoted string of the DOT language; see
+    https://graphviz.org/doc/info/lang.html.
+    """
     return output.safe(text).replace("\\", "\\\\").replace('"', '\\"')

@@ -50,7 +50,7 @@ def command(
 
 
 def tell(session: Session, removed: Removed, state: str, dry_run: bool) -> None:
-    """Say what became of a state that was removed."""
+    """Print the result of removing a state."""
     for pool, states in removed.states.items():
         names = ", ".join(states) or "nothing"
         session.say(

@@ -1,7 +1,7 @@
 """
-What every backend must do.
+The contract of backends: the tests that every backend must pass.
 
-A test file for a new one says how its object is worked on, and what the backend can do::
+A test file for a new backend says how its object is worked on, and what the backend can do::
 
     from statepool.testing.backends import BackendContract, Bench
 
@@ -18,9 +18,9 @@ A test file for a new one says how its object is worked on, and what the backend
             pool = statepool.init(tmp_path / "pool") ...
             return MyBench(MyBackend(context), [tmp_path])
 
-States are told apart by one number, the *value* that a guest has written everywhere it can. What
-only some backends can do is said by the attributes of the class; tests of what one cannot do are
-not there.
+States are distinguished by one number, the *value* that a guest has written everywhere it can.
+Attributes of the class say which optional features a backend has; tests of missing features are
+absent.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ OVERWRITE = Options(overwrite=True)
 
 class Bench(ABC):
     """
-    Where one kind of object is worked on.
+    The workplace for one kind of object.
 
-    :param backend: what is tested; nothing has been stored with it yet
+    :param backend: the backend under test; nothing has been stored with it yet
     :param directories: all that it may change
     """
 
@@ -61,12 +61,12 @@ class Bench(ABC):
     def target(self) -> Target:
         """
         :returns: the object, always the same one, with new working images (or a new machine) that
-            stand on nothing and are empty
+            are empty and have no backing file
         """
 
     @abstractmethod
     def write(self, target: Target, value: int) -> None:
-        """Do what a guest would do that writes ``value`` (1 to 255) wherever it can."""
+        """Write ``value`` (1 to 255) wherever a guest can write, as a guest would."""
 
     @abstractmethod
     def read(self, target: Target, state: str) -> int:
@@ -74,34 +74,34 @@ class Bench(ABC):
 
     def offer(self, target: Target, state: str) -> None:
         """
-        Make ready what :meth:`StateBackend.set` takes, where that is not the target's working
-        image. ``state`` may be ``root``.
+        Prepare what :meth:`StateBackend.set` takes, if that is not the target's working image.
+        ``state`` may be ``root``.
         """
         return None
 
     def bare(self, target: Target) -> Target:
         """
-        :returns: all that is needed to list an object's states; working images are not, unless the
-            states are in them
+        :returns: the target with only what is needed to list an object's states; working images are
+            not needed, unless the states are in them
         """
         return evolve(target, working={})
 
     def photograph(self) -> dict[str, str]:
-        """:returns: all that the backend may change, as it is"""
+        """:returns: a snapshot of everything that the backend may change"""
         return photograph(*self.directories)
 
 
 class BackendContract(Contract):
-    """The tests. Derive from it and give it a fixture ``bench``."""
+    """The contract tests of backends. Derive from it and give it a fixture ``bench``."""
 
     chains = True
     """
-    Whether a state stands on the one that it was made from, which then cannot be removed or
+    Whether a state depends on the one that it was made from, which then cannot be removed or
     replaced.
     """
 
     comparable = True
-    """Whether the backend can tell that two things it is given are the same."""
+    """Whether the backend can tell that two contents it is given are the same."""
 
     makes_working = True
     """Whether a get makes the target's working image."""
@@ -111,7 +111,7 @@ class BackendContract(Contract):
 
     @pytest.fixture
     def bench(self) -> Bench:
-        """Where the object is worked on."""
+        """The workplace for the object."""
         raise NotImplementedError("derive from BackendContract and define the fixture `bench`")
 
     # -- one state ---------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ def put(
 
 def chain(bench: Bench) -> Target:
     """
-    :returns: a target with the states ``install`` and, standing on it, ``customize``, that has been
+    :returns: a target with the states ``install`` and, backed by it, ``customize``, which has been
         written to since
     """
     target = bench.target()
@@ -412,7 +412,7 @@ def chain(bench: Bench) -> Target:
 
 def names(bench: Bench, target: Target) -> list[str]:
     """
-    :returns: the names of the states that a backend shows of the target's object, besides the
+    :returns: the names of the states that a backend lists for the target's object, except for the
         object itself
     """
     return sorted(

@@ -1,4 +1,7 @@
-"""Tests for many: what holds only for some of them is not there for the others."""
+"""
+Base classes of contract tests: a test that applies only to some subclasses is absent from the
+others.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ _ONLY_IF = "_only_if"
 
 def only_if(*able: str) -> Callable[[_Test], _Test]:
     """
-    A test of a contract that is only for some.
+    Mark a test of a contract as applicable only to some subclasses.
 
-    :param able: the attributes of the test class that say for whom; all of them must be true
+    :param able: the attributes of the test class that decide; all of them must be true
     """
 
     def mark(test: _Test) -> _Test:
@@ -25,17 +28,14 @@ def only_if(*able: str) -> Callable[[_Test], _Test]:
 
 
 class Contract:
-    """
-    The base of test classes for others to derive from. Whoever derives takes over only those tests
-    that are meant for him.
-    """
+    """The base of contract test classes. A subclass inherits only the tests that apply to it."""
 
     def __init_subclass__(cls, **rest: Any) -> None:
         super().__init_subclass__(**rest)
         seen = set(vars(cls))
         for base in cls.__mro__[1:]:
             for name, test in list(vars(base).items()):
-                # overridden; or taken away there, and perhaps not meant to be here
+                # overridden there; or removed there, and perhaps not applicable here
                 if name in seen or test is None:
                     continue
                 seen.add(name)

@@ -1,5 +1,5 @@
 """
-A transport around another one, in which things go wrong when they are told to.
+A transport around another one, which injects faults.
 
 ::
 
@@ -9,8 +9,8 @@ A transport around another one, in which things go wrong when they are told to.
     rotten = Flip(matches=on("fetch"), offset=70_000)
     transport = FaultyTransport(LocalTransport(location), cut, rotten)
 
-A fault is a value: which calls it spoils, and how. Several work together, in their order. A new
-kind is a class with one or two of the methods of :class:`Fault`.
+A fault is a value. It says which calls it affects, and how. Several faults apply in their order. A
+new kind is a class with one or two of the methods of :class:`Fault`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Call:
     A call of a method of a transport.
 
     :param operation: the name of the method
-    :param path: what it is about: the directory, the file, or the *target* of a link or a rename
-    :param number: counts all calls of this transport, from one
+    :param path: the path concerned: the directory, the file, or the *target* of a link or a rename
+    :param number: the number among all calls of this transport, from one
     """
 
     operation: str
@@ -68,11 +68,11 @@ ALWAYS = on()
 @frozen(kw_only=True)
 class Fault:
     """
-    What goes wrong, and when. This one does nothing: the others derive from it.
+    A fault. This base class does nothing.
 
-    :param matches: which calls it may spoil
-    :param first: the first of those that it does spoil, counted from one
-    :param times: how many it spoils from then on, or None for all
+    :param matches: which calls it may affect
+    :param first: the first of those that it does affect, counted from one
+    :param times: how many it affects from then on, or None for all
     """
 
     matches: Callable[[Call], bool] = ALWAYS
@@ -80,27 +80,25 @@ class Fault:
     times: int | None = None
 
     def before(self, call: Call) -> None:
-        """Called before the call is made; what it raises comes out of the call."""
+        """Act before the call is made; an exception is raised by the call."""
         return None
 
     def answered(self, call: Call) -> None:
-        """
-        Called when the call has done its work; what it raises comes out of the call all the same.
-        """
+        """Act after the call has done its work; an exception is raised by the call all the same."""
         return None
 
     def advance(self, call: Call, count: int, done: int) -> None:
         """
-        Called while bytes move; what it raises ends the transfer as a broken connection would.
+        Act while bytes move; an exception ends the transfer as a broken connection would.
 
-        :param count: how many have moved since the last time
-        :param done: how many have moved in all calls that this fault spoils
+        :param count: how many have moved since the last call
+        :param done: how many have moved in all calls that this fault affects
         """
         return None
 
     def spoil(self, fd: int) -> None:
         """
-        Called with what was read or fetched, or with what is about to be stored or created.
+        Change what was read or fetched, or what is about to be stored or created.
 
         :param fd: an open file with all of it, to be changed in place
         """
@@ -110,7 +108,7 @@ class Fault:
 @frozen(kw_only=True)
 class Truncate(Fault):
     """
-    Only the first bytes arrive, and nobody says that there were more.
+    A fault: only the first bytes arrive, without an error.
 
     :param keep: how many
     """
@@ -126,10 +124,10 @@ class Truncate(Fault):
 @frozen(kw_only=True)
 class Flip(Fault):
     """
-    One byte arrives wrong. A file that does not reach so far is left as it is.
+    A fault: one byte arrives wrong. A shorter file is left as it is.
 
-    :param offset: where it is
-    :param mask: which of its bits are turned over
+    :param offset: its offset
+    :param mask: which of its bits are flipped
     """
 
     offset: int
@@ -152,10 +150,10 @@ def _broken(call: Call) -> BaseException:
 @frozen(kw_only=True)
 class Stop(Fault):
     """
-    The call fails.
+    A fault: the call fails.
 
-    :param after: once so many bytes have moved in the calls that are spoilt; None: before anything
-        is done
+    :param after: once this many bytes have moved in the affected calls; None: before anything is
+        done
     :param error: makes what is raised
     """
 
@@ -163,19 +161,21 @@ class Stop(Fault):
     error: Callable[[Call], BaseException] = _broken
 
     def before(self, call: Call) -> None:
-        """Fail at once, unless it is to be later."""
+        """Fail at once, unless ``after`` is set."""
         if self.after is None:
             raise self.error(call)
 
     def advance(self, call: Call, count: int, done: int) -> None:
-        """Fail now, if it is time."""
+        """Fail if enough bytes have moved."""
         if self.after is not None and done > self.after:
             raise self.error(call)
 
 
 @frozen(kw_only=True)
 class Lose(Fault):
-    """The server does the call, and the connection breaks before its answer arrives."""
+    """
+    A fault: the server executes the call, and the connection breaks before its answer arrives.
+    """
 
     def answered(self, call: Call) -> None:
         """Fail now."""
@@ -185,9 +185,9 @@ class Lose(Fault):
 @frozen(kw_only=True)
 class Slow(Fault):
     """
-    Bytes take their time.
+    A fault: the throughput is limited.
 
-    :param rate: how many there are in a second
+    :param rate: bytes per second
     :param sleep: waits for some seconds; tests give one that only counts them
     """
 
@@ -202,9 +202,9 @@ class Slow(Fault):
 @frozen(kw_only=True)
 class Full(Fault):
     """
-    There is no more room.
+    A fault: the far side is full.
 
-    :param after: bytes that still fit, in all calls that are spoilt
+    :param after: bytes that still fit, in all affected calls
     """
 
     after: int = 0
@@ -222,7 +222,7 @@ class Full(Fault):
 
 @define(eq=False)
 class _Counted:
-    """A fault, and what it has seen."""
+    """A fault, and its counts."""
 
     fault: Fault
     calls: int = 0
@@ -238,7 +238,7 @@ class _Counted:
 
 @frozen
 class _Struck:
-    """A call, and the faults that spoil it. It is the progress of its bytes."""
+    """A call, and the faults that affect it. It is the progress of its bytes."""
 
     call: Call
     faults: list[_Counted]
@@ -279,7 +279,7 @@ def _passed_on(operation: str, *, about: int = 0) -> Any:
     """
     :param operation: the name of a method of transports
     :param about: which of its arguments a fault is told of
-    :returns: that method, done by the inner transport unless a fault hinders it
+    :returns: that method, executed by the inner transport unless a fault prevents it
     """
 
     def method(transport: FaultyTransport, *arguments: Any) -> Any:
@@ -291,10 +291,11 @@ def _passed_on(operation: str, *, about: int = 0) -> Any:
 
 class FaultyTransport(Transport):
     """
-    A transport in which things go wrong. What :meth:`local_path` gives is beyond its reach.
+    A transport with injected faults. Access through the result of :meth:`local_path` is not
+    affected.
 
     :param inner: the transport that does the work
-    :param faults: what goes wrong
+    :param faults: the faults
     """
 
     def __init__(self, inner: Transport, *faults: Fault) -> None:
@@ -321,12 +322,10 @@ class FaultyTransport(Transport):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Those of the inner one."""
         return self.inner.capabilities
 
     @property
     def identity(self) -> str:
-        """That of the inner one."""
         return self.inner.identity
 
     scan = _passed_on("scan")
@@ -342,7 +341,7 @@ class FaultyTransport(Transport):
     hold = _passed_on("hold")
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """As the inner one; offsets of faults are those of the file."""
+        """Read a part of a file; offsets of faults are those of the file."""
         with self._call("read", path) as struck:
             if struck.spoils:
                 data = struck.spoilt(self.inner.read(path))[
@@ -354,13 +353,12 @@ class FaultyTransport(Transport):
             return data
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
-        """As the inner one."""
         with self._call("create", path) as struck:
             struck.advance(len(data))
             self.inner.create(path, struck.spoilt(data), flush=flush)
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
-        """As the inner one. The digest is that of what has arrived."""
+        """Fetch a file; the digest is that of the bytes that have arrived."""
         with self._call("fetch", path, transfer.progress) as struck:
             moved = self.inner.fetch(path, target, evolve(transfer, progress=struck))
             if not struck.spoils:
@@ -374,7 +372,7 @@ class FaultyTransport(Transport):
             )
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
-        """As the inner one. The digest is that of what has arrived at the other end."""
+        """Store a file; the digest is that of the bytes that have arrived at the other end."""
         with self._call("store", path, transfer.progress) as struck:
             if not struck.spoils:
                 return self.inner.store(source, path, evolve(transfer, progress=struck))
@@ -387,27 +385,22 @@ class FaultyTransport(Transport):
                 )
 
     def digest(self, path: str, transfer: Transfer) -> Digest:
-        """As the inner one."""
         with self._call("digest", path, transfer.progress) as struck:
             return self.inner.digest(path, evolve(transfer, progress=struck))
 
     def free_space(self) -> int | None:
-        """As the inner one."""
         with self._call("free_space", ""):
             return self.inner.free_space()
 
     def local_path(self, path: str) -> Path | None:
-        """As the inner one."""
         return self.inner.local_path(path)
 
     def beneath(self, path: str) -> Beneath | None:
-        """As the inner one."""
         return self.inner.beneath(path)
 
     def is_transient(self, error: BaseException) -> bool:
-        """As the inner one, or as the fault says."""
+        """Return what the inner transport says, or what the fault says."""
         return super().is_transient(error) or self.inner.is_transient(error)
 
     def close(self) -> None:
-        """As the inner one."""
         self.inner.close()

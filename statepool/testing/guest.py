@@ -1,9 +1,9 @@
 """
-A tiny real guest, for tests that want to see that time really went back: Debian's kernel for
-clouds, busybox, and a shell script.
+A tiny real guest, for tests that check that a guest was really reverted: Debian's cloud kernel,
+busybox, and a shell script.
 
-It boots within seconds without KVM, counts in its RAM, says each number on its serial line, and
-does there what it is told: write a marker to a disk, read one, freeze its file system.
+It boots within seconds without KVM, counts in its RAM, prints each number on its serial line, and
+executes commands from there: write a marker to a disk, read one, freeze its file system.
 ``tools/guest`` fetches the two packages; nothing is installed.
 """
 
@@ -34,14 +34,14 @@ MODULES = (
     "virtio_blk",
 )
 """
-What the kernel needs to see a disk, in the order in which it can be loaded; ext4 and the serial
-line are built in.
+The modules that the kernel needs to see a disk, in the order of loading; ext4 and the serial line
+are built in.
 """
 
 KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr random.trust_cpu=on tsc=unstable"
 )
-"""What the kernel is told."""
+"""The command line of the kernel."""
 
 _DIRECTORY = 0o040755
 _PROGRAM = 0o100755
@@ -110,10 +110,10 @@ done
 @frozen
 class Guest:
     """
-    What QEMU boots.
+    The kernel and the initramfs that QEMU boots.
 
     :param kernel: the kernel
-    :param initramfs: all that the guest has
+    :param initramfs: all files of the guest
     """
 
     kernel: Path
@@ -121,7 +121,9 @@ class Guest:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What QEMU is told to boot it, besides its disks, its RAM and its serial lines."""
+        """
+        Return the arguments of QEMU to boot it, without its disks, its RAM and its serial lines.
+        """
         return (
             "-kernel",
             str(self.kernel),
@@ -137,7 +139,7 @@ def make_guest(packages: Path, initramfs: Path) -> Guest:
     :param packages: where ``dpkg-deb -x`` put the contents of a kernel package and of
         busybox-static
     :param initramfs: the file to write
-    :raises NotFound: something is not there
+    :raises NotFound: a file is missing
     """
     kernel = _find(packages, "boot/vmlinuz-*")
     busybox = _find(packages, "bin/busybox", "usr/bin/busybox")
@@ -173,7 +175,7 @@ def _find(packages: Path, *patterns: str) -> Path:
 def archive(files: Iterable[tuple[str, int, bytes]]) -> bytes:
     """
     :param files: names, modes as in ``stat(2)``, and contents
-    :returns: an archive in the format that the kernel unpacks: cpio "newc"
+    :returns: an archive in the format of an initramfs: cpio "newc"
         (``Documentation/driver-api/early-userspace/buffer-format.rst`` of Linux)
     """
     return b"".join(
@@ -194,13 +196,13 @@ def _entry(inode: int, name: str, mode: int, data: bytes) -> Iterator[bytes]:
 
 
 class GuestError(StatePoolError):
-    """The guest did not say in time what was waited for."""
+    """An error: the guest did not print the awaited line in time."""
 
 
 class Console:
     """
-    The serial line of a guest. All that it says is read at once: QEMU cannot bring a guest back to
-    a moment in which nobody wanted to hear it.
+    The serial line of a guest. All its output is read at once: QEMU cannot revert a guest to a
+    moment in which no process read its output.
 
     :param connection: to QEMU
     """
@@ -214,8 +216,8 @@ class Console:
         self._reader.start()
 
     def close(self) -> None:
-        """Hang up; the guest does not mind."""
-        with contextlib.suppress(OSError):  # QEMU was first
+        """Close the connection; the guest is not affected."""
+        with contextlib.suppress(OSError):  # QEMU has closed it already
             self._connection.shutdown(socket.SHUT_RDWR)
         self._reader.join()
 
@@ -236,7 +238,7 @@ class Console:
         """
         :param pattern: a regular expression for a whole line
         :param timeout: in seconds
-        :returns: what its first group matched, or all of it
+        :returns: what its first group matched, or the whole line
         :raises GuestError: no such line came
         """
         wanted = re.compile(pattern)
@@ -265,10 +267,10 @@ class Console:
         return line.decode(errors="replace").rstrip("\r")
 
     def tick(self) -> int:
-        """:returns: the number that the guest's counter has now"""
+        """:returns: the present number of the guest's counter"""
         with self._news:
             self._unread.clear()
-        # The first line may be the rest of one.
+        # The first line may be incomplete.
         self.wait_for(r".*")
         return int(self.wait_for(r"tick (\d+)"))
 
@@ -282,13 +284,11 @@ class Console:
         return self.wait_for(answer)
 
     def write(self, marker: str, *, disk: str = "vda", sector: int = 0) -> None:
-        """Write a marker to a disk, and have it flushed."""
+        """Write a marker to a disk, and flush it."""
         self.ask(f"write {disk} {sector} {marker}", f"done {re.escape(marker)}")
 
     def read(self, *, disk: str = "vda", sector: int = 0) -> str:
-        """
-        :returns: the marker on a disk; what the guest itself remembers of the disk is dropped first
-        """
+        """:returns: the marker on a disk; the guest's cache of the disk is dropped first"""
         return self.ask(f"read {disk} {sector}", r"value (.*)").strip()
 
 
@@ -296,7 +296,7 @@ class Console:
 def talking_to(path: Path) -> Iterator[Console]:
     """
     :param path: the socket of QEMU's serial line
-    :returns: the console, for as long as a ``with`` block lasts
+    :returns: the console, for the duration of a ``with`` block
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(30)

@@ -1,6 +1,6 @@
 """
-The life of a pool on a transport: states are set, got, unset and collected, and a process that is
-killed on the way leaves nothing that the next one could not end.
+The life of a pool on a transport: states are set, got, unset and collected. A process that is
+killed at any point leaves nothing that the next process could not complete or remove.
 
 Part of :class:`~statepool.testing.transports.TransportContract`.
 """
@@ -25,19 +25,22 @@ from statepool.testing.faults import Call, FaultyTransport, Stop
 from statepool.transports.base import Transport
 
 Command = Callable[[StatePool], None]
-"""What a process does."""
+"""The work of a process."""
 
 DISK = "vm1/disk"
 STATE = "install"
 
 
 class Killed(BaseException):
-    """Ends a process, as ``kill -9`` would: no answer comes any more, whatever it asks for."""
+    """
+    An exception that ends a process, as ``kill -9`` would: none of its further requests is
+    answered.
+    """
 
 
 class Lab:
     """
-    Hosts that have one pool in common.
+    A laboratory of hosts that share one pool.
 
     :param directory: for caches and images
     :param transport: leads to the pool
@@ -56,7 +59,7 @@ class Lab:
     def host(self, name: str, transport: Transport | None = None) -> StatePool:
         """
         :param name: of the host
-        :param transport: by which it reaches the pool
+        :param transport: the transport by which it reaches the pool
         """
         pool = Pool(transport or self._transport)
         sources = [PoolSource(pool, "common")] if transport is not None or pool.is_managed else []
@@ -64,11 +67,14 @@ class Lab:
 
     @property
     def pool(self) -> Pool:
-        """The pool, as a process sees it that has just begun."""
+        """Return the pool as a new process sees it."""
         return Pool(self._transport)
 
     def is_stored(self) -> bool:
-        """Whether the pool has the state. Then another host can get its bytes."""
+        """
+        Return whether the pool has the state. If it does, check that another host can get its
+        bytes.
+        """
         if not self.pool.fold("vm1").states:
             return False
         with self.host("reader") as states:
@@ -78,7 +84,7 @@ class Lab:
         return True
 
     def leftovers(self) -> list[str]:
-        """:returns: what is in the pool without a state that needs it"""
+        """:returns: files in the pool that no state needs"""
         paths = (layout.DATA, layout.INCOMING, layout.TRASH)
         return [f"{path}/{entry.name}" for path in paths for entry in self._transport.scan(path)]
 
@@ -95,17 +101,17 @@ def unset(states: StatePool) -> None:
 
 
 def sweep(states: StatePool) -> None:
-    """Take away what nobody needs."""
+    """Collect what no state needs."""
     states.gc(everywhere=True)
 
 
 class JourneyContract(Contract):
-    """The tests. They need the fixture ``transport``."""
+    """The contract tests of the life of a pool. They need the fixture ``transport``."""
 
     writes = True
 
     deaths = 8
-    """How many moments of each command are tried in which it is killed; None for all of them."""
+    """At how many moments each command is killed; None for all moments."""
 
     @pytest.fixture
     def lab(self, transport: Transport, tmp_path: Path) -> Lab:
@@ -136,10 +142,11 @@ class JourneyContract(Contract):
                 self._prepare(lab, builder, command)
                 deaths.append(self._kill(lab, command, moment))
                 was = lab.is_stored()
-                # What the pool says after a death holds, also when the leftovers are taken away.
+                # What the pool reports after the crash still holds after the leftovers are
+                # collected.
                 sweep(builder)
                 assert lab.is_stored() == was
-                # Nothing keeps others from doing it again.
+                # No leftover prevents another process from repeating the command.
                 store(builder)
                 assert lab.is_stored()
                 unset(builder)
@@ -147,7 +154,7 @@ class JourneyContract(Contract):
                     patch.setattr(collect, "PASSING", -1)  # an hour later
                     sweep(builder)
                 assert lab.leftovers() == []
-            # The pool's log grows, and is shortened: a later one may be done in fewer calls.
+            # The pool's log grows, and is truncated: a later run may need fewer calls.
             assert all(deaths[: len(deaths) // 2])
 
     def _moments(self, lab: Lab, builder: StatePool, command: Command) -> list[int]:
@@ -167,12 +174,12 @@ class JourneyContract(Contract):
         if command is store:
             return
         store(builder)
-        if command is sweep:  # so that it has something to do
+        if command is sweep:  # so that there is something to collect
             lab.pool.remove(next(iter(lab.pool.fold("vm1").states)))
 
     @staticmethod
     def _kill(lab: Lab, command: Command, moment: int) -> bool:
-        """:returns: whether the command was not done before"""
+        """:returns: whether the command was killed before it was done"""
 
         def killed(call: Call) -> BaseException:
             return Killed(call)
@@ -181,7 +188,7 @@ class JourneyContract(Contract):
         gone = evolve(here, start=here.start - 1)
         dying = FaultyTransport(lab.pool.transport, Stop(first=moment, error=killed))
         with pytest.MonkeyPatch.context() as patch, lab.host("builder", dying) as states:
-            # Another process of this host, which the next one can see to be dead.
+            # A different process of this host, which the next process can see to be dead.
             patch.setattr(Writer, "current", classmethod(lambda cls: gone))
             try:
                 command(states)

@@ -1,13 +1,13 @@
 """
-Pools in memory: as fast as it goes, and as strict as a file system.
+Pools in memory: as fast as possible, and as strict as a file system.
 
 ::
 
     store = MemoryStore()
     here, there = MemoryTransport(store), MemoryTransport(store)      # two hosts that see one pool
 
-Every operation happens as a whole or not at all, and of several that race for a name one wins, as
-the face of transports demands.
+Every operation is atomic, and of several that race for a name one wins, as the interface of
+transports demands.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from statepool.transports.base import (
 from statepool.transports.failures import not_regular, translated, translating, wrong_length
 
 BLOCK = 64 << 10
-"""Bytes that are moved at a time; those that are all zeros are holes at the other end."""
+"""Bytes that are moved at a time; a block of zeros becomes a hole at the other end."""
 
 FILE, LINK, DIRECTORY = FileKind.FILE, FileKind.LINK, FileKind.DIRECTORY
 
@@ -48,20 +48,20 @@ _numbers = itertools.count(1)
 
 @define(eq=False)
 class _Node:
-    """A file, a symbolic link or a directory; two names of a file lead to one."""
+    """A file, a symbolic link or a directory; two names of a file refer to the same node."""
 
     kind: FileKind
     number: int
     mtime_ns: int
     data: bytearray = field(factory=bytearray)
-    """Of a file; of a link, what it holds."""
+    """The content of a file, or the target of a link."""
     children: dict[str, _Node] = field(factory=dict)
 
 
 class MemoryStore:
     """
     A file system in memory. Its methods raise what the operating system would: :class:`OSError`
-    with a number.
+    with an errno.
 
     :param clock: gives the time of changes, in nanoseconds
     :param capacity: bytes that all files together may have, or None for any number
@@ -74,7 +74,7 @@ class MemoryStore:
         self.lock = threading.RLock()
         self._clock = clock
         self._capacity = capacity
-        # what has no name any more, and is not in use, goes from there
+        # a file that has no name any more, and is not in use, is removed from there
         self._nodes = WeakSet[_Node]()
         self._root = self._made(DIRECTORY)
 
@@ -85,7 +85,7 @@ class MemoryStore:
 
     @property
     def free(self) -> int | None:
-        """Bytes that still fit, or None if there is no limit."""
+        """Return how many bytes still fit, or None if there is no limit."""
         with self.lock:
             return (
                 None
@@ -95,7 +95,7 @@ class MemoryStore:
 
     def find(self, path: str) -> tuple[_Node, str, _Node | None]:
         """
-        :returns: a directory, a name in it, and what has this name
+        :returns: a directory, a name in it, and the node of this name
         :raises OSError: ENOENT, ENOTDIR or ELOOP on the way to it
         """
         above, _, name = path.rpartition("/")
@@ -172,9 +172,9 @@ class MemoryTransport(Transport):
     """
     A pool in memory.
 
-    :param store: where the files are; transports with the same one see the same pool
+    :param store: the store of the files; transports with the same store see the same pool
     :param location: the address that messages name
-    :param resumes: as for a server to which connections break
+    :param resumes: whether transfers can be resumed, as for a server to which connections break
     """
 
     def __init__(
@@ -187,14 +187,14 @@ class MemoryTransport(Transport):
     @property
     def capabilities(self) -> Capabilities:
         """
-        As a server with symbolic links has them. That nothing outlives the process is not held
-        against it.
+        The capabilities of a server with symbolic links. It counts as durable although nothing
+        outlives the process.
         """
         return Capabilities(symlinks=True, durable=True, resumes=self._resumes)
 
     @property
     def identity(self) -> str:
-        """The same for all transports with one store."""
+        """A string that is the same for all transports with one store."""
         return self.memory.name
 
     # -- looking -----------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ class MemoryTransport(Transport):
             return [Entry(name, child.kind) for name, child in node.children.items()]
 
     def stat(self, path: str) -> Stat | None:
-        """Return the facts of what has a name, None if nothing has it."""
+        """Return the facts of a file, None if it does not exist."""
         with self._at(path, "look at"), self.memory.lock:
             try:
                 node = self.memory.get(path)
@@ -243,24 +243,24 @@ class MemoryTransport(Transport):
             self.memory.link(source, target)
 
     def rename(self, source: str, target: str) -> None:
-        """Give a file another name, whatever has it."""
+        """Rename a file, and replace an existing target."""
         with self._at(target, f"rename {source!r} to"):
             self.memory.rename(source, target)
 
     def remove(self, path: str) -> bool:
-        """Remove a name; say whether it was there."""
+        """Remove a file; return whether it existed."""
         with self._at(path, "remove"), suppress(FileNotFoundError, NotADirectoryError):
             self.memory.remove(path)
             return True
         return False
 
     def symlink(self, target: str, path: str) -> None:
-        """Make a symbolic link in place of what has its name."""
+        """Make a symbolic link, and replace an existing target."""
         with self._at(path, "make the symbolic link"):
             self.memory.put(path, LINK, target.encode(), over=True)
 
     def make_directory(self, path: str) -> None:
-        """Make a directory, and those above."""
+        """Make a directory and its parents."""
         parts = path.split("/")
         with self._at(path, "make the directory"), self.memory.lock:
             for above in ("/".join(parts[:count]) for count in range(1, len(parts) + 1)):
@@ -270,7 +270,7 @@ class MemoryTransport(Transport):
                     self.memory.put(above, DIRECTORY)
 
     def remove_directory(self, path: str) -> bool:
-        """Remove an empty directory; say whether it was one."""
+        """Remove an empty directory; return whether it was removed."""
         with self._at(path, "remove the directory"):
             try:
                 self.memory.remove(path, directory=True)
@@ -281,7 +281,7 @@ class MemoryTransport(Transport):
             return True
 
     def flush(self, directory: str) -> None:
-        """Do what there is to do: nothing, if it is a directory."""
+        """Check that it is a directory; there is nothing to flush."""
         with self._at(directory, "flush the directory"):
             self.memory.get(directory, DIRECTORY)
 
@@ -310,7 +310,7 @@ class MemoryTransport(Transport):
         )
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
-        """Store a file, which is there under its private name while it grows."""
+        """Store a file, which grows under its private name."""
         size, progress = transfer.size, transfer.progress
         found = os.fstat(source).st_size
         if found != size:

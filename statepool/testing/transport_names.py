@@ -27,13 +27,13 @@ RACERS = 8
 """Threads that race for one name."""
 
 REFUSED = (IntegrityError, TransportError)
-"""What becomes of a link where none may be."""
+"""The errors for a link where none is allowed."""
 
 MIB = 1 << 20
 
 
 def winners(race: Callable[[int], object]) -> list[int]:
-    """:returns: which of :data:`RACERS` racers were not told that somebody else was first"""
+    """:returns: which of :data:`RACERS` racers got no :class:`~statepool.errors.FileExists`"""
     start = threading.Barrier(RACERS)
 
     def run(number: int) -> bool:
@@ -51,8 +51,8 @@ def winners(race: Callable[[int], object]) -> list[int]:
 @contextmanager
 def watching(look: Callable[[], object]) -> Iterator[None]:
     """
-    Look again and again, in another thread, as long as a ``with`` block lasts; what that raises
-    comes out at its end.
+    Call a function repeatedly in another thread, for the duration of a ``with`` block; its
+    exception is raised at the end of the block.
     """
     done = threading.Event()
 
@@ -70,7 +70,7 @@ def watching(look: Callable[[], object]) -> Iterator[None]:
 
 
 def pattern(size: int) -> bytes:
-    """:returns: so many bytes, no two blocks of which are alike"""
+    """:returns: ``size`` bytes, of which no two blocks are equal"""
     return array("Q", range(1, size // 8 + 2)).tobytes()[:size]
 
 
@@ -80,7 +80,7 @@ def names(transport: Transport, directory: str = "") -> set[str]:
 
 
 def local(transport: Transport, path: str) -> Path:
-    """:returns: where a file of the pool can be prepared"""
+    """:returns: the path at which a file of the pool can be prepared"""
     found = transport.local_path(path)
     assert found is not None, (
         "this transport's files are not in a directory of this host: in_directory is False"
@@ -89,10 +89,13 @@ def local(transport: Transport, path: str) -> Path:
 
 
 class NamesContract(Contract):
-    """The tests. They need the fixture ``transport``, and ``target``, an empty local file."""
+    """
+    The contract tests of names. They need the fixture ``transport``, and ``target``, an empty local
+    file.
+    """
 
     in_directory = False
-    """Whether the files are in a directory of this host, so that strange ones can be put there."""
+    """Whether the files are in a directory of this host, so that special files can be put there."""
 
     writes = True
     """Whether files can be made there; if not, :meth:`put` has to be overridden."""
@@ -107,10 +110,7 @@ class NamesContract(Contract):
     """Whether there are directories, which are made before a file is put into one."""
 
     def put(self, transport: Transport, path: str, data: bytes) -> None:
-        """
-        Have a file there that is only looked at by the test, in a directory that may not be there
-        yet.
-        """
+        """Put a file there that the test only reads, in a directory that may not exist yet."""
         above = path.rpartition("/")[0]
         if above:
             transport.make_directory(above)
@@ -248,8 +248,8 @@ class NamesContract(Contract):
     @only_if("writes", "symlinks")
     def test_no_link_on_the_way_is_followed(self, transport: Transport, target: int) -> None:
         """
-        Another account that may write to a pool could have a link lead out of it: nothing behind
-        one is looked at, made, renamed or removed.
+        Test that nothing behind a link is looked at, created, renamed or removed: another account
+        that may write to a pool could make a link that leads out of it.
         """
         transport.make_directory("real")
         transport.create("real/a", b"12345")
@@ -465,7 +465,7 @@ class NamesContract(Contract):
     def test_a_symbolic_link_gives_way_in_one_step(self, transport: Transport) -> None:
         transport.symlink("0", "l")
         seen: set[str] = set()
-        # which raises MissingFile if the name is ever gone
+        # which raises MissingFile if the name is ever missing
         with watching(lambda: seen.add(transport.readlink("l"))):
             for number in range(1, 100):
                 transport.symlink(str(number), "l")

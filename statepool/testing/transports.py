@@ -1,7 +1,7 @@
 """
-What every transport must do.
+The contract of transports: the tests that every transport must pass.
 
-A test file for a new one::
+A test file for a new transport::
 
     from statepool.testing.transports import TransportContract
 
@@ -14,11 +14,11 @@ A test file for a new one::
                 transport.close()
 
 The directory that the fixture's transport leads to exists and is empty. If it is a directory of
-this host, ``in_directory = True`` in the class brings the tests that put strange files there.
-Attributes of the class say what a transport cannot do, as its capabilities do, and leave out the
-tests of that: ``writes``, ``renames``, ``symlinks``, ``directories``. Where nothing can be written,
-the method ``put`` of the class puts there what is to be read. ``deaths`` says at how many moments
-of each command a process is killed; where each call takes long, fewer will do.
+this host, ``in_directory = True`` in the class adds the tests that put special files there.
+Attributes of the class say what a transport cannot do, as its capabilities do, and omit the tests
+of that: ``writes``, ``renames``, ``symlinks``, ``directories``. If nothing can be written, the
+method ``put`` of the class puts the files there that are to be read. ``deaths`` says at how many
+moments of each command a process is killed; if each call takes long, fewer suffice.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from statepool.transports.base import Transfer, Transport
 from statepool.transports.copying import data_extents
 
 Maker = Callable[[bytes], int]
-"""Makes a local file of these bytes, and gives its descriptor."""
+"""A function that makes a local file of these bytes, and returns its descriptor."""
 
 
 class Counter(NoProgress):
-    """A progress that adds up."""
+    """A progress that counts bytes."""
 
     done = 0
 
@@ -64,23 +64,23 @@ class Counter(NoProgress):
 
 
 class Stopping(Counter):
-    """A progress that has had enough after some bytes."""
+    """A progress that raises after some bytes."""
 
     class Enough(BaseException):
-        """Not an error of anybody's; as an interruption by the user is none."""
+        """The end of the transfer: no error, like an interruption by the user."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
 
     def advance(self, count: int) -> None:
-        """Add them, and raise if there were enough."""
+        """Add them, and raise if the limit is reached."""
         super().advance(count)
         if self.done >= self._limit:
             raise Stopping.Enough
 
 
 class TransportContract(NamesContract, JourneyContract):
-    """The tests. Derive from it and give it a fixture ``transport``."""
+    """The contract tests of transports. Derive from it and give it a fixture ``transport``."""
 
     @pytest.fixture
     def transport(self) -> Transport:
@@ -91,8 +91,8 @@ class TransportContract(NamesContract, JourneyContract):
 
     def without_privileges(self) -> AbstractContextManager[None]:
         """
-        :returns: a block in which permissions count; root, to whom everything is permitted, skips
-            the test of them unless this is overridden
+        :returns: a block in which permissions take effect. Everything is permitted to root: unless
+            this is overridden, root skips the test of permissions.
         """
         if os.geteuid() == 0:
             pytest.skip("root is permitted everything")
@@ -108,8 +108,7 @@ class TransportContract(NamesContract, JourneyContract):
     @pytest.fixture
     def source(self, tmp_path: Path) -> Iterator[Maker]:
         """
-        Makes local files to store from, with the given bytes; those that are zeros in multiples of
-        a block are holes.
+        A maker of local files to store from, with the given bytes; blocks of zeros become holes.
         """
         opened: list[int] = []
 
@@ -199,7 +198,7 @@ class TransportContract(NamesContract, JourneyContract):
         assert moved.digest == Digest.of(data)
         assert moved.sent < MIB
         assert os.pread(target, len(data) + 1, 0) == data
-        # A file system may need some blocks more to remember where the pieces of a file are.
+        # A file system may need some extra blocks for the metadata of a file's extents.
         assert os.fstat(target).st_blocks <= os.fstat(origin).st_blocks + 64
         if (path := transport.local_path("a")) is not None:
             assert path.stat().st_blocks <= os.fstat(origin).st_blocks

@@ -1,4 +1,4 @@
-"""Photographs of directories, to show that something changed nothing."""
+"""Snapshots of directories, to show that an operation changed nothing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 PASSING = ("/.statepool/locks/", "/.statepool/known/")
 """
-Parts of paths that say nothing: a lock file may be made by whoever only looks whether it may change
-something, and how a source behaved is noted also where nothing came of it.
+Parts of paths that are ignored: a process that only checks whether a change is allowed may create a
+lock file, and how a source behaved is noted also if nothing was changed.
 """
 
 
 def photograph(*directories: Path, besides: tuple[str, ...] = PASSING) -> dict[str, str]:
     """
-    :param directories: what to look at; one that is not there is empty
+    :param directories: the directories; a missing one counts as empty
     :param besides: parts of paths that are left out
     :returns: what each name stands for: the kind and permissions of the file, and a digest of its
         content or what a link holds. Times are left out.

@@ -1,22 +1,22 @@
 """
-The face that every transport has, in two layers.
+The interface that every transport has, in two layers.
 
-Below are the primitives, which an author has to write: ``scan``, ``stat`` and ``read``, and
-``create`` and ``remove`` unless the place can only be read. What is above them is written here
-already, on the primitives alone: slow, and right. A transport that can do better overrides it. What
-cannot be made of the primitives without breaking a promise is refused in clear words;
-:class:`Capabilities` says beforehand what is.
+The lower layer is the primitives, which the author of a transport has to write: ``scan``, ``stat``
+and ``read``, and ``create`` and ``remove`` unless the place can only be read. The upper layer is
+implemented here on the primitives alone: slow, but correct. A transport that can do better
+overrides it. What cannot be built from the primitives without breaking a promise is refused with a
+clear message; :class:`Capabilities` tells beforehand what is refused.
 
-Paths are relative to the pool's directory, with ``/`` between their parts, made of validated names
-by the floor above; a transport need not look at them again, but never follows a symbolic link in
-any of their parts.
+Paths are relative to the pool's directory, with ``/`` between their parts. The calling layer builds
+them from validated names, so a transport need not validate them again. It never follows a symbolic
+link in any of their parts.
 
 All methods raise :class:`~statepool.errors.TransportError` or one of its kinds
 (:class:`~statepool.errors.MissingFile`, :class:`~statepool.errors.FileExists`,
 :class:`~statepool.errors.AccessDenied`), or :class:`~statepool.errors.NoSpace`; those that read
-bytes also :class:`~statepool.errors.UnsafeImage` (check ``regular-file``) for what is no regular
-file, and :class:`~statepool.errors.IntegrityError` for one of another length; and nothing else.
-They can be called from several threads.
+bytes also :class:`~statepool.errors.UnsafeImage` (check ``regular-file``) for anything but a
+regular file, and :class:`~statepool.errors.IntegrityError` for a file of another length. They raise
+nothing else. Several threads can call them.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ __all__ = [
 
 MOST_TOGETHER = 256 << 20
 """
-Bytes of small files that are read together at most: what a pool says is long may be a hole that
-took no room there.
+The most bytes of small files that are read together. The limit is needed because a file that is
+long according to the pool may be a hole, which takes no room there.
 """
 
 
 class Transport(ABC):
     """
-    Moves named files to and from the directory of one pool.
+    A way to move named files to and from the directory of one pool.
 
     :param location: the address of the pool
     """
@@ -81,8 +81,8 @@ class Transport(ABC):
     @classmethod
     def open(cls, location: Location, settings: Settings) -> Transport:
         """
-        :param settings: the knobs, for transports that have some; the others are made of the
-            location alone
+        :param settings: the settings, for transports that use some; the others need only the
+            location
         :returns: a transport. Nothing has been connected or looked at yet.
         """
         return cls(location)
@@ -90,8 +90,8 @@ class Transport(ABC):
     @property
     def capabilities(self) -> Capabilities:
         """
-        What this one can do. May have to ask the far side. Here: what can be made of the
-        primitives, to be overridden with them.
+        What this transport can do. It may have to ask the far side. This default is what can be
+        built from the primitives; a transport that overrides methods overrides this too.
         """
         writes = type(self).create is not Transport.create
         return Capabilities(
@@ -109,8 +109,8 @@ class Transport(ABC):
     def scan(self, directory: str) -> list[Entry]:
         """
         :param directory: ``""`` is the pool's own
-        :returns: what is in it, in no order; nothing if it does not exist. Names that are not UTF-8
-            are left out.
+        :returns: its entries, in no order; none if it does not exist. Names that are not UTF-8 are
+            omitted.
         """
 
     @abstractmethod
@@ -119,8 +119,8 @@ class Transport(ABC):
 
     def now(self, path: str) -> float:
         """
-        :param path: of a file that is made for a moment
-        :returns: the time of the place's own clock, in seconds since the epoch
+        :param path: of a temporary file that is made for this
+        :returns: the time by the clock of the far side, in seconds since the epoch
         """
         self.create(path, b"", flush=False)
         try:
@@ -145,8 +145,8 @@ class Transport(ABC):
         """
         raise self._cannot("read the symbolic link", path)
 
-    # Looking at many: where every question takes a while, all are asked before the first answer is
-    # waited for.
+    # Methods for many paths: where a request has a long round trip, all requests are sent before
+    # the first answer is awaited.
 
     def scan_many(self, directories: Sequence[str]) -> list[list[Entry]]:
         """:returns: as :meth:`scan`, for each of the directories, in their order"""
@@ -158,16 +158,16 @@ class Transport(ABC):
 
     def read_many(self, paths: Sequence[str], size: int) -> list[bytes | None]:
         """
-        Read small files, which all are held in memory.
+        Read small files, all of which are held in memory together.
 
         :param size: how much to read at most of each, in bytes
         :returns: their content, in their order; None for what is not there
-        :raises IntegrityError: they have more than :data:`MOST_TOGETHER` bytes, all together
+        :raises IntegrityError: together they have more than :data:`MOST_TOGETHER` bytes
         """
         content: list[bytes | None] = []
         left = MOST_TOGETHER
         for path in paths:
-            # One byte more than there may be tells that there is more.
+            # Ask for one byte more than is allowed, to detect a file that is too long.
             content.append(self._read_or_none(path, min(size, left + 1)))
             left -= len(content[-1] or b"")
             if left < 0:
@@ -184,8 +184,8 @@ class Transport(ABC):
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        Make a small file that appears whole, with its content on stable storage (if ``flush``), and
-        only if nobody has made it before.
+        Create a small file atomically and exclusively: it appears whole, with its content on stable
+        storage (if ``flush``), and only if the name does not exist.
 
         The entry in its directory may still need :meth:`flush`.
 
@@ -195,13 +195,13 @@ class Transport(ABC):
 
     def assemble(self, path: str, pieces: Iterable[bytes]) -> None:
         """
-        Make a large file of pieces that follow each other, as :meth:`create` makes a small one: it
-        appears whole, flushed, and only if nobody has made it before. Here all of it is held in
-        memory, since ``create`` takes no less; a transport that can send one piece after the other
-        overrides this.
+        Create a large file from consecutive pieces, as :meth:`create` makes a small one: it appears
+        whole, flushed, and only if the name does not exist. This default holds all of it in memory,
+        since ``create`` needs all bytes at once; a transport that can send one piece after the
+        other overrides it.
 
-        :param pieces: of two MiB at most; what is raised while they are asked for comes out of the
-            call, and leaves nothing behind
+        :param pieces: of two MiB at most; an exception of the iterator is passed on to the caller,
+            and leaves no file behind
         :raises FileExists: the name exists, whatever it is
         """
         whole = io.BytesIO()
@@ -211,18 +211,18 @@ class Transport(ABC):
 
     def draft(self, directory: str, data: bytes) -> AbstractContextManager[Callable[[str], None]]:
         """
-        Make ready a small file that gets its name later.
+        Prepare a small file that gets its name later.
 
         :param directory: where its name will be
-        :returns: for as long as a ``with`` block lasts, a function that makes it appear under a
-            path, once, as :meth:`create` does; when another file was there first, it can be called
-            again with another path
+        :returns: for the duration of a ``with`` block, a function that makes the file appear under
+            a path, once, as :meth:`create` does; if the name exists, it can be called again with
+            another path
         """
         return nullcontext(partial(self.create, data=data))
 
     def link(self, source: str, target: str) -> None:
         """
-        Give a file a second name. Here it gets a copy, a piece at a time.
+        Give a file a second name. This default makes a copy, one piece at a time.
 
         :raises MissingFile: there is no source
         :raises FileExists: the target exists
@@ -246,54 +246,57 @@ class Transport(ABC):
 
     def rename(self, source: str, target: str) -> None:
         """
-        Give a file another name; a file that is there gives way. The primitives cannot do that in
-        one step.
+        Rename a file atomically; an existing target is replaced. The primitives cannot do that in
+        one step, so the default refuses.
 
         :raises MissingFile: there is no source
         """
         raise self._cannot("rename", source)
 
     def remove(self, path: str) -> bool:
-        """:returns: whether there was such a file or link. A directory is an error."""
+        """
+        :returns: whether there was such a file or link, which is removed now. A directory is an
+            error.
+        """
         raise self._cannot("remove", path)
 
     def symlink(self, target: str, path: str) -> None:
         """
-        Make the name ``path`` a symbolic link that holds ``target``; a link or file that is there
-        gives way in one step.
+        Make the name ``path`` a symbolic link that holds ``target``; an existing link or file is
+        replaced atomically.
         """
         raise self._cannot("make the symbolic link", path)
 
     def make_directory(self, path: str) -> None:
         """
-        Make a directory and those above it, with the permissions of the pool's own; nothing happens
-        if it is there. Here nothing happens, as where a directory is there as soon as a file is in
-        it.
+        Make a directory and its parents, with the permissions of the pool's own directory. Do
+        nothing if it exists. This default does nothing: it suits a store in which a directory
+        exists as soon as a file is in it.
         """
         if not self.capabilities.writes:
             raise self._cannot("make the directory", path)
 
     def remove_directory(self, path: str) -> bool:
         """
-        :returns: whether it was there and could be removed: False if it is not empty, and where
-            there are none
+        :returns: whether the directory existed and was removed: False if it is not empty, and for a
+            store without directories
         """
         if not self.capabilities.writes:
             raise self._cannot("remove the directory", path)
         return False
 
     def flush(self, directory: str) -> None:
-        """Bring the entries of a directory to stable storage, where the far side can."""
+        """Flush the entries of a directory to stable storage, where the far side can do that."""
         return None
 
     # -- bytes -------------------------------------------------------------------------------------
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """
-        Bring the bytes of a file into an empty local file, holes as holes.
+        Copy the bytes of a file into an empty local file, holes as holes.
 
-        Where transfers can be resumed, the length of the local file tells after a failure how far
-        this one came.
+        Where transfers can be resumed, the length of the local file tells after a failure how many
+        bytes were transferred.
 
         :param target: descriptor of a local file open for reading and writing, of our own
         :param transfer: what is moved
@@ -318,15 +321,16 @@ class Transport(ABC):
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        Make a new file of the bytes of a local one, holes as holes, checked as far as the far side
-        can, flushed, and read-only. Here they are sent a piece at a time, by :meth:`assemble`.
+        Store the bytes of a local file as a new file, holes as holes, checked as far as the far
+        side can, flushed, and read-only. This default sends them one piece at a time, by
+        :meth:`assemble`.
 
         Where transfers can be resumed, and the connection broke, the length of the new file tells
-        how far this one came. Otherwise a failure leaves nothing behind.
+        how many bytes were transferred. Otherwise a failure leaves nothing behind.
 
         :param source: descriptor of the local file, open for reading
-        :param path: a private name of the caller; a file that is there gives way, unless the
-            transfer goes on with it
+        :param path: a private name of the caller; an existing file is replaced, unless the transfer
+            resumes it
         :param transfer: what is moved
         :returns: what was moved; the digest is that of the *copy*
         :raises IntegrityError: the local file has another length than ``transfer`` says
@@ -360,7 +364,7 @@ class Transport(ABC):
 
     def digest(self, path: str, transfer: Transfer) -> Digest:
         """
-        Read a file once more, on the far side where that is possible.
+        Read a file again to make its digest, on the far side where that is possible.
 
         :param transfer: gives the length, the algorithm and the progress; extents and ``done`` are
             ignored
@@ -375,7 +379,7 @@ class Transport(ABC):
         self, path: str, transfer: Transfer, keep: Callable[[bytes, int], object]
     ) -> Moved:
         """
-        Read a file from one end to the other, only where it has data.
+        Read a file from beginning to end, only where it has data.
 
         :param keep: is given the data, and the offset of each piece of it
         """
@@ -402,7 +406,7 @@ class Transport(ABC):
                     raise wrong_length(subject, size, offset + len(data))
                 content[offset - part.start :][:length] = data
                 sent += length
-                if data.strip(b"\0"):  # zeros stay a hole, also where the extents do not list one
+                if data.strip(b"\0"):  # zeros become a hole, even if the extents list data there
                     keep(data, offset)
             hasher.update(content)
             transfer.progress.advance(part.length)
@@ -411,31 +415,31 @@ class Transport(ABC):
     # -- the rest ----------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
-        """:returns: bytes that can still be written by this account, or None where nobody knows"""
+        """:returns: bytes that this account can still write, or None if that is unknown"""
         return None
 
     def local_path(self, path: str) -> Path | None:
         """
-        :returns: where a file is on this host, for messages and for programs that only know paths,
-            or None where it is elsewhere
+        :returns: the path of a file on this host, for messages and for programs that only accept
+            paths, or None if the file is elsewhere
         """
         return None
 
     def beneath(self, path: str) -> Beneath | None:
         """
-        :returns: the same, for opening it without following a symbolic link, or None where it
-            cannot be opened on this host
+        :returns: the same as a value with which it can be opened without following a symbolic link,
+            or None where it cannot be opened on this host
         """
         return None
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
         """
-        Take the kernel's lock on a lock file on the far side: flock(2), which meets that of whoever
-        locks the file there.
+        Lock a lock file on the far side with flock(2), so that the lock also excludes processes
+        that lock the file there.
 
         :param path: the lock file; it is made if it is missing
         :param timeout: how long to wait for another holder, in seconds
-        :returns: holds the lock for as long as a ``with`` block lasts, and raises
+        :returns: holds the lock for the duration of a ``with`` block, and raises
             :class:`~statepool.errors.LockTimeout` where it is entered; None where there is no such
             lock
         """
@@ -444,25 +448,28 @@ class Transport(ABC):
     def is_transient(self, error: BaseException) -> bool:
         """
         :param error: what one of the other methods raised
-        :returns: whether the same call can succeed if it is made once more, a little later: a
-            connection broke, a server was busy
+        :returns: whether the same call can succeed if it is retried a little later: a connection
+            broke, a server was busy
         """
         return isinstance(error, TransportError) and error.transient
 
     def survey(self) -> list[Finding]:
         """
-        :returns: what there is to say of the far side: what it offers, what is slow or missing, and
-            the cure
+        :returns: what was found out about the far side: what it offers, what is slow or missing,
+            and the remedy
         """
         return []
 
     @property
     def identity(self) -> str:
-        """The same for every address of the same directory, as far as this host can see."""
+        """
+        A string that is the same for every address of the same directory, as far as this host can
+        see.
+        """
         return str(self.location)
 
     def close(self) -> None:
-        """Let go of connections; the next call makes them anew."""
+        """Close the connections; the next call opens them again."""
         return None
 
     # -- what messages say -------------------------------------------------------------------------
@@ -493,8 +500,8 @@ class Transport(ABC):
 
 def too_much(pool: Location, path: str) -> IntegrityError:
     """
-    :param path: the file with which it was too much
-    :returns: the error that small files are too long to be held in memory
+    :param path: the file that exceeded the limit
+    :returns: the error for small files that are together too long to be held in memory
     """
     return IntegrityError(
         f"{path} in {pool}, and what is read together with it, has more than"
@@ -508,7 +515,7 @@ def too_much(pool: Location, path: str) -> IntegrityError:
 def small_file_mode(root: int) -> int:
     """
     :param root: the mode of a pool's directory
-    :returns: that of files in it that are not bytes of states, such as records: who may read the
-        one may read the other, and a group works together
+    :returns: the mode of files in it that are not bytes of states, such as records: an account that
+        may read the directory may read them, and a group that may write to it may write them
     """
     return 0o664 if root & stat.S_IWGRP else 0o600 | root & (stat.S_IRGRP | stat.S_IROTH)

@@ -1,19 +1,20 @@
 """
-Between two local files: share blocks, or else copy them, and hash what arrives.
+Copy one local file to another: share blocks, or else copy them, and hash what arrives.
 
-A copy that is checked to the last byte costs less than an unchecked one, since each byte is read
-once, into a buffer of ours: it is hashed there, and from there a thread of its own writes it. So
-what is hashed is what is in *our copy*, whatever others do to the source meanwhile; and it is never
-a mapping, which kills us by a signal when somebody cuts the file. The kernel's own way,
-``copy_file_range``, would have us read everything a second time, and is no faster by itself
-(docs/measurements.rst).
+A copy in which every byte is checked costs less than an unchecked one, since each byte is read only
+once, into a buffer of this process. It is hashed there, and a separate thread writes it from there.
+So the digest is that of *our copy*, whatever other processes do to the source meanwhile. The file
+is never mapped: if another process truncates a mapped file, the kernel kills this process by a
+signal. The kernel's ``copy_file_range`` would require a second read of everything, and is no faster
+by itself (docs/measurements.rst).
 
-A clone shares its blocks with its source, but not the pages that are in memory. While the kernel
-vouches that nobody can write to the source (:class:`~statepool.transports.reading.Unchanging`),
-both have the same bytes, and they are read from where they are in memory.
+A clone shares its blocks with its source, but not the pages in the page cache. While the kernel
+guarantees that no process can write to the source
+(:class:`~statepool.transports.reading.Unchanging`), both have the same bytes, and the cached pages
+of the source are read.
 
-Descriptors stay the caller's, and so do their offsets for reading and writing: everything here
-gives its own offsets.
+Descriptors stay the caller's, and their file offsets are not changed: all reads and writes here are
+positional.
 """
 
 from __future__ import annotations
@@ -61,33 +62,33 @@ from statepool.transports.reserving import Reserver
 
 BEHIND = 3
 """
-Slices that hashing may be behind reading, and writing behind hashing, at most: each of them is a
-buffer.
+The most slices that hashing may lag behind reading, and writing behind hashing. Each of them needs
+a buffer.
 """
 
 WRITE = 128 << 10
 """
-Bytes that are written at a time. Less costs system calls; from twice as many on, kernels that have
-large folios in the page cache take huge ones for them, which costs three times as much where there
-is no such piece of memory at hand (docs/measurements.rst).
+Bytes that are written at a time. Less costs system calls. From twice as many on, kernels with large
+folios in the page cache allocate huge ones, which takes three times as long if no such piece of
+memory is free (docs/measurements.rst).
 """
 
 MAX_THREADS = 4
 """
-Threads that hash together when no copier needs the processor: a slice gives no work to more, and
-four that hash pieces outrun most memory.
+The most threads that hash together when no copying needs the processor. A slice cannot occupy more,
+and four threads that hash pieces exceed the throughput of most memory.
 """
 
 FICLONE = 0x40049409
 """
-Asks to share all blocks of another file: ``_IOW(0x94, 9, int)`` in ``linux/fs.h``. Where its number
-is another it is refused, and we copy.
+The ioctl that shares all blocks of another file: ``_IOW(0x94, 9, int)`` in ``linux/fs.h``. On a
+platform where the number differs, the kernel refuses it, and the file is copied.
 """
 
 _REAL_FAILURES = frozenset(
     {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EINTR}
 )
-"""What FICLONE does not say where it just cannot be done."""
+"""Errors of FICLONE that are real failures, not just the answer that it is not supported."""
 
 
 def copy(
@@ -100,19 +101,20 @@ def copy(
     subject: Subject = A_FILE,
 ) -> Moved:
     """
-    Copy a local file whole, holes as holes.
+    Copy a whole local file, holes as holes.
 
     :param source: descriptor of a regular file, open for reading
-    :param target: descriptor of a file of our own, open for reading and writing; what is in it goes
+    :param target: descriptor of a file of our own, open for reading and writing; its content is
+        replaced
     :param transfer: gives the length of the source, the algorithm of the copy's digest, and the
-        progress, which is advanced from the calling thread, for holes too; an exception of it ends
-        the copy. The extents are ignored: the file system lists the data itself.
+        progress, which is advanced in the calling thread, for holes too; if it raises, the copy
+        ends. The extents are ignored: the file system lists the data itself.
     :param reflink: whether the two may share blocks
-    :param flush: whether the caller is about to flush the copy: it is done on the way, so that
-        little is left to be flushed
-    :param subject: what messages say of the source
-    :returns: ``reflink`` or ``copy``, with the digest of what is in ``target`` now. It has not been
-        flushed to the end.
+    :param flush: whether the caller will flush the copy: then it is flushed during the copy, so
+        that little is left to flush
+    :param subject: the source in messages
+    :returns: ``reflink`` or ``copy``, with the digest of what is in ``target`` now. The last bytes
+        may not have been flushed.
     :raises IntegrityError: the source is not a regular file of this size, or did not stay so
     :raises NoSpace: the copy does not fit
     :raises TransportError: reading or writing failed
@@ -140,17 +142,17 @@ def hash_file(
     pieces: Pieces | None = None,
 ) -> Digest:
     """
-    Make the digest of a local file. Holes are not read.
+    Return the digest of a local file. Holes are not read.
 
     :param fd: descriptor of a regular file, open for reading
     :param size: how long it must be, in bytes
-    :param progress: told of the bytes, holes included, from the calling thread; what it raises ends
-        it
-    :param overlay: offsets, and the bytes that are hashed there in place of what the file holds:
-        for what it will be after a small change
+    :param progress: told of the bytes, holes included, in the calling thread; if it raises, hashing
+        ends
+    :param overlay: offsets, and the bytes to hash there in place of the file's content: for the
+        digest that it will have after a small change
     :param subject: what messages say of the file
     :param pieces: gets the digests of its pieces, where the algorithm has some
-    :raises IntegrityError: it is not a regular file of this size, or the overlay leaves it
+    :raises IntegrityError: it is not a regular file of this size, or the overlay exceeds it
     :raises TransportError: reading failed
     """
     _check_length(fd, size, subject)
@@ -177,8 +179,8 @@ def data_extents(fd: int, size: int, *, limit: int) -> tuple[Extent, ...]:
     :param size: how much of it to look at, in bytes
     :param limit: most extents to return; if there are more, those with the smallest gaps between
         them become one
-    :returns: where it has data: (offset, length) in order. A file without holes, or on a file
-        system that does not tell, has one.
+    :returns: its data as (offset, length), in order. A file without holes, or on a file system that
+        does not report them, has one extent.
     :raises TransportError: the file system failed
     """
     return merged(data_in(fd, size, A_FILE), limit=limit)
@@ -193,8 +195,8 @@ def merged(extents: Iterable[Extent], *, limit: int) -> tuple[Extent, ...]:
     found: list[Extent] = []
     for extent in extents:
         found.append(extent)
-        # Often enough to stay small, seldom enough to stay quick. The largest gaps survive each
-        # round, so the result is that of one round at the end.
+        # Merge often enough to bound memory, rarely enough to be fast. The largest gaps survive
+        # each round, so the result is the same as that of one round at the end.
         if len(found) >= 8 * limit:
             found = _closed(found, 2 * limit)
     return tuple(_closed(found, limit))
@@ -221,16 +223,16 @@ def _closed(extents: list[Extent], limit: int) -> list[Extent]:
 
 class _Behind:
     """
-    Does one thing after another in a thread of its own, or in several, not far behind its caller.
+    A bounded queue of work for one or several threads, which stay close behind the caller.
 
-    An error in the thread comes out of the caller's next call; leaving the block for any reason
-    ends the thread, and waits for it. Who does not want to wait can interrupt that, and the thread
-    then ends by itself: what it works with must not be the caller's to close.
+    An error in a thread is raised by the caller's next call. Leaving the block, for any reason,
+    ends the threads and waits for them. The user can interrupt this wait, and the thread then ends
+    by itself. So it must not work with anything that the caller closes.
 
-    :param depth: how many of them the caller may be ahead
-    :param threads: how many; with 0, everything is done in the calling thread: for work that is not
-        worth a thread
-    :param last: is done there when the rest is over, whatever became of it; only where there is one
+    :param depth: how many pieces of work the caller may be ahead
+    :param threads: how many threads; with 0, everything is done in the calling thread, for work
+        that is not worth a thread
+    :param last: is called in the thread after all work, whether that failed or not; only with one
         thread
     """
 
@@ -265,9 +267,9 @@ class _Behind:
 
     def do(self, work: Callable[[], object]) -> None:
         """
-        Hand over the next thing.
+        Queue the next piece of work.
 
-        :raises Exception: what an earlier one raised
+        :raises Exception: what an earlier piece of work raised
         """
         if self._executor is None:
             work()
@@ -278,21 +280,23 @@ class _Behind:
 
     def finish(self) -> None:
         """
-        Wait until all is done.
+        Wait until all work is done.
 
-        :raises Exception: what one of them raised
+        :raises Exception: what a piece of work raised
         """
         while self._pending:
             self._pending.popleft().result()
 
 
 def _buffers(size: int) -> list[memoryview]:
-    """:returns: those that go round: one is being filled while as many wait as may be behind"""
+    """
+    :returns: the buffers of the ring: one is being filled while up to :data:`BEHIND` are waiting
+    """
     return new_buffers(min(BEHIND + 1, -(-size // SLICE)))
 
 
 def _threads(size: int) -> int:
-    """:returns: how many threads may hash together while nothing else needs the processor"""
+    """:returns: how many threads may hash together while no other work needs the processor"""
     return min(len(os.sched_getaffinity(0)), MAX_THREADS) if size > SLICE else 1
 
 
@@ -332,8 +336,8 @@ def hash_read(
 
     :param overlay: as for :func:`hash_file`
     :param threads: how many threads may hash together
-    :param each: is given each slice meanwhile, in the calling thread; what it raises ends the
-        hashing
+    :param each: is called with each slice meanwhile, in the calling thread; if it raises, hashing
+        ends
     """
     hasher = new_hasher(algorithm, threads=threads)
     with _Behind(BEHIND, threads=1 if size > SLICE else 0) as behind:
@@ -350,14 +354,14 @@ def _hash_pieces(
     reader: Reader, size: int, progress: Progress, overlay: Sequence[tuple[int, bytes]]
 ) -> bytearray:
     """
-    Hash pieces of a file in several threads, which also read them. One that is interrupted in its
-    wait for them leaves them to end by themselves: by then they may read another file that has the
-    number of this one, which harms nobody.
+    Hash pieces of a file in several threads, which also read them. If the wait for the threads is
+    interrupted, they end by themselves. By then the descriptor may have been closed and its number
+    reused, so that they read another file; this does no harm.
 
     :returns: the digests of all pieces
     """
     found = bytearray(ZEROS * count(size))
-    # With one processor, too, one thread reads while the other one hashes.
+    # Also with one processor: one thread reads while the other one hashes.
     threads = max(_threads(size), 2) if size > PIECE else 0
     buffers = deque(new_buffers(max(threads, 1)))
 
@@ -394,7 +398,9 @@ def _is_overlaid(part: Slice, overlay: Sequence[tuple[int, bytes]]) -> bool:
 def _overlaid(
     content: memoryview, part: Slice, overlay: Sequence[tuple[int, bytes]], buffer: memoryview
 ) -> memoryview:
-    """:returns: the content of the slice with those parts of ``overlay`` that are in it"""
+    """
+    :returns: the content of the slice with those parts of ``overlay`` applied that fall into it
+    """
     for offset, data in overlay:
         first, last = max(offset, part.start), min(offset + len(data), part.start + part.length)
         if first < last:
@@ -420,8 +426,8 @@ def _check_length(fd: int, size: int, subject: Subject) -> None:
 
 def _empty(target: int) -> None:
     if os.fstat(target).st_size:
-        # Never of an empty file: ext4 takes it for one that is being replaced, and begins to write
-        # all of it to the disk as soon as it is closed.
+        # Never truncate to empty: ext4 takes such a file for one that is being replaced, and begins
+        # to write all of it to the disk as soon as it is closed.
         os.ftruncate(target, 0)
 
 
@@ -433,15 +439,15 @@ def _clone(source: int, target: int, transfer: Transfer, subject: Subject) -> Di
     size = transfer.size
     with translating("write a copy of", subject, needed=size, descriptor=target):
         _empty(target)
-    # Claimed before the cloning, so that whatever is read of the source later has been in it at the
-    # moment at which it was cloned.
+    # The lease is taken before the cloning, so that whatever is read from the source later was in
+    # it when it was cloned.
     with Unchanging(source) as unchanging:
         with translating("write a copy of", subject, needed=size, descriptor=target):
             shared = _share_blocks(source, target)
         if not shared:
             return None
         _check_length(target, size, subject)
-        # Filling the page cache with our clone costs several times as much as reading round it.
+        # Reading our clone into the page cache costs several times as much as direct I/O.
         direct = _open_direct(target)
         try:
             clone = (
@@ -463,8 +469,8 @@ def _clone(source: int, target: int, transfer: Transfer, subject: Subject) -> Di
 
 def _open_direct(fd: int) -> int | None:
     """
-    :returns: a descriptor of the same file that goes round the page cache, or None where the file
-        system has no such thing
+    :returns: a descriptor of the same file for direct I/O, which bypasses the page cache, or None
+        where the file system does not support that
     """
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
@@ -473,7 +479,7 @@ def _open_direct(fd: int) -> int | None:
 
 
 def _share_blocks(source: int, target: int) -> bool:
-    """:returns: whether the target now has all that the source has, without a byte moved"""
+    """:returns: whether the target now shares all blocks of the source, without moving a byte"""
     try:
         fcntl.ioctl(target, FICLONE, source)
     except OSError as error:
@@ -489,7 +495,7 @@ def _copy_slices(
     size = transfer.size
     with translating("look at", subject):
         is_mostly_holes = os.fstat(source).st_blocks * 512 < size // 2
-    # The writer needs a processor too, except where there is next to nothing to write.
+    # The writer needs a processor too, unless there is almost nothing to write.
     threads = _threads(size) if is_mostly_holes else 1
     return copy_read(
         Reader(source, subject), target, transfer, flush=flush, threads=threads, subject=subject
@@ -506,7 +512,7 @@ def copy_read(
     subject: Subject = A_FILE,
 ) -> Moved:
     """
-    Write what a reader reads into a local file, holes as holes, and hash it on the way.
+    Write what a reader reads into a local file, holes as holes, and hash it meanwhile.
 
     :param target: descriptor of a file of our own that has this length, and only holes; open for
         reading and writing
@@ -531,8 +537,8 @@ def copy_read(
                 hasher.update(content)
                 behind.do(partial(writer.write, part, content, flushing))
                 sent += sum(length for _, length in part.data)
-            # it takes no buffer: the next one would come round while what is in it is still to be
-            # written
+            # It takes no buffer: otherwise the ring would reuse a buffer that is still to be
+            # written.
             else:
                 hasher.zeros(part.length)
             transfer.progress.advance(part.length)
@@ -542,12 +548,12 @@ def copy_read(
 
 class _Writer:
     """
-    Writes what was read of one file to the same places in another, as long as a ``with`` block
-    lasts: whoever leaves it does not have to wait for a write that is under way in another thread.
-    So each thread has a descriptor of its own, which it closes itself: the number of the caller's
-    one may be that of another file by then.
+    A writer of what was read from one file to the same offsets in another, for the duration of a
+    ``with`` block. Leaving the block does not wait for a write that is under way in another thread.
+    So each thread has its own descriptor, which it closes itself: by then the number of the
+    caller's descriptor may belong to another file.
 
-    :raises OSError: there can be no more descriptors
+    :raises OSError: no further descriptor is available
     """
 
     def __init__(self, target: int, size: int, subject: Subject) -> None:
@@ -569,13 +575,14 @@ class _Writer:
         self._is_over = True
 
     def close(self) -> None:
-        """To be called last by who writes."""
+        """Close the descriptor; the writing thread calls this last."""
         _close(self._target, self._subject)
 
     def begin_flush(self) -> Callable[[], None]:
         """
-        To be called by who writes. :returns: what flushes what has been written so far, in any
-        thread
+        Begin a flush; the writing thread calls this.
+
+        :returns: a function that flushes what has been written so far; any thread may call it
         """
         with translating("flush", self._subject):
             return partial(_flush_own, os.dup(self._target), self._size, self._subject)
@@ -584,7 +591,7 @@ class _Writer:
         """
         :param part: says where its data is; holes are left out
         :param content: all of it
-        :param flushing: hears of it
+        :param flushing: is told what was written
         """
         with translating("copy", self._subject, needed=self._size, descriptor=self._target):
             for offset, length in part.data:
@@ -608,18 +615,18 @@ def _flush_own(descriptor: int, size: int, subject: Subject) -> None:
 
 
 def _close(descriptor: int, subject: Subject) -> None:
-    # An error counts: a server of files may tell only now that something could not be written, and
-    # tells it once.
+    # An error of close counts: a file server may report only now that a write failed, and reports
+    # it once.
     with translating("copy", subject):
         os.close(descriptor)
 
 
 def can_share_blocks(directory: Path) -> bool:
     """
-    :param directory: where to try it, with two small files that are gone afterwards
+    :param directory: where to try it, with two temporary files
     :returns: whether files there can share blocks, so that a copy takes no room
     """
-    import tempfile  # only here: nothing else needs it, and it brings much with it
+    import tempfile  # imported only here: nothing else needs it, and it imports much
 
     with (
         tempfile.TemporaryFile(dir=directory) as source,

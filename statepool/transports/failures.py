@@ -1,5 +1,6 @@
 """
-What the operating system's errors mean here: one table for everything that works on local files.
+The translation of the operating system's errors: one table for everything that works on local
+files.
 
 The original error stays as ``__cause__``.
 """
@@ -28,9 +29,9 @@ from statepool.errors import (
 @frozen
 class Subject:
     """
-    What a message says about the file concerned.
+    The file that a message is about.
 
-    :param text: the file, for people
+    :param text: the file, as messages name it
     :param pool: the location of its pool, where it is in one
     :param path: its name there
     """
@@ -41,7 +42,7 @@ class Subject:
 
 
 A_FILE = Subject("the file")
-"""Where nothing is known but a descriptor."""
+"""The subject if only a descriptor is known."""
 
 NOT_PERMITTED = (
     "it is not the mode: the file may belong to another account, it or its directory may be"
@@ -49,18 +50,18 @@ NOT_PERMITTED = (
     " sandbox may forbid it (seccomp)"
 )
 """
-What can be done about ``EPERM``, of which permissions are only one cause; those of a file are
-``EACCES``.
+What the user can do about ``EPERM``. Permissions are only one cause of it; missing permissions on a
+file give ``EACCES``.
 """
 
 LINKS = "hard links and no exclusive renames"
-"""What a pool needs one of, to give a name only once."""
+"""What a pool needs, one of the two, to create a name exclusively."""
 
 SYMLINKS = "symbolic links that may be read (sshfs needs -o no_contain_symlinks)"
-"""What a cache needs, and the view of a pool."""
+"""What a cache needs, and the view of a pool too."""
 
 _LACKING = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
-"""What the kernel says where a file system lacks something."""
+"""Errors of the kernel for a feature that the file system lacks."""
 
 _KINDS: dict[int, tuple[type[TransportError], str | None]] = {
     errno.ENOENT: (MissingFile, None),
@@ -103,7 +104,7 @@ _NO_LINKS = (
 )
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""No space, no quota, or longer than a file may be there."""
+"""No space, quota exceeded, or a file longer than the file system permits."""
 
 
 def translated(
@@ -116,13 +117,13 @@ def translated(
     lacks: str = "",
 ) -> TransportError | NoSpace:
     """
-    :param error: what the operating system said
-    :param doing: what was to be done with the subject: ``read``, ``create``
+    :param error: the operating system's error
+    :param doing: what was attempted on the subject: ``read``, ``create``
     :param needed: bytes that were to be written
-    :param descriptor: a file where they were to be written, from which the space that is left can
-        be known
-    :param lacks: what the file system may lack, if that is likely
-    :returns: the error of ours to raise from it
+    :param descriptor: a file on the file system to which they were to be written: its free space is
+        asked for
+    :param lacks: what the file system probably lacks, if anything
+    :returns: the error of this package to raise from it
     """
     reason = os.strerror(error.errno) if error.errno is not None else str(error)
     message = f"cannot {doing} {subject.text}: {reason}"
@@ -161,8 +162,8 @@ def translating(
     doing: str, subject: Subject, *, needed: int = 0, descriptor: int | None = None
 ) -> Iterator[None]:
     """
-    Turn the operating system's errors within into ours. Nothing that calls back into a caller's
-    code belongs in it: its errors are its own.
+    Translate the operating system's errors inside the block into errors of this package. The block
+    must not call back into the caller's code, whose errors must pass unchanged.
     """
     try:
         yield
@@ -173,8 +174,8 @@ def translating(
 @contextmanager
 def translate_os_errors(doing: str, subject: Subject) -> Iterator[None]:
     """
-    The last net around a whole operation on local files: what the operating system says of one of
-    them is told as an error of ours, and errors of ours pass as they are.
+    Translate remaining errors of a whole operation on local files: an error of the operating system
+    becomes an error of this package, and errors of this package pass unchanged.
     """
     try:
         yield
@@ -210,15 +211,15 @@ def linked(subject: Subject) -> TransportError:
 
 MOST_HOLES = 1 << 40
 """
-Bytes of a file that may be holes. They take no room where they are made, and each costs whoever
-hashes them: a terabyte, some minutes.
+The most bytes of a file that may be holes. They take no room on the host that makes them, but cost
+time on every host that hashes them: some minutes for a terabyte.
 """
 
 
 def require_few_holes(length: int, subject: Subject) -> None:
     """
-    :param length: how many bytes of a file are holes
-    :raises IntegrityError: they would be hashed for hours
+    :param length: bytes of a file that are holes
+    :raises IntegrityError: they are too many: hashing them would take hours
     """
     if length > MOST_HOLES:
         raise IntegrityError(
@@ -243,8 +244,8 @@ def wrong_length(subject: Subject, expected: int, actual: int) -> IntegrityError
 
 def _available(descriptor: int | None) -> int:
     """
-    :returns: bytes that this account may still write beside the open file; 0 where that cannot be
-        known, as on an error nothing else is
+    :returns: bytes that this account may still write on the file system of the open file; 0 if that
+        is unknown, since this is only used on an error path
     """
     if descriptor is None:
         return 0

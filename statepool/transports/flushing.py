@@ -1,10 +1,11 @@
 """
-Stable storage, while there is still something to write.
+Flushing to stable storage while there is still data to write.
 
-Whoever writes a whole file and flushes it then waits twice: first nothing goes to the disk, and
-then nothing else happens. So what has been written is flushed by a thread of its own, time and
-again, and the flush at the end has little left to do. Where a server does it, that one may also be
-waited for only so long: the writer never gets so far ahead that it could take longer.
+A process that writes a whole file and only then flushes it wastes time twice: first the disk is
+idle, then everything else waits for the disk. So a separate thread flushes repeatedly what has been
+written, and the flush at the end has little left to do. Where a server does the flushing, there is
+also a timeout for that last flush: the writer never gets so far ahead that the flush could exceed
+it.
 """
 
 from __future__ import annotations
@@ -23,25 +24,26 @@ STEP = 64 << 20
 
 LEAD = 256 << 20
 """
-Bytes that the writer may have written since a flush began which has not ended: with those that it
-speaks of, twice as many are not flushed yet.
+The most bytes that the writer may write while a flush is under way. Together with the bytes of that
+flush, twice as many may be unflushed.
 """
 
 
 class FlushBehind:
     """
-    Flushes a file behind its writer's back, as long as a ``with`` block lasts. Afterwards what was
-    written last may still have to be flushed.
+    A thread that flushes a file while its writer goes on, for the duration of a ``with`` block.
+    Afterwards what was written last may still have to be flushed.
 
-    An error of the thread comes out of the writer's next call, or out of the end of the block: the
-    kernel tells each error once for a descriptor, so a later flush would not see it any more.
+    An error of the thread is raised by the writer's next call, or at the end of the block. The
+    kernel reports each error only once for a descriptor, so a later flush would not report it
+    again.
 
-    Who does not want to wait for the end can interrupt that, and the flush that is under way ends
+    The user can interrupt the wait at the end of the block; the flush that is under way then ends
     by itself.
 
-    :param begin: called by who writes; returns what puts on stable storage whatever has been
-        written, which another thread calls, never twice at a time. What that needs must stay until
-        it ends.
+    :param begin: called by the writer; returns a function that flushes whatever has been written to
+        stable storage. Another thread calls that function, never twice at a time. What it needs
+        must stay valid until it ends.
     """
 
     def __init__(self, begin: Callable[[], Callable[[], object]]) -> None:
@@ -66,7 +68,7 @@ class FlushBehind:
 
     def wrote(self, count: int) -> None:
         """
-        Some more has been written.
+        Note that more has been written.
 
         :param count: how many bytes
         :raises Exception: what an earlier flush raised
@@ -91,18 +93,18 @@ class FlushBehind:
 @contextmanager
 def flushed_beside(fd: int, size: int) -> Iterator[None]:
     """
-    A file that does not change is flushed while the caller reads it: at the end of the block it is
-    on stable storage.
+    Flush a file that does not change while the caller reads it: at the end of the block it is on
+    stable storage.
 
-    :param size: in bytes: a small one is not worth a thread
+    :param size: in bytes; a small file is not worth a thread
     :raises OSError: flushing failed
     """
     if size < STEP:
         os.fsync(fd)
         yield
         return
-    # if waiting for the thread is interrupted, the caller's one may be closed, and its number be
-    # that of another file
+    # If the wait for the thread is interrupted, the caller's descriptor may be closed, and its
+    # number may be reused for another file.
     own = Descriptor(os.dup, fd)
     with ThreadPoolExecutor(1, thread_name_prefix="statepool-flush") as executor:
         done = executor.submit(_flush_own, own)

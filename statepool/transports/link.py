@@ -10,9 +10,8 @@ from statepool.transports.local import LocalTransport
 
 
 class LinkTransport(LocalTransport):
-    """As for ``file://``, but referred to."""
+    """A local pool to which a cache refers instead of copying from it."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """Everything."""
         return Capabilities(symlinks=True, durable=True, local=True, refers=True)

@@ -1,8 +1,8 @@
 """
-``file://``: a pool in a file system of this host.
+The transport ``file://``: a pool in a file system of this host.
 
-No symbolic link beneath the pool's directory is ever followed, and nothing is waited for: what is
-not a regular file is refused before a byte of it is read.
+No symbolic link beneath the pool's directory is ever followed, and no open blocks: anything but a
+regular file is refused before a byte of it is read.
 """
 
 from __future__ import annotations
@@ -41,15 +41,12 @@ from statepool.transports.failures import (
 )
 
 INCOMING = ".statepool/incoming"
-"""
-The directory of a pool where files may be that are not finished, and where a collector looks for
-those that never will be.
-"""
+"""The directory of a pool for unfinished files, where a collector looks for abandoned ones."""
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 """
-Non-blocking, since opening a FIFO would wait for its other end; reading a regular file is not
-changed by it.
+Non-blocking, since opening a FIFO would wait for its other end. Reading a regular file is not
+affected.
 """
 
 _WRITE_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -57,12 +54,12 @@ _WRITE_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _NO_ANONYMOUS_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
-"""What opening with O_TMPFILE says where there is no such thing (``man 2 open``)."""
+"""Errors of an open with O_TMPFILE where that is not supported (``man 2 open``)."""
 
 
 class LocalTransport(Transport):
     """
-    Files of this host.
+    The transport for files of this host.
 
     :param location: a location without a host
     """
@@ -70,23 +67,24 @@ class LocalTransport(Transport):
     def __init__(self, location: Location) -> None:
         super().__init__(location)
         self.tree = Tree(location.path.rstrip("/"))
-        # Files without a name get one through /proc. Believed until the file system says that it
-        # has none.
+        # Files without a name get one through /proc. Assumed until the file system says that it
+        # does not support such files.
         self._anonymous = os.path.isdir("/proc/self/fd")
         self._symlinks = self._durable = True  # likewise
 
     @property
     def capabilities(self) -> Capabilities:
-        """Everything but referring."""
+        """Everything but references from a cache."""
         return Capabilities(symlinks=self._symlinks, durable=self._durable, local=True)
 
     # -- looking -----------------------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
-        """As the transport's face says. The pool's own directory may be behind a symbolic link."""
+        """List a directory. The pool's own directory may be behind a symbolic link."""
         try:
             with self.tree.open(directory, _LIST) as fd, os.scandir(fd) as entries:
-                # Names that are not UTF-8 come with lone surrogates, which cannot be encoded again.
+                # Names that are not UTF-8 contain lone surrogates, which cannot be encoded as
+                # UTF-8.
                 return [
                     Entry(entry.name, _kind(entry))
                     for entry in entries
@@ -98,7 +96,6 @@ class LocalTransport(Transport):
             raise translated(error, "list", self._subject(directory)) from error
 
     def stat(self, path: str) -> Stat | None:
-        """As the transport's face says."""
         try:
             found = self.tree.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -108,10 +105,7 @@ class LocalTransport(Transport):
         return _stat(found)
 
     def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
-        """
-        As the transport's face says. A directory is opened once for all that is asked of it in a
-        row.
-        """
+        """Look at several files. A directory is opened once for all consecutive paths in it."""
         answers: list[Stat | None] = []
         for directory, group in itertools.groupby(paths, _above):
             names = [path.rpartition("/")[2] for path in group]
@@ -137,11 +131,7 @@ class LocalTransport(Transport):
             ) from error
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """
-        As the transport's face says.
-
-        :raises UnsafeImage: it is not a regular file
-        """
+        """:raises UnsafeImage: it is not a regular file"""
         opened, length = self._open(path)
         left = max(length - offset, 0)
         wanted = left if size is None else min(size, left)
@@ -157,7 +147,6 @@ class LocalTransport(Transport):
             raise translated(error, "read", self._subject(path)) from error
 
     def readlink(self, path: str) -> str:
-        """As the transport's face says."""
         try:
             return self.tree.readlink(path)
         except OSError as error:
@@ -173,10 +162,9 @@ class LocalTransport(Transport):
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        As the transport's face says.
-
-        The file has no name until it is complete, so that a crash leaves nothing behind. Where the
-        file system does not know such files, it has one in ``.statepool/incoming`` meanwhile.
+        Create a file that has no name until it is complete, so that a crash leaves nothing behind.
+        Where the file system does not support such files, it is a temporary file in
+        ``.statepool/incoming`` meanwhile.
         """
         try:
             opened = self._open_anonymous(_above(path))
@@ -193,9 +181,7 @@ class LocalTransport(Transport):
 
     @contextmanager
     def draft(self, directory: str, data: bytes) -> Iterator[Callable[[str], None]]:
-        """
-        As the transport's face says: flushed now, where the file system knows files without a name.
-        """
+        """Prepare a file, and flush it at once if the file system supports files without a name."""
         subject = self._subject(directory)
         with translating("write to", subject, needed=len(data)):
             opened = self._open_anonymous(directory)
@@ -215,9 +201,9 @@ class LocalTransport(Transport):
 
     def link(self, source: str, target: str) -> None:
         """
-        As the transport's face says. Where the file system has no hard links, a file among those of
-        ours is renamed instead, which is enough for what is gathered in ``incoming``: nobody looks
-        for it there again.
+        Give a file a second name. If the file system has no hard links, a file of this pool is
+        renamed instead. That suffices for files gathered in ``incoming``: no process looks for them
+        there again.
         """
         give = link_or_rename if source.startswith(f"{INCOMING}/") else link
         try:
@@ -226,25 +212,22 @@ class LocalTransport(Transport):
             raise translated(error, "link", self._subjects(source, target), lacks=LINKS) from error
 
     def rename(self, source: str, target: str) -> None:
-        """As the transport's face says."""
         try:
             self.tree.rename(source, target)
         except OSError as error:
             raise translated(error, "rename", self._subjects(source, target)) from error
 
     def remove(self, path: str) -> bool:
-        """As the transport's face says."""
         try:
             return self.tree.remove(path)
         except OSError as error:
             raise translated(error, "remove", self._subject(path)) from error
 
     def symlink(self, target: str, path: str) -> None:
-        """As the transport's face says."""
         try:
             private = self._private_link(target, path)
             try:
-                # some refuse only that: sshfs, of a link with ".." in it
+                # sshfs refuses only the reading, of a link with ".." in it
                 self.tree.readlink(private)
                 self.tree.rename(private, path)
             except BaseException:
@@ -257,10 +240,7 @@ class LocalTransport(Transport):
             ) from error
 
     def make_directory(self, path: str) -> None:
-        """
-        As the transport's face says. The pool's own directory is made as the account's umask has
-        it.
-        """
+        """Make a directory and its parents; the umask applies only to the pool's own directory."""
         try:
             os.makedirs(self.tree.root, exist_ok=True)
             mode = stat.S_IMODE(self._status().st_mode) | stat.S_IRWXU
@@ -271,7 +251,6 @@ class LocalTransport(Transport):
             raise translated(error, "make the directory", self._subject(path)) from error
 
     def remove_directory(self, path: str) -> bool:
-        """As the transport's face says."""
         try:
             place, name = self.tree.place(path)
             with place as directory:
@@ -284,7 +263,7 @@ class LocalTransport(Transport):
 
     def flush(self, directory: str) -> None:
         """
-        As the transport's face says. Where directories cannot be flushed, nothing is durable from
+        Flush a directory. If directories cannot be flushed, the pool counts as not durable from
         then on.
         """
         try:
@@ -293,16 +272,16 @@ class LocalTransport(Transport):
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise translated(error, "flush the directory", self._subject(directory)) from error
-            # some of FUSE, and directories that a virtual machine shares with its host, only flush
-            # files
+            # Some FUSE file systems, and directories that a virtual machine shares with its host,
+            # can flush only files.
             self._durable = False
 
     # -- bytes -------------------------------------------------------------------------------------
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """
-        As the transport's face says. Where the data is, the file system knows better than
-        ``extents``; it is copied anew always.
+        Copy a file from its beginning. Its data is where the file system says, whatever ``extents``
+        says.
         """
         opened, _ = self._open(path)
         with opened as source:
@@ -310,8 +289,8 @@ class LocalTransport(Transport):
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        As the transport's face says. Where the data is, the file system knows better than
-        ``extents``; it is copied anew always.
+        Copy a file from its beginning. Its data is where the file system says, whatever ``extents``
+        says.
         """
         subject = self._subject(path)
         with translating("create", subject):
@@ -330,7 +309,6 @@ class LocalTransport(Transport):
         return moved
 
     def digest(self, path: str, transfer: Transfer) -> Digest:
-        """As the transport's face says."""
         opened, _ = self._open(path)
         with opened as fd:
             subject = self._subject(path)
@@ -347,29 +325,29 @@ class LocalTransport(Transport):
     # -- the rest ----------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
-        """As the transport's face says."""
         with translating("ask for the free space at", self._subject("")):
             top = self.tree.top()
             left = os.fstatvfs(top.number)
-        # some of FUSE know nothing of blocks
+        # Some FUSE file systems do not report blocks.
         return left.f_bavail * left.f_frsize if left.f_blocks else None
 
     def local_path(self, path: str) -> Path | None:
-        """As the transport's face says: the name itself, whatever is there."""
+        """Return the path itself, whether or not a file is there."""
         return Path(self.tree.root, path)
 
     def beneath(self, path: str) -> Beneath:
-        """As the transport's face says."""
         return Beneath(self.tree, path)
 
     @property
     def identity(self) -> str:
         """
-        The device and the inode of the directory: mounts and links that lead to it are the same.
+        The device and the inode of the directory: the same for all mounts and links that lead to
+        it.
         """
         try:
             found = os.stat(self.tree.root)
-        except OSError:  # there is no directory yet, or none that we may see; its address must do
+        # there is no directory yet, or this account may not see it: use its address
+        except OSError:
             return super().identity
         return f"{found.st_dev}:{found.st_ino}"
 
@@ -400,7 +378,7 @@ class LocalTransport(Transport):
         return opened, found.st_size
 
     def _open_anonymous(self, directory: str) -> Descriptor | None:
-        """:returns: a new file without a name, or None where there are none"""
+        """:returns: a new file without a name, or None where the file system has no such files"""
         if not self._anonymous:
             return None
         try:
@@ -429,8 +407,8 @@ class LocalTransport(Transport):
         done = 0
         while done < len(data):
             done += os.write(fd, data[done:] if done else data)
-        # Whatever the umask of this account: others who may look into the pool, or work in it, need
-        # what is written here.
+        # The umask of this account must not matter: other accounts that may read the pool, or write
+        # to it, need what is written here.
         mode, wanted = stat.S_IMODE(os.fstat(fd).st_mode), small_file_mode(self._status().st_mode)
         if wanted & ~mode:
             os.fchmod(fd, mode | wanted)
@@ -438,7 +416,7 @@ class LocalTransport(Transport):
             os.fsync(fd)
 
     def _private_link(self, target: str, path: str) -> str:
-        """:returns: a new symbolic link under a name that nobody looks at"""
+        """:returns: a new symbolic link under a temporary name"""
         private = f"{INCOMING}/{_private_name()}"
         try:
             self.tree.symlink(target, private)
@@ -449,11 +427,11 @@ class LocalTransport(Transport):
 
     def _open_leased(self, path: str) -> Descriptor:
         """
-        Open a file on which another process holds a lease, for a moment, to learn whether the file
-        is in use: wait until it lets go.
+        Open a file on which another process holds a lease, for a moment to find out whether the
+        file is in use: wait until that process releases it.
 
-        The kernel makes it, after ``/proc/sys/fs/lease-break-time`` seconds at the latest. Only
-        regular files have leases; nothing else is waited for.
+        The kernel breaks the lease after ``/proc/sys/fs/lease-break-time`` seconds at the latest.
+        Only regular files have leases, so there is no wait for anything else.
         """
         with self.tree.open(path, os.O_PATH) as pinned:
             if not stat.S_ISREG(os.fstat(pinned).st_mode):
@@ -462,7 +440,7 @@ class LocalTransport(Transport):
 
 
 def _private_name() -> str:
-    # Begins with what no name of a machine, an image or a state begins with.
+    # The prefix is one with which no name of a machine, an image or a state begins.
     return f".tmp-{os.urandom(10).hex()}"
 
 

@@ -1,6 +1,6 @@
 """
-Reading a local file in slices: where its data is, through the page cache or round it, and of two
-files with the same bytes the one that is in memory.
+Reading a local file in slices: finding its data, reading through the page cache or bypassing it,
+and reading the one of two equal files that is in memory.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from statepool.transports.failures import Subject, translated, translating, wron
 
 SLICE = 2 << 20
 """
-Bytes that are copied, read and hashed at a time. Less costs system calls and turns of the
-interpreter, more leaves the processor's cache.
+Bytes that are copied, read and hashed at a time. Less costs system calls and interpreter overhead;
+more does not fit into the processor's cache.
 """
 
 PAGE = 4096
-"""What offsets and lengths are multiples of when the page cache is gone round."""
+"""The alignment, in bytes, of offsets and lengths in direct I/O."""
 
 _ZEROS = memoryview(bytes(SLICE))
 
 
 def zeros(length: int) -> memoryview:
-    """:returns: so many bytes of a hole, at most a slice"""
+    """:returns: so many zeros, at most a slice"""
     return _ZEROS[:length]
 
 
@@ -46,8 +46,8 @@ def hash_part(descriptor: int, start: int, end: int, algorithm: str) -> Digest:
     """
     :param descriptor: of a local file
     :param start: the offset of the first byte to hash
-    :param end: that of the first byte after them
-    :returns: the digest; that of fewer bytes if there are no more
+    :param end: the offset of the first byte after the range
+    :returns: the digest of the range; if the file ends in it, of the bytes up to its end
     """
     hasher = new_hasher(algorithm)
     while start < end and (data := os.pread(descriptor, min(SLICE, end - start), start)):
@@ -61,8 +61,8 @@ def hash_part(descriptor: int, start: int, end: int, algorithm: str) -> Digest:
 
 def data_in(fd: int, size: int, subject: Subject) -> Iterator[Extent]:
     """
-    :returns: the extents that hold data, one at a time: a file can have more of them than we want
-        to remember
+    :returns: the extents that hold data, one at a time: a file can have more of them than should be
+        held in memory
     """
     end = 0
     while end < size:
@@ -84,7 +84,7 @@ def data_in(fd: int, size: int, subject: Subject) -> Iterator[Extent]:
 @frozen
 class Slice:
     """
-    A part of a file that is dealt with at a time.
+    A part of a file that is processed at a time.
 
     :param start: its offset
     :param length: at most :data:`SLICE`
@@ -97,7 +97,10 @@ class Slice:
 
 
 def are_in_order(extents: tuple[Extent, ...]) -> bool:
-    """Whether they can be believed so far as to be asked for: a manifest can say anything."""
+    """
+    Return whether the extents are in order, so that they can be requested: a manifest is not
+    trusted.
+    """
     end = 0
     for offset, length in extents:
         if offset < end or length <= 0:
@@ -126,28 +129,28 @@ def slices(extents: Iterable[Extent], size: int) -> Iterator[Slice]:
 
 
 def new_buffers(count: int) -> list[memoryview]:
-    """:returns: room for as many slices, each aligned to pages"""
+    """:returns: buffers for ``count`` slices, each aligned to pages"""
     room = mmap.mmap(-1, max(count, 1) * SLICE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        # Touching a buffer for the first time then costs one fault and not five hundred, which is
-        # what a small file would be measured by.
+    with suppress(OSError):  # a kernel without huge pages
+        # With huge pages the first access to a buffer causes one page fault, not five hundred. For
+        # a small file the page faults would dominate.
         room.madvise(mmap.MADV_HUGEPAGE)
     return [memoryview(room)[start : start + SLICE] for start in range(0, count * SLICE, SLICE)]
 
 
 class Reader:
-    """Reads slices of a file."""
+    """A reader of slices of a file."""
 
     def __init__(self, fd: int, subject: Subject) -> None:
         self._fd = fd
         self._subject = subject
 
     def slices(self, size: int) -> Iterator[Slice]:
-        """:returns: those of the file"""
+        """:returns: the slices of the file"""
         return slices(data_in(self._fd, size, self._subject), size)
 
     def read(self, part: Slice, into: memoryview) -> memoryview:
-        """:returns: what is in the slice. It lies in ``into``, or is a constant."""
+        """:returns: the content of the slice. It is in ``into``, or is a constant."""
         if not part.data:
             return zeros(part.length)
         end = part.start
@@ -170,7 +173,7 @@ class Reader:
 
 class DirectReader(Reader):
     """
-    Reads round the page cache, in whole slices.
+    A reader by direct I/O, which bypasses the page cache, in whole slices.
 
     :param direct: a second descriptor of the file, opened with ``O_DIRECT``
     """
@@ -181,13 +184,14 @@ class DirectReader(Reader):
 
     def read(self, part: Slice, into: memoryview) -> memoryview:
         """
-        As for any reader; what cannot be read so, for its alignment or for a reason of the file
-        system, is read the usual way.
+        Read a slice. What cannot be read by direct I/O, because of its alignment or of the file
+        system, is read through the page cache.
         """
         if not part.data:
             return zeros(part.length)
         try:
-            # Up to a whole page, beyond the end of the file if need be: it then reads short.
+            # Round up to a whole page, beyond the end of the file if need be: the read is then
+            # short.
             count = os.preadv(self._direct, [into[: -(-part.length // PAGE) * PAGE]], part.start)
         except OSError as error:
             if error.errno != errno.EINVAL:
@@ -201,21 +205,21 @@ class DirectReader(Reader):
 
 class Unchanging:
     """
-    Tells whether a file is still what it was when this was made.
+    A guard that tells whether a file has not changed since the guard was made.
 
-    The kernel's lease says it. A read lease is granted only while nobody has the file open for
-    writing, whatever he would write with: a mapping keeps the file open that it was made of, and so
-    does a write that was asked for and has not ended. Afterwards whoever wants to write has to open
-    the file first, and whoever wants to cut it by its name waits like one who opens it; from then
-    on we do not count the lease as held, and let go of it. So there is no moment at which the bytes
-    can have changed while the lease is held. A write lease that the caller has is as good: nobody
-    else has the file open at all.
+    It relies on a lease of the kernel. A read lease is granted only while no process has the file
+    open for writing, in whatever way it would write: a mapping keeps its file open, and so does a
+    write that was requested and has not ended. Afterwards a writer has to open the file first, and
+    a process that truncates it by its name waits as if it opened it. From then on the lease does
+    not count as held, and is released. So the bytes cannot change while the lease is held. A write
+    lease of the caller is as good: no other process has the file open at all.
 
-    Timestamps alone would not do. A writer to a mapping is noted when he begins, and may store much
-    later. They are compared all the same, for whatever else there may be.
+    Timestamps alone would not suffice: a write to a mapping updates them when it begins, and the
+    process may store to the mapping much later. They are compared in addition, against other causes
+    of change.
 
-    Where no lease can be had, as for somebody else's file, the answer is no. Several threads may
-    ask.
+    Where no lease is granted, as for a file of another account, the answer is no. Several threads
+    may ask.
 
     :param fd: of a regular file
     """
@@ -242,8 +246,8 @@ class Unchanging:
 
     def holds(self) -> bool:
         """
-        :returns: whether the file has not changed up to now. Once it is not certain, it stays so,
-            and nobody has to wait for us.
+        :returns: whether the file has certainly not changed up to now. Once this is uncertain, it
+            stays uncertain, and the lease is released so that no other process waits for it.
         """
         if self._lease == fcntl.F_UNLCK:
             return False
@@ -253,7 +257,7 @@ class Unchanging:
         return False
 
     def end(self) -> None:
-        """Let go of the lease, if it is ours."""
+        """Release the lease, if this guard took it."""
         with self._ending:
             self._lease = fcntl.F_UNLCK
             if self._ours:
@@ -266,29 +270,29 @@ class Unchanging:
 
 
 class _InMemory(Reader):
-    """Reads what is in the page cache; raises :class:`BlockingIOError` for what is not."""
+    """A reader of what is in the page cache; raises :class:`BlockingIOError` for what is not."""
 
     def _fill(self, into: memoryview, offset: int) -> None:
         try:
             count = os.preadv(self._fd, [into], offset, os.RWF_NOWAIT)
         except OSError as error:
-            raise BlockingIOError from error  # not in memory, or not to be told on this file system
+            raise BlockingIOError from error  # not in memory, or this file system cannot tell
         if count < len(into):
             raise BlockingIOError
 
 
 class CloneReader(Reader):
     """
-    Reads a clone, and its bytes that are in memory already from what it was cloned of, as long as
-    that has not changed since.
+    A reader of a clone. It reads bytes from the cached pages of the origin where there are some, as
+    long as the origin has not changed since the cloning.
 
-    A new clone has nothing in the page cache: the cached pages of what it shares its blocks with
-    are not its own.
+    A new clone has nothing in the page cache: the cached pages of the file with which it shares its
+    blocks do not count for it.
 
     :param fd: the clone
-    :param clone: reads it
+    :param clone: the reader of the clone
     :param origin: what it was cloned of
-    :param unchanging: of the origin, from before the cloning
+    :param unchanging: guards the origin; made before the cloning
     """
 
     def __init__(
@@ -300,14 +304,13 @@ class CloneReader(Reader):
         self._unchanging = unchanging
 
     def read(self, part: Slice, into: memoryview) -> memoryview:
-        """As for any reader."""
         if part.data and self._unchanging.holds():
             try:
                 content = self._origin.read(part, into)
             except BlockingIOError:
                 return self._clone.read(part, into)
-            # Asked after the reading: what was read has then been what the clone has, whatever
-            # happens next.
+            # Asked after the read: if the origin is unchanged now, what was read is what the clone
+            # has, whatever happens next.
             if self._unchanging.holds():
                 return content
         return self._clone.read(part, into)

@@ -1,9 +1,9 @@
 """
-Which transport reaches which scheme.
+The registry of transports by URL scheme.
 
 A transport is registered in the entry point group ``statepool.transports``, under its URL scheme.
-Those of this package are known without a look at what is installed: that takes longer than
-everything else here, and is not there in a source tree.
+The transports of this package are known without reading the metadata of installed packages: reading
+it takes longer than everything else here, and a source tree has none.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ BUILT_IN = {
 """The transports of this package, each loaded when it is first used."""
 
 EXTRAS = {"oci": "install statepool[oci]", "s3": "install statepool[s3]"}
-"""Schemes that have a meaning, and what to do where there is no transport for them."""
+"""Known schemes without a built-in transport, and how the user can get one."""
 
 
 def open_transport(location: Location, settings: Settings | None = None) -> Transport:
     """
     :param location: the address of a pool
-    :param settings: the knobs; the defaults if not given
-    :returns: what reaches it. Nothing has been connected or looked at yet.
+    :param settings: the settings; the defaults if not given
+    :returns: the transport for it. Nothing has been connected or looked at yet.
     :raises InvalidLocation: no transport for this scheme is installed
     """
     return transport_class(location.scheme).open(location, settings or Settings())
@@ -62,7 +62,7 @@ def transport_class(scheme: str) -> type[Transport]:
 
 
 def _installed(scheme: str) -> object:
-    from importlib import metadata  # only here: see above
+    from importlib import metadata  # imported only here: see above
 
     for entry in metadata.entry_points(group=GROUP, name=scheme):
         try:

@@ -1,9 +1,9 @@
 """
-Blocks for what is about to be written, asked for in one piece.
+Reservation of blocks for what is about to be written, in one request.
 
-A file system that chooses blocks only when it flushes has to count, for each block that is written,
-that there will be one: on ext4 this is a third of the time that writing takes. Blocks that the file
-has already need no counting, and lie together (docs/measurements.rst).
+A file system with delayed allocation has to reserve one block for each block that is written: on
+ext4 this is a third of the time that writing takes. Blocks that the file already has need no such
+reservation, and lie together (docs/measurements.rst).
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ WORTH = 512 << 10
 
 _RESERVE = 0x40305828
 """
-Asks for blocks without writing to them, as ``fallocate`` does: ``FS_IOC_RESVSP``, ``_IOW('X', 40,
-struct space_resv)`` in ``linux/falloc.h``. The C library's ``posix_fallocate`` would write to every
-block where the file system has no such thing.
+The ioctl that allocates blocks without writing to them, as ``fallocate`` does: ``FS_IOC_RESVSP``,
+``_IOW('X', 40, struct space_resv)`` in ``linux/falloc.h``. The C library's ``posix_fallocate``
+would write to every block where the file system does not support it.
 """
 
 _REQUEST = struct.Struct("hhqqiI4i")
-"""``struct space_resv``: type and whence of a lock, offset, length, and what nobody reads."""
+"""
+``struct space_resv``: type and whence of a lock, offset, length, and fields that are not read.
+"""
 
 _REAL_FAILURES = frozenset(
     {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EINTR}
 )
-"""What is not just the answer of a file system that cannot do it."""
+"""Errors that are real failures, not just the answer that it is not supported."""
 
 
 class Reserver:
     """
-    Asks for the blocks of a file before they are written to, where that helps: on file systems that
-    are on a block device of their own. One in memory or on a server would do the work twice, and
-    btrfs would not compress what is written there.
+    A requester of the blocks of a file before they are written to, where that helps: on file
+    systems that have their own block device. A file system in memory or on a server would do the
+    work twice, and btrfs would not compress what is written there.
 
     :param fd: descriptor of the file, open for writing
     :raises OSError: there is no such file

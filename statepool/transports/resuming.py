@@ -1,5 +1,6 @@
 """
-How much of a file is the same at the other end, so that a transfer can go on from there.
+Finding out how much of a file is the same at the other end, so that a transfer can resume from
+there.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ def same_beginning(descriptor: int, there: Transfer, digest: Digest, known: Piec
     """
     Compare the beginning of a local file with all bytes of a shorter one.
 
-    :param there: with which the other file was hashed
-    :param digest: what came of it
-    :param known: digests of pieces of the local file; those that are lacking are added
-    :returns: how many bytes are the same; with digests of pieces, these tell, else all or none
+    :param there: the transfer with which the other file was hashed
+    :param digest: the resulting digest
+    :param known: digests of pieces of the local file; missing ones are added
+    :returns: how many bytes are the same: by pieces if there are digests of pieces, else all or
+        none
     """
     size = there.size
     if there.algorithm == PIECES and len(there.pieces) == count(size):
@@ -31,8 +33,8 @@ def matching(descriptor: int, length: int, wanted: Pieces, known: Pieces) -> int
 
     :param length: how many bytes of it to look at
     :param wanted: the digests
-    :param known: those of the local file, as far as they are known; what is lacking is added, and
-        what does not match is cut off
+    :param known: those of the local file, as far as they are known; missing ones are added, and
+        those that do not match are cut off
     :returns: how many bytes match
     """
     known.cut(length // PIECE)

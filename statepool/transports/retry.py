@@ -1,14 +1,14 @@
 """
-A transport around another one, which tries again what failed for a reason that may pass.
+A transport around another one, which retries what failed for a transient reason.
 
-Which reasons are of that kind, the transport within knows
-(:meth:`~statepool.transports.base.Transport.is_transient`); how often, and after which pauses, is
-told by settings. The pauses grow, and no two are alike, so that many who lost one server do not
-come back to it all at the same moment.
+The inner transport knows which errors are transient
+(:meth:`~statepool.transports.base.Transport.is_transient`); settings tell how often to retry, and
+after which pauses. The pauses grow and have random jitter, so that many clients that lost one
+server do not come back to it all at the same moment.
 
-Not everything can just be done twice. If the answer to an exclusive create was lost, the second
-attempt finds the name taken, perhaps by the first one. So what a second attempt finds is compared
-with what the first may have done.
+Not every operation can just be repeated. If the answer to an exclusive create was lost, the second
+attempt finds the name taken, perhaps by the first attempt. So what a retry finds is compared with
+what the first attempt may have done.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from statepool.transports.base import (
 from statepool.transports.resuming import same_beginning
 
 LONGEST_PAUSE = 30.0
-"""Seconds between two attempts at most."""
+"""The longest pause between two attempts, in seconds."""
 
 COMPARED = 64 << 10
-"""Bytes of two files that are compared where nothing tells whether they are one."""
+"""Bytes of two files that are compared where nothing tells whether they are the same file."""
 
 T = TypeVar("T")
 
 
 class Retrying(Transport):
     """
-    Tries again.
+    A transport that retries transient failures.
 
     :param inner: the transport that does the work
-    :param retries: how often something is tried again at most
-    :param pause: before the first of these attempts, in seconds; twice as long before each next one
+    :param retries: the most retries of one operation
+    :param pause: before the first retry, in seconds; it doubles before each further one
     :param sleep: waits for some seconds
-    :param jitter: gives a number from 0 to 1 that nobody can foresee
+    :param jitter: returns an unpredictable number from 0 to 1
     """
 
     def __init__(
@@ -77,6 +77,8 @@ class Retrying(Transport):
 
     def _again(self, work: Callable[[bool], T]) -> T:
         """
+        Call ``work`` until it succeeds, fails for good, or has been retried often enough.
+
         :param work: is told whether an earlier attempt may have done it already
         """
         for attempt in range(self._retries):
@@ -90,50 +92,41 @@ class Retrying(Transport):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Those of the inner one."""
         return self._again(lambda again: self.inner.capabilities)
 
     @property
     def identity(self) -> str:
-        """That of the inner one."""
         return self._again(lambda again: self.inner.identity)
 
     # -- looking changes nothing -------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
-        """As the inner one."""
         return self._again(lambda again: self.inner.scan(directory))
 
     def stat(self, path: str) -> Stat | None:
-        """As the inner one."""
         return self._again(lambda again: self.inner.stat(path))
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """As the inner one."""
         return self._again(lambda again: self.inner.read(path, offset, size))
 
     def readlink(self, path: str) -> str:
-        """As the inner one."""
         return self._again(lambda again: self.inner.readlink(path))
 
     def scan_many(self, directories: Sequence[str]) -> list[list[Entry]]:
-        """As the inner one."""
         return self._again(lambda again: self.inner.scan_many(directories))
 
     def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
-        """As the inner one."""
         return self._again(lambda again: self.inner.stat_many(paths))
 
     def read_many(self, paths: Sequence[str], size: int) -> list[bytes | None]:
-        """As the inner one."""
         return self._again(lambda again: self.inner.read_many(paths, size))
 
     # -- names -------------------------------------------------------------------------------------
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        As the inner one. A file with the very same content that an earlier attempt may have made is
-        ours: what must be told apart has a nonce.
+        Create a file. If an earlier attempt may have made it, a file with exactly the same content
+        counts as ours: files that must be told apart contain a nonce.
         """
 
         def work(again: bool) -> None:
@@ -156,8 +149,8 @@ class Retrying(Transport):
 
     def link(self, source: str, target: str) -> None:
         """
-        As the inner one. A target that is the same file, or looks like it in every way, is what an
-        earlier attempt made.
+        Give a file a second name. A target that is the same file, or has the same facts and
+        content, counts as made by an earlier attempt.
         """
 
         def work(again: bool) -> None:
@@ -187,7 +180,7 @@ class Retrying(Transport):
 
     def rename(self, source: str, target: str) -> None:
         """
-        As the inner one. If the source is gone and the target there, an earlier attempt was heard.
+        Rename a file. If a retry finds the target but not the source, an earlier attempt succeeded.
         """
 
         def work(again: bool) -> None:
@@ -201,21 +194,21 @@ class Retrying(Transport):
 
     def remove(self, path: str) -> bool:
         """
-        As the inner one. If an earlier attempt may have been heard, nothing left counts as removed.
+        Remove a file or directory. If a retry finds nothing, it counts as removed by an earlier
+        attempt.
         """
         return self._again(lambda again: self.inner.remove(path) or again)
 
     def symlink(self, target: str, path: str) -> None:
-        """As the inner one."""
         self._again(lambda again: self.inner.symlink(target, path))
 
     def make_directory(self, path: str) -> None:
-        """As the inner one."""
         self._again(lambda again: self.inner.make_directory(path))
 
     def remove_directory(self, path: str) -> bool:
         """
-        As the inner one. If an earlier attempt may have been heard, nothing left counts as removed.
+        Remove a file or directory. If a retry finds nothing, it counts as removed by an earlier
+        attempt.
         """
         return self._again(
             lambda again: (
@@ -224,15 +217,14 @@ class Retrying(Transport):
         )
 
     def flush(self, directory: str) -> None:
-        """As the inner one."""
         self._again(lambda again: self.inner.flush(directory))
 
     # -- bytes -------------------------------------------------------------------------------------
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """
-        As the inner one. Another attempt goes on from where the one before it stopped: the length
-        of our copy tells.
+        Fetch a file. A retry resumes where the attempt before it stopped: the length of our copy
+        tells.
         """
         return self._moved(
             transfer,
@@ -242,8 +234,8 @@ class Retrying(Transport):
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        As the inner one. Another attempt goes on from where the one before it stopped, if the bytes
-        there are ours.
+        Store a file. A retry resumes where the attempt before it stopped, if the bytes there are
+        ours.
         """
         return self._moved(
             transfer,
@@ -256,7 +248,7 @@ class Retrying(Transport):
     ) -> Moved:
         """
         :param move: one attempt
-        :param reached: tells, after an attempt that failed, how many bytes need not be moved again
+        :param reached: tells, after a failed attempt, how many bytes need not be moved again
         """
         attempts = _Attempts(transfer)
 
@@ -270,8 +262,8 @@ class Retrying(Transport):
 
     def _stored(self, source: int, path: str, transfer: Transfer) -> int:
         """
-        :returns: how many bytes of the source are there: a host that was started anew in between
-            may have kept the length, and not the bytes
+        :returns: how many bytes of the source are really there: a host that was restarted in
+            between may have kept the length of the file, but not its bytes
         """
         found = self.inner.stat(path)
         if found is None or found.kind is not FileKind.FILE or not 0 < found.size <= transfer.size:
@@ -280,11 +272,10 @@ class Retrying(Transport):
         try:
             digest = self.inner.digest(path, there)
         except IntegrityError:
-            return 0  # it still grows
+            return 0  # the file is still growing
         return same_beginning(source, there, digest, transfer.pieces)
 
     def digest(self, path: str, transfer: Transfer) -> Digest:
-        """As the inner one."""
         attempts = _Attempts(transfer)
 
         def work() -> Digest:
@@ -296,26 +287,19 @@ class Retrying(Transport):
     # -- the rest ----------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
-        """As the inner one."""
         return self._again(lambda again: self.inner.free_space())
 
     def survey(self) -> list[Finding]:
-        """As the inner one."""
         return self._again(lambda again: self.inner.survey())
 
     def local_path(self, path: str) -> Path | None:
-        """As the inner one."""
         return self.inner.local_path(path)
 
     def beneath(self, path: str) -> Beneath | None:
-        """As the inner one."""
         return self.inner.beneath(path)
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
-        """
-        As the inner one. Taking the lock is tried again; what goes wrong while it is held is for
-        whoever works there.
-        """
+        """Hold a lock. Taking the lock is retried; errors while it is held are the caller's."""
         lock = self._again(lambda again: self.inner.hold(path, timeout))
         return None if lock is None else self._held(lock, path, timeout)
 
@@ -334,28 +318,27 @@ class Retrying(Transport):
 
     def is_transient(self, error: BaseException) -> bool:
         """
-        As the inner one: what comes out of here has been tried often enough, and may still pass
-        some day.
+        Return what the inner transport says: an error of this transport was retried often enough,
+        but the operation may still succeed later.
         """
         return self.inner.is_transient(error)
 
     def close(self) -> None:
-        """As the inner one."""
         self.inner.close()
 
 
 @define
 class _Attempts:
     """
-    The progress of all attempts, which is told of each byte once, and what they moved.
+    The progress of all attempts, which reports each byte once, and what the attempts moved.
 
-    :param transfer: whose progress is told, and which says where the source has data
+    :param transfer: its progress is advanced, and its extents say where the source has data
     """
 
     transfer: Transfer
     begun: bool = False
     done: int = 0
-    """Where the present attempt began."""
+    """The offset at which the present attempt began."""
     now: int = 0
     told: int = 0
     sent: int = 0
@@ -363,12 +346,13 @@ class _Attempts:
 
     def go_on(self, done: int) -> None:
         """
-        The next attempt begins.
+        Begin the next attempt.
 
-        :param done: so many bytes need not be moved
+        :param done: bytes that need not be moved
         """
         if self.begun:
-            # What is there was moved, also where the last of it was not told of any more.
+            # What is there was moved, also if the progress of its last bytes was not reported any
+            # more.
             reached = max(self.now, done)
             self.sent += self._data(self.done, reached)
             self.again += self._data(done, reached)
@@ -382,8 +366,8 @@ class _Attempts:
 
     def advance(self, count: int) -> None:
         """
-        The inner transport tells of every byte from the beginning of the file, those included that
-        were there.
+        Advance the outer progress. The inner transport reports every byte from the beginning of the
+        file, including bytes that were there already.
         """
         self.now += count
         if self.now > self.told:
@@ -391,11 +375,11 @@ class _Attempts:
             self.transfer.progress.advance(new)
 
     def all_of(self, moved: Moved) -> Moved:
-        """:returns: what the last attempt did, with what was done before it"""
+        """:returns: what the last attempt did, together with the attempts before it"""
         return evolve(moved, sent=moved.sent + self.sent, again=moved.again + self.again)
 
     def _data(self, begin: int, end: int) -> int:
-        """:returns: bytes of data between two offsets"""
+        """:returns: how many bytes of data there are between two offsets"""
         extents = self.transfer.extents or ((0, end),)
         return sum(
             max(min(offset + length, end) - max(offset, begin), 0) for offset, length in extents

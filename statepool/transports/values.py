@@ -1,4 +1,4 @@
-"""What transports are told, and what they answer."""
+"""Values that are passed to transports, and values that they return."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from statepool.model.progress import SILENT, Progress
 
 
 class FileKind(enum.StrEnum):
-    """What a name in a directory stands for."""
+    """The kind of file that a name in a directory refers to."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -20,7 +20,7 @@ class FileKind(enum.StrEnum):
     OTHER = "other"
 
 
-@frozen(slots=False)  # made by the thousand, which is quicker so
+@frozen(slots=False)  # thousands are made, which is faster without slots
 class Entry:
     """A name in a directory."""
 
@@ -31,14 +31,15 @@ class Entry:
 @frozen
 class Stat:
     """
-    What is known of a file without opening it; of a symbolic link, not of what it points to.
+    The facts of a file that are known without opening it. For a symbolic link: of the link, not of
+    its target.
 
     :param kind: what it is
     :param size: in bytes
     :param mtime_ns: last change, in nanoseconds of the far side's clock; servers may round it to
         seconds
-    :param identity: the same for two names of one file on this side of the transport, or None where
-        that is not known
+    :param identity: equal for two names of one file on this side of the transport, or None if that
+        is unknown
     """
 
     kind: FileKind
@@ -50,21 +51,20 @@ class Stat:
 @frozen
 class Capabilities:
     """
-    What a transport can do, and what it cannot.
+    The capabilities of a transport.
 
     :param symlinks: symbolic links can be made and read
     :param durable: what has been flushed survives a power cut there
-    :param local: the files can be opened on this host, see
+    :param local: the files can be opened on this host; see
         :meth:`~statepool.transports.base.Transport.local_path`
     :param refers: a cache refers to the files instead of copying them
-    :param resumes: what an interrupted transfer has moved need not be moved again; only where files
-        can be renamed
-    :param writes: files can be made and removed there; without, nothing of the rest that changes
-        something can be done either
+    :param resumes: an interrupted transfer can be resumed; only where files can be renamed
+    :param writes: files can be created and removed there; without this, no other change is possible
+        either
     :param renames: a file can be given another name
-    :param directories: there are directories, which are made before a file is put into one;
-        without, a file may have any path, and a directory is there as long as a file is in it
-    :param copies: ``link`` makes a copy, as no file can have two names there
+    :param directories: there are directories, which must be made before a file is put into one;
+        without this, a file may have any path, and a directory exists as long as a file is in it
+    :param copies: ``link`` makes a copy, since a file cannot have two names there
     """
 
     symlinks: bool
@@ -81,12 +81,12 @@ class Capabilities:
 @frozen
 class Moved:
     """
-    A file has been moved.
+    The result of moving a file.
 
     :param digest: of the bytes as they are at their new place
     :param how: ``reflink``, ``copy`` or ``stream``
-    :param sent: bytes that really had to be moved: neither holes nor shared blocks
-    :param again: how many of them had been moved before, in an attempt that failed
+    :param sent: bytes that were really moved: neither holes nor shared blocks
+    :param again: how many of them had been moved before, in a failed attempt
     """
 
     digest: Digest
@@ -98,15 +98,15 @@ class Moved:
 @frozen
 class Transfer:
     """
-    What is said of a file whose bytes are moved, or only read.
+    The description of a file to move, or only to read.
 
     :param size: how long the file must be, in bytes
     :param algorithm: for the digest
     :param extents: where the source has data, as (offset, length) in bytes; empty: find out, or
-        take all
-    :param progress: told of the bytes; begin and end are the caller's
-    :param done: so many bytes at the beginning are at the other end already; where something is
-        stored, what is there behind them gives way. Where transfers can be resumed, they are
+        move everything
+    :param progress: told of the bytes; the caller calls its begin and end
+    :param done: bytes at the beginning that are at the other end already; when storing, what
+        follows them there is overwritten. Where transfers can be resumed, these bytes are only
         hashed, and the rest is moved; elsewhere all are moved.
     :param pieces: gets the digests of the pieces that were hashed, where the algorithm has some.
         Those that it has of the first ``done`` bytes are kept, and these bytes are not hashed

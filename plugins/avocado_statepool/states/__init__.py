@@ -1,6 +1,6 @@
 """
-The door for avocado-i2n: state backends with its class methods and its parameters, over statepool's
-pools.
+The adapter for avocado-i2n: state backends with its class methods and its parameters, on
+statepool's pools.
 
 ::
 
@@ -11,8 +11,9 @@ pools.
 or, for some of them only, ``avocado_i2n.states.setup.BACKENDS["qcow2ext"] =
 states.QCOW2ExtBackend``.
 
-Parameters are anything with the methods of ``virttest.utils_params.Params``. Neither avocado-i2n
-nor virttest is imported, except by what makes a new disk or starts a machine, which is virttest's.
+Parameters may be any object with the methods of ``virttest.utils_params.Params``. Neither
+avocado-i2n nor virttest is imported, except to make a new disk or start a machine, which virttest
+does.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ __all__ = [
 
 SKIP_LOCKS = False
 """
-Whether :func:`image_lock` does nothing. Nothing here needs that lock: it is for code that takes it
-beside us.
+Whether :func:`image_lock` does nothing. Nothing here needs that lock: it is for other code that
+takes it.
 """
 
 _PAUSE = 0.01
-"""Seconds between two looks at a lock that somebody else has."""
+"""Seconds between two attempts to take a lock that another process holds."""
 
 _PLACES = {
     "qcow2": ("QCOW2Backend", "QCOW2ExtBackend", "QCOW2VTBackend"),
@@ -64,13 +65,13 @@ _PLACES = {
         "image_lock",
     ),
 }
-"""Which modules of ``avocado_i2n.states`` have what."""
+"""The names in modules of ``avocado_i2n.states`` that are replaced."""
 
 
 def register() -> None:
     """
-    Put all of this in the places where avocado-i2n has its own, before or after it has read its
-    command line.
+    Replace the state backends of avocado-i2n by these, before or after it has read its command
+    line.
 
     :raises ImportError: avocado-i2n is not installed
     """
@@ -87,11 +88,11 @@ def register() -> None:
 @contextlib.contextmanager
 def image_lock(resource_path: str, timeout: float = 300) -> Iterator[IO[bytes] | None]:
     """
-    The lock that avocado-i2n takes on a file of a pool: a POSIX lock on ``resource_path.lock``.
+    Take the lock of avocado-i2n on a file of a pool: a POSIX lock on ``resource_path.lock``.
 
-    :param resource_path: what is locked
-    :param timeout: how long to wait for whoever has it, in seconds
-    :raises LockTimeout: somebody has had it for so long
+    :param resource_path: the locked file
+    :param timeout: how long to wait for its holder, in seconds
+    :raises LockTimeout: another process has held it for so long
     """
     if SKIP_LOCKS:
         yield None

@@ -18,7 +18,7 @@ class QCOW2Backend(RootSourcedStateBackend):
 
     @classmethod
     def state_type(cls) -> str:
-        """:returns: what kind of states these are, for people"""
+        """:returns: the name of this kind of states, for messages"""
         return "on/vm" if cls._require_running_object else "off/image"
 
     @classmethod
@@ -28,14 +28,14 @@ class QCOW2Backend(RootSourcedStateBackend):
 
     @classmethod
     def get(cls, params: Any, object: Any = None) -> None:
-        """Give the image the content that it had."""
+        """Restore the content of the image."""
         from statepool import Options
 
         _internal(params).get(_target(params), p.state_of("get", params), Options(overwrite=True))
 
     @classmethod
     def set(cls, params: Any, object: Any = None) -> None:
-        """Keep the content of the image."""
+        """Store the content of the image as a state."""
         from statepool import Options
 
         _internal(params).set(
@@ -67,13 +67,13 @@ class QCOW2Backend(RootSourcedStateBackend):
         path = p.root_image(params)
         p.open_pool(params).throw_away(path)
         with contextlib.suppress(OSError):
-            path.parent.rmdir()  # it stays while something else is in it
+            path.parent.rmdir()  # it stays while it has other files
 
 
 class QCOW2ExtBackend(SourcedStateBackend, QCOW2Backend):
     """
     States of an image as chains of files in the cache and its pools: the usual backend. The root
-    state is that the machine has its disk.
+    state exists if the machine has its disk.
     """
 
     @classmethod
@@ -117,11 +117,11 @@ class QCOW2ExtBackend(SourcedStateBackend, QCOW2Backend):
 
     @classmethod
     def get_root(cls, params: Any, object: Any = None) -> None:
-        """The machine has its disk: nothing is left to do."""
+        """Do nothing: the machine has its disk."""
 
     @classmethod
     def set_root(cls, params: Any, object: Any = None) -> None:
-        """Make the machine a disk, if it has none."""
+        """Make a disk for the machine, if it has none."""
         cls._set_root(params, object)
 
     @classmethod
@@ -135,15 +135,14 @@ def _is_alive(object: Any) -> bool:
 
 
 def stop(params: Any, object: Any) -> None:
-    """Stop a machine that runs."""
+    """Stop a running machine."""
     if _is_alive(object):
         object.destroy(gracefully=params.get_boolean("soft_boot", True))
 
 
 def make_disk(params: Any) -> None:
     """
-    Have a disk made, as the machine's parameters describe it, if it has none. That is virttest's
-    business.
+    Make a disk by virttest, as the machine's parameters describe it, if the machine has none.
 
     :raises UsageError: virttest is not installed
     """

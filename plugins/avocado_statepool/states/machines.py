@@ -1,8 +1,10 @@
 """
-States of machines: running ones with their RAM, and those that are off with all their images.
+States of machines: of running machines with their RAM, and of machines that are off with all their
+images.
 
-A running machine is asked by QMP, at a socket that nobody else uses: QEMU lets one in at a time.
-The parameter ``statepool_monitor`` names it, or an attribute of this name of the machine.
+A running machine is controlled by QMP, at a socket that no other program uses: QEMU accepts one
+client at a time. The parameter ``statepool_monitor`` names the socket, or an attribute of this name
+of the machine.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _MONITOR = "statepool_monitor"
 
 
 class _Machines:
-    """What both backends say of the machine itself: its root state is that it runs."""
+    """The common part of both backends: the root state of a machine exists if it runs."""
 
     @classmethod
     def _runs(cls, params: Any, object: Any) -> bool:
@@ -63,12 +65,12 @@ class QCOW2VTBackend(_Machines, QCOW2Backend):
 
     @classmethod
     def get(cls, params: Any, object: Any = None) -> None:
-        """Let the machine be again as it was."""
+        """Revert the machine to a state."""
         _live(params).get(_target(params, object), p.state_of("get", params))
 
     @classmethod
     def set(cls, params: Any, object: Any = None) -> None:
-        """Keep what the machine is like."""
+        """Store the present state of the machine."""
         from statepool import Options
 
         _live(params).set(
@@ -95,10 +97,10 @@ class QCOW2VTBackend(_Machines, QCOW2Backend):
 
 class RamfileBackend(_Machines, SourcedStateBackend):
     """
-    States of a machine with all its images, of one moment: with its RAM if it runs.
+    States of a machine with all its images at one moment, and with its RAM if it runs.
 
-    ``image_state_backend`` is there since avocado-i2n sets it. Images and RAM belong together here,
-    so that it is not used.
+    ``image_state_backend`` exists since avocado-i2n sets it. It is not used, since images and RAM
+    belong together here.
     """
 
     image_state_backend: Any = QCOW2ExtBackend
@@ -150,18 +152,18 @@ class RamfileBackend(_Machines, SourcedStateBackend):
     @classmethod
     def check_root(cls, params: Any, object: Any = None) -> bool:
         """
-        :returns: whether the machine has its images, and runs; with ``use_env = no``, only the
-            first
+        :returns: whether the machine has its images and runs; with ``use_env = no``, only whether
+            it has its images
         """
         return cls._runs(params, object)
 
     @classmethod
     def get_root(cls, params: Any, object: Any = None) -> None:
-        """The machine runs: nothing is left to do."""
+        """Do nothing: the machine runs."""
 
     @classmethod
     def set_root(cls, params: Any, object: Any = None) -> None:
-        """Make the machine's images, if it lacks some, and start it."""
+        """Make missing images of the machine, and start it."""
         cls._run(params, object)
 
     @classmethod

@@ -1,8 +1,8 @@
 """
-What parameters of avocado-i2n say: which object, which pools, which files.
+The meaning of avocado-i2n's parameters: the object, the pools and the files.
 
 The names are those of avocado-i2n 103.0: ``vms``, ``images``, ``object_type``, ``object_id``,
-``swarm_pool`` (the cache), ``shared_pool``, ``show_location`` and its like, ``pool_scope``,
+``swarm_pool`` (the cache), ``shared_pool``, ``show_location`` and similar ones, ``pool_scope``,
 ``image_name``, ``image_format``, ``vms_base_dir``, ``images_base_dir``, ``update_pool_timeout``,
 ``nets_host``, ``nets_gateway``, ``nets_shell_host``, ``nets_shell_port``, ``nets_username``,
 ``nets_password``.
@@ -34,11 +34,11 @@ class Source:
     """
     A pool that parameters name.
 
-    :param text: as they name it
+    :param text: as parameters name it
     :param location: as statepool names it
     :param scope: how far it is
-    :param rank: how good it is: higher is better
-    :param account: ``user@host:port`` of a pool on another host; ``@host:port`` if no user is named
+    :param rank: its preference: higher is better
+    :param account: ``user@host:port`` of a pool on another host; ``@host:port`` if no user is given
     :param password: of that account
     """
 
@@ -54,12 +54,12 @@ class Source:
 
 
 def is_machine(params: Any) -> bool:
-    """:returns: whether states of a machine are meant, not those of an image"""
+    """:returns: whether the parameters mean states of a machine, not of an image"""
     return str(params.get("object_type", "images")).rpartition("/")[2] == "vms"
 
 
 def image_of(params: Any) -> Image:
-    """:returns: the image that states are of: its machine goes by its id"""
+    """:returns: the image of the states; its machine is named by its id"""
     from statepool import Image
 
     return Image(params.get("object_id") or params["vms"], params["images"])
@@ -67,7 +67,7 @@ def image_of(params: Any) -> Image:
 
 def root_of(params: Any) -> Image:
     """
-    :returns: the image that a root state is of: it goes by the names of the machine and of the file
+    :returns: the image of a root state; it is named by the names of the machine and of the file
     """
     from statepool import Image
 
@@ -75,7 +75,7 @@ def root_of(params: Any) -> Image:
 
 
 def machine_of(params: Any) -> Machine:
-    """:returns: the machine that states are of, with its images"""
+    """:returns: the machine of the states, with its images"""
     from statepool import Machine
 
     return Machine(params.get("object_id") or params["vms"], params.objects("images"))
@@ -90,7 +90,7 @@ def each_image(params: Any) -> Iterable[Any]:
 
 
 def state_of(do: str, params: Any) -> str:
-    """:returns: the state that an operation is about"""
+    """:returns: the state of an operation"""
     return str(params[f"{do}_state"])
 
 
@@ -99,7 +99,7 @@ def state_of(do: str, params: Any) -> str:
 
 def working_image(params: Any) -> Path:
     """
-    :returns: where the machine's disk is: ``image_name``, in the machine's directory in
+    :returns: the path of the machine's disk: ``image_name``, in the machine's directory in
         ``vms_base_dir``
     """
     return _image_file(
@@ -114,8 +114,8 @@ def working_image(params: Any) -> Path:
 
 def root_image(params: Any) -> Path:
     """
-    :returns: where the object itself is: ``image_name`` in ``images_base_dir``, or in the machine's
-        directory
+    :returns: the path of the object itself: ``image_name`` in ``images_base_dir``, or in the
+        machine's directory
     """
     place = params.get("images_base_dir")
     if place:
@@ -143,7 +143,7 @@ def _image_file(params: Any, directory: str) -> Path:
 
 def scopes_of(params: Any) -> list[str]:
     """
-    :returns: which pools count
+    :returns: the scopes that are permitted
     :raises UsageError: there is no such scope
     """
     from statepool import UsageError
@@ -158,7 +158,7 @@ def scopes_of(params: Any) -> list[str]:
 def sources_of(do: str, params: Any) -> list[Source]:
     """
     :param do: ``show``, ``get``, ``set`` or ``unset``
-    :returns: the pools that may be used besides the cache, the nearest first
+    :returns: the pools that may be used in addition to the cache, the nearest first
     """
     found = [source_of(text, params) for text in params.objects(f"{do}_location")]
     scopes = scopes_of(params)
@@ -224,14 +224,14 @@ def shared_pool(params: Any) -> Source | None:
 
 
 _POOLS: dict[tuple[Any, ...], StatePool] = {}
-"""Those in use: they keep connections."""
+"""The state pools in use, which keep connections."""
 
 
 def open_pool(params: Any, sources: Iterable[Source] = ()) -> StatePool:
     """
-    :param sources: what the cache may be filled from
-    :returns: the cache and these
-    :raises StatePoolError: something in the parameters cannot be used
+    :param sources: the sources from which the cache may be filled
+    :returns: a state pool of the cache and these sources
+    :raises StatePoolError: a parameter cannot be used
     """
     from statepool import Config, from_config
 
@@ -243,7 +243,7 @@ def open_pool(params: Any, sources: Iterable[Source] = ()) -> StatePool:
             "cache": params["swarm_pool"],
             "sources": [{"location": source.location, "scope": source.scope} for source in known],
             "lock-timeout": str(timeout),
-            "fresh": 0,  # it asks each time, as avocado-i2n does
+            "fresh": 0,  # ask the sources each time, as avocado-i2n does
         }
         config = Config.load(
             given,
@@ -265,7 +265,7 @@ def _with_passwords(config: Any, passwords: Mapping[str, str]) -> Any:
     def answer(kind: str, subject: str) -> str | None:
         if kind == "password":
             for account, password in passwords.items():
-                # Where no user is named, the account is that of whoever asks.
+                # If no user is given, the account is the local user's.
                 if subject == account or (account.startswith("@") and subject.endswith(account)):
                     return password
         return before(kind, subject) if before is not None else None

@@ -1,4 +1,4 @@
-"""Backends whose own operations are combined with the pools that ``pool_scope`` permits."""
+"""Backends that combine their own operations with the pools that ``pool_scope`` permits."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class RootSourcedStateBackend:
     """
     Root states of the machine's own disk and of the shared pool.
 
-    Whoever derives from this writes ``_check_root``, ``_get_root``, ``_set_root`` and
-    ``_unset_root``, which are about the disk.
+    A subclass implements ``_check_root``, ``_get_root``, ``_set_root`` and ``_unset_root``, which
+    act on the disk.
     """
 
     transport = QCOW2ImageTransfer
@@ -22,7 +22,8 @@ class RootSourcedStateBackend:
     @classmethod
     def check_root(cls, params: Any, object: Any = None) -> bool:
         """
-        :returns: whether the object is there, or can be had; one that has to run must run here
+        :returns: whether the object exists or can be fetched; an object that has to run must run
+            here
         """
         if cls._check_root(params, object):
             return True
@@ -35,10 +36,10 @@ class RootSourcedStateBackend:
     @classmethod
     def get_root(cls, params: Any, object: Any = None) -> None:
         """
-        Have the object here.
+        Make the object available here.
 
-        A disk that is here stays as it is, as long as ``own`` is in the scope: it may hold what
-        nobody else has.
+        An existing disk stays unchanged if ``own`` is in the scope: its content may exist nowhere
+        else.
         """
         scopes = p.scopes_of(params)
         if p.OWN not in scopes:
@@ -55,8 +56,8 @@ class RootSourcedStateBackend:
     @classmethod
     def set_root(cls, params: Any, object: Any = None) -> None:
         """
-        Make the object here (scope ``own``), or that of the shared pool of the one here (scope
-        ``shared``).
+        Make the object here (scope ``own``), or store the object from here in the shared pool
+        (scope ``shared``).
 
         :raises UsageError: another scope is given; or there is no object here
         """
@@ -75,7 +76,7 @@ class RootSourcedStateBackend:
     @classmethod
     def unset_root(cls, params: Any, object: Any = None) -> None:
         """
-        Remove the object here (scope ``own``), or that of the shared pool (scope ``shared``).
+        Remove the object here (scope ``own``), or in the shared pool (scope ``shared``).
 
         :raises UsageError: another scope is given
         """
@@ -100,7 +101,7 @@ class RootSourcedStateBackend:
 
     @classmethod
     def _get_root(cls, params: Any, object: Any = None) -> None:
-        """The object is here: usually nothing is left to do."""
+        """Do nothing by default: the object is here."""
 
     @classmethod
     def _set_root(cls, params: Any, object: Any = None) -> None:
@@ -115,8 +116,8 @@ class SourcedStateBackend:
     """
     States of the cache and of the pools that ``pool_scope`` permits.
 
-    Whoever derives from this writes ``_show``, ``_get``, ``_set`` and ``_unset``, which are about
-    the cache and the machine's own disk.
+    A subclass implements ``_show``, ``_get``, ``_set`` and ``_unset``, which act on the cache and
+    the machine's own disk.
     """
 
     transport = QCOW2ImageTransfer
@@ -124,14 +125,14 @@ class SourcedStateBackend:
     @classmethod
     def get_sources(cls, do: str, params: Any) -> list[str]:
         """
-        :returns: the pools that ``show_location`` and its like name and ``pool_scope`` permits, the
-            nearest first
+        :returns: the pools that ``show_location`` and similar parameters name and ``pool_scope``
+            permits, the nearest first
         """
         return [source.text for source in p.sources_of(do, params)]
 
     @classmethod
     def show(cls, params: Any, object: Any = None) -> list[str]:
-        """:returns: the states that can be had"""
+        """:returns: the available states"""
         found = set(cls._show(params, object)) if p.OWN in p.scopes_of(params) else set()
         for source in cls.get_sources("show", params):
             found |= set(cls.transport.show(_at("show", source, params), object))
@@ -140,10 +141,10 @@ class SourcedStateBackend:
     @classmethod
     def get(cls, params: Any, object: Any = None) -> None:
         """
-        Bring a state into the cache, from the best pool that has it, and then have it on the
-        machine's own disk, if ``own`` is in the scope.
+        Fetch a state into the cache from the best pool that has it. If ``own`` is in the scope,
+        restore it on the machine's own disk.
 
-        :raises NotFound: nobody has it
+        :raises NotFound: no pool has it
         """
         scopes = p.scopes_of(params)
         sources = p.sources_of("get", params)
@@ -169,8 +170,8 @@ class SourcedStateBackend:
         Make the machine's own disk a state of the cache, if ``own`` is in the scope, and store it
         in the pools.
 
-        :raises NotFound: it is to be stored only, and the cache does not have it
-        :raises TransportError: it could not be stored in all of them
+        :raises NotFound: it is only to be stored in the pools, and the cache does not have it
+        :raises TransportError: it could not be stored in all pools
         """
         if p.OWN in p.scopes_of(params):
             cls._set(params, object)
@@ -181,10 +182,10 @@ class SourcedStateBackend:
         """
         Remove a state from the pools, and from the cache, if ``own`` is in the scope.
 
-        avocado-i2n removes a state before it sets one of the same name: then nothing is done, since
-        :meth:`set` replaces it.
+        avocado-i2n removes a state before it sets a state of the same name: then this does nothing,
+        since :meth:`set` replaces it.
 
-        :raises HasDependants: something stands on it
+        :raises HasDependants: another state depends on it
         """
         if _is_replaced(params):
             p.LOG.debug("%s is kept until it is replaced", params["unset_state"])
@@ -218,8 +219,8 @@ def _at(do: str, source: str, params: Any) -> Any:
 
 def _in_all(do: str, params: Any, work: Callable[[Any], None]) -> None:
     """
-    Do something with each pool. One that fails does not keep us from the others; the first error is
-    raised when all have been tried.
+    Run an operation on each pool. If a pool fails, the others are still tried; then the first error
+    is raised.
     """
     from statepool import StatePoolError
 
@@ -235,8 +236,8 @@ def _in_all(do: str, params: Any, work: Callable[[Any], None]) -> None:
 
 
 def _is_replaced(params: Any) -> bool:
-    # As avocado_i2n.states.setup.set_states leaves them where it is about to set what it asks us to
-    # remove.
+    # This is how avocado_i2n.states.setup.set_states leaves them if it is about to set the state
+    # that it asks to remove.
     return bool(
         params.get("check_opts") == "soft_boot=yes"
         and params.get("set_state") == params.get("unset_state") == params.get("check_state")

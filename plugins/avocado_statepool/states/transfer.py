@@ -19,7 +19,7 @@ ROOT = "root"
 @dataclass(frozen=True)
 class _Place:
     """
-    A file of a pool, as a state.
+    A file of a pool, parsed as a state.
 
     :param pool: the pool's part of the path
     :param machine: its machine
@@ -37,7 +37,7 @@ class _Place:
         """
         :param path: ``POOL/MACHINE/IMAGE/STATE.qcow2``, ``POOL/MACHINE/STATE.state`` or
             ``POOL/MACHINE/IMAGE.qcow2``
-        :raises UsageError: it is none of these
+        :raises UsageError: it has none of these forms
         """
         from statepool import UsageError
 
@@ -58,15 +58,15 @@ class _Place:
 
     @property
     def subject(self) -> Image | Machine:
-        """The object."""
+        """The object of the state."""
         from statepool import Image, Machine
 
         return Image(self.machine, self.image) if self.image else Machine(self.machine)
 
     def handle(self, pool: StatePool) -> Any:
         """
-        :returns: the object in a state pool: images and machines have ``get``, ``set`` and so on
-            alike
+        :returns: the handle of the object in a state pool: images and machines both have ``get``,
+            ``set`` and so on
         """
         return (
             pool.image(f"{self.machine}/{self.image}") if self.image else pool.machine(self.machine)
@@ -79,7 +79,9 @@ def _join(parts: tuple[str, ...]) -> str:
 
 def failures(stored: SetResult) -> None:
     """
-    :raises TransportError: a pool does not have it
+    Raise an error if a set has failed in a pool.
+
+    :raises TransportError: a pool does not have the state
     """
     from statepool import TransportError
 
@@ -94,15 +96,15 @@ def failures(stored: SetResult) -> None:
 
 class TransferOps:
     """
-    Files of a pool, as avocado-i2n moves them: each stands for a state, and all that backs it goes
-    with it.
+    Transfers of files of a pool, as avocado-i2n calls them: each file means a state, and is moved
+    with all states that back it.
 
     A pool's path is ``:/path`` (local), ``:;/path`` (links) or ``net:/path`` (another host).
     """
 
     @classmethod
     def list(cls, pool_path: str, params: Any) -> list[str]:
-        """:returns: the names of the files in a directory of a pool: those of its states"""
+        """:returns: the names of the files in a directory of a pool, one for each state"""
         prefix, colon, path = pool_path.partition(":")
         parts = PurePosixPath(path.lstrip(";")).parts
         known = (params.get("object_id"), params["vms"])
@@ -128,8 +130,8 @@ class TransferOps:
     @classmethod
     def compare(cls, cache_path: str, pool_path: str, params: Any) -> bool:
         """
-        :returns: whether the cache and a pool have the same state, all that backs it included; no
-            image data is read
+        :returns: whether the cache and a pool have the same state and the same states that back it;
+            no image data is read
         """
         place, source = _there(pool_path, params)
         pool = p.open_pool(params, [source])
@@ -147,7 +149,7 @@ class TransferOps:
 
     @classmethod
     def download(cls, cache_path: str, pool_path: str, params: Any) -> None:
-        """Bring a state into the cache; a root image, to its place."""
+        """Fetch a state into the cache, or a root image to its path."""
         place, source = _there(pool_path, params)
         handle = place.handle(p.open_pool(params, [source]))
         if place.state == ROOT:
@@ -175,14 +177,14 @@ class TransferOps:
         """
         Remove a state from a pool.
 
-        :raises HasDependants: something stands on it
+        :raises HasDependants: another state depends on it
         """
         place, source = _there(pool_path, params)
         place.handle(p.open_pool(params, [source])).unset(place.state, scope=source.scope)
 
 
 def _there(pool_path: str, params: Any) -> tuple[_Place, p.Source]:
-    """:returns: what a file of a pool stands for, and the pool"""
+    """:returns: the meaning of a file of a pool, and the pool"""
     prefix, colon, path = pool_path.partition(":")
     link = ";" if path.startswith(";") else ""
     place = _Place.parse(path.lstrip(";"), params)
@@ -203,28 +205,28 @@ def _of_kind(name: str, prefix: str) -> Any:
 
 for _name in ("list", "compare", "download", "upload", "delete"):
     for _kind, _prefix in (("local", ":"), ("link", ":;"), ("remote", "")):
-        # list_local and so on, as avocado-i2n has them
+        # list_local and so on, as in avocado-i2n
         setattr(TransferOps, f"{_name}_{_kind}", _of_kind(_name, _prefix))
 
 
 class QCOW2ImageTransfer:
     """
-    States of one pool: ``show_location``, ``get_location`` and so on name it; ``shared_pool`` for
-    root images.
+    States of one pool: ``show_location``, ``get_location`` and so on name the pool; for root
+    images, ``shared_pool`` does.
     """
 
     ops = TransferOps
 
     @staticmethod
     def get_image_path(params: Any) -> str:
-        """:returns: where the machine's disk is"""
+        """:returns: the path of the machine's disk"""
         return str(p.working_image(params))
 
     # -- chains ------------------------------------------------------------------------------------
 
     @classmethod
     def get_dependency(cls, state: str, params: Any) -> str:
-        """:returns: the state that backs a state of the cache; empty if none does"""
+        """:returns: the parent of a state of the cache; empty if it has none"""
         found = p.open_pool(params).image(p.image_of(params)).show(scope=p.OWN)
         return next(
             (
@@ -238,8 +240,8 @@ class QCOW2ImageTransfer:
     @classmethod
     def compare_chain(cls, state: str, cache_dir: str, pool_dir: str, params: Any) -> bool:
         """
-        :returns: whether the cache and a pool have the same chain of a state, of all images that
-            are meant; every digest is compared
+        :returns: whether the cache and a pool have the same chain of a state, for all images of the
+            parameters; every digest is compared
         """
         return all(
             cls.ops.compare(here, there, each)
@@ -250,7 +252,7 @@ class QCOW2ImageTransfer:
     def transfer_chain(
         cls, state: str, cache_dir: str, pool_dir: str, params: Any, down: bool = True
     ) -> None:
-        """Move what is missing of a chain, parents first."""
+        """Move the missing states of a chain, parents first."""
         move: Callable[[str, str, Any], None] = cls.ops.download if down else cls.ops.upload
         for here, there, each in cls._files(state, cache_dir, pool_dir, params):
             move(here, there, each)
@@ -274,7 +276,7 @@ class QCOW2ImageTransfer:
 
     @classmethod
     def get(cls, params: Any, object: Any = None) -> None:
-        """Bring a state with its chain into the cache."""
+        """Fetch a state with its chain into the cache."""
         source = p.source_of(params["get_location"], params)
         subject_of(params, p.open_pool(params, [source])).get(
             p.state_of("get", params), scope=source.scope
@@ -292,9 +294,9 @@ class QCOW2ImageTransfer:
     @classmethod
     def unset(cls, params: Any, object: Any = None) -> None:
         """
-        Remove a state; nothing happens if the pool does not have it.
+        Remove a state; do nothing if the pool does not have it.
 
-        :raises HasDependants: something stands on it
+        :raises HasDependants: another state depends on it
         """
         from statepool import NotFound
 
@@ -352,7 +354,9 @@ def _root(params: Any) -> ImageHandle:
 
 
 def subject_of(params: Any, pool: StatePool) -> Any:
-    """:returns: the handle of what states are of: both kinds have ``get``, ``set`` and ``unset``"""
+    """
+    :returns: the handle of the object of the states: both kinds have ``get``, ``set`` and ``unset``
+    """
     return (
         pool.machine(p.machine_of(params))
         if p.is_machine(params)
@@ -362,8 +366,8 @@ def subject_of(params: Any, pool: StatePool) -> Any:
 
 def names_of(params: Any, pool: StatePool, scope: str) -> list[str]:
     """
-    :returns: the names of the states of an object that can be used; of a machine, those of all its
-        images
+    :returns: the names of the usable states of an object; of a machine, those that all its images
+        have
     """
     handle = subject_of(params, pool)
     found = [
@@ -385,5 +389,5 @@ def names_of(params: Any, pool: StatePool, scope: str) -> list[str]:
 
 
 def replaces(params: Any) -> bool:
-    """:returns: whether ``set_mode`` says that what exists gives way"""
+    """:returns: whether ``set_mode`` says that an existing state is replaced"""
     return str(params.get("set_mode") or "ff").startswith("f")

@@ -1,5 +1,5 @@
 """
-Pools on other hosts, over SSH: files by SFTP, and a shell's help where there is one.
+Pools on other hosts, over SSH: files by SFTP, with the help of a shell where the account has one.
 
 paramiko is loaded by the modules in here, and only when one of them is used.
 """

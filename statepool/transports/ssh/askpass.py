@@ -1,6 +1,6 @@
 """
-Answering what ``ssh`` asks while it logs in: by a script that it starts (``SSH_ASKPASS``), which
-asks us through two FIFOs in a private directory.
+Answers to what ``ssh`` asks while it logs in. It starts a script (``SSH_ASKPASS``), which asks this
+process through two FIFOs in a private directory.
 
 So a secret is never in the arguments or the environment of a process, nor in a file.
 """
@@ -27,7 +27,7 @@ printf '%s\\0' "$1" >asked || exit
 head -n 1 answer
 test ! -e none
 """
-"""What it prints is the answer; it fails where there is none."""
+"""The script prints the answer; it fails if there is none."""
 
 _PASSPHRASE = re.compile(r"Enter passphrase for (?:key )?'(.*)'", re.DOTALL)
 _PASSWORD = re.compile(r"\(?([^\s()]+@[^\s()']+)(?:'s password:|\) )", re.IGNORECASE)
@@ -36,11 +36,11 @@ _PASSWORD = re.compile(r"\(?([^\s()]+@[^\s()']+)(?:'s password:|\) )", re.IGNORE
 @define(eq=False)
 class Askpass:
     """
-    What a starting ``ssh`` may ask. Made by :func:`answering`.
+    The answers to a starting ``ssh``. Made by :func:`answering`.
 
     :param secrets: asked for passwords and passphrases
-    :param account: of the host: what :data:`~statepool.model.secrets.Secrets` is told for ``ssh``'s
-        own name of it
+    :param account: of the host: passed to :data:`~statepool.model.secrets.Secrets` in place of the
+        name that ``ssh`` has for it
     """
 
     directory: Path
@@ -49,15 +49,15 @@ class Askpass:
     _questions: int
     _answers: int
     asked: list[tuple[SecretKind, str, bool]] = field(factory=list)
-    """What was asked for, and whether there was an answer."""
+    """Each secret that was asked for, and whether there was an answer."""
 
     @property
     def environ(self) -> dict[str, str]:
-        """Of the program that asks."""
+        """The environment of the program that asks."""
         return {"SSH_ASKPASS": str(self.directory / "askpass"), "SSH_ASKPASS_REQUIRE": "force"}
 
     def serve(self, seconds: float) -> None:
-        """Answer what is asked within some seconds."""
+        """Answer the questions that arrive within some seconds."""
         poll = select.poll()
         poll.register(self._questions, select.POLLIN)
         if not poll.poll(seconds * 1000):
@@ -74,7 +74,7 @@ class Askpass:
                 self.account[1] if found[1] == self.account[0] else found[1],
             )
         else:
-            return None  # it wants something that is no secret, such as a touch
+            return None  # it asks for something that is no secret, such as a touch
         secret = self.secrets(kind, subject) or None
         self.asked.append((kind, subject, secret is not None))
         return secret
@@ -85,13 +85,13 @@ class Askpass:
         if secret is None:
             none.touch()
         with contextlib.suppress(BlockingIOError):
-            os.read(self._answers, 64 << 10)  # what a script that was killed has not read
+            os.read(self._answers, 64 << 10)  # discard what a killed script has not read
         os.write(self._answers, ((secret or "") + "\n").encode(errors="surrogateescape"))
 
 
 @contextlib.contextmanager
 def answering(secrets: Secrets, account: tuple[str, str]) -> Iterator[Askpass]:
-    """:returns: what answers for as long as a ``with`` block lasts"""
+    """:returns: an object that answers for the duration of a ``with`` block"""
     directory = Path(tempfile.mkdtemp(prefix="statepool-ask-"))
     try:
         for name in ("asked", "answer"):
@@ -99,8 +99,8 @@ def answering(secrets: Secrets, account: tuple[str, str]) -> Iterator[Askpass]:
         script = directory / "askpass"
         script.write_text(_SCRIPT.format(directory=shlex.quote(str(directory))))
         script.chmod(0o700)
-        # Both ends of each are open here: a question never ends the FIFO, and an answer waits there
-        # until the script reads it.
+        # Both ends of both FIFOs are open here: so the end of a question does not end the FIFO, and
+        # an answer waits there until the script reads it.
         questions, answers = (
             os.open(directory / name, os.O_RDWR | os.O_NONBLOCK) for name in ("asked", "answer")
         )

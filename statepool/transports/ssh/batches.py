@@ -1,8 +1,8 @@
 """
-Many small questions to an SFTP server, in a number of round trips that does not grow with how many
-they are.
+Many small requests to an SFTP server, in a number of round trips that does not grow with their
+number.
 
-What is asked of one file is asked of all of them, before the first answer is waited for.
+Each step is requested for all files before the first answer is awaited.
 """
 
 from __future__ import annotations
@@ -36,35 +36,32 @@ from statepool.transports.ssh.sftp import Sftp
 T = TypeVar("T")
 
 OPEN_AT_ONCE = 200
-"""Files that are open there at the same time at most; OpenSSH takes about a thousand."""
+"""The most files that are open on the server at the same time; OpenSSH permits about a thousand."""
 
 ASKED_AT_ONCE = 16_384
-"""
-Questions without an answer at most: what they are answered with has to fit into the window of the
-channel.
-"""
+"""The most requests without an answer: the answers have to fit into the window of the channel."""
 
 READ_AT_ONCE = 256
-"""Pieces of files that are asked for at the same time at most."""
+"""The most pieces of files that are requested at the same time."""
 
 MOST_LISTED = 128 << 20
 """
-Bytes of names that are taken of directories which are listed together. Each name takes about two
-hundred.
+The most bytes of names that are accepted for directories which are listed together. Each name takes
+about two hundred.
 """
 
 LISTED_FIRST = 16
 """
-Parts of a directory that are asked for at once. OpenSSH puts a hundred names into each; what is too
-much is answered in a few bytes.
+Parts of a directory that are requested at once. OpenSSH puts a hundred names into each; a request
+too many is answered in a few bytes.
 """
 
 LISTED_NEXT = 128
-"""Parts that are asked for if these were not all."""
+"""Parts that are requested next, if those did not contain all names."""
 
 NOT_A_FILE: Final[bytes] = bytes(bytearray(b"not a file"))
 NOT_A_DIRECTORY: Final[list[tuple[str, Attributes]]] = []
-"""Answers of their own, known by their identity."""
+"""Special answers, recognised by their identity."""
 
 _GONE = (Code.NO_SUCH_FILE,)
 
@@ -76,8 +73,8 @@ def _groups(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 def look(sftp: Sftp, paths: Sequence[bytes], *, follow: bool = False) -> list[Attributes | None]:
     """
-    :returns: what is known of files; None of those that are not there
-    :raises Refused: the server does not say
+    :returns: the attributes of files; None for a missing file
+    :raises Refused: the server refuses to tell
     """
     kind = Kind.STAT if follow else Kind.LSTAT
     found: list[Attributes | None] = []
@@ -88,8 +85,8 @@ def look(sftp: Sftp, paths: Sequence[bytes], *, follow: bool = False) -> list[At
 
 def _looked(sftp: Sftp, requests: Sequence[tuple[int, bytes]]) -> list[Attributes | None]:
     """
-    Answers are taken apart as they come, since they can be longer than they should be, and all of
-    them, so that the channel stays of use.
+    Receive attributes. Each answer is parsed when it arrives, since it can be longer than it should
+    be. All answers are received, so that the channel stays usable.
     """
     answers = [
         answer if isinstance(answer, Refused) else attributes_in(answer)
@@ -111,7 +108,7 @@ def _unless_gone(found: Attributes | Refused) -> Attributes | None:
 
 
 def _open(sftp: Sftp, requests: list[tuple[int, bytes] | None]) -> list[bytes | None]:
-    """:returns: handles, as they go over the wire; None for what is not there (any more)"""
+    """:returns: handles as they go over the wire; None for a file that does not exist (any more)"""
     answers = iter(sftp.ask_all([request for request in requests if request is not None]))
     handles: list[bytes | None] = []
     refused: Refused | None = None
@@ -127,7 +124,9 @@ def _open(sftp: Sftp, requests: list[tuple[int, bytes] | None]) -> list[bytes | 
 
 
 def _close(sftp: Sftp, handles: Sequence[bytes | None]) -> None:
-    """Nobody waits for it: files that were read have nothing more to say."""
+    """
+    Close handles without waiting for the answers: after reading, closing reports nothing of use.
+    """
     sftp.forget(sftp.send(*((Kind.CLOSE, handle) for handle in handles if handle is not None)))
 
 
@@ -136,7 +135,7 @@ def _close(sftp: Sftp, handles: Sequence[bytes | None]) -> None:
 
 class TooMuch(Exception):
     """
-    Files are longer than what is read together.
+    An error: the files are longer than what may be read together.
 
     :param path: the first one of them that does not fit
     """
@@ -156,11 +155,11 @@ def read(
     most: float = math.inf,
 ) -> list[bytes | None]:
     """
-    :param size: how much of each at most, in bytes; None: to the end
-    :param most: how much of all of them together, in bytes
-    :returns: content of files; None of those that are not there, and :data:`NOT_A_FILE` of what is
-        something else, of which nothing is opened
-    :raises TooMuch: it is more, as far as the server says; nothing was read
+    :param size: the most to read of each file, in bytes; None: to the end
+    :param most: the most to read of all of them together, in bytes
+    :returns: the content of files; None for a missing file, and :data:`NOT_A_FILE` for anything
+        else, which is not opened
+    :raises TooMuch: the files are longer than that according to the server; nothing was read
     """
     found = look(sftp, paths)
     left = most
@@ -216,10 +215,10 @@ def _pieces(
     wanted: Sequence[int], longest: int, ended: Container[int]
 ) -> Iterator[tuple[int, int, int]]:
     """
-    :param wanted: how many bytes of each file
+    :param wanted: how many bytes to read of each file
     :param longest: bytes of one piece
-    :param ended: files of which there is no more: a server can say of any file how long it is
-    :returns: which file, where in what is wanted of it, and how many bytes
+    :param ended: files whose end was reached: a server can report any length
+    :returns: the number of the file, the offset, and the number of bytes
     """
     for index, count in enumerate(wanted):
         for start in range(0, count, longest):
@@ -241,7 +240,7 @@ def _content(there: Attributes | None, handle: bytes | None, parts: list[bytes])
 
 def _rest(sftp: Sftp, handle: bytes, offset: int, length: int, answer: Answer | Refused) -> bytes:
     """
-    :returns: what an answer has, and what it should have had and does not, unless the file ends
+    :returns: the bytes of an answer, and the rest that a short answer lacks, unless the file ends
         there
     """
     got, turns = b"", 0
@@ -277,9 +276,9 @@ def scan(
     sftp: Sftp, paths: Sequence[bytes], *, follow: Sequence[bool]
 ) -> list[list[tuple[str, Attributes]]]:
     """
-    :param follow: of each of them, whether it may be a symbolic link
-    :returns: what is in directories, without names that are not UTF-8; nothing if they do not
-        exist; :data:`NOT_A_DIRECTORY` for anything else
+    :param follow: for each of them, whether it may be a symbolic link
+    :returns: the entries of directories, without names that are not UTF-8; none if the directory
+        does not exist; :data:`NOT_A_DIRECTORY` for anything else
     """
     looks = [
         (Kind.STAT if links else Kind.LSTAT, string(path))
@@ -337,13 +336,13 @@ def _utf8(names: list[tuple[bytes, Attributes]]) -> Iterator[tuple[str, Attribut
         try:
             text = name.decode("utf-8")
         except UnicodeDecodeError:
-            continue  # it cannot be one of ours
+            continue  # it cannot be a name of ours
         if text not in (".", "..") and "/" not in text and "\0" not in text:
             yield text, there
 
 
 def has_entries(sftp: Sftp, path: bytes) -> bool:
-    """:returns: whether it is a directory that has something in it, whatever its name"""
+    """:returns: whether it is a directory with at least one entry of any name"""
     there = look(sftp, [path])[0]
     if there is None or not there.is_directory:
         return False
@@ -359,11 +358,11 @@ def has_entries(sftp: Sftp, path: bytes) -> bool:
 
 def make_directories(sftp: Sftp, root: bytes, path: str) -> str | None:
     """
-    Make a directory, and those above it, with the permissions of the pool's own.
+    Make a directory and its parents, with the permissions of the pool's directory.
 
     :param root: the directory of the pool
     :param path: of the directory in it
-    :returns: what is there and is no directory, or None
+    :returns: the path that exists and is no directory, or None
     """
     parts = path.split("/") if path else []
     wanted = [root + b"/" + "/".join(parts[:count]).encode() for count in range(1, len(parts) + 1)]

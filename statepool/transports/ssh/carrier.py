@@ -1,10 +1,10 @@
 """
-What carries SSH: a connection to one account of a host, with byte streams of SFTP and of commands
-on it.
+The interface of carriers of SSH. A carrier is a connection to one account of a host, with byte
+streams of SFTP and of commands on it.
 
-The protocol on these streams is ours (``sftp.py``, ``shell.py``); how they come about is a
-carrier's business. There are two: the installed program ``ssh`` (``openssh.py``), and the library
-paramiko (``library.py``).
+This package implements the protocol on these streams (``sftp.py``, ``shell.py``); a carrier only
+opens them. There are two: the installed program ``ssh`` (``openssh.py``), and the library paramiko
+(``library.py``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ CIPHERS = (
     "aes192-ctr",
     "aes256-ctr",
 )
-"""The fastest first, where the processor helps with AES: docs/measurements.rst."""
+"""
+The preferred ciphers, the fastest first on a processor with AES instructions:
+docs/measurements.rst.
+"""
 
 SSH_PORT = 22
 
@@ -36,11 +39,11 @@ SSH_PORT = 22
 @frozen
 class Endpoint:
     """
-    A host as a location names it, before a configuration of ssh is applied.
+    A host as a location names it, before the configuration of ssh is applied.
 
     :param host: a name, an alias, or an address
-    :param port: the TCP port, or None where the location does not say it
-    :param user: the account, or None where the location does not say it
+    :param port: the TCP port, or None if the location does not give it
+    :param user: the account, or None if the location does not give it
     """
 
     host: str
@@ -50,8 +53,8 @@ class Endpoint:
     @classmethod
     def of(cls, location: Location) -> Endpoint:
         """
-        :returns: where a location is
-        :raises InvalidLocation: its path begins with ``~``, which nobody expands there
+        :returns: the endpoint of a location
+        :raises InvalidLocation: its path begins with ``~``, which an SFTP server does not expand
         """
         if location.path.startswith("/~"):
             raise InvalidLocation(
@@ -68,14 +71,15 @@ class Endpoint:
 
 class Stream(Protocol):
     """
-    Bytes to and from a subsystem or a command of the far side. A channel of paramiko is one.
+    A stream of bytes to and from a subsystem or a command of the far side. A channel of paramiko is
+    one.
 
     Its methods raise :class:`OSError` or :class:`EOFError`; a :class:`TimeoutError` where a wait
     takes longer than its timeout.
     """
 
     def send(self, data: bytes, /) -> int:
-        """Send some of the data. :returns: how many bytes; 0 if the far side takes no more"""
+        """Send some of the data. Return how many bytes; 0 if the far side takes no more."""
 
     def sendall(self, data: bytes, /) -> object:
         """Send all of the data."""
@@ -93,19 +97,19 @@ class Stream(Protocol):
         """Set how long each wait may take."""
 
     def shutdown_write(self) -> object:
-        """End the input of the far side."""
+        """Close the input of the far side."""
 
     def close(self) -> object:
-        """End it; nothing is waited for."""
+        """Close the stream without waiting."""
 
 
 @frozen
 class Facts:
     """
-    What a carrier knows of its connection.
+    Facts that a carrier knows of its connection.
 
-    :param server: the software there, as it names itself
-    :param cipher: what encrypts the bytes from there
+    :param server: the server software, as it names itself
+    :param cipher: the cipher of the bytes from the server
     """
 
     server: str
@@ -114,7 +118,8 @@ class Facts:
 
 class LinkGone(ConnectionError):
     """
-    The connection had ended before anything was sent on it: the same can be done on another one.
+    An error: the connection had ended before anything was sent on it, so the operation can be
+    repeated on another connection.
     """
 
 
@@ -123,8 +128,8 @@ class Carrier(ABC):
     A connection to one account of a host. Several threads can use it, but only one at a time may
     connect or close it.
 
-    :param endpoint: where
-    :param settings: how
+    :param endpoint: the host and account
+    :param settings: the settings of the connection
     """
 
     name: ClassVar[CarrierName]
@@ -135,78 +140,80 @@ class Carrier(ABC):
 
     @property
     def subject(self) -> Subject:
-        """What messages say of the connection itself."""
+        """The connection itself, in messages."""
         return Subject(str(self.endpoint), f"ssh://{self.endpoint}")
 
     @property
     @abstractmethod
     def is_open(self) -> bool:
-        """Whether there is a connection now. Makes none."""
+        """Whether there is a connection now. Does not connect."""
 
     @property
     @abstractmethod
     def facts(self) -> Facts:
-        """Of the present connection."""
+        """The facts of the present connection."""
 
     @abstractmethod
     def connect(self) -> None:
         """
-        Make the connection, in place of one that there may be.
+        Connect. An existing connection is replaced.
 
         :raises TransportError: the host cannot be reached
-        :raises AccessDenied: its key is not known, or it does not let us in
-        :raises ConfigError: a configuration of ssh cannot be used
+        :raises AccessDenied: its key is not known, or it rejects the login
+        :raises ConfigError: the configuration of ssh cannot be used
         """
 
     @abstractmethod
     def open(self, command: str | None = None, *, window: int = 4 << 20) -> Stream:
         """
-        Start a command on the far side, or its SFTP.
+        Start a command or the SFTP subsystem on the far side.
 
-        :param command: for the shell there; the caller quotes what is in it. None: the subsystem
-            ``sftp``
-        :param window: how many bytes the far side may send ahead, where the carrier has a say in it
+        :param command: for the shell there, quoted by the caller. None: the subsystem ``sftp``
+        :param window: how many bytes the far side may send ahead, if the carrier can set that
         :returns: its input and output, with the timeout set
         :raises TransportError: the server opens no further channel
-        :raises EOFError: it does not start that
-        :raises LinkGone: there is no connection any more
+        :raises EOFError: the server does not start it
+        :raises LinkGone: the connection has ended
         """
 
     @abstractmethod
     def exit_status(self, stream: Stream, seconds: float) -> int:
         """
         :param seconds: how long to wait for it
-        :returns: that of a command whose output has ended; -1 if it has none
-        :raises TimeoutError: it has not ended
+        :returns: the exit status of a command whose output has ended; -1 if it has none
+        :raises TimeoutError: the command has not ended
         """
 
     @abstractmethod
     def close(self) -> None:
-        """End the connection, unless other processes use it as well."""
+        """Close the connection, unless other processes use it too."""
 
     @abstractmethod
     def after_fork(self) -> None:
         """
-        Forget the connection, in the child: it is the parent's. Nothing is sent, and no lock is
-        taken.
+        Forget the connection in the child of a fork, since it belongs to the parent. Nothing is
+        sent, and no lock is taken.
         """
 
     def said(self, stream: Stream) -> str:
-        """:returns: what a stream that has ended has printed on standard error"""
+        """:returns: the output of an ended stream on standard error"""
         return ""
 
     @contextmanager
     def expecting(self, *, hard: bool = False) -> Iterator[None]:
         """
-        Within, the connection is given up if nothing at all is heard for the timeout: for waits
-        that the carrier would not end.
+        Close the connection if nothing at all is received for the timeout inside a ``with`` block.
+        This is for waits for which the carrier has no timeout.
 
-        :param hard: if what is waited for has not come within twice the timeout, whatever else is
-            heard
+        :param hard: close it also if the awaited answer has not come within twice the timeout,
+            whatever else is received
         """
         yield
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Raise what became of the link below, within, instead of what only follows from it."""
+        """
+        Raise the error of the link below instead of errors inside the block that only follow from
+        it.
+        """
         yield

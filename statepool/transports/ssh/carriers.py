@@ -1,5 +1,5 @@
 """
-Which carrier is used: the installed program ``ssh``, unless it is not there or another one is
+The choice of the carrier: the installed program ``ssh``, unless it is missing or another carrier is
 configured.
 """
 
@@ -17,8 +17,8 @@ from statepool.transports.ssh.carrier import Carrier, Endpoint
 
 def choose(settings: Settings) -> tuple[CarrierName, str]:
     """
-    :returns: which carrier is used, and why
-    :raises ConfigError: none can be
+    :returns: the carrier to use, and why
+    :raises ConfigError: no carrier can be used
     """
     program = shutil.which("ssh")
     if settings.carrier is CarrierName.PARAMIKO:
@@ -46,7 +46,7 @@ def choose(settings: Settings) -> tuple[CarrierName, str]:
 
 
 def carrier_for(endpoint: Endpoint, settings: Settings) -> Carrier:
-    """:returns: what carries a connection; it is not connected yet"""
+    """:returns: the carrier of a connection; it is not connected yet"""
     name, _ = choose(settings)
     if name is CarrierName.OPENSSH:
         from statepool.transports.ssh.openssh import OpenSSH

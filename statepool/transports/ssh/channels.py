@@ -1,6 +1,6 @@
 """
-The channels of one connection on which SFTP is spoken: a few, lent to one thread at a time, so that
-threads do not wait for one another.
+The SFTP channels of one connection. There are a few, and each is lent to one thread at a time, so
+that threads do not wait for each other.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from statepool.transports.ssh.sftp import Sftp
 
 MOST = 6
 """
-Channels on one connection. OpenSSH permits ten sessions unless it is told otherwise
-(``MaxSessions``), and commands want some too.
+The most SFTP channels on one connection. OpenSSH permits ten sessions by default (``MaxSessions``),
+and commands need some too.
 """
 
 GRACE = 1.0
 """
-Seconds by which a channel waits longer than the connection below it, which knows better why nothing
-comes.
+Seconds by which the timeout of a channel is longer than that of the connection below it: the
+connection knows better why no answer comes.
 """
 
 
 class Channels:
     """
-    Lends SFTP clients on one connection.
+    The SFTP clients on one connection, which are lent to threads.
 
-    :param connection: which
+    :param connection: the connection
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -52,12 +52,12 @@ class Channels:
     @contextmanager
     def lent(self) -> Iterator[Sftp]:
         """
-        :returns: a client for this thread, as long as a ``with`` block lasts. What it raises is not
+        :returns: a client for this thread, for the duration of a ``with`` block. Its errors are not
             translated.
-        :raises TransportError: there is no connection to be had, or no SFTP on it
+        :raises TransportError: the connection fails, or the server has no SFTP
         """
         if os.getpid() != self._pid:
-            self._begin()  # the others are the parent's
+            self._begin()  # the others belong to the parent
         sftp, epoch = self._take()
         sftp.begin()
         try:
@@ -68,8 +68,8 @@ class Channels:
     @contextmanager
     def spared(self) -> Iterator[Sftp | None]:
         """
-        As :meth:`lent`, for what can be done without: to None if there is none to be had at once,
-        or if it would be the last one for others.
+        Lend a client as :meth:`lent`, but for optional work: None if no channel is available at
+        once, or if it would be the last one for other threads.
         """
         taken = self._take_spare() if os.getpid() == self._pid else None
         if taken is None:
@@ -97,11 +97,11 @@ class Channels:
             if self._goes_on_without(error, epoch) or (
                 isinstance(error, TransportError) and self._connection.is_open
             ):
-                return None  # it would only have been a help
+                return None  # the channel was only optional
             raise
 
     def close(self) -> None:
-        """Close those that nobody uses."""
+        """Close the idle channels."""
         if os.getpid() != self._pid:
             return
         with self._changed:
@@ -111,7 +111,7 @@ class Channels:
             self._end(sftp)
 
     def _take(self) -> tuple[Sftp, int]:
-        _ = self._connection.carrier  # made again, if it has died
+        _ = self._connection.carrier  # reconnects if the connection has ended
         with self._changed:
             self._look_at_epoch()
             while True:
@@ -132,7 +132,8 @@ class Channels:
 
     def _goes_on_without(self, error: BaseException, epoch: int) -> bool:
         """
-        :returns: whether the server just gives no further channel, and there are others to wait for
+        :returns: whether the server only refuses a further channel, and there are other channels to
+            wait for
         """
         with self._changed:
             if epoch != self._epoch:
@@ -150,7 +151,7 @@ class Channels:
             return True
 
     def _look_at_epoch(self) -> None:
-        """After a new connection was made, nothing of the old one is of use."""
+        """Drop the channels of an earlier connection."""
         if self._epoch != self._connection.epoch:
             self._epoch = self._connection.epoch
             for sftp in self._idle:
@@ -172,7 +173,7 @@ class Channels:
         self._end(sftp)
 
     def _end(self, sftp: Sftp) -> None:
-        # closing tells the other side, if there is one
+        # Closing tells the other side, if it is still there.
         with suppress(TransportError), self._connection.translating("close a channel to"):
             sftp.close()
 
@@ -210,7 +211,7 @@ class Channels:
 
 
 def channels_of(connection: Connection) -> Channels:
-    """:returns: those of a connection, which all pools on that host share"""
+    """:returns: the channels of a connection, which all pools on that host share"""
     with _lock:
         if connection not in _channels:
             _channels[connection] = Channels(connection)

@@ -1,9 +1,9 @@
 """
-What a starting ``ssh`` has logged, and what it means: the errors of ours, and what they say of the
-keys that were tried.
+The messages of a starting ``ssh``, translated into errors of this package, with the keys that were
+tried.
 
-Its messages are stable enough to be known by: they are not translated (``LC_ALL=C``). What a
-server, a greeting or another program has written among them is only shown, in the last resort.
+The messages of ``ssh`` are stable enough to be matched: they are not translated (``LC_ALL=C``).
+Text of a server, a greeting or another program among them is only shown, as a last resort.
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ _PARTLY = re.compile(
 )
 
 _NO_TEXT = re.compile(r"\\[0-7]{3}")
-"""How ssh shows bytes that are no text."""
+"""The form in which ssh shows bytes that are no text."""
 
 _LOST = r"[Cc]onnection (?:reset|closed)|[Cc]losed by|Broken pipe|Connection aborted|^Disconnected"
 
 _ADDRESS = {"Temporary failure in name resolution": socket.EAI_AGAIN}
-"""What the resolver says of an error that may pass."""
+"""The message of the resolver for a transient error."""
 
 
 class SshFailed(Exception):
-    """All that ``ssh`` has written."""
+    """An error with all that ``ssh`` has written."""
 
 
 @define
 class Complaint:
     """
-    What ``ssh`` has written while it logged in.
+    The text that ``ssh`` has written while it logged in.
 
-    :param text: all of it
-    :param host: where to
-    :param settings: how
-    :param pool: for the attribute of errors
-    :param asking: what it has asked for, if that can be answered
+    :param text: the text
+    :param host: the host to which it logged in
+    :param settings: the settings of the connection
+    :param pool: for the attribute ``pool`` of errors
+    :param asking: the secrets that it has asked for, if they can be answered
     """
 
     text: str
@@ -86,7 +86,7 @@ class Complaint:
 
     @property
     def facts(self) -> bytes:
-        """What is known of the connection: a name and a value on each line."""
+        """The facts of the connection: a name and a value on each line."""
         server = self._find(
             r"^debug1: Remote protocol version \S+, remote software version (.*?)\r?$"
         )
@@ -99,7 +99,7 @@ class Complaint:
 
     @property
     def _last(self) -> str:
-        """What it says in the end; all of it where another program may have written the reason."""
+        """The last line; all lines where another program may have written the reason."""
         lines = [
             line.strip()
             for line in self.text.splitlines()
@@ -110,8 +110,8 @@ class Complaint:
     def error(self, subject: Subject, look: Callable[[], Looked]) -> StatePoolError:
         """
         :param subject: the host, for messages
-        :param look: looks at the host once more
-        :returns: the error of ours, from what ``ssh`` has written
+        :param look: connects to the host once more to see what it shows
+        :returns: the error of this package for what ``ssh`` has written
         """
         if self.host.proxied and not self._is_greeted:
             self.text = look().text or self.text
@@ -125,7 +125,7 @@ class Complaint:
         return error
 
     def timed_out(self) -> StatePoolError:
-        """:returns: the error where it took too long"""
+        """:returns: the error for a login that took too long"""
         seconds = self.settings.connect_timeout
         error: StatePoolError = unreached(
             TimeoutError(), self._place, seconds, Subject(str(self.host), self.pool)
@@ -182,7 +182,7 @@ class Complaint:
         )
         if found and not _NO_TEXT.search(found[0]):
             return no_common_way(str(self.host), found[1] or found[2], self.pool)
-        # What comes later is a server's, which may greet us with anything.
+        # Later lines are a server's, which may send any greeting.
         if "debug1: SSH2_MSG_SERVICE_ACCEPT received" in self.text or not self._find(
             r"^Host key verification failed\."
         ):
@@ -237,7 +237,7 @@ class Complaint:
         return None
 
     def _tried(self) -> Iterator[str]:
-        """:returns: what was offered, or could not be"""
+        """:returns: the keys that were offered, or could not be offered"""
         left = self._find(r"(?s:.*)^debug1: Authentications that can continue: (\S+)")
         if found := self._find(
             r"^debug1: get_agent_identities: ssh_get_authentication_socket: (.*?)\r?$"
@@ -267,7 +267,7 @@ class Complaint:
             yield "a password: there is none"
 
     def _unusable(self) -> Iterator[tuple[str, str]]:
-        """:returns: files of keys, and what is said of them"""
+        """:returns: files of keys, and what ``ssh`` says of each"""
         for path in re.findall(
             r"^no such identity: (.*): No such file or directory\r?$", self.text, re.MULTILINE
         ):
@@ -281,7 +281,7 @@ class Complaint:
                 yield path, f"{path}: {said}"
 
     def _offered(self) -> Iterator[tuple[str, bool, str]]:
-        """:returns: keys by their names, whether the agent has them, and what became of them"""
+        """:returns: keys by their names, whether the agent has them, and what happened to them"""
         refused = dict(
             re.findall(
                 r"^sign_and_send_pubkey: signing failed for \S+ \"(.*)\" from agent: (.*?)\r?$",
@@ -322,7 +322,7 @@ class Complaint:
 
 
 def _fingerprint(path: Path, number: int) -> str:
-    """:returns: that of the key on a line of a file of known hosts"""
+    """:returns: the fingerprint of the key on a line of a file of known hosts"""
     try:
         fields = path.read_text(encoding="utf-8", errors="replace").splitlines()[number - 1].split()
         return HostKey("", base64.b64decode(fields[-1 if len(fields) == 3 else 2])).fingerprint

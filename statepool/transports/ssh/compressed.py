@@ -1,16 +1,16 @@
 """
-Bytes that are compressed on their way: by zstd at both ends, through a command on a channel of its
-own, while the files are still opened, sized, flushed and closed by SFTP.
+Compressed transfers: zstd runs at both ends, through a command on a separate channel, while the
+files are still opened, sized, flushed and closed by SFTP.
 
-It pays where the link is slower than the two processors, and the bytes can be compressed; so
-``auto`` measures. A transfer begins without, which shows how fast the link is. If it is slow, and
-what has been seen so far gets smaller, compression is tried, and goes on for as long as it is
-faster.
+Compression pays if the link is slower than both processors, and the bytes can be compressed; so
+``auto`` measures. A transfer begins without compression, which shows the throughput of the link. If
+the link is slow, and the bytes seen so far get smaller, compression is tried, and goes on as long
+as it is faster.
 
-What arrives is checked as always: zstd checks what it unpacks, the programs there say whether they
-failed, the length of the file is compared, and all bytes are hashed here. Whatever goes wrong with
-the programs, while the connection holds, is no reason to fail: the rest, and what may be in doubt,
-is moved without them.
+The bytes that arrive are checked as always: zstd checks what it unpacks, the programs there report
+failures, the length of the file is compared, and all bytes are hashed here. If the programs fail
+while the connection holds, the transfer does not fail: the rest, and all doubtful bytes, are moved
+without compression.
 """
 
 from __future__ import annotations
@@ -33,57 +33,65 @@ MIB = 1 << 20
 
 LEVEL = 1
 """
-Of zstd: the fastest one. Higher ones are slower than the links that are worth it
-(docs/measurements.rst).
+The compression level of zstd: the fastest one. Higher levels are slower than the links on which
+compression pays (docs/measurements.rst).
 """
 
 LEAST = 1 * MIB
-"""Bytes of data that are worth starting two programs for."""
+"""The fewest bytes of data for which starting two programs pays."""
 
 WARM_UP = 8 * MIB
-"""Bytes that are moved before anything is measured: TCP begins slowly."""
+"""Bytes that are moved before the first measurement, because of TCP slow start."""
 
 MEASURED = 16 * MIB
 """Bytes that are measured at a time."""
 
 RECONSIDERED = 256 * MIB
-"""Bytes after which compression may get another chance: an image is not the same everywhere."""
+"""
+Bytes after which compression is reconsidered: an image does not compress equally well everywhere.
+"""
 
 FAST = 300 * MIB
-"""Bytes in a second. Over a link that carries so much, one thread that compresses only loses."""
+"""
+Bytes per second. On a link with this throughput, a single compressing thread only slows the
+transfer down.
+"""
 
 WORTHWHILE = 1.15
-"""What was to what is left of it, at least, for compression to be tried."""
+"""The lowest compression ratio for which compression is tried."""
 
 BETTER = 0.95
-"""How fast it must stay, measured against doing without: rates vary from moment to moment."""
+"""
+The lowest rate with compression, relative to the rate without, at which compression goes on. It is
+below 1 since rates vary from moment to moment.
+"""
 
 SAMPLES = 32
-"""Places of a file that are looked at to know whether it can be compressed."""
+"""Places of a file that are sampled to estimate whether it can be compressed."""
 
 SAMPLE = 32 << 10
-"""Bytes looked at in each of them."""
+"""Bytes of each sample."""
 
 _GOLDEN = (5**0.5 - 1) / 2
 """
-Multiples of it, less their whole parts, lie evenly between 0 and 1, and fall in with no rhythm that
-a file may have.
+The fractional parts of its multiples are spread evenly between 0 and 1, and do not coincide with a
+period that a file may have.
 """
 
 MOST_SEGMENTS = 200
 """
-Extents that are told apart on one command line; the zeros between those that are close to each
-other cost next to nothing.
+The most extents on one command line. The zeros between extents that are close to each other cost
+almost nothing.
 """
 
 CHUNK = 256 << 10
 """Bytes that are unpacked, written and hashed at a time. Zeros in all of them stay a hole."""
 
 PACKET = 32 << 10
-"""Bytes that are handed to a channel at a time."""
+"""Bytes that are passed to a channel at a time."""
 
 LARGEST_WINDOW = 8 * MIB
-"""Bytes of memory that a packed stream may ask for."""
+"""The most bytes of memory that a compressed stream may require."""
 
 _PACK_IN_PYTHON = (
     "import sys, zstandard; zstandard.ZstdCompressor(level=1,"
@@ -96,9 +104,7 @@ _UNPACK_IN_PYTHON = (
 
 
 class ProgramFailed(Exception):
-    """
-    The far end of a compressed transfer does not do what it should, though the connection holds.
-    """
+    """An error: the far end of a compressed transfer fails, although the connection holds."""
 
 
 @define(eq=False)
@@ -109,7 +115,7 @@ class Packer:
     :param shell: runs the programs
     :param word: the path of the file, quoted
     :param how: whether to compress
-    :param clock: tells the time in seconds, from any beginning
+    :param clock: returns the time in seconds, from any origin
     """
 
     shell: Shell
@@ -119,13 +125,13 @@ class Packer:
 
     @property
     def is_able(self) -> bool:
-        """Whether there is a program for it there. May have to ask."""
+        """Whether the far side has a program for it. May have to ask."""
         return "zstd" in self.shell.programs or "zstandard" in self.shell.modules
 
     def start(self, script: str) -> Command:
         """
-        :param script: to which ``$p`` is the path
-        :raises ProgramFailed: the server runs no further command now
+        :param script: in which ``$p`` is the path
+        :raises ProgramFailed: the server starts no further command now
         """
         command = self.shell.try_start(f"p={self.word}; {script}")
         if command is None:
@@ -134,7 +140,7 @@ class Packer:
 
     @property
     def packs(self) -> str:
-        """What compresses its input there."""
+        """The command that compresses its input there."""
         return (
             f"zstd -{LEVEL} -q -c"
             if "zstd" in self.shell.programs
@@ -143,7 +149,7 @@ class Packer:
 
     @property
     def unpacks(self) -> str:
-        """What unpacks its input there."""
+        """The command that unpacks its input there."""
         return (
             "zstd -d -q -c"
             if "zstd" in self.shell.programs
@@ -153,12 +159,12 @@ class Packer:
 
 def packer(shell: Shell, path: str, how: Compress, size: int) -> Packer | None:
     """
-    :param shell: that of the account
+    :param shell: the shell of the account
     :param path: of the file there, absolute
     :param how: whether to compress
     :param size: of what is to be moved, in bytes
-    :returns: what may compress on its way to or from there, or None where there is nothing to gain.
-        The shell has not been asked yet.
+    :returns: the far end that may compress the transfer, or None if there is nothing to gain. The
+        shell has not been asked yet.
     """
     least = LEAST if how is Compress.ON else WARM_UP + 2 * MEASURED
     word = quoted(path)
@@ -170,7 +176,7 @@ def packer(shell: Shell, path: str, how: Compress, size: int) -> Packer | None:
 
 
 class _Choosing:
-    """What the two directions have in common: they choose, and measure."""
+    """The base of both directions: the choice and the measurements."""
 
     _hashed: int
     _extents: tuple[Extent, ...]
@@ -200,7 +206,7 @@ class _Choosing:
         self._move(size)
 
     def _measure(self, size: int) -> None:
-        """Try both, and go on with what is faster, until there is nothing more to be gained."""
+        """Try both ways, and continue with the faster one, until there is nothing more to gain."""
         self._move(self._after(WARM_UP))
         while self._left() > MEASURED:
             plain = self._rate_of(lambda: self._move(self._after(MEASURED)))
@@ -220,8 +226,8 @@ class _Choosing:
 
     def _after(self, count: int) -> int:
         """
-        :returns: the offset up to which there are so many bytes of data from here; the size of the
-            file if there are less
+        :returns: the offset up to which there are ``count`` bytes of data from here; the size of
+            the file if there are fewer
         """
         for offset, length in within(self._extents, self._hashed, self._job.size):
             if count <= length:
@@ -234,7 +240,7 @@ class _Choosing:
 
 
 class _Watch:
-    """Tells whether compression is still the faster way."""
+    """A check whether compression is still the faster way."""
 
     def __init__(self, plain: float, clock: Callable[[], float]) -> None:
         self._plain = plain
@@ -244,12 +250,12 @@ class _Watch:
 
     def __call__(self, count: int) -> bool:
         """
-        :param count: how many bytes have been moved, unpacked, since the last time
+        :param count: how many unpacked bytes have been moved since the last call
         :returns: whether to go on
         """
         now = self._clock()
         if self._begin is None:
-            # before the first bytes, the programs had to be started: that is over
+            # the time before the first bytes was spent starting the programs; it does not count
             self._begin = now
             return True
         self._counted += count
@@ -261,7 +267,7 @@ class _Watch:
 
 
 class PackedDownload(Download, _Choosing):
-    """As a download, compressed where that is faster."""
+    """A download that is compressed where that is faster."""
 
     def __init__(self, packer: Packer, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -275,7 +281,7 @@ class PackedDownload(Download, _Choosing):
         return self.received
 
     def _ratio(self) -> float:
-        """:returns: that of what has arrived lately"""
+        """:returns: the compression ratio of what has arrived lately"""
         lately = within(self._extents, max(0, self._hashed - 2 * MEASURED), self._hashed)
         return ratio(self._job.local, list(lately))
 
@@ -297,7 +303,10 @@ class PackedDownload(Download, _Choosing):
     def _unpack(
         self, stream: _Stream, segments: list[Extent], goes_on: Callable[[int], bool]
     ) -> bool:
-        """:returns: whether all of it came; False if enough was seen"""
+        """
+        :returns: whether all of it arrived; False if it was stopped because compression does not
+            pay
+        """
         import zstandard
 
         reader = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).stream_reader(
@@ -318,7 +327,8 @@ class PackedDownload(Download, _Choosing):
                 if not goes_on(count):
                     return False
         try:
-            return not reader.readinto(buffer[:1])  # and the checksum at the end of the stream
+            # also read the checksum at the end of the stream
+            return not reader.readinto(buffer[:1])
         except zstandard.ZstdError as error:
             raise ProgramFailed(str(error)) from error
 
@@ -332,7 +342,7 @@ class PackedDownload(Download, _Choosing):
 
 
 class PackedUpload(Upload, _Choosing):
-    """As an upload, compressed where that is faster."""
+    """An upload that is compressed where that is faster."""
 
     def __init__(self, packer: Packer, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -346,7 +356,10 @@ class PackedUpload(Upload, _Choosing):
         return self.sent
 
     def _ratio(self) -> float:
-        """:returns: that of what is to come, until this is looked at again"""
+        """
+        :returns: the compression ratio of the bytes that follow, up to the next time it is
+            reconsidered
+        """
         ahead = within(self._extents, self._hashed, self._after(RECONSIDERED))
         return ratio(self._job.local, list(ahead))
 
@@ -369,7 +382,7 @@ class PackedUpload(Upload, _Choosing):
                     raise ProgramFailed("there is no shell any more")
                 self._send_packed(command, segments, goes_on)
                 command.end_of_input()
-                # dd is content with less than it should get; the length of the file shows that.
+                # dd does not fail on a short input; the length of the file shows that.
                 if list(answers) != [["good", str(self._hashed)]] or command.exit_status() != 0:
                     raise ProgramFailed(f"{self._packer.unpacks} or dd failed")
         except TransportError as error:
@@ -409,7 +422,10 @@ class PackedUpload(Upload, _Choosing):
         self.sent += len(data)
 
     def _send_again(self, begin: int) -> None:
-        """What was handed to programs that failed has been hashed, and need not have arrived."""
+        """
+        Send again what was passed to failed programs: it has been hashed, but need not have
+        arrived.
+        """
         for offset, length in within(self._extents, begin, self._hashed):
             for start in range(offset, offset + length, self._length):
                 self._write(start, self._read(start, min(self._length, offset + length - start)))
@@ -419,7 +435,7 @@ class PackedUpload(Upload, _Choosing):
 
 @define(eq=False)
 class _Stream:
-    """What a script prints, as a file; after the line that says that it begins."""
+    """The output of a script as a file, after the line that announces it."""
 
     command: Command
     count: int = 0
@@ -441,7 +457,7 @@ class _Stream:
 
 
 def within(extents: Iterable[Extent], begin: int, end: int) -> Iterator[Extent]:
-    """:returns: what of the extents is between two offsets"""
+    """:returns: the parts of the extents between two offsets"""
     for offset, length in extents:
         first, last = max(offset, begin), min(offset + length, end)
         if first < last:
@@ -449,7 +465,7 @@ def within(extents: Iterable[Extent], begin: int, end: int) -> Iterator[Extent]:
 
 
 def few(extents: Iterable[Extent], most: int = MOST_SEGMENTS) -> list[Extent]:
-    """:returns: extents that cover these, at most so many: small gaps are closed"""
+    """:returns: at most ``most`` extents that cover these: small gaps are closed"""
     found, gap = list(extents), 64 << 10
     while len(found) > most:
         closed: list[Extent] = []
@@ -464,8 +480,9 @@ def few(extents: Iterable[Extent], most: int = MOST_SEGMENTS) -> list[Extent]:
 
 def ratio(descriptor: int, extents: list[Extent]) -> float:
     """
-    :param extents: of the file, with data
-    :returns: how many times as long some of its bytes are as what zstd makes of them
+    :param extents: where the file has data
+    :returns: the compression ratio by zstd of some samples: the original length divided by the
+        compressed length
     """
     import zstandard
 

@@ -1,8 +1,8 @@
 """
 One connection for each account of a host, shared by all that this process does there.
 
-It is made when it is first needed, kept, made again when it has died, and made anew after a fork:
-two processes on one connection would garble it.
+It is opened when it is first needed, kept open, and opened again when it has ended. After a fork
+the child opens its own: two processes on one connection would garble it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class Connection:
     """
     A connection to one account of a host. It can be used from several threads.
 
-    :param endpoint: where
-    :param settings: how
+    :param endpoint: the host and account
+    :param settings: the settings of the connection
     """
 
     def __init__(self, endpoint: Endpoint, settings: Settings) -> None:
         self.endpoint = endpoint
         self.settings = settings
         self.epoch = 0
-        """Rises with every new connection: what belongs to an older one is gone."""
+        """Increases with every new connection: objects of an older one are useless."""
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
-        """Of those that the process shares: who has not released it."""
+        """For a connection that the process shares: the users that have not released it."""
         self._lock = threading.RLock()
         self._carrier: Carrier | None = None
         self._attempts = 0
@@ -51,10 +51,10 @@ class Connection:
     @property
     def carrier(self) -> Carrier:
         """
-        What carries it, connected and logged in.
+        The carrier, connected and logged in.
 
-        :raises TransportError: there is no connection to be had
-        :raises AccessDenied: the host's key is not known, or it does not let us in
+        :raises TransportError: the connection fails
+        :raises AccessDenied: the host's key is not known, or it rejects the login
         """
         asked = self._attempts
         with self._lock:
@@ -62,7 +62,8 @@ class Connection:
                 self._carrier = carrier_for(self.endpoint, self.settings)
             if not self._carrier.is_open:
                 if self._failure is not None and self._attempts != asked:
-                    # of an attempt that we have waited for: the next one would take as long
+                    # the error of an attempt that this thread waited for: another attempt would
+                    # take as long
                     raise copy.copy(self._failure) from self._failure
                 self._connect(self._carrier)
             return self._carrier
@@ -80,17 +81,17 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection now. Makes none."""
+        """Whether there is a connection now. Does not connect."""
         return self._carrier is not None and self._carrier.is_open
 
     def open(self, command: str | None = None, *, window: int = 4 << 20) -> Stream:
         """
-        As :meth:`~statepool.transports.ssh.carrier.Carrier.open`, on a connection that is made
-        where there is none.
+        Open a stream as :meth:`~statepool.transports.ssh.carrier.Carrier.open`; connect first if
+        necessary.
         """
         doing = "start SFTP on" if command is None else "run a command on"
         carrier = self.carrier
-        # it has ended since it was seen to be open
+        # The connection has ended since it was seen to be open.
         with self.answering(doing), contextlib.suppress(LinkGone):
             return carrier.open(command, window=window)
         carrier = self.carrier
@@ -99,7 +100,7 @@ class Connection:
 
     @contextlib.contextmanager
     def expecting(self, *, hard: bool = False) -> Iterator[None]:
-        """As :meth:`~statepool.transports.ssh.carrier.Carrier.expecting`."""
+        """Watch a wait as :meth:`~statepool.transports.ssh.carrier.Carrier.expecting`."""
         if self._carrier is None:
             yield
             return
@@ -109,8 +110,9 @@ class Connection:
     @contextlib.contextmanager
     def answering(self, doing: str, subject: Subject | None = None) -> Iterator[None]:
         """
-        As :meth:`translating`, for requests whose answer a carrier waits for without end: something
-        has to be heard within the timeout, and the answer within twice that, whatever else arrives.
+        Translate errors as :meth:`translating`, for requests for which a carrier has no timeout:
+        something has to be received within the timeout, and the answer within twice the timeout,
+        whatever else arrives.
         """
         with self.translating(doing, subject), self.expecting(), self.expecting(hard=True):
             yield
@@ -118,8 +120,8 @@ class Connection:
     @contextlib.contextmanager
     def translating(self, doing: str, subject: Subject | None = None) -> Iterator[None]:
         """
-        As :func:`~statepool.transports.ssh.failures.translating`; what became of the link below
-        explains what a carrier only suspects.
+        Translate errors as :func:`~statepool.transports.ssh.failures.translating`; the error of the
+        link below is raised instead of an error that only follows from it.
         """
         named = subject or Subject(str(self), f"ssh://{self}")
         explaining = (
@@ -129,13 +131,16 @@ class Connection:
             yield
 
     def close(self) -> None:
-        """End the connection; the next use makes it again."""
+        """Close the connection; the next use opens it again."""
         with self._lock:
             if self._carrier is not None:
                 self._carrier.close()
 
     def _after_fork(self) -> None:
-        """In the child. The locks may be held by threads that are not there any more."""
+        """
+        Reset the connection in the child of a fork. The locks may be held by threads that do not
+        exist there.
+        """
         if self._carrier is not None:
             self._carrier.after_fork()
         self._lock = threading.RLock()
@@ -147,8 +152,8 @@ class Connection:
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 _shared: dict[tuple[object, ...], list[Connection]] = {}
 """
-By the endpoint, and by the settings that matter for a connection; several where different functions
-are asked for secrets.
+The shared connections, by the endpoint and by the settings that matter for a connection. There are
+several for one key if different functions supply secrets.
 """
 
 _shared_lock = threading.Lock()
@@ -157,9 +162,9 @@ _shared_lock = threading.Lock()
 def connection_to(location: Location, settings: Settings, user: object = None) -> Connection:
     """
     :param location: where a pool is
-    :param settings: how to connect
-    :param user: who tells by :func:`release` when the connection is not needed any more
-    :returns: the connection of this process to that account, which may have to be made yet
+    :param settings: of the connection
+    :param user: the object that calls :func:`release` when it does not need the connection any more
+    :returns: the connection of this process to that account, which may not be open yet
     """
     endpoint = Endpoint.of(location)
     with _shared_lock:
@@ -178,10 +183,10 @@ def connection_to(location: Location, settings: Settings, user: object = None) -
 
 def release(connection: Connection, user: object) -> None:
     """
-    Release a connection. It stays open for later users, unless it was made with a function that
-    gives secrets: then no other user may have it.
+    Release a connection. It stays open for later users, unless it was opened with a function that
+    supplies secrets: then no other user may have it.
 
-    :param user: as for :func:`connection_to`; who uses it once more all the same makes it again
+    :param user: as for :func:`connection_to`; if it uses the connection again, that is opened again
     """
     with _shared_lock:
         connection.users.discard(user)

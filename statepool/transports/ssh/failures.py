@@ -1,12 +1,13 @@
 """
-What the errors of paramiko, of sockets and of SFTP servers mean here.
+The translation of errors of paramiko, of sockets and of SFTP servers.
 
-The original error stays as ``__cause__``. An error of ours is *transient* if the same may succeed
-on a new connection; of what a server says about a file, nothing is.
+The original error stays as ``__cause__``. An error of this package is *transient* if the operation
+may succeed on a new connection. No error that a server reports about a file is transient.
 
-An SFTP server (draft-ietf-secsh-filexfer-02, the version that all speak) has words for "no such
-file" and "permission denied" only. That a name exists, that the disk is full or broken, that a
-directory is not empty: all of this is "Failure". Whoever needs to know which has to look.
+An SFTP server (draft-ietf-secsh-filexfer-02, the version that all servers support) has codes only
+for "no such file" and "permission denied". An existing name, a full or broken disk, a directory
+that is not empty: all of these are "Failure". A caller that needs the cause has to look at the
+file.
 """
 
 from __future__ import annotations
@@ -35,29 +36,30 @@ _LOST = frozenset(
         errno.ENETRESET,
     }
 )
-"""The connection is gone; the next one may hold."""
+"""The connection was lost; the next one may work."""
 
 _UNREACHED = frozenset(
     {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
 )
-"""There is none to be had now."""
+"""The connection cannot be opened now."""
 
 LONGEST_SAID = 500
-"""Characters of what a server says that are told on: an answer can have hundreds of thousands."""
+"""
+The most characters of a server's text that go into messages: an answer can have hundreds of
+thousands.
+"""
 
 _CLOSED_CHANNEL = "Socket is closed"
-"""What paramiko says of a channel that has ended; it has no errno."""
+"""The message of paramiko for a channel that has ended; the error has no errno."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """:returns: whether it is worth another try: the error is one of ours that says so"""
+    """:returns: whether a retry may succeed: it is an error of this package that says so"""
     return isinstance(error, TransportError) and error.transient
 
 
 def is_failure(error: BaseException) -> bool:
-    """
-    :returns: whether it is the "Failure" of an SFTP server, which can mean anything about the file
-    """
+    """:returns: whether it is the "Failure" of an SFTP server, which can have any cause"""
     return (
         isinstance(error, OSError)
         and not isinstance(error, StatePoolError | TimeoutError)
@@ -67,7 +69,7 @@ def is_failure(error: BaseException) -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """:returns: whether it says that the connection, or a channel of it, has ended"""
+    """:returns: whether the error says that the connection, or a channel of it, has ended"""
     if is_refused_channel(error):
         return False
     if isinstance(
@@ -82,10 +84,10 @@ def is_lost(error: BaseException) -> bool:
 @contextmanager
 def translating(doing: str, subject: Subject, timeout: float) -> Iterator[None]:
     """
-    Turn what paramiko raises within into errors of ours. Nothing that calls back into a caller's
-    code belongs in it.
+    Translate what paramiko raises inside the block into errors of this package. The block must not
+    call back into the caller's code.
 
-    :param doing: what is done with the subject: ``read``, ``create``
+    :param doing: what is attempted on the subject: ``read``, ``create``
     :param timeout: how long an answer is waited for, in seconds
     """
     try:
@@ -97,7 +99,7 @@ def translating(doing: str, subject: Subject, timeout: float) -> Iterator[None]:
 
 
 def _known() -> tuple[type[Exception], ...]:
-    """:returns: the kinds of errors that paramiko and sockets mean to raise"""
+    """:returns: the kinds of errors that paramiko and sockets raise on purpose"""
     return (
         OSError,
         EOFError,
@@ -108,24 +110,24 @@ def _known() -> tuple[type[Exception], ...]:
 
 def _of_paramiko(module: str, name: str) -> tuple[type[Exception], ...]:
     """
-    :returns: a kind of its errors; none where it has not been loaded, and nothing of it can have
-        been raised
+    :returns: a class of paramiko's errors; nothing if paramiko has not been loaded, since then none
+        can have been raised
     """
     found = sys.modules.get(f"paramiko.{module}")
     return (getattr(found, name),) if found is not None else ()
 
 
 def is_refused_channel(error: BaseException) -> bool:
-    """:returns: whether it says that the server opens no further channel"""
+    """:returns: whether the error says that the server opens no further channel"""
     return isinstance(error, _of_paramiko("ssh_exception", "ChannelException"))
 
 
 @contextmanager
 def understanding(transport: Any, doing: str, subject: Subject) -> Iterator[None]:
     """
-    Turn what ended paramiko's own thread into an error of ours. What a server says can be too much
-    for any parser there, whose exception is handed to whoever waits. One that did not end the
-    thread is a caller's, and passes.
+    Translate an exception that ended paramiko's own thread into an error of this package. A
+    server's message can make a parser in that thread raise, and the waiting thread gets the
+    exception. An exception that did not end the thread is the caller's, and passes unchanged.
 
     :param transport: paramiko's
     :param doing: what is done with the subject
@@ -144,10 +146,10 @@ def translated(
     error: BaseException, doing: str, subject: Subject, timeout: float
 ) -> StatePoolError:
     """
-    :param error: what paramiko raised, or a socket
-    :param doing: what was to be done with the subject
+    :param error: what paramiko or a socket raised
+    :param doing: what was attempted on the subject
     :param timeout: how long an answer is waited for, in seconds
-    :returns: the error of ours to raise from it
+    :returns: the error of this package to raise from it
     """
     if isinstance(error, StatePoolError):
         return error
@@ -196,7 +198,7 @@ def translated(
 
 
 def garbled(error: BaseException, what: str, subject: Subject) -> TransportError:
-    """:returns: the error where an answer is none"""
+    """:returns: the error for an invalid answer"""
     hint = "look at what answers there: it may be no SSH server, or a faulty one"
     return TransportError(
         f"{what}: the server does not keep to the protocol ({said(error)})",
@@ -208,10 +210,10 @@ def garbled(error: BaseException, what: str, subject: Subject) -> TransportError
 
 def unreached(error: OSError, host: str, seconds: float, subject: Subject) -> TransportError:
     """
-    :param error: why there is no connection to a host
-    :param host: the host and port, for people
-    :param seconds: how long it was tried
-    :returns: the error of ours to raise from it
+    :param error: why the connection to a host failed
+    :param host: the host and port, as messages show them
+    :param seconds: how long the attempt lasted
+    :returns: the error of this package to raise from it
     """
     if isinstance(error, socket.gaierror):
         busy = error.errno == socket.EAI_AGAIN
@@ -255,7 +257,7 @@ def unreached(error: OSError, host: str, seconds: float, subject: Subject) -> Tr
 
 
 def no_common_way(host: str, why: str, pool: str | None) -> TransportError:
-    """:returns: the error where both sides know no cipher, key exchange or kind of key in common"""
+    """:returns: the error if both sides have no cipher, key exchange or kind of key in common"""
     hint = "its SSH is too old, or configured to take nothing that we have"
     return TransportError(
         f"{host} and we have no way in common to encrypt: {why}", hint=hint, pool=pool
@@ -263,7 +265,9 @@ def no_common_way(host: str, why: str, pool: str | None) -> TransportError:
 
 
 def no_greeting(host: str, why: str, pool: str | None) -> TransportError:
-    """:returns: the error where something else than SSH answers, or nothing that goes on"""
+    """
+    :returns: the error if something other than SSH answers, or if the greeting does not continue
+    """
     hint = (
         "check the port; if it is right, a firewall may be in between, or too many log in there at"
         " once (MaxStartups in sshd_config(5))"
@@ -275,9 +279,9 @@ def no_greeting(host: str, why: str, pool: str | None) -> TransportError:
 
 def denied(host: str, takes: str, tried: list[str], pool: str | None) -> AccessDenied:
     """
-    :param takes: the ways to log in that the server has left
-    :param tried: what was offered or could not be
-    :returns: the error where nothing of that would do
+    :param takes: the authentication methods that the server still permits
+    :param tried: the keys that were offered, or could not be offered
+    :returns: the error for a login that failed with all of them
     """
     return AccessDenied(
         f"{host} does not let us in. It takes {takes}. Tried:"
@@ -291,7 +295,7 @@ def denied(host: str, takes: str, tried: list[str], pool: str | None) -> AccessD
 
 
 def cut_off(host: str, tried: list[str], pool: str | None) -> TransportError:
-    """:returns: the error where a server has heard enough of keys"""
+    """:returns: the error for a server that ends the connection after too many keys"""
     return TransportError(
         f"{host} ended the connection while we logged in. Tried: {'; '.join(tried)}",
         hint=(
@@ -303,22 +307,22 @@ def cut_off(host: str, tried: list[str], pool: str | None) -> TransportError:
 
 
 def said(error: BaseException) -> str:
-    """:returns: what an error says, in one line; its kind where it says nothing"""
+    """:returns: the text of an error, in one line; its class if there is no text"""
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     return in_short(str(error)) or type(error).__name__
 
 
 def in_short(text: str) -> str:
-    """:returns: what a server says, in one line, and no more of it than a person reads"""
+    """:returns: a server's text in one line, shortened to what a person reads"""
     line = " ".join(text[: 2 * LONGEST_SAID].split())
     return line if len(line) <= LONGEST_SAID else f"{line[:LONGEST_SAID]}…"
 
 
 def refused_channel(code: int, message: str, subject: Subject) -> TransportError:
     """
-    RFC 4254, section 5.1: 1 is "prohibited"; 2 and 4 are what servers say that have too many
-    sessions already.
+    Return the error for a refused channel. RFC 4254, section 5.1: code 1 is "prohibited"; servers
+    that have too many sessions already answer with 2 or 4.
     """
     hint = (
         "the account may not do this there"

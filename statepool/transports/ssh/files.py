@@ -1,9 +1,10 @@
 """
-The names of a pool on another host: looking, making, linking, renaming and removing, by SFTP.
+Operations on the names of a pool on another host, by SFTP: looking, creating, linking, renaming and
+removing.
 
 The protocol has no way to open a file without following a symbolic link: so each file, and each
-directory of the pool on the way to it, is looked at first, which nobody but an account of that host
-can outrun. What was read is held against its digest in any case.
+directory of the pool on the way to it, is looked at first. Only an account of that host can win a
+race against this check. What was read is compared with its digest in any case.
 """
 
 from __future__ import annotations
@@ -46,22 +47,25 @@ from statepool.transports.ssh.server import Server, explained, look_at
 from statepool.transports.ssh.sftp import Sftp
 
 INCOMING = ".statepool/incoming"
-"""The directory of a pool where files may be that are not finished."""
+"""The directory of a pool for unfinished files."""
 
 _OURS = ".statepool/"
 
 _ATTEMPTS = 5
-"""How often a name is made again that was in the way and is gone when one looks for it."""
+"""
+How often creating a name is retried if the name existed, but does not exist when it is looked at.
+"""
 
 NEW = Flag.WRITE | Flag.CREATE | Flag.EXCLUSIVE
 
 _PLAIN_FOR = 10.0
-"""Seconds for which a directory that was no symbolic link is not looked at again."""
+"""Seconds for which the result is cached that a directory is no symbolic link."""
 
 
 class SSHFiles(Transport):
     """
-    What :class:`~statepool.transports.ssh.transport.SSHTransport` is without the bytes of states.
+    The part of :class:`~statepool.transports.ssh.transport.SSHTransport` without the bytes of
+    states.
 
     :param location: with a host
     :param settings: how to connect, and how long to wait
@@ -78,22 +82,18 @@ class SSHFiles(Transport):
     # -- looking -----------------------------------------------------------------------------------
 
     def scan(self, directory: str) -> list[Entry]:
-        """As the transport's face says. The pool's own directory may be behind a symbolic link."""
+        """List a directory. The pool's own directory may be behind a symbolic link."""
         return self.scan_many([directory])[0]
 
     def stat(self, path: str) -> Stat | None:
         """
-        As the transport's face says; without an identity, which the protocol does not tell, and
-        with times in whole seconds.
+        Look at a file. The result has no identity, which the protocol does not provide, and times
+        in whole seconds.
         """
         return self.stat_many([path])[0]
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """
-        As the transport's face says.
-
-        :raises UnsafeImage: it is not a regular file
-        """
+        """:raises UnsafeImage: it is not a regular file"""
         with self._at("read", path) as sftp:
             (content,) = batches.read(
                 sftp, [self._full(path)], self._look(sftp).limits, offset=offset, size=size
@@ -105,7 +105,6 @@ class SSHFiles(Transport):
         return content
 
     def readlink(self, path: str) -> str:
-        """As the transport's face says."""
         with self._at("read", path) as sftp:
             found, target = sftp.ask_all(
                 [(Kind.LSTAT, string(self._full(path))), (Kind.READLINK, string(self._full(path)))]
@@ -118,7 +117,6 @@ class SSHFiles(Transport):
             return os.fsdecode(names_in(granted(target))[0][0])
 
     def scan_many(self, directories: Sequence[str]) -> list[list[Entry]]:
-        """As the transport's face says."""
         with self._at("list", *directories) as sftp:
             found = batches.scan(
                 sftp,
@@ -135,7 +133,6 @@ class SSHFiles(Transport):
         return [[Entry(name, _kind(there)) for name, there in names] for names in found]
 
     def stat_many(self, paths: Sequence[str]) -> list[Stat | None]:
-        """As the transport's face says."""
         with self._at("look at", *paths) as sftp:
             found = batches.look(sftp, [self._full(path) for path in paths])
         return [
@@ -144,7 +141,6 @@ class SSHFiles(Transport):
         ]
 
     def read_many(self, paths: Sequence[str], size: int) -> list[bytes | None]:
-        """As the transport's face says."""
         with self._at("read", *paths) as sftp:
             full = [self._full(path) for path in paths]
             try:
@@ -162,8 +158,8 @@ class SSHFiles(Transport):
 
     def create(self, path: str, data: bytes, *, flush: bool = True) -> None:
         """
-        As the transport's face says. Where the server has no hard links the file is created under
-        its own name, and grows there: a reader can see it in part, for a moment.
+        Create a file. If the server has no hard links, the file is created under its own name, and
+        grows there: a reader can see it incomplete, for a moment.
         """
         with self._at("create", path, needed=len(data)) as sftp:
             if not self._look(sftp).has(HARDLINK):
@@ -180,9 +176,9 @@ class SSHFiles(Transport):
 
     def link(self, source: str, target: str) -> None:
         """
-        As the transport's face says. Where the server has no hard links, a file among those of ours
-        is renamed instead, which is enough for what is gathered in ``incoming``: nobody looks for
-        it there again.
+        Give a file a second name. If the server has no hard links, a file of this pool is renamed
+        instead. That suffices for files gathered in ``incoming``: no process looks for them there
+        again.
         """
         with self._at("link", target, source) as sftp:
             old, new = self._full(source), self._full(target)
@@ -209,11 +205,11 @@ class SSHFiles(Transport):
         self, made: Answer | Refused, there: Answer | Refused, path: str, attempt: int
     ) -> bool:
         """
-        :param made: the answer to a request that makes a new name
-        :param there: what the server knew of that name directly afterwards
-        :returns: whether it was made; False if it is worth another attempt: the name existed, and
+        :param made: the answer to a request that creates a name
+        :param there: what the server reported of that name directly afterwards
+        :returns: whether the name was created; False if a retry may succeed: the name existed, and
             does not any more
-        :raises FileExists: it exists, which a server only calls a failure
+        :raises FileExists: the name exists, which a server only reports as a failure
         """
         if isinstance(made, Answer):
             return True
@@ -224,7 +220,10 @@ class SSHFiles(Transport):
         return False
 
     def _require_ours(self, source: str, target: str) -> None:
-        """Renaming does for linking only where nobody looks for the old name."""
+        """
+        Refuse a source that is not in ``incoming``: a rename can replace a link only if no process
+        looks for the old name.
+        """
         if not source.startswith(_OURS):
             subject = self._subject(target)
             raise TransportError(
@@ -243,8 +242,8 @@ class SSHFiles(Transport):
 
     def rename(self, source: str, target: str) -> None:
         """
-        As the transport's face says. Where the server only has the plain rename of SFTP, a file
-        that is there is removed before.
+        Rename a file. If the server only has the plain rename of SFTP, an existing target is
+        removed first.
         """
         with self._at("rename", target, source) as sftp:
             old, new = self._full(source), self._full(target)
@@ -263,8 +262,8 @@ class SSHFiles(Transport):
                     raise self._missing("rename", source)
                 raise renamed
             if isinstance(before, Answer) and isinstance(after, Answer):
-                # rename(2) does nothing if both are names of one file already. Here the old one
-                # goes, as in every other case.
+                # rename(2) does nothing if both are names of one file. Here the old name is
+                # removed, as in every other case.
                 sftp.ask_all([(Kind.REMOVE, string(old))])
 
     def _rename_plainly(self, sftp: Sftp, source: str, target: str) -> None:
@@ -281,7 +280,6 @@ class SSHFiles(Transport):
         sftp.ask(*request)
 
     def remove(self, path: str) -> bool:
-        """As the transport's face says."""
         with self._at("remove", path) as sftp:
             answer = sftp.ask_all([(Kind.REMOVE, string(self._full(path)))])[0]
             if isinstance(answer, Refused) and answer.code == Code.NO_SUCH_FILE:
@@ -290,7 +288,6 @@ class SSHFiles(Transport):
         return True
 
     def symlink(self, target: str, path: str) -> None:
-        """As the transport's face says."""
         with self._at("make the symbolic link", path) as sftp:
             private = self._private_link(sftp, os.fsencode(target), path)
             try:
@@ -300,10 +297,10 @@ class SSHFiles(Transport):
                 raise
 
     def _private_link(self, sftp: Sftp, target: bytes, path: str) -> bytes:
-        """:returns: a new symbolic link under a name that nobody looks at"""
+        """:returns: a new symbolic link under a temporary name"""
         first, second = self._private(path)
-        # In the order of OpenSSH, which is not that of the protocol: so what came of it is looked
-        # at.
+        # The arguments are in the order of OpenSSH, which is not that of the protocol: so the
+        # result is looked at.
         made, found = sftp.ask_all(
             [(Kind.SYMLINK, string(target) + string(first)), (Kind.READLINK, string(first))]
         )
@@ -334,8 +331,8 @@ class SSHFiles(Transport):
 
     def make_directory(self, path: str) -> None:
         """
-        As the transport's face says. The pool's own directory is made as that account's umask has
-        it.
+        Make a directory and its parents; the umask of that account applies only to the pool's own
+        directory.
         """
         with self._at("make the directory", f"{path}/" if path else "") as sftp:
             made = batches.make_directories(sftp, self._root, path)
@@ -348,7 +345,6 @@ class SSHFiles(Transport):
             )
 
     def remove_directory(self, path: str) -> bool:
-        """As the transport's face says."""
         with self._at("remove the directory", f"{path}/") as sftp:
             answer = sftp.ask_all([(Kind.RMDIR, string(self._full(path)))])[0]
             if isinstance(answer, Answer):
@@ -361,8 +357,8 @@ class SSHFiles(Transport):
 
     def flush(self, directory: str) -> None:
         """
-        As the transport's face says: where the server can flush, opening the directory as a file is
-        enough for it.
+        Flush a directory. If the server has the extension for fsync, a directory can be opened as a
+        file and flushed by it.
         """
         with self._at("flush the directory", f"{directory}/" if directory else "") as sftp:
             if not self._look(sftp).has(FSYNC):
@@ -375,11 +371,11 @@ class SSHFiles(Transport):
     @contextmanager
     def _at(self, doing: str, *paths: str, needed: int = 0) -> Iterator[Sftp]:
         """
-        A client for one thread. What the server refuses within, and does not mean anything special
-        there, is told in our words.
+        Lend a client to this thread. A refusal of the server inside the block becomes an error of
+        this package, unless the block handles it.
 
-        :param paths: what it is about, the one that messages name first; if there are more than
-            two, they name none
+        :param paths: the paths concerned, the one that messages name first; if there are more than
+            two, messages name none
         """
         subject = self._subject(paths[0].rstrip("/") if 0 < len(paths) <= 2 else "")
         with self._connection.translating(doing, subject):
@@ -396,11 +392,11 @@ class SSHFiles(Transport):
 
     def _refuse_links_above(self, sftp: Sftp, paths: Sequence[str]) -> None:
         """
-        Refuse paths on which a directory of the pool is a symbolic link, which the server would
+        Refuse paths in which a directory of the pool is a symbolic link, which the server would
         follow.
 
-        SFTP has nothing better than to look first: what another account of that host changes after
-        it has been looked at is followed.
+        SFTP has no better way than to look first: a link that another account of that host makes
+        after that look is followed.
         """
         now = time.monotonic()
         above = {
@@ -423,12 +419,12 @@ class SSHFiles(Transport):
         self, refused: Refused, doing: str, subject: Subject, needed: int
     ) -> TransportError | NoSpace:
         """
-        When the channel has been given back: whoever waits for a second one, and does not let go of
-        the first, may wait for themselves.
+        Translate a refusal. This is done after the channel was released: a thread that holds one
+        channel and waits for a second may deadlock.
         """
         free = None
         if needed and refused.code == Code.FAILURE:
-            # what the server refused matters more than why nobody knows its free space
+            # the refusal matters more than why the free space is unknown
             with suppress(StatePoolError):
                 free = self.free_space()
         return explained(refused, doing, subject, needed=needed, free=free)
@@ -437,7 +433,7 @@ class SSHFiles(Transport):
         return self._root + b"/" + os.fsencode(path) if path else self._root or b"/"
 
     def _seen(self, path: str) -> str:
-        """:returns: the absolute path there, for a shell"""
+        """:returns: the absolute path on the server, for a shell"""
         return f"{self.location.path.rstrip('/')}/{path}"
 
     def _missing(self, doing: str, path: str) -> MissingFile:
@@ -448,7 +444,7 @@ class SSHFiles(Transport):
         )
 
     def _look(self, sftp: Sftp) -> Server:
-        """:returns: what is known of the server, and asked once on each connection"""
+        """:returns: what is known of the server; it is asked once on each connection"""
         if self._server is None or self._server[0] != self._connection.epoch:
             self._server = (self._connection.epoch, look_at(sftp, self._root or b"/"))
         return self._server[1]
@@ -457,8 +453,8 @@ class SSHFiles(Transport):
         if not self._look(sftp).has(STATVFS):
             return None
         answer = sftp.ask_all([extension(STATVFS, string(self._root or b"/"))])[0]
-        # Its numbers are those of struct statvfs: the second is the size of a block, the fifth
-        # counts those that this account may use.
+        # The numbers are those of struct statvfs: the second is the size of a block, the fifth is
+        # the number of blocks that this account may use.
         _, block, _, _, available = numbers_in(granted(answer), 5)
         return block * available
 
@@ -466,7 +462,7 @@ class SSHFiles(Transport):
     def _opened(
         self, sftp: Sftp, full: bytes, flags: Flag, mode: int | None = None
     ) -> Iterator[bytes]:
-        """:returns: the handle of a file, as long as a ``with`` block lasts"""
+        """:returns: the handle of a file, for the duration of a ``with`` block"""
         handle = handle_in(
             sftp.ask(
                 Kind.OPEN, string(full) + int(flags).to_bytes(4, "big") + attributes(mode=mode)
@@ -475,7 +471,7 @@ class SSHFiles(Transport):
         try:
             yield handle
         except BaseException:
-            if sftp.is_idle:  # otherwise the channel is given up, and the handle with it
+            if sftp.is_idle:  # otherwise the channel is closed, and the handle with it
                 sftp.forget(sftp.send((Kind.CLOSE, string(handle))))
             raise
         sftp.ask(Kind.CLOSE, string(handle))
@@ -491,8 +487,8 @@ class SSHFiles(Transport):
 
     def _private(self, path: str) -> list[bytes]:
         """
-        :returns: names that nobody looks at, where to try them one after the other: what is no pool
-            has no directory for them
+        :returns: temporary names, to be tried one after the other: a directory that is no pool has
+            no directory for them
         """
         name = f".tmp-{os.urandom(10).hex()}"
         above = path.rpartition("/")[0]
@@ -508,7 +504,7 @@ class SSHFiles(Transport):
         return first
 
     def _write_new(self, sftp: Sftp, full: bytes, data: bytes, flush: bool, path: str) -> None:
-        """Make a small file, with its content on stable storage."""
+        """Create a small file, with its content on stable storage."""
         server = self._look(sftp)
         mode = server.small_files if server.small_files is not None else 0o644
         opened, there = sftp.ask_all(
@@ -522,7 +518,8 @@ class SSHFiles(Transport):
         self._is_made(opened, there, path, _ATTEMPTS)
         handle = string(handle_in(granted(opened)))
         requests = batches.writes(handle, data, server.limits)
-        # whatever the umask of that account: others who may look into the pool need it
+        # The umask of that account must not matter: other accounts that may read the pool need this
+        # file.
         if server.small_files is not None:
             requests.append((Kind.FSETSTAT, handle + attributes(mode=mode)))
         if flush and server.has(FSYNC):
@@ -537,7 +534,7 @@ class SSHFiles(Transport):
 def granted(answer: Answer | Refused) -> Answer:
     """
     :returns: the answer
-    :raises Refused: it is none
+    :raises Refused: it is a refusal
     """
     if isinstance(answer, Refused):
         raise answer

@@ -1,9 +1,9 @@
 """
-What has to be known of a host to connect to it, and what is said of its key where that is not
-believed.
+The facts about a host that are needed to connect to it, and the errors for a host key that is not
+accepted.
 
-A host is talked to only if its key is in the ``known_hosts`` of the user or of the system; nothing
-in a configuration of ssh softens this.
+A connection is made only to a host whose key is in the ``known_hosts`` of the user or of the
+system; no configuration of ssh weakens this.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class HostKey:
 
     @property
     def fingerprint(self) -> str:
-        """As ``ssh-keygen -l`` prints it."""
+        """The fingerprint as ``ssh-keygen -l`` prints it."""
         return "SHA256:" + base64.b64encode(hashlib.sha256(self.blob).digest()).decode().rstrip("=")
 
     def line(self, name: str) -> str:
@@ -44,18 +44,18 @@ class HostKey:
 @frozen
 class HostSettings:
     """
-    What a configuration of ssh makes of an endpoint.
+    An endpoint as the configuration of ssh resolves it.
 
-    :param name: what the user calls the host
+    :param name: the user's name for the host
     :param address: the name or address to connect to
     :param port: the TCP port there
     :param user: the account there
     :param known_hosts: files with the keys of hosts, the most important first
     :param alias: the name under which its key is known, if it is another one
-    :param proxied: it is reached through another host or a command
-    :param keys: files with keys of ours
-    :param keys_are_chosen: they were configured: not the default ones
-    :param only_these_keys: no other keys of the agent are offered
+    :param proxied: whether it is reached through another host or a command
+    :param keys: files with the user's keys
+    :param keys_are_chosen: whether they were configured, and are not the default ones
+    :param only_these_keys: whether no other keys of the agent are offered
     """
 
     name: str
@@ -74,7 +74,7 @@ class HostSettings:
 
     @property
     def known_as(self) -> str:
-        """How ``known_hosts`` spells it (sshd(8))."""
+        """The host as ``known_hosts`` writes it (sshd(8))."""
         return self.alias or (
             self.address if self.port == SSH_PORT else f"[{self.address}]:{self.port}"
         )
@@ -83,7 +83,7 @@ class HostSettings:
 def unknown_key(key: HostKey, host: HostSettings, pool: str | None) -> AccessDenied:
     """
     :param key: what the host showed
-    :returns: the error that says what would make it known
+    :returns: the error that says how the user can make the key known
     """
     file = shlex.quote(str(host.known_hosts[0])) if host.known_hosts else "~/.ssh/known_hosts"
     return AccessDenied(
@@ -103,7 +103,7 @@ def changed_key(
     :param key: what the host showed
     :param path: the file in which it has another key
     :param number: the line there, from 1
-    :param old: the fingerprint of that one
+    :param old: the fingerprint of that other key
     """
     forget = f"ssh-keygen -f {shlex.quote(str(path))} -R {shlex.quote(host.known_as)}"
     return AccessDenied(
@@ -118,7 +118,7 @@ def changed_key(
 
 
 def revoked_key(host: HostSettings, fingerprint: str, pool: str | None) -> AccessDenied:
-    """:returns: the error for a key that is marked as one that is not to be believed"""
+    """:returns: the error for a key that is marked as revoked"""
     return AccessDenied(
         f"the key of {host.name} is revoked: {fingerprint}",
         hint="do not connect; ask the operator of that host for another key",

@@ -1,9 +1,9 @@
 """
-SSH by paramiko, for where there is no program ``ssh``.
+The carrier by paramiko, for hosts without the program ``ssh``.
 
-It reads a configuration of ssh, keys, agents and known hosts itself, and knows less of each than
-ssh does. What it does not know and would change where or how one connects is an error that names
-the other carrier.
+paramiko reads the configuration of ssh, keys, agents and known hosts itself, and supports less of
+each than ssh does. An unsupported setting that would change where or how to connect is an error
+that names the other carrier.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Link:
 
 
 class Paramiko(Carrier):
-    """As the carrier's face says."""
+    """A carrier by paramiko."""
 
     name = CarrierName.PARAMIKO
 
@@ -117,7 +117,7 @@ class Paramiko(Carrier):
         try:
             yield
         except (EOFError, OSError, SSHException) as error:
-            found = before or self._link  # which may have been made within
+            found = before or self._link  # which may have been made inside the block
             link = found.socket if found is not None else self._connecting
             if link is not None and link.failure is not None and link.failure is not error:
                 raise link.failure from error
@@ -132,7 +132,7 @@ class Paramiko(Carrier):
         if self._link is not None:
             self._link.socket.abandon()
             self._link.transport.active = False
-            # kept: they would take their locks to be taken apart
+            # kept referenced: their destructors would take their locks
             self._buried += [self._link.transport, *self._channels]
         self._link = None
 
@@ -176,7 +176,8 @@ class Paramiko(Carrier):
 
         transport = paramiko.Transport(link, packetizer_class=packetizer())
         left = max(0.1, deadline - time.monotonic())
-        # The link below has the deadline; paramiko's own ones only say less well what happened.
+        # The link below has the deadline; paramiko's own timeouts would report less precisely what
+        # happened.
         transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = 2 * left
         transport.channel_timeout = transport.clear_to_send_timeout = self.settings.timeout
         options = transport.get_security_options()
@@ -229,8 +230,8 @@ def _greet(transport: Any, link: WatchedSocket, host: HostSettings) -> None:
 
 def _quiet() -> None:
     """
-    What paramiko logs is for whoever asks for it; without a handler Python would print it on
-    standard error.
+    Give paramiko's logger a null handler: without a handler Python would print its log on standard
+    error. An application can still add its own handler.
     """
     logger = logging.getLogger("paramiko")
     if not any(isinstance(handler, logging.NullHandler) for handler in logger.handlers):

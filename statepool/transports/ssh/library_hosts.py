@@ -1,7 +1,7 @@
 """
-What paramiko makes of a configuration of ssh, and of the files of known hosts.
+The configuration of ssh and the files of known hosts, as paramiko reads them.
 
-A keyword that it does not honour, and that would change where or how one connects, is an error that
+A keyword that paramiko ignores, and that would change where or how to connect, is an error that
 names the other carrier.
 """
 
@@ -36,7 +36,7 @@ KNOWN_HOSTS = (
 """The defaults of ssh_config(5)."""
 
 DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
-"""Tried where no ``IdentityFile`` is configured."""
+"""The keys to try if no ``IdentityFile`` is configured."""
 
 NOT_HONOURED = (
     "ProxyCommand",
@@ -54,8 +54,8 @@ _INCLUDED = re.compile(r"\s*include[\s=]+\"?([^\"]*)", re.IGNORECASE)
 
 def resolve(endpoint: Endpoint, settings: Settings) -> HostSettings:
     """
-    :returns: what the configuration of ssh makes of an endpoint
-    :raises ConfigError: it cannot be read, or wants something that paramiko does not do
+    :returns: an endpoint as the configuration of ssh resolves it
+    :raises ConfigError: it cannot be read, or requires something that paramiko does not support
     """
     found = _lookup(endpoint, settings)
     for keyword in NOT_HONOURED:
@@ -107,7 +107,7 @@ def _lookup(endpoint: Endpoint, settings: Settings) -> Any:
             raise ConfigError(f"{name}: {error}", hint="see ssh_config(5)", path=name) from error
     try:
         return config.lookup(endpoint.host)
-    except Exception as error:  # a parser raises whatever it stumbles over
+    except Exception as error:  # a parser may raise anything
         raise ConfigError(
             f"the configuration of ssh for {endpoint.host} cannot be used: {error}",
             hint="see ssh_config(5)",
@@ -133,8 +133,8 @@ def _text(path: Path, *, needed: bool) -> str:
 
 def _local_user(endpoint: Endpoint) -> str:
     """
-    In a container an account need not have a name. Of the environment it is not believed: ssh does
-    not do so, either.
+    Return the name of the local account. In a container an account need not have a name.
+    Environment variables are not trusted for it: ssh does not use them, either.
     """
     try:
         return pwd.getpwuid(os.getuid()).pw_name
@@ -171,14 +171,14 @@ def _known_hosts(found: Any, settings: Settings) -> tuple[Path, ...]:
 
 
 def known_types(host: HostSettings) -> set[str]:
-    """:returns: the types of the keys that are known of a host: they are asked for first"""
+    """:returns: the types of the known keys of a host: these are requested first"""
     return {key.type for _, _, key in _known(host)}
 
 
 def check_host_key(shown: HostKey, host: HostSettings, pool: str | None) -> None:
     """
-    :param shown: what the host showed, and proved to have
-    :raises AccessDenied: it is not known, not the one that is known, or revoked
+    :param shown: the key that the host showed, and proved to have
+    :raises AccessDenied: the key is unknown, differs from the known one, or is revoked
     """
     marked = [
         (marker, path, rest)
@@ -187,7 +187,7 @@ def check_host_key(shown: HostKey, host: HostSettings, pool: str | None) -> None
         if marker.startswith("@")
     ]
     for marker, path, rest in marked:
-        # Whatever host it is marked for.
+        # A revoked key is refused whatever host its line names.
         if marker == "@revoked" and shown.line("").split() == rest[1:3]:
             raise revoked_key(host, f"{shown.fingerprint}, by {path}", pool)
     known = list(_known(host))
@@ -206,7 +206,7 @@ def check_host_key(shown: HostKey, host: HostSettings, pool: str | None) -> None
 
 
 def _known(host: HostSettings) -> Iterator[tuple[Path, int, HostKey]]:
-    """:returns: the keys that are known of a host, each with the file and the line"""
+    """:returns: the known keys of a host, each with its file and line"""
     from paramiko.hostkeys import HostKeyEntry, HostKeys, InvalidHostKey
     from paramiko.ssh_exception import SSHException
 
@@ -220,7 +220,7 @@ def _known(host: HostSettings) -> Iterator[tuple[Path, int, HostKey]]:
                 ):
                     keys.add(name, entry.key.get_name(), entry.key)
             except (SSHException, InvalidHostKey, ValueError):
-                continue  # as ssh does: a line that cannot be read admits nobody
+                continue  # as ssh does: a line that cannot be read admits no host
             for key in (keys.lookup(host.known_as) or {}).values():
                 yield path, number, HostKey(key.get_name(), key.asbytes())
 

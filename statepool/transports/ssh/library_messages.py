@@ -1,8 +1,8 @@
 """
-What paramiko reads of a server or of an agent, bounded.
+Limits on what paramiko reads from a server or from an agent.
 
-It reads zeros where a message has ended and goes on: a count of 2**32 - 1 that is all there is
-keeps a processor busy for hours and fills the memory. And it takes a packet of any length.
+paramiko reads zeros after the end of a message and continues: a message of only a count of 2**32 -
+1 keeps a processor busy for hours and fills the memory. It also accepts a packet of any length.
 """
 
 from __future__ import annotations
@@ -12,31 +12,33 @@ from typing import Any
 
 PACKET = 1 << 18
 """
-The largest packet that a server is told we take, in bytes: one answer of 255 KiB, the most that
+The largest packet that we announce to a server, in bytes: one answer of 255 KiB, the most that
 OpenSSH's SFTP server gives, fits into it.
 """
 
 _LONGEST_PACKET = 2 * PACKET
 """
-The longest that is read, in bytes: with the frame of a channel, padding and what a server may add
-(RFC 4253, section 6.1, asks for 35,000).
+The longest packet that is read, in bytes: with the frame of a channel, padding and what a server
+may add (RFC 4253, section 6.1, asks for 35,000).
 """
 
 _LONGEST_REPLY = 1 << 18
 """
-The longest reply of an agent, in bytes: as ssh (``MAX_AGENT_REPLY_LEN`` in OpenSSH's ``authfd.c``).
+The longest reply of an agent, in bytes: the same limit as in ssh (``MAX_AGENT_REPLY_LEN`` in
+OpenSSH's ``authfd.c``).
 """
 
 REKEY_BYTES = 1 << 33
 """
-New keys are agreed on after so many bytes. paramiko's half a GiB interrupts a transfer every second
-or so; RFC 4344, section 3.2, asks for it after 2**32 blocks of AES, which are 64 GiB.
+Bytes after which new keys are negotiated. paramiko's default of half a GiB interrupts a transfer
+about every second; RFC 4344, section 3.2, requires it after 2**32 blocks of AES, which are 64 GiB.
 """
 
 
 def packetizer() -> Any:
     """
-    :returns: a class for the ``packetizer_class`` of a transport, whose messages end where they end
+    :returns: a class for the ``packetizer_class`` of a transport, with messages that cannot be read
+        beyond their end
     """
     from paramiko.packet import Packetizer
 
@@ -57,7 +59,7 @@ def packetizer() -> Any:
 
 def open_agent() -> Any:
     """
-    :returns: paramiko's connection to the agent, with its keys; it waits without end
+    :returns: paramiko's connection to the agent, with its keys; the call has no timeout
     :raises ValueError: the agent does not keep to the protocol
     """
     from paramiko import Agent
@@ -83,7 +85,7 @@ def open_agent() -> Any:
 
 
 def _ending(message: Any) -> Any:
-    """:returns: the same message, which raises ValueError where more is asked for than there is"""
+    """:returns: the same message, which raises ValueError when it is read beyond its end"""
     message.__class__ = _ending_class()
     return message
 

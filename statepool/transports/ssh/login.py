@@ -1,7 +1,7 @@
 """
-Saying who we are: keys from files and from the agent, then a password, each as ssh would offer it.
+Authentication: keys from files and from the agent, then a password, each as ssh would offer it.
 
-Nothing asks a terminal. A passphrase or a password comes from
+Nothing is asked on a terminal. A passphrase or a password comes from
 :class:`~statepool.model.settings.Settings`.
 """
 
@@ -26,11 +26,12 @@ from statepool.transports.ssh.library_messages import open_agent
 from statepool.transports.ssh.wire import within
 
 _UNSIGNED = "key cannot be used for signing"
-"""What paramiko says of an agent that does not sign, and ends the connection."""
+"""The message of paramiko for an agent that does not sign; it also ends the connection."""
 
 _PATIENCE = 2
 """
-So many keys were offered: what ends the connection then is probably MaxAuthTries of sshd_config(5).
+Number of offered keys from which on a closed connection is probably due to MaxAuthTries of
+sshd_config(5).
 """
 
 
@@ -39,10 +40,10 @@ class Login:
     """
     One attempt to log in.
 
-    :param host: where, and with which keys
+    :param host: the host, and the keys to offer
     :param secrets: asked for passphrases and passwords
     :param subject: for messages
-    :param deadline: when we have to be logged in, by the monotonic clock
+    :param deadline: when the login has to be complete, by the monotonic clock
     """
 
     host: HostSettings
@@ -50,14 +51,14 @@ class Login:
     subject: Subject
     deadline: float
     tried: list[str] = field(factory=list)
-    """What was offered or could not be, for the message of the error."""
+    """The keys that were offered or could not be offered, for the error message."""
 
     agent: Any = None
 
     def run(self, transport: Any) -> None:
         """
         :param transport: a connected transport, whose host key has been checked
-        :raises AccessDenied: the server takes nothing of what there is
+        :raises AccessDenied: the server accepts none of the keys and passwords
         """
         try:
             self._run(transport)
@@ -78,7 +79,9 @@ class Login:
         raise self._denied(allowed)
 
     def _allowed(self, transport: Any) -> set[str] | None:
-        """:returns: the ways that the server permits, or None if it wants nothing"""
+        """
+        :returns: the authentication methods that the server permits, or None if it requires none
+        """
         from paramiko.ssh_exception import BadAuthenticationType
 
         try:
@@ -88,7 +91,7 @@ class Login:
         return None
 
     def _offer_key(self, transport: Any, key: Any, name: str) -> bool:
-        """:returns: whether we are logged in"""
+        """:returns: whether the login succeeded"""
         from paramiko.ssh_exception import AuthenticationException, SSHException
 
         try:
@@ -108,7 +111,7 @@ class Login:
                     [*self.tried, f"{name}: the agent did not sign with it"],
                     self.subject.pool,
                 ) from error
-            self.tried.append(f"{name}: {said(error)}")  # the server has no such algorithm
+            self.tried.append(f"{name}: {said(error)}")  # the server does not support the algorithm
             return False
         if further:
             self.tried.append(
@@ -143,9 +146,9 @@ class Login:
 
     def _keys(self) -> Iterator[tuple[Any, str]]:
         """
-        :returns: keys with their names, in the order of ssh: those of the agent that were
-            configured, the configured files, then the other ones of the agent; without any
-            configured, the agent's go before the default files
+        :returns: keys with their names, in the order of ssh: configured keys of the agent,
+            configured files, then the other keys of the agent; if none are configured, the agent's
+            keys come before the default files
         """
         agent = self._agent_keys()
         public = (
@@ -170,7 +173,7 @@ class Login:
             yield from others
 
     def _agent_keys(self) -> list[tuple[Any, str]]:
-        """Paramiko waits for an agent without end."""
+        """Return the keys of the agent, with a timeout: paramiko has none."""
         if not os.environ.get("SSH_AUTH_SOCK"):
             return []
         seconds = max(0.1, (self.deadline - time.monotonic()) / 2)
@@ -187,11 +190,11 @@ class Login:
         return []
 
     def _load(self, path: Path) -> Any:
-        """A certificate beside the key is loaded with it."""
+        """Load a key, and a certificate beside it."""
         try:
             with _parsing():
                 return _pkey().from_path(path)
-        except TypeError:  # this is how it is said that a passphrase is needed
+        except TypeError:  # paramiko reports so that a passphrase is needed
             return self._unlocked(path)
         except FileNotFoundError:
             if self.host.keys_are_chosen:
@@ -237,8 +240,8 @@ class Login:
 
     def _cut_off(self, error: Exception) -> NoReturn:
         """
-        The connection ended meanwhile: by an accident, or because the server has heard enough.
-        paramiko does not tell which.
+        Raise the error for a connection that ended during the login: by a failure, or because the
+        server permits no more attempts. paramiko does not tell which.
         """
         if len(self.tried) < _PATIENCE:
             raise error
@@ -246,7 +249,7 @@ class Login:
 
 
 class _Unusable(Exception):
-    """A key, or an agent, that cannot be used; the text says why."""
+    """An error: a key, or an agent, cannot be used; the text says why."""
 
 
 @contextmanager
@@ -255,7 +258,7 @@ def _parsing() -> Iterator[None]:
         yield
     except (OSError, TypeError):
         raise
-    except Exception as error:  # a parser raises whatever it stumbles over
+    except Exception as error:  # a parser may raise anything
         raise _Unusable(said(error)) from error
 
 
@@ -266,7 +269,7 @@ def _pkey() -> Any:
 
 
 def _public_blob(path: Path) -> bytes | None:
-    """:returns: the public half of a key, where its file lies beside that of the private one"""
+    """:returns: the public half of a key, if its file lies beside that of the private half"""
     try:
         fields = (
             path.with_name(path.name + ".pub").read_text(encoding="utf-8", errors="replace").split()

@@ -1,6 +1,6 @@
 """
-Many bytes over SFTP: requests are far ahead of their answers, what arrives is written and hashed at
-once, and every answer to a write is looked at.
+Transfers of large files over SFTP: many requests are pipelined, what arrives is written and hashed
+at once, and every answer to a write is checked.
 """
 
 from __future__ import annotations
@@ -30,31 +30,35 @@ from statepool.transports.ssh.packets import (
 from statepool.transports.ssh.sftp import Sftp
 
 AHEAD = 64
-"""Requests that have no answer yet at most, as OpenSSH's own client has it."""
+"""The most requests without an answer, the same as in OpenSSH's own client."""
 
 REFILL = 16
 """
-Requests for reading that are sent together: each packet costs as much as the next, whatever is in
-it.
+Requests for reading that are sent together: each packet costs the same, however many requests are
+in it.
 """
 
 LONGEST = 255 << 10
-"""Bytes of one request at most: what OpenSSH's server takes, since its packets are 256 KiB long."""
+"""
+The most bytes of one request: OpenSSH's server accepts this, since its packets are 256 KiB long.
+"""
 
 MOST_TURNS = 64
 """
-Requests until all of a piece is there: a server may answer with less than it was asked for, but
-with 4 KiB of 255 in the mean it gets nowhere.
+The most requests for one piece. A server may answer with fewer bytes than requested, but at an
+average of 4 KiB of 255 the transfer would not get anywhere.
 """
 
 MOST_EXTENTS = 100_000
-"""Extents of a local file that are told apart when it is sent; smaller holes are sent as zeros."""
+"""
+The most extents of a local file that is sent; the smallest holes beyond that are sent as zeros.
+"""
 
 SLICE = 2 << 20
-"""Bytes that are hashed at a time, where they are here."""
+"""Bytes that are hashed at a time from a local file."""
 
 MOST_PARTS = 1024
-"""Pieces that one call writes at most: ``IOV_MAX`` of Linux."""
+"""The most pieces that one call writes: ``IOV_MAX`` of Linux."""
 
 Extent = tuple[int, int]
 
@@ -62,15 +66,15 @@ Extent = tuple[int, int]
 @frozen
 class Job:
     """
-    A file that is moved.
+    A file to transfer.
 
     :param local: descriptor of the file here
     :param size: how long it is, in bytes
-    :param hasher: of its bytes; takes all of them in their order
+    :param hasher: gets all of its bytes in their order
     :param progress: told of the bytes
-    :param far: what messages say of the file there
-    :param done: bytes at the beginning that need not be moved, as they are there
-    :param wrote: told how many bytes have been sent, each time
+    :param far: the remote file in messages
+    :param done: bytes at the beginning that need not be moved, since they are there
+    :param wrote: called with the number of bytes after each send
     """
 
     local: int
@@ -83,16 +87,16 @@ class Job:
 
     @property
     def near(self) -> Subject:
-        """What messages say of the file here."""
+        """The local file in messages."""
         return Subject(f"the local copy of {self.far.text}", self.far.pool, self.far.path)
 
     def note_written(self, count: int) -> None:
-        """Bytes of data have been sent."""
+        """Note that bytes of data have been sent."""
         if self.wrote is not None:
             self.wrote(count)
 
     def hash_zeros(self, count: int) -> None:
-        """A hole is passed."""
+        """Hash the zeros of a hole."""
         while count:
             some = min(count, SLICE)
             self.hasher.zeros(some)
@@ -116,8 +120,8 @@ class Job:
 def cut(extents: tuple[Extent, ...], begin: int, end: int, length: int) -> Iterator[Extent]:
     """
     :param extents: offsets and lengths, in order
-    :param length: bytes of one piece at most
-    :returns: what of them is between ``begin`` and ``end``, in pieces
+    :param length: the most bytes of one piece
+    :returns: the parts of them between ``begin`` and ``end``, in pieces
     """
     for offset, count in extents:
         first, last = max(offset, begin), min(offset + count, end)
@@ -132,7 +136,7 @@ def cut(extents: tuple[Extent, ...], begin: int, end: int, length: int) -> Itera
 
 @define(eq=False)
 class _Piece:
-    """A part of a file that has been asked for."""
+    """A part of a file that has been requested."""
 
     offset: int
     length: int
@@ -143,7 +147,7 @@ class _Piece:
 
 class Download:
     """
-    Reads a file there, and writes it here unless it is only to be hashed.
+    A download: reads a remote file, and writes it to a local one unless it is only to be hashed.
 
     :param sftp: by which
     :param handle: of the file there
@@ -178,8 +182,8 @@ class Download:
     def run(self) -> int:
         """:returns: how many bytes arrived"""
         self._begin()
-        # Whoever judges how fast it comes is asked while a piece is under way, too: it may never be
-        # whole.
+        # The check of the rate is called also while a piece is incomplete: it may never be
+        # completed.
         with self._sftp.heard(lambda: self._job.progress.advance(0)):
             self._move(self._job.size)
         self._finish()
@@ -190,7 +194,7 @@ class Download:
         self._hashed = self._job.done
 
     def _move(self, end: int) -> None:
-        """Go on to an offset."""
+        """Continue up to an offset."""
         self._coming = cut(self._extents, self._hashed, end, self._length)
         self._ask_more()
         while self._asked:
@@ -244,8 +248,8 @@ class Download:
             piece.turns += 1
             require_progress(piece.turns)
             self._ask([(piece, offset + count, length - count)])
-        # In their order, whatever order the server has: so the length of our copy tells how far it
-        # came.
+        # Pieces are written in their order, in whatever order the server answers: so the length of
+        # our copy tells how many bytes arrived.
         while self._order and not self._order[0].missing:
             self._take(self._order.popleft())
 
@@ -263,8 +267,8 @@ class Download:
 
 def require_progress(turns: int) -> None:
     """
-    :param turns: how often the server has answered with less of a piece than it was asked for
-    :raises Garbled: it would take forever so
+    :param turns: how often the server has answered with fewer bytes of a piece than requested
+    :raises Garbled: at this rate the transfer would not end
     """
     if turns > MOST_TURNS:
         raise Garbled("the server answers with a few bytes at a time, whatever it is asked for")
@@ -272,11 +276,11 @@ def require_progress(turns: int) -> None:
 
 def write_here(descriptor: int, parts: list[memoryview], offset: int) -> None:
     """
-    Write pieces that follow each other, unless all of them are zeros: the file is new, and has
-    holes where nothing is written.
+    Write consecutive pieces, unless all of them are zeros: the file is new, and has holes where
+    nothing is written.
     """
     if not parts[0][0] and all(_is_empty(part) for part in parts):
-        return  # a hole that nobody told us of
+        return  # a hole that the extents did not list
     if len(parts) > MOST_PARTS:
         parts = [memoryview(b"".join(parts))]
     count = os.pwritev(descriptor, parts, offset)
@@ -297,7 +301,7 @@ def _is_empty(part: memoryview) -> bool:
 
 class Upload:
     """
-    Writes a file there.
+    An upload: writes a remote file.
 
     :param sftp: by which
     :param handle: of the file there
@@ -328,7 +332,7 @@ class Upload:
         self._hashed = self._job.done
 
     def _move(self, end: int) -> None:
-        """Go on to an offset, until the server has said of everything that it is there."""
+        """Continue up to an offset, and until the server has confirmed all writes."""
         for offset, length in cut(self._extents, self._hashed, end, self._length):
             self._job.hash_zeros(offset - self._hashed)
             self._send(offset, length)
@@ -339,7 +343,7 @@ class Upload:
             self._check_one()
 
     def _finish(self) -> None:
-        # Holes have not been sent, also one at the end: so the length is set.
+        # Holes are not sent, so a hole at the end needs the length to be set.
         self._asked[
             self._sftp.send((Kind.FSETSTAT, self._handle + attributes(size=self._job.size)))[0]
         ] = None
@@ -372,15 +376,15 @@ class Upload:
         self._job.note_written(len(data))
 
     def _check_one(self) -> None:
-        # answers are short, and each can take as long as what was sent before is on its way
+        # Answers are short, and each can take as long as all data sent before it is on its way.
         self._sftp.begin()
         number, answer = self._sftp.next_answer(self._asked)
         del self._asked[number]
         try:
             check(answer)
         except Refused:
-            # Why, nobody says: it can be asked for when the answers to all that is under way are
-            # there.
+            # The cause of the refusal is unknown here: it can be asked for when all outstanding
+            # answers have arrived.
             while self._asked:
                 del self._asked[self._sftp.next_answer(self._asked)[0]]
             raise

@@ -1,9 +1,9 @@
 """
-Talking to a multiplexing ``ssh`` (a "master") over its control socket: the messages of OpenSSH's
+A client for the control socket of a multiplexing ``ssh`` (a "master"): the messages of OpenSSH's
 file ``PROTOCOL.mux``, version 4 of the protocol.
 
-A master opens each session on the connection that it has, and reads and writes the descriptors that
-it is sent for it. So no further program has to be started for a session, and none copies its bytes.
+A master opens each session on its connection, and reads and writes the descriptors that the client
+sends for it. So no further program has to be started for a session, and none copies its bytes.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ _STOP_LISTENING = 0x10000009
 _EXIT_MESSAGE = 0x80000004
 _SESSION_OPENED = 0x80000006
 _FAILURES = (0x80000002, 0x80000003)
-"""Permission denied, and failure."""
+"""The types of the answers "permission denied" and "failure"."""
 
 _NO_ESCAPE = 0xFFFFFFFF
 _LONGEST = 256 << 10
-"""Bytes of one message, as OpenSSH has it."""
+"""The most bytes of one message, as in OpenSSH."""
 
 RECEIVED_AT_ONCE = 256 << 10
-"""Bytes that a read takes at most: more than that is not on its way here at any moment."""
+"""The most bytes of one read: more than that is never in flight."""
 
 MOST_SAID = 8 << 10
-"""Bytes of standard error that are looked at."""
+"""The most bytes of standard error that are read."""
 
 _LAST_WORDS = 0.2
-"""Seconds for which the standard error of a stream that has ended is waited for."""
+"""Timeout in seconds for the standard error of a stream that has ended."""
 
 
 class SessionRefused(Exception):
-    """The server opens no further session; the text says what the master says of it."""
+    """An error: the server opens no further session. The text is the message of the master."""
 
 
 class Master:
     """
-    A connection to a master: it lives as long as the master does, and keeps it alive.
+    A connection to a master. It lasts as long as the master, and keeps it alive.
 
     :param path: its control socket
-    :param seconds: how long an answer of the master, or of the server through it, may take
-    :raises LinkGone: there is none
+    :param seconds: timeout for an answer of the master, or of the server through it
+    :raises LinkGone: there is no master
     :raises ConnectionError: it does not speak this protocol
     """
 
@@ -65,7 +65,7 @@ class Master:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it is there."""
+        """Whether the master is running."""
         try:
             return bool(self._link.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
@@ -74,9 +74,9 @@ class Master:
             return False
 
     def await_end(self, seconds: float) -> None:
-        """Wait until it is gone, but no longer than that."""
+        """Wait until the master has ended, up to a timeout."""
         poll = select.poll()
-        with contextlib.suppress(ValueError):  # another thread has let go of it
+        with contextlib.suppress(ValueError):  # another thread has closed it
             poll.register(self._link, select.POLLIN)
             poll.poll(seconds * 1000)
 
@@ -84,9 +84,9 @@ class Master:
         """
         :param command: for the shell there; None: the subsystem ``sftp``
         :returns: its input and output
-        :raises SessionRefused: the server opens no further one
-        :raises LinkGone: the master is gone
-        :raises ConnectionError: it has ended in the meantime
+        :raises SessionRefused: the server opens no further session
+        :raises LinkGone: the master has ended
+        :raises ConnectionError: the master ended meanwhile
         """
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
             link = undo.enter_context(_connected(self._path, self._seconds))
@@ -113,22 +113,22 @@ class Master:
             return MasterStream(stream, link, errors)
 
     def stop_listening(self) -> None:
-        """Have it take no more of anybody, and end when nothing is under way on it any more."""
+        """Make the master accept no more clients, and end when its last session has ended."""
         self._tell(_STOP_LISTENING)
 
     def terminate(self) -> None:
-        """Have it end."""
+        """Make the master end."""
         self._tell(_TERMINATE)
 
     def _tell(self, kind: int) -> None:
-        with contextlib.suppress(OSError, EOFError):  # it has ended by itself
+        with contextlib.suppress(OSError, EOFError):  # the master has ended by itself
             self._link.settimeout(self._seconds)
             _send(self._link, struct.pack(">II", kind, 1))
             _received(self._link)
         self.close()
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the connection to the master."""
         self._link.close()
 
 
@@ -137,8 +137,8 @@ class MasterStream:
     A session that a master has opened, as a :class:`~statepool.transports.ssh.carrier.Stream`.
 
     :param link: its input and output
-    :param control: on which the master tells how it ends
-    :param errors: descriptor of what it prints on standard error
+    :param control: on which the master reports the exit status
+    :param errors: descriptor of its standard error
     """
 
     def __init__(self, link: socket.socket, control: socket.socket, errors: int) -> None:
@@ -154,7 +154,7 @@ class MasterStream:
             raise EOFError("the far side takes no more") from error
 
     def sendall(self, data: bytes, /) -> None:
-        # Each part may take the timeout; all of it may take longer.
+        # The timeout is for each part; all of them may take longer.
         done = 0
         while done < len(data):
             done += self.send(data[done:])
@@ -163,7 +163,7 @@ class MasterStream:
         try:
             return self._link.recv(min(count, RECEIVED_AT_ONCE))
         except ConnectionResetError:
-            return b""  # it has ended before it had read all that we have sent
+            return b""  # the session ended before it had read all that we sent
 
     def send_ready(self) -> bool:
         return self._is(select.POLLOUT)
@@ -183,7 +183,9 @@ class MasterStream:
         self._link.shutdown(socket.SHUT_WR)
 
     def exit_status(self, seconds: float) -> int:
-        """As :meth:`~statepool.transports.ssh.carrier.Carrier.exit_status`."""
+        """
+        Return the exit status; see :meth:`~statepool.transports.ssh.carrier.Carrier.exit_status`.
+        """
         self._control.settimeout(seconds)
         try:
             while True:
@@ -195,7 +197,7 @@ class MasterStream:
             return -1
 
     def said(self) -> str:
-        """:returns: what it has printed on standard error, as far as it is there"""
+        """:returns: its output on standard error, as far as it has arrived"""
         poll = select.poll()
         poll.register(self._errors, select.POLLIN)
         poll.poll(_LAST_WORDS * 1000)
@@ -203,7 +205,8 @@ class MasterStream:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self._link.shutdown(socket.SHUT_RDWR)  # a child may have a copy of it
+            # shut down, since a child process may have a copy of the descriptor
+            self._link.shutdown(socket.SHUT_RDWR)
         self.abandon()
 
     def abandon(self) -> None:
@@ -236,7 +239,7 @@ def _send(link: socket.socket, message: bytes) -> None:
 
 
 def _received(link: socket.socket) -> tuple[int, bytes]:
-    """:returns: the type of the next message, and what follows it"""
+    """:returns: the type of the next message, and its content"""
     length = int.from_bytes(_take(link, 4), "big")
     if not 4 <= length <= _LONGEST:
         raise ConnectionAbortedError("ssh speaks another protocol on its control socket")

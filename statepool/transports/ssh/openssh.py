@@ -1,12 +1,11 @@
 """
-SSH by the installed program ``ssh``: all that it can and is configured to do works, because it *is*
-ssh.
+The carrier by the installed program ``ssh``: all of its features and configuration work.
 
 One ``ssh`` logs in, and stays in the background as the master of a private control socket: sessions
-are opened through it (``mux.py``). Other processes of the same user with the same settings find it
-there and use it too; a short time after the last of them has ended, it ends. Where the server has
-no more sessions for all of them on one connection, a process gets another one for itself. A master
-that may be let in by a password or a passphrase is used by its own process only.
+are opened through it (``mux.py``). Other processes of the same user with the same settings find its
+socket and use it too. It ends a short time after the last of them has ended. If the server permits
+no more sessions on one connection, a process opens its own connection. A master that may log in
+with a password or a passphrase is used by its own process only.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ from statepool.transports.ssh.program import (
 )
 
 PERSISTS = 20
-"""Seconds for which a master stays when nobody uses it any more."""
+"""Seconds for which a master stays after its last use."""
 
 ENDS_WITHIN = 0.1
-"""Seconds after the end of a stream in which its master shows that it has ended, too."""
+"""Seconds after the end of a stream within which it shows whether its master has ended, too."""
 
 _OURS = {
     "ControlMaster": "yes",
@@ -66,13 +65,13 @@ _OURS = {
     "LogLevel": "DEBUG1",
 }
 """
-Options that go before those of the user's configuration. What is logged before it goes into the
-background is for error messages.
+Options that override those of the user's configuration. What ``ssh`` logs before it goes into the
+background is used for error messages.
 """
 
 
 class OpenSSH(Carrier):
-    """As the carrier's face says."""
+    """A carrier by the program ``ssh``."""
 
     name = CarrierName.OPENSSH
 
@@ -98,17 +97,17 @@ class OpenSSH(Carrier):
             stream = shared.master.session(command)
         except SessionRefused as error:
             with self._replacing:
-                if self._shared is shared:  # another thread may have done it
+                if self._shared is shared:  # another thread may have replaced it
                     if shared.is_ours_alone:
                         raise self._refused(error) from error
-                    # Others have taken what the server permits on one connection: this process gets
-                    # another one. The streams of the old one go on.
+                    # Other processes use all sessions that the server permits on one connection:
+                    # this process opens another connection. The streams of the old one go on.
                     self._shared = self._start()
                     shared.let_go()
             return self.open(command, window=window)
         except (LinkGone, TimeoutError) as error:
             with self._replacing:
-                # no request shall wait for this one again; its streams may go on
+                # No further request may wait for this master; its streams may go on.
                 if self._shared is shared:
                     self._shared = None
                     if isinstance(error, TimeoutError):
@@ -132,7 +131,7 @@ class OpenSSH(Carrier):
             yield
         except (EOFError, ConnectionError):
             shared = self._shared
-            if shared is not None:  # the master ends its streams a moment before itself
+            if shared is not None:  # a master ends its streams a moment before it ends itself
                 shared.master.await_end(ENDS_WITHIN)
             raise
 
@@ -152,7 +151,7 @@ class OpenSSH(Carrier):
             shared.let_go()
 
     def after_fork(self) -> None:
-        # a thread that is not there any more may hold the old one
+        # A thread that does not exist in the child may hold the old lock.
         self._replacing = threading.Lock()
         if self._shared is not None:
             self._shared.let_go()
@@ -177,7 +176,10 @@ class OpenSSH(Carrier):
             self._shared = self._found() or self._start()
 
     def _require_files(self) -> None:
-        """What is configured has to be there: ssh does not say, or not clearly, that it is not."""
+        """
+        Require that configured files exist: ssh does not report, or not clearly, that one is
+        missing.
+        """
         for path, needed in ((self.settings.ssh_config, True), (self.settings.known_hosts, False)):
             if path is None:
                 continue
@@ -215,8 +217,8 @@ class OpenSSH(Carrier):
     @property
     def _link(self) -> str:
         """
-        The symbolic link that names the control socket for all processes with the same settings:
-        the files that say whom to trust are part of them.
+        Return the symbolic link that names the control socket for all processes with the same
+        settings. These include the files of keys of trusted hosts.
         """
         files = [os.path.expanduser(name or default) for name, default in self._files()]
         stamps = [(path, _stamp(path)) for path in files]
@@ -231,12 +233,12 @@ class OpenSSH(Carrier):
         yield self.settings.known_hosts, "~/.ssh/known_hosts"
 
     def _words(self) -> list[str]:
-        """:returns: the command line of ``ssh`` but for what concerns the master"""
+        """:returns: the command line of ``ssh`` without the options about the master"""
         settings, endpoint = self.settings, self.endpoint
         words = ["ssh"]
         if settings.ssh_config is not None:
             words += ["-F", os.path.abspath(os.path.expanduser(settings.ssh_config))]
-        # A server that says nothing for the timeout is given up.
+        # The connection to a server that sends nothing for the timeout is closed.
         options = {
             **_OURS,
             "ServerAliveInterval": str(max(1, int(settings.timeout / 2))),
@@ -315,9 +317,9 @@ class OpenSSH(Carrier):
 @define(eq=False)
 class _Shared:
     """
-    A master, and the file that each process has locked that uses it.
+    A master, and the file that each process using it has locked.
 
-    :param users: that file; the first lines say what is known of the connection
+    :param users: that file; its first lines are the facts of the connection
     """
 
     master: Master
@@ -325,7 +327,7 @@ class _Shared:
 
     @classmethod
     def joined(cls, path: str, seconds: float) -> _Shared:
-        """:raises OSError: there is no such master any more"""
+        """:raises OSError: the master has ended"""
         users = open(f"{path}.users", "r+b")  # noqa: SIM115  as long as the master is used
         try:
             fcntl.flock(users, fcntl.LOCK_SH)
@@ -336,22 +338,22 @@ class _Shared:
 
     @property
     def is_ours_alone(self) -> bool:
-        """Whether no other process uses it."""
+        """Return whether no other process uses the master."""
         try:
             fcntl.flock(self.users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fcntl.flock(self.users, fcntl.LOCK_SH)  # the attempt has given it up
+            fcntl.flock(self.users, fcntl.LOCK_SH)  # the attempt has released the shared lock
             return False
         fcntl.flock(self.users, fcntl.LOCK_SH)
         return True
 
     def facts(self) -> dict[str, str]:
-        """:returns: what is known of the connection, by its name"""
+        """:returns: the facts of the connection, by their names"""
         text = os.pread(self.users.fileno(), 4096, 0).decode("utf-8", "replace")
         return dict(line.partition("=")[::2] for line in text.splitlines())
 
     def let_go(self) -> None:
-        """Use it no more."""
+        """Release the master."""
         self.master.close()
         self.users.close()
 
@@ -362,8 +364,8 @@ class _Shared:
 @contextlib.contextmanager
 def _users(path: str) -> Iterator[IO[bytes]]:
     """
-    :returns: the file that processes lock that use a master; those of masters that are gone are
-        removed
+    :returns: the file that processes lock while they use a master; the files of masters that have
+        ended are removed
     """
     directory = os.path.dirname(path)
     for name in os.listdir(directory):
@@ -380,7 +382,7 @@ def _users(path: str) -> Iterator[IO[bytes]]:
 
 
 def _forget(users: str) -> None:
-    """Remove what is left of a master that has ended, and which nobody uses."""
+    """Remove the files of a master that has ended and that no process uses."""
     path = users.removesuffix(".users")
     with (
         contextlib.suppress(OSError),

@@ -1,6 +1,6 @@
 """
 The packets of SFTP: version 3 of the protocol (draft-ietf-secsh-filexfer-02), which all servers
-speak, and some extensions of OpenSSH (its file ``PROTOCOL``).
+support, and some extensions of OpenSSH (its file ``PROTOCOL``).
 
 Names are bytes here, as on the wire.
 """
@@ -50,7 +50,7 @@ class Kind(enum.IntEnum):
 
 class Code(enum.IntEnum):
     """
-    What a status says. OpenSSH folds all that it has no code for into FAILURE: EEXIST, ENOSPC, EIO,
+    Codes of a status. OpenSSH reports all errors without a code as FAILURE: EEXIST, ENOSPC, EIO,
     ENOTEMPTY and others.
     """
 
@@ -66,7 +66,7 @@ class Code(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """How a file is opened."""
+    """Flags for opening a file."""
 
     READ = 1
     WRITE = 2
@@ -86,17 +86,17 @@ _SIZE, _OWNER, _MODE, _TIMES, _EXTENDED = 1, 2, 4, 8, 0x80000000
 
 MOST_WORDS = 1000
 """
-Bytes of a server's own words that are passed on: they end in messages, and a server may send
+The most bytes of a server's text that are passed on: they end up in messages, and a server may send
 megabytes.
 """
 
 
 class Refused(Exception):
     """
-    The server did not do it.
+    An error: the server refused a request.
 
     :param code: of its status
-    :param text: what it said
+    :param text: its text
     """
 
     def __init__(self, code: int, text: str) -> None:
@@ -107,9 +107,9 @@ class Refused(Exception):
 
 class Garbled(Exception):
     """
-    The server answered with something that is no answer.
+    An error: the server sent something that is no valid answer.
 
-    :param text: what it wrote where SFTP should begin, if that is text
+    :param text: what it sent instead of SFTP, if that is text
     """
 
     def __init__(self, message: str, text: str | None = None) -> None:
@@ -120,7 +120,7 @@ class Garbled(Exception):
 @frozen
 class Attributes:
     """
-    What is known of a file.
+    The attributes of a file.
 
     :param size: in bytes
     :param mode: its kind and its permissions, as in stat(2)
@@ -147,10 +147,10 @@ class Attributes:
 @frozen
 class Limits:
     """
-    How much one request may ask for, in bytes.
+    The most bytes of one request.
 
-    :param read: of a file that is read
-    :param write: of a file that is written
+    :param read: of a request that reads
+    :param write: of a request that writes
     """
 
     read: int = 32 << 10
@@ -160,10 +160,10 @@ class Limits:
 @frozen
 class Answer:
     """
-    What came back.
+    An answer of the server.
 
     :param kind: type of the packet
-    :param parts: what is in it after its number, in pieces as they arrived
+    :param parts: its content after the request number, in pieces as they arrived
     """
 
     kind: int
@@ -179,7 +179,7 @@ class Answer:
 
 
 def string(value: bytes) -> bytes:
-    """:returns: as it goes over the wire"""
+    """:returns: the string as it goes over the wire"""
     return len(value).to_bytes(4, "big") + value
 
 
@@ -194,7 +194,7 @@ def attributes(*, size: int | None = None, mode: int | None = None) -> bytes:
 
 
 class Reader:
-    """Takes an answer apart."""
+    """A parser of an answer."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -243,9 +243,7 @@ def extension(name: bytes, *arguments: bytes) -> tuple[int, bytes]:
 
 
 def check(answer: Answer) -> Answer:
-    """
-    :raises Refused: it is a status that says no
-    """
+    """:raises Refused: it is a status other than success"""
     if answer.kind == Kind.STATUS:
         reader = Reader(answer.body)
         code = reader.number()
@@ -269,41 +267,39 @@ def checked(answer: Answer) -> Answer | Refused:
 
 
 def handle_in(answer: Answer) -> bytes:
-    """:returns: what an opened file is called from now on"""
+    """:returns: the handle of an opened file"""
     _require(answer, Kind.HANDLE)
     return Reader(answer.body).string()
 
 
 def attributes_in(answer: Answer) -> Attributes:
-    """:returns: what is known of a file"""
+    """:returns: the attributes of a file"""
     _require(answer, Kind.ATTRS)
     return Reader(answer.body).attributes()
 
 
 def names_in(answer: Answer) -> list[tuple[bytes, Attributes]]:
-    """
-    :returns: names in a directory, or the one name that was asked for, with what is known of them
-    """
+    """:returns: names in a directory, or the one requested name, with their attributes"""
     _require(answer, Kind.NAME)
     reader, found = Reader(answer.body), []
     for _ in range(reader.number()):
         name = reader.string()
-        reader.string()  # the line of a listing, for people
+        reader.string()  # the line of a listing, meant for display
         found.append((name, reader.attributes()))
     if not found:
-        # where there are no more, it has to say so
+        # at the end of a directory, the server has to send a status
         raise Garbled("the server answers with no name at all")
     return found
 
 
 def data_in(answer: Answer) -> list[memoryview]:
-    """:returns: bytes of a file, in pieces: at least one, which is what was asked for"""
+    """:returns: bytes of a file, in pieces: at least one byte"""
     _require(answer, Kind.DATA)
     head, parts = split(list(answer.parts), 4)
     if sum(map(len, parts)) != int.from_bytes(head, "big"):
         raise Garbled("an answer is not as long as it says")
     if not parts:
-        # at the end of a file, it has to say so
+        # at the end of a file, the server has to send a status
         raise Garbled("the server answers with no byte at all")
     return parts
 
@@ -321,7 +317,7 @@ def _require(answer: Answer, kind: int) -> None:
 
 
 def extensions_in(reader: Reader) -> dict[bytes, bytes]:
-    """:returns: the extensions that a server names when it says which version it speaks"""
+    """:returns: the extensions that a server names in its version message"""
     found = {}
     while not reader.is_done:
         name = reader.string()

@@ -1,6 +1,6 @@
 """
-Running the program ``ssh``: with no terminal that it could ask, no secrets in its environment, and
-messages that are not translated.
+Running the program ``ssh``: without a terminal for prompts, without secrets in its environment, and
+with untranslated messages.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ from statepool.transports.ssh.carrier import SSH_PORT, Endpoint
 from statepool.transports.ssh.hosts import HostKey, HostSettings
 
 LONGEST_SOCKET = 104
-"""Bytes of a socket's name, on every Unix. ``ssh`` appends 17 to ours until it listens."""
+"""
+The most bytes of a socket's name that every Unix permits. ``ssh`` appends 17 to ours until it
+listens.
+"""
 
 _TICK = 0.05
 
 
 def environment() -> dict[str, str]:
-    """Of programs that are started: without secrets, and with messages that can be understood."""
+    """
+    Return the environment of started programs: without secrets, and with untranslated messages.
+    """
     environ = {name: value for name, value in os.environ.items() if name not in VARIABLES.values()}
     return {**environ, "LC_ALL": "C", "SSH_ASKPASS_REQUIRE": "never"}
 
@@ -43,10 +48,9 @@ def environment() -> dict[str, str]:
 def run(
     command: list[str], output: IO[bytes], asking: Askpass | None, seconds: float
 ) -> int | None:
-    """:returns: the exit status of a command, or None if it took too long"""
+    """:returns: the exit status of a command, or None after the timeout"""
     environ = {**environment(), **(asking.environ if asking is not None else {})}
-    # In a session of its own it has no terminal that it could ask, and what is typed here does not
-    # interrupt it.
+    # In its own session it has no terminal for prompts, and a Ctrl-C here does not interrupt it.
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -78,7 +82,7 @@ def quoted(path: str) -> str:
 
 def configured(words: list[str], host: str, seconds: float) -> dict[str, list[str]]:
     """
-    :returns: what the configuration of ssh says of a host, by its keywords in small letters
+    :returns: the configuration of ssh for a host, by its keywords in lower case
     :raises ConfigError: it cannot be used
     """
     try:
@@ -117,8 +121,8 @@ def settings_of(
     found: dict[str, list[str]], endpoint: Endpoint, settings: Settings
 ) -> HostSettings:
     """
-    :param found: what the configuration of ssh says
-    :returns: what has to be known of the host
+    :param found: the configuration
+    :returns: the settings of the host
     """
 
     def word(keyword: str) -> str | None:
@@ -144,10 +148,10 @@ def settings_of(
 @frozen
 class Looked:
     """
-    What a second look at a host has found.
+    The result of a second look at a host.
 
-    :param key: the one that it has, or None if it cannot be had
-    :param text: what ``ssh`` has written, and what programs on the way have
+    :param key: the host's key, or None if it could not be fetched
+    :param text: the output of ``ssh`` and of programs on the way to the host
     """
 
     key: HostKey | None
@@ -156,12 +160,12 @@ class Looked:
 
 def look(words: list[str], name: str, seconds: float) -> Looked:
     """
-    Ask a host for its key, by the way that leads to it, and say nothing else to it.
+    Ask a host for its key, by the configured way to it, and send nothing else to it.
 
-    A master does not show what a ``ProxyCommand`` writes: this does.
+    A master does not show the output of a ``ProxyCommand``; this does.
 
     :param words: the command line of ``ssh``
-    :param name: the host, as the user calls it
+    :param name: the user's name for the host
     """
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "known"
@@ -202,14 +206,14 @@ def look(words: list[str], name: str, seconds: float) -> Looked:
 
 
 def identity() -> tuple[str | None, str | None]:
-    """:returns: which ``ssh`` is run, and which agent it finds: others have other keys"""
+    """:returns: which ``ssh`` is run, and which agent it finds: another agent has other keys"""
     return shutil.which("ssh"), os.environ.get("SSH_AUTH_SOCK")
 
 
 def sockets_directory() -> str:
     """
-    :returns: a directory that only this user can look into, with a short name; the same for all of
-        the user's processes, if that can be had
+    :returns: a directory that only this user can access, with a short name; the same for all of the
+        user's processes, if possible
     """
     name = f"statepool-ssh-{os.getuid()}"
     for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):

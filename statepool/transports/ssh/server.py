@@ -1,4 +1,4 @@
-"""What an SFTP server offers, and what its refusals mean."""
+"""The features of an SFTP server, and the translation of its refusals."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from statepool.transports.ssh.sftp import Sftp
 
 _MARGIN = 1 << 20
 """
-Bytes that may still be free on a disk that is full for us: file systems keep some for themselves.
+Bytes that may still be free on a disk that is full for this account: file systems reserve some.
 """
 
 _LEAST = 4 << 10
 """
-Bytes of one request; limits below that are not believed. A file would be cut into so many pieces
-that they take more memory than it does.
+The smallest limit of one request that is accepted, in bytes. With a smaller one, a file would be
+cut into so many pieces that they take more memory than the file.
 """
 
 
 @frozen
 class Server:
     """
-    What is known of a server.
+    The known features of a server.
 
-    :param extensions: their names, with what it says of them
+    :param extensions: their names, with what the server says of them
     :param limits: of one request
-    :param has_links: symbolic links can be made and read
-    :param small_files: the mode of what is written there besides bytes of states; None: nobody else
-        looks into the pool
+    :param has_links: whether symbolic links can be made and read
+    :param small_files: the mode of files there that are not bytes of states; None: no other account
+        may read the pool
     """
 
     extensions: Mapping[bytes, bytes]
@@ -53,20 +53,21 @@ class Server:
     small_files: int | None
 
     def has(self, name: bytes) -> bool:
-        """:returns: whether it has an extension"""
+        """:returns: whether the server has an extension"""
         return name in self.extensions
 
 
 def look_at(sftp: Sftp, root: bytes) -> Server:
     """
     :param root: the directory of a pool there
-    :returns: what can be known of the server by asking it, all at once
+    :returns: the features of the server, all requested at once
     """
     questions: list[tuple[int, bytes]] = [(Kind.STAT, string(root)), (Kind.READLINK, string(root))]
     if LIMITS in sftp.extensions:
         questions.append(extension(LIMITS))
     found, link, *limits = sftp.ask_all(questions)
-    # A server without symbolic links, or that does not permit them, says so of what is none, too.
+    # A server that has no symbolic links, or does not permit them, says so also for a file that is
+    # no link.
     has_links = isinstance(link, Answer) or link.code not in (
         Code.UNSUPPORTED,
         Code.PERMISSION_DENIED,
@@ -79,8 +80,8 @@ def look_at(sftp: Sftp, root: bytes) -> Server:
 
 def _limits(answers: list[Answer | Refused]) -> Limits:
     """
-    OpenSSH answers with the lengths of a packet, of a read and of a write, and the number of open
-    files; 0 is what it does not tell.
+    Return the limits of requests. OpenSSH answers with the lengths of a packet, of a read and of a
+    write, and the number of open files; 0 means unknown.
     """
     usual = Limits()
     if not answers or isinstance(answers[0], Refused):
@@ -93,12 +94,11 @@ def explained(
     refused: Refused, doing: str, subject: Subject, *, needed: int = 0, free: int | None = None
 ) -> TransportError | NoSpace:
     """
-    :param refused: what a server said of a file
-    :param doing: what was to be done with it: ``read``, ``create``
+    :param refused: the refusal of a server for a file
+    :param doing: what was attempted on it: ``read``, ``create``
     :param needed: bytes that were to be written
-    :param free: bytes that are free there, where that is known: a full disk is just a failure to a
-        server
-    :returns: the error of ours to raise from it
+    :param free: free bytes there, if that is known: a server reports a full disk only as a failure
+    :returns: the error of this package to raise from it
     """
     what = f"cannot {doing} {subject.text}"
     if refused.code == Code.NO_SUCH_FILE:

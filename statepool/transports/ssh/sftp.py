@@ -1,9 +1,9 @@
 """
-SFTP on one channel: requests go out ahead, and every answer is looked at.
+SFTP on one channel: requests are pipelined, and every answer is checked.
 
-A carrier brings the channel; the protocol on it is ours: paramiko's own client drops the list of
-extensions, does not collect all the answers to writes, and cannot ask a second question before the
-first is answered.
+A carrier opens the channel; the protocol is implemented here. paramiko's own client drops the list
+of extensions, does not collect all the answers to writes, and cannot send a second request before
+the first is answered.
 """
 
 from __future__ import annotations
@@ -31,32 +31,35 @@ from statepool.transports.ssh.packets import (
 from statepool.transports.ssh.wire import Pace
 
 SENT_AT_ONCE = 32 << 10
-"""Bytes of one packet of ours at most: more than that OpenSSH does not take on one channel."""
+"""The most bytes of one packet that we send: OpenSSH does not accept more on one channel."""
 
 RECEIVED_AT_ONCE = 4 << 20
 """
-Bytes asked of the channel at most. All that is there is best: what remains would be moved to the
-front of its buffer.
+The most bytes of one read from the channel. Reading all that is there is best: the channel would
+move the remaining bytes to the front of its buffer.
 """
 
 LONGEST_ANSWER = 16 << 20
-"""Bytes; whoever announces more does not speak SFTP, such as a shell that greets everybody."""
+"""
+The most bytes of one answer. A peer that announces more does not speak SFTP: it may be a shell that
+prints a greeting.
+"""
 
 OPERATION = 4
 """
-How many times as long as one answer all those may take that belong together, beside what their
-length takes at the least rate.
+The timeout for all answers of one operation, as a multiple of that for one answer. The time that
+their length takes at the least rate is added.
 """
 
 MOST_KEPT = 256 << 20
 """
-Bytes of answers that came before their turn, at most: 64 of 255 KiB are what an orderly server can
-have under way.
+The most bytes of answers that arrive out of order: from a correct server, 64 answers of 255 KiB can
+be under way.
 """
 
 
 class Channel(Protocol):
-    """What is used of a stream that a carrier has opened."""
+    """The methods of a carrier's stream that are used here."""
 
     def send(self, data: bytes, /) -> int: ...
 
@@ -70,14 +73,14 @@ class Channel(Protocol):
 
 
 Expecting = Callable[[], AbstractContextManager[None]]
-"""Within such a block, whoever watches the connection knows that something is waited for."""
+"""Makes a block in which the watch over the connection knows that an answer is awaited."""
 
 _SHOWN = 200
-"""Bytes of what is written instead of SFTP that messages show."""
+"""The most bytes that messages show of text that arrived instead of SFTP."""
 
 
 class _Input:
-    """The packets that arrive on a channel, without copying what is long."""
+    """The packets that arrive on a channel, without copying long ones."""
 
     def __init__(self, channel: Channel, expecting: Expecting, patience: float) -> None:
         self._channel = channel
@@ -89,16 +92,16 @@ class _Input:
         self.begin()
 
     def begin(self) -> None:
-        """What arrives from now on is judged together, up to the next call."""
+        """Begin to measure the rate of what arrives, up to the next call."""
         self._together = Pace(OPERATION * self._patience)
 
     @property
     def is_ready(self) -> bool:
-        """Whether something is there that has not been looked at."""
+        """Return whether there is unread data."""
         return bool(self._chunk) or self._channel.recv_ready()
 
     def packet(self) -> tuple[int, list[memoryview]]:
-        """:returns: type and content of the next packet"""
+        """:returns: the type and content of the next packet"""
         self._pace = Pace(self._patience)
         head = b"".join(self._take(5))
         length = int.from_bytes(head[:4], "big") - 1
@@ -143,12 +146,12 @@ class Sftp:
     A client on one channel. One thread at a time may use it.
 
     :param channel: on which the subsystem ``sftp`` has been started
-    :param expecting: told of every wait
-    :param patience: how long an answer may take, in seconds, beside what its length takes at the
-        least rate
+    :param expecting: called for every wait
+    :param patience: how long an answer may take, in seconds; the time that its length takes at the
+        least rate is added
     :raises Garbled: the other end does not speak SFTP
-    :raises EOFError: the connection is lost; so in all methods
-    :raises TimeoutError: nothing came for too long; so in all methods
+    :raises EOFError: the connection is lost; all methods may raise this
+    :raises TimeoutError: nothing arrived for too long; all methods may raise this
     """
 
     def __init__(
@@ -170,22 +173,22 @@ class Sftp:
         reader = Reader(b"".join(parts))
         self.version = reader.number()
         self.extensions: Mapping[bytes, bytes] = extensions_in(reader)
-        """Names of the extensions that the server has, and what it says of them."""
+        """The extensions of the server, by name, and what it says of them."""
 
     @property
     def is_idle(self) -> bool:
-        """Whether every question has been answered."""
+        """Whether every request has been answered."""
         return not self._waiting
 
     def begin(self) -> None:
-        """Something new is done: how long its answers take is judged for themselves."""
+        """Begin a new operation: its timeout is counted from now on."""
         self._input.begin()
 
     @contextmanager
     def heard(self, told: Callable[[], object]) -> Iterator[None]:
         """
-        :param told: called whenever something has arrived, as long as a ``with`` block lasts; what
-            it raises ends the wait, and the channel
+        :param told: called whenever something has arrived, for the duration of a ``with`` block; if
+            it raises, the wait and the channel end
         """
         self._input.heard = told
         try:
@@ -194,17 +197,17 @@ class Sftp:
             self._input.heard = lambda: None
 
     def close(self) -> None:
-        """End it; nothing is waited for."""
+        """Close the channel without waiting."""
         self._channel.close()
 
     # -- questions and answers ---------------------------------------------------------------------
 
     def send(self, *requests: tuple[int, bytes]) -> list[int]:
         """
-        Ask, and wait for no answer.
+        Send requests, and wait for no answer.
 
-        :param requests: the type of each packet, and what is in it after its number
-        :returns: the number of each
+        :param requests: the type of each packet, and its content after the request number
+        :returns: the number of each request
         """
         out, numbers = [], []
         for kind, body in requests:
@@ -216,7 +219,7 @@ class Sftp:
         return numbers
 
     def send_data(self, kind: int, head: bytes, data: memoryview) -> int:
-        """As :meth:`send`, of one request that ends with much data."""
+        """Send one request that ends with much data; see :meth:`send`."""
         self._last += 1
         self._waiting[self._last] = None
         first = (
@@ -231,7 +234,7 @@ class Sftp:
         return self._last
 
     def answer(self, number: int) -> Answer:
-        """:returns: the answer to a question, whatever it is"""
+        """:returns: the answer to a request, which may be a refusal"""
         while (found := self._waiting[number]) is None:
             self._receive()
         self._kept -= found.length
@@ -239,10 +242,7 @@ class Sftp:
         return found
 
     def next_answer(self, numbers: Mapping[int, object]) -> tuple[int, Answer]:
-        """
-        :returns: the answer to one of these questions that comes first, and the number of the
-            question
-        """
+        """:returns: the number of the request among these that is answered first, and its answer"""
         while True:
             number = self._receive()
             if number in numbers:
@@ -253,11 +253,11 @@ class Sftp:
 
     @property
     def is_ready(self) -> bool:
-        """Whether an answer, or a part of one, is there."""
+        """Return whether an answer, or a part of one, has arrived."""
         return self._input.is_ready
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """The answers to these do not matter to anybody."""
+        """Discard the answers to these requests when they arrive."""
         for number in numbers:
             answer = self._waiting.pop(number, None)
             if answer is None:
@@ -267,29 +267,29 @@ class Sftp:
 
     def ask(self, kind: int, body: bytes) -> Answer:
         """
-        :returns: the answer to one question
-        :raises Refused: it is a status that says no
+        :returns: the answer to one request
+        :raises Refused: it is a status other than success
         """
         return check(self.answer(self.send((kind, body))[0]))
 
     def ask_all(self, requests: Sequence[tuple[int, bytes]]) -> list[Answer | Refused]:
-        """:returns: the answers to many questions that are asked at once"""
+        """:returns: the answers to many requests that are sent at once"""
         return list(self.each_answer(requests))
 
     def each_answer(self, requests: Sequence[tuple[int, bytes]]) -> Iterator[Answer | Refused]:
         """
-        As :meth:`ask_all`, but one after the other, for answers that can be long: whoever has seen
-        enough gives up the channel.
+        Yield the answers of :meth:`ask_all` one after the other, for answers that can be long. A
+        caller that stops early abandons the channel.
         """
         for number in self.send(*requests):
             yield checked(self.answer(number))
 
     def extended(self, name: bytes, *arguments: bytes) -> Answer:
-        """As :meth:`ask`, of a request of an extension."""
+        """Return the answer to a request of an extension; see :meth:`ask`."""
         return self.ask(*extension(name, *arguments))
 
     def _receive(self) -> int:
-        """:returns: the number of a question whose answer has come"""
+        """:returns: the number of a request whose answer has arrived"""
         kind, parts = self._input.packet()
         head, parts = split(parts, 4)
         number = int.from_bytes(head, "big")

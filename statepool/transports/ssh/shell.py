@@ -1,15 +1,15 @@
 """
-What a shell on the far side helps with: locks of the kernel there, and digests made there. It is
+The optional help of a shell on the far side: kernel locks there, and digests made there. It is
 never required.
 
-Many accounts have none. Some refuse to run a command, some run something else instead, such as
-``internal-sftp``. So a command proves that it was a shell that ran it: it prints a nonce, and only
-lines that begin with it are looked at, whatever else is printed when somebody logs in.
+Many accounts have no shell. Some refuse to run a command, some run something else instead, such as
+``internal-sftp``. So a command proves that a shell ran it: it prints a nonce, and only lines that
+begin with the nonce count, whatever else the login prints.
 
-What is run is a script of our own for ``/bin/sh``, in one line. Nothing of it comes from a manifest
-or from a pool. The only thing that a person has chosen is the path of the pool: it is quoted,
-twice, since the account's own shell (which need not be a POSIX one) hands the script on to
-``/bin/sh``. Paths with what some shells take for special even in quotes get no help.
+The command is a script of this module for ``/bin/sh``, in one line. No part of it comes from a
+manifest or from a pool. Only the path of the pool is chosen by the user: it is quoted twice, since
+the account's own shell (which need not be a POSIX one) passes the script to ``/bin/sh``. For paths
+with characters that are special in some shells even inside quotes, no shell is used.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ from statepool.transports.ssh.carrier import Stream
 from statepool.transports.ssh.connection import Connection
 
 ANSWERS_WITHIN = 10.0
-"""Seconds within which a shell shows that it is one, at most; less if the timeout is shorter."""
+"""Timeout in seconds for a shell to prove itself; less if the general timeout is shorter."""
 
 LEAST_HASHED = 1 << 20
 """
-Bytes in a second that a far side hashes at least: one that says for longer that it is at it is not
-believed.
+The lowest rate of hashing on a far side, in bytes per second: after the time that follows from it,
+its signs of life are ignored.
 """
 
 PROGRAMS = ("flock", "b3sum", "sha256sum", "zstd", "python3", "timeout")
-"""What of a far side can be of use."""
+"""Programs of a far side that are used if they are there."""
 
 MODULES = ("blake3", "zstandard")
-"""What of its Python can be."""
+"""Modules of its Python that are used if they are there."""
 
 TICK = 5
-"""Seconds between two signs of life of a script that takes long."""
+"""Seconds between two signs of life of a long-running script."""
 
 BEAT = 20.0
-"""Seconds between two signs of life of whoever holds a lock there."""
+"""Seconds between two signs of life of this process while it holds a lock there."""
 
 PATIENCE = 90
 """
-Seconds without a sign of life after which a lock is let go there: a host that lost its power closes
-no connection.
+Seconds without a sign of life after which the far side releases a lock: a host that lost its power
+closes no connection.
 """
 
 MOST_NOISE = 1 << 20
-"""Bytes that may be printed before what we wait for."""
+"""The most bytes of other output before the awaited line."""
 
 _SPECIAL = re.compile(r"[\x00-\x1f\x7f\\!\ud800-\udfff]")
 """
@@ -84,7 +84,7 @@ _PIECES_IN_PYTHON = (
 def quoted(path: str) -> str | None:
     """
     :param path: absolute, on the far side
-    :returns: it as one word of a shell, or None if no shell should be told of it
+    :returns: it as one word of a shell, or None if it cannot be quoted for every shell
     """
     return shlex.quote(path) if path.startswith("/") and _SPECIAL.search(path) is None else None
 
@@ -103,7 +103,7 @@ class Shell:
 
     @property
     def patience(self) -> float:
-        """How long a script may say nothing, in seconds."""
+        """How long a script may print nothing, in seconds."""
         return self._connection.settings.timeout + TICK
 
     @property
@@ -114,8 +114,8 @@ class Shell:
     @property
     def programs(self) -> frozenset[str]:
         """
-        Those of :data:`PROGRAMS` that are there, and ``sh``; nothing where there is no shell. Asked
-        for once.
+        Those of :data:`PROGRAMS` that are there, and ``sh``; empty if there is no shell. Queried
+        once.
 
         :raises TransportError: the connection was lost
         """
@@ -125,7 +125,7 @@ class Shell:
 
     @property
     def modules(self) -> frozenset[str]:
-        """Those of :data:`MODULES` that Python has there. Asked for once."""
+        """Those of :data:`MODULES` that Python has there. Queried once."""
         if self._modules is None:
             found = frozenset[str]()
             if "python3" in self.programs:
@@ -153,12 +153,11 @@ class Shell:
         except TransportError:
             if not self._connection.is_open:
                 raise
-            # it refused, or said nothing: the connection holds, so it is the account that has no
-            # shell
+            # It refused, or printed nothing: the connection works, so the account has no shell.
             return frozenset()
 
     def _ask(self, script: str) -> list[list[str]]:
-        """:returns: what a script says that is soon done"""
+        """:returns: the lines of a short script"""
         seconds = min(ANSWERS_WITHIN, self._connection.settings.timeout)
         with self.start(script) as command:
             command.end_of_input()
@@ -166,12 +165,12 @@ class Shell:
 
     def start(self, script: str, *, window: int = 4 << 20) -> Command:
         """
-        :param script: for ``/bin/sh``, in one line; it tells us something with ``say WORD...``
+        :param script: for ``/bin/sh``, in one line; it reports with ``say WORD...``
         :param window: how many bytes the far side may send ahead
-        :returns: it, running
+        :returns: the running command
         """
         nonce = secrets.token_hex(8)
-        # The first line ends what others may have printed without an end.
+        # The first newline ends a line that another program may have left incomplete.
         text = f"echo; say() {{ echo {nonce} $*; }}; {script}"
         return Command(
             self._connection,
@@ -181,8 +180,8 @@ class Shell:
 
     def try_start(self, script: str) -> Command | None:
         """
-        :returns: as :meth:`start`, or None if the server runs no further command now: it allows so
-            many at a time, and no more
+        :returns: as :meth:`start`, or None if the server starts no further command now, because of
+            its limit
         """
         try:
             return self.start(script)
@@ -196,11 +195,11 @@ class Shell:
     def hold(self, path: str, timeout: float) -> contextlib.AbstractContextManager[None] | None:
         """
         Lock a file there by flock(2), as :class:`~statepool.pools.locks.FileLocks` does here; the
-        kernel lets it go when the connection dies.
+        kernel releases the lock when the connection ends.
 
         :param path: the lock file, absolute; it is made if it is missing
         :param timeout: how long to wait for another holder, in seconds
-        :returns: holds the lock for as long as a ``with`` block lasts, and raises
+        :returns: holds the lock for the duration of a ``with`` block, and raises
             :class:`~statepool.errors.LockTimeout` where it is entered; None where there is no such
             lock
         """
@@ -245,8 +244,8 @@ class Shell:
 
     def _locking(self, word: str, timeout: float) -> str:
         """
-        A script that takes a lock, says so, and keeps it until its input ends, or nothing comes any
-        more.
+        Return a script that takes a lock, reports that, and holds the lock until its input ends, or
+        until the signs of life stop.
         """
         rounds = max(math.ceil(timeout / TICK), 1)
         how = f"-w {timeout / rounds:.3f}" if timeout > 0 else "-n"
@@ -267,14 +266,14 @@ class Shell:
         self, path: str, size: int, algorithm: str, pieces: Pieces | None = None
     ) -> Digest | None:
         """
-        Have a file read there.
+        Make the digest of a file on the far side.
 
         :param path: absolute
         :param size: how long it must be, in bytes
         :param algorithm: of the digest
         :param pieces: gets the digests of its pieces, where the algorithm has some
-        :returns: that of its bytes, or None where it could not be made, for whatever reason: then
-            it has to be read from here
+        :returns: the digest of its bytes, or None if it could not be made there for any reason:
+            then the file has to be read from here
         """
         word = quoted(path)
         if word is None:
@@ -284,7 +283,7 @@ class Shell:
             (pieces := pieces if pieces is not None else Pieces()).become(raw or b"")
             return Digest.of_pieces(pieces, size) if raw is not None else None
         program = self._hashing(algorithm)
-        # The ticker must not hold our output open when it is killed.
+        # The ticker must not keep our output open when the script is killed.
         tick = f"(while sleep {TICK} >/dev/null 2>&1; do say wait; done) & t=$!"
         found = (
             self._hashed(f"{tick}; d=$({program} {word}); kill $t; say digest $d", word, size)
@@ -295,14 +294,14 @@ class Shell:
 
     def _hash_pieces(self, word: str, size: int) -> bytes | None:
         """
-        Have the pieces of a file hashed by the programs that make BLAKE3 digests, which need not
-        know of pieces.
+        Hash the pieces of a file on the far side, by programs that make BLAKE3 digests and know
+        nothing of pieces.
 
         :returns: the digests
         """
         if "b3sum" in self.programs:
-            # The loop has the file open: each dd goes on where the one before it ended. What was
-            # read before an error must not pass for a piece.
+            # The loop keeps the file open: each dd continues where the one before it ended. What
+            # was read before an error must not count as a piece.
             read = f"{{ dd bs={PIECE} count=1 iflag=fullblock 2>/dev/null || say bad >&3; }}"
             able = "dd if=/dev/null of=/dev/null iflag=fullblock 2>/dev/null || exit; exec 3>&1"
             hashing = (
@@ -320,13 +319,13 @@ class Shell:
         try:
             raw = b"".join(map(bytes.fromhex, found))
         except ValueError:
-            return None  # something else printed that
+            return None  # another program printed that
         return raw if raw and len(raw) == count(size) * LENGTH else None
 
     def _hashed(self, hashing: str, word: str, size: int) -> list[str]:
         """
-        :param hashing: a script that says digests of the file that ``word`` names
-        :returns: them, or nothing if anything else came
+        :param hashing: a script that prints digests of the file that ``word`` names
+        :returns: the digests, or nothing if any other output came
         """
         check = (
             f"test -L {word} && exit; test -f {word} || exit; test $(wc -c <{word}) -eq {size:d} ||"
@@ -347,7 +346,7 @@ class Shell:
         return found
 
     def _hashing(self, algorithm: str) -> str | None:
-        """:returns: what prints the digest of the file that is named after it"""
+        """:returns: a command that prints the digest of the file that is named after it"""
         if algorithm == "sha256" and "sha256sum" in self.programs:
             return "sha256sum --"
         if algorithm == "blake3" and "b3sum" in self.programs:
@@ -362,7 +361,7 @@ class Command:
     """
     A script that runs on the far side.
 
-    :param connection: to there
+    :param connection: to the far side
     :param stream: its input and output
     :param nonce: what begins the lines that count
     """
@@ -375,23 +374,22 @@ class Command:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # closing tells the other side, if there is one
+        # Closing tells the other side, if it is still there.
         with contextlib.suppress(TransportError), self.connection.translating("close a channel to"):
             self.stream.close()
 
     def end_of_input(self) -> None:
-        """
-        Nothing more comes from here: whatever else may run there instead of our script ends now.
-        """
+        """Close the input: a program that may run there instead of our script ends now."""
         with self.connection.translating("run a command on"):
             self.stream.shutdown_write()
 
     def lines(self, patience: float, within: float = math.inf) -> Iterator[list[str]]:
         """
-        :param patience: how long no line may come, in seconds
-        :param within: how long all of them may take, in seconds
-        :returns: the words of each line that the script says, until it ends or has said ``end``
-        :raises TransportError: nothing came, or the connection was lost
+        :param patience: the longest wait for a line, in seconds
+        :param within: the longest time for all lines, in seconds
+        :returns: the words of each line that the script reports, until it ends or has reported
+            ``end``
+        :raises TransportError: no line came in time, or the connection was lost
         """
         rest, noise = b"", 0
         self.stream.settimeout(patience)
@@ -428,8 +426,9 @@ class Command:
 
     def rest_after(self, word: str) -> bytes | None:
         """
-        :param word: that the script says when what it prints from then on is no text any more
-        :returns: what of that has come already, or None if it has ended without
+        :param word: that the script reports before its output becomes binary
+        :returns: the part of that output that has arrived already, or None if the script has ended
+            without it
         """
         mark, found = f"{self.nonce} {word}\n".encode(), b""
         begun, patience = time.monotonic(), self.connection.settings.timeout
@@ -443,33 +442,33 @@ class Command:
         return found[at + len(mark) :]
 
     def receive(self, size: int) -> bytes:
-        """:returns: some of what it prints, at most ``size`` bytes; nothing when it has ended"""
+        """:returns: some of its output, at most ``size`` bytes; empty when it has ended"""
         with self.connection.translating("run a command on"):
             data: bytes = self.stream.recv(size)
         return data
 
     def exit_status(self) -> int:
-        """:returns: that of the script, once it has ended; -1 if it was killed"""
+        """:returns: the exit status of the script, once it has ended; -1 if it was killed"""
         with self.connection.translating("run a command on"):
             return self.connection.carrier.exit_status(
                 self.stream, self.connection.settings.timeout
             )
 
     def send(self, data: bytes) -> None:
-        """Give it input."""
+        """Send input to the script."""
         with self.connection.translating("run a command on"):
             self.stream.sendall(data)
 
     def finish(self) -> None:
-        """End its input, and wait until it has ended, as long as that can be known."""
-        with contextlib.suppress(TransportError):  # what ends the connection ends the script
+        """Close its input, and wait until it has ended, unless the connection is lost."""
+        with contextlib.suppress(TransportError):  # if the connection ends, the script ends
             self.end_of_input()
             for _ in self.lines(min(ANSWERS_WITHIN, self.connection.settings.timeout)):
                 pass
 
 
 class _Beat:
-    """Tells a script that we are alive, from a thread of its own."""
+    """A thread that sends signs of life to a script."""
 
     def __init__(self, command: Command) -> None:
         self._command = command
@@ -477,16 +476,16 @@ class _Beat:
         self._thread = threading.Thread(target=self._run, name="statepool-lock", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def end(self) -> None:
-        """Stop."""
+        """Stop the thread."""
         self._done.set()
         self._thread.join()
 
     def _run(self) -> None:
-        # the lock went with the connection; whoever works here meets that too
+        # The lock was lost with the connection; the work under the lock gets the same error.
         with contextlib.suppress(TransportError):
             while not self._done.wait(BEAT):
                 self._command.send(b"x")
@@ -496,11 +495,14 @@ def _digest(algorithm: str, text: str) -> Digest | None:
     try:
         return Digest(algorithm, text.lower())
     except BadRecord:
-        return None  # something else printed that
+        return None  # another program printed that
 
 
 def shell_of(connection: Connection) -> Shell:
-    """:returns: that of a connection, which all pools on that host share: it is looked at once"""
+    """
+    :returns: the shell of a connection. All pools on that host share it, so that it is queried
+        once.
+    """
     return _shells.setdefault(connection, Shell(connection))
 
 

@@ -1,4 +1,6 @@
-"""What a host offers to a pool, for ``statepool doctor``: what is slow or missing, and the cure."""
+"""
+What a host offers to a pool, for ``statepool doctor``: what is slow or missing, and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from statepool.transports.ssh.server import Server
 from statepool.transports.ssh.shell import Shell
 
 SLOW = 0.05
-"""Seconds for one question and its answer, from which on it is worth a word."""
+"""Round-trip time in seconds from which on it is reported."""
 
 _QUESTIONS = 5
 
@@ -61,8 +63,8 @@ _LACKING = (
     ),
 )
 """
-Extensions of SFTP, what it means to be without them, and since when OpenSSH has them (its release
-notes).
+Extensions of SFTP, the consequence of a missing one, and the version since which OpenSSH has it
+(its release notes).
 """
 
 
@@ -72,10 +74,10 @@ def survey(
     """
     :param where: the location of the pool
     :param connection: to the host
-    :param server: what is known of its SFTP
+    :param server: the known features of its SFTP server
     :param shell: of the account
-    :param ask: puts one small question to it, and waits for the answer
-    :returns: what was found
+    :param ask: sends one small request to it, and waits for the answer
+    :returns: the findings
     """
     yield from _link(where, connection, ask)
     yield from _files(where, server)
@@ -102,7 +104,9 @@ def _link(where: str, connection: Connection, ask: Callable[[], object]) -> Iter
 
 
 def _round_trip(ask: Callable[[], object]) -> float:
-    """:returns: how long one question takes, in seconds; the first one may have had to connect"""
+    """
+    :returns: the median time of a few requests, in seconds: the first one may have had to connect
+    """
     taken = []
     for _ in range(_QUESTIONS):
         begin = time.monotonic()

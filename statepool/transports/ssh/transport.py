@@ -1,10 +1,9 @@
 """
 ``ssh://``: a pool on another host, by SFTP.
 
-SFTP alone is enough. What makes a publication durable and exclusive (fsync, hard links) are
-extensions that OpenSSH has; where a server lacks one, the next best is done, and
-:attr:`SSHTransport.capabilities` and ``docs/design.rst`` say what that means. A shell, where the
-account has one, helps.
+SFTP alone is enough. A durable and exclusive publication needs extensions that OpenSSH has (fsync,
+hard links). If a server lacks one, a weaker substitute is used; :attr:`SSHTransport.capabilities`
+and ``docs/design.rst`` describe the consequences. A shell is used if the account has one.
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ from statepool.transports.ssh.survey import survey
 from statepool.transports.ssh.unheard import UnheardFlushes
 
 _unheard = UnheardFlushes()
-"""Of all transports: the next attempt can have another one."""
+"""Shared by all transports: a retry may use another transport."""
 
 
 class SSHTransport(SSHFiles):
     """
-    Files of another host.
+    The transport for files of another host.
 
     :param location: with a host
     :param settings: how to connect, and how long to wait
@@ -67,7 +66,7 @@ class SSHTransport(SSHFiles):
 
     @classmethod
     def open(cls, location: Location, settings: Settings) -> Transport:
-        """:returns: a transport that tries again what may pass, as the settings say"""
+        """:returns: a transport that retries transient failures, as the settings say"""
         transport = cls(location, settings)
         return (
             Retrying(transport, retries=settings.retries, pause=settings.retry_pause)
@@ -77,7 +76,7 @@ class SSHTransport(SSHFiles):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Durable where the server can flush files and directories."""
+        """The capabilities; durable if the server can flush files and directories."""
         with self._at("look at", "") as sftp:
             server = self._look(sftp)
         return Capabilities(symlinks=server.has_links, durable=server.has(FSYNC), resumes=True)
@@ -86,8 +85,8 @@ class SSHTransport(SSHFiles):
 
     def fetch(self, path: str, target: int, transfer: Transfer) -> Moved:
         """
-        As the transport's face says. Only the ``extents`` are asked for: if there is anything else,
-        the digest is not that of the file there.
+        Fetch a file. Only the ``extents`` are requested: if the file has data elsewhere, the digest
+        is not that of the file there.
         """
         job = self._job(target, path, transfer)
         with self._at("read", path) as sftp:
@@ -96,8 +95,8 @@ class SSHTransport(SSHFiles):
 
     def digest(self, path: str, transfer: Transfer) -> Digest:
         """
-        As the transport's face says: there, if the account has a shell and the programs for it;
-        otherwise all of it is read from here.
+        Make the digest of a file. It is hashed on the far side if the account has a shell and the
+        programs for it; otherwise the whole file is read from here.
         """
         with self._at("read", path) as sftp:
             self._require_file(sftp, path, transfer.size)
@@ -140,11 +139,11 @@ class SSHTransport(SSHFiles):
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
-        As the transport's face says. Where the data is, the file system here knows better than
-        ``extents``.
+        Store a file. Its data is where the local file system says, whatever ``extents`` says.
 
-        If the connection breaks, or the user interrupts it, what has arrived stays there, and its
-        length tells how much: no byte of it is behind one that is missing.
+        If the connection breaks, or the user interrupts the transfer, the bytes that have arrived
+        stay there, and the length of the file tells how many: there are no missing bytes before the
+        end.
         """
         subject, size, done = self._subject(path), transfer.size, transfer.done
         found = os.fstat(source)
@@ -161,8 +160,8 @@ class SSHTransport(SSHFiles):
                 job = self._job(source, path, evolve(transfer, done=begun))
                 sent = self._upload(sftp, path, job)
         except BaseException as error:
-            # When the channel has been given back, and after a look at what is free: the room of
-            # the file may be what the disk there lacks.
+            # After the channel was released, and after the free space was read: the file itself may
+            # occupy the space that the disk there lacks.
             if not _can_be_resumed(error):
                 self._discard(path)
             raise
@@ -181,9 +180,10 @@ class SSHTransport(SSHFiles):
 
     def _can_go_on(self, sftp: Sftp, path: str) -> bool:
         """
-        Whether what an earlier attempt left there can be gone on with. If the answer to a flush of
-        it was lost, another flush would not say what was wrong: the bytes have to be written again.
-        Of another process's file the mode tells, which is read-only before the last flush.
+        Return whether the transfer can resume from what an earlier attempt left there. If the
+        answer to a flush of the file was lost, another flush would not report an error: the bytes
+        have to be written again. For a file of another process the mode tells this: it is read-only
+        before the last flush.
         """
         found = batches.look(sftp, [self._full(path)])[0]
         return (
@@ -198,7 +198,9 @@ class SSHTransport(SSHFiles):
             sftp.ask_all([(Kind.REMOVE, string(full))])
             _unheard.forget(self._file(path))
         with self._opened(sftp, full, Flag.WRITE if job.done else NEW, mode=0o600) as handle:
-            if job.done:  # there may be more, and wrong; what is a hole here would leave it
+            # the file there may have more bytes, and wrong ones; a hole here would not overwrite
+            # them
+            if job.done:
                 sftp.ask(Kind.FSETSTAT, string(handle) + attributes(size=job.done))
             packer = self._packer(path, job)
             with self._flushing(path, job) as job:
@@ -222,10 +224,10 @@ class SSHTransport(SSHFiles):
     @contextmanager
     def _flushing(self, path: str, job: Job) -> Iterator[Job]:
         """
-        What is written there is flushed there on the way, by a second channel, where there is one:
-        the first one is full of what is being written.
+        Flush what is written on the far side meanwhile, by a second channel if there is one: the
+        first channel is full of data.
 
-        :returns: the job, for which that is done
+        :returns: the job whose writes are flushed
         """
         with ExitStack() as stack:
             other = (
@@ -244,7 +246,7 @@ class SSHTransport(SSHFiles):
             sftp.extended(FSYNC, string(handle))
 
     def _file(self, path: str) -> tuple[Endpoint, bytes]:
-        """:returns: what a file is for all of this process"""
+        """:returns: a key for a file, the same in all of this process"""
         return self._connection.endpoint, self._full(path)
 
     def _packer(self, path: str, job: Job) -> Packer | None:
@@ -253,20 +255,18 @@ class SSHTransport(SSHFiles):
         )
 
     def _discard(self, path: str) -> None:
-        """What is not whole and will not be goes, if it can: otherwise a collector finds it."""
+        """Remove a file that will not be completed, if possible: otherwise a collector finds it."""
         with suppress(StatePoolError):
             self.remove(path)
 
     # -- names -------------------------------------------------------------------------------------
 
     def rename(self, source: str, target: str) -> None:
-        """As the transport's face says."""
         _unheard.rename(self._file(source), self._file(target))
         super().rename(source, target)
         _unheard.forget(self._file(source))
 
     def remove(self, path: str) -> bool:
-        """As the transport's face says."""
         removed = super().remove(path)
         _unheard.forget(self._file(path))
         return removed
@@ -274,12 +274,10 @@ class SSHTransport(SSHFiles):
     # -- the rest ----------------------------------------------------------------------------------
 
     def free_space(self) -> int | None:
-        """As the transport's face says."""
         with self._at("ask for the free space at", "") as sftp:
             return self._free(sftp)
 
     def survey(self) -> list[Finding]:
-        """As the transport's face says."""
         with self._at("look at", "") as sftp:
             server = self._look(sftp)
         return list(
@@ -293,20 +291,20 @@ class SSHTransport(SSHFiles):
         )
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[None] | None:
-        """As the transport's face says: where the account has a shell."""
+        """Hold a lock on the far side, if the account has a shell."""
         return shell_of(self._connection).hold(self._seen(path), timeout)
 
     def close(self) -> None:
         """
-        Let go of idle channels; the connection stays, for other pools on that host, unless nobody
-        else could use it.
+        Close idle channels. The connection stays open for other pools on that host, unless no other
+        user could use it.
         """
         self._channels.close()
         release(self._connection, self)
 
 
 def _can_be_resumed(error: BaseException) -> bool:
-    """Whether an upload has only been interrupted, by the link or by the user."""
+    """Return whether an upload was only interrupted, by the link or by the user."""
     return (
         is_lost(error)
         or isinstance(error, TimeoutError | KeyboardInterrupt)

@@ -1,9 +1,9 @@
 """
-Flushes whose answer nobody has heard.
+Flushes whose answer was lost.
 
-The kernel tells an error of writing once for each descriptor. If the connection was lost while a
-server flushed a file, the error went to one that is gone: whoever opens the file anew and flushes
-it finds nothing wrong, and its bytes can be read there, from memory alone.
+The kernel reports a write error once for each descriptor. If the connection was lost while a server
+flushed a file, the error was reported to a descriptor that has been closed. A later flush on a new
+descriptor reports no error, and the bytes can be read there although they are only in memory.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from contextlib import contextmanager
 
 class UnheardFlushes:
     """
-    Which files of other hosts this process has asked to flush, without hearing that it was done.
-    Several threads can use it.
+    The files of other hosts for which this process has requested a flush without getting a
+    confirmation. Several threads can use it.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,10 @@ class UnheardFlushes:
 
     @contextmanager
     def asking(self, file: Hashable) -> Iterator[None]:
-        """Within a ``with`` block it is asked for; unless that raises, it was done."""
+        """
+        Note a flush that is requested inside the block; unless the block raises, the flush was
+        confirmed.
+        """
         with self._lock:
             self._files.add(file)
         yield
@@ -37,14 +40,14 @@ class UnheardFlushes:
 
     def rename(self, file: Hashable, name: Hashable) -> None:
         """
-        Before a file gets another name: the answer to that can be lost too, so both names are
-        remembered.
+        Note that a file is about to be renamed: the answer to the rename can be lost too, so both
+        names are remembered.
         """
         with self._lock:
             if file in self._files:
                 self._files.add(name)
 
     def forget(self, file: Hashable) -> None:
-        """It is gone, or its bytes have been flushed."""
+        """Forget a file: it was removed, or its bytes have been flushed."""
         with self._lock:
             self._files.discard(file)

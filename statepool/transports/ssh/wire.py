@@ -1,9 +1,9 @@
 """
 The TCP connection below SSH, and the watch over it.
 
-paramiko waits without end for some answers, and in a write to a link that has fallen silent. Both
-end here: its own thread looks at the socket ten times a second, and this socket says then that
-nobody answers any more.
+paramiko has no timeout for some answers, nor for a write to a silent link. Both get one here:
+paramiko's own thread polls the socket ten times a second, and this socket then reports that the
+other end does not answer any more.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ T = TypeVar("T")
 
 KEEPALIVE = 15.0
 """
-Seconds without traffic after which something is sent, so that nobody on the way forgets the
-connection, and we learn that it is dead.
+Seconds without traffic after which a keepalive is sent, so that routers on the way do not forget
+the connection, and a dead connection is noticed.
 """
 
 RECEIVED_AT_ONCE = 256 << 10
 """
-Bytes asked of the kernel at most. paramiko asks for the head of each packet, and then for its rest:
-two system calls for 32 KiB.
+The most bytes of one read from the kernel. paramiko reads the head of each packet, and then its
+rest: two system calls for 32 KiB.
 """
 
 
 LEAST_RATE = 4 << 10
 """
-Bytes in a second. What comes more slowly, longer than an answer may take, is not waited for: it may
-come so for ever.
+The lowest rate in bytes per second. If data arrives more slowly than this for longer than an answer
+may take, the wait ends: it might last forever.
 """
 
 
 class Pace:
     """
-    Judges whether what arrives comes fast enough. Only the time that is spent waiting counts.
+    A check whether data arrives fast enough. Only the time spent waiting counts.
 
-    :param patience: how long it may take, however little it is, in seconds
+    :param patience: how long any amount of data may take, in seconds
     """
 
     def __init__(self, patience: float) -> None:
@@ -56,9 +56,9 @@ class Pace:
 
     def note(self, seconds: float, count: int) -> None:
         """
-        So many bytes came after so long a wait.
+        Note that ``count`` bytes came after a wait of ``seconds``.
 
-        :raises TimeoutError: all of it together was too slow
+        :raises TimeoutError: all data together was too slow
         """
         self._waited += seconds
         self._came += count
@@ -70,8 +70,8 @@ class Pace:
 
 class LinkSilent(ConnectionAbortedError):
     """
-    Nothing moved for too long. Not a :class:`TimeoutError`: paramiko takes those for a reason to go
-    on waiting.
+    An error: nothing moved for too long. It is no :class:`TimeoutError`, since after one of those
+    paramiko continues to wait.
 
     :param seconds: how long
     """
@@ -84,8 +84,8 @@ class LinkSilent(ConnectionAbortedError):
 @define(eq=False)
 class Waiting:
     """
-    Somebody waits for an answer until ``deadline`` (of the monotonic clock). Unless it is ``hard``,
-    it is put off when something is heard.
+    A wait for an answer until ``deadline`` (of the monotonic clock). Unless it is ``hard``, the
+    deadline moves when something is received.
     """
 
     seconds: float
@@ -96,7 +96,7 @@ class Waiting:
 @define(eq=False)
 class WatchedSocket:
     """
-    What paramiko is given as its socket.
+    The socket that paramiko uses.
 
     :param link: a connected socket, or a channel of another connection
     :param timeout: how long a write may make no progress, in seconds
@@ -109,12 +109,13 @@ class WatchedSocket:
     failure: OSError | None = None
     ended: bool = False
     """
-    Nothing comes any more. paramiko knows it a moment later, after it has told those who wait.
+    Whether the connection has ended. paramiko notices it a moment later, after it has woken the
+    waiting threads.
     """
 
     _closed: bool = False
     _ahead: memoryview = field(factory=lambda: memoryview(b""))
-    """Arrived, and not asked for yet."""
+    """Bytes that have arrived and have not been read yet."""
 
     _waiting: set[Waiting] = field(factory=set)
     _stuck_since: float | None = None
@@ -174,10 +175,10 @@ class WatchedSocket:
     @contextlib.contextmanager
     def expecting(self, seconds: float, *, hard: bool = False) -> Iterator[None]:
         """
-        Somebody waits for something.
+        Note inside the block that an answer is awaited.
 
-        :param seconds: the connection is given up if nothing at all is heard for that long
-        :param hard: or if it is not all there by then
+        :param seconds: the connection is closed if nothing at all is received for that long
+        :param hard: close it also if the answer is not complete by then
         """
         waiting = Waiting(seconds, time.monotonic() + seconds, hard)
         self._waiting.add(waiting)
@@ -188,8 +189,8 @@ class WatchedSocket:
 
     def abandon(self) -> None:
         """
-        After a fork, in the child: forget the connection, which is the parent's. Nothing is sent,
-        and no lock is taken.
+        Forget the connection in the child of a fork, since it belongs to the parent. Nothing is
+        sent, and no lock is taken.
         """
         self._closed = True
         if isinstance(self.link, socket.socket):
@@ -240,10 +241,10 @@ def dial(host: str, port: int, seconds: float) -> socket.socket:
 
 def tune(link: socket.socket, timeout: float) -> None:
     """
-    Small questions go out at once, and the kernel gives up a connection whose other end
-    acknowledges nothing (tcp(7)).
+    Set socket options: small requests are sent at once, and the kernel closes a connection if the
+    other end acknowledges nothing (tcp(7)).
 
-    :param timeout: how long that may be, in seconds
+    :param timeout: how long it may acknowledge nothing, in seconds
     """
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(timeout * 1000)))
@@ -251,12 +252,12 @@ def tune(link: socket.socket, timeout: float) -> None:
 
 def within(seconds: float, work: Callable[[], T], name: str) -> T:
     """
-    For what knows no time limit: it is done in a thread that may be left behind.
+    Run a function that has no timeout, in a thread that may be left behind.
 
-    :param seconds: how long it is waited for
-    :param work: what is to be done
+    :param seconds: the timeout
+    :param work: the function
     :param name: of the thread
-    :returns: what it returns
+    :returns: the result of the function
     :raises TimeoutError: it took longer
     """
     answer: Future[T] = Future()
@@ -272,7 +273,7 @@ def within(seconds: float, work: Callable[[], T], name: str) -> T:
 
 
 def _resolve(host: str, port: int, seconds: float) -> list[Any]:
-    """The resolver of the C library knows no time limit."""
+    """Resolve a name with a timeout: the resolver of the C library has none."""
     try:
         return within(
             seconds,
