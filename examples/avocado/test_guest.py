@@ -1,4 +1,4 @@
-"""What is on the disk of a guest."""
+"""Tests of the disk of a guest."""
 
 import tempfile
 from contextlib import contextmanager

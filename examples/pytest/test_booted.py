@@ -1,4 +1,4 @@
-"""What begins where the machine has booted."""
+"""Tests that begin after the machine has booted."""
 
 import pytest
 

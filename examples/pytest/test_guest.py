@@ -1,4 +1,4 @@
-"""What is on the disk."""
+"""Tests of the content of the disk."""
 
 import pytest
 
