@@ -185,7 +185,8 @@ class Digest(str):
         :returns: the BLAKE3 digest of a text, from which names of files and keys are made. It does
             not depend on the algorithm for new states.
         """
-        return cls.of(text.encode() if isinstance(text, str) else text, "blake3")
+        data = text.encode() if isinstance(text, str) else text
+        return str.__new__(cls, f"blake3:{blake3.blake3(data).hexdigest()}")
 
     @classmethod
     def of_pieces(cls, pieces: Pieces, size: int) -> Digest:

@@ -58,16 +58,6 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, TransportError) and error.transient
 
 
-def is_failure(error: BaseException) -> bool:
-    """:returns: whether it is the "Failure" of an SFTP server, which can have any cause"""
-    return (
-        isinstance(error, OSError)
-        and not isinstance(error, StatePoolError | TimeoutError)
-        and error.errno is None
-        and not is_lost(error)
-    )
-
-
 def is_lost(error: BaseException) -> bool:
     """:returns: whether the error says that the connection, or a channel of it, has ended"""
     if is_refused_channel(error):

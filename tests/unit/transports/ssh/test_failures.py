@@ -13,7 +13,6 @@ from paramiko.ssh_exception import AuthenticationException, ChannelException, SS
 from statepool.errors import AccessDenied, MissingFile, NotAPool, StatePoolError, TransportError
 from statepool.transports.failures import Subject
 from statepool.transports.ssh.failures import (
-    is_failure,
     is_lost,
     is_transient,
     translated,
@@ -136,16 +135,7 @@ def test_whatever_ended_the_thread_is_what_the_server_said() -> None:
         raise EOFError
 
 
-def test_a_failure_can_be_anything_about_the_file_and_nothing_about_the_link() -> None:
-    assert is_failure(OSError("Failure"))
-    for error in (
-        OSError("Socket is closed"),
-        TimeoutError(),
-        FileNotFoundError(errno.ENOENT, "x"),
-        EOFError(),
-        TransportError("x"),
-    ):
-        assert not is_failure(error)
+def test_a_failure_of_the_server_is_no_loss_of_the_link() -> None:
     assert is_lost(OSError("Socket is closed"))
     assert not is_lost(OSError("Failure"))
 
