@@ -4,8 +4,7 @@ files are still opened, sized, flushed and closed by SFTP.
 
 Compression pays if the link is slower than both processors, and the bytes can be compressed; so
 ``auto`` measures. A transfer begins without compression, which shows the throughput of the link. If
-the link is slow, and the bytes seen so far get smaller, compression is tried, and goes on as long
-as it is faster.
+the link is slow, compression is tried, and goes on as long as it is faster.
 
 The bytes that arrive are checked as always: zstd checks what it unpacks, the programs there report
 failures, the length of the file is compared, and all bytes are hashed here. If the programs fail
@@ -15,7 +14,6 @@ without compression.
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -57,25 +55,10 @@ Bytes per second. On a link with this throughput, a single compressing thread on
 transfer down.
 """
 
-WORTHWHILE = 1.15
-"""The lowest compression ratio for which compression is tried."""
-
 BETTER = 0.95
 """
 The lowest rate with compression, relative to the rate without, at which compression goes on. It is
 below 1 since rates vary from moment to moment.
-"""
-
-SAMPLES = 32
-"""Places of a file that are sampled to estimate whether it can be compressed."""
-
-SAMPLE = 32 << 10
-"""Bytes of each sample."""
-
-_GOLDEN = (5**0.5 - 1) / 2
-"""
-The fractional parts of its multiples are spread evenly between 0 and 1, and do not coincide with a
-period that a file may have.
 """
 
 MOST_SEGMENTS = 200
@@ -189,9 +172,6 @@ class _Choosing:
     def _pack(self, end: int, goes_on: Callable[[int], bool]) -> None:
         raise NotImplementedError
 
-    def _ratio(self) -> float:
-        raise NotImplementedError
-
     def _choose(self) -> None:
         """Move everything."""
         size = self._job.size
@@ -212,8 +192,7 @@ class _Choosing:
             plain = self._rate_of(lambda: self._move(self._after(MEASURED)))
             if plain > FAST or not self._packer.is_able:
                 return
-            if self._ratio() >= WORTHWHILE:
-                self._pack(size, _Watch(plain, self._packer.clock))
+            self._pack(size, _Watch(plain, self._packer.clock))
             self._move(self._after(RECONSIDERED))
 
     def _rate_of(self, work: Callable[[], object]) -> float:
@@ -279,11 +258,6 @@ class PackedDownload(Download, _Choosing):
         self._choose()
         self._finish()
         return self.received
-
-    def _ratio(self) -> float:
-        """:returns: the compression ratio of what has arrived lately"""
-        lately = within(self._extents, max(0, self._hashed - 2 * MEASURED), self._hashed)
-        return ratio(self._job.local, list(lately))
 
     def _pack(self, end: int, goes_on: Callable[[int], bool]) -> None:
         segments = self._segments(end)
@@ -354,14 +328,6 @@ class PackedUpload(Upload, _Choosing):
         self._choose()
         self._finish()
         return self.sent
-
-    def _ratio(self) -> float:
-        """
-        :returns: the compression ratio of the bytes that follow, up to the next time it is
-            reconsidered
-        """
-        ahead = within(self._extents, self._hashed, self._after(RECONSIDERED))
-        return ratio(self._job.local, list(ahead))
 
     def _pack(self, end: int, goes_on: Callable[[int], bool]) -> None:
         begin, segments = self._hashed, self._segments(end)
@@ -476,28 +442,3 @@ def few(extents: Iterable[Extent], most: int = MOST_SEGMENTS) -> list[Extent]:
                 closed.append((offset, length))
         found, gap = closed, gap * 2
     return found
-
-
-def ratio(descriptor: int, extents: list[Extent]) -> float:
-    """
-    :param extents: where the file has data
-    :returns: the compression ratio by zstd of some samples: the original length divided by the
-        compressed length
-    """
-    import zstandard
-
-    total = sum(length for _, length in extents)
-    if not total:
-        return 1.0
-    compressor = zstandard.ZstdCompressor(level=LEVEL)
-    before = after = 0
-    for number in range(SAMPLES):
-        wanted = int(total * (number * _GOLDEN % 1))
-        for offset, length in extents:
-            if wanted < length:
-                data = os.pread(descriptor, min(SAMPLE, length - wanted), offset + wanted)
-                before += len(data)
-                after += len(compressor.compress(data))
-                break
-            wanted -= length
-    return before / max(after, 1)

@@ -5,9 +5,7 @@ words.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from attrs import define
@@ -23,7 +21,6 @@ from statepool.transports.ssh.compressed import (
     _Choosing,
     few,
     packer,
-    ratio,
     within,
 )
 
@@ -52,7 +49,6 @@ class Link(_Choosing):
         packed: Callable[[int], float],
         *,
         how: Compress = Compress.AUTO,
-        gain: float = 2.0,
         able: bool = True,
     ) -> None:
         self.now = 100.0
@@ -62,7 +58,7 @@ class Link(_Choosing):
         self._extents = ((0, SIZE),)
         self._job = Job()  # type: ignore[assignment]
         self._packer = FakePacker(how, lambda: self.now, able)  # type: ignore[assignment]
-        self._plain, self._packed, self._gain = plain, packed, gain
+        self._plain, self._packed = plain, packed
 
     def _move(self, end: int) -> None:
         self._note("plain", end - self._hashed)
@@ -85,9 +81,6 @@ class Link(_Choosing):
         if count:
             self.moved.append((how, count // MIB))
 
-    def _ratio(self) -> float:
-        return self._gain
-
     def run(self) -> list[tuple[str, int]]:
         self._choose()
         assert self._hashed == SIZE
@@ -104,10 +97,6 @@ def test_a_slow_link_is_compressed_on() -> None:
 
 def test_a_fast_link_is_not() -> None:
     assert Link(400 * MIB, lambda at: 800 * MIB).run() == [*START, ("plain", REST)]
-
-
-def test_what_gets_no_smaller_is_not_tried() -> None:
-    assert {how for how, _ in Link(110 * MIB, lambda at: 800 * MIB, gain=1.02).run()} == {"plain"}
 
 
 def test_what_is_slower_is_given_up_and_tried_again_later() -> None:
@@ -136,9 +125,7 @@ def test_without_a_program_there_is_no_choice() -> None:
 
 
 def test_on_is_on() -> None:
-    assert Link(1000 * MIB, lambda at: MIB, how=Compress.ON, gain=0.5).run() == [
-        ("packed", SIZE // MIB)
-    ]
+    assert Link(1000 * MIB, lambda at: MIB, how=Compress.ON).run() == [("packed", SIZE // MIB)]
 
 
 @pytest.mark.parametrize("how", [Compress.ON, Compress.AUTO])
@@ -184,25 +171,6 @@ def test_few_extents_are_left_alone_and_many_become_few() -> None:
         any(begin <= offset and offset + length <= begin + count for begin, count in found)
         for offset, length in many
     )
-
-
-def test_samples_fall_in_with_no_rhythm(tmp_path: Path) -> None:
-    """Every other cluster is random: neither only those nor only the others are looked at."""
-    cluster = 64 << 10
-    path = tmp_path / "file"
-    path.write_bytes(
-        b"".join(
-            b"all the same " * (cluster // 13) + bytes(cluster % 13)
-            if n % 2
-            else os.urandom(cluster)
-            for n in range(256)
-        )
-    )
-    with path.open("rb") as file:
-        assert 1.3 < ratio(file.fileno(), [(0, 256 * cluster)]) < 3
-        assert ratio(file.fileno(), [(2 * n * cluster, cluster) for n in range(128)]) < 1.01
-        assert ratio(file.fileno(), [((2 * n + 1) * cluster, cluster) for n in range(128)]) > 100
-        assert ratio(file.fileno(), []) == 1.0
 
 
 def test_the_constants_fit_together() -> None:
