@@ -98,6 +98,14 @@ def _read(file: int, path: str) -> tuple[object, os.stat_result]:
     return json.loads(os.read(file, found.st_size).decode()), found
 
 
+def _read_or_none(directory: int, name: str) -> object:
+    try:
+        with open_at(directory, name, _READ) as file:
+            return _read(file, name)[0]
+    except (OSError, ValueError):
+        return None
+
+
 def make_directory(tree: Tree, path: str) -> None:
     """
     Make a directory and its missing parents, each with the mode of its parent, as everywhere in a
@@ -224,11 +232,7 @@ class Notes:
                 if (tree := self._own()) is not None:
                     directory = stack.enter_context(tree.open(kind, DIRECTORY))
             for name in names:
-                found = None
-                if directory is not None:
-                    with suppress(OSError, ValueError), open_at(directory, name, _READ) as file:
-                        found = _read(file, name)[0]
-                yield found
+                yield _read_or_none(directory, name) if directory is not None else None
 
     def prepare(self) -> None:
         """Make the directories, if this account can have any."""
