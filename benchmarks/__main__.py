@@ -18,6 +18,7 @@ import statepool
 from benchmarks import (
     appends,
     bundles,
+    carts,
     cold,
     locks,
     machines,
@@ -38,6 +39,7 @@ TABLES: dict[str, Callable[[Bench], Table]] = {
     "small": trusted.table,
     "set": sets.table,
     "bundles": bundles.table,
+    "carts": carts.table,
     "start": start.table,
     "locks": locks.table,
     "log": appends.table,

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import venv
 from pathlib import Path
 
-from benchmarks.bench import ROOT
+from benchmarks.environments import Unavailable, install
 
 VERSION = "103.0"
 REQUIREMENTS = (
@@ -20,51 +18,6 @@ REQUIREMENTS = (
     f"avocado-framework-plugin-vt=={VERSION}",
     "setuptools<81",  # it uses pkg_resources
 )
-ENVIRONMENT = (
-    ROOT
-    / ".venv-bench"
-    / f"avocado-i2n-{VERSION}-python{sys.version_info.major}.{sys.version_info.minor}"
-)
-TIMEOUT = 600
-"""Timeout of the installation, in seconds."""
-
-
-class Unavailable(Exception):
-    """An error: avocado-i2n is not available here; the text says why."""
-
-
-def install() -> Path:
-    """
-    :returns: the interpreter of an environment with avocado-i2n, which is made at the first call
-    :raises Unavailable: it cannot be installed
-    """
-    python = ENVIRONMENT / "bin/python"
-    if (ENVIRONMENT / "complete").exists():
-        return python
-    try:
-        venv.create(ENVIRONMENT, with_pip=True, clear=True)
-        command = [
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-input",
-            *REQUIREMENTS,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"avocado-i2n {VERSION} cannot be installed: {error}") from error
-    if done.returncode:
-        errors = [
-            line for line in done.stderr.splitlines() if line.startswith("ERROR")
-        ] or done.stderr.splitlines()
-        raise Unavailable(
-            f"avocado-i2n {VERSION} cannot be installed: {' '.join(errors[-1:]) or 'pip failed'}"
-        )
-    (ENVIRONMENT / "complete").touch()
-    return python
 
 
 class I2N:
@@ -79,7 +32,10 @@ class I2N:
     def __init__(self, work: Path, log: Path) -> None:
         self._work = work
         self._log = log
-        command = [str(install()), str(Path(__file__).with_name("i2n_worker.py"))]
+        command = [
+            str(install(f"avocado-i2n {VERSION}", REQUIREMENTS)),
+            str(Path(__file__).with_name("i2n_worker.py")),
+        ]
         with open(log, "w") as errors:
             self._process = subprocess.Popen(
                 command,

@@ -15,7 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.bench import IMAGE, TIP, Bench, chain_files, run
-from benchmarks.i2n import I2N, VERSION, Unavailable
+from benchmarks.environments import Unavailable
+from benchmarks.i2n import I2N, VERSION
 from benchmarks.measure import Table, rounds, seconds, timed
 
 NEW = "s5"

@@ -28,7 +28,7 @@ from benchmarks import (
 )
 from benchmarks.__main__ import TABLES, main
 from benchmarks.bench import TINY, Bench, chain_files, room
-from benchmarks.i2n import Unavailable
+from benchmarks.environments import Unavailable
 from benchmarks.measure import Fact, Figure, Limit, Table, Unit, against, aligned, rounds, seconds
 
 
