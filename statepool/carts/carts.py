@@ -17,6 +17,7 @@ from statepool.carts.lists import Request
 from statepool.carts.room import mark_deleted
 from statepool.carts.sending import Content
 from statepool.carts.service import Service
+from statepool.carts.spans import Span, spans
 from statepool.carts.tasks import begin_again
 
 _ROWS = 500
@@ -215,13 +216,9 @@ class Download:
         except OSError as error:
             raise _lost(cart, path) from error
 
-        def read(start: int, stop: int) -> Iterator[bytes]:
+        def read(start: int, stop: int) -> Iterator[bytes | Span]:
             with open_file(path) as descriptor:
-                while start < stop and (
-                    data := os.pread(descriptor, min(step, stop - start), start)
-                ):
-                    start += len(data)
-                    yield data
+                yield from spans(descriptor, start, stop, step, str(path))
 
         if cart.size >= 0 and found.st_size != cart.size:
             raise _lost(cart, path)
@@ -239,7 +236,7 @@ class Download:
         def open_member(number: int) -> AbstractContextManager[int]:
             return open_file(tree / files[table.members[number].name].bundle_path)
 
-        def read(start: int, stop: int) -> Iterator[bytes]:
+        def read(start: int, stop: int) -> Iterator[bytes | Span]:
             return table.read(start, stop, open_member, self._service.settings.transfer_size)
 
         return Content(table.length, cart.digest, _modified(cart), read)

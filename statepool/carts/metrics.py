@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from statepool.carts.database import Cart
 from statepool.carts.sending import Content
 from statepool.carts.service import Service
+from statepool.carts.spans import Span
 
 
 class Metrics(Collector):
@@ -46,7 +47,7 @@ class Metrics(Collector):
     def counted(self, content: Content) -> Content:
         """:returns: the same content, with its bytes counted when they are sent"""
 
-        def read(start: int, stop: int) -> Iterator[bytes]:
+        def read(start: int, stop: int) -> Iterator[bytes | Span]:
             for data in content.read(start, stop):
                 yield data
                 self._sent.inc(len(data))

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from attrs import frozen
 from flask import Request, Response
 
+from statepool.carts.spans import Body, Span
+
 OCTETS = "application/octet-stream"
 
 
@@ -21,14 +23,14 @@ class Content:
     :param length: length in bytes
     :param etag: a strong validator
     :param modified: seconds since the epoch
-    :param read: yields the bytes between two offsets
+    :param read: yields the bytes between two offsets, and parts of files that have them
     :param name: the file name under which a client should save them
     """
 
     length: int
     etag: str
     modified: float
-    read: Callable[[int, int], Iterator[bytes]]
+    read: Callable[[int, int], Iterator[bytes | Span]]
     name: str | None = None
 
 
@@ -46,9 +48,12 @@ def send(request: Request, content: Content, close: Callable[[], None]) -> Respo
             found = wanted.range_for_length(content.length)
             status = 206 if found is not None else 416
             start, stop = found if found is not None else (0, 0)
-    body = content.read(start, stop) if status in (200, 206) and request.method != "HEAD" else None
-    response = Response(body, status, mimetype=OCTETS)
-    response.call_on_close(close)
+    response = Response(None, status, mimetype=OCTETS)
+    if status in (200, 206) and request.method != "HEAD":
+        response.response = Body(content.read(start, stop), close)
+        response.direct_passthrough = True  # the server gets the body itself
+    else:
+        response.call_on_close(close)
     response.set_etag(content.etag)
     response.last_modified = datetime.fromtimestamp(content.modified, UTC)
     response.headers["Accept-Ranges"] = "bytes"

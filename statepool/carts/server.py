@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import select
 import signal
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +25,7 @@ from statepool.carts.metrics import Metrics
 from statepool.carts.runner import Runner
 from statepool.carts.service import Service, log
 from statepool.carts.shelves import Shelves
+from statepool.carts.spans import Body, Span, became_shorter
 from statepool.carts.views import READING, Parts, create_app
 
 _GRACE = 10
@@ -75,9 +80,9 @@ class Deadlines:
         """Close connections that are late: a waiting thread finds its connection closed."""
         with self._lock:
             late = [one for when, one in self._running.values() if when < time.monotonic()]
-        for socket in late:
+        for connection in late:
             try:
-                socket.shutdown(2)
+                connection.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # it is closed by now
 
@@ -103,6 +108,41 @@ class _Gateway(wsgi.Gateway_10):
         environ: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
         reading = partial(self.req.server.deadlines.running, self.req.conn.socket)
         return {**environ, "wsgi.input_terminated": True, READING: reading}
+
+    def respond(self) -> None:
+        """Call the application, and send its answer: parts of files by the kernel, without TLS."""
+        connection = self.req.conn.socket
+        answer = self.req.server.wsgi_app(self.env, self.start_response)
+        in_files = isinstance(answer, Body) and not isinstance(connection, ssl.SSLSocket)
+        try:
+            for part in answer.parts if in_files else answer:
+                self.req.ensure_headers_sent()
+                if isinstance(part, Span):
+                    _send_file(connection, part)
+                elif self.req.chunked_write:
+                    self.req.write(part)
+                else:  # its file object would copy what is left after each part that is sent
+                    connection.sendall(part)
+        finally:
+            self.req.ensure_headers_sent()
+            if hasattr(answer, "close"):
+                answer.close()
+
+
+def _send_file(connection: socket.socket, span: Span) -> None:
+    offset, left = span.start, span.length
+    while left:
+        try:
+            sent = os.sendfile(connection.fileno(), span.descriptor, offset, left)
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(connection, select.POLLOUT)
+            if not poll.poll((connection.gettimeout() or math.inf) * 1000):
+                raise TimeoutError("the client takes nothing") from None
+            continue
+        if not sent:
+            raise became_shorter(span.name)
+        offset, left = offset + sent, left - sent
 
 
 class Server(wsgi.Server):

@@ -12,6 +12,7 @@ from attrs import frozen
 from statepool import ConfigError, LocalTransport, Location, NotAPool, NotFound, TransportError
 from statepool.carts.archives import check_plain
 from statepool.carts.sending import Content
+from statepool.carts.spans import Span, spans
 
 _OURS = ".statepool"
 _SHOWN = ("pool.json", "data", "log")
@@ -91,12 +92,8 @@ class Shelves:
         is_bytes = path.startswith(f"{_OURS}/data/")
         etag = os.path.basename(path) if is_bytes else f"{status.st_size}-{status.st_mtime_ns}"
 
-        def read(start: int, stop: int) -> Iterator[bytes]:
-            while start < stop and (
-                data := os.pread(opened.number, min(self._step, stop - start), start)
-            ):
-                start += len(data)
-                yield data
+        def read(start: int, stop: int) -> Iterator[Span]:
+            return spans(opened.number, start, stop, self._step, path)
 
         return Found(Content(status.st_size, etag, status.st_mtime, read), opened.close)
 

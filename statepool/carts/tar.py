@@ -10,7 +10,6 @@ header has a comment as padding (the keyword ``comment`` of POSIX.1-2001, "pax")
 from __future__ import annotations
 
 import bisect
-import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -19,7 +18,7 @@ from functools import cached_property
 import blake3
 from attrs import field, frozen
 
-from statepool import IntegrityError
+from statepool.carts.spans import Span, spans
 
 _BLOCK = tarfile.BLOCKSIZE
 _ALIGNED = 4096
@@ -122,7 +121,7 @@ class Table:
             hasher.update(f"{member.name}\0{member.size}\0{member.mtime}\0{digest}\n".encode())
         return f"blake3:{hasher.hexdigest()}"
 
-    def read(self, start: int, stop: int, open_member: Open, step: int) -> Iterator[bytes]:
+    def read(self, start: int, stop: int, open_member: Open, step: int) -> Iterator[bytes | Span]:
         """
         Yield the bytes of the tar from ``start`` to ``stop``.
 
@@ -140,15 +139,6 @@ class Table:
             first, last = max(start, data) - data, min(stop, data + member.size) - data
             if first < last:
                 with open_member(index) as descriptor:
-                    yield from _pieces(descriptor, first, last, step, member.name)
+                    yield from spans(descriptor, first, last, step, member.name)
             yield bytes(max(min(stop, after) - max(start, data + member.size), 0))
         yield bytes(max(stop - max(start, self._starts[-1][0]), 0))
-
-
-def _pieces(descriptor: int, first: int, last: int, step: int, name: str) -> Iterator[bytes]:
-    while first < last:
-        data = os.pread(descriptor, min(step, last - first), first)
-        if not data:
-            raise IntegrityError(f"{name} became shorter", hint="delete the cart, and ask again")
-        first += len(data)
-        yield data
