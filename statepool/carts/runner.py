@@ -13,8 +13,8 @@ from statepool.carts.database import Cart, CartTasks
 from statepool.carts.service import Service, log
 from statepool.carts.tasks import fill_cart, sweep, unfinished_carts
 
-_SWEEP = 60.0
-"""Seconds between two looks for what other processes have left."""
+_LATER = 60.0
+"""Seconds until something is done again that this host could not do."""
 
 
 class Runner:
@@ -24,9 +24,10 @@ class Runner:
     The threads do not keep the process alive: what they do is taken up again by the next one.
 
     :param service: whose carts
+    :param threads: how many; if not given, as the settings say, and one more for the sweeps
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, threads: int | None = None) -> None:
         self._service = service
         self._queue: list[tuple[float, int, Callable[[], float | None]]] = []
         self._count = 0
@@ -34,7 +35,7 @@ class Runner:
         self._known: set[int] = set()
         self._threads = [
             threading.Thread(target=self._work, name=f"carts-{number}", daemon=True)
-            for number in range(service.settings.workers + 1)  # one more, for the sweeps
+            for number in range(threads or service.settings.workers + 1)
         ]
 
     def start(self) -> None:
@@ -54,6 +55,9 @@ class Runner:
             CartTasks.delete().where(CartTasks.cart_id == cart_id).execute()
             CartTasks.insert(cart_id=cart_id, celery_task_id=task).execute()
         self._put(0, lambda: self._fill(cart_id, task))
+
+    def check(self) -> None:
+        """:raises TransportError: carts cannot be filled now"""
 
     def stop(self, timeout: float) -> bool:
         """
@@ -94,7 +98,7 @@ class Runner:
                 again = self._service.settings.connect_wait
             except OSError as error:
                 log.error("%s", error)
-                again = _SWEEP
+                again = _LATER
             except BaseException:  # a fault of ours: it is told, and another thread goes on
                 threading.Thread(target=self._work, name="carts", daemon=True).start()
                 raise
@@ -119,4 +123,4 @@ class Runner:
         for cart_id in unfinished_carts(self._service):
             self.submit(cart_id)
         sweep(self._service)
-        return _SWEEP
+        return self._service.settings.sweep

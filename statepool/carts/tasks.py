@@ -1,9 +1,10 @@
 """
 What is done for a cart: plain functions of the service and a cart's number.
 
-Whatever runs them (threads of the process here) needs to know one thing: a function that returns a
-number wants to be called again after so many seconds. Each step is noted in the database, so that a
-cart whose process died is taken up where it was, by whoever calls :func:`fill_cart` next.
+Whatever runs them (threads of the process, or workers of Celery) needs to know one thing: a
+function that returns a number wants to be called again after so many seconds. Each step is noted in
+the database, so that a cart whose process died is taken up where it was, by whoever calls
+:func:`fill_cart` next.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 
+import peewee
 from attrs import define, field
 
 from statepool import Conflict, NoSpace, StatePoolError, TransportError
@@ -30,8 +32,13 @@ ACTIVE = ("waiting", "staging", "bundling")
 def unfinished_carts(service: Service) -> list[int]:
     """:returns: the carts for which something is to be done, oldest first"""
     with service.database.session():
-        found = Cart.select(Cart.id).where((Cart.status << ACTIVE) & Cart.deleted_date.is_null())
+        found = Cart.select(Cart.id).where(is_unfinished())
         return [cart.id for cart in found.order_by(Cart.id)]
+
+
+def is_unfinished() -> peewee.Expression:
+    """:returns: what is so of a cart for which something is to be done"""
+    return (Cart.status << ACTIVE) & Cart.deleted_date.is_null()
 
 
 def sweep(service: Service) -> None:
