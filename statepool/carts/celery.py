@@ -189,6 +189,7 @@ def _configured(settings: ServeSettings, results: str | None) -> Any:
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # RabbitMQ ends those of tasks that take half an hour
         broker_transport_options={"confirm_publish": True, "socket_connect_timeout": 4, **_AGAIN},
     )
     return app

@@ -75,7 +75,8 @@ def test_killed_in_the_middle(
     command: tuple[str, ...],
 ) -> None:
     """Of Celery's own command, only the process that fills the cart: the other takes note."""
-    server = serve(settings=settings(brokers(name), far(interface)))
+    results = 'result-backend = "rpc://"\n' if name == "rabbitmq" else ""
+    server = serve(settings=settings(brokers(name), far(interface) + results))
     first = start_worker(stack, server, command)
     interface.gate.clear()
     files = [entry(one, one, archive="far") for one in sorted(FILES)]
