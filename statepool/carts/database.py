@@ -7,7 +7,7 @@ Cartd's tables and columns keep their names and meanings, so that its databases 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ import peewee
 from playhouse import db_url
 
 from statepool import ConfigError, TransportError
-from statepool.carts.settings import ServeSettings
+from statepool.carts.settings import without_password
 
 SQLITE = ("sqlite", "sqliteext", "sqlite+pool")
 POSTGRESQL = ("postgresql", "postgres", "postgresql+pool", "postgres+pool", "psycopg3")
@@ -160,7 +160,7 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self.shown = _without_password(url)
+        self.shown = without_password(url)
         self.engine = _engine(url, self.shown)
         self.engine.bind(TABLES)
 
@@ -203,28 +203,10 @@ class Database:
                 transient=isinstance(error, peewee.OperationalError | peewee.InterfaceError),
             ) from error
 
-    def wait(
-        self, settings: ServeSettings, wait: Callable[[float], object], tell: Callable[[str], None]
-    ) -> None:
-        """
-        Wait until the database can be reached, up to the limit in the settings.
-
-        :param wait: sleeps for the given seconds
-        :param tell: called with messages for the user
-        :raises DatabaseAway: it could not be reached in that time
-        """
-        for attempt in range(1, settings.connect_attempts + 1):
-            try:
-                with self.session():
-                    return
-            except DatabaseAway as error:
-                if attempt == settings.connect_attempts:
-                    raise
-                tell(
-                    f"{error.message}; waiting {settings.connect_wait:g} s"
-                    f" (attempt {attempt} of {settings.connect_attempts})"
-                )
-                wait(settings.connect_wait)
+    def reach(self) -> None:
+        """:raises DatabaseAway: it cannot be reached"""
+        with self.session():
+            pass
 
 
 def _engine(url: str, shown: str) -> peewee.Database:
@@ -243,10 +225,3 @@ def _engine(url: str, shown: str) -> peewee.Database:
         f"the database {shown} is of no kind that is known",
         hint="write sqlite:////absolute/path or postgresql://user@host/name",
     )
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":…@")).geturl()

@@ -13,8 +13,8 @@ from statepool.carts.database import Cart, CartTasks
 from statepool.carts.service import Service, log
 from statepool.carts.tasks import fill_cart, sweep, unfinished_carts
 
-_SWEEP = 60.0
-"""Seconds between two sweeps for work that other processes have left."""
+_LATER = 60.0
+"""Seconds until a retry of what failed on this host."""
 
 
 class Runner:
@@ -25,9 +25,11 @@ class Runner:
     The threads do not keep the process alive: the next process resumes their work.
 
     :param service: the service with the carts
+    :param threads: number of threads; by default the workers of the settings, and one more for the
+        sweeps
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, threads: int | None = None) -> None:
         self._service = service
         self._queue: list[tuple[float, int, Callable[[], float | None]]] = []
         self._count = 0
@@ -35,7 +37,7 @@ class Runner:
         self._known: set[int] = set()
         self._threads = [
             threading.Thread(target=self._work, name=f"carts-{number}", daemon=True)
-            for number in range(service.settings.workers + 1)  # one more thread, for the sweeps
+            for number in range(threads or service.settings.workers + 1)
         ]
 
     def start(self) -> None:
@@ -55,6 +57,9 @@ class Runner:
             CartTasks.delete().where(CartTasks.cart_id == cart_id).execute()
             CartTasks.insert(cart_id=cart_id, celery_task_id=task).execute()
         self._put(0, lambda: self._fill(cart_id, task))
+
+    def check(self) -> None:
+        """:raises TransportError: carts cannot be filled now"""
 
     def stop(self, timeout: float) -> bool:
         """
@@ -95,7 +100,7 @@ class Runner:
                 again = self._service.settings.connect_wait
             except OSError as error:
                 log.error("%s", error)
-                again = _SWEEP
+                again = _LATER
             except BaseException:  # a bug: it is logged, and another thread continues
                 threading.Thread(target=self._work, name="carts", daemon=True).start()
                 raise
@@ -120,4 +125,4 @@ class Runner:
         for cart_id in unfinished_carts(self._service):
             self.submit(cart_id)
         sweep(self._service)
-        return _SWEEP
+        return self._service.settings.sweep

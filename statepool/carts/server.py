@@ -183,6 +183,19 @@ class Server(wsgi.Server):
         log.log(level, "%s", msg, exc_info=traceback)
 
 
+def make_runner(service: Service, tell: Callable[[str], None]) -> Runner:
+    """
+    :param tell: is given what there is to say to a person
+    :returns: what fills carts, or has them filled
+    :raises TransportError: the broker of Celery never could be reached
+    """
+    if service.settings.tasks == "threads":
+        return Runner(service)
+    from statepool.carts.celery import CeleryRunner
+
+    return CeleryRunner(service, tell)
+
+
 def make_application(service: Service, runner: Runner, *, open_here: bool) -> Callable[..., Any]:
     """:returns: the WSGI application of a service"""
     settings = service.settings
@@ -202,7 +215,7 @@ def serve(service: Service, tell: Callable[[str], None]) -> None:
     """
     settings = service.settings
     is_open = is_loopback(settings.address) and settings.trust_header is None
-    runner = Runner(service)
+    runner = make_runner(service, tell)
     server = Server(service, make_application(service, runner, open_here=is_open))
     try:
         server.prepare()

@@ -14,6 +14,7 @@ from statepool.carts.database import Database
 from statepool.carts.migrations import require_current, synchronise, version
 from statepool.carts.settings import ServeSettings
 from statepool.carts.volume import Volume
+from statepool.carts.waiting import wait_for
 
 log = logging.getLogger("statepool.carts")
 
@@ -56,7 +57,7 @@ def open_service(
     archives = open_archives(settings, Context(pool, settings.archive_timeout))
     stopping = threading.Event()
     database = Database(settings.database_url)
-    database.wait(settings, stopping.wait, tell)
+    wait_for(database.reach, settings, stopping.wait, tell)
     with volume.hold("schema", wait=True):
         if version(database) is None:
             synchronise(database)

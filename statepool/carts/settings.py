@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from attrs import evolve, field, fields_dict, frozen
 
@@ -28,8 +29,19 @@ _UNITS = {"": 1, "B": 1, "b": 1} | {
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*\Z")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
 
+_BROKERS = ("amqp", "amqps", "pyamqp", "redis", "rediss")
+_RESULT_BACKENDS = ("redis", "rediss", "rpc")
+
 POOLS = "pools"
 """The archive that always exists: states of the configured pools."""
+
+
+def without_password(url: str) -> str:
+    """:returns: a URL that can be shown"""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":…@")).geturl()
 
 
 def parse_size(text: object) -> int:
@@ -86,6 +98,13 @@ def _text(value: object) -> str:
     if not isinstance(value, str) or not value or not value.isprintable():
         raise ConfigError(f"{value!r} is not a text", hint="write a text in quotes")
     return value
+
+
+def _tasks(value: object) -> str:
+    if value not in ("threads", "celery"):
+        hint = 'write "threads" or "celery"'
+        raise ConfigError(f"{value!r} cannot run tasks", hint=hint)
+    return str(value)
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -156,6 +175,10 @@ class ServeSettings:
     :param lru_purge: whether any cart is removed to make room
     :param transfer_size: bytes that are moved at a time
     :param workers: carts that are filled at the same time
+    :param tasks: what fills carts: threads of this process, or workers of Celery
+    :param broker: URL of the broker of Celery
+    :param result_backend: URL of the result backend of Celery, if there is one
+    :param sweep: seconds between two searches for carts that no process fills
     :param tries: how often to try to get a file; all tries are made twice, since the cart is queued
         once more
     :param pause: seconds between two tries
@@ -187,6 +210,10 @@ class ServeSettings:
     lru_purge: bool = _setting(True, _truth)
     transfer_size: int = _setting("4 Mb", parse_size)
     workers: int = _setting(4, _count)
+    tasks: str = _setting("threads", _tasks)
+    broker: str | None = _setting(None, _maybe_text)
+    result_backend: str | None = _setting(None, _maybe_text)
+    sweep: float = _setting(60, parse_seconds)
     tries: int = _setting(5, _count)
     pause: float = _setting(1, parse_seconds)
     poll: float = _setting(5, parse_seconds)
@@ -213,8 +240,22 @@ class ServeSettings:
         if self.archive != POOLS and self.archive not in self.archives:
             known = ", ".join([POOLS, *self.archives])
             raise ConfigError(f"there is no archive {self.archive!r}", hint=f"there are {known}")
+        if self.tasks == "celery":
+            self._check_celery()
         if self.transfer_size < 4096:
             raise ConfigError("transfer-size is less than 4096 bytes", hint="name a larger one")
+
+    def _check_celery(self) -> None:
+        if urlsplit(self.broker or "").scheme not in _BROKERS:
+            raise ConfigError(
+                "Celery needs a broker: Redis or RabbitMQ",
+                hint='write: broker = "redis://host:6379/0", or "amqp://user:password@host/"',
+            )
+        if urlsplit(self.result_backend or "rpc:").scheme not in _RESULT_BACKENDS:
+            raise ConfigError(
+                "Celery's results can be in Redis or RabbitMQ only",
+                hint='write: result-backend = "redis://host:6379/1", or "rpc://", or nothing',
+            )
 
     @property
     def database_url(self) -> str:
@@ -272,6 +313,8 @@ _CARTD: dict[tuple[str, str], str | None] = {
     ("database", "peewee_url"): "database",
     ("database", "connect_attempts"): "connect-attempts",
     ("database", "connect_wait"): "connect-wait",
+    ("celery", "broker_url"): "broker",
+    ("celery", "backend_url"): "result-backend",
     ("archiveinterface", "url"): None,
 }
 """The keys of Cartd's file, and the name of each here."""

@@ -1,10 +1,10 @@
 """
 The tasks for a cart: plain functions of the service and a cart's number.
 
-A runner of these functions (here: threads of the process) needs to know one thing: if a function
-returns a number, it must be called again after so many seconds. Each step is recorded in the
-database. So if a process crashes, the next call of :func:`fill_cart` for its cart resumes from
-there.
+A runner of these functions (threads of the process, or workers of Celery) needs to know one thing:
+if a function returns a number, it must be called again after so many seconds. Each step is recorded
+in the database. So if a process crashes, the next call of :func:`fill_cart` for its cart resumes
+from there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 
+import peewee
 from attrs import define, field
 
 from statepool import Conflict, NoSpace, StatePoolError, TransportError
@@ -31,8 +32,13 @@ ACTIVE = ("waiting", "staging", "bundling")
 def unfinished_carts(service: Service) -> list[int]:
     """:returns: the carts with unfinished work, oldest first"""
     with service.database.session():
-        found = Cart.select(Cart.id).where((Cart.status << ACTIVE) & Cart.deleted_date.is_null())
+        found = Cart.select(Cart.id).where(is_unfinished())
         return [cart.id for cart in found.order_by(Cart.id)]
+
+
+def is_unfinished() -> peewee.Expression:
+    """:returns: what is so of a cart for which something is to be done"""
+    return (Cart.status << ACTIVE) & Cart.deleted_date.is_null()
 
 
 def sweep(service: Service) -> None:

@@ -214,6 +214,7 @@ def get_readiness() -> Response:
     service = _parts().service
     require_current(service.database)
     service.volume.prepare()
+    _parts().runner.check()
     return jsonify(status="ready")
 
 

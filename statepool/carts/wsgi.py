@@ -14,9 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from statepool import Config
-from statepool.carts.runner import Runner
-from statepool.carts.server import make_application
-from statepool.carts.service import open_service
+from statepool.carts.server import make_application, make_runner
+from statepool.carts.service import log, open_service
 from statepool.carts.settings import from_layers
 
 _lock = threading.Lock()
@@ -29,7 +28,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
         if not _made:
             config = Config.load()
             service = open_service(from_layers(config.serve), config)
-            runner = Runner(service)
+            runner = make_runner(service, log.warning)
             _made.append(make_application(service, runner, open_here=False))
             runner.start()
             atexit.register(runner.stop, 10.0)

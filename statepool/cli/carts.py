@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from statepool.cli.serve import settings_of
+from statepool.cli.serve import open_for, settings_of
 from statepool.cli.session import Command, Helpful, Session, dry_run_option
 
 if TYPE_CHECKING:
@@ -34,14 +35,13 @@ def command() -> None:
 
 def _open(session: Session) -> Database:
     from statepool.carts.database import Database
+    from statepool.carts.waiting import wait_for
     from statepool.cli.report import warn
 
     settings = settings_of(session)
     settings.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(settings.database_url)
-    import threading
-
-    database.wait(settings, threading.Event().wait, warn)
+    wait_for(database.reach, settings, time.sleep, warn)
     return database
 
 
@@ -141,6 +141,21 @@ def _tell(session: Session, key: str, uids: list[str], line: Callable[[str], str
         session.answer_json({key: uids})
     for uid in uids if not session.json else ():
         session.say(line(uid))
+
+
+@command.command("worker", cls=Command)
+@click.pass_obj
+def worker(session: Session) -> None:
+    """
+    Fill carts for statepool serve --tasks celery, until SIGTERM.
+
+    It may run more than once, and on other hosts that have the same directory of carts.
+    """
+    settings = settings_of(session, tasks="celery")
+    from statepool.carts.celery import work
+    from statepool.cli.report import warn
+
+    work(open_for(session, settings), warn)
 
 
 @command.group("token", cls=_Group)

@@ -14,10 +14,14 @@ from statepool.cli.session import Command, Session
 from statepool.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
+    from statepool.carts.service import Service
     from statepool.carts.settings import ServeSettings
 
 _NEEDED = ("cheroot", "flask", "peewee", "prometheus_client")
 """Packages of the extra ``serve``."""
+
+_NEEDED_BY_CELERY = ("celery", "redis")
+"""Packages of the extra ``celery``."""
 
 
 def settings_of(session: Session, **given: Any) -> ServeSettings:
@@ -28,12 +32,7 @@ def settings_of(session: Session, **given: Any) -> ServeSettings:
     :raises UsageError: a package that the service needs is not installed
     :raises ConfigError: a setting cannot be used
     """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"the service needs {', '.join(missing)}, which is not installed",
-            hint="pip install statepool[serve]",
-        )
+    _require(_NEEDED, "serve")
     from statepool.carts import settings
 
     overrides = {name.replace("_", "-"): value for name, value in given.items() if value}
@@ -46,10 +45,32 @@ def settings_of(session: Session, **given: Any) -> ServeSettings:
         session.config_file = None  # the pools are configured in the usual files
     layers += session.config.serve
     try:
-        return settings.from_layers([*layers, ("", overrides)])
+        made = settings.from_layers([*layers, ("", overrides)])
     except ConfigError as error:
         error.message = error.message.removeprefix(": ")
         raise
+    if made.tasks == "celery":
+        _require(_NEEDED_BY_CELERY, "serve,celery")
+    return made
+
+
+def _require(packages: tuple[str, ...], extras: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"the service needs {', '.join(missing)}, which is not installed",
+            hint=f"pip install statepool[{extras}]",
+        )
+
+
+def open_for(session: Session, settings: ServeSettings) -> Service:
+    """:returns: the service of these settings, which tells a person what it does"""
+    from statepool.carts.service import open_service
+
+    level = logging.WARNING if session.quiet else logging.INFO
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("statepool.carts").setLevel(level)
+    return open_service(settings, session.config, tell=warn)
 
 
 @click.command("serve", cls=Command)
@@ -67,6 +88,11 @@ def settings_of(session: Session, **given: Any) -> ServeSettings:
     metavar="NAME=DIR",
     multiple=True,
     help="Serve a pool at /pools/NAME/ as well.",
+)
+@click.option(
+    "--tasks",
+    type=click.Choice(["threads", "celery"]),
+    help="What fills carts: threads of this process, or statepool carts worker elsewhere.",
 )
 @click.option("--trust-header", metavar="HEADER", help="Believe proxies who the user is.")
 @click.option(
@@ -101,9 +127,5 @@ def command(
     given["trusted_proxies"] = list(trusted_proxies)
     settings = settings_of(session, **given)
     from statepool.carts.server import serve
-    from statepool.carts.service import open_service
 
-    level = logging.WARNING if session.quiet else logging.INFO
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    logging.getLogger("statepool.carts").setLevel(level)
-    serve(open_service(settings, session.config, tell=warn), warn)
+    serve(open_for(session, settings), warn)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,3 +45,21 @@ def test_every_setting_is_in_the_table() -> None:
     section = page.partition("\nSettings\n")[2].partition("**Room.**")[0]
     documented = set(re.findall(r"^``([a-z-]+)`` ", section, re.MULTILINE))
     assert documented == {name.replace("_", "-") for name in fields_dict(ServeSettings)}
+
+
+@pytest.mark.parametrize("name", ["statepool-carts", "statepool-carts-worker"])
+def test_units_of_systemd(run_statepool: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    """They are sound, and what they start is a command of ours."""
+    unit = (PAGE.parents[1] / f"examples/systemd/{name}.service").read_text(encoding="utf-8")
+    found = re.search(r"^ExecStart=/opt/statepool/bin/statepool (.*)$", unit, re.MULTILINE)
+    assert found is not None
+    command, config = found[1].split(" --config ")
+    assert config == "/etc/statepool/carts.toml"
+    assert "Usage: statepool " + command in run_statepool(*command.split(), "--help").out
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd is not installed (Debian: systemd)")
+    path = tmp_path / f"{name}.service"
+    path.write_text(unit.replace("/opt/statepool/bin/statepool", sys.executable))
+    verify = ["systemd-analyze", "verify", path]
+    done = subprocess.run(verify, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

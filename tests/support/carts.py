@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -89,7 +90,8 @@ class CartServer:
     def _listening(self) -> str:
         said = self.said()
         assert self.process.poll() is None, f"the server ended:\n{said}"
-        return said.partition("serving carts at ")[2].partition("/\n")[0]
+        found = re.search(r"(?:serving carts|Listening) at:? (\S+?)/?(?: |$)", said, re.MULTILINE)
+        return found[1] if found else ""
 
     def said(self) -> str:
         """:returns: its log"""

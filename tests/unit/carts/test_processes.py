@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tests.support.carts import CartServer, until
 from tests.unit.carts.conftest import FILES
 from tests.unit.carts.test_cartd import BAR, FOO, content
@@ -31,19 +32,8 @@ def test_two_processes_share_the_work(serve: Callable[..., CartServer]) -> None:
         two.stop()
 
 
-SERVER = """
-import sys
-from cheroot import wsgi
-from statepool.carts.wsgi import application
-server = wsgi.Server(("127.0.0.1", 0), application)
-server.prepare()
-sys.stderr.write(f"serving carts at http://127.0.0.1:{server.bind_addr[1]}/\\n")
-sys.stderr.flush()
-server.serve()
-"""
-
-
-def test_in_a_server_of_another(serve: Callable[..., CartServer], tmp_path: Path) -> None:
+def test_under_gunicorn(serve: Callable[..., CartServer], tmp_path: Path) -> None:
+    pytest.importorskip("gunicorn", reason="gunicorn is not installed")
     server = serve()
     server.post("one", FOO)
     server.settled("one")
@@ -52,7 +42,8 @@ def test_in_a_server_of_another(serve: Callable[..., CartServer], tmp_path: Path
         Database(f"sqlite:///{tmp_path}/carts/carts.sqlite"), "anna", write=True, objects="*"
     )
     other = CartServer(tmp_path, {}, ())
-    other.launch(sys.executable, "-c", SERVER)
+    options = ("--bind", "127.0.0.1:0", "--workers", "2", "--threads", "4")
+    other.launch(sys.executable, "-m", "gunicorn", *options, "statepool.carts.wsgi")
     try:
         other.listen()
         assert other.curl(path="/carts").status == 401
@@ -62,6 +53,6 @@ def test_in_a_server_of_another(serve: Callable[..., CartServer], tmp_path: Path
         assert other.curl(*allowed, "-d", body, path="/two").status == 201
         until(lambda: other.curl(*allowed, path="/two").status == 200)
         assert content(other.curl(*allowed, path="/two").body) == {"two/a": FILES["foo.txt"]}
+        assert other.curl(*allowed, "-r", "0-4", path="/two").body == b"two/a"
     finally:
-        other.process.kill()
-        other.process.wait()
+        assert other.stop() == 0
