@@ -18,7 +18,7 @@ from statepool.carts.settings import ServeSettings
 
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
-RESERVED = frozenset({"carts", "pools", "metrics", "healthz", "readyz"})
+RESERVED = frozenset({"carts", "pools", "page", "metrics", "healthz", "readyz"})
 """Names of our own at the place where the uid of a cart is."""
 
 
