@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from statepool.model.scope import Scope
     from statepool.model.secrets import GivenSecrets, SecretKind
     from statepool.model.settings import Compress, Settings
+    from statepool.model.trees import TreeNode, arrange
     from statepool.policy import Item, ItemOutcome, Outcome, Policy, items_of
     from statepool.transports.base import (
         Capabilities,
@@ -145,6 +146,8 @@ __all__ = [
     "ItemOutcome",
     "Listed",
     "Listing",
+    "TreeNode",
+    "arrange",
     "SourceStatus",
     "Checked",
     "Adopted",
@@ -282,6 +285,7 @@ _ROOMS = {
     "model.scope": ("Scope",),
     "model.secrets": ("GivenSecrets", "SecretKind"),
     "model.settings": ("Compress", "Settings"),
+    "model.trees": ("TreeNode", "arrange"),
     "policy": ("Item", "ItemOutcome", "Outcome", "Policy", "items_of"),
     "transports.base": (
         "Capabilities",

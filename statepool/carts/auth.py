@@ -22,6 +22,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")
 _BYTES = 32
 """Random bytes of a token: with so many, no slow hash is needed."""
 
+COOKIE = "statepool-token"
+"""Where a browser keeps the token of who has signed in."""
+
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
 """Headers that a proxy adds: its client is then not on this host."""
 
@@ -86,7 +89,9 @@ class Authenticator:
         given = request.authorization
         if given is not None:
             token = given.token if given.type == "bearer" else given.password
-            return self._of_token(token or "")
+            return self.of_token(token or "")
+        if (known := self._of_cookie(request)) is not None:
+            return known
         header = self._settings.trust_header
         if header is not None and self._is_proxy(request.remote_addr):
             name = request.headers.get(header, "")
@@ -98,7 +103,25 @@ class Authenticator:
         self._refuse_strangers(request)
         return Identity("", everything=True)
 
-    def _of_token(self, token: str) -> Identity:
+    def _of_cookie(self, request: Request) -> Identity | None:
+        """
+        What a cookie alone permits is to look, and the forms of the page, which have a key beside:
+        a browser sends it along whoever made it ask.
+        """
+        token = request.cookies.get(COOKIE)
+        looks = request.method in ("GET", "HEAD") or request.path.startswith("/page/")
+        if self._open or not token or not looks:
+            return None
+        try:
+            return self.of_token(token)
+        except Denied:
+            return None  # it was removed: another way may do, or a form asks for another one
+
+    def of_token(self, token: str) -> Identity:
+        """
+        :returns: whose token this is
+        :raises Denied: nobody's
+        """
         with self._database.session():
             found = CartToken.get_or_none(CartToken.hash == _hash(token))
         if found is None:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from peewee import Expression
+
 from statepool import Conflict, NotFound, RefusedError, StatePoolError
 from statepool.carts.auth import Identity
 from statepool.carts.bundle import files_of, open_file, table_of
@@ -34,9 +36,7 @@ def find_cart(service: Service, uid: str, identity: Identity) -> Cart:
 
 
 def _find(uid: str, identity: Identity) -> Cart | None:
-    mine = (Cart.cart_uid == uid) & Cart.deleted_date.is_null()
-    if not identity.everything:
-        mine &= Cart.owner == identity.name
+    mine = (Cart.cart_uid == uid) & visible(identity)
     newest = Cart.select().where(mine).order_by(Cart.creation_date.desc(), Cart.id.desc())
     return next(iter(newest.limit(1)), None)
 
@@ -96,6 +96,20 @@ def _make(service: Service, uid: str, request: Request, identity: Identity) -> i
     return int(cart.id)
 
 
+def retry_cart(service: Service, uid: str, identity: Identity) -> int:
+    """
+    Begin a cart in error again, and leave any other as it is.
+
+    :returns: its number
+    :raises NotFound: there is none
+    """
+    with service.database.session(write=True):
+        cart = _find(uid, identity) or _raise_missing(uid)
+        if cart.status == "error":
+            begin_again(cart)
+    return int(cart.id)
+
+
 def delete_cart(service: Service, uid: str, identity: Identity) -> None:
     """
     Delete every cart of this uid. Their tasks end, and running downloads complete.
@@ -121,12 +135,15 @@ def delete_cart(service: Service, uid: str, identity: Identity) -> None:
 
 def list_carts(service: Service, identity: Identity) -> list[dict[str, Any]]:
     """:returns: the carts that a user may read, newest first"""
-    mine = Cart.deleted_date.is_null()
-    if not identity.everything:
-        mine &= Cart.owner == identity.name
     with service.database.session():
-        found = list(Cart.select().where(mine).order_by(Cart.id.desc()))
+        found = list(Cart.select().where(visible(identity)).order_by(Cart.id.desc()))
     return [_summary(cart) for cart in found]
+
+
+def visible(identity: Identity) -> Expression:
+    """:returns: a condition of the carts that a user may see"""
+    there = Cart.deleted_date.is_null()
+    return there if identity.everything else there & (Cart.owner == identity.name)
 
 
 def describe_cart(service: Service, cart: Cart) -> dict[str, Any]:
@@ -135,16 +152,27 @@ def describe_cart(service: Service, cart: Cart) -> dict[str, Any]:
         files = list(File.select().where(File.cart == cart.id).order_by(File.bundle_path, File.id))
     size = sum(max(file.size, 0) for file in files)
     done = sum(file.done for file in files)
+    return {
+        **_summary(cart),
+        **progress(cart, done, size),
+        "files": [_file(file) for file in files],
+    }
+
+
+def progress(cart: Cart, done: int, size: int) -> dict[str, Any]:
+    """
+    :param done: bytes of its files that came
+    :param size: bytes of all that are known
+    :returns: how far a cart is, and when it will be ready
+    """
     began = cart.started_date if cart.status in ("staging", "bundling") else None
     seconds = (now() - began).total_seconds() if began is not None else 0.0
     rate = done / seconds if seconds > 0 else None
     return {
-        **_summary(cart),
         "bytes": done,
         "bytes_needed": size,
         "rate": rate,
         "seconds_left": (size - done) / rate if rate else None,
-        "files": [_file(file) for file in files],
     }
 
 

@@ -18,7 +18,7 @@ from statepool.carts.settings import ServeSettings
 
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
-RESERVED = frozenset({"carts", "pools", "metrics", "healthz", "readyz"})
+RESERVED = frozenset({"carts", "pools", "page", "metrics", "healthz", "readyz"})
 """Reserved names that cannot be the uid of a cart, since the service uses them in its paths."""
 
 

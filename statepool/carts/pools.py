@@ -34,7 +34,7 @@ class PoolsArchive(Archive):
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._pool = context.pool(_Watch(lambda count: None))
+        self.pool = context.pool(_Watch(lambda count: None))
 
     @classmethod
     def open(cls, options: Mapping[str, object], context: Context) -> PoolsArchive:
@@ -59,7 +59,7 @@ class PoolsArchive(Archive):
     def pull(self, wanted: Wanted, part: Part, sink: Sink) -> None:
         for known, manifest in self._staged(wanted):
             if (known.path, known.digest) == (part.path, part.digest):
-                with self._pool.open_bytes(manifest) as source:
+                with self.pool.open_bytes(manifest) as source:
                     sink.take(source, digest=manifest.digest, immutable=True)
                 return
         raise NotFound(f"{wanted.id} was replaced meanwhile", hint="ask for it once more")
@@ -74,8 +74,8 @@ class PoolsArchive(Archive):
 
     def _parts(self, wanted: Wanted) -> Iterator[tuple[Part, Manifest]]:
         subject, state = _parse(wanted.id)
-        device = os.stat(self._pool.cache.path).st_dev
-        for manifest in self._pool.parts(subject, state):
+        device = os.stat(self.pool.cache.path).st_dev
+        for manifest in self.pool.parts(subject, state):
             is_tip = manifest.state == state
             if manifest.kind is Kind.MACHINE or not (is_tip or wanted.chain):
                 continue

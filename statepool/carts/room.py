@@ -4,6 +4,8 @@ Room for a cart, reserved before its first byte moves: the least recently used c
 
 from __future__ import annotations
 
+from peewee import Expression, fn
+
 from statepool import NoSpace
 from statepool.carts.database import Cart, File, ago, now
 from statepool.carts.service import Service, log
@@ -61,6 +63,15 @@ def _remove(service: Service, cart: Cart, victims: list[Cart], needed: int) -> b
     return removed
 
 
+def evictable(service: Service) -> int:
+    """:returns: bytes of carts that would be removed if another one needed the room"""
+    if not service.settings.lru_purge:
+        return 0
+    return int(
+        Cart.select(fn.SUM(Cart.size)).where(_is_idle(service) & (Cart.size > 0)).scalar() or 0
+    )
+
+
 def remove_cart(service: Service, cart: Cart) -> bool:
     """:returns: whether a cart was removed: not if it is being filled or downloaded"""
     with service.volume.hold(cart.id) as held:
@@ -109,13 +120,14 @@ def _promised(service: Service, cart: Cart) -> int:
 
 
 def _victims(service: Service, cart: Cart) -> list[Cart]:
-    return list(
-        Cart.select()
-        .where(
-            (Cart.id != cart.id)
-            & (Cart.status << ("ready", "error"))
-            & Cart.deleted_date.is_null()
-            & (Cart.updated_date < ago(service.settings.lru_buffer_time))
-        )
-        .order_by(Cart.updated_date, Cart.id)
+    others = Cart.select().where((Cart.id != cart.id) & _is_idle(service))
+    return list(others.order_by(Cart.updated_date, Cart.id))
+
+
+def _is_idle(service: Service) -> Expression:
+    """:returns: a condition of carts that may be removed"""
+    return (
+        (Cart.status << ("ready", "error"))
+        & Cart.deleted_date.is_null()
+        & (Cart.updated_date < ago(service.settings.lru_buffer_time))
     )

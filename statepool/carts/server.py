@@ -22,11 +22,13 @@ from cheroot.ssl.builtin import BuiltinSSLAdapter
 from statepool import ConfigError, TransportError
 from statepool.carts.auth import Authenticator, is_loopback
 from statepool.carts.metrics import Metrics
+from statepool.carts.overview import Pools
+from statepool.carts.parts import READING, Parts
 from statepool.carts.runner import Runner
 from statepool.carts.service import Service, log
 from statepool.carts.shelves import Shelves
 from statepool.carts.spans import Body, Span, became_shorter
-from statepool.carts.views import READING, Parts, create_app
+from statepool.carts.views import create_app
 
 _GRACE = 10
 """Seconds within which requests and tasks have to end when the service stops."""
@@ -201,7 +203,8 @@ def make_application(service: Service, runner: Runner, *, open_here: bool) -> Ca
     settings = service.settings
     authenticator = Authenticator(settings, service.database, open_here=open_here)
     shelves = Shelves(settings.pools, settings.transfer_size)
-    return create_app(Parts(service, runner, authenticator, shelves, Metrics(service)))
+    metrics, pools = Metrics(service), Pools(service)
+    return create_app(Parts(service, runner, authenticator, shelves, metrics, pools))
 
 
 def serve(service: Service, tell: Callable[[str], None]) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import nullcontext
 from http import HTTPStatus
 
-from attrs import evolve, frozen
-from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
+from attrs import evolve
+from flask import Blueprint, Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from statepool import (
@@ -21,7 +20,8 @@ from statepool import (
     UsageError,
     __version__,
 )
-from statepool.carts.auth import Authenticator, Denied, Identity
+from statepool.carts import page
+from statepool.carts.auth import Denied
 from statepool.carts.carts import (
     Download,
     delete_cart,
@@ -31,12 +31,10 @@ from statepool.carts.carts import (
     make_cart,
 )
 from statepool.carts.lists import check_uid, parse_request
-from statepool.carts.metrics import Metrics
 from statepool.carts.migrations import require_current
-from statepool.carts.runner import Runner
+from statepool.carts.parts import Parts, reading, the_identity, the_parts
 from statepool.carts.sending import send
-from statepool.carts.service import Service, log
-from statepool.carts.shelves import Shelves
+from statepool.carts.service import log
 
 access = logging.getLogger("statepool.carts.access")
 
@@ -50,13 +48,7 @@ _STATUS = (
 )
 """The HTTP status of each class of errors; all others are bugs, 500."""
 
-READING = "statepool.reading"
-"""
-The key of the environment for a context in which a body is read; the server uses it to close
-connections of clients that take too long.
-"""
-
-_OPEN = frozenset({"/healthz", "/readyz"})
+_OPEN = frozenset({"/healthz", "/readyz"}) | page.OPEN
 
 _SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -67,24 +59,15 @@ _SECURITY = {
 pages = Blueprint("carts", __name__)
 
 
-@frozen
-class Parts:
-    """The context of the views."""
-
-    service: Service
-    runner: Runner
-    authenticator: Authenticator
-    shelves: Shelves
-    metrics: Metrics
-
-
 def create_app(parts: Parts) -> Flask:
     """:returns: the WSGI application"""
     app = Flask("statepool.carts", static_folder=None)
     app.url_map.merge_slashes = False
+    app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     app.config["MAX_CONTENT_LENGTH"] = parts.service.settings.max_body
     app.extensions["carts"] = parts
     app.register_blueprint(pages)
+    app.register_blueprint(page.pages)
     app.before_request(_identify)
     app.after_request(_finish)
     app.register_error_handler(HTTPException, _http_error)
@@ -93,27 +76,23 @@ def create_app(parts: Parts) -> Flask:
     return app
 
 
-def _parts() -> Parts:
-    parts = current_app.extensions["carts"]
-    assert isinstance(parts, Parts)
-    return parts
-
-
 # -- Cartd's ---------------------------------------------------------------------------------------
 
 
 @pages.get("/")
 def greet() -> Response:
-    """Answer that the service is running."""
+    """Answer that the service is running; show a browser the page."""
+    if page.is_asked():
+        return page.show()
     return jsonify(message="Pacifica Cartd Interface Up and Running")
 
 
 @pages.post("/<uid>")
 def post_cart(uid: str) -> tuple[Response, int]:
     """Make a cart."""
-    parts, identity = _parts(), _identity(write=True)
+    parts, identity = the_parts(), the_identity(write=True)
     settings = parts.service.settings
-    with request.environ.get(READING, nullcontext)():
+    with reading():
         body = request.get_data(cache=False)
     wanted = parse_request(body, settings, parts.service.archives, identity.objects)
     number = make_cart(parts.service, check_uid(uid), wanted, identity)
@@ -124,10 +103,10 @@ def post_cart(uid: str) -> tuple[Response, int]:
 @pages.route("/<uid>", methods=["GET", "HEAD"])
 def get_cart(uid: str) -> Response:
     """Send the tar of a cart; for HEAD, tell its status."""
-    parts = _parts()
+    parts = the_parts()
     if request.method == "HEAD":
         return _head(uid)
-    cart = find_cart(parts.service, uid, _identity())
+    cart = find_cart(parts.service, uid, the_identity())
     if cart.status == "error":
         raise StatePoolError(cart.error, hint="post the same list to try again, or delete the cart")
     if cart.status != "ready":
@@ -141,7 +120,7 @@ def get_cart(uid: str) -> Response:
 
 def _head(uid: str) -> Response:
     try:
-        cart = find_cart(_parts().service, uid, _identity())
+        cart = find_cart(the_parts().service, uid, the_identity())
     except NotFound as error:
         return _told(HTTPStatus.NOT_FOUND, "error", error.message)
     failed = cart.status == "error"
@@ -162,7 +141,7 @@ def _told(status: HTTPStatus, state: str, message: str) -> Response:
 @pages.delete("/<uid>")
 def remove_cart(uid: str) -> Response:
     """Delete a cart."""
-    delete_cart(_parts().service, uid, _identity(write=True))
+    delete_cart(the_parts().service, uid, the_identity(write=True))
     return jsonify(message="Cart Deleted Successfully")
 
 
@@ -172,33 +151,33 @@ def remove_cart(uid: str) -> Response:
 @pages.get("/<uid>/status")
 def get_status(uid: str) -> Response:
     """Tell the progress of a cart."""
-    service = _parts().service
-    return jsonify(describe_cart(service, find_cart(service, uid, _identity())))
+    service = the_parts().service
+    return jsonify(describe_cart(service, find_cart(service, uid, the_identity())))
 
 
 @pages.get("/carts")
 def get_carts() -> Response:
     """List carts."""
-    return jsonify(carts=list_carts(_parts().service, _identity()))
+    return jsonify(carts=list_carts(the_parts().service, the_identity()))
 
 
 @pages.get("/pools/<name>/", defaults={"path": ""})
 @pages.get("/pools/<name>/<path:path>")
 def get_pool(name: str, path: str) -> Response:
     """Send a file of a pool, or list a directory of it."""
-    if _identity().objects != "*":
+    if the_identity().objects != "*":
         raise RefusedError("this token is for some objects only", hint="use one for all of them")
-    found = _parts().shelves.find(name, path)
+    found = the_parts().shelves.find(name, path)
     if isinstance(found, list):
         return jsonify(entries=found)
-    return send(request, _parts().metrics.counted(found.content), found.close)
+    return send(request, the_parts().metrics.counted(found.content), found.close)
 
 
 @pages.get("/metrics")
 def get_metrics() -> Response:
     """Send metrics to Prometheus."""
-    _identity()
-    text, kind = _parts().metrics.text()
+    the_identity()
+    text, kind = the_parts().metrics.text()
     return Response(text, content_type=kind)
 
 
@@ -211,10 +190,10 @@ def get_health() -> Response:
 @pages.get("/readyz")
 def get_readiness() -> Response:
     """Tell whether carts can be created now."""
-    service = _parts().service
+    service = the_parts().service
     require_current(service.database)
     service.volume.prepare()
-    _parts().runner.check()
+    the_parts().runner.check()
     return jsonify(status="ready")
 
 
@@ -223,22 +202,15 @@ def get_readiness() -> Response:
 
 def _identify() -> None:
     if request.path not in _OPEN:
-        g.identity = _parts().authenticator.identify(request)
-
-
-def _identity(*, write: bool = False) -> Identity:
-    identity = g.identity
-    assert isinstance(identity, Identity)
-    if write and not identity.write:
-        raise Denied(403, "this token may only read")
-    return identity
+        g.identity = the_parts().authenticator.identify(request)
 
 
 def _finish(response: Response) -> Response:
-    response.headers.extend(_SECURITY)
+    for header, value in _SECURITY.items():
+        response.headers.setdefault(header, value)
     phrase = HTTPStatus(response.status_code).phrase
     response.status = f"{response.status_code} {phrase}"
-    _parts().metrics.asked(request.method, response.status_code)
+    the_parts().metrics.asked(request.method, response.status_code)
     name = getattr(g.get("identity"), "name", "") or "-"
     access.info(
         "%s %s %s %s %d",
@@ -258,6 +230,8 @@ def _printable(text: str) -> str:
 
 
 def _failure(status: int, message: str) -> Response:
+    if page.is_asked():
+        return page.failure(status, message)
     title = f"{status} {HTTPStatus(status).phrase}"
     body = jsonify(status=title, message=message, traceback="", version=__version__)
     body.status_code = status

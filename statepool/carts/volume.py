@@ -103,8 +103,7 @@ class Volume:
 
     def free(self) -> int:
         """:returns: bytes that this account can still write"""
-        found = os.statvfs(self.root)
-        return found.f_bavail * found.f_frsize
+        return room_at(self.root)[0]
 
     @property
     def device(self) -> int:
@@ -148,6 +147,12 @@ class Volume:
                 raise
             # the lock file was removed with its cart: a later one is another file
             os.close(descriptor)
+
+
+def room_at(path: Path) -> tuple[int, int]:
+    """:returns: bytes of a file system that this account can still write, and those in use"""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize, (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
 def _unless_gone(_function: object, _path: str, error: tuple[type, BaseException, object]) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import click
-from attrs import frozen
 
 from statepool.cli import complete, output
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session
 from statepool.cli.show import note, require_any
-from statepool.model.digest import Digest
-from statepool.model.outcomes import Listed
+from statepool.model.trees import DRAWN, TreeNode, arrange
 
 
 @click.command("tree", cls=Command)
@@ -49,101 +47,7 @@ def command(session: Session, object: str | None, dot: bool) -> None:
         session.answer("\n".join(_draw(session, nodes)))
 
 
-DRAWN = 64
-"""
-The most levels that are drawn: in a chain of a thousand states, each line would contain up to a
-thousand levels.
-"""
-
-
-@frozen
-class Node:
-    """
-    A state at its place in the tree.
-
-    :param listed: the state
-    :param depth: how many states of the listing are below it in its chain
-    :param parent: the state that backs it, or None if that is not listed; at depth 0 it is set only
-        in a chain that is a loop
-    :param last: for the state and its drawn ancestors, whether each is the last child of its parent
-    """
-
-    listed: Listed
-    depth: int = 0
-    parent: Listed | None = None
-    last: tuple[bool, ...] = ()
-
-
-def arrange(listed: Sequence[Listed]) -> Iterator[Node]:
-    """
-    Sort states in the order of a tree: each after its parent, objects and siblings by name.
-
-    A listing is not trusted: a chain may be deep, lack its beginning, or be a loop, which is cut
-    somewhere.
-    """
-    ordered = sorted(listed, key=lambda item: (item.manifest.id, str(item.manifest.digest)))
-    exact = {
-        (item.manifest.object, item.manifest.state, item.manifest.digest): item
-        for item in reversed(ordered)
-    }
-    named = {
-        (item.manifest.object, item.manifest.state): item
-        for item in reversed(ordered)
-        if item.manifest.digest is None
-    }
-    children: dict[int, list[Listed]] = {}
-    roots: list[Listed] = []
-    parents: dict[int, Listed] = {}
-    for item in ordered:
-        parent = _parent(item, exact, named)
-        if parent is None:
-            roots.append(item)
-        else:
-            parents[id(item)] = parent
-            children.setdefault(id(parent), []).append(item)
-    seen: set[int] = set()
-    # The states of a loop have no root: they are reached by the second list, which is sorted in
-    # after the roots of their object.
-    for root in sorted([*roots, *ordered], key=lambda item: item.manifest.object):
-        yield from _walk(root, children, parents, seen)
-
-
-def _parent(
-    item: Listed,
-    exact: Mapping[tuple[str, str, Digest | None], Listed],
-    named: Mapping[tuple[str, str], Listed],
-) -> Listed | None:
-    manifest = item.manifest
-    if manifest.parent is None:
-        return None
-    name = (manifest.object, manifest.parent.state)
-    return exact.get((*name, manifest.parent.digest)) or named.get(name)
-
-
-def _walk(
-    root: Listed, children: dict[int, list[Listed]], parents: dict[int, Listed], seen: set[int]
-) -> Iterator[Node]:
-    """Walk the tree without recursion: chains may be deeper than Python's stack."""
-    stack = [Node(root, parent=parents.get(id(root)))]
-    while stack:
-        node = stack.pop()
-        if id(node.listed) in seen:
-            continue
-        seen.add(id(node.listed))
-        yield node
-        below = children.get(id(node.listed), [])
-        for index, child in reversed(list(enumerate(below))):
-            stack.append(
-                Node(
-                    child,
-                    node.depth + 1,
-                    parents[id(child)],
-                    (*node.last, index == len(below) - 1)[-DRAWN:],
-                )
-            )
-
-
-def _draw(session: Session, nodes: Iterable[Node]) -> list[str]:
+def _draw(session: Session, nodes: Iterable[TreeNode]) -> list[str]:
     lines: list[tuple[str, str, str, str]] = []
     name = None
     for node in nodes:
@@ -165,7 +69,7 @@ def _draw(session: Session, nodes: Iterable[Node]) -> list[str]:
     )
 
 
-def _branch(node: Node) -> str:
+def _branch(node: TreeNode) -> str:
     if not node.last:
         return ""
     *above, last = node.last
@@ -176,7 +80,7 @@ def _branch(node: Node) -> str:
     )
 
 
-def _remark(node: Node) -> str:
+def _remark(node: TreeNode) -> str:
     words = [note(node.listed)] if note(node.listed) else []
     parent = node.listed.manifest.parent
     if parent is not None and node.depth == 0:
@@ -188,7 +92,7 @@ def _remark(node: Node) -> str:
     return ", ".join(words)
 
 
-def _dot(session: Session, nodes: Sequence[Node]) -> Iterator[str]:
+def _dot(session: Session, nodes: Sequence[TreeNode]) -> Iterator[str]:
     names = {id(node.listed): f"s{index}" for index, node in enumerate(nodes)}
     yield "digraph states {"
     yield "  rankdir = LR;"

@@ -13,6 +13,12 @@ from typing import Any
 import pytest
 from tests.support.carts import CartServer, FakeInterface, run_interface, run_server
 
+import statepool
+from statepool.cache.cache import Cache
+from statepool.capture.capture import Capture, files_of
+from statepool.model.manifest import Kind, StateId
+from statepool.sources.pool_source import open_pool
+
 pytest.importorskip("flask", reason="the service is not installed: pip install statepool[serve]")
 if shutil.which("curl") is None:
     pytest.skip("curl is not installed (Debian: curl)", allow_module_level=True)
@@ -23,6 +29,11 @@ FILES = {
     "empty": b"",
     "baz.ini": b"[x]\n",
 }
+
+
+RAM = b"a stream of pages" * 9999
+
+LABELS = {"os": "debian-12", "note": "<script>alert(1)</script>"}
 
 
 def start(
@@ -38,6 +49,12 @@ def start(
     assert mark or not pools
     text = f'{pools}[serve]\narchive = "lab"\n{lab}\n{own}'
     return stack.enter_context(run_server(directory, *arguments, settings=text, **more))
+
+
+def qemu(*command: str | Path) -> None:
+    if shutil.which(str(command[0])) is None:
+        pytest.skip(f"{command[0]} is not installed (Debian: qemu-utils)")
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def needs_root() -> None:
@@ -88,3 +105,24 @@ def uid(request: pytest.FixtureRequest) -> str:
 def interface(stack: ExitStack) -> FakeInterface:
     """An archive interface with the same files."""
     return stack.enter_context(run_interface(FILES))
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool with a chain of two, and a machine with RAM."""
+    lab = tmp_path_factory.mktemp("lab")
+    work, settings = lab / "work.qcow2", statepool.Settings()
+    statepool.init(lab / "pool")
+    disk = statepool.StatePool(lab / "made", [lab / "pool"]).image("vm1/disk")
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", work, "16M")
+    for number, state in enumerate(("install", "customize")):
+        qemu("qemu-io", "-c", f"write -P {number + 1} {number << 20} 1M", work)
+        disk.set(state, source=work, labels=LABELS if number else None)
+    (lab / "ram").write_bytes(RAM)
+    cache = Cache.open(open_pool(lab / "made", settings), settings)
+    on = StateId("vm1", "on", Kind.MACHINE)
+    Capture(cache, on, files_of(on, {"disk": work}, lab / "ram"), fingerprint={"cpu": "max"}).run()
+    machine = statepool.StatePool(lab / "made", [lab / "pool"]).machine("vm1")
+    assert machine.store("on", to=lab / "pool").complete
+    shutil.rmtree(lab / "made")
+    return lab / "pool"

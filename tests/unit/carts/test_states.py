@@ -13,48 +13,16 @@ from pathlib import Path
 import blake3
 import pytest
 from tests.support.carts import CartServer
-from tests.unit.carts.conftest import mounted, needs_root, start
+from tests.unit.carts.conftest import RAM, mounted, needs_root, qemu, start
 from tests.unit.carts.test_cartd import content, entry
 
 import statepool
-from statepool.cache.cache import Cache
-from statepool.capture.capture import Capture, files_of
-from statepool.model.manifest import Kind, StateId
-from statepool.sources.pool_source import open_pool
 
-RAM = b"a stream of pages" * 9999
 POOLS = 'cache = "cache"\nsources = ["{pool}"]\n[serve]\n'
-
-
-def qemu(*command: str | Path) -> None:
-    if shutil.which(str(command[0])) is None:
-        pytest.skip(f"{command[0]} is not installed (Debian: qemu-utils)")
-    subprocess.run(command, check=True, capture_output=True)
 
 
 def customize(**more: object) -> dict[str, object]:
     return entry("vm1/disk/customize", "vms/tip.qcow2", archive="pools", **more)
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pool with a chain of two, and a machine with RAM."""
-    lab = tmp_path_factory.mktemp("lab")
-    work, settings = lab / "work.qcow2", statepool.Settings()
-    statepool.init(lab / "pool")
-    disk = statepool.StatePool(lab / "made", [lab / "pool"]).image("vm1/disk")
-    qemu("qemu-img", "create", "-q", "-f", "qcow2", work, "16M")
-    for number, state in enumerate(("install", "customize")):
-        qemu("qemu-io", "-c", f"write -P {number + 1} {number << 20} 1M", work)
-        disk.set(state, source=work)
-    (lab / "ram").write_bytes(RAM)
-    cache = Cache.open(open_pool(lab / "made", settings), settings)
-    on = StateId("vm1", "on", Kind.MACHINE)
-    Capture(cache, on, files_of(on, {"disk": work}, lab / "ram"), fingerprint={"cpu": "max"}).run()
-    machine = statepool.StatePool(lab / "made", [lab / "pool"]).machine("vm1")
-    assert machine.store("on", to=lab / "pool").complete
-    shutil.rmtree(lab / "made")
-    return lab / "pool"
 
 
 @pytest.fixture(scope="module")

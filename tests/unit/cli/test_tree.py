@@ -7,10 +7,10 @@ from typing import Any
 
 from click.testing import Result
 
-from statepool.cli.tree import arrange
 from statepool.model.digest import Digest
 from statepool.model.manifest import Manifest, Parent
 from statepool.model.outcomes import Listed
+from statepool.model.trees import arrange
 
 Run = Callable[..., Result]
 

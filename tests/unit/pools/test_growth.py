@@ -16,12 +16,12 @@ import pytest
 from attrs import evolve
 
 from statepool.care.gc import thin_keys
-from statepool.cli.tree import arrange
 from statepool.copying.sync import in_order
 from statepool.model.digest import Digest
 from statepool.model.keys import LABEL_KEY, LABEL_STATE
 from statepool.model.manifest import Kind, Manifest, Parent, StateId
 from statepool.model.outcomes import Listed
+from statepool.model.trees import arrange
 from statepool.pools.collect import Collector
 from statepool.pools.fold import Change, Fold, Publish, Remove
 from statepool.pools.locks import NoLocks
