@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
 from statepool.errors import IntegrityError, TransportError, about_file
@@ -52,9 +53,19 @@ class Stream(Protocol):
     def readinto(self, buffer: memoryview, /) -> int: ...
 
 
+def stream_of(file: IO[bytes]) -> int | Stream:
+    """:returns: the descriptor of an open file; where it has none, the file itself"""
+    try:
+        return file.fileno()
+    except io.UnsupportedOperation:
+        return cast("Stream", file)
+
+
 def name_of(file: IO[bytes]) -> str:
     """:returns: what an open file is called, as a path"""
-    number = file.fileno()
+    number = stream_of(file)
+    if not isinstance(number, int):
+        return os.path.join("/", str(getattr(file, "name", "memory")))
     return {0: "/dev/stdin", 1: "/dev/stdout"}.get(number, f"/dev/fd/{number}")
 
 
@@ -85,18 +96,21 @@ class Output:
     """
     Writes a bundle.
 
-    :param descriptor: where to; it stays the caller's
+    :param to: a descriptor, which stays the caller's; or what takes all the bytes it is given
     :param name: of the place, for messages
     :param compress: whether to compress it
     """
 
-    def __init__(self, descriptor: int, name: str, *, compress: bool) -> None:
+    def __init__(
+        self, to: int | Callable[[memoryview], object], name: str, *, compress: bool
+    ) -> None:
         self.written = 0
-        self._descriptor = descriptor
+        self._to = to
         self._subject = Subject(name, path=name)
         self._crc = 0
         self._packing: zstandard.ZstdCompressionObj | None = None
-        widen(descriptor)
+        if isinstance(to, int):
+            widen(to)
         if compress:
             import zstandard  # when something is compressed: most of what we do goes without
 
@@ -126,27 +140,32 @@ class Output:
     def _put(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
         while rest:
-            with about("write", self._subject, needed=len(rest), descriptor=self._descriptor):
-                count = os.write(self._descriptor, rest)
+            count = self._put_some(rest)
             self.written += count
             rest = rest[count:]
+
+    def _put_some(self, data: memoryview) -> int:
+        if not isinstance(self._to, int):
+            self._to(data)
+            return len(data)
+        with about("write", self._subject, needed=len(data), descriptor=self._to):
+            return os.write(self._to, data)
 
 
 class Input:
     """
     Reads a bundle.
 
-    :param descriptor: where from; it stays the caller's
+    :param source: a descriptor, which stays the caller's, or another source of bytes
     :param name: of the bundle, for messages
     """
 
-    def __init__(self, descriptor: int, name: str) -> None:
+    def __init__(self, source: int | Stream, name: str) -> None:
         self.name = name
         self.position = 0
         self._ahead = memoryview(b"")
         self._packed: _Packed | None = None
-        widen(descriptor)
-        file = _File(descriptor, Subject(name, path=name))
+        file = _File(source, Subject(name, path=name)) if isinstance(source, int) else source
         beginning = bytearray(len(ZSTD))
         count = _fill(file, memoryview(beginning))
         if beginning == ZSTD:
@@ -236,6 +255,7 @@ class _File:
     """What a descriptor leads to."""
 
     def __init__(self, descriptor: int, subject: Subject) -> None:
+        widen(descriptor)
         self._descriptor = descriptor
         self._subject = subject
 
@@ -251,7 +271,7 @@ class _Packed:
     :param beginning: what was read of the file already
     """
 
-    def __init__(self, file: _File, beginning: bytes, name: str) -> None:
+    def __init__(self, file: Stream, beginning: bytes, name: str) -> None:
         self._file = file
         self._held = beginning
         self._crc = 0
