@@ -18,6 +18,7 @@ from cheroot.ssl.builtin import BuiltinSSLAdapter
 from statepool import ConfigError, TransportError
 from statepool.carts.auth import Authenticator, is_loopback
 from statepool.carts.metrics import Metrics
+from statepool.carts.rates import Rates
 from statepool.carts.runner import Runner
 from statepool.carts.service import Service, log
 from statepool.carts.shelves import Shelves
@@ -34,11 +35,18 @@ _BACKLOG = 128
 
 
 class _Request(HTTPRequest):
-    """A request whose first lines have to come in time, however the client spreads them."""
+    """
+    A request whose first lines have to come in time, however the client spreads them, and whose
+    answer has to be taken.
+    """
 
     def parse_request(self) -> None:
         with self.server.deadlines.running(self.conn.socket):
             super().parse_request()
+
+    def respond(self) -> None:
+        with self.server.rates.watching(self.conn.socket, f"{self.conn.remote_addr}"):
+            super().respond()
 
 
 class _Connection(HTTPConnection):
@@ -126,6 +134,7 @@ class Server(wsgi.Server):
         )
         self.gateway = _Gateway
         self.deadlines = Deadlines(settings.header_timeout)
+        self.rates = Rates(settings.least_rate, log.warning)
         if settings.certificate is not None:
             try:
                 self.ssl_adapter = BuiltinSSLAdapter(str(settings.certificate), str(settings.key))
@@ -181,8 +190,12 @@ def serve(service: Service, tell: Callable[[str], None]) -> None:
     threading.Thread(target=server.serve, name="server", daemon=True).start()
     while not stop.wait(1.0):
         server.deadlines.expire()
+        server.rates.look(time.monotonic())
     tell("stopping")
     service.stopping.set()
+    late = threading.Timer(_GRACE, server.rates.end_all)
+    late.daemon = True  # else it would keep a process alive that has stopped before
+    late.start()
     server.stop()
     if not runner.stop(_GRACE):
         tell("what still runs is taken up at the next start")
