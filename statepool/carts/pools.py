@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from statepool import (
     ConfigError,
@@ -18,6 +20,8 @@ from statepool import (
 )
 from statepool.carts.archives import Archive, Context, Part, Status, Wanted
 from statepool.carts.sinks import Sink
+
+_Found = TypeVar("_Found")
 
 
 class PoolsArchive(Archive):
@@ -33,6 +37,8 @@ class PoolsArchive(Archive):
     def __init__(self, context: Context) -> None:
         self._context = context
         self._pool = context.pool(_Watch(lambda count: None))
+
+    exports = True
 
     @classmethod
     def open(cls, options: Mapping[str, object], context: Context) -> PoolsArchive:
@@ -54,10 +60,17 @@ class PoolsArchive(Archive):
 
     def status(self, wanted: Wanted) -> Status:
         """As the interface says."""
+        if wanted.export:
+            bundle = self._here(wanted, partial(self._pool.bundle, *_parse(wanted.id)))
+            return Status(near=True, parts=(Part(wanted.path, bundle.size, bundle.created),))
         return Status(near=True, parts=tuple(part for part, _ in self._staged(wanted)))
 
     def pull(self, wanted: Wanted, part: Part, sink: Sink) -> None:
         """As the interface says."""
+        if wanted.export:
+            bundle = self._here(wanted, partial(self._pool.bundle, *_parse(wanted.id)))
+            bundle.write(lambda data: sink.write(bytes(data)))
+            return
         for known, manifest in self._staged(wanted):
             if (known.path, known.digest) == (part.path, part.digest):
                 with self._pool.open_bytes(manifest) as source:
@@ -66,12 +79,17 @@ class PoolsArchive(Archive):
         raise NotFound(f"{wanted.id} was replaced meanwhile", hint="ask for it once more")
 
     def _staged(self, wanted: Wanted) -> list[tuple[Part, Manifest]]:
-        """:returns: its parts, which are brought into the cache again if they were evicted"""
+        return self._here(wanted, lambda: list(self._parts(wanted)))
+
+    def _here(self, wanted: Wanted, look: Callable[[], _Found]) -> _Found:
+        """
+        :returns: what is found in the cache, which gets the state again if it was evicted
+        """
         try:
-            return list(self._parts(wanted))
+            return look()
         except NotFound:
             self.stage(wanted, lambda count: None)
-        return list(self._parts(wanted))
+        return look()
 
     def _parts(self, wanted: Wanted) -> Iterator[tuple[Part, Manifest]]:
         subject, state = _parse(wanted.id)

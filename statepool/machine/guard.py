@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 
 from statepool.errors import MachineError
-from statepool.model.secrets import VARIABLES
+from statepool.model.secrets import SECRET_VARIABLES
 
 _GUARDED = 'if [ "$PPID" = "$0" ]; then exec "$@"; fi'
 """For the shell: start the program if its parent is still who it should be."""
@@ -51,7 +51,7 @@ def without_secrets(command: Sequence[str]) -> list[str]:
     :returns: what is to be started instead, so that it does not inherit passwords which our
         environment has
     """
-    return [_found("sh"), "-c", f'unset {" ".join(VARIABLES.values())}; exec "$@"', "sh", *command]
+    return [_found("sh"), "-c", f'unset {" ".join(SECRET_VARIABLES)}; exec "$@"', "sh", *command]
 
 
 def _found(name: str) -> str:

@@ -16,6 +16,12 @@ VARIABLES = {"password": "STATEPOOL_SSH_PASSWORD", "passphrase": "STATEPOOL_SSH_
 Where the configuration finds secrets in the environment. No program that we start inherits them.
 """
 
+CART_TOKEN = "STATEPOOL_CART_TOKEN"
+"""Where the command line finds the token for a service of carts: likewise."""
+
+SECRET_VARIABLES = (*VARIABLES.values(), CART_TOKEN)
+"""All of these."""
+
 
 class SecretKind(enum.StrEnum):
     """What is asked for."""

@@ -22,7 +22,7 @@ from typing import IO
 from attrs import frozen
 
 from statepool.errors import ConfigError
-from statepool.model.secrets import VARIABLES
+from statepool.model.secrets import SECRET_VARIABLES
 from statepool.model.settings import Settings
 from statepool.transports.ssh.askpass import Askpass
 from statepool.transports.ssh.carrier import SSH_PORT, Endpoint
@@ -36,7 +36,7 @@ _TICK = 0.05
 
 def environment() -> dict[str, str]:
     """Of programs that are started: without secrets, and with messages that can be understood."""
-    environ = {name: value for name, value in os.environ.items() if name not in VARIABLES.values()}
+    environ = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
     return {**environ, "LC_ALL": "C", "SSH_ASKPASS_REQUIRE": "never"}
 
 
