@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from attrs import evolve
 
@@ -66,6 +66,9 @@ from statepool.sources.pool_source import Place, PoolSource, open_pool, pools_of
 from statepool.sources.source import Source, require_distinct
 from statepool.transports.failures import Subject, translate_os_errors
 from statepool.version import __version__
+
+if TYPE_CHECKING:
+    from statepool.bundles.export import Bundle
 
 
 class StatePool:
@@ -204,8 +207,8 @@ class StatePool:
         # seldom needed, and slow to import
         from statepool.bundles.importing import Import, opened
 
-        with opened(bundle) as (descriptor, name):
-            imported = Import(self._cache, self.progress).run(descriptor, name, dry_run=dry_run)
+        with opened(bundle) as source:
+            imported = Import(self._cache, self.progress).run(source, dry_run=dry_run)
         if to is None or dry_run:
             return imported
         subject = parse_object(imported.object)
@@ -261,6 +264,18 @@ class StatePool:
         if file is None:
             raise self._cache.pool.missing(part.id)
         return open_regular(file)
+
+    def bundle(self, object: str, state: str) -> Bundle:
+        """
+        Return the bundle that an export of a cached state would be, not compressed, without asking
+        a source. Nothing is kept of it: its bytes are made when they are wanted.
+
+        :raises NotFound: the cache does not have it
+        """
+        from statepool.bundles.export import Bundle, Export  # few ask, and it brings much with it
+
+        with translate_os_errors("export", Subject(f"from the cache {self._cache.root}")):
+            return Bundle.of(Export(self._cache, self.parts(object, state), self.progress))
 
     def sources_status(self, *, scope: Scopes | None = None) -> list[SourceStatus]:
         """

@@ -220,6 +220,15 @@ class Contents:
         """The bytes before the data."""
         return PRELUDE + self.record_file
 
+    @property
+    def size(self) -> int:
+        """Bytes of the whole bundle, not compressed."""
+        files = sum(
+            len(data_header(one)) + one.data_size + len(padding(one.data_size))
+            for one in self.files
+        )
+        return len(self.beginning) + files + len(self.closing)
+
     @cached_property
     def closing(self) -> bytes:
         """The bytes after the data: the view, and the end."""

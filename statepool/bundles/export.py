@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from statepool.backends.base import Options, Target
 from statepool.backends.sourced import SourcedStateBackend
@@ -159,14 +159,14 @@ class Export:
                 self._write_flat(temporary, form.compression)
             else:
                 out = Output(descriptor, str(path), compress=form.compression != "none")
-                self._write_bundle(out)
+                self.write_bundle(out)
             return os.fstat(descriptor).st_size
 
     def to_stream(self, to: IO[bytes], form: Form) -> int:
         """:returns: how many bytes were written"""
         to.flush()
         out = Output(to.fileno(), name_of(to), compress=form.compression != "none")
-        self._write_bundle(out)
+        self.write_bundle(out)
         return out.written
 
     @contextlib.contextmanager
@@ -183,9 +183,15 @@ class Export:
         finally:
             staging.end()
 
-    def _write_bundle(self, out: Output) -> None:
+    def contents(self) -> Contents:
+        """:returns: what its bundle has in it"""
         with self._kept():
-            contents = Contents.of([self._with_places(part) for part in self.parts])
+            return Contents.of([self._with_places(part) for part in self.parts])
+
+    def write_bundle(self, out: Output, contents: Contents | None = None) -> None:
+        """Write its bundle. What is in it is looked at unless it is given."""
+        contents = contents or self.contents()
+        with self._kept():
             out.write(contents.beginning)
             total = sum(manifest.size for manifest in contents.files)
             self.progress.begin(f"export {contents.tip.id}", total)
@@ -248,6 +254,38 @@ class Export:
             chain = self.cache.chains.prepare(self.parts)
             tool = QemuImg(self.cache.settings.tool_timeout)
             tool.convert(chain, target, options=options, compress=compress != "none")
+
+
+@frozen
+class Bundle:
+    """
+    A bundle, not compressed, whose bytes are made when they are wanted.
+
+    :param size: how many there are
+    :param created: when the state was, in seconds since the epoch
+    """
+
+    size: int
+    created: float
+    _work: Export = field(repr=False)
+    _contents: Contents = field(repr=False)
+
+    @classmethod
+    def of(cls, work: Export) -> Bundle:
+        """
+        :raises IntegrityError: the cache does not have all its bytes
+        """
+        contents = work.contents()
+        return cls(contents.size, contents.tip.created, work, contents)
+
+    def write(self, take: Callable[[memoryview], object]) -> None:
+        """
+        Make its bytes.
+
+        :param take: is given them, one piece after the other; the memory of a piece is used again
+        :raises IntegrityError: the cache does not have all its bytes, or other ones
+        """
+        self._work.write_bundle(Output(take, "a bundle", compress=False), self._contents)
 
 
 class _Placed(Reader):

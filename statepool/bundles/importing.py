@@ -10,7 +10,7 @@ from typing import IO
 from attrs import frozen
 
 from statepool.bundles.source import BundleTransport
-from statepool.bundles.stream import Input, about, name_of
+from statepool.bundles.stream import Input, about, name_of, stream_of
 from statepool.cache.cache import Cache
 from statepool.capture.capture_journal import recover
 from statepool.copying.fetch import Fetch
@@ -24,9 +24,9 @@ from statepool.transports.failures import Subject, translate_os_errors
 
 
 @contextlib.contextmanager
-def opened(bundle: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[int, str]]:
+def opened(bundle: str | os.PathLike[str] | IO[bytes]) -> Iterator[Input]:
     """
-    Yield the descriptor of a bundle, and its name.
+    Yield the source of the bytes of a bundle.
 
     :param bundle: a path, or a file that is open for reading, of which nothing has been read
     :raises UsageError: it is a terminal
@@ -35,13 +35,13 @@ def opened(bundle: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[int, st
         if bundle.isatty():
             hint = "name a file, or lead one here"
             raise UsageError("a bundle is not read from a terminal", hint=hint)
-        yield bundle.fileno(), name_of(bundle)
+        yield Input(stream_of(bundle), name_of(bundle))
         return
     path = os.path.abspath(os.fsdecode(bundle))
     with about("read", Subject(path, path=path)):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield descriptor, path
+        yield Input(descriptor, path)
     finally:
         os.close(descriptor)
 
@@ -58,18 +58,18 @@ class Import:
     cache: Cache
     progress: Progress = SILENT
 
-    def run(self, descriptor: int, name: str, *, dry_run: bool = False) -> Imported:
+    def run(self, source: Input, *, dry_run: bool = False) -> Imported:
         """
-        :param descriptor: of a bundle, of which nothing has been read
-        :param name: of the bundle, a path
+        :param source: of the bytes of a bundle, of which nothing has been read
         :param dry_run: only read the list of the bundle's contents, and change nothing
         :returns: what is in the cache now
         :raises Conflict: the cache has a state of one of these names that no source has
         :raises IntegrityError: it is no bundle, or damaged, or its images are not safe to use
         :raises NoSpace: it does not fit
         """
+        name = source.name
         with translate_os_errors(f"import {name}", Subject(f"into the cache {self.cache.root}")):
-            bundle = BundleTransport(Input(descriptor, name), name)
+            bundle = BundleTransport(source, name)
             tip = bundle.contents.tip
             pool = Pool(bundle, max_depth=self.cache.settings.max_depth)
             offer = PoolSource(pool, name).resolve(tip.id)

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
 from statepool.errors import IntegrityError, TransportError, about_file
@@ -59,9 +60,19 @@ class Stream(Protocol):
     def readinto(self, buffer: memoryview, /) -> int: ...
 
 
+def stream_of(file: IO[bytes]) -> int | Stream:
+    """:returns: the descriptor of an open file; where it has none, the file itself"""
+    try:
+        return file.fileno()
+    except io.UnsupportedOperation:
+        return cast("Stream", file)
+
+
 def name_of(file: IO[bytes]) -> str:
     """:returns: the name of an open file, as a path"""
-    number = file.fileno()
+    number = stream_of(file)
+    if not isinstance(number, int):
+        return os.path.join("/", str(getattr(file, "name", "memory")))
     return {0: "/dev/stdin", 1: "/dev/stdout"}.get(number, f"/dev/fd/{number}")
 
 
@@ -95,18 +106,21 @@ class Output:
     """
     An output stream for a bundle.
 
-    :param descriptor: of the target; it stays the caller's
+    :param to: a descriptor, which stays the caller's; or a function that writes all it is given
     :param name: of the target, for messages
     :param compress: whether to compress it
     """
 
-    def __init__(self, descriptor: int, name: str, *, compress: bool) -> None:
+    def __init__(
+        self, to: int | Callable[[memoryview], object], name: str, *, compress: bool
+    ) -> None:
         self.written = 0
-        self._descriptor = descriptor
+        self._to = to
         self._subject = Subject(name, path=name)
         self._crc = 0
         self._packing: zstandard.ZstdCompressionObj | None = None
-        widen(descriptor)
+        if isinstance(to, int):
+            widen(to)
         if compress:
             import zstandard  # imported only for compression, which most work does not need
 
@@ -136,27 +150,32 @@ class Output:
     def _put(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
         while rest:
-            with about("write", self._subject, needed=len(rest), descriptor=self._descriptor):
-                count = os.write(self._descriptor, rest)
+            count = self._put_some(rest)
             self.written += count
             rest = rest[count:]
+
+    def _put_some(self, data: memoryview) -> int:
+        if not isinstance(self._to, int):
+            self._to(data)
+            return len(data)
+        with about("write", self._subject, needed=len(data), descriptor=self._to):
+            return os.write(self._to, data)
 
 
 class Input:
     """
     An input stream from a bundle.
 
-    :param descriptor: of the bundle; it stays the caller's
+    :param source: a descriptor, which stays the caller's, or another source of bytes
     :param name: of the bundle, for messages
     """
 
-    def __init__(self, descriptor: int, name: str) -> None:
+    def __init__(self, source: int | Stream, name: str) -> None:
         self.name = name
         self.position = 0
         self._ahead = memoryview(b"")
         self._packed: _Packed | None = None
-        widen(descriptor)
-        file = _File(descriptor, Subject(name, path=name))
+        file = _File(source, Subject(name, path=name)) if isinstance(source, int) else source
         beginning = bytearray(len(ZSTD))
         count = _fill(file, memoryview(beginning))
         if beginning == ZSTD:
@@ -246,6 +265,7 @@ class _File:
     """The file behind a descriptor, as a stream."""
 
     def __init__(self, descriptor: int, subject: Subject) -> None:
+        widen(descriptor)
         self._descriptor = descriptor
         self._subject = subject
 
@@ -261,7 +281,7 @@ class _Packed:
     :param beginning: the bytes of the file that were read already
     """
 
-    def __init__(self, file: _File, beginning: bytes, name: str) -> None:
+    def __init__(self, file: Stream, beginning: bytes, name: str) -> None:
         self._file = file
         self._held = beginning
         self._crc = 0

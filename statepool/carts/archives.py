@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from typing import ClassVar
 
 from attrs import frozen
 
@@ -30,11 +31,13 @@ class Wanted:
     :param id: its id in the archive
     :param path: its path in the tar
     :param chain: whether all states that back a state are wanted too
+    :param export: whether a state is wanted as a bundle, which ``statepool import`` reads
     """
 
     id: str
     path: str
     chain: bool = False
+    export: bool = False
 
 
 @frozen
@@ -84,6 +87,9 @@ class Context:
 
 class Archive(ABC):
     """A place from which files and states come."""
+
+    exports: ClassVar = False
+    """Whether it has states, which can be wanted as bundles."""
 
     @classmethod
     @abstractmethod

@@ -86,6 +86,7 @@ def _make(service: Service, uid: str, request: Request, identity: Identity) -> i
             "bundle_path": entry.wanted.path,
             "wanted_path": entry.wanted.path,
             "chain": entry.wanted.chain,
+            "export": entry.wanted.export,
             "hash_type": entry.hash_type,
             "hash_value": entry.hash_sum,
         }
@@ -199,7 +200,9 @@ def _file(file: File) -> dict[str, Any]:
         "error": file.error,
         "bytes": file.done,
         "size": file.size if file.size >= 0 else None,
+        "mtime": file.mtime,
         "digest": file.digest or None,
+        "export": bool(file.export),
     }
 
 

@@ -99,9 +99,9 @@ class File(peewee.Model):
     A file of a cart.
 
     ``file_name`` is its id in its archive, ``bundle_path`` where it is in the tar, ``status`` is
-    waiting, staging, staged or error. Additional columns: ``archive``; ``wanted_path`` and
-    ``chain`` as in the list, of which one entry can become several files; ``size``, ``mtime`` and
-    ``device`` as the archive says, the size being -1 before that; ``digest`` of the bytes;
+    waiting, staging, staged or error. Additional columns: ``archive``; ``wanted_path``, ``chain``
+    and ``export`` as in the list, of which one entry can become several files; ``size``, ``mtime``
+    and ``device`` as the archive says, the size being -1 before that; ``digest`` of the bytes;
     ``done``: bytes that arrived.
     """
 
@@ -116,6 +116,7 @@ class File(peewee.Model):
     archive = peewee.CharField(default="")
     wanted_path = peewee.CharField(default="", max_length=1024)
     chain = peewee.BooleanField(default=False)
+    export = peewee.BooleanField(default=False)
     size = peewee.BigIntegerField(default=UNKNOWN)
     mtime = peewee.DoubleField(default=0.0)
     device = peewee.BigIntegerField(null=True)

@@ -118,9 +118,13 @@ def _entry(item: Any, settings: ServeSettings, archives: Mapping[str, Archive]) 
     if archive not in archives:
         hint = f"there are {', '.join(archives)}"
         raise UsageError(f"there is no archive {archive[:40]!r}", hint=hint)
+    export = _get(item, "export", bool, what, False)
+    if export and not archives[archive].exports:
+        hint = "leave export out, or name an archive of pools"
+        raise UsageError(f"the archive {archive} has no states that can be exported", hint=hint)
     kind = _get(item, "hashtype", str, what, "")
     kind, value = check_hash(kind, _get(item, "hashsum", str, what, ""))
-    wanted = Wanted(name, path, chain)
+    wanted = Wanted(name, path, chain, export)
     archives[archive].check(wanted)
     return Entry(archive, wanted, kind, value)
 

@@ -30,9 +30,8 @@ def _to_2_0(engine: peewee.Database) -> None:
 
 def _to_3_0(engine: peewee.Database) -> None:
     _add(engine, Cart, "owner", "request", "attempts", "digest", "size", "started_date")
-    _add(
-        engine, File, "archive", "wanted_path", "chain", "size", "mtime", "device", "digest", "done"
-    )
+    _add(engine, File, "archive", "wanted_path", "chain", "export")
+    _add(engine, File, "size", "mtime", "device", "digest", "done")
     engine.create_tables([CartToken], safe=True)
     if not isinstance(engine, peewee.SqliteDatabase):  # SQLite ignores lengths
         _widen(engine, Cart, "bundle_path")

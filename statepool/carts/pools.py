@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from statepool import (
     ConfigError,
@@ -20,6 +22,8 @@ from statepool import (
 )
 from statepool.carts.archives import Archive, Context, Part, Status, Wanted
 from statepool.carts.sinks import Sink
+
+_Found = TypeVar("_Found")
 
 
 class PoolsArchive(Archive):
@@ -35,6 +39,8 @@ class PoolsArchive(Archive):
     def __init__(self, context: Context) -> None:
         self._context = context
         self.pool = context.pool(_Watch(lambda count: None))
+
+    exports = True
 
     @classmethod
     def open(cls, options: Mapping[str, object], context: Context) -> PoolsArchive:
@@ -54,9 +60,16 @@ class PoolsArchive(Archive):
             (pool.image(subject) if of_image else pool.machine(subject)).get(state)
 
     def status(self, wanted: Wanted) -> Status:
+        if wanted.export:
+            bundle = self._here(wanted, partial(self.pool.bundle, *_parse(wanted.id)))
+            return Status(near=True, parts=(Part(wanted.path, bundle.size, bundle.created),))
         return Status(near=True, parts=tuple(part for part, _ in self._staged(wanted)))
 
     def pull(self, wanted: Wanted, part: Part, sink: Sink) -> None:
+        if wanted.export:
+            bundle = self._here(wanted, partial(self.pool.bundle, *_parse(wanted.id)))
+            bundle.write(lambda data: sink.write(bytes(data)))
+            return
         for known, manifest in self._staged(wanted):
             if (known.path, known.digest) == (part.path, part.digest):
                 with self.pool.open_bytes(manifest) as source:
@@ -65,12 +78,17 @@ class PoolsArchive(Archive):
         raise NotFound(f"{wanted.id} was replaced meanwhile", hint="ask for it once more")
 
     def _staged(self, wanted: Wanted) -> list[tuple[Part, Manifest]]:
-        """:returns: its parts, which are fetched again if the cache has evicted them"""
+        return self._here(wanted, lambda: list(self._parts(wanted)))
+
+    def _here(self, wanted: Wanted, look: Callable[[], _Found]) -> _Found:
+        """
+        :returns: what is found in the cache, which gets the state again if it was evicted
+        """
         try:
-            return list(self._parts(wanted))
+            return look()
         except NotFound:
             self.stage(wanted, lambda count: None)
-        return list(self._parts(wanted))
+        return look()
 
     def _parts(self, wanted: Wanted) -> Iterator[tuple[Part, Manifest]]:
         subject, state = _parse(wanted.id)

@@ -24,6 +24,7 @@ from statepool.carts.auth import Authenticator, is_loopback
 from statepool.carts.metrics import Metrics
 from statepool.carts.overview import Pools
 from statepool.carts.parts import READING, Parts
+from statepool.carts.rates import Rates
 from statepool.carts.runner import Runner
 from statepool.carts.service import Service, log
 from statepool.carts.shelves import Shelves
@@ -41,11 +42,18 @@ _BACKLOG = 128
 
 
 class _Request(HTTPRequest):
-    """A request with a deadline for its head, however slowly the client sends it."""
+    """
+    A request with a deadline for its head, and a least rate for its answer, however slow the client
+    is.
+    """
 
     def parse_request(self) -> None:
         with self.server.deadlines.running(self.conn.socket):
             super().parse_request()
+
+    def respond(self) -> None:
+        with self.server.rates.watching(self.conn.socket, f"{self.conn.remote_addr}"):
+            super().respond()
 
 
 class _Connection(HTTPConnection):
@@ -171,6 +179,7 @@ class Server(wsgi.Server):
         )
         self.gateway = _Gateway
         self.deadlines = Deadlines(settings.header_timeout)
+        self.rates = Rates(settings.least_rate, log.warning)
         if settings.certificate is not None:
             try:
                 self.ssl_adapter = BuiltinSSLAdapter(str(settings.certificate), str(settings.key))
@@ -240,8 +249,12 @@ def serve(service: Service, tell: Callable[[str], None]) -> None:
     threading.Thread(target=server.serve, name="server", daemon=True).start()
     while not stop.wait(1.0):
         server.deadlines.expire()
+        server.rates.look(time.monotonic())
     tell("stopping")
     service.stopping.set()
+    late = threading.Timer(_GRACE, server.rates.end_all)
+    late.daemon = True  # else it would keep a process alive that has stopped before
+    late.start()
     server.stop()
     if not runner.stop(_GRACE):
         tell("what still runs is taken up at the next start")

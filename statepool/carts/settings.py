@@ -187,6 +187,7 @@ class ServeSettings:
     :param requests: requests that are answered at the same time
     :param timeout: timeout in seconds for a silent client
     :param header_timeout: seconds in which a client must have sent its request; as many for a list
+    :param least_rate: bytes a second that a client must take of an answer, over a minute; 0: any
     :param max_body: the most bytes of the list of a cart
     :param max_files: the most files of one cart
     :param max_carts: the most carts of one owner
@@ -221,6 +222,7 @@ class ServeSettings:
     requests: int = _setting(32, _count)
     timeout: float = _setting(30, parse_seconds)
     header_timeout: float = _setting(30, parse_seconds)
+    least_rate: int = _setting("1 Kb", parse_size)
     max_body: int = _setting("8 Mb", parse_size)
     max_files: int = _setting(10_000, _count)
     max_carts: int = _setting(1000, _count)

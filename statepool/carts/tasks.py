@@ -286,7 +286,7 @@ def begin_again(cart: Cart) -> None:
 
 
 def _wanted(file: File) -> Wanted:
-    return Wanted(file.file_name, file.wanted_path, file.chain)
+    return Wanted(file.file_name, file.wanted_path, file.chain, file.export)
 
 
 def _collision(path: str, one: str, other: str) -> Conflict:

@@ -45,11 +45,12 @@ def command(session: Session, file: str, target: str | None, replace: bool, dry_
 
         session.answer_json({"imported": form(imported), "dry_run": dry_run})
     else:
-        _tell(session, imported, dry_run)
+        tell(session, imported, dry_run)
     return 0 if imported.complete else TransportError.exit_code
 
 
-def _tell(session: Session, imported: Imported, dry_run: bool) -> None:
+def tell(session: Session, imported: Imported, dry_run: bool) -> None:
+    """Say what was imported."""
     for text in imported.warnings:
         warn(f"warning: {text}")
     name = f"{imported.object} {imported.state}"

@@ -71,14 +71,17 @@ from statepool.errors import ConfigError, UsageError
 from statepool.model.location import Location
 from statepool.model.names import is_name
 from statepool.model.scope import Scope
-from statepool.model.secrets import VARIABLES, GivenSecrets
+from statepool.model.secrets import SECRET_VARIABLES, VARIABLES, GivenSecrets
 from statepool.model.settings import CarrierName, Compress, Settings
 
 PREFIX = "STATEPOOL_"
 """The prefix of our environment variables."""
 
-SERVE = "serve"
-"""The section of a file that the service of carts reads."""
+SECTIONS = ("serve", "carts")
+"""The sections of a file that the service of carts reads, and those who ask one."""
+
+CARTS = PREFIX + "CARTS"
+"""The variable that says where a service of carts is; the command line reads it."""
 
 CACHE_NAME = "cache"
 """The name of the cache in listings; a source cannot have this name."""
@@ -118,6 +121,10 @@ class SourceConfig:
     carrier: CarrierName | None = None
 
 
+Section = tuple[str, Mapping[str, object]]
+"""A section of a file, with the file that it is from."""
+
+
 @frozen
 class Config:
     """
@@ -130,6 +137,7 @@ class Config:
     :param advice: what the user should change, if anything
     :param serve: the sections ``[serve]`` of these files, each with the file that it is from: the
         service of carts reads them
+    :param carts: likewise the sections ``[carts]``: those who ask such a service read them
     """
 
     cache: str
@@ -137,9 +145,10 @@ class Config:
     settings: Settings = field(factory=Settings)
     files: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
-    serve: tuple[tuple[str, Mapping[str, object]], ...] = ()
+    serve: tuple[Section, ...] = ()
+    carts: tuple[Section, ...] = ()
 
-    SECRET_VARIABLES: ClassVar = tuple(VARIABLES.values())
+    SECRET_VARIABLES: ClassVar = SECRET_VARIABLES
     """The environment variables that programs started from here do not get."""
 
     def settings_for(self, source: SourceConfig) -> Settings:
@@ -238,13 +247,13 @@ def load(
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     found.append(_Layer(_Kind.OVERRIDES, "the overrides", base, home, given, spelled or {}))
     values: dict[str, Any] = {}
-    serve: list[tuple[str, Mapping[str, object]]] = []
+    sections: dict[str, list[Section]] = {name: [] for name in SECTIONS}
     for layer in found:
-        if layer.kind is _Kind.FILE and SERVE in layer.values:
-            serve.append((layer.name, _table(layer, SERVE)))
-            layer = evolve(
-                layer, values={key: value for key, value in layer.values.items() if key != SERVE}
-            )
+        if layer.kind is _Kind.FILE:
+            for name in sections.keys() & layer.values.keys():
+                sections[name].append((layer.name, _table(layer, name)))
+            rest = {key: value for key, value in layer.values.items() if key not in sections}
+            layer = evolve(layer, values=rest)
         _check_keys(layer)
         values.update(
             (key, _READERS[key](layer, key, value)) for key, value in layer.values.items()
@@ -262,7 +271,8 @@ def load(
         settings=settings,
         files=files,
         advice=advice,
-        serve=tuple(serve),
+        serve=tuple(sections["serve"]),
+        carts=tuple(sections["carts"]),
     )
 
 
@@ -344,11 +354,12 @@ def _variables(environ: Mapping[str, str]) -> dict[str, object]:
         if name.startswith(PREFIX) and name not in (
             *known,
             _variable("config"),
-            *VARIABLES.values(),
+            *SECRET_VARIABLES,
+            CARTS,
         ):
             likely = _close(
                 name.removeprefix(PREFIX),
-                [other.removeprefix(PREFIX) for other in (*known, *VARIABLES.values())],
+                [other.removeprefix(PREFIX) for other in (*known, *SECRET_VARIABLES, CARTS)],
             )
             if likely is not None:
                 raise ConfigError(

@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 
 from statepool.errors import MachineError
-from statepool.model.secrets import VARIABLES
+from statepool.model.secrets import SECRET_VARIABLES
 
 _GUARDED = 'if [ "$PPID" = "$0" ]; then exec "$@"; fi'
 """A shell command: start the program if the parent is still the expected one."""
@@ -54,7 +54,7 @@ def without_secrets(command: Sequence[str]) -> list[str]:
     :returns: the command to start instead, so that it does not inherit the passwords of our
         environment
     """
-    return [_found("sh"), "-c", f'unset {" ".join(VARIABLES.values())}; exec "$@"', "sh", *command]
+    return [_found("sh"), "-c", f'unset {" ".join(SECRET_VARIABLES)}; exec "$@"', "sh", *command]
 
 
 def _found(name: str) -> str:

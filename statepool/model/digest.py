@@ -179,6 +179,10 @@ class Digest(str):
         hasher.update(data)
         return cls(algorithm, hasher.hexdigest())
 
+    def hasher(self) -> Hasher:
+        """:returns: what hashes bytes as those were that this is the digest of"""
+        return new_hasher(self.algorithm)
+
     @classmethod
     def of_text(cls, text: str | bytes) -> Digest:
         """

@@ -18,6 +18,12 @@ The environment variables from which the configuration reads secrets. No program
 inherits them.
 """
 
+CART_TOKEN = "STATEPOOL_CART_TOKEN"
+"""Where the command line finds the token for a service of carts: likewise."""
+
+SECRET_VARIABLES = (*VARIABLES.values(), CART_TOKEN)
+"""All of these."""
+
 
 class SecretKind(enum.StrEnum):
     """The kind of a secret."""

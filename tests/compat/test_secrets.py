@@ -14,7 +14,7 @@ import pytest
 from statepool.errors import StatePoolError
 from statepool.machine.description import MachineConfig
 from statepool.machine.running import RunningMachine
-from statepool.model.secrets import VARIABLES
+from statepool.model.secrets import SECRET_VARIABLES
 from statepool.model.settings import Settings
 from statepool.transports.ssh.carrier import Endpoint
 from statepool.transports.ssh.connection import Connection
@@ -31,7 +31,7 @@ true
 
 @pytest.fixture
 def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    given = dict.fromkeys(VARIABLES.values(), WORD)
+    given = dict.fromkeys(SECRET_VARIABLES, WORD)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     return given

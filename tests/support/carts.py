@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -273,3 +275,63 @@ def run_interface(files: Mapping[str, bytes]) -> Iterator[FakeInterface]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@define(eq=False)
+class Wire:
+    """
+    What lies between a client and a service: each connection is one question and its answer.
+
+    :param target: the port of the service
+    """
+
+    target: int
+    url: str = ""
+    asked: list[str] = field(factory=list)
+    """The head of each question."""
+    cuts: list[int] = field(factory=list)
+    """Of answers with a tar, after how many bytes they are cut off: one each."""
+    replaced: dict[bytes, bytes] = field(factory=dict)
+    """What is changed in all answers."""
+
+
+@contextlib.contextmanager
+def run_wire(server: CartServer) -> Iterator[Wire]:
+    """Lie between clients and a service for as long as a ``with`` block lasts."""
+    wire = Wire(int(server.url.rpartition(":")[2]))
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            lines = [self.rfile.readline()]
+            while lines[-1].strip():
+                lines.append(self.rfile.readline())
+            head = b"".join(lines)
+            wire.asked.append(head.decode())
+            length = [line for line in lines if line.lower().startswith(b"content-length:")]
+            body = self.rfile.read(int(length[0].split()[1])) if length else b""
+            with socket.create_connection(("127.0.0.1", wire.target), LIMIT) as there:
+                there.sendall(head + body)
+                answer = b"".join(iter(lambda: there.recv(1 << 16), b""))
+            for old, new in wire.replaced.items():
+                answer = answer.replace(old, new)
+            if b"octet-stream" in answer[:4096] and wire.cuts:
+                answer = answer[: wire.cuts.pop(0)]
+            with contextlib.suppress(OSError):  # the client has gone
+                self.wfile.write(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as proxy:
+        proxy.daemon_threads = True
+        wire.url = f"http://127.0.0.1:{proxy.server_address[1]}"
+        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield wire
+        finally:
+            proxy.shutdown()
+            thread.join()
+
+
+def free_port() -> str:
+    """:returns: a port of loopback on which nobody listens"""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])

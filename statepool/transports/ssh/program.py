@@ -22,7 +22,7 @@ from typing import IO
 from attrs import frozen
 
 from statepool.errors import ConfigError
-from statepool.model.secrets import VARIABLES
+from statepool.model.secrets import SECRET_VARIABLES
 from statepool.model.settings import Settings
 from statepool.transports.ssh.askpass import Askpass
 from statepool.transports.ssh.carrier import SSH_PORT, Endpoint
@@ -41,7 +41,7 @@ def environment() -> dict[str, str]:
     """
     Return the environment of started programs: without secrets, and with untranslated messages.
     """
-    environ = {name: value for name, value in os.environ.items() if name not in VARIABLES.values()}
+    environ = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
     return {**environ, "LC_ALL": "C", "SSH_ASKPASS_REQUIRE": "never"}
 
 

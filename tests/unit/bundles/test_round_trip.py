@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 from pathlib import Path
@@ -52,6 +53,28 @@ def test_a_machine_with_its_ram(world: World, compress: str) -> None:
     (ram,) = [one.manifest for one in world.away.show() if one.manifest.kind is Kind.RAM]
     assert dict(ram.fingerprint) == {"qemu": "7.2.22", "cpu": "max"}
     assert world.export("loggedin", pool="away", compress=compress) == bundle
+
+
+def test_a_bundle_that_is_made_while_it_is_taken(world: World) -> None:
+    """Its length is known before, and it is the one that an export writes, and can be read."""
+    world.log_in()
+    for subject, state in (("vm1", "loggedin"), (DISK, "customize")):
+        bundle = world.home.bundle(subject, state)
+        taken = io.BytesIO()
+        bundle.write(taken.write)
+        assert taken.getvalue() == world.export(state, compress="none")
+        assert len(taken.getvalue()) == bundle.size
+        taken.seek(0)
+        assert world.away.import_bundle(taken).state == state
+    with pytest.raises(statepool.NotFound):
+        world.home.bundle(DISK, "none")
+
+
+def test_what_is_wrong_with_a_bundle_in_memory(world: World) -> None:
+    cut = io.BytesIO(world.export(compress="none")[:-600])
+    with pytest.raises(statepool.IntegrityError, match="the bundle /memory is cut short"):
+        world.away.import_bundle(cut)
+    assert names(world.away) == []
 
 
 def test_all_of_it_becomes_visible_in_one_record(world: World) -> None:

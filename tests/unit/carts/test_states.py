@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import blake3
 import pytest
-from tests.support.carts import CartServer
+from tests.support.carts import CartServer, FakeInterface, run_wire, until
 from tests.unit.carts.conftest import RAM, mounted, needs_root, qemu, start
 from tests.unit.carts.test_cartd import content, entry
 
 import statepool
+from statepool.carts.client import Cart, CartService
+from statepool.model.manifest import Kind
 
 POOLS = 'cache = "cache"\nsources = ["{pool}"]\n[serve]\n'
 
@@ -112,6 +116,98 @@ def test_two_chains_with_the_same_parent_have_it_once(server: CartServer, uid: s
 def test_states_that_nobody_has(server: CartServer, uid: str) -> None:
     server.post(uid, entry("vm1/disk/none", "x", archive="pools"))
     assert "there is no state none of vm1/disk in" in server.settled(uid)["error"]
+
+
+# -- in export form --------------------------------------------------------------------------------
+
+
+def export(name: str, path: str) -> dict[str, object]:
+    return entry(name, path, archive="pools", export=True)
+
+
+def test_a_state_in_export_form_is_a_bundle(
+    server: CartServer, uid: str, tmp_path: Path, pool: Path, bundle: bool
+) -> None:
+    """Also the one that statepool export writes; twice the same bytes."""
+    for name in (uid, f"{uid}-2"):
+        server.post(name, export("vm1/disk/customize", "tip.statepool"), bundle=bundle)
+        assert server.settled(name)["status"] == "ready"
+    first = content(server.download(uid))[f"{uid}/tip.statepool"]
+    second = content(server.download(f"{uid}-2"))[f"{uid}-2/tip.statepool"]
+    disk = statepool.StatePool(tmp_path / "mine", [pool]).image("vm1/disk")
+    disk.export("customize", to=tmp_path / "tip.statepool", compress="none")
+    assert first == second == (tmp_path / "tip.statepool").read_bytes()
+    other = statepool.StatePool(tmp_path / "other")
+    imported = other.import_bundle(tmp_path / "tip.statepool")
+    assert imported.chain == ("customize", "install")
+
+
+def test_a_cart_in_export_form_is_imported(
+    server: CartServer, uid: str, run_statepool: Callable[..., Any], tmp_path: Path, pool: Path
+) -> None:
+    """A machine with its RAM, and an image, in one cart, without a file in between."""
+    new = ("cart", "new", server.url, "--uid", uid, "--archive", "pools", "--export")
+    run_statepool(*new, "vm1/on", "vm1/disk/install=i")
+    get = ("--cache", "mine", "cart", "get", f"{server.url}/{uid}", "--import")
+    said = run_statepool(*get).out.splitlines()
+    assert {line.partition(":")[0] for line in said} == {"vm1 on", "vm1/disk install"}
+    assert all(line.endswith("; every byte was checked") for line in said)
+    paths = {one["path"] for one in server.status(uid)["files"]}
+    assert paths == {"vm1/on.statepool", "i"}
+    run_statepool("init", "other")
+    again = run_statepool(*get, "--to", "other", "--json").json["imported"]
+    assert [one["bytes"] for one in again] == [0, 0]
+    assert {one["stored"]["result"] for one in again} == {"stored"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "other"]
+    on = statepool.StatePool(tmp_path / "mine")
+    [ram] = [part for part in on.parts("vm1", "on") if part.kind is Kind.RAM]
+    with on.open_bytes(ram) as descriptor:
+        assert os.pread(descriptor, len(RAM) + 1, 0) == RAM
+    run_statepool("--cache", "mine", "get", "vm1/disk", "customize", "--to", "work.qcow2")
+    qemu("qemu-img", "compare", tmp_path / "work.qcow2", pool / "vm1/disk/customize.qcow2")
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_nothing_is_imported_of_what_is_not_whole(
+    server: CartServer, uid: str, stack: ExitStack, tmp_path: Path, cut: bool
+) -> None:
+    server.post(uid, export("vm1/disk/customize", "x"))
+    server.settled(uid)
+    wire = stack.enter_context(run_wire(server))
+    cart = Cart(CartService(wire.url, patience=0), uid)
+    pool = statepool.StatePool(tmp_path / "mine")
+    if cut:
+        wire.cuts = [1 << 20]
+    else:
+        wire.replaced = {b"\2" * 4096: b"\2" * 4095 + b"\3"}
+    with pytest.raises(statepool.TransportError if cut else statepool.IntegrityError):
+        cart.import_into(pool)
+    assert list(pool.show()) == []
+    wire.replaced.clear()
+    wire.cuts = [1 << 20, 1 << 19]
+    patient = Cart(CartService(wire.url), uid)
+    assert [one.state for one in patient.import_into(pool)] == ["customize"]
+
+
+def test_a_state_in_export_form_that_the_cache_loses(
+    serve: Callable[..., CartServer], interface: FakeInterface, pool: Path
+) -> None:
+    """It is fetched once more when its turn comes."""
+    far = f'archives.far = {{ type = "interface", url = "{interface.url}" }}\n'
+    server = serve(settings=POOLS.format(pool=pool) + far)
+    interface.gate.clear()
+    server.post("one", entry("foo.txt", "a", archive="far"), export("vm1/disk/install", "b"))
+    until(lambda: "GET foo.txt" in interface.asked)
+    cache = statepool.StatePool(server.directory / "cache")
+    cache.image("vm1/disk").unset("install", cascade=True)
+    interface.gate.set()
+    assert server.settled("one")["status"] == "ready"
+
+
+@pytest.mark.parametrize("name", ["vm1/root", "vm1/disk/none"])
+def test_what_cannot_be_exported(server: CartServer, uid: str, name: str) -> None:
+    server.post(uid, export(name, "x"))
+    assert server.settled(uid)["status"] == "error"
 
 
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
