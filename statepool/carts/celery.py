@@ -83,7 +83,12 @@ class Broker:
         kinds = self._app.connection_for_write()
         try:
             yield
-        except (KombuError, *kinds.connection_errors, *kinds.channel_errors) as error:
+        except (
+            KombuError,
+            ValueError,  # a URL that means nothing to the library of this broker
+            *kinds.connection_errors,
+            *kinds.channel_errors,
+        ) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise TransportError(
                 f"the broker {self._shown} cannot be used: {reason}",

@@ -107,6 +107,14 @@ def _tasks(value: object) -> str:
     return str(value)
 
 
+def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in schemes and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        return False
+
+
 def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{value!r} is not a list", hint="write a list of texts")
@@ -248,12 +256,12 @@ class ServeSettings:
             raise ConfigError("transfer-size is less than 4096 bytes", hint="name a larger one")
 
     def _check_celery(self) -> None:
-        if urlsplit(self.broker or "").scheme not in _BROKERS:
+        if not _is_url(self.broker or "", _BROKERS):
             raise ConfigError(
                 "Celery needs a broker: Redis or RabbitMQ",
                 hint='write: broker = "redis://host:6379/0", or "amqp://user:password@host/"',
             )
-        if urlsplit(self.result_backend or "rpc:").scheme not in _RESULT_BACKENDS:
+        if not _is_url(self.result_backend or "rpc:", _RESULT_BACKENDS):
             raise ConfigError(
                 "Celery's results can be in Redis or RabbitMQ only",
                 hint='write: result-backend = "redis://host:6379/1", or "rpc://", or nothing',

@@ -159,6 +159,7 @@ def test_tokens(run_statepool: Callable[..., Any], settings: Path, tmp_path: Pat
         ('tasks = "cron"', "serve.tasks: 'cron' cannot run tasks"),
         ('tasks = "celery"', "Celery needs a broker: Redis or RabbitMQ"),
         ('tasks = "celery"\nbroker = "sqs://x"', "Celery needs a broker: Redis or RabbitMQ"),
+        ('tasks = "celery"\nbroker = "redis://x:y"', "Celery needs a broker: Redis or RabbitMQ"),
         (
             'tasks = "celery"\nbroker = "redis://x"\nresult-backend = "x"',
             "Celery's results can be in Redis or RabbitMQ only",
