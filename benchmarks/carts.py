@@ -11,13 +11,14 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.bench import Bench, run
-from benchmarks.cartd import VERSION, Cartd, fill, free_port, run_cartd
+from benchmarks.bench import MIB, Bench, run
+from benchmarks.cartd import LIMIT, VERSION, Cartd, fill, free_port, run_cartd
 from benchmarks.environments import Unavailable
 from benchmarks.measure import Fact, Figure, Limit, Table, Unit, Work, rounds, timed
 from tests.support.carts import CartServer, run_server, until
@@ -27,6 +28,12 @@ LARGE, SMALL = 20, 1000
 
 CLIENTS = 20
 """Downloads at the same time."""
+
+SLOW = 200
+"""Downloads at the same time by clients that take next to nothing."""
+
+MEMORY = 150 * MIB
+"""The most bytes of resident memory of the service."""
 
 HALF = Limit(Unit.RATIO, 0.5)
 FOUR_FIFTHS = Limit(Unit.RATIO, 0.8)
@@ -114,7 +121,7 @@ def _measured(
         figures.append(
             Figure(f"download of {LARGE} files", f"cartd {VERSION}", ours, theirs, FOUR_FIFTHS)
         )
-        facts = [_same_tar(place, server.url, cartd.url)]
+        facts = [_same_tar(place, server.url, cartd.url), _memory(server)]
         notes = ["All hash each file by SHA-1. One worker each; Cartd's database locks with two."]
         if shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None:
             notes.append("nginx is not installed: nothing was compared with it.")
@@ -146,6 +153,24 @@ def _same_tar(place: Path, *urls: str) -> Fact:
         f"{len(ours)}, {len(ours.items() ^ theirs.items())}",
         f"{len(theirs)}, 0",
         ours == theirs,
+    )
+
+
+def _memory(server: CartServer) -> Fact:
+    """Return the peak memory of the service while clients wait for bytes that they do not take."""
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with contextlib.ExitStack() as stack:
+        for _ in range(SLOW):
+            client = stack.enter_context(socket.create_connection((host, int(port)), LIMIT))
+            client.sendall(f"GET /sent HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            client.recv(1)
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        peak = int(status.partition("VmHWM:")[2].split()[0]) << 10
+    return Fact(
+        f"memory while {SLOW} clients download slowly, in MiB",
+        f"{peak / MIB:.0f}",
+        f"at most {MEMORY // MIB}",
+        peak <= MEMORY,
     )
 
 

@@ -227,7 +227,7 @@ class ServeSettings:
     pause: float = _setting(1, parse_seconds)
     poll: float = _setting(5, parse_seconds)
     archive_timeout: float = _setting(60, parse_seconds)
-    requests: int = _setting(32, _count)
+    requests: int = _setting(256, _count)
     timeout: float = _setting(30, parse_seconds)
     header_timeout: float = _setting(30, parse_seconds)
     least_rate: int = _setting("1 Kb", parse_size)
