@@ -7,6 +7,7 @@ Cartd's tables and columns keep their names and meanings, so that its databases 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -164,6 +165,7 @@ class Database:
         self.shown = without_password(url)
         self.engine = _engine(url, self.shown)
         self.engine.bind(TABLES)
+        self._kept: dict[int, peewee.SqliteDatabase] = {}
 
     @contextmanager
     def session(self, *, write: bool = False) -> Iterator[None]:
@@ -175,6 +177,7 @@ class Database:
         """
         with self._translated():
             fresh = self.engine.connect(reuse_if_open=True)
+            self._keep_one_open()
             try:
                 if write:
                     with self._transaction():
@@ -184,6 +187,21 @@ class Database:
             finally:
                 if fresh:
                     self.engine.close()
+
+    def _keep_one_open(self) -> None:
+        """
+        Keep a connection of this process to SQLite: when the last one is closed, SQLite writes its
+        log back and flushes it, which takes longer than most sessions.
+        """
+        if not isinstance(self.engine, peewee.SqliteDatabase) or os.getpid() in self._kept:
+            return
+        kept = peewee.SqliteDatabase(
+            self.engine.database, thread_safe=False, check_same_thread=False
+        )
+        kept.connect()
+        kept.get_tables()  # only reading makes it one that counts
+        # That of a parent process stays in the table: closing it here would let go of its locks.
+        self._kept[os.getpid()] = kept
 
     def _transaction(self) -> peewee._atomic:
         # A writing transaction must not begin as a reader: if two readers want to become writers,

@@ -172,6 +172,7 @@ class Server(wsgi.Server):
             application,
             numthreads=settings.requests,
             max=settings.requests,
+            request_queue_size=_BACKLOG,
             accepted_queue_size=_BACKLOG,
             timeout=math.ceil(settings.timeout),
             shutdown_timeout=_GRACE,
