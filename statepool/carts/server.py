@@ -145,9 +145,9 @@ def _send_file(connection: socket.socket, span: Span) -> None:
         try:
             sent = os.sendfile(connection.fileno(), span.descriptor, offset, left)
         except BlockingIOError:
-            poll = select.poll()
+            poll, seconds = select.poll(), connection.gettimeout()
             poll.register(connection, select.POLLOUT)
-            if not poll.poll((connection.gettimeout() or math.inf) * 1000):
+            if not poll.poll(seconds * 1000 if seconds is not None else None):
                 raise TimeoutError("the client takes nothing") from None
             continue
         if not sent:
