@@ -143,7 +143,10 @@ class Authenticator:
             raise Denied(403, "this service is asked by another name than that of this host")
         origin = request.headers.get("Origin", "")
         same = origin == f"{request.scheme}://{request.host}"
-        if (origin and not same) or request.headers.get("Sec-Fetch-Site") == "cross-site":
+        # Who follows a link from there looks at a page of ours, which nothing of theirs can read.
+        follows = request.method == "GET" and request.headers.get("Sec-Fetch-Dest") == "document"
+        strange = request.headers.get("Sec-Fetch-Site") == "cross-site" and not follows
+        if (origin and not same) or strange:
             raise Denied(403, "a page of another site sends this")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import define, evolve, frozen
 from peewee import Case, fn
 
 from statepool import Listing, Location, SourceStatus, StatePoolError
@@ -17,6 +17,7 @@ from statepool.carts.carts import progress, visible
 from statepool.carts.database import UNKNOWN, Cart, File
 from statepool.carts.pools import PoolsArchive
 from statepool.carts.room import evictable
+from statepool.carts.sending import Content
 from statepool.carts.service import Service
 from statepool.carts.settings import POOLS
 from statepool.carts.tasks import ACTIVE
@@ -257,3 +258,57 @@ def transfers(service: Service, identity: Identity) -> tuple[list[File], int]:
         moving = coming.where((File.done > 0) & (File.done < File.size))
         found = list(moving.order_by(File.id).limit(MOVING))
         return found, coming.count() - len(found)
+
+
+@define(eq=False)
+class Sent:
+    """
+    A download.
+
+    :param cart: what is sent
+    :param size: bytes of its tar
+    :param done: where in the tar it is
+    """
+
+    cart: Cart
+    size: int
+    done: int = 0
+
+
+class Downloads:
+    """The downloads that this process has under way."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: list[Sent] = []
+
+    def watch(
+        self, cart: Cart, content: Content, close: Callable[[], None]
+    ) -> tuple[Content, Callable[[], None]]:
+        """
+        :param close: to be called when the download has ended
+        :returns: the same content, and what is to be called instead
+        """
+        sent = Sent(cart, content.length)
+
+        def read(start: int, stop: int) -> Iterator[bytes]:
+            sent.done = start
+            for data in content.read(start, stop):
+                yield data
+                sent.done += len(data)
+
+        def end() -> None:
+            with self._lock:
+                self._running = [one for one in self._running if one is not sent]
+            close()
+
+        with self._lock:
+            self._running.append(sent)
+        return evolve(content, read=read), end
+
+    def of(self, identity: Identity) -> list[Sent]:
+        """:returns: those of carts that a user may see, as many as are told"""
+        with self._lock:
+            running = list(self._running)
+        mine = [one for one in running if identity.everything or one.cart.owner == identity.name]
+        return mine[:MOVING]

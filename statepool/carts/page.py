@@ -139,6 +139,7 @@ def _live() -> dict[str, Any]:
     start = _number("carts")
     carts, count = overview.carts_of(parts.service, identity, start)
     moving, waiting = overview.transfers(parts.service, identity)
+    sent = parts.downloads.of(identity)
     disks = [overview.disk_of_carts(parts.service), parts.pools.disk()]
     return {
         "carts": carts,
@@ -146,8 +147,9 @@ def _live() -> dict[str, Any]:
         "carts_count": count,
         "moving": moving,
         "waiting": waiting,
+        "sent": sent,
         "disks": [disk for disk in disks if disk is not None],
-        "active": waiting > 0 or any(cart["active"] for cart in carts),
+        "active": bool(sent or waiting or any(cart["active"] for cart in carts)),
     }
 
 

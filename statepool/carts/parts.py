@@ -10,7 +10,7 @@ from flask import current_app, g, request
 
 from statepool.carts.auth import Authenticator, Denied, Identity
 from statepool.carts.metrics import Metrics
-from statepool.carts.overview import Pools
+from statepool.carts.overview import Downloads, Pools
 from statepool.carts.runner import Runner
 from statepool.carts.service import Service
 from statepool.carts.shelves import Shelves
@@ -29,6 +29,7 @@ class Parts:
     shelves: Shelves
     metrics: Metrics
     pools: Pools
+    downloads: Downloads
 
 
 def the_parts() -> Parts:

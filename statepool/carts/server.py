@@ -22,7 +22,7 @@ from cheroot.ssl.builtin import BuiltinSSLAdapter
 from statepool import ConfigError, TransportError
 from statepool.carts.auth import Authenticator, is_loopback
 from statepool.carts.metrics import Metrics
-from statepool.carts.overview import Pools
+from statepool.carts.overview import Downloads, Pools
 from statepool.carts.parts import READING, Parts
 from statepool.carts.rates import Rates
 from statepool.carts.runner import Runner
@@ -214,7 +214,8 @@ def make_application(service: Service, runner: Runner, *, open_here: bool) -> Ca
     authenticator = Authenticator(settings, service.database, open_here=open_here)
     shelves = Shelves(settings.pools, settings.transfer_size)
     metrics, pools = Metrics(service), Pools(service)
-    return create_app(Parts(service, runner, authenticator, shelves, metrics, pools))
+    parts = Parts(service, runner, authenticator, shelves, metrics, pools, Downloads())
+    return create_app(parts)
 
 
 def serve(service: Service, tell: Callable[[str], None]) -> None:

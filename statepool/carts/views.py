@@ -115,7 +115,8 @@ def get_cart(uid: str) -> Response:
     download = Download(parts.service, cart)
     default = time.strftime("data_%Y_%m_%d_%H_%M_%S.tar")  # in local time, as in Cartd
     content = evolve(download.content, name=request.args.get("filename") or default)
-    return send(request, parts.metrics.counted(content), download.close)
+    content, close = parts.downloads.watch(cart, parts.metrics.counted(content), download.close)
+    return send(request, content, close)
 
 
 def _head(uid: str) -> Response:

@@ -90,6 +90,20 @@ def test_every_room_is_packaged() -> None:
     assert set(words(ini("setup.cfg")["options"]["packages"])) == packages
 
 
+def test_what_is_no_module_is_packaged() -> None:
+    data = ini("setup.cfg")["options.package_data"]
+    patterns = [f"{name.replace('.', '/')}/{one}" for name in data for one in words(data[name])]
+    found = [path.relative_to(ROOT) for path in (ROOT / "statepool").rglob("*") if path.is_file()]
+    others = [
+        path
+        for path in found
+        if path.suffix not in (".py", ".pyc") and path.name != "ruff.toml"
+        if not any(part.startswith(".") for part in path.parts)  # what a tool has left there
+    ]
+    assert len(others) > 10
+    assert [path for path in others if not any(map(path.match, patterns))] == []
+
+
 def test_oldest_dependencies_are_the_lower_bounds() -> None:
     bounds = words(ini("setup.cfg")["options"]["install_requires"])
     pins = words(ini("tox.ini")["testenv:oldest"]["deps"])

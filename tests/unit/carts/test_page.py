@@ -254,7 +254,7 @@ def test_a_cart_from_nothing_to_its_end(browser: Browser) -> None:
     page = browser.settled(uid)
     assert "This cart is ready" in page.text
     place = page.links[f"get-{uid}"]
-    answer = browser.client.get(place)
+    answer = browser.fetch(place)
     assert answer.headers["Content-Disposition"] == f'attachment; filename="{uid}.tar"'
     disks = {f"{uid}/vm1/on/disk/{name}.qcow2" for name in ("install", "customize", "on")}
     chain = {f"{uid}/vm1/disk/{name}.qcow2" for name in ("install", "customize")}
@@ -272,7 +272,7 @@ def test_a_cart_without_what_backs_its_states(browser: Browser) -> None:
     browser.send(browser.open("/"), "/page/cart", state="vm1/disk/customize", uid=" mine ")
     page = browser.settled("mine")
     assert "1 of 1 are here" in page.text
-    assert list(content(browser.client.get("/mine").data)) == ["mine/vm1/disk/customize.qcow2"]
+    assert list(content(browser.fetch("/mine").data)) == ["mine/vm1/disk/customize.qcow2"]
 
 
 @pytest.mark.parametrize(
@@ -335,6 +335,17 @@ def test_progress_is_shown_while_there_is_some(site: Site, browser: Browser) -> 
     assert "slow" not in browser.open("/page/live").text
 
 
+def test_downloads_are_shown_while_they_last(browser: Browser) -> None:
+    browser.send(browser.open("/"), "/page/cart", state="vm1/disk/install", uid="one")
+    browser.settled("one")
+    with browser.client.get("/one", headers={"Range": "bytes=512-"}, buffered=False) as answer:
+        next(answer.iter_encoded())
+        assert re.search(r"Download of one [0-9.]+ [KM]?i?B of", browser.open("/page/live").text)
+        for _ in answer.iter_encoded():
+            pass
+    assert "Transfers under way" not in browser.open("/page/live").text
+
+
 # -- who may ---------------------------------------------------------------------------------------
 
 
@@ -356,6 +367,15 @@ def test_forms_of_other_sites(browser: Browser, headers: dict[str, str]) -> None
     assert browser.client.get("/carts").json == {"carts": []}
     own = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
     assert browser.send(page, "/page/cart", own, state="vm1/disk/on").status_code == 303
+
+
+def test_links_of_other_sites_lead_here(browser: Browser) -> None:
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}
+    assert browser.client.get("/", headers={**HTML_ONLY, **link}).status_code == 200
+    for kind in ("iframe", "empty", "image"):
+        asked = {**HTML_ONLY, **link, "Sec-Fetch-Dest": kind}
+        assert browser.client.get("/", headers=asked).status_code == 403
+    assert browser.client.post("/one", data='{"fileids": []}', headers=link).status_code == 403
 
 
 def test_forms_without_their_key(site: Site, browser: Browser) -> None:
@@ -392,7 +412,7 @@ def test_a_token_opens_the_page(closed: Site, token: Callable[..., str]) -> None
     assert "anna" in page.text
     browser.send(page, "/page/cart", state="vm1/disk/install", uid="one")
     browser.settled("one")
-    assert browser.client.get("/one").status_code == 200
+    assert browser.fetch("/one").status_code == 200
     assert browser.client.get("/one/status").json["owner"] == "anna"  # type: ignore[index]
     browser.send(page, "/page/logout")
     browser.open("/", 401)
