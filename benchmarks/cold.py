@@ -131,7 +131,8 @@ def hash_files(paths: list[str]) -> float:
 
 def _hash(path: str) -> Digest:
     with open(path, "rb") as file:
-        return hash_file(file.fileno(), os.fstat(file.fileno()).st_size)
+        # as other tools do, b3sum for example: every byte, those of holes too
+        return hash_file(file.fileno(), os.fstat(file.fileno()).st_size, algorithm="blake3")
 
 
 # -- file systems that share blocks ----------------------------------------------------------------

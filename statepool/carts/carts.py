@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,12 @@ def delete_cart(service: Service, uid: str, identity: Identity) -> None:
 def list_carts(service: Service, identity: Identity) -> list[dict[str, Any]]:
     """:returns: the carts that a user may read, newest first"""
     with service.database.session():
-        found = list(Cart.select().where(visible(identity)).order_by(Cart.id.desc()))
-    return [_summary(cart) for cart in found]
+        # No models, and no times that are parsed only to be written again: of ten thousand carts
+        # they would take most of the time.
+        told = (getattr(Cart, name) for name in _TOLD)
+        times = (getattr(Cart, name).cast("text") for name in _TIMES)
+        rows = Cart.select(*told, *times).where(visible(identity)).order_by(Cart.id.desc())
+        return [_summary(*row) for row in rows.tuples()]
 
 
 def visible(identity: Identity) -> Expression:
@@ -154,7 +158,10 @@ def describe_cart(service: Service, cart: Cart) -> dict[str, Any]:
     size = sum(max(file.size, 0) for file in files)
     done = sum(file.done for file in files)
     return {
-        **_summary(cart),
+        **_summary(
+            *(getattr(cart, name) for name in _TOLD),
+            *(str(getattr(cart, name)) for name in _TIMES),
+        ),
         **progress(cart, done, size),
         "files": [_file(file) for file in files],
     }
@@ -177,17 +184,32 @@ def progress(cart: Cart, done: int, size: int) -> dict[str, Any]:
     }
 
 
-def _summary(cart: Cart) -> dict[str, Any]:
+_TOLD = ("cart_uid", "status", "error", "bundle", "owner", "size", "digest")
+_TIMES = ("creation_date", "updated_date")
+"""The columns that :func:`_summary` takes, in their order."""
+
+
+def _summary(
+    uid: str,
+    status: str,
+    error: str,
+    bundle: bool | None,
+    owner: str,
+    size: int,
+    digest: str,
+    created: str,
+    used: str,
+) -> dict[str, Any]:
     return {
-        "uid": cart.cart_uid,
-        "status": cart.status,
-        "error": cart.error,
-        "bundle": bool(cart.bundle),
-        "owner": cart.owner,
-        "size": cart.size if cart.size >= 0 else None,
-        "digest": cart.digest or None,
-        "created": _time(cart.creation_date),
-        "used": _time(cart.updated_date),
+        "uid": uid,
+        "status": status,
+        "error": error,
+        "bundle": bool(bundle),
+        "owner": owner,
+        "size": size if size >= 0 else None,
+        "digest": digest or None,
+        "created": _time(created),
+        "used": _time(used),
     }
 
 
@@ -206,8 +228,12 @@ def _file(file: File) -> dict[str, Any]:
     }
 
 
-def _time(moment: datetime) -> str:
-    return moment.replace(tzinfo=UTC).isoformat(timespec="seconds")
+def _time(text: str) -> str:
+    """
+    :param text: a time in UTC, as databases and Python write it: ``2026-11-30 19:00:00.123456``
+    :returns: the same in ISO 8601, with its zone, in whole seconds
+    """
+    return f"{text[:10]}T{text[11:19]}+00:00"
 
 
 # -- downloading -----------------------------------------------------------------------------------
