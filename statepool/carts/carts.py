@@ -141,8 +141,9 @@ def list_carts(service: Service, identity: Identity) -> list[dict[str, Any]]:
         # they would take most of the time.
         told = (getattr(Cart, name) for name in _TOLD)
         times = (getattr(Cart, name).cast("text") for name in _TIMES)
-        rows = Cart.select(*told, *times).where(visible(identity)).order_by(Cart.id.desc())
-        return [_summary(*row) for row in rows.tuples()]
+        found = Cart.select(*told, *times).where(visible(identity)).order_by(Cart.id.desc())
+        rows: Any = found.tuples()
+        return [_summary(*row) for row in rows]
 
 
 def visible(identity: Identity) -> Expression:

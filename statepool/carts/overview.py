@@ -20,6 +20,7 @@ from statepool.carts.room import evictable
 from statepool.carts.sending import Content
 from statepool.carts.service import Service
 from statepool.carts.settings import POOLS
+from statepool.carts.spans import Span
 from statepool.carts.tasks import ACTIVE
 from statepool.carts.volume import room_at
 
@@ -291,7 +292,7 @@ class Downloads:
         """
         sent = Sent(cart, content.length)
 
-        def read(start: int, stop: int) -> Iterator[bytes]:
+        def read(start: int, stop: int) -> Iterator[bytes | Span]:
             sent.done = start
             for data in content.read(start, stop):
                 yield data
