@@ -130,7 +130,7 @@ class CartService:
     A service of carts, somewhere. Nothing is asked before something is wanted of it.
 
     :param url: where it is, ``http://`` or ``https://``
-    :param token: says who asks
+    :param token: identifies the client
     :param ca_file: PEM file with the certificates of the authorities that may vouch for the
         service; those of the system if not given
     :param timeout: seconds for which it may be silent
@@ -180,7 +180,7 @@ class CartService:
         :param token_file: a file with the token; it comes before one that is given as it is
         :param more: as for the class itself
         :raises ConfigError: a section cannot be used
-        :raises UsageError: nobody says where the service is, or a file cannot be read
+        :raises UsageError: the URL of the service is not given, or a file cannot be read
         """
         known = _from_layers(layers)
         place = url or known.get("url")
@@ -343,7 +343,7 @@ def _passes(error: Exception) -> bool:
     return not isinstance(error, ValueError | http.client.InvalidURL)
 
 
-# -- where it is, and who asks ---------------------------------------------------------------------
+# -- the URL, and the token ------------------------------------------------------------------------
 
 
 def _split(url: str) -> urllib.parse.SplitResult:

@@ -23,7 +23,7 @@ _BYTES = 32
 """Random bytes of a token: with so many, no slow hash is needed."""
 
 COOKIE = "statepool-token"
-"""Where a browser keeps the token of who has signed in."""
+"""The cookie with the token of a user who has signed in."""
 
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
 """Headers that a proxy adds: its client is then not on this host."""
@@ -105,8 +105,8 @@ class Authenticator:
 
     def _of_cookie(self, request: Request) -> Identity | None:
         """
-        What a cookie alone permits is to look, and the forms of the page, which have a key beside:
-        a browser sends it along whoever made it ask.
+        Identify a user by the cookie alone. It permits only reading, and the forms of the page,
+        which contain a key: a browser sends the cookie also if another site caused the request.
         """
         token = request.cookies.get(COOKIE)
         looks = request.method in ("GET", "HEAD") or request.path.startswith("/page/")
@@ -119,8 +119,8 @@ class Authenticator:
 
     def of_token(self, token: str) -> Identity:
         """
-        :returns: whose token this is
-        :raises Denied: nobody's
+        :returns: the identity that belongs to a token
+        :raises Denied: the token is not known
         """
         with self._database.session():
             found = CartToken.get_or_none(CartToken.hash == _hash(token))
@@ -143,7 +143,7 @@ class Authenticator:
             raise Denied(403, "this service is asked by another name than that of this host")
         origin = request.headers.get("Origin", "")
         same = origin == f"{request.scheme}://{request.host}"
-        # Who follows a link from there looks at a page of ours, which nothing of theirs can read.
+        # A user may follow a link from another site: that site cannot read the page.
         follows = request.method == "GET" and request.headers.get("Sec-Fetch-Dest") == "document"
         strange = request.headers.get("Sec-Fetch-Site") == "cross-site" and not follows
         if (origin and not same) or strange:

@@ -1,10 +1,10 @@
 """
-Carts are filled by workers of Celery: other processes, on other hosts too.
+Workers of Celery that fill carts: other processes, also on other hosts.
 
-The database is what decides, and the broker only wakes workers. A message names a cart, and is of
-use while the table of tasks has its id: each step of a cart writes a new one there, and deleting
-the cart removes it. So a message that comes twice, or late, does no harm; and one that was lost is
-sent again by whoever serves, who looks into the database for carts that nobody fills.
+The database decides, and the broker only wakes workers. A message names a cart, and is valid while
+the table of tasks has its id: each step of a cart writes a new id there, and deleting the cart
+removes it. So a duplicate or late message does no harm. If a message was lost, the service sends it
+again: it searches the database for carts that no worker fills.
 
 ``celery -A statepool.carts.celery worker`` starts a worker with the settings of wsgi.py.
 """
@@ -50,7 +50,7 @@ class Broker:
     def __init__(self, settings: ServeSettings) -> None:
         assert settings.broker is not None
         self._shown = without_password(settings.broker)
-        self._app = _configured(settings, None)  # who sends does not wait for results
+        self._app = _configured(settings, None)  # a sender does not wait for results
 
     def send(self, cart_id: int, task: str, delay: float = 0) -> None:
         """
@@ -159,7 +159,7 @@ def work(service: Service, tell: Callable[[str], None]) -> None:
     wait_for(Broker(settings).reach, settings, service.stopping.wait, tell)
 
     def keep(**_: object) -> None:
-        """Who listens to this has set up logging already."""
+        """Keep the logging that is set up already."""
 
     def ready(**_: object) -> None:
         tell(f"filling carts of {settings.directory}")

@@ -51,7 +51,7 @@ _PAUSES = (0.1, 2.0)
 """Seconds between two questions how far a cart is: at first, and at most."""
 
 SUFFIX = ".statepool"
-"""What the names of bundles end with, if nobody says what they are to be called."""
+"""The suffix of bundles whose names are not given."""
 
 
 @frozen
@@ -128,7 +128,7 @@ class Cart:
 
         :param entries: as in the list that ``docs/serve.rst`` describes: each with ``id`` and, if
             it is not to be called so in the tar, ``path``
-        :param uid: of the cart; one that nobody can guess if not given
+        :param uid: of the cart; by default one that cannot be guessed
         :param bundle: whether its tar is made in advance; as the service wants it if not given
         :raises UsageError: the list cannot be used
         :raises Conflict: there is a cart of this uid with another list

@@ -87,7 +87,7 @@ class Pools:
 
     def look(self) -> Seen:
         """:returns: what they have, as of a few seconds ago at most"""
-        with self._lock:  # whoever comes meanwhile waits, and takes the same answer
+        with self._lock:  # other threads wait, and take the same answer
             if self._seen is None or self._seen[0] + _FRESH < time.monotonic():
                 seen = self._look()
                 self._seen = time.monotonic(), seen

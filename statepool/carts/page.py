@@ -44,10 +44,10 @@ from statepool.carts.trees import Placed, States, nested
 OPEN = frozenset(
     {"/page/login", "/page/logout", "/page/style.css", "/page/page.js", "/page/icon.svg"}
 )
-"""What is shown to those who are not known."""
+"""Paths that need no token."""
 
 _FORM = "statepool-form"
-"""The cookie that the keys of forms are made from where nobody has signed in."""
+"""The cookie from which the keys of forms are made if no user has signed in."""
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -98,7 +98,7 @@ def _answer(template: str, status: int = HTTPStatus.OK, **context: Any) -> Respo
 
 
 def failure(status: int, message: str) -> Response:
-    """:returns: a page that tells why there is no other; to those who are not known, a form"""
+    """:returns: a page with an error; without a known token, the form to sign in"""
     if status == HTTPStatus.UNAUTHORIZED:
         return _answer("login.html", status, problem=message)
     return _answer("error.html", status, title=HTTPStatus(status).phrase, message=message)
@@ -230,7 +230,7 @@ def fill_cart() -> Response:
 
 
 def _new_uid(names: list[str]) -> str:
-    """:returns: one that nobody guesses, and that tells people what is in the cart"""
+    """:returns: a uid that cannot be guessed, and that names the first state of the cart"""
     plain = re.sub(r"[^A-Za-z0-9._-]", "-", names[0].rpartition("/")[2])[:80].lstrip("._-")
     return f"{plain or 'cart'}-{secrets.token_hex(8)}"
 
@@ -307,7 +307,7 @@ def _secret() -> str | None:
 
 
 def _form_key() -> str:
-    """:returns: the key of forms of whoever has this browser"""
+    """:returns: the key of the forms in this browser"""
     secret = _secret()
     if secret is None:
         secret = g.form_secret = secrets.token_urlsafe(32)

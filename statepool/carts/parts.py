@@ -1,4 +1,4 @@
-"""What the views of the service work with, and who asks them."""
+"""The context of the views: the parts of the service, and the identity of the client."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def the_parts() -> Parts:
 def the_identity(*, write: bool = False) -> Identity:
     """
     :param write: whether something is to be changed
-    :returns: who asks
-    :raises Denied: who asks may only read
+    :returns: the identity of the client
+    :raises Denied: the client may only read
     """
     identity = g.identity
     assert isinstance(identity, Identity)

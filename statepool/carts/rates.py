@@ -22,7 +22,7 @@ SECONDS = 60.0
 """For how long a client may be slow."""
 
 _LONGEST_LOOK = 5.0
-"""Seconds between two looks that are counted: if it were more, it is we who stood still."""
+"""The most seconds between two looks that count: after more, this process was paused."""
 
 _ACKED = struct.Struct("=Q")
 _ACKED_AT = 120
@@ -66,7 +66,7 @@ class Rates:
         other time limit, unless any rate will do: the kernel says that nothing more can be sent
         until the client has taken a third of all that was, which may be megabytes.
 
-        :param client: what the log calls who asked
+        :param client: the name of the client in the log
         """
         answer = _Answer(connection, client, _taken(connection))
         limit = connection.gettimeout()

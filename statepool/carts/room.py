@@ -95,7 +95,7 @@ def _does_not_fit(needed: int, available: int) -> NoSpace:
         f"{MESSAGE}: {needed} bytes are needed, {available} are free",
         needed=needed,
         available=available,
-        hint="delete carts that nobody needs, or ask for less",
+        hint="delete carts that are not needed any more, or ask for less",
     )
 
 

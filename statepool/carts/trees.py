@@ -63,7 +63,7 @@ class Placed:
 
 class States:
     """
-    The states that somebody may see.
+    The states that a user may see.
 
     :param listed: what the pools have
     :param names: what pools are called, by their locations

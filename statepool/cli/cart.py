@@ -48,7 +48,7 @@ _OPTIONS = (
         "--token-file",
         metavar="FILE",
         shell_complete=paths.files,
-        help="The token that says who asks is in this file.",
+        help="A file with the token.",
     ),
     click.option(
         "--ca-file",
@@ -116,7 +116,7 @@ def _cart(
 @command.command("new", cls=Command)
 @click.argument("ids", metavar="[URL] ID[=PATH]...", nargs=-1, required=True)
 @_service_options
-@click.option("--uid", metavar="UID", help="Of the cart; one that nobody can guess if not given.")
+@click.option("--uid", metavar="UID", help="Of the cart; if not given, one that cannot be guessed.")
 @click.option("--archive", metavar="NAME", help="From there; as the service wants if not given.")
 @click.option("--chain", is_flag=True, help="Of states, all that backs them, too.")
 @click.option("--export", is_flag=True, help="States in one file each, for statepool import.")
@@ -168,7 +168,7 @@ def new(
 
 
 def _split(text: str) -> dict[str, object]:
-    # An id can have an equals sign in it, and who chooses a path can do without.
+    # An id can contain an equals sign; a path need not.
     name, equals, path = text.rpartition("=")
     return {"id": name, "path": path} if equals else {"id": text}
 

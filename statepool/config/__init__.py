@@ -78,7 +78,7 @@ PREFIX = "STATEPOOL_"
 """The prefix of our environment variables."""
 
 SECTIONS = ("serve", "carts")
-"""The sections of a file that the service of carts reads, and those who ask one."""
+"""The sections of a file that are for the service of carts, and for its clients."""
 
 CARTS = PREFIX + "CARTS"
 """The variable that says where a service of carts is; the command line reads it."""
@@ -137,7 +137,7 @@ class Config:
     :param advice: what the user should change, if anything
     :param serve: the sections ``[serve]`` of these files, each with the file that it is from: the
         service of carts reads them
-    :param carts: likewise the sections ``[carts]``: those who ask such a service read them
+    :param carts: likewise the sections ``[carts]``, for clients of such a service
     """
 
     cache: str
