@@ -36,6 +36,13 @@ _LONGEST = 256 << 10
 RECEIVED_AT_ONCE = 256 << 10
 """The most bytes of one read: more than that is never in flight."""
 
+_AHEAD = 208 << 10
+"""
+Bytes that ssh can write before they are read; the kernel doubles this. With twice the default, ssh
+waits less often for this process. With a multiple, the bytes have left the processor's cache before
+they are read.
+"""
+
 MOST_SAID = 8 << 10
 """The most bytes of standard error that are read."""
 
@@ -91,6 +98,7 @@ class Master:
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
             link = undo.enter_context(_connected(self._path, self._seconds))
             stream, far = socket.socketpair()
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _AHEAD)
             undo.callback(stream.close)
             theirs.callback(far.close)
             errors, far_errors = os.pipe()
