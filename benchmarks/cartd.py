@@ -19,6 +19,7 @@ from pathlib import Path
 from attrs import frozen
 
 from benchmarks.environments import Unavailable, install
+from tests.support.sshd import free_port
 
 VERSION = "0.7.0"
 REQUIREMENTS = (
@@ -152,12 +153,6 @@ def fill(url: str, uid: str, body: bytes) -> None:
             return
         time.sleep(0.05)  # more often, and SQLite is locked for Cartd's worker, which dies of it
     raise RuntimeError(f"the cart {uid} is not ready after {LIMIT} s")
-
-
-def free_port() -> int:
-    """:returns: a TCP port of loopback on which nothing listens"""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def _await_port(port: int) -> None:

@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.bench import MIB, Bench, run
-from benchmarks.cartd import LIMIT, VERSION, Cartd, fill, free_port, run_cartd
+from benchmarks.cartd import LIMIT, VERSION, Cartd, fill, run_cartd
 from benchmarks.environments import Unavailable
 from benchmarks.measure import Fact, Figure, Limit, Table, Unit, Work, rounds, timed
 from tests.support.carts import CartServer, run_server, until
+from tests.support.sshd import free_port
 
 LARGE, SMALL = 20, 1000
 """Files of the two carts."""

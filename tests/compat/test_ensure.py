@@ -689,7 +689,7 @@ def test_old_keys_go_when_only_some_are_to_be_kept(root: Path, run_statepool: An
         thing.path for thing in planned if "key" in thing.what
     ]
     # The second has a child, a machine may run on the third, and the last is the newest; in the
-    # pool nobody uses the third.
+    # pool, the third is not used.
     assert states(root) == {"install", child, names[1], names[2], names[3]}
     own = {
         listed.manifest.state

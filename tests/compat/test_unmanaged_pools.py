@@ -231,7 +231,7 @@ def test_a_replaced_file_is_noticed(
         write_to_image(path, [(5 * BLOCK, BLOCK, 55)])
     else:
         make_image(tmp_path / "new.qcow2", SIZE, writes=[(5 * BLOCK, BLOCK, 55)]).rename(path)
-    # within a minute nobody asks
+    # within a minute the pool is not asked
     assert open_pool(tmp_path).image("vm1/disk").get("install").verified is Verified.TRUSTED
     disk.get("install", to=tmp_path / "work.qcow2")
     assert blocks(tmp_path / "work.qcow2")[5] == 55

@@ -229,7 +229,7 @@ class Lab:
 
 def why_kept(path: Path) -> str:
     """
-    :returns: who has a file open, or that nobody has: for whoever has to find out why it was left
+    :returns: which processes have a file open, to explain why it was left
     """
     try:
         with opened.exclusive(path):

@@ -193,7 +193,7 @@ def assert_whole(pool: Pool) -> None:
     assert names == {digest.file_name for digest in fold.digests}
     assert {Digest.from_file_name(name) for name in names} == fold.digests
     # What is left are temporary files without a marker, which a sweep takes when they are old
-    # enough to be nobody's.
+    # enough.
     assert [entry.name for entry in pool.transport.scan(layout.TRASH)] == []
     assert [
         entry.name for entry in pool.transport.scan(layout.INCOMING) if entry.name.endswith(".json")

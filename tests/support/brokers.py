@@ -13,6 +13,7 @@ from pathlib import Path
 from attrs import define, field
 
 from tests.support.carts import LIMIT, until
+from tests.support.sshd import free_port
 
 _RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """Debian's program in the path starts this one as the account of its system service."""
@@ -111,12 +112,6 @@ def missing(name: str) -> str:
     """:returns: why there can be no such broker, if there is a reason"""
     program = "redis-server" if name == "redis" else str(_RABBITMQ)
     return f"{name} is not installed (Debian: {name}-server)" if not shutil.which(program) else ""
-
-
-def free_port() -> int:
-    """:returns: a port of loopback at which nobody listens"""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def _listens(port: int) -> bool:

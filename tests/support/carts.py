@@ -80,7 +80,7 @@ class CartServer:
 
     @property
     def _environment(self) -> dict[str, str]:
-        """Nobody's own settings."""
+        """The environment without settings of the user."""
         known = dict(os.environ)
         for name in [name for name in known if name.startswith("STATEPOOL_")]:
             del known[name]
@@ -329,9 +329,3 @@ def run_wire(server: CartServer) -> Iterator[Wire]:
         finally:
             proxy.shutdown()
             thread.join()
-
-
-def free_port() -> str:
-    """:returns: a port of loopback on which nobody listens"""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return str(free.getsockname()[1])

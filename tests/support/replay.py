@@ -206,7 +206,7 @@ class _Primitives(Transport):
         self.do("create", path, data)
 
     def link(self, source: str, target: str) -> None:
-        """As the transport's face says: a copy is made in several steps."""
+        """Copy a file in several steps."""
         if not self._renames:
             super().link(source, target)
             return

@@ -185,7 +185,7 @@ def run_sshd(
 
 
 def free_port() -> int:
-    """:returns: a TCP port on loopback that nobody listens on"""
+    """:returns: a TCP port on loopback on which no process listens"""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -375,8 +375,8 @@ def test_a_clock_that_is_a_day_off(
     server = bare_server(ahead=ahead)
     place = on(server, server.directory / "pool")
     fill(place, make_image)
-    # Somebody of another host is at it just now: what has no marker yet is no leftover, by whatever
-    # clock.
+    # A writer of another host is at work just now: a file without a marker yet is no leftover, by
+    # any clock.
     young = place.directory / ".statepool/incoming/00000000-bytes"
     young.write_bytes(b"x")
     place.states().gc(everywhere=True)

@@ -147,7 +147,7 @@ def test_a_flush_that_fails_on_the_way_is_reported(
 
 def failing_too_late(failing: Callable[..., Sshd]) -> tuple[Location, Settings]:
     """
-    :returns: a pool where the first flush fails when nobody listens any more; each one after that
+    :returns: a pool where the first flush fails after the connection was lost; each one after that
         finds nothing wrong
     """
     server = failing("fsync:error=EIO:delay_enter=30000000:when=1", once=True)
@@ -294,7 +294,7 @@ def test_a_disk_that_is_full_at_any_stage(
     From no room at all to enough of it, a few KiB at a time: markers, bytes, records and names each
     meet the end of it.
     """
-    # somebody else takes the room when it has been asked for
+    # another process takes the room after the space was checked
     monkeypatch.setattr(SSHTransport, "free_space", lambda self: None)
     work = make_image(tmp_path / "work.qcow2", MIB, writes=[(0, 64 * KIB, 1)])
     assert lab.image("cache", alone=True).set("install", source=work).complete

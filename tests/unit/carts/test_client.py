@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.carts import LIMIT, ROOT, CartServer, FakeInterface, Wire, free_port, run_wire
+from tests.support.carts import LIMIT, ROOT, CartServer, FakeInterface, Wire, run_wire
+from tests.support.sshd import free_port
 from tests.unit.carts.conftest import FILES
 from tests.unit.carts.test_cartd import BAR, FOO, content, entry
 
@@ -318,7 +319,7 @@ def test_a_service_that_restarts_is_waited_for(
     serve: Callable[..., CartServer], interface: FakeInterface, tmp_path: Path
 ) -> None:
     settings = f'archives.far = {{ type = "interface", url = "{interface.url}" }}\n'
-    server = serve("--port", free_port(), settings=settings)
+    server = serve("--port", str(free_port()), settings=settings)
     told: list[str] = []
     away = threading.Event()
 
