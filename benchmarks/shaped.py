@@ -1,4 +1,6 @@
-"""Fetching an image over a link of 1 Gbit/s, compressed by zstd at both ends."""
+"""
+Fetching an image over a link of 1 Gbit/s, compressed by zstd at both ends, and over two such links.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from attrs import frozen
@@ -24,14 +26,18 @@ PROGRAMS = ("ip", "tc", "scp", "zstd")
 FASTER = 1.5
 """The target throughput as a multiple of that of scp."""
 
+TWO_MIRRORS = 0.6
+"""The longest time from two mirrors, in relation to that from one."""
+
 _GET = """
 import json, sys, time
 import statepool
 from statepool.model.settings import Settings
-cache, pool, image, state, config, known, compress = sys.argv[1:]
+cache, pools, image, state, config, known, compress = sys.argv[1:]
+sources = json.loads(pools)
 begin = time.perf_counter()
 settings = Settings(ssh_config=config, known_hosts=known, compress=compress)
-got = statepool.StatePool(cache=cache, sources=[pool], settings=settings).image(image).get(state)
+got = statepool.StatePool(cache=cache, sources=sources, settings=settings).image(image).get(state)
 print(json.dumps([time.perf_counter() - begin, got.bytes]))
 """
 
@@ -43,10 +49,12 @@ class Link:
 
     :param near: the name of the network namespace at its other end
     :param address: of this host in that namespace
+    :param other: another address of this host, to which a link of its own leads
     """
 
     near: str
     address: str
+    other: str
 
     def run(self, *command: str) -> list[str]:
         """:returns: the command line that runs a command in that namespace"""
@@ -60,20 +68,24 @@ def shaped_link(rate: str = RATE) -> Iterator[Link]:
     :raises subprocess.CalledProcessError: this account, or this kernel, does not permit it
     """
     number = os.getpid()
-    near, here, there = f"statepool-{number}", f"sp{number}a"[:15], f"sp{number}b"[:15]
-    # 198.18.0.0/15 is for benchmarks (RFC 2544).
-    ours, theirs = f"198.18.{number % 256}.1", f"198.18.{number % 256}.2"
+    near = f"statepool-{number}"
     shape = ("root", "tbf", "rate", rate, "burst", "256kb", "latency", "20ms")
     quietly("ip", "netns", "add", near)
+    addresses = []
     try:
-        quietly("ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", near)
-        quietly("ip", "addr", "add", f"{ours}/30", "dev", here)
-        quietly("ip", "link", "set", here, "up")
-        quietly("ip", "-n", near, "addr", "add", f"{theirs}/30", "dev", there)
-        quietly("ip", "-n", near, "link", "set", there, "up")
-        quietly("tc", "qdisc", "add", "dev", here, *shape)
-        quietly("tc", "-n", near, "qdisc", "add", "dev", there, *shape)
-        yield Link(near, ours)
+        for which in range(2):
+            here, there = f"sp{number}a{which}"[-15:], f"sp{number}b{which}"[-15:]
+            # 198.18.0.0/15 is for benchmarks (RFC 2544).
+            ours, theirs = (f"198.18.{number % 256}.{4 * which + end}" for end in (1, 2))
+            quietly("ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", near)
+            quietly("ip", "addr", "add", f"{ours}/30", "dev", here)
+            quietly("ip", "link", "set", here, "up")
+            quietly("ip", "-n", near, "addr", "add", f"{theirs}/30", "dev", there)
+            quietly("ip", "-n", near, "link", "set", there, "up")
+            quietly("tc", "qdisc", "add", "dev", here, *shape)
+            quietly("tc", "-n", near, "qdisc", "add", "dev", there, *shape)
+            addresses.append(ours)
+        yield Link(near, *addresses)
     finally:
         quietly("ip", "netns", "del", near)
 
@@ -109,6 +121,18 @@ def _measured(title: str, bench: Bench, link: Link, sshd: Sshd) -> Table:
         _figure(bench, link, sshd, pool, image, how, moved, limit if how == "auto" else None)
         for how in ("auto", "on", "off")
     ]
+    mirror = sshd.directory / "mirror"
+    shutil.copytree(pool, mirror)
+    figures.append(
+        against(
+            f"cold get from two mirrors, each with its own link of {RATE}, compress=off",
+            get(bench, link, sshd, [pool, mirror], "off", []),
+            "from one of them",
+            get(bench, link, sshd, [pool], "off", []),
+            bench.scale.pairs,
+            Limit(Unit.RATIO, TWO_MIRRORS),
+        )
+    )
     part = max(moved["on"]) / size
     fact = Fact(
         "share of the image that was sent, with compress=on",
@@ -129,7 +153,7 @@ def _figure(
     moved: dict[str, list[int]],
     limit: Limit | None,
 ) -> Figure:
-    ours = get(bench, link, sshd, pool, how, moved.setdefault(how, []))
+    ours = get(bench, link, sshd, [pool], how, moved.setdefault(how, []))
     return against(
         f"cold get, compress={how}",
         ours,
@@ -177,17 +201,22 @@ def half_compressible(bench: Bench, pool: Path) -> Path:
     return bench.adopt(pool, 1)
 
 
-def get(bench: Bench, link: Link, sshd: Sshd, pool: Path, how: str, moved: list[int]) -> Work:
+def get(
+    bench: Bench, link: Link, sshd: Sshd, pools: Sequence[Path], how: str, moved: list[int]
+) -> Work:
     """
     :returns: a get into an empty cache over the link, in a separate process: connecting is included
     """
 
     def work() -> float:
         with bench.directory() as place:
-            where = f"ssh://{sshd.user}@{link.address}:{sshd.port}{pool}"
+            sources = [
+                f"ssh://{sshd.user}@{address}:{sshd.port}{pool}"
+                for address, pool in zip((link.address, link.other), pools, strict=False)
+            ]
             arguments = (
                 str(place / "cache"),
-                where,
+                json.dumps(sources),
                 IMAGE,
                 STATES[0],
                 str(sshd.ssh_config),

@@ -315,8 +315,9 @@ class SourcedStateBackend(StateBackend):
             warnings = tuple(dict.fromkeys((*warnings, *found.warnings)))
             if not found.offers:
                 raise damaged(self._cache, checked.bad[0])
+            keep = not found.offers[0].source.location.is_local
             for manifest in checked.bad:
-                mended.append(discard(self._cache, manifest))
+                mended.append(discard(self._cache, manifest, keep=keep))
         brought = supply.bring(wanted, found.offers, found.failed)
         self._cache.lookups.note(
             wanted,

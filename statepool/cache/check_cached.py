@@ -14,16 +14,19 @@ from attrs import field, frozen
 from statepool.beneath import Beneath, Descriptor
 from statepool.cache.cache import Cache
 from statepool.cache.trust import FileStatus, Signature
-from statepool.errors import AccessDenied, DigestMismatch, IntegrityError, NoSpace
+from statepool.errors import AccessDenied, DigestMismatch, IntegrityError, MissingFile, NoSpace
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import Verified
 from statepool.model.pieces import Pieces
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
+from statepool.pools.log import random_nonce
 from statepool.pools.pieces import mend_list
 from statepool.qcow2.files import open_regular
-from statepool.transports.copying import hash_file
+from statepool.transports.base import Transfer
+from statepool.transports.copying import copy, hash_file
+from statepool.transports.failures import Subject
 
 
 @frozen
@@ -202,14 +205,18 @@ def rehash(cache: Cache, manifest: Manifest, progress: Progress = SILENT) -> boo
         return False
 
 
-def discard(cache: Cache, manifest: Manifest) -> str:
+def discard(cache: Cache, manifest: Manifest, *, keep: bool = False) -> str:
     """
     Remove a file that does not hold the bytes of its name, or a dead link, so that the right bytes
     can take its place.
 
+    :param keep: whether to keep a copy in the form that an interrupted transfer leaves: a transfer
+        that can be resumed then fetches only the damaged pieces
     :returns: a warning for the user
     """
     assert manifest.digest is not None
+    if keep and layout.has_pieces(manifest.digest, manifest.size):
+        _keep(cache, manifest, manifest.digest)
     above = ", ".join(cache.chains.users_of(manifest.digest))
     cache.pool.transport.remove(layout.data(manifest.digest))
     cache.trust.forget(manifest.digest)
@@ -219,6 +226,24 @@ def discard(cache: Cache, manifest: Manifest) -> str:
         if above
         else what
     )
+
+
+def _keep(cache: Cache, manifest: Manifest, digest: Digest) -> None:
+    kept = cache.file(layout.part(random_nonce(), digest))
+    subject = Subject(f"the damaged bytes of {manifest.id}", str(cache.pool))
+    try:
+        with open_bytes(cache, manifest) as damaged:
+            size = os.fstat(damaged).st_size
+            if not 0 < size <= manifest.size:
+                return
+            with kept.open(os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+                copy(damaged, file, Transfer(size), subject=subject)
+    except (IntegrityError, MissingFile, FileNotFoundError):
+        return  # there is nothing to keep
+    except BaseException as error:
+        kept.remove()
+        if not isinstance(error, NoSpace):
+            raise
 
 
 def clear_place(cache: Cache, manifest: Manifest) -> bool:

@@ -28,12 +28,29 @@ from statepool.cache.check_cached import (
 )
 from statepool.cache.linked import note_use
 from statepool.cache.space import make_room, require_place
-from statepool.copying.resume import can_go_on, keep_proven, take_over
-from statepool.errors import Conflict, IntegrityError, MissingFile, NoSpace, UnsafeImage
+from statepool.copying.missing import (
+    Delivery,
+    Origin,
+    PieceFetch,
+    Run,
+    is_torn,
+    length_of,
+    list_of,
+    missing_runs,
+)
+from statepool.copying.resume import can_go_on, take_over
+from statepool.copying.translated import is_on, stands_on, translated
+from statepool.errors import (
+    Conflict,
+    IntegrityError,
+    MissingFile,
+    NoSpace,
+    UnsafeImage,
+)
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
-from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest, Parent
+from statepool.model.manifest import MAX_EXTENTS, Kind, Manifest
 from statepool.model.outcomes import Verified
-from statepool.model.pieces import Pieces
+from statepool.model.pieces import PIECE, Pieces
 from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
 from statepool.pools.fold import member_ids, member_name
@@ -49,12 +66,18 @@ from statepool.sources.source import Member, RemoteChain
 from statepool.sources.unmanaged import reader, require_proportion
 from statepool.transports.base import Moved, Transfer
 from statepool.transports.copying import data_extents, hash_file
-from statepool.transports.reading import Extent
 
 LOOKED_AT_FIRST = 1 << 30
 """
 Bytes of L2 tables that are read in a source at most before anything is fetched: the tables of a
 disk of 8 TiB at the usual cluster size.
+"""
+
+
+SEVERAL = 64 << 20
+"""
+Bytes of data from which a file is fetched from several sources at once: fewer arrive within a
+second or two from one.
 """
 
 
@@ -70,6 +93,7 @@ class Fetched:
     :param resumed: how many bytes an interrupted transfer had left here
     :param again: how many of the moved bytes had been moved before in vain
     :param warnings: what was wrong in the cache and has been repaired
+    :param deliveries: what came from each source, if several were used at once
     """
 
     chain: tuple[Manifest, ...]
@@ -79,6 +103,7 @@ class Fetched:
     resumed: int = 0
     again: int = 0
     warnings: tuple[str, ...] = ()
+    deliveries: tuple[Delivery, ...] = ()
 
 
 class Fetch:
@@ -91,6 +116,8 @@ class Fetch:
     :param cache: the destination
     :param offer: what to fetch
     :param progress: told of the bytes
+    :param others: offers of the same content by sources that are as good: large files are fetched
+        from all of them at once
     :param once: for a source that is read only once, from beginning to end: reads the rest of it,
         and raises an error if the rest is not as expected. After that, all parts become visible in
         one record, and durable: no part could be fetched again, so none is evicted either.
@@ -102,10 +129,12 @@ class Fetch:
         offer: RemoteChain,
         progress: Progress = SILENT,
         *,
+        others: Sequence[RemoteChain] = (),
         once: Callable[[], object] | None = None,
     ) -> None:
         self._cache = cache
         self._offer = offer
+        self._others = others
         self._once = once
         self._source = offer.source
         self._chains = chains_of(offer.members, lambda member: member.manifest)
@@ -124,6 +153,7 @@ class Fetch:
         self._how: list[str] = []
         self._verified = Verified.TRUSTED
         self._warnings: list[str] = []
+        self.deliveries: list[Delivery] = []
 
     def run(self) -> Fetched:
         """
@@ -163,7 +193,14 @@ class Fetch:
             tuple(dict.fromkeys(self._warnings)),
         )
         return Fetched(
-            tuple(parts), self._bytes, how, self._verified, self._resumed, self._again, warnings
+            tuple(parts),
+            self._bytes,
+            how,
+            self._verified,
+            self._resumed,
+            self._again,
+            warnings,
+            tuple(self.deliveries),
         )
 
     def _publish_together(self, parts: list[Manifest]) -> list[Manifest]:
@@ -262,7 +299,7 @@ class Fetch:
     def _bring(self, member: Member, parent: Manifest | None) -> Manifest:
         with self._lock(member):
             cached = self._cached(member.manifest)
-            if cached is not None and self._is_good(cached) and _stands_on(cached, parent):
+            if cached is not None and self._is_good(cached, member) and stands_on(cached, parent):
                 self._publish(cached)
                 return cached
             return self._fetch(member, parent)
@@ -277,10 +314,12 @@ class Fetch:
             f"fetch-{Digest.of_text(name).hex[:32]}", self._cache.settings.lock_timeout
         )
 
-    def _is_good(self, cached: Manifest) -> bool:
+    def _is_good(self, cached: Manifest, member: Member) -> bool:
         checked = check_cached(self._cache, [cached], self._progress)
         if checked.bad:
-            self._warnings.append(discard(self._cache, cached))
+            same = cached.digest == member.manifest.digest
+            keep = same and self._source.transport.capabilities.resumes
+            self._warnings.append(discard(self._cache, cached, keep=keep))
             return False
         if checked.verified is Verified.REHASHED and self._verified is Verified.TRUSTED:
             self._verified = Verified.REHASHED
@@ -383,9 +422,9 @@ class Fetch:
             header = self._check(descriptor, promised, parent)
             size = os.fstat(descriptor).st_size
             extents = data_extents(descriptor, size, limit=MAX_EXTENTS)
-        if not _is_on(header, parent):
+        if not is_on(header, parent):
             return None
-        manifest = _translated(
+        manifest = translated(
             promised, header, parent, promised.digest, promised.digest, size, extents
         )
         self._publish(manifest)
@@ -443,7 +482,7 @@ class Fetch:
             status = os.fstat(descriptor)
             extents = data_extents(descriptor, status.st_size, limit=MAX_EXTENTS)
         return (
-            _translated(promised, header, parent, digest, moved.digest, status.st_size, extents),
+            translated(promised, header, parent, digest, moved.digest, status.st_size, extents),
             moved,
             status,
         )
@@ -458,9 +497,28 @@ class Fetch:
         """
         promised = member.manifest
         require_proportion(self._source, promised, member.path)
+        moved: Moved | None = None
         with path.open(os.O_RDWR | os.O_CREAT) as file:
-            done = keep_proven(self._source.transport, promised, file, pieces)
+            done, origins = os.fstat(file).st_size, self._origins(member)
+            wanted = (
+                list_of(origins, promised.digest, promised.size)
+                if promised.digest is not None and (done or len(origins) > 1)
+                else None
+            )
             try:
+                if wanted is not None:
+                    missing = missing_runs(file, promised.size, wanted)
+                    if len(origins) > 1 or is_torn(missing, promised.size):
+                        moved = self._move_pieces(member, file, origins, wanted, missing, pieces)
+                        self._resumed += (
+                            promised.size - length_of(missing, promised.size) if done else 0
+                        )
+                        yield file, moved
+                        return
+                    done = min(missing[0][0] * PIECE if missing else done, promised.size)
+                    os.ftruncate(file, done)
+                    pieces.become(bytes(wanted))
+                    pieces.cut(done // PIECE)
                 moved = self._move(member, file, done, pieces)
                 if done and moved.digest != promised.digest:
                     # The part that was left was wrong: another process wrote to it, or a power cut
@@ -475,7 +533,8 @@ class Fetch:
                 self._resumed += done
                 yield file, moved
             except BaseException as error:
-                if isinstance(error, IntegrityError | NoSpace) or not os.fstat(file).st_size:
+                is_bad = isinstance(error, IntegrityError) and (wanted is None or moved is not None)
+                if is_bad or isinstance(error, NoSpace) or not os.fstat(file).st_size:
                     path.remove()  # no transfer should resume from this
                 raise
 
@@ -486,6 +545,46 @@ class Fetch:
             promised.size, algorithm, promised.extents, self._progress, done, pieces
         )
         return self._source.transport.fetch(member.path, descriptor, transfer)
+
+    def _origins(self, member: Member) -> list[Origin]:
+        """:returns: the sources from which the bytes of a member are to be fetched"""
+        origins, promised = [Origin(self._source, member.path)], member.manifest
+        digest = promised.digest
+        if (
+            self._others
+            and promised.data_size >= SEVERAL
+            and digest is not None
+            and layout.has_pieces(digest, promised.size)
+        ):
+            for other in self._others:
+                path = next(
+                    (one.path for one in other.members if one.manifest.digest == digest),
+                    None,
+                )
+                if path is not None:
+                    origins.append(Origin(other.source, path))
+        return origins
+
+    def _move_pieces(
+        self,
+        member: Member,
+        descriptor: int,
+        origins: Sequence[Origin],
+        wanted: Pieces,
+        missing: Sequence[Run],
+        pieces: Pieces,
+    ) -> Moved:
+        promised = member.manifest
+        assert promised.digest is not None
+        transfer = Transfer(
+            promised.size, promised.digest.algorithm, promised.extents, self._progress, 0, pieces
+        )
+        fetch = PieceFetch(origins, descriptor, transfer, wanted, missing)
+        try:
+            return fetch.run()
+        finally:
+            if len(origins) > 1:
+                self.deliveries += fetch.deliveries
 
     def _place_of(self, member: Member, gathering: Staging) -> str:
         """:returns: where to gather the bytes; a part of them may be there already"""
@@ -526,7 +625,7 @@ class Fetch:
 
         :returns: the digest of the resulting bytes
         """
-        if header is None or parent is None or _is_on(header, parent):
+        if header is None or parent is None or is_on(header, parent):
             return digest
         patches = backing_patch(read_from(descriptor), header, parent.file_name)
         if patches is None:
@@ -551,13 +650,13 @@ class Fetch:
             return None
         with self._opened_there(member) as descriptor:
             header = self._check(descriptor, promised, parent)
-            if not _is_on(header, parent):
+            if not is_on(header, parent):
                 return None
             hashed = self._hash_there(promised, descriptor)
             size = os.fstat(descriptor).st_size
         # The positions of its data are not noted: the file is not ours, and its owner can fill its
         # holes.
-        manifest = _translated(promised, header, parent, hashed.digest, hashed.digest, size)
+        manifest = translated(promised, header, parent, hashed.digest, hashed.digest, size)
         self._place_link(manifest, hashed, target)
         self._arrived(manifest, Moved(digest=hashed.digest, how="link", sent=0), hashed.status)
         return manifest
@@ -598,53 +697,3 @@ class Fetch:
                 path=str(target),
                 hint="get it once more: another source may have it",
             )
-
-
-def _is_on(header: Header | None, parent: Manifest | None) -> bool:
-    """
-    Tell whether an image already has the backing name that it needs, so that its bytes can stay as
-    they are.
-    """
-    return header is None or parent is None or header.backing_name == parent.file_name.encode()
-
-
-def _stands_on(cached: Manifest, parent: Manifest | None) -> bool:
-    """
-    Tell whether a cached state names the parent that the cache has. The same bytes can have been
-    rewritten over another copy of their parent.
-    """
-    if cached.parent is None or parent is None:
-        return cached.parent is None and parent is None
-    return cached.parent.state == parent.state and cached.parent.digest == parent.digest
-
-
-def _translated(
-    promised: Manifest,
-    header: Header | None,
-    parent: Manifest | None,
-    digest: Digest,
-    origin: Digest,
-    size: int,
-    extents: tuple[Extent, ...] = (),
-) -> Manifest:
-    """
-    Return a source's manifest in the terms of the cache.
-
-    :param origin: the digest of the bytes that were fetched; if it differs from ``digest``, they
-        were rewritten here
-    :param extents: the extents of our own copy; none for a file that is only linked
-    """
-    assert parent is None or parent.digest is not None
-    return promised.derived(
-        size=size,
-        digest=digest,
-        origin=origin if digest != origin else None,
-        parent=(
-            Parent(parent.state, parent.digest)
-            if parent is not None and parent.digest is not None
-            else None
-        ),
-        virtual_size=header.virtual_size if header is not None else 0,
-        cluster_size=header.cluster_size if header is not None else 0,
-        extents=extents,
-    )

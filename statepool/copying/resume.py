@@ -1,12 +1,13 @@
 """
 Resume an interrupted transfer.
 
-The bytes that have arrived lie in ``incoming/NONCE-part-DIGEST``, in order: the length shows the
-progress. While the writer is at work, its marker says so. Another writer that needs the same bytes
-takes such a file over by an atomic rename to a name of its own. Only one writer can succeed, and no
-lock is needed. The content is checked against the digest like all bytes that arrive, and a
-collector removes the file after a day. Where the digests of the pieces are known, the transfer
-resumes after the last piece that they prove.
+The bytes that have arrived lie in ``incoming/NONCE-part-DIGEST``. If they came from one source,
+they are in order, and the length shows the progress. While the writer is at work, its marker says
+so. Another writer that needs the same bytes takes such a file over by an atomic rename to a name of
+its own. Only one writer can succeed, and no lock is needed. The content is checked against the
+digest like all bytes that arrive, and a collector removes the file after a day. Where the digests
+of the pieces are known, they tell which pieces are right; these can be in any order then, and only
+the others are fetched.
 """
 
 from __future__ import annotations
@@ -16,15 +17,11 @@ import os
 from statepool.beneath import Beneath
 from statepool.errors import MissingFile
 from statepool.model.digest import Digest
-from statepool.model.manifest import Manifest
-from statepool.model.pieces import PIECE, Pieces
 from statepool.pools import layout
-from statepool.pools.pieces import read_list
 from statepool.pools.pool import Pool
 from statepool.pools.staging import Marker, read_markers
 from statepool.qcow2.files import open_regular
-from statepool.transports.base import FileKind, Transport
-from statepool.transports.resuming import matching
+from statepool.transports.base import FileKind
 
 
 def take_over(pool: Pool, digest: Digest, nonce: str, *, alone: bool = False) -> int:
@@ -88,31 +85,6 @@ def can_go_on(path: Beneath, size: int) -> bool:
             return False
         os.fchmod(file, 0o600)
         return found.st_size <= size
-
-
-def keep_proven(source: Transport, manifest: Manifest, descriptor: int, pieces: Pieces) -> int:
-    """
-    Truncate what an interrupted transfer left to the length that the source's list of pieces
-    proves.
-
-    :param source: the source of the bytes
-    :param descriptor: of our own file that holds the beginning
-    :param pieces: gets the digests of the proven pieces
-    :returns: the number of bytes from which to resume: all if there is no list; then the digest
-        decides in the end
-    """
-    done = os.fstat(descriptor).st_size
-    proof = (
-        read_list(source, manifest.digest, manifest.size)
-        if done and manifest.digest is not None
-        else None
-    )
-    if proof is not None:
-        # the rest has no digest in the list
-        whole = done if done == manifest.size else done - done % PIECE
-        done = matching(descriptor, whole, proof, pieces)
-        os.ftruncate(descriptor, done)
-    return done
 
 
 def abandon(nonce: str) -> None:

@@ -24,6 +24,9 @@ from statepool.sources.slow_source import TooSlow, Watch
 from statepool.sources.source import RemoteChain, Source
 from statepool.sources.source_stats import SLOW
 
+TOGETHER = 4
+"""The most sources from which a file is fetched at once."""
+
 
 @frozen
 class Found:
@@ -310,9 +313,11 @@ class Supply:
             if not left:
                 slow.sort(key=lambda pair: pair[0])
             offer = left.pop(0) if left else slow.pop()[1]
+            others = self._as_good(offer, left)
             watch = Watch(self.progress, self._pace(left) if watched else None)
+            fetch = Fetch(self.cache, offer, watch, others=others)
             try:
-                fetched = self._fetch(offer, watch)
+                fetched = self._fetch(fetch, offer)
             except TooSlow as error:
                 slow.append((error.rate, offer))
                 warnings.append(
@@ -335,20 +340,52 @@ class Supply:
                     self.mirrors.stats.failed(offer.source, error)
                 failed.append(Failed(offer.source, error))
                 warnings.append(str(failed[-1]))
+                gone = self._given_up(fetch, failed, warnings)
+                left = [other for other in left if other.source not in gone]
             else:
-                self.mirrors.stats.did_well(offer.source)
+                gone = self._given_up(fetch, failed, warnings)
+                if offer.source not in gone:
+                    self.mirrors.stats.did_well(offer.source)
                 return BringResult(offer, fetched, tuple(warnings))
         raise failure(f"{wanted} cannot be had", failed, [])
 
-    def _fetch(self, offer: RemoteChain, watch: Watch) -> Fetched:
+    def _fetch(self, fetch: Fetch, offer: RemoteChain) -> Fetched:
         begun = time.monotonic()
         try:
-            fetched = Fetch(self.cache, offer, watch).run()
+            fetched = fetch.run()
         except TooSlow as error:
             self.mirrors.stats.delivered(offer.source, error.done, time.monotonic() - begun)
             raise
-        self.mirrors.stats.delivered(offer.source, fetched.bytes, time.monotonic() - begun)
+        for one in fetch.deliveries:
+            self.mirrors.stats.delivered(one.source, one.bytes, one.seconds)
+        if not fetch.deliveries:
+            self.mirrors.stats.delivered(offer.source, fetched.bytes, time.monotonic() - begun)
         return fetched
+
+    def _as_good(self, offer: RemoteChain, others: Sequence[RemoteChain]) -> list[RemoteChain]:
+        """
+        :returns: the offers that can be fetched at the same time as this one: they are of other
+            hosts, and their sources are neither farther nor much slower
+        """
+        if not others or offer.source.location.is_local:
+            return []
+        equals = [one for one in self.mirrors.equals(offer.source) if not one.location.is_local]
+        return [other for other in others if other.source in equals][: TOGETHER - 1]
+
+    def _given_up(self, fetch: Fetch, failed: list[Failed], warnings: list[str]) -> list[Source]:
+        """
+        Note the sources that failed while several were used at once.
+
+        :returns: these sources
+        """
+        known = [one.source for one in failed]
+        found = [Failed(one.source, one.error) for one in fetch.deliveries if one.error is not None]
+        for one in found:
+            if one.source not in known:
+                self.mirrors.stats.failed(one.source, one.error)
+                failed.append(one)
+                warnings.append(str(one))
+        return [one.source for one in found]
 
     def _pace(self, others: Sequence[RemoteChain]) -> float | None:
         """

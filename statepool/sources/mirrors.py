@@ -17,7 +17,7 @@ from statepool.model.outcomes import SourceStatus
 from statepool.model.scope import Scope
 from statepool.model.settings import Settings
 from statepool.sources.probe import Asked, ask_all, patience
-from statepool.sources.ranking import Ranked, rank
+from statepool.sources.ranking import Ranked, is_alike, rank
 from statepool.sources.source import RemoteChain, Source
 from statepool.sources.source_stats import SourceStats, surroundings
 
@@ -85,6 +85,16 @@ class Mirrors:
             if len(sources) > 1
             else list(self.sources)
         )
+
+    def equals(self, source: Source) -> list[Source]:
+        """
+        :returns: the other sources that are as good as this one: they do not rest, and are neither
+            farther nor of another class of speed
+        """
+        order = self.order()
+        this = next(one for one in order if str(one.candidate.location) == str(source))
+        alike = {str(one.candidate.location) for one in order if is_alike(one, this)}
+        return [one for one in self.sources if one is not source and str(one) in alike]
 
     def status(self) -> list[SourceStatus]:
         """:returns: the sources, best first, with what is known of them; no source is contacted"""

@@ -198,6 +198,18 @@ def rank(
     )
 
 
+def is_alike(one: Ranked, other: Ranked) -> bool:
+    """:returns: whether two sources are equally near, about as fast, and do not rest"""
+    slower, faster = sorted((one.seconds, other.seconds), reverse=True)
+    return (
+        not one.rest
+        and not other.rest
+        and one.candidate.scope is other.candidate.scope
+        and one.proximity is other.proximity
+        and slower < ALIKE * faster
+    )
+
+
 def _class(seconds: float, best: float) -> int:
     return int(math.log(seconds / best, ALIKE)) if best > 0 and seconds > best else 0
 

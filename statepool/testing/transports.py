@@ -41,6 +41,7 @@ from statepool.errors import (
     TransportError,
 )
 from statepool.model.digest import ALGORITHMS, Digest
+from statepool.model.pieces import PIECE, Pieces
 from statepool.model.progress import NoProgress
 from statepool.testing.contracts import only_if
 from statepool.testing.journeys import JourneyContract
@@ -234,6 +235,27 @@ class TransportContract(NamesContract, JourneyContract):
         ):
             with pytest.raises(IntegrityError):
                 use()
+
+    def test_parts_of_a_file_in_any_order(self, transport: Transport, target: int) -> None:
+        data = pattern(2 * PIECE) + bytes(PIECE) + pattern(MIB + 13)
+        self.put(transport, "d/a", data)
+        os.ftruncate(target, len(data))
+        extents = ((0, 2 * PIECE), (3 * PIECE, MIB + 13))
+        for start, end in ((3 * PIECE, len(data)), (PIECE, 3 * PIECE)):
+            counter, pieces = Counter(), Pieces()
+            transfer = Transfer(len(data), extents=extents, progress=counter, pieces=pieces)
+            moved = transport.fetch_part("d/a", target, transfer, (start, end - start))
+            assert moved.digest == Digest.of(data[start:end])
+            assert moved.digest == Digest.of_pieces(pieces, end - start)
+            assert (counter.done, moved.sent) == (
+                end - start,
+                MIB + 13 if end > 3 * PIECE else PIECE,
+            )
+        assert os.pread(target, len(data) + 1, 0) == bytes(PIECE) + data[PIECE:]
+        with pytest.raises(IntegrityError):
+            transport.fetch_part("d/a", target, Transfer(len(data) + 1), (0, PIECE))
+        with pytest.raises(MissingFile):
+            transport.fetch_part("d/b", target, Transfer(len(data)), (0, PIECE))
 
     def test_bytes_that_are_not_there(self, transport: Transport, target: int) -> None:
         with pytest.raises(MissingFile):

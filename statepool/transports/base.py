@@ -45,7 +45,7 @@ from statepool.transports.failures import (
     translating,
     wrong_length,
 )
-from statepool.transports.reading import SLICE, are_in_order, slices
+from statepool.transports.reading import SLICE, Extent, are_in_order, slices, within
 from statepool.transports.values import Capabilities, Entry, FileKind, Moved, Stat, Transfer
 
 __all__ = [
@@ -305,19 +305,28 @@ class Transport(ABC):
         :raises IntegrityError: it has another length than ``transfer`` says
         """
         subject = self._subject(path)
-
-        def keep(data: bytes, offset: int) -> None:
-            done = 0
-            with translating("write a copy of", subject, needed=transfer.size, descriptor=target):
-                while done < len(data):
-                    done += os.pwrite(target, data[done:], offset + done)
-
         with translating("write a copy of", subject, descriptor=target):
             os.ftruncate(target, 0)
-        moved = self._read_through(path, transfer, keep)
+        moved = self._read_through(path, transfer, self._keeper(path, target, transfer.size))
         with translating("write a copy of", subject, needed=transfer.size, descriptor=target):
             os.ftruncate(target, transfer.size)  # there may be a hole at the end
         return moved
+
+    def fetch_part(self, path: str, target: int, transfer: Transfer, part: Extent) -> Moved:
+        """
+        Copy a part of a file to the same place in a local file. The other parts of the local file
+        are not touched, so several calls can fill one file at the same time.
+
+        :param target: descriptor of a local file of our own, as long as the whole file, in which
+            the part is a hole or zeros: zeros need not be written
+        :param transfer: describes the whole file. Nothing of the part is there, whatever ``done``
+            says; ``pieces`` gets the digests of the pieces of the part.
+        :param part: its offset, at which a piece begins, and its length, in bytes
+        :returns: what was moved; the digest is that of the copy of the part
+        :raises MissingFile: there is no such file
+        :raises IntegrityError: it has another length than ``transfer`` says
+        """
+        return self._read_through(path, transfer, self._keeper(path, target, transfer.size), part)
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:
         """
@@ -375,13 +384,29 @@ class Transport(ABC):
             path, evolve(transfer, extents=()), lambda data, offset: None
         ).digest
 
+    def _keeper(self, path: str, target: int, size: int) -> Callable[[bytes, int], object]:
+        subject = self._subject(path)
+
+        def keep(data: bytes, offset: int) -> None:
+            done = 0
+            with translating("write a copy of", subject, needed=size, descriptor=target):
+                while done < len(data):
+                    done += os.pwrite(target, data[done:], offset + done)
+
+        return keep
+
     def _read_through(
-        self, path: str, transfer: Transfer, keep: Callable[[bytes, int], object]
+        self,
+        path: str,
+        transfer: Transfer,
+        keep: Callable[[bytes, int], object],
+        part: Extent | None = None,
     ) -> Moved:
         """
         Read a file from beginning to end, only where it has data.
 
         :param keep: is given the data, and the offset of each piece of it
+        :param part: offset and length of the only part to read
         """
         subject, size, extents = self._subject(path), transfer.size, transfer.extents
         found = self.stat(path)
@@ -398,18 +423,19 @@ class Transport(ABC):
         if extents:
             require_few_holes(size - sum(length for _, length in extents), subject)
         hasher, sent = new_hasher(transfer.algorithm, pieces=transfer.pieces), 0
-        for part in slices(extents or ((0, size),), size):
-            content = memoryview(bytearray(part.length))
-            for offset, length in part.data:
+        begin, end = (part[0], sum(part)) if part is not None else (0, size)
+        for some in slices(within(extents or ((0, size),), begin, end), end, begin):
+            content = memoryview(bytearray(some.length))
+            for offset, length in some.data:
                 data = self.read(path, offset, length)
                 if len(data) != length:
                     raise wrong_length(subject, size, offset + len(data))
-                content[offset - part.start :][:length] = data
+                content[offset - some.start :][:length] = data
                 sent += length
                 if data.strip(b"\0"):  # zeros become a hole, even if the extents list data there
                     keep(data, offset)
             hasher.update(content)
-            transfer.progress.advance(part.length)
+            transfer.progress.advance(some.length)
         return Moved(Digest(transfer.algorithm, hasher.hexdigest()), "stream", sent)
 
     # -- the rest ----------------------------------------------------------------------------------

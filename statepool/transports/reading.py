@@ -109,12 +109,24 @@ def are_in_order(extents: tuple[Extent, ...]) -> bool:
     return True
 
 
-def slices(extents: Iterable[Extent], size: int) -> Iterator[Slice]:
-    """Cut a file of ``size`` bytes into slices."""
+def within(extents: Iterable[Extent], begin: int, end: int) -> Iterator[Extent]:
+    """:returns: the parts of the extents between two offsets"""
+    for offset, length in extents:
+        first, last = max(offset, begin), min(offset + length, end)
+        if first < last:
+            yield first, last - first
+
+
+def slices(extents: Iterable[Extent], end: int, begin: int = 0) -> Iterator[Slice]:
+    """
+    Cut a file, or the part of it between two offsets, into slices.
+
+    :param extents: where it has data between the offsets, in order
+    """
     coming = iter(extents)
     current = next(coming, None)
-    for start in range(0, size, SLICE):
-        length = min(SLICE, size - start)
+    for start in range(begin, end, SLICE):
+        length = min(SLICE, end - start)
         data = []
         while current is not None and current[0] < start + length:
             first, last = max(current[0], start), min(sum(current), start + length)

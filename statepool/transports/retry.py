@@ -37,6 +37,7 @@ from statepool.transports.base import (
     Transfer,
     Transport,
 )
+from statepool.transports.reading import Extent
 from statepool.transports.resuming import same_beginning
 
 LONGEST_PAUSE = 30.0
@@ -230,6 +231,14 @@ class Retrying(Transport):
             transfer,
             partial(self.inner.fetch, path, target),
             lambda: min(os.fstat(target).st_size, transfer.size),
+        )
+
+    def fetch_part(self, path: str, target: int, transfer: Transfer, part: Extent) -> Moved:
+        """Fetch a part of a file. A retry fetches all of the part again."""
+        return self._moved(
+            evolve(transfer, done=0),
+            lambda attempt: self.inner.fetch_part(path, target, attempt, part),
+            lambda: 0,
         )
 
     def store(self, source: int, path: str, transfer: Transfer) -> Moved:

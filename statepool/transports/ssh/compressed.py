@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import IO, Any, cast
 
 from attrs import define
@@ -24,6 +24,7 @@ from attrs import define
 from statepool.errors import TransportError
 from statepool.model.settings import Compress
 from statepool.transports.failures import translating
+from statepool.transports.reading import within
 from statepool.transports.ssh.moving import AHEAD, Download, Extent, Job, Upload, write_here
 from statepool.transports.ssh.shell import Command, Shell, quoted
 
@@ -174,7 +175,7 @@ class _Choosing:
 
     def _choose(self) -> None:
         """Move everything."""
-        size = self._job.size
+        size = self._job.end
         try:
             if self._packer.how is Compress.ON:
                 if self._packer.is_able:
@@ -201,18 +202,18 @@ class _Choosing:
         return (before - self._left()) / max(self._packer.clock() - begin, 1e-9)
 
     def _left(self) -> int:
-        return sum(length for _, length in within(self._extents, self._hashed, self._job.size))
+        return sum(length for _, length in within(self._extents, self._hashed, self._job.end))
 
     def _after(self, count: int) -> int:
         """
         :returns: the offset up to which there are ``count`` bytes of data from here; the size of
             the file if there are fewer
         """
-        for offset, length in within(self._extents, self._hashed, self._job.size):
+        for offset, length in within(self._extents, self._hashed, self._job.end):
             if count <= length:
                 return offset + count
             count -= length
-        return self._job.size
+        return self._job.end
 
     def _segments(self, end: int) -> list[Extent]:
         return few(within(self._extents, self._hashed, end))
@@ -420,14 +421,6 @@ class _Stream:
 
 
 # -- extents ---------------------------------------------------------------------------------------
-
-
-def within(extents: Iterable[Extent], begin: int, end: int) -> Iterator[Extent]:
-    """:returns: the parts of the extents between two offsets"""
-    for offset, length in extents:
-        first, last = max(offset, begin), min(offset + length, end)
-        if first < last:
-            yield first, last - first
 
 
 def few(extents: Iterable[Extent], most: int = MOST_SEGMENTS) -> list[Extent]:

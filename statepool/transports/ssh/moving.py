@@ -73,8 +73,9 @@ class Job:
     :param hasher: gets all of its bytes in their order
     :param progress: told of the bytes
     :param far: the remote file in messages
-    :param done: bytes at the beginning that need not be moved, since they are there
+    :param done: the offset from which bytes are moved; those before are there
     :param wrote: called with the number of bytes after each send
+    :param part: offset and length of the only part that is moved and hashed; None: the whole file
     """
 
     local: int
@@ -84,6 +85,17 @@ class Job:
     far: Subject
     done: int = 0
     wrote: Callable[[int], object] | None = None
+    part: Extent | None = None
+
+    @property
+    def begin(self) -> int:
+        """The offset of the first byte that is hashed."""
+        return self.part[0] if self.part is not None else 0
+
+    @property
+    def end(self) -> int:
+        """The offset behind the last byte that is moved and hashed."""
+        return sum(self.part) if self.part is not None else self.size
 
     @property
     def near(self) -> Subject:
@@ -105,8 +117,8 @@ class Job:
 
     def hash_done(self) -> None:
         """Hash the bytes that need not be moved, but for those that an earlier attempt hashed."""
-        offset, end = self.hasher.hashed, self.done
-        self.progress.advance(offset)
+        offset, end = self.begin + self.hasher.hashed, self.done
+        self.progress.advance(offset - self.begin)
         while offset < end:
             with translating("read", self.near):
                 data = os.pread(self.local, min(SLICE, end - offset), offset)
@@ -185,7 +197,7 @@ class Download:
         # The check of the rate is called also while a piece is incomplete: it may never be
         # completed.
         with self._sftp.heard(lambda: self._job.progress.advance(0)):
-            self._move(self._job.size)
+            self._move(self._job.end)
         self._finish()
         return self.received
 

@@ -25,7 +25,7 @@ from statepool.transports.base import Capabilities, Moved, Transfer, Transport
 from statepool.transports.copying import data_extents
 from statepool.transports.failures import Subject, require_few_holes, wrong_length
 from statepool.transports.flushing import STEP, FlushBehind
-from statepool.transports.reading import are_in_order
+from statepool.transports.reading import Extent, are_in_order, within
 from statepool.transports.retry import Retrying
 from statepool.transports.ssh import batches
 from statepool.transports.ssh.carrier import Endpoint
@@ -88,7 +88,16 @@ class SSHTransport(SSHFiles):
         Fetch a file. Only the ``extents`` are requested: if the file has data elsewhere, the digest
         is not that of the file there.
         """
-        job = self._job(target, path, transfer)
+        return self._fetch(path, target, transfer)
+
+    def fetch_part(self, path: str, target: int, transfer: Transfer, part: Extent) -> Moved:
+        """Fetch a part of a file, as :meth:`fetch`."""
+        return self._fetch(path, target, transfer, part)
+
+    def _fetch(
+        self, path: str, target: int, transfer: Transfer, part: Extent | None = None
+    ) -> Moved:
+        job = self._job(target, path, transfer, part)
         with self._at("read", path) as sftp:
             received = self._download(sftp, path, job, transfer.extents, keep=True)
         return Moved(Digest(transfer.algorithm, job.hasher.hexdigest()), "stream", received)
@@ -111,10 +120,16 @@ class SSHTransport(SSHFiles):
             self._download(sftp, path, job, (), keep=False)
         return Digest(transfer.algorithm, job.hasher.hexdigest())
 
-    def _job(self, local: int, path: str, transfer: Transfer) -> Job:
-        hasher = new_hasher(transfer.algorithm, pieces=transfer.pieces, done=transfer.done)
+    def _job(self, local: int, path: str, transfer: Transfer, part: Extent | None = None) -> Job:
+        done = transfer.done if part is None else 0
         return Job(
-            local, transfer.size, hasher, transfer.progress, self._subject(path), transfer.done
+            local,
+            transfer.size,
+            new_hasher(transfer.algorithm, pieces=transfer.pieces, done=done),
+            transfer.progress,
+            self._subject(path),
+            done if part is None else part[0],
+            part=part,
         )
 
     def _download(
@@ -127,6 +142,8 @@ class SSHTransport(SSHFiles):
         whole = ((0, job.size),) if job.size else ()
         with self._opened(sftp, full, Flag.READ) as handle:
             wanted = extents if extents and are_in_order(extents) else whole
+            if job.part is not None:
+                wanted = tuple(within(wanted, job.begin, job.end))
             packer = self._packer(path, job) if keep else None
             arguments = sftp, handle, job, self._look(sftp).limits, wanted
             received = (
@@ -251,7 +268,7 @@ class SSHTransport(SSHFiles):
 
     def _packer(self, path: str, job: Job) -> Packer | None:
         return packer(
-            shell_of(self._connection), self._seen(path), self._compress, job.size - job.done
+            shell_of(self._connection), self._seen(path), self._compress, job.end - job.done
         )
 
     def _discard(self, path: str) -> None:

@@ -261,8 +261,8 @@ def leave(cache: Cache, manifest: Manifest, content: bytes) -> None:
     [
         (3 * PIECE, None, 3 * PIECE),
         (3 * PIECE + 99, None, 3 * PIECE),
-        (3 * PIECE, PIECE + 1, PIECE),
-        (3 * PIECE, 0, 0),
+        (3 * PIECE, PIECE + 1, 2 * PIECE),
+        (3 * PIECE, 0, 2 * PIECE),
         (PIECE - 1, None, 0),
         (25 * MIB, None, 25 * MIB),
         (25 * MIB, 24 * MIB, 24 * MIB),

@@ -28,7 +28,7 @@ SIZE = 2048 * MIB
 
 
 class Job:
-    size = SIZE
+    end = SIZE
 
 
 @define
