@@ -170,6 +170,7 @@ def test_compression_runs_over_a_link_of_its_own(bench: Bench) -> None:
         "cold get, compress=auto",
         "cold get, compress=on",
         "cold get, compress=off",
+        "cold get from two mirrors, each with its own link of 1gbit, compress=off",
     ]
     assert all(fact.is_met for fact in table.facts), str(table)
 
