@@ -171,10 +171,12 @@ class Stage:
         states = [one for one in peers if one.kind is PeerKind.STATES]
         jobs += [states] if states else []
         with ThreadPoolExecutor(self.settings.jobs, thread_name_prefix="statepool-stage") as pool:
-            done = pool.map(lambda group: [self._one(day, peer, start) for peer in group], jobs)
+            done = pool.map(
+                lambda group: [self._one(day, peer, start=start) for peer in group], jobs
+            )
             return {result.peer: result for results in done for result in results}
 
-    def _one(self, day: Day, peer: Peer, start: bool) -> PeerResult:
+    def _one(self, day: Day, peer: Peer, *, start: bool) -> PeerResult:
         result = PeerResult(peer.name, str(peer.location), peer.kind, PeerOutcome.STAGED)
         begun = time.monotonic()
         try:
