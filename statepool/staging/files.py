@@ -326,10 +326,12 @@ class FileStager:
         try:
             moved = self.transport.fetch(name, opened.number, transfer)
         except NoSpace:
+            opened.close()  # the error refers to it, and its bytes would go on taking room
             staging.files.remove(part)
             raise
         except IntegrityError:
             # Of another length than it had, or shorter by the end.
+            opened.close()
             staging.files.remove(part)
             now = self.transport.stat(name)
             if now is not None and (now.size, now.mtime_ns) == (there.size, there.mtime_ns):
