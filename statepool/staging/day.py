@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import datetime as dt
 import grp
+import importlib
 import json
 import os
 import pwd
@@ -36,6 +37,14 @@ from statepool.transports.local import LocalTransport
 
 FORMAT = "%Y/%m/%d"
 """The path of a day's directory, as for :func:`time.strftime`; CedarBackup has the same."""
+
+_NEEDED_LATER = (
+    "statepool.staging.copy_command",
+    "statepool.staging.states",
+    "statepool.transports.ssh.openssh",
+    "statepool.transports.ssh.transport",
+)
+"""Modules that are imported when a peer of another host needs them."""
 
 MODE = 0o600
 """Mode of new files: what is collected may be for the eyes of root only, such as passwords."""
@@ -269,6 +278,9 @@ def become(settings: StageSettings) -> None:
     owner = owner_of(settings.user, settings.group)
     if owner is None or settings.user is None or owner.uid == 0:
         return
+    # The account need not be able to read this installation.
+    for name in _NEEDED_LATER:
+        importlib.import_module(name)
     try:
         os.initgroups(settings.user, owner.gid)
         os.setgid(owner.gid)

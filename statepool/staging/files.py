@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cached_property
 
 from attrs import define, evolve, field, frozen
 
@@ -168,7 +169,7 @@ class _Arrived:
     begun_ns: int
 
 
-@define(eq=False)
+@define(eq=False, slots=False)
 class FileStager:
     """
     Brings the files of a peer's directory.
@@ -186,7 +187,6 @@ class FileStager:
     _notes: Notes = field(init=False)
     _known: dict[str, _Note] = field(factory=dict, init=False)
     _again: list[str] = field(factory=list, init=False)
-    _algorithm: str | None = field(default=None, init=False)
     _sent: int = field(default=0, init=False)
     _mismatched: set[str] = field(factory=set, init=False)
 
@@ -203,7 +203,6 @@ class FileStager:
         """
         self.day.staging.make(self.day.below(self.peer))
         self.day.staging.make(self.day.below(WORK, self.peer))
-        self._algorithm = self.transport.far_algorithm
         try:
             self._known = self._notes.read()
             found = self._look(sorted(names))
@@ -228,6 +227,11 @@ class FileStager:
             StagedFile(name, one.size, self._known[name].digest) for name, one in found.items()
         )
         return Brought(tuple(staged), new=len(wanted), sent=self._sent)
+
+    @cached_property
+    def _algorithm(self) -> str | None:
+        """The algorithm of digests that the peer makes; asked for when a file is brought."""
+        return self.transport.far_algorithm
 
     # -- what to bring -----------------------------------------------------------------------------
 
@@ -281,7 +285,7 @@ class FileStager:
                 self.transport.digest(name, Transfer(one.size, DEFAULT_ALGORITHM))
                 for name, one in files.items()
             ]
-        if self._algorithm is None or not files:
+        if not files or self._algorithm is None:
             return [None] * len(files)
         return self.transport.far_digests({name: one.size for name, one in files.items()})
 

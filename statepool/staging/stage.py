@@ -18,11 +18,9 @@ from attrs import define, evolve, field, frozen
 
 from statepool.errors import FileExists, NotFound, RefusedError, StatePoolError, TransportError
 from statepool.model.settings import Settings
-from statepool.staging.copy_command import CopyCommand
 from statepool.staging.day import Day, Staging, become
 from statepool.staging.files import Brought, FileStager, regular
 from statepool.staging.settings import WORK, Peer, PeerKind, StageSettings
-from statepool.staging.states import stage_states
 from statepool.transports.base import FileKind, Transport
 from statepool.transports.registry import open_transport
 
@@ -156,8 +154,6 @@ class Stage:
         results = self._all(day, [one for one in peers if one.location.is_local], start)
         others = [one for one in peers if not one.location.is_local]
         if others:
-            for one in others:  # the account need not be able to read this installation
-                open_transport(one.location, self.transfers).close()
             become(self.settings)
             results |= self._all(Staging(self.settings).day(today.date()), others, start)
         ordered = tuple(results[one.name] for one in peers)
@@ -195,6 +191,8 @@ class Stage:
 
     def _brought(self, day: Day, peer: Peer) -> Brought:
         if peer.kind is PeerKind.STATES:
+            from statepool.staging.states import stage_states  # it loads much of what pools need
+
             return stage_states(day, peer, self.transfers)
         if peer.copy_command:
             return self._by_command(day, peer)
@@ -227,6 +225,8 @@ class Stage:
         return files, others
 
     def _by_command(self, day: Day, peer: Peer) -> Brought:
+        from statepool.staging.copy_command import CopyCommand
+
         command, names = CopyCommand(peer), self.settings.indicators
         if not command.has(names.collect):
             raise _not_ready(peer, names.collect)
