@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from attrs import frozen
 
@@ -39,15 +40,8 @@ def purge(settings: StageSettings, days: int, *, dry_run: bool = False) -> tuple
     run = _Purge(staging, days, dry_run, time.time())
     found: list[str] = []
     for day in list(staging.days()):
-        for entry in staging.files.scan(day.path):
-            path = day.below(entry.name)
-            if entry.kind is FileKind.DIRECTORY and is_pool(day, entry.name):
-                found += run.pool(path)
-            elif entry.kind is FileKind.DIRECTORY:
-                found += run.directory(path)
-            else:
-                found += run.file(path)
-        above = day.path
+        found += run.directory(day.path, partial(is_pool, day))
+        above = day.path.rpartition("/")[0]
         while above:
             found += run.empty(above)
             above = above.rpartition("/")[0]
@@ -69,14 +63,28 @@ class _Purge:
         if self.dry_run or self.staging.files.remove(path):
             yield path
 
-    def directory(self, path: str) -> Iterator[str]:
-        """Remove what is old in a directory, and the directory if it is empty then."""
-        for entry in self.staging.files.scan(path):
+    def directory(
+        self, path: str, is_pool: Callable[[str], bool] = lambda name: False
+    ) -> list[str]:
+        """
+        Remove what is old in a directory. If it is empty then, it is removed too, but not if it is
+        new: a stage may be about to fill it.
+
+        :param is_pool: tells whether a directory in it is a pool
+        """
+        before = self._status(path)
+        found: list[str] = []
+        for entry in sorted(self.staging.files.scan(path), key=lambda entry: entry.name):
             inner = f"{path}/{entry.name}"
-            yield from (
-                self.directory(inner) if entry.kind is FileKind.DIRECTORY else self.file(inner)
-            )
-        yield from self.empty(path)
+            if entry.kind is not FileKind.DIRECTORY:
+                found += self.file(inner)
+            elif is_pool(entry.name):
+                found += self.pool(inner)
+            else:
+                found += self.directory(inner)
+        if found or (before is not None and self._age(before.st_mtime) >= self.days):
+            found += self.empty(path)
+        return found
 
     def empty(self, path: str) -> Iterator[str]:
         """Remove a directory, if it is empty."""
@@ -118,5 +126,8 @@ class _Purge:
             return None
 
     def _is_old(self, found: os.stat_result) -> bool:
-        age = max(self.now - max(found.st_atime, found.st_mtime), 0.0)
-        return age // DAY >= self.days
+        return self._age(max(found.st_atime, found.st_mtime)) >= self.days
+
+    def _age(self, then: float) -> float:
+        """:returns: whole days"""
+        return max(self.now - then, 0.0) // DAY

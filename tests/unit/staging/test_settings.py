@@ -280,7 +280,7 @@ COLLECTING = """<collect><collect_dir>/c</collect_dir><collect_mode>daily</colle
 <archive_mode>targz</archive_mode><ignore_file>.cbignore</ignore_file>
 <exclude><abs_path>/x</abs_path><pattern>.*~</pattern></exclude>
 <file><abs_path>/etc/passwd</abs_path><mode>incr</mode><archive_mode>tar</archive_mode></file>
-<dir><abs_path>/home</abs_path><collect_mode>weekly</collect_mode>
+<dir><abs_path>/srv</abs_path><collect_mode>weekly</collect_mode>
 <exclude><rel_path>kim/tmp</rel_path></exclude>{more}</dir></collect>"""
 
 
@@ -297,11 +297,11 @@ def test_what_cedar_backup_collects(tmp_path: Path) -> None:
             (".*~",),
         ),
         Item(
-            "/home",
+            "/srv",
             CollectMode.WEEKLY,
             ArchiveMode.GZIP,
             ".cbignore",
-            ("/x", "/home/kim/tmp"),
+            ("/x", "/srv/kim/tmp"),
             (".*~",),
         ),
     )
