@@ -19,9 +19,13 @@ from attrs import frozen
 
 from statepool.errors import ToolError, TransportError
 from statepool.model.location import Location
+from statepool.staging.files import Stop
 from statepool.staging.settings import Peer
 from statepool.transports.local import LocalTransport
 from statepool.transports.ssh.program import environment
+
+TICK = 0.2
+"""Seconds between two looks whether a command is to end."""
 
 MOST_TEXT = 500
 """The most characters of the output of a command that a message has."""
@@ -33,9 +37,11 @@ class CopyCommand:
     The command of a peer.
 
     :param peer: the peer
+    :param stop: ends it
     """
 
     peer: Peer
+    stop: Stop
 
     def has(self, name: str) -> bool:
         """
@@ -79,16 +85,16 @@ class CopyCommand:
         return f"{user}{host}:{where.path.rstrip('/')}/{name}"
 
     def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [*self.peer.copy_command, *words]
         try:
-            return subprocess.run(
-                [*self.peer.copy_command, *words],
+            process = subprocess.Popen(
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=environment(),
                 text=True,
                 errors="replace",
-                check=False,
             )
         except OSError as error:
             raise ToolError(
@@ -96,6 +102,14 @@ class CopyCommand:
                 hint=f"install {self.peer.copy_command[0]}, or leave out the copy command",
                 path=self.peer.copy_command[0],
             ) from error
+        with process:
+            while True:
+                try:
+                    output, _ = process.communicate(timeout=TICK)
+                    return subprocess.CompletedProcess(command, process.returncode, output)
+                except subprocess.TimeoutExpired:
+                    if self.stop.is_set:
+                        process.kill()
 
     def _require(self, done: subprocess.CompletedProcess[str], doing: str) -> None:
         if done.returncode != 0:

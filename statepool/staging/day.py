@@ -23,13 +23,21 @@ import os
 import pwd
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from attrs import field, frozen
 
 from statepool.beneath import Tree
-from statepool.errors import AccessDenied, ConfigError, FileExists, RefusedError
+from statepool.errors import (
+    AccessDenied,
+    ConfigError,
+    FileExists,
+    InUse,
+    LockTimeout,
+    RefusedError,
+)
 from statepool.model.location import Location
+from statepool.pools.locks import FileLocks
 from statepool.staging.settings import SUMMARY, WORK, StageSettings
 from statepool.transports.base import FileKind
 from statepool.transports.failures import Subject, translating
@@ -200,6 +208,25 @@ class Day:
         """Make the directory, and those for notes and for the peers of these names."""
         for name in (WORK, *peers):
             self.staging.make(self.below(name))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """
+        Let no other process stage this day, for a ``with`` block.
+
+        :raises InUse: another process does
+        """
+        locks = FileLocks(self.staging.tree, self.below(WORK))
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locks.hold("stage", 0))
+            except LockTimeout as error:
+                raise InUse(
+                    f"another process is staging {self}",
+                    hint="wait until it has ended",
+                    path=str(self),
+                ) from error
+            yield
 
     def has(self, name: str) -> bool:
         """:returns: whether a file is in the directory itself"""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from attrs import define, evolve, field, frozen
 from statepool.beneath import Descriptor
 from statepool.errors import DigestMismatch, IntegrityError, MissingFile, NoSpace, RefusedError
 from statepool.model.digest import DEFAULT_ALGORITHM, Digest
+from statepool.model.progress import NoProgress
 from statepool.staging.day import MODE, Day
 from statepool.staging.settings import WORK
 from statepool.transports.base import FileKind, Stat, Transfer, Transport
@@ -110,6 +112,29 @@ class _Note:
         return json.dumps(fields).encode() + b"\n"
 
 
+class Stop(NoProgress):
+    """A progress of transfers that ends them all, when it is set: a user has interrupted them."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """End the transfers."""
+        self._event.set()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether they end."""
+        return self._event.is_set()
+
+    def advance(self, count: int) -> None:
+        """
+        :raises KeyboardInterrupt: in the thread of a transfer that is to end
+        """
+        if self._event.is_set():
+            raise KeyboardInterrupt
+
+
 @define
 class Notes:
     """
@@ -177,12 +202,14 @@ class FileStager:
     :param day: where to
     :param peer: the name of the peer
     :param transport: reads its directory
+    :param stop: ends the transfers
     :param compare: whether times there mean nothing, so that files are compared by their digests
     """
 
     day: Day
     peer: str
     transport: Transport
+    stop: Stop = field(factory=Stop)
     compare: bool = False
     _notes: Notes = field(init=False)
     _known: dict[str, _Note] = field(factory=dict, init=False)
@@ -299,6 +326,7 @@ class FileStager:
             settling = ThreadPoolExecutor(1, thread_name_prefix=f"statepool-stage-{self.peer}")
             stack.callback(settling.shutdown, wait=True, cancel_futures=True)
             for name, there in wanted.items():
+                self.stop.advance(0)
                 arrived = self._copy(name, there)
                 if arrived is not None:
                     batch.append(arrived)
@@ -326,7 +354,8 @@ class FileStager:
             done = self._done(opened.number, there)
             if not done:
                 os.ftruncate(opened.number, 0)
-        transfer = Transfer(there.size, self._algorithm or DEFAULT_ALGORITHM, done=done)
+        algorithm = self._algorithm or DEFAULT_ALGORITHM
+        transfer = Transfer(there.size, algorithm, progress=self.stop, done=done)
         try:
             moved = self.transport.fetch(name, opened.number, transfer)
         except NoSpace:

@@ -325,8 +325,12 @@ def _path(value: object) -> Path:
 
 
 def _location(value: object) -> Location:
+    text = read_text(value)
+    if not re.match(r"[/~:]|[\w.-]+:", text):
+        # The working directory of a timer is not that of the user.
+        raise ConfigError(f"{text!r} is not an absolute path", hint="begin with /, or with ssh://")
     try:
-        return Location.parse(read_text(value))
+        return Location.parse(text)
     except InvalidLocation as error:
         raise ConfigError(error.message, hint=error.hint) from error
 
@@ -404,6 +408,10 @@ def checked_peer(peer: Peer) -> Peer:
     :returns: the peer
     :raises ConfigError: its settings contradict each other
     """
+    if peer.kind is PeerKind.FILES and peer.location.scheme == "link":
+        raise ConfigError(
+            f"only a pool can have the location {peer.location}", hint="write its path"
+        )
     if not peer.copy_command:
         return peer
     if peer.kind is PeerKind.STATES:

@@ -19,7 +19,8 @@ from attrs import define, evolve, field, frozen
 from statepool.errors import FileExists, NotFound, RefusedError, StatePoolError, TransportError
 from statepool.model.settings import Settings
 from statepool.staging.day import Day, Staging, become
-from statepool.staging.files import Brought, FileStager, regular
+from statepool.staging.files import Brought, FileStager, Stop, regular
+from statepool.staging.ready import NotReady, unreachable
 from statepool.staging.settings import WORK, Peer, PeerKind, StageSettings
 from statepool.transports.base import FileKind, Transport
 from statepool.transports.registry import open_transport
@@ -113,10 +114,6 @@ class Staged:
         }
 
 
-class NotReady(NotFound):
-    """A peer has not been collected, as far as its indicator tells."""
-
-
 def _silent(_: PeerResult) -> None:
     """Tell nothing."""
 
@@ -138,6 +135,7 @@ class Stage:
     full: bool = False
     tell: Callable[[PeerResult], object] = _silent
     now: Callable[[], dt.datetime] = dt.datetime.now
+    _stop: Stop = field(factory=Stop, init=False)
 
     def run(self) -> Staged:
         """
@@ -149,19 +147,23 @@ class Stage:
             self.transfers = evolve(self.transfers, ssh_config=self.settings.ssh_config)
         start = self.full or today.weekday() == self.settings.starting_day
         day = Staging(self.settings).day(today.date())
+        day.prepare([one.name for one in self.settings.peers])
+        with day.locked():
+            ordered = self._peers(day, start)
+            staged = Staged(str(day), ordered, time.monotonic() - begun)
+            day.summarize(staged.form())
+            if staged.complete:
+                day.indicate(self.settings.indicators.stage)
+        return staged
+
+    def _peers(self, day: Day, start: bool) -> tuple[PeerResult, ...]:
         peers = self.settings.peers
-        day.prepare([one.name for one in peers])
         results = self._all(day, [one for one in peers if one.location.is_local], start)
         others = [one for one in peers if not one.location.is_local]
         if others:
             become(self.settings)
-            results |= self._all(Staging(self.settings).day(today.date()), others, start)
-        ordered = tuple(results[one.name] for one in peers)
-        staged = Staged(str(day), ordered, time.monotonic() - begun)
-        day.summarize(staged.form())
-        if staged.complete:
-            day.indicate(self.settings.indicators.stage)
-        return staged
+            results |= self._all(Day(Staging(self.settings), day.path), others, start)
+        return tuple(results[one.name] for one in peers)
 
     def _all(self, day: Day, peers: Sequence[Peer], start: bool) -> dict[str, PeerResult]:
         # Peers with states take what is the same from each other: so one comes after the other.
@@ -169,10 +171,15 @@ class Stage:
         states = [one for one in peers if one.kind is PeerKind.STATES]
         jobs += [states] if states else []
         with ThreadPoolExecutor(self.settings.jobs, thread_name_prefix="statepool-stage") as pool:
-            done = pool.map(
-                lambda group: [self._one(day, peer, start=start) for peer in group], jobs
-            )
-            return {result.peer: result for results in done for result in results}
+            try:
+                done = pool.map(
+                    lambda group: [self._one(day, peer, start=start) for peer in group], jobs
+                )
+                return {result.peer: result for results in done for result in results}
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _one(self, day: Day, peer: Peer, *, start: bool) -> PeerResult:
         result = PeerResult(peer.name, str(peer.location), peer.kind, PeerOutcome.STAGED)
@@ -193,13 +200,13 @@ class Stage:
         if peer.kind is PeerKind.STATES:
             from statepool.staging.states import stage_states  # it loads much of what pools need
 
-            return stage_states(day, peer, self.transfers)
+            return stage_states(day, peer, self.transfers, self._stop)
         if peer.copy_command:
             return self._by_command(day, peer)
         transport = open_transport(peer.location, self.transfers)
         try:
             files, others = self._ready(peer, transport)
-            brought = FileStager(day, peer.name, transport).run(files)
+            brought = FileStager(day, peer.name, transport, self._stop).run(files)
             _mark(transport, self.settings.indicators.stage)
         finally:
             transport.close()
@@ -214,11 +221,7 @@ class Stage:
         try:
             entries = transport.scan("")
         except TransportError as error:
-            raise NotReady(
-                f"the peer {peer.name} cannot be looked at: {error.message}",
-                hint=error.hint,
-                pool=str(peer.location),
-            ) from error
+            raise unreachable(peer, error) from error
         files, others = regular((entry.name, entry.kind) for entry in entries)
         if name not in files:
             raise _not_ready(peer, name)
@@ -227,7 +230,7 @@ class Stage:
     def _by_command(self, day: Day, peer: Peer) -> Brought:
         from statepool.staging.copy_command import CopyCommand
 
-        command, names = CopyCommand(peer), self.settings.indicators
+        command, names = CopyCommand(peer, self._stop), self.settings.indicators
         if not command.has(names.collect):
             raise _not_ready(peer, names.collect)
         work = day.below(WORK, peer.name)
@@ -241,7 +244,7 @@ class Stage:
                     f"the peer {peer.name} has nothing to copy in {peer.location}",
                     hint="look at its collect directory",
                 )
-            brought = FileStager(day, peer.name, copies, compare=True).run(files)
+            brought = FileStager(day, peer.name, copies, self._stop, compare=True).run(files)
         command.mark(names.stage)
         return evolve(brought, left_out=others)
 

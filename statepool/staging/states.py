@@ -19,24 +19,31 @@ from statepool.copying.sync import Sync
 from statepool.errors import NotFound, StatePoolError, TransportError
 from statepool.model.manifest import Manifest
 from statepool.model.outcomes import SyncAction
+from statepool.model.progress import SILENT, Progress
 from statepool.model.settings import Settings
 from statepool.pools import layout
 from statepool.pools.pool import Pool
 from statepool.sources.pool_source import open_pool
 from statepool.staging.day import Day
 from statepool.staging.files import Brought, StagedFile
+from statepool.staging.ready import unreachable
 from statepool.staging.settings import Peer
 
 
-def stage_states(day: Day, peer: Peer, settings: Settings) -> Brought:
+def stage_states(day: Day, peer: Peer, settings: Settings, progress: Progress = SILENT) -> Brought:
     """
     :param peer: has states
+    :param progress: told of the bytes
     :returns: what has come; its files are the states, with the digests of their bytes
     :raises NotFound: the peer has no state of such an object
-    :raises TransportError: its pool cannot be reached, or a state could not be copied
+    :raises NotReady: its pool cannot be reached
+    :raises TransportError: a state could not be copied
     """
     origin = open_pool(peer.location, settings)
-    origin.require()
+    try:
+        origin.require()
+    except TransportError as error:
+        raise unreachable(peer, error) from error
     objects = _objects(origin, peer.objects)
     if not objects:
         raise NotFound(
@@ -52,7 +59,7 @@ def stage_states(day: Day, peer: Peer, settings: Settings) -> Brought:
     failed: list[str] = []
     for name in objects:
         others.lend(target, _manifests(origin, name))
-        for state in Sync(origin, target).run(name).states:
+        for state in Sync(origin, target, progress=progress).run(name).states:
             new += state.action is SyncAction.COPIED
             sent += state.bytes
             if state.action is SyncAction.FAILED:

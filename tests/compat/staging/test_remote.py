@@ -20,8 +20,9 @@ from statepool.errors import DigestMismatch, TransportError
 from statepool.model.digest import Digest
 from statepool.model.settings import Settings
 from statepool.staging import files as files_module
+from statepool.staging.ready import NotReady
 from statepool.staging.settings import Ignore, Peer, StageSettings
-from statepool.staging.stage import NotReady, PeerResult, Stage, Staged
+from statepool.staging.stage import PeerResult, Stage, Staged
 from statepool.transports.registry import open_transport
 from statepool.transports.ssh.transport import SSHTransport
 from tests.support.sshd import Sshd, free_port

@@ -91,6 +91,8 @@ def test_all_keys_of_stage() -> None:
         ({"peers": [{**PEER, "colour": "red"}]}, "colour: there is no such setting"),
         ({"peers": [{**PEER, "copy-command": "scp", "kind": "states"}]}, "has states"),
         ({"peers": [{**PEER, "copy-command": "scp", "location": "/x"}]}, "needs a host"),
+        ({"peers": [{**PEER, "location": "link:///x"}]}, "only a pool"),
+        ({"peers": [{**PEER, "location": "collect"}]}, "is not an absolute path"),
         ({"directory": "../x"}, "is not an absolute path"),
         ({"jobs": 0}, "is not a count"),
         ({"jobs": True}, "is not a count"),

@@ -16,6 +16,7 @@ from attrs import define, field
 from statepool.errors import (
     AccessDenied,
     IntegrityError,
+    InUse,
     MissingFile,
     NotFound,
     RefusedError,
@@ -25,8 +26,9 @@ from statepool.model.location import Location
 from statepool.model.settings import Settings
 from statepool.staging import files as files_module
 from statepool.staging.day import Staging
+from statepool.staging.ready import NotReady
 from statepool.staging.settings import Indicators, Peer, StageSettings
-from statepool.staging.stage import NotReady, PeerOutcome, PeerResult, Stage, Staged
+from statepool.staging.stage import PeerOutcome, PeerResult, Stage, Staged
 from statepool.transports.base import FileKind
 from statepool.transports.local import LocalTransport
 from tests.support.privileges import permissions_count
@@ -386,3 +388,17 @@ def test_a_staging_directory_that_cannot_be_made(world: World) -> None:
     (world.root / "staging").touch()
     with pytest.raises((TransportError, AccessDenied)):
         world.stage()
+
+
+def test_two_runs_at_the_same_time(world: World) -> None:
+    world.peer("one", {"a": b"a"})
+    refused = []
+
+    def again(_: PeerResult) -> None:
+        with pytest.raises(InUse, match="another process is staging") as caught:
+            world.stage()
+        refused.append(caught.value.hint)
+
+    assert world.stage(tell=again).complete
+    assert refused == ["wait until it has ended"]
+    assert world.stage().complete

@@ -18,6 +18,7 @@ from statepool.model.location import Location
 from statepool.model.settings import Settings
 from statepool.sources.pool_source import open_pool
 from statepool.staging.purge import purge
+from statepool.staging.ready import NotReady
 from statepool.staging.settings import Peer, PeerKind, StageSettings
 from statepool.staging.stage import PeerResult, Stage, Staged
 from statepool.staging.store import Stored, store
@@ -145,7 +146,10 @@ def test_objects_by_pattern(lab: Lab) -> None:
 def test_a_pool_that_is_none(lab: Lab) -> None:
     (lab.root / "none").mkdir()
     lab.peer("none")
-    assert isinstance(lab.one().error, NotAPool)
+    error = lab.one().error
+    assert isinstance(error, NotReady)
+    assert isinstance(error.__cause__, NotAPool)
+    assert error.exit_code == NotAPool.exit_code
     assert not (lab.day() / "cback.stage").exists()
 
 
