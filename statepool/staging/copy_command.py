@@ -21,6 +21,7 @@ from statepool.errors import ToolError, TransportError
 from statepool.model.location import Location
 from statepool.staging.files import Stop
 from statepool.staging.settings import Peer
+from statepool.transports.failures import Subject, translate_os_errors
 from statepool.transports.local import LocalTransport
 from statepool.transports.ssh.program import environment
 
@@ -48,7 +49,7 @@ class CopyCommand:
         :returns: whether a file can be copied from the peer: any failure means no, since commands
             do not tell why
         """
-        with tempfile.TemporaryDirectory(prefix="statepool-stage-") as directory:
+        with _temporary() as directory:
             target = os.path.join(directory, name)
             done = self._run(self._remote(name), target)
             return done.returncode == 0 and os.path.isfile(target)
@@ -62,7 +63,7 @@ class CopyCommand:
         :returns: the transport that reads the copies
         :raises TransportError: the command failed
         """
-        with tempfile.TemporaryDirectory(dir=directory) as place:
+        with _temporary(directory) as place:
             self._require(self._run(self._remote("*"), f"{place}/"), "copy files from")
             yield LocalTransport(Location("file", place))
 
@@ -72,7 +73,7 @@ class CopyCommand:
 
         :raises TransportError: the command failed
         """
-        with tempfile.TemporaryDirectory(prefix="statepool-stage-") as directory:
+        with _temporary() as directory:
             empty = Path(directory) / name
             empty.touch()
             self._require(self._run(str(empty), self._remote(name)), f"make {name} at")
@@ -119,3 +120,14 @@ class CopyCommand:
                 hint="try the copy command by hand",
                 pool=str(self.peer.location),
             )
+
+
+@contextmanager
+def _temporary(directory: str | None = None) -> Iterator[str]:
+    """Make a temporary directory for a ``with`` block, in another one or where such ones are."""
+    subject = Subject("a temporary directory", path=directory)
+    with (
+        translate_os_errors("make", subject),
+        tempfile.TemporaryDirectory(prefix="statepool-stage-", dir=directory) as place,
+    ):
+        yield place
