@@ -226,6 +226,7 @@ class Day:
                     hint="wait until it has ended",
                     path=str(self),
                 ) from error
+            self._give(self.below(WORK, "stage.lock"))
             yield
 
     def has(self, name: str) -> bool:
@@ -253,12 +254,16 @@ class Day:
                 path=f"{self}/{name}",
             ) from error
         self.staging.files.flush(self.path)
-        if self.staging.owner is not None:
-            with (
-                translating("give", self.staging.subject(path)),
-                self.staging.tree.open(path, os.O_RDONLY | os.O_NONBLOCK) as descriptor,
-            ):
-                self.staging.owner.give(descriptor)
+        self._give(path)
+
+    def _give(self, path: str) -> None:
+        if self.staging.owner is None:
+            return
+        with (
+            translating("give", self.staging.subject(path)),
+            self.staging.tree.open(path, os.O_RDONLY | os.O_NONBLOCK) as descriptor,
+        ):
+            self.staging.owner.give(descriptor)
 
     def summarize(self, form: Mapping[str, object]) -> None:
         """Write the summary, in place of an older one."""
