@@ -281,6 +281,8 @@ class FileStager:
             note = self._known.get(name)
             if note is None or note.size != there.size or not self._is_kept(name, note):
                 wanted[name] = there
+            elif not there.size:
+                continue  # one empty file is like another
             elif self.compare:
                 doubtful[name] = there
             elif note.mtime_ns != there.mtime_ns:
@@ -354,7 +356,8 @@ class FileStager:
             done = self._done(opened.number, there)
             if not done:
                 os.ftruncate(opened.number, 0)
-        algorithm = self._algorithm or DEFAULT_ALGORITHM
+        # To ask for an algorithm takes longer than to bring an indicator, which is empty.
+        algorithm = (self._algorithm if there.size else None) or DEFAULT_ALGORITHM
         transfer = Transfer(there.size, algorithm, progress=self.stop, done=done)
         try:
             moved = self.transport.fetch(name, opened.number, transfer)
@@ -379,18 +382,22 @@ class FileStager:
         :returns: how many bytes an earlier run has brought. They count only if the peer's digest
             will show whether they are right.
         """
-        resumes = self._algorithm is not None and self.transport.capabilities.resumes
         found = os.fstat(descriptor).st_size
-        return found if resumes and found <= there.size else 0
+        if not 0 < found <= there.size or not self.transport.capabilities.resumes:
+            return 0
+        return found if self._algorithm is not None else 0
 
     def _settle(self, batch: list[_Arrived]) -> None:
         """Check files that have arrived, and give them their names."""
         if not batch:
             return
         names = [one.name for one in batch]
-        files = {one.name: one.there for one in batch}
-        digests = self._digests(files) if self._algorithm is not None else [None] * len(batch)
-        for one, digest, now in zip(batch, digests, self.transport.stat_many(names), strict=True):
+        digests: dict[str, Digest | None] = {}
+        if not self.transport.capabilities.local:
+            files = {one.name: one.there for one in batch if one.there.size}
+            digests = dict(zip(files, self._digests(files), strict=True))
+        for one, now in zip(batch, self.transport.stat_many(names), strict=True):
+            digest = digests.get(one.name)
             with one.opened as descriptor:
                 changed = now is None or (now.size, now.mtime_ns) != (
                     one.there.size,
