@@ -45,7 +45,7 @@ _ARCHIVES = {"tar": ArchiveMode.TAR, "targz": ArchiveMode.GZIP, "tarbz2": Archiv
 _UNKNOWN_HERE = ("link_depth", "dereference", "recursion_level")
 """Settings of a directory to collect that only CedarBackup's own action has."""
 
-_PLAIN_SCP = frozenset("BqCp346")
+_PLAIN_SCP = frozenset("BqC")
 """Options of ``scp`` that change nothing which a transport of this package does not do."""
 
 _T = TypeVar("_T")

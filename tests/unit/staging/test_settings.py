@@ -199,6 +199,7 @@ def test_peers_of_the_stage_section_replace_those_of_the_peers_section(tmp_path:
     [
         ("scp -B -q -C", "", (), None, None),
         ("scp -BqC -P 2222 -F /etc/x", "", (), 2222, "/etc/x"),
+        ("scp -p", "", ("scp", "-p"), None, None),
         ("scp -B -i /key", "", ("scp", "-B", "-i", "/key"), None, None),
         ("rsync -t", "", ("rsync", "-t"), None, None),
         ("scp", "/usr/bin/scp -B", ("/usr/bin/scp", "-B"), None, None),
