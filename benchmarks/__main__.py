@@ -28,6 +28,7 @@ from benchmarks import (
     sets,
     shaped,
     ssh,
+    staging,
     start,
     trusted,
 )
@@ -48,6 +49,7 @@ TABLES: dict[str, Callable[[Bench], Table]] = {
     "peers": peers.table,
     "pytest": pytest_runs.table,
     "ssh": ssh.table,
+    "staging": staging.table,
     "shaped": shaped.table,
 }
 

@@ -47,6 +47,8 @@ COMMANDS = {
     "cart": "Have a service put states and files into one tar, and get it.",
     "serve": "Serve carts and pools over HTTP.",
     "carts": "Look after the service of carts.",
+    "collect": "Put files and directories into tars, to be staged.",
+    "stage": "Bring what all peers have collected into the directory of the day.",
     "completion": "Print a script that completes words in a shell.",
 }
 """Every command with the first line of its help."""

@@ -77,8 +77,11 @@ from statepool.model.settings import CarrierName, Compress, Settings
 PREFIX = "STATEPOOL_"
 """The prefix of our environment variables."""
 
-SECTIONS = ("serve", "carts")
-"""The sections of a file that are for the service of carts, and for its clients."""
+SECTIONS = ("serve", "carts", "stage", "collect")
+"""
+The sections of a file that are for the service of carts, for its clients, and for the actions of a
+backup.
+"""
 
 CARTS = PREFIX + "CARTS"
 """The variable that says where a service of carts is; the command line reads it."""
@@ -138,6 +141,8 @@ class Config:
     :param serve: the sections ``[serve]`` of these files, each with the file that it is from: the
         service of carts reads them
     :param carts: likewise the sections ``[carts]``, for clients of such a service
+    :param stage: likewise the sections ``[stage]``, for the stage action of a backup
+    :param collect: likewise the sections ``[collect]``, for its collect action
     """
 
     cache: str
@@ -147,6 +152,8 @@ class Config:
     advice: tuple[str, ...] = ()
     serve: tuple[Section, ...] = ()
     carts: tuple[Section, ...] = ()
+    stage: tuple[Section, ...] = ()
+    collect: tuple[Section, ...] = ()
 
     SECRET_VARIABLES: ClassVar = SECRET_VARIABLES
     """The environment variables that programs started from here do not get."""
@@ -271,8 +278,7 @@ def load(
         settings=settings,
         files=files,
         advice=advice,
-        serve=tuple(sections["serve"]),
-        carts=tuple(sections["carts"]),
+        **{name: tuple(found) for name, found in sections.items()},
     )
 
 

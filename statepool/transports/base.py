@@ -25,7 +25,7 @@ import io
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -394,6 +394,22 @@ class Transport(ABC):
                     done += os.pwrite(target, data[done:], offset + done)
 
         return keep
+
+    @property
+    def far_algorithm(self) -> str | None:
+        """
+        The algorithm by which the far side can make digests of many files without sending them; see
+        :meth:`far_digests`. None: it can make none, or the files are on this host.
+        """
+        return None
+
+    def far_digests(self, files: Mapping[str, int]) -> list[Digest | None]:
+        """
+        :param files: paths with their lengths in bytes
+        :returns: the digests that the far side has made of them, by :attr:`far_algorithm`, in their
+            order; None for a file of another length, and where it could not make one
+        """
+        return [None] * len(files)
 
     def _read_through(
         self,

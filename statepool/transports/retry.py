@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -294,6 +294,13 @@ class Retrying(Transport):
         return self._again(lambda again: work())
 
     # -- the rest ----------------------------------------------------------------------------------
+
+    @property
+    def far_algorithm(self) -> str | None:
+        return self._again(lambda again: self.inner.far_algorithm)
+
+    def far_digests(self, files: Mapping[str, int]) -> list[Digest | None]:
+        return self._again(lambda again: self.inner.far_digests(files))
 
     def free_space(self) -> int | None:
         return self._again(lambda again: self.inner.free_space())

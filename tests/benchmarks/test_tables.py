@@ -23,6 +23,7 @@ from benchmarks import (
     sets,
     shaped,
     ssh,
+    staging,
     start,
     trusted,
 )
@@ -160,6 +161,18 @@ def test_a_pool_on_another_host_is_measured(bench: Bench) -> None:
         "scp there, and sync",
         "scp",
     ]
+
+
+def test_staging_is_measured_beside_cedar_backup(bench: Bench) -> None:
+    table = staging.table(bench)
+    if not table.figures:
+        pytest.skip(table.notes[0])
+    assert [figure.peer for figure in table.figures] == [
+        "cback3, scp -B -q -C",
+        "cback3, scp -B -q",
+        "our first run",
+    ]
+    assert all(fact.is_met for fact in table.facts), str(table)
 
 
 def test_compression_runs_over_a_link_of_its_own(bench: Bench) -> None:

@@ -33,7 +33,7 @@ FLOORS: list[set[str]] = [
     {"bundles"},
     {"policy", "ensure", "config", "handles"},
     {"api"},
-    {"carts"},
+    {"carts", "staging"},
     {"cli", "testing"},
 ]
 """From the cellar up. A room may import those on lower floors, never one on its own floor."""
@@ -70,6 +70,7 @@ ONLY_IN: dict[str, str] = {
     "prometheus_client": r"statepool/carts/|statepool/cli/serve\.py$",
     "subprocess": (
         r"statepool/(qcow2|machine)/|statepool/cli/ensure\.py$|statepool/transports/ssh/program\.py$"
+        r"|statepool/staging/copy_command\.py$"
     ),
 }
 """

@@ -218,11 +218,12 @@ class OpenSSH(Carrier):
     def _link(self) -> str:
         """
         Return the symbolic link that names the control socket for all processes with the same
-        settings. These include the files of keys of trusted hosts.
+        host and settings. These include the files of keys of trusted hosts.
         """
         files = [os.path.expanduser(name or default) for name, default in self._files()]
         stamps = [(path, _stamp(path)) for path in files]
-        values = (self._words(), stamps, identity(), self.settings.connect_timeout)
+        words = [*self._words(), "--", self.endpoint.host]
+        values = (words, stamps, identity(), self.settings.connect_timeout)
         return os.path.join(
             sockets_directory(),
             hashlib.sha256(repr(values).encode(errors="surrogateescape")).hexdigest()[:16],

@@ -22,7 +22,7 @@ import shlex
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Self
 
 from attrs import define
@@ -62,6 +62,15 @@ closes no connection.
 
 MOST_NOISE = 1 << 20
 """The most bytes of other output before the awaited line."""
+
+LONGEST_SCRIPT = 24 << 10
+"""
+Bytes of one script. Its quotes are quoted once more, and Linux permits 128 KiB for one argument
+(``MAX_ARG_STRLEN``).
+"""
+
+_QUICK = {"blake3": "b3sum --no-names", "sha256": "sha256sum"}
+"""Commands that print the digest of their input, by the algorithm."""
 
 _SPECIAL = re.compile(r"[\x00-\x1f\x7f\\!\ud800-\udfff]")
 """
@@ -291,6 +300,51 @@ class Shell:
             else []
         )
         return _digest(algorithm, found[0]) if found else None
+
+    @property
+    def quick_algorithm(self) -> str | None:
+        """The algorithm of a program there that hashes a file without starting an interpreter."""
+        known = (("blake3", "b3sum"), ("sha256", "sha256sum"))
+        return next((name for name, program in known if program in self.programs), None)
+
+    def digests(self, files: Mapping[str, int]) -> list[Digest | None]:
+        """
+        Make the digests of many files, with few commands.
+
+        :param files: absolute paths with the lengths that they must have, in bytes
+        :returns: their digests by :attr:`quick_algorithm`, in their order; None for each file that
+            has another length, or could not be hashed
+        """
+        found: list[Digest | None] = []
+        batch: list[str] = []
+        left, limit = list(files.items()), 0.0
+        while left:
+            path, size = left.pop(0)
+            word = quoted(path)
+            batch.append(
+                f"test ! -L {word} && test -f {word} && test $(wc -c <{word}) -eq {size:d} && say"
+                f" digest $({_QUICK[self.quick_algorithm]} <{word}) || say digest none"
+                if word is not None and self.quick_algorithm is not None
+                else "say digest none"
+            )
+            limit += size / LEAST_HASHED
+            if not left or sum(map(len, batch)) > LONGEST_SCRIPT:
+                found += self._digests(batch, limit)
+                batch, limit = [], 0.0
+        return found
+
+    def _digests(self, batch: list[str], limit: float) -> list[Digest | None]:
+        # The ticker must not keep our output open when the script is killed.
+        tick = f"(while sleep {TICK} >/dev/null 2>&1; do say wait; done) & t=$!"
+        command = self.try_start(f"{tick}; {'; '.join(batch)}; kill $t; say end")
+        found: list[Digest | None] = []
+        if command is not None:
+            with command:
+                command.end_of_input()
+                for line in command.lines(self.patience, within=4 * self.patience + limit):
+                    if line[0] == "digest" and len(line) > 1 and len(found) < len(batch):
+                        found.append(_digest(self.quick_algorithm or "", line[1]))
+        return found + [None] * (len(batch) - len(found))
 
     def _hash_pieces(self, word: str, size: int) -> bytes | None:
         """

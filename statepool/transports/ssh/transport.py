@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 
@@ -119,6 +119,16 @@ class SSHTransport(SSHFiles):
         with self._at("read", path) as sftp:
             self._download(sftp, path, job, (), keep=False)
         return Digest(transfer.algorithm, job.hasher.hexdigest())
+
+    @property
+    def far_algorithm(self) -> str | None:
+        """The algorithm of a program there that hashes; None if the account has no shell for it."""
+        return shell_of(self._connection).quick_algorithm
+
+    def far_digests(self, files: Mapping[str, int]) -> list[Digest | None]:
+        return shell_of(self._connection).digests(
+            {self._seen(path): size for path, size in files.items()}
+        )
 
     def _job(self, local: int, path: str, transfer: Transfer, part: Extent | None = None) -> Job:
         done = transfer.done if part is None else 0

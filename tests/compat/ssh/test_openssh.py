@@ -536,3 +536,22 @@ def test_without_either_the_command_says_what_to_install(
 def test_settings_know_their_carrier() -> None:
     with pytest.raises(ValueError, match="telnet"):
         Settings(carrier="telnet")
+
+
+def test_each_host_has_a_connection_of_its_own(sshd: Sshd, place: Path, tmp_path: Path) -> None:
+    """Also if nothing else of the two differs: a host has no port where its name leads to one."""
+    config = tmp_path / "config"
+    nobody = "Host elsewhere\n  HostName 127.0.0.1\n  Port 1\n"
+    config.write_text(nobody + sshd.ssh_config.read_text())
+    settings = sshd.settings(ssh_config=str(config), known_hosts=None, retries=0)
+    first, other = (
+        open_transport(Location("ssh", str(place), host=host, user=sshd.user), settings)
+        for host in ("store", "elsewhere")
+    )
+    try:
+        assert [entry.name for entry in first.scan("")] == ["file"]
+        with pytest.raises(TransportError, match="refused"):
+            other.scan("")
+    finally:
+        first.close()
+        other.close()

@@ -59,6 +59,7 @@ def test_what_changes_something_can_be_tried(name: str) -> None:
         "import",
         "adopt",
         "gc",
+        "stage",
     }
     assert any("--dry-run" in parameter.opts for parameter in load_command(name).params) == changing
 
