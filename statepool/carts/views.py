@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from attrs import evolve
 from flask import Blueprint, Flask, Response, g, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from statepool import (
     Conflict,
@@ -94,6 +94,8 @@ def post_cart(uid: str) -> tuple[Response, int]:
     settings = parts.service.settings
     with reading():
         body = request.get_data(cache=False)
+    if request.content_length is None and len(body) >= settings.max_body:
+        raise RequestEntityTooLarge  # a body in chunks is only cut off there
     wanted = parse_request(body, settings, parts.service.archives, identity.objects)
     number = make_cart(parts.service, check_uid(uid), wanted, identity)
     parts.runner.submit(number)

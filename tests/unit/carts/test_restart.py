@@ -12,9 +12,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.carts import CartServer, FakeInterface, until
+from tests.support.carts import LIMIT, CartServer, FakeInterface, until
 from tests.unit.carts.conftest import FILES
 from tests.unit.carts.test_cartd import BAR, FOO, content, entry
+
+import statepool
+from statepool.carts.auth import Identity
+from statepool.carts.carts import find_cart, make_cart
+from statepool.carts.database import DatabaseAway
+from statepool.carts.lists import parse_request
+from statepool.carts.runner import Runner
+from statepool.carts.service import open_service
+from statepool.carts.settings import from_layers
 
 
 def far(interface: FakeInterface) -> str:
@@ -101,6 +110,31 @@ def test_stopped_while_files_come(
     interface.far.clear()
     server.start()
     assert server.settled("one")["status"] == "ready"
+
+
+def test_a_cart_that_could_not_be_queued_is_queued_later(tmp_path: Path) -> None:
+    """The database is away between the making of a cart and the note that it is queued."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/a").write_bytes(b"a")
+    own = {"directory": str(tmp_path), "sweep": 0.1, "archive": "here"}
+    here = {"type": "directory", "path": str(tmp_path / "files")}
+    settings = from_layers([("", {**own, "archives": {"here": here}})])
+    service = open_service(settings, statepool.Config(cache=str(tmp_path / "cache")))
+    runner, database = Runner(service), tmp_path / "carts.sqlite"
+    body = b'{"fileids": [{"id": "a", "path": "a"}]}'
+    wanted = parse_request(body, settings, service.archives, "*")
+    number = make_cart(service, "one", wanted, Identity(""))
+    database.rename(tmp_path / "elsewhere")
+    database.mkdir()
+    with pytest.raises(DatabaseAway):
+        runner.submit(number)
+    database.rmdir()
+    (tmp_path / "elsewhere").rename(database)
+    runner.start()
+    try:
+        until(lambda: find_cart(service, "one", Identity("")).status == "ready")
+    finally:
+        runner.stop(LIMIT)
 
 
 # -- PostgreSQL ------------------------------------------------------------------------------------
