@@ -63,6 +63,7 @@ def create_app(parts: Parts) -> Flask:
     """:returns: the WSGI application"""
     app = Flask("statepool.carts", static_folder=None)
     app.url_map.merge_slashes = False
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # keys have their order already
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     app.config["MAX_CONTENT_LENGTH"] = parts.service.settings.max_body
     app.extensions["carts"] = parts

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
 import signal
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.carts import LIMIT, CartServer, FakeInterface, until
+from tests.support.postgres import Postgres, missing
 from tests.unit.carts.conftest import FILES
 from tests.unit.carts.test_cartd import BAR, FOO, content, entry
 
@@ -140,48 +136,15 @@ def test_a_cart_that_could_not_be_queued_is_queued_later(tmp_path: Path) -> None
 # -- PostgreSQL ------------------------------------------------------------------------------------
 
 
-class Postgres:
-    """A real server, of an account without privileges, that listens on a socket."""
-
-    def __init__(self, program: Path, account: str | None) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # sockets: short paths
-        self._program, self._account = program, account
-        if account is not None:
-            shutil.chown(self.directory, account)
-        self._run("initdb", "-D", "data", "-A", "trust", "-U", "carts", "--no-sync")
-        self.url = f"postgresql://carts@/postgres?host={self.directory}"
-
-    def _run(self, name: str, *arguments: str) -> None:
-        command = [str(self._program / name), *arguments]
-        if self._account is not None:
-            command = ["setpriv", "--reuid", self._account, "--clear-groups", *command]
-        subprocess.run(command, cwd=self.directory, check=True, capture_output=True)
-
-    def start(self) -> None:
-        options = f"-k {self.directory} -h '' -c fsync=off"
-        self._run("pg_ctl", "-D", "data", "-o", options, "-l", "log", "-w", "start")
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "-D", "data", "-m", "immediate", "-w", "stop")
-
-
 @pytest.fixture
 def postgres() -> Iterator[Postgres]:
-    pytest.importorskip("psycopg", reason="psycopg is not installed: statepool[postgresql]")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
-    account = None
-    if os.geteuid() == 0:
-        try:
-            account = pwd.getpwnam("postgres").pw_name
-        except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and there is no account postgres")
-    server = Postgres(found[-1].parent, account)
+    if reason := missing():
+        pytest.skip(reason)
+    server = Postgres()
     try:
         yield server
     finally:
-        shutil.rmtree(server.directory)
+        server.remove()
 
 
 def test_postgresql(serve: Callable[..., CartServer], postgres: Postgres) -> None:
@@ -193,6 +156,9 @@ def test_postgresql(serve: Callable[..., CartServer], postgres: Postgres) -> Non
         server.post("one", FOO, BAR, bundle=True)
         assert server.settled("one")["status"] == "ready"
         before = server.download("one")
+        [listed] = server.curl(path="/carts").json["carts"]
+        assert listed == {name: server.status("one")[name] for name in listed}
+        assert listed["bundle"] is True
         server.stop(signal.SIGKILL)
     finally:
         postgres.stop()
