@@ -107,7 +107,9 @@ class Target:
             yield sink(self._tar, offset, None, fresh=fresh)
             return
         name = self._service.volume.arriving(self._cart, file.id)
-        with _opened(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
+        # After a crash it may be a hard link to bytes of the cache: they are not written to.
+        name.unlink(missing_ok=True)
+        with _opened(name, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
             taken = sink(descriptor, 0, name, fresh=True)
             yield taken
             if not taken.linked:

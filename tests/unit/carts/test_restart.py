@@ -14,8 +14,9 @@ from tests.unit.carts.test_cartd import BAR, FOO, content, entry
 
 import statepool
 from statepool.carts.auth import Identity
+from statepool.carts.bundle import Target
 from statepool.carts.carts import find_cart, make_cart
-from statepool.carts.database import DatabaseAway
+from statepool.carts.database import Cart, DatabaseAway, File
 from statepool.carts.lists import parse_request
 from statepool.carts.runner import Runner
 from statepool.carts.service import open_service
@@ -131,6 +132,25 @@ def test_a_cart_that_could_not_be_queued_is_queued_later(tmp_path: Path) -> None
         until(lambda: find_cart(service, "one", Identity("")).status == "ready")
     finally:
         runner.stop(LIMIT)
+
+
+def test_what_a_crash_left_linked_is_not_written_to(tmp_path: Path) -> None:
+    """The crash was between the link to bytes of the cache and the rename to the file's place."""
+    service = open_service(
+        from_layers([("", {"directory": str(tmp_path / "carts")})]),
+        statepool.Config(cache=str(tmp_path / "cache")),
+    )
+    (tmp_path / "bytes of the cache").write_bytes(b"kept")
+    with service.database.session(write=True):
+        cart = Cart.create(cart_uid="one", status="staging")
+        file = File.create(cart=cart, file_name="a", bundle_path="a", size=3, status="staging")
+    with Target(service, cart).opened() as target:
+        left = service.volume.arriving(cart, file.id)
+        left.hardlink_to(tmp_path / "bytes of the cache")
+        with target.sink(file, lambda count: None) as sink:
+            sink.write(b"new")
+    assert (service.volume.tree(cart) / "a").read_bytes() == b"new"
+    assert (tmp_path / "bytes of the cache").read_bytes() == b"kept"
 
 
 # -- PostgreSQL ------------------------------------------------------------------------------------
