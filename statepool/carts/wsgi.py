@@ -9,6 +9,7 @@ is not known here. The service starts with the first request, in the process tha
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,8 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
     """Answer a request as a WSGI application."""
     with _lock:
         if not _made:
+            # Does nothing if the server has set up logging itself. Else warnings would be lost.
+            logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
             config = Config.load()
             service = open_service(from_layers(config.serve), config)
             runner = make_runner(service, log.warning)
