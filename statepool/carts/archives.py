@@ -123,6 +123,13 @@ class Archive(ABC):
         :raises NotFound: the archive has no such file
         """
 
+    def name_of(self, wanted: Wanted) -> str | None:
+        """
+        :returns: a name for the bytes of an entry that has one part: hexadecimal, and another one
+            for other bytes. Carts then share one file with these bytes. None: there is no such name
+        """
+        return None
+
     @abstractmethod
     def pull(self, wanted: Wanted, part: Part, sink: Sink) -> None:
         """Fetch all bytes of a part, as :meth:`status` described it."""

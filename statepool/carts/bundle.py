@@ -116,9 +116,14 @@ class Target:
                 os.ftruncate(descriptor, file.size)  # there may be a hole at the end
                 os.utime(descriptor, (file.mtime, file.mtime))
                 os.fsync(descriptor)
-        place = self._tree / file.bundle_path
+        place = self.place(file)
+        assert place is not None
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         name.replace(place)
+
+    def place(self, file: File) -> Path | None:
+        """:returns: the place of a file, if it is one of its own"""
+        return self._tree / file.bundle_path if self._tar is None else None
 
     def finish(self) -> tuple[Path, str]:
         """

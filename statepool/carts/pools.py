@@ -65,6 +65,11 @@ class PoolsArchive(Archive):
             return Status(near=True, parts=(Part(wanted.path, bundle.size, bundle.created),))
         return Status(near=True, parts=tuple(part for part, _ in self._staged(wanted)))
 
+    def name_of(self, wanted: Wanted) -> str | None:
+        if not wanted.export:
+            return None
+        return self._here(wanted, partial(self.pool.bundle, *_parse(wanted.id))).name
+
     def pull(self, wanted: Wanted, part: Part, sink: Sink) -> None:
         if wanted.export:
             bundle = self._here(wanted, partial(self.pool.bundle, *_parse(wanted.id)))

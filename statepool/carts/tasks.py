@@ -216,10 +216,14 @@ class _Filling:
     def _pull(self, target: Target, file: File) -> None:
         archive, wanted = self.service.archives[file.archive], _wanted(file)
         part = Part(file.bundle_path, file.size, file.mtime, file.digest or None, file.device)
-        watch = Watch(self.service, self.cart, file)
-        with target.sink(file, watch.passed) as sink:
-            archive.pull(wanted, part, sink)
-            digest = sink.finish()
+        watch, name = Watch(self.service, self.cart, file), archive.name_of(wanted)
+        with self.service.volume.sharing(name) as shared:
+            with target.sink(file, watch.passed) as sink:
+                if shared is None or not shared.give(sink):
+                    archive.pull(wanted, part, sink)
+                digest = sink.finish()
+            if shared is not None and (place := target.place(file)) is not None:
+                shared.keep(place, digest)
         self._note_file(file, status="staged", digest=digest, done=file.size, error="")
 
     def _try(self, file: File, do: Callable[[], None]) -> None:
