@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from statepool.pools import layout
 from statepool.pools.pieces import mend_list
 from statepool.qcow2.files import open_regular
 from statepool.transports.copying import hash_file
+
+_NO_NOTE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
+"""Errors of the kernel if a note cannot be written; the next command hashes the bytes again."""
 
 
 @frozen
@@ -116,6 +120,32 @@ def open_bytes(cache: Cache, manifest: Manifest) -> Descriptor:
     return open_regular(cache.bytes(manifest.digest) or cache.file(layout.data(manifest.digest)))
 
 
+@contextlib.contextmanager
+def naming(cache: Cache, manifest: Manifest, descriptor: int) -> Iterator[None]:
+    """
+    Keep the trust in the file of some bytes while it gets or loses other names in a ``with`` block,
+    which changes its status.
+
+    :param descriptor: of the file
+    """
+    assert manifest.digest is not None
+    before = os.fstat(descriptor)
+    trusted = cache.trust.file_status(manifest.digest, before) is FileStatus.TRUSTED
+    yield
+    if not trusted:
+        return
+    try:
+        cache.sign(
+            manifest.digest,
+            before,
+            flushed=cache.trust.is_flushed(manifest.digest),
+            source=cache.trust.source(manifest.digest),
+        )
+    except OSError as error:
+        if error.errno not in _NO_NOTE:
+            raise
+
+
 def open_whole(file: Beneath, manifest: Manifest, where: object) -> Descriptor:
     """
     :param where: the pool, for messages
@@ -156,7 +186,7 @@ def sign_again(
     )
     if hashed.digest == manifest.digest:
         # The note fails in the cache of another account, or on a full disk. The bytes are right all
-        # the same; the next command hashes them again.
+        # the same.
         try:
             cache.sign(
                 manifest.digest,
@@ -165,13 +195,7 @@ def sign_again(
                 source=cache.trust.source(manifest.digest),
             )
         except OSError as error:
-            if error.errno not in (
-                errno.EACCES,
-                errno.EPERM,
-                errno.EROFS,
-                errno.ENOSPC,
-                errno.EDQUOT,
-            ):
+            if error.errno not in _NO_NOTE:
                 raise
         with suppress(AccessDenied, NoSpace):
             mend_list(cache.pool.transport, manifest.digest, manifest.size, hashed.pieces)

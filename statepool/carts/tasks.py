@@ -218,7 +218,7 @@ class _Filling:
         part = Part(file.bundle_path, file.size, file.mtime, file.digest or None, file.device)
         watch, name = Watch(self.service, self.cart, file), archive.name_of(wanted)
         with self.service.volume.sharing(name) as shared:
-            with target.sink(file, watch.passed) as sink:
+            with archive.placing(wanted, part), target.sink(file, watch.passed) as sink:
                 if shared is None or not shared.give(sink):
                     archive.pull(wanted, part, sink)
                 digest = sink.finish()

@@ -118,6 +118,30 @@ def test_states_that_nobody_has(server: CartServer, uid: str) -> None:
     assert "there is no state none of vm1/disk in" in server.settled(uid)["error"]
 
 
+def test_twenty_carts_read_a_state_once(
+    serve: Callable[..., CartServer], uid: str, tmp_path: Path
+) -> None:
+    """Another link to a file changes its status; still its bytes are not hashed once more."""
+    image = tmp_path / "image.qcow2"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", image, "32M")
+    qemu("qemu-io", "-c", "write -P 7 0 16M", image)
+    statepool.init(tmp_path / "large")
+    own = statepool.StatePool(tmp_path / "own", [tmp_path / "large"]).image("vm1/disk")
+    own.set("large", source=image)
+    server = serve(settings=POOLS.format(pool=tmp_path / "large"))
+
+    def read() -> int:
+        words = Path(f"/proc/{server.process.pid}/io").read_text().split()
+        return int(words[words.index("rchar:") + 1])
+
+    for number in range(20):
+        server.post(f"{uid}-{number}", entry("vm1/disk/large", "x", archive="pools"))
+        assert server.settled(f"{uid}-{number}")["status"] == "ready"
+        if not number:
+            before = read()
+    assert read() - before < 16 << 20
+
+
 # -- in export form --------------------------------------------------------------------------------
 
 
