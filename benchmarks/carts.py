@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.bench import MIB, Bench, run
+from benchmarks.bench import IMAGE, MIB, STATES, Bench, room, run
 from benchmarks.cartd import LIMIT, VERSION, Cartd, fill, run_cartd
 from benchmarks.environments import Unavailable
 from benchmarks.measure import Fact, Figure, Limit, Table, Unit, Work, rounds, timed
@@ -35,6 +35,12 @@ SLOW = 200
 
 MEMORY = 150 * MIB
 """The most bytes of resident memory of the service."""
+
+MANY = 20
+"""Carts of one state."""
+
+SHARED = 1.1
+"""What these may take at most, relative to one cart."""
 
 HALF = Limit(Unit.RATIO, 0.5)
 FOUR_FIFTHS = Limit(Unit.RATIO, 0.8)
@@ -122,7 +128,7 @@ def _measured(
         figures.append(
             Figure(f"download of {LARGE} files", f"cartd {VERSION}", ours, theirs, FOUR_FIFTHS)
         )
-        facts = [_same_tar(place, server.url, cartd.url), _memory(server)]
+        facts = [_same_tar(place, server.url, cartd.url), _memory(server), *_of_one(bench, place)]
         notes = ["All hash each file by SHA-1. One worker each; Cartd's database locks with two."]
         if shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None:
             notes.append("nginx is not installed: nothing was compared with it.")
@@ -173,6 +179,53 @@ def _memory(server: CartServer) -> Fact:
         f"at most {MEMORY // MIB}",
         peak <= MEMORY,
     )
+
+
+def _of_one(bench: Bench, place: Path) -> list[Fact]:
+    """Return what many carts of one state read and take, relative to one of them."""
+    bench.make_pool(place / "pool", depth=1)
+    facts = []
+    for what, export in (("one state", False), ("one export", True)):
+        (read, taken), (read_by_many, taken_by_many) = (
+            _filled_with(place, place / f"{what}-{count}", count, export=export)
+            for count in (1, MANY)
+        )
+        ratios = [("disk of the service and its cache", taken_by_many / taken)]
+        if not export:  # a shared export is hashed for each cart that gets it
+            ratios.append(("bytes that the service reads and writes", read_by_many / read))
+        for told, ratio in ratios:
+            facts.append(
+                Fact(
+                    f"{told}: {MANY} carts of {what}, relative to one",
+                    f"{ratio:.2f}",
+                    f"at most {SHARED}",
+                    ratio <= SHARED,
+                )
+            )
+    return facts
+
+
+def _filled_with(place: Path, directory: Path, count: int, *, export: bool) -> tuple[int, int]:
+    """
+    Fill carts with one state, all at once.
+
+    :returns: bytes that the service has read and written, and those that it and its cache take
+    """
+    directory.mkdir()
+    settings = f'cache = "cache"\nsources = ["{place}/pool"]\n[serve]\nmax-carts = {2 * count}\n'
+    state = {"id": f"{IMAGE}/{STATES[0]}", "path": "state", "export": export}
+    body = json.dumps({"fileids": [state], "bundle": False}).encode()
+    with run_server(directory, settings=settings) as server:
+        for number in range(count):
+            server.post_raw(f"cart-{number}", body)
+        for number in range(count):
+            status = server.settled(f"cart-{number}")
+            if status["status"] != "ready":
+                raise RuntimeError(f"a cart cannot be filled: {status['error']}")
+        counters = Path(f"/proc/{server.process.pid}/io").read_text().split()
+        moved = int(counters[counters.index("rchar:") + 1])
+        moved += int(counters[counters.index("wchar:") + 1])
+    return moved, room(directory)
 
 
 def _beside_nginx(bench: Bench, place: Path, server: CartServer) -> list[Figure]:

@@ -23,6 +23,7 @@ from statepool.backends.external import QCOW2ExtBackend
 from statepool.backends.machines import QCOW2MachineBackend
 from statepool.beneath import Descriptor
 from statepool.cache.cache import Cache
+from statepool.cache.check_cached import naming
 from statepool.cache.working import require_image, throw_away
 from statepool.capture.scratch import lasting
 from statepool.care.doctor import survey_copies, survey_host, survey_pool
@@ -264,6 +265,18 @@ class StatePool:
         if file is None:
             raise self._cache.pool.missing(part.id)
         return open_regular(file)
+
+    @contextlib.contextmanager
+    def naming(self, part: Manifest) -> Iterator[None]:
+        """
+        Let the file of a cached state get other names, hard links, for the duration of a ``with``
+        block. That changes its status; still it is not hashed once more. Only one thread of a host
+        should do so with the same file at a time, or it may be hashed.
+
+        :raises NotFound: the cache does not have the bytes any more
+        """
+        with self.open_bytes(part) as descriptor, naming(self._cache, part, descriptor):
+            yield
 
     def bundle(self, object: str, state: str) -> Bundle:
         """

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+import blake3
 from attrs import evolve, field, frozen
 
 from statepool.backends.base import Options, Target
@@ -277,6 +278,11 @@ class Bundle:
         """
         contents = work.contents()
         return cls(contents.size, contents.tip.created, work, contents)
+
+    @property
+    def name(self) -> str:
+        """A name of its bytes, in hexadecimal: they follow from its record, with its digests."""
+        return blake3.blake3(self._contents.beginning).hexdigest()
 
     def write(self, take: Callable[[memoryview], object]) -> None:
         """

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from statepool.qcow2.files import open_regular
 from statepool.transports.base import Transfer
 from statepool.transports.copying import copy, hash_file
 from statepool.transports.failures import Subject
+
+_NO_NOTE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
+"""Errors of the kernel if a note cannot be written; the next command hashes the bytes again."""
 
 
 @frozen
@@ -119,6 +123,32 @@ def open_bytes(cache: Cache, manifest: Manifest) -> Descriptor:
     return open_regular(cache.bytes(manifest.digest) or cache.file(layout.data(manifest.digest)))
 
 
+@contextlib.contextmanager
+def naming(cache: Cache, manifest: Manifest, descriptor: int) -> Iterator[None]:
+    """
+    Keep the trust in the file of some bytes while it gets or loses other names in a ``with`` block,
+    which changes its status.
+
+    :param descriptor: of the file
+    """
+    assert manifest.digest is not None
+    before = os.fstat(descriptor)
+    trusted = cache.trust.file_status(manifest.digest, before) is FileStatus.TRUSTED
+    yield
+    if not trusted:
+        return
+    try:
+        cache.sign(
+            manifest.digest,
+            before,
+            flushed=cache.trust.is_flushed(manifest.digest),
+            source=cache.trust.source(manifest.digest),
+        )
+    except OSError as error:
+        if error.errno not in _NO_NOTE:
+            raise
+
+
 def open_whole(file: Beneath, manifest: Manifest, where: object) -> Descriptor:
     """
     :param where: the pool, for messages
@@ -159,7 +189,7 @@ def sign_again(
     )
     if hashed.digest == manifest.digest:
         # The note fails in the cache of another account, or on a full disk. The bytes are right all
-        # the same; the next command hashes them again.
+        # the same.
         try:
             cache.sign(
                 manifest.digest,
@@ -168,13 +198,7 @@ def sign_again(
                 source=cache.trust.source(manifest.digest),
             )
         except OSError as error:
-            if error.errno not in (
-                errno.EACCES,
-                errno.EPERM,
-                errno.EROFS,
-                errno.ENOSPC,
-                errno.EDQUOT,
-            ):
+            if error.errno not in _NO_NOTE:
                 raise
         with suppress(AccessDenied, NoSpace):
             mend_list(cache.pool.transport, manifest.digest, manifest.size, hashed.pieces)

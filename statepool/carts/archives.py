@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import entry_points
 from typing import ClassVar
 
@@ -122,6 +123,17 @@ class Archive(ABC):
         :returns: whether it can be pulled, and its parts
         :raises NotFound: the archive has no such file
         """
+
+    def name_of(self, wanted: Wanted) -> str | None:
+        """
+        :returns: a name for the bytes of an entry that has one part: hexadecimal, and another one
+            for other bytes. Carts then share one file with these bytes. None: there is no such name
+        """
+        return None
+
+    def placing(self, wanted: Wanted, part: Part) -> AbstractContextManager[object]:
+        """:returns: a context in which a part is pulled, and its file gets its place in the cart"""
+        return nullcontext()
 
     @abstractmethod
     def pull(self, wanted: Wanted, part: Part, sink: Sink) -> None:

@@ -28,11 +28,21 @@ from statepool import (
     TransportError,
 )
 from statepool.carts.archives import check_plain
-from statepool.carts.asking import CartService, Response
+from statepool.carts.asking import CartService, Response, path_of
 from statepool.carts.tar import Member, Table
 
 STEP = 256 << 10
 """Bytes that are read at once, at most."""
+
+_MISSHAPEN = (
+    StatePoolError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+"""The errors of Python if JSON has other types or values than those that are expected."""
 
 
 @frozen
@@ -78,7 +88,7 @@ class Plan:
             exports = tuple(one["id"] if one["export"] else None for one in inside)
             plan = cls(uid, status["size"], status["digest"], table, digests, exports)
             agrees = (table.digest(digests), table.length) == (plan.etag, plan.length)
-        except (StatePoolError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        except _MISSHAPEN as error:
             raise _contradictory(uid, f"{type(error).__name__}: {error}") from error
         if not agrees or len(files) != len(status["files"]):
             raise _contradictory(uid, "its files are not those of its digest")
@@ -138,7 +148,10 @@ class Arriving:
             if self._part is not None:
                 _keep(self._part, data, self._position)
         if not data:
-            raise IntegrityError(f"the tar of the cart {self._plan.uid} is too short")
+            raise IntegrityError(
+                f"what was here of the cart {self._plan.uid} has become shorter",
+                hint="get it once more",
+            )
         self._position += len(data)
         self._progress.advance(len(data))
         return data
@@ -149,7 +162,7 @@ class Arriving:
                 if self._response is None:
                     self._response = self._open()
                 data = self._response.read(size)
-                if size and not data:
+                if not data:
                     told = f"{self._service.url} broke off in the middle of {self._plan.uid}"
                     raise TransportError(told, hint="ask for it once more", transient=True)
             except TransportError as error:
@@ -164,7 +177,7 @@ class Arriving:
         ranged = {"Range": f"bytes={begin}-"} if begin else {}
         if begin:
             ranged["If-Range"] = f'"{plan.etag}"'
-        response = self._service.open("GET", f"/{plan.uid}", headers=ranged)
+        response = self._service.open("GET", path_of(plan.uid), headers=ranged)
         try:
             self._require(response)
         except BaseException:
@@ -196,9 +209,10 @@ class Arriving:
 def checked(plan: Plan, read: Callable[[int], bytes]) -> Iterator[tuple[int, bytes]]:
     """
     Read a tar to its end, and yield the bytes of its members, each with the number of its member.
+    The last bytes of a member are yielded only if all of it has the right digest.
 
     :param read: returns at least one of the next bytes, and at most as many as it is asked for
-    :raises DigestMismatch: the bytes of a member are not those of its digest; it has been yielded
+    :raises DigestMismatch: the bytes of a member are not those of its digest
     :raises IntegrityError: something else is not what it must be
     """
     table, position = plan.table, 0
@@ -206,12 +220,13 @@ def checked(plan: Plan, read: Callable[[int], bytes]) -> Iterator[tuple[int, byt
         member, digest = table.members[number], plan.digests[number]
         _expect_zeros(plan, read, start - position)
         _expect(plan, read, header)
-        hasher, rest = digest.hasher(), member.size
+        hasher, rest, data = digest.hasher(), member.size, b""
         while rest:
             data = read(min(STEP, rest))
             hasher.update(data)
-            yield number, data
             rest -= len(data)
+            if rest:
+                yield number, data
         if (actual := hasher.hexdigest()) != digest.hex:
             raise DigestMismatch(
                 f"{member.name} is not what the service says: {digest.algorithm}:{actual}",
@@ -219,6 +234,8 @@ def checked(plan: Plan, read: Callable[[int], bytes]) -> Iterator[tuple[int, byt
                 actual=f"{digest.algorithm}:{actual}",
                 hint="get it once more",
             )
+        if data:
+            yield number, data
         position = start + len(header) + member.size
     _expect_zeros(plan, read, table.length - position)
 

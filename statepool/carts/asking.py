@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import ipaddress
 import json
 import socket
 import ssl
@@ -196,8 +197,7 @@ class CartService:
     @property
     def tells_token(self) -> bool:
         """Whether a token passes unencrypted, and to another host."""
-        here = self._host in ("localhost", "::1") or self._host.startswith("127.")
-        return self._token is not None and self._tls is None and not here
+        return self._token is not None and self._tls is None and not _is_here(self._host)
 
     def patience(self) -> Patience:
         """:returns: what waits while the service is away"""
@@ -295,11 +295,28 @@ class CartService:
 
     def _parse(self, data: bytes) -> Any:
         try:
-            return json.loads(data)
+            return json.loads(data, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise TransportError(
                 f"{self.url} does not answer as a service of carts", hint="correct the URL"
             ) from error
+
+
+def path_of(uid: str) -> str:
+    """:returns: the path of a cart below the URL of its service"""
+    return f"/{urllib.parse.quote(uid, safe='')}"
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _is_here(host: str) -> bool:
+    """:returns: whether a name or an address can only mean this host"""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _read_all(response: Response) -> bytes:

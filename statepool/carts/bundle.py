@@ -107,16 +107,23 @@ class Target:
             yield sink(self._tar, offset, None, fresh=fresh)
             return
         name = self._service.volume.arriving(self._cart, file.id)
-        with _opened(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
+        # After a crash it may be a hard link to bytes of the cache: they are not written to.
+        name.unlink(missing_ok=True)
+        with _opened(name, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
             taken = sink(descriptor, 0, name, fresh=True)
             yield taken
             if not taken.linked:
                 os.ftruncate(descriptor, file.size)  # there may be a hole at the end
                 os.utime(descriptor, (file.mtime, file.mtime))
                 os.fsync(descriptor)
-        place = self._tree / file.bundle_path
+        place = self.place(file)
+        assert place is not None
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         name.replace(place)
+
+    def place(self, file: File) -> Path | None:
+        """:returns: the place of a file, if it is one of its own"""
+        return self._tree / file.bundle_path if self._tar is None else None
 
     def finish(self) -> tuple[Path, str]:
         """

@@ -173,14 +173,19 @@ def work(service: Service, tell: Callable[[str], None]) -> None:
     signals.setup_logging.connect(keep)
     signals.worker_ready.connect(ready)
     signals.worker_shutting_down.connect(stop)
-    worker = _application(settings, lambda: service).Worker(
-        hostname=f"carts-{os.getpid()}@",
-        pool="threads",
-        quiet=True,
-        without_gossip=True,
-        without_mingle=True,
-    )
-    worker.start()
+    while not service.stopping.is_set():
+        worker = _application(settings, lambda: service).Worker(
+            hostname=f"carts-{os.getpid()}@",
+            pool="threads",
+            quiet=True,
+            without_gossip=True,
+            without_mingle=True,
+        )
+        worker.start()
+        if not service.stopping.is_set():
+            # kombu 5 raises an AttributeError if Redis goes away while a connection is closed.
+            log.error("Celery's worker has ended by an error, and is started anew")
+            service.stopping.wait(settings.connect_wait)
 
 
 def _configured(settings: ServeSettings, results: str | None) -> Any:

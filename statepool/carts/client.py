@@ -19,12 +19,13 @@ import hashlib
 import io
 import itertools
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
-from urllib.parse import quote
 
 from attrs import frozen
 
@@ -43,12 +44,42 @@ from statepool import (
     UsageError,
 )
 from statepool.carts.arriving import Arriving, Plan, checked
-from statepool.carts.asking import CartService
+from statepool.carts.asking import CartService, path_of
 
 __all__ = ["Cart", "CartService", "Got"]
 
 _PAUSES = (0.1, 2.0)
 """Seconds between two questions how far a cart is: at first, and at most."""
+
+_STATUS: Mapping[str, tuple[type, ...]] = {
+    "uid": (str,),
+    "status": (str,),
+    "error": (str,),
+    "bytes": (int,),
+    "bytes_needed": (int,),
+    "rate": (int, float, NoneType),
+    "seconds_left": (int, float, NoneType),
+    "files": (list,),
+}
+"""The types of what is said of a cart, as far as it is used here; see ``docs/serve.rst``."""
+
+_FILE: Mapping[str, tuple[type, ...]] = {
+    "path": (str,),
+    "status": (str,),
+    "error": (str,),
+    "bytes": (int,),
+    "size": (int, NoneType),
+}
+"""Likewise, of each of its files."""
+
+_LARGEST = 1 << 63
+"""All numbers are smaller."""
+
+_PART = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""Flags that open what was kept: no link is followed, and no open waits."""
+
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EINVAL})
+"""Errors of the kernel where a file cannot have a second name."""
 
 SUFFIX = ".statepool"
 """The suffix of bundles whose names are not given."""
@@ -110,7 +141,7 @@ class Cart:
 
     @property
     def _path(self) -> str:
-        return f"/{quote(self.uid, safe='')}"
+        return path_of(self.uid)
 
     @classmethod
     def new(
@@ -147,11 +178,14 @@ class Cart:
         :raises NotFound: there is no such cart
         """
         answer = self.service.json("GET", f"{self._path}/status")
-        if not isinstance(answer, dict) or not isinstance(answer.get("status"), str):
+        if not _has_form(answer, _STATUS) or not all(
+            _has_form(one, _FILE) for one in answer["files"]
+        ):
             raise TransportError(
                 f"{self.service.url} does not answer as a service of carts", hint="correct the URL"
             )
-        return answer
+        known: dict[str, Any] = answer
+        return known
 
     def delete(self) -> None:
         """
@@ -214,10 +248,13 @@ class Cart:
             resumed = self._download(plan, part)
             os.fsync(part)
             _settle(name, path, overwrite=overwrite)
+            _flush(path.parent)
         return Got(self.uid, path, plan.length, resumed, plan.etag)
 
     def _download(self, plan: Plan, part: int) -> int:
         """:returns: how many bytes were there before, and are right"""
+        if os.fstat(part).st_size > plan.length:
+            os.ftruncate(part, plan.length)
         while True:
             with Arriving(self.service, plan, self._progress, part) as arriving:
                 _require_room(part, plan.length - arriving.resumed)
@@ -267,6 +304,15 @@ def _entry(entry: Mapping[str, object]) -> dict[str, object]:
     return {**entry, "path": path}
 
 
+def _has_form(answer: object, form: Mapping[str, tuple[type, ...]]) -> bool:
+    """:returns: whether a service has answered an object with values of these types"""
+    return isinstance(answer, dict) and all(
+        isinstance(value := answer.get(key), kinds)
+        and not (isinstance(value, int | float) and abs(value) >= _LARGEST)
+        for key, kinds in form.items()
+    )
+
+
 class _Bundle(io.RawIOBase):
     """
     A bundle while it comes.
@@ -304,7 +350,7 @@ class _Filling:
 
     def tell(self, status: Mapping[str, Any]) -> None:
         """It has come so far."""
-        done, total = int(status.get("bytes") or 0), int(status.get("bytes_needed") or 0)
+        done, total = status["bytes"], status["bytes_needed"]
         if total != self._total:
             self.close()
             self._progress.begin(self._what, total)
@@ -332,18 +378,64 @@ def _part(path: Path, plan: Plan) -> Iterator[tuple[int, Path]]:
     """
     mark = hashlib.sha256(plan.etag.encode()).hexdigest()[:16]
     name = path.with_name(f".{path.name[:128]}.{mark}.part")
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(name, flags, 0o666)
+    while (descriptor := _locked(name, path)) is None:
+        pass
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InUse(
-                f"another process gets {path} now", path=str(path), hint="wait for it"
-            ) from error
         yield descriptor, name
     finally:
+        if not os.fstat(descriptor).st_size:  # nothing came
+            name.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _locked(name: Path, path: Path) -> int | None:
+    """
+    :returns: a descriptor of the file of this name, which no other process uses; None if there was
+        one that cannot be used: it has been removed, or has another name now
+    """
+    try:
+        descriptor, made = os.open(name, _PART | os.O_CREAT | os.O_EXCL, 0o666), True
+    except FileExistsError:
+        try:
+            descriptor, made = os.open(name, _PART), False
+        except FileNotFoundError:
+            return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(descriptor)
+        if not _has_name(found, name):  # the process that had it has finished it
+            os.close(descriptor)
+            return None
+        if not made and not _is_own(found):
+            name.unlink()
+            os.close(descriptor)
+            return None
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise InUse(
+            f"another process gets {path} now", path=str(path), hint="wait for it"
+        ) from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _has_name(found: os.stat_result, name: Path) -> bool:
+    try:
+        return os.path.samestat(found, name.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _is_own(found: os.stat_result) -> bool:
+    """
+    :returns: whether a file can be written: another account could change its own one after the
+        check, and one with several names is something else as well, as after a crash in
+        :func:`_settle`
+    """
+    is_single = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+    return is_single and found.st_uid == os.geteuid()
 
 
 def _require_free(path: Path, *, overwrite: bool) -> None:
@@ -369,13 +461,21 @@ def _settle(name: Path, path: Path, *, overwrite: bool) -> None:
         try:
             os.link(name, path)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            if error.errno not in _NO_LINKS:
                 raise
-            _require_free(path, overwrite=False)  # a file system that has no second names
+            _require_free(path, overwrite=False)
         else:
             name.unlink()
             return
     name.replace(path)
+
+
+def _flush(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -5,13 +5,17 @@ The archive of states: ``vm1/disk/customize`` is a file, ``vm1/loggedin`` all fi
 from __future__ import annotations
 
 import os
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TypeVar
 
 from statepool import (
     ConfigError,
+    Digest,
     Image,
     Kind,
     Manifest,
@@ -39,6 +43,7 @@ class PoolsArchive(Archive):
     def __init__(self, context: Context) -> None:
         self._context = context
         self.pool = context.pool(_Watch(lambda count: None))
+        self._linking: dict[Digest | None, threading.Lock] = defaultdict(threading.Lock)
 
     exports = True
 
@@ -64,6 +69,24 @@ class PoolsArchive(Archive):
             bundle = self._here(wanted, partial(self.pool.bundle, *_parse(wanted.id)))
             return Status(near=True, parts=(Part(wanted.path, bundle.size, bundle.created),))
         return Status(near=True, parts=tuple(part for part, _ in self._staged(wanted)))
+
+    def name_of(self, wanted: Wanted) -> str | None:
+        if not wanted.export:
+            return None
+        return self._here(wanted, partial(self.pool.bundle, *_parse(wanted.id))).name
+
+    @contextmanager
+    def placing(self, wanted: Wanted, part: Part) -> Iterator[None]:
+        """Keep the trust of the cache in bytes that a cart gets as a hard link."""
+        if wanted.export:
+            yield
+            return
+        for known, manifest in self._staged(wanted):
+            if (known.path, known.digest) == (part.path, part.digest):
+                with self._linking[manifest.digest], self.pool.naming(manifest):
+                    yield
+                return
+        yield  # it was replaced meanwhile, which pull says
 
     def pull(self, wanted: Wanted, part: Part, sink: Sink) -> None:
         if wanted.export:

@@ -53,9 +53,13 @@ class Runner:
                 return
             self._known.add(cart_id)
         task = uuid.uuid4().hex
-        with self._service.database.session(write=True):
-            CartTasks.delete().where(CartTasks.cart_id == cart_id).execute()
-            CartTasks.insert(cart_id=cart_id, celery_task_id=task).execute()
+        try:
+            with self._service.database.session(write=True):
+                CartTasks.delete().where(CartTasks.cart_id == cart_id).execute()
+                CartTasks.insert(cart_id=cart_id, celery_task_id=task).execute()
+        except BaseException:
+            self._forget(cart_id)  # else the next sweep would take it for queued
+            raise
         self._put(0, lambda: self._fill(cart_id, task))
 
     def check(self) -> None:
@@ -111,8 +115,7 @@ class Runner:
         again = fill_cart(self._service, cart_id)
         if again is not None:
             return again
-        with self._changed:
-            self._known.discard(cart_id)
+        self._forget(cart_id)
         with self._service.database.session(write=True):
             CartTasks.delete().where(CartTasks.celery_task_id == task).execute()
             is_waiting = (Cart.id == cart_id) & (Cart.status == "waiting")
@@ -120,6 +123,10 @@ class Runner:
         if waits:  # it was submitted again at the last moment
             self.submit(cart_id)
         return None
+
+    def _forget(self, cart_id: int) -> None:
+        with self._changed:
+            self._known.discard(cart_id)
 
     def _sweep(self) -> float:
         for cart_id in unfinished_carts(self._service):

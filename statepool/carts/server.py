@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from cheroot import wsgi
+from cheroot.errors import MaxSizeExceeded
 from cheroot.server import HTTPConnection, HTTPRequest
 from cheroot.ssl.builtin import BuiltinSSLAdapter
 
@@ -108,16 +109,35 @@ class _Running:
         self._deadlines.end(self._socket)
 
 
+class _Chunks:
+    """A body in chunks, of which too long a one is an error of reading, as a broken one is."""
+
+    def __init__(self, chunks: Any) -> None:
+        self._chunks = chunks
+
+    def read(self, size: int) -> bytes:
+        """:returns: the next bytes, at most so many; none at the end"""
+        try:
+            data: bytes = self._chunks.read(size)
+        except MaxSizeExceeded as error:
+            raise OSError(str(error)) from error
+        return data
+
+
 class _Gateway(wsgi.Gateway_10):
-    """
-    A gateway that tells an application that the body of a request ends, also without a
-    Content-Length.
-    """
+    """A gateway with deadlines for bodies, by which the kernel sends parts of files."""
 
     def get_environ(self) -> Any:
         environ: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
         reading = partial(self.req.server.deadlines.running, self.req.conn.socket)
-        return {**environ, "wsgi.input_terminated": True, READING: reading}
+        if self.req.chunked_read:
+            self.req.rfile.maxlen = self.req.server.longest_body
+            environ["wsgi.input"] = _Chunks(self.req.rfile)
+        else:
+            # werkzeug takes any value to say that the input ends by itself; then it would take a
+            # body that is cut off for a whole one.
+            del environ["wsgi.input_terminated"]
+        return {**environ, READING: reading}
 
     def respond(self) -> None:
         """Call the application, and send its answer: parts of files by the kernel, without TLS."""
@@ -179,6 +199,8 @@ class Server(wsgi.Server):
             server_name="statepool",
         )
         self.gateway = _Gateway
+        self.longest_body = 2 * settings.max_body
+        """Bytes of a body in chunks, with their lengths: a chunk that is longer is not read."""
         self.deadlines = Deadlines(settings.header_timeout)
         self.rates = Rates(settings.least_rate, log.warning)
         if settings.certificate is not None:

@@ -72,7 +72,10 @@ class Shelves:
         if parts[0] == _OURS and len(parts) > 1 and parts[1] not in _SHOWN:
             raise _missing(name, path)
         if plain != path or not plain:
-            return _listed(pool, plain)
+            try:
+                return _listed(pool, plain)
+            except TransportError as error:
+                raise _missing(name, path) from error
         return self._open(pool, name, plain)
 
     def _open(self, pool: LocalTransport, name: str, path: str) -> Found:

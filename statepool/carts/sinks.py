@@ -17,7 +17,7 @@ _FICLONE = 0x40049409
 _CANNOT = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS})
 """Errors of the kernel if a file cannot be cloned, or copied inside the kernel."""
 
-_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOENT})
+NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOENT})
 """Errors of the kernel if a file cannot get a hard link there."""
 
 
@@ -167,7 +167,7 @@ class Sink:
             origin = f"/proc/self/fd/{source}"
             os.link(origin, beside.name, dst_dir_fd=directory, follow_symlinks=True)
         except OSError as error:
-            if error.errno not in _NO_LINK:
+            if error.errno not in NO_LINK:
                 raise
             return False
         finally:

@@ -10,6 +10,7 @@ from there.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
@@ -24,6 +25,9 @@ from statepool.carts.database import UNKNOWN, Cart, DatabaseAway, File, now
 from statepool.carts.room import MESSAGE, free_room, make_room
 from statepool.carts.service import Service, log
 from statepool.carts.watch import Interrupted, Revoked, Watch
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors of the kernel where there is no room, or not for this account."""
 
 ACTIVE = ("waiting", "staging", "bundling")
 """The states of carts that have unfinished work."""
@@ -58,27 +62,43 @@ def fill_cart(service: Service, cart_id: int) -> float | None:
 
     :returns: seconds after which to call this again; None: the work is done
     """
-    with service.volume.hold(cart_id) as held:
-        if not held:
-            return None  # another process is filling it
-        with service.database.session():
-            cart = Cart.get_or_none(Cart.id == cart_id)
-        if cart is None or cart.status not in ACTIVE:
-            return None
-        try:
-            return _Filling(service, cart).run()
-        except Revoked:
-            service.volume.remove(cart)
-            return None
-        except Interrupted:
-            return None  # the service is stopping: the next start resumes
-        except DatabaseAway:
-            raise  # the caller tries later
-        except BaseException as error:
-            with service.database.session(write=True):
-                fault = f"a fault of the service: {type(error).__name__}"
-                Cart.update(status="error", error=fault).where(Cart.id == cart_id).execute()
+    try:
+        lock = service.volume.take(cart_id, shared=False, wait=False)
+    except OSError as error:
+        if error.errno not in _FULL:
             raise
+        with service.database.session(write=True):
+            Cart.update(status="error", error=MESSAGE).where(
+                (Cart.id == cart_id) & is_unfinished()
+            ).execute()
+        return None
+    if lock is None:
+        return None  # another process is filling it
+    try:
+        return _fill_held(service, cart_id)
+    finally:
+        os.close(lock)
+
+
+def _fill_held(service: Service, cart_id: int) -> float | None:
+    with service.database.session():
+        cart = Cart.get_or_none(Cart.id == cart_id)
+    if cart is None or cart.status not in ACTIVE:
+        return None
+    try:
+        return _Filling(service, cart).run()
+    except Revoked:
+        service.volume.remove(cart)
+        return None
+    except Interrupted:
+        return None  # the service is stopping: the next start resumes
+    except DatabaseAway:
+        raise  # the caller tries later
+    except BaseException as error:
+        with service.database.session(write=True):
+            fault = f"a fault of the service: {type(error).__name__}"
+            Cart.update(status="error", error=fault).where(Cart.id == cart_id).execute()
+        raise
 
 
 @define
@@ -103,6 +123,7 @@ class _Filling:
                 self._settle()
                 self._note(status="bundling" if self.cart.bundle else "staging")
                 path, digest = target.finish()
+                self.service.volume.publish(self.cart, path)
         except _Again:
             return self.service.settings.poll
         except DatabaseAway:
@@ -115,9 +136,8 @@ class _Filling:
             self._cannot(error.message)
             return None
         except OSError as error:
-            self._cannot(MESSAGE if error.errno == errno.ENOSPC else str(error))
+            self._cannot(MESSAGE if error.errno in _FULL else str(error))
             return None
-        self.service.volume.publish(self.cart, path)
         length = target.table.length
         self._note(status="ready", bundle_path=str(path), digest=digest, size=length, error="")
         log.info("cart %s is ready: %d bytes", self.cart.cart_uid, length)
@@ -196,10 +216,14 @@ class _Filling:
     def _pull(self, target: Target, file: File) -> None:
         archive, wanted = self.service.archives[file.archive], _wanted(file)
         part = Part(file.bundle_path, file.size, file.mtime, file.digest or None, file.device)
-        watch = Watch(self.service, self.cart, file)
-        with target.sink(file, watch.passed) as sink:
-            archive.pull(wanted, part, sink)
-            digest = sink.finish()
+        watch, name = Watch(self.service, self.cart, file), archive.name_of(wanted)
+        with self.service.volume.sharing(name) as shared:
+            with archive.placing(wanted, part), target.sink(file, watch.passed) as sink:
+                if shared is None or not shared.give(sink):
+                    archive.pull(wanted, part, sink)
+                digest = sink.finish()
+            if shared is not None and (place := target.place(file)) is not None:
+                shared.keep(place, digest)
         self._note_file(file, status="staged", digest=digest, done=file.size, error="")
 
     def _try(self, file: File, do: Callable[[], None]) -> None:
@@ -218,7 +242,7 @@ class _Filling:
                     isinstance(error, TransportError) and error.transient,
                 )
             except OSError as error:
-                if error.errno == errno.ENOSPC:
+                if error.errno in _FULL:
                     raise
                 message, transient = f"{file.bundle_path}: {error}", False
             else:

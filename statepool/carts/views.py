@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from attrs import evolve
 from flask import Blueprint, Flask, Response, g, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from statepool import (
     Conflict,
@@ -63,6 +63,7 @@ def create_app(parts: Parts) -> Flask:
     """:returns: the WSGI application"""
     app = Flask("statepool.carts", static_folder=None)
     app.url_map.merge_slashes = False
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # keys have their order already
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     app.config["MAX_CONTENT_LENGTH"] = parts.service.settings.max_body
     app.extensions["carts"] = parts
@@ -94,6 +95,8 @@ def post_cart(uid: str) -> tuple[Response, int]:
     settings = parts.service.settings
     with reading():
         body = request.get_data(cache=False)
+    if request.content_length is None and len(body) >= settings.max_body:
+        raise RequestEntityTooLarge  # a body in chunks is only cut off there
     wanted = parse_request(body, settings, parts.service.archives, identity.objects)
     number = make_cart(parts.service, check_uid(uid), wanted, identity)
     parts.runner.submit(number)

@@ -8,6 +8,7 @@ The directory of the service.
     <directory>/<id>/<uid>.tar          one that is bundled; before, <uid>.tar.<shape>.part
     <directory>/cartuids/<uid>          a symbolic link to either, as Cartd has it
     <directory>/locks/<id>              held to fill or remove a cart, shared by downloads
+    <directory>/shared/<name>.<digest>  a file of several carts, as another hard link to it
 
 Everything in it belongs to the account of the service, and only that account may read it.
 """
@@ -24,8 +25,11 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statepool import AccessDenied
+from statepool import AccessDenied, IntegrityError
 from statepool.carts.database import Cart
+from statepool.carts.sinks import NO_LINK, Sink
+
+_INSIDE = ("locks", "cartuids", "shared")
 
 
 @frozen
@@ -45,7 +49,7 @@ class Volume:
         :raises AccessDenied: that is not permitted, or other accounts may write there
         """
         try:
-            for path in (self.root, self.root / "locks", self.root / "cartuids"):
+            for path in (self.root, *(self.root / name for name in _INSIDE)):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self.root.stat()
         except OSError as error:
@@ -96,6 +100,29 @@ class Volume:
             if os.readlink(link).startswith(f"../{cart.id}/"):
                 link.unlink()
         (self.root / "locks" / str(cart.id)).unlink(missing_ok=True)
+        self._drop_shared()
+
+    @contextlib.contextmanager
+    def sharing(self, name: str | None) -> Iterator[Shared | None]:
+        """
+        Hold the file of several carts for the duration of a ``with`` block: it is made once.
+
+        :param name: of its bytes, in hexadecimal; None: there is none
+        """
+        if name is None:
+            yield None
+            return
+        with self.hold(f"shared.{name}", wait=True):
+            yield Shared(self.root / "shared", name)
+
+    def _drop_shared(self) -> None:
+        """Remove shared files that no cart has any more."""
+        for entry in os.scandir(self.root / "shared"):
+            name = f"shared.{entry.name.partition('.')[0]}"
+            with self.hold(name) as held:
+                if held and entry.stat(follow_symlinks=False).st_nlink == 1:
+                    os.unlink(entry.path)
+                    (self.root / "locks" / name).unlink()
 
     def ids(self) -> list[int]:
         """:returns: the ids of the carts that have files here"""
@@ -147,6 +174,54 @@ class Volume:
                 raise
             # the lock file was removed with its cart: a later one is another file
             os.close(descriptor)
+
+
+@frozen
+class Shared:
+    """
+    A file that several carts have, which is held.
+
+    :param directory: of such files
+    :param name: of the bytes of this one
+    """
+
+    directory: Path
+    name: str
+
+    def give(self, sink: Sink) -> bool:
+        """
+        :returns: whether it is there, and was given to a sink
+        :raises IntegrityError: it was damaged, and has been removed
+        """
+        path = next(self.directory.glob(f"{self.name}.*"), None)
+        if path is None:
+            return False
+        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            if os.fstat(source).st_size != sink.size:
+                path.unlink()
+                return False
+            sink.take(source, immutable=True)
+        finally:
+            os.close(source)
+        digest = sink.finish()
+        if path.name != self._file(digest):
+            path.unlink()
+            raise IntegrityError(f"{path} was damaged", hint="ask for it once more")
+        return True
+
+    def keep(self, path: Path, digest: str) -> None:
+        """Keep a file of a cart for others, if the file system can."""
+        try:
+            os.link(path, self.directory / self._file(digest))
+        except FileExistsError:
+            pass  # it came from there
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+
+    def _file(self, digest: str) -> str:
+        return f"{self.name}.{digest.rpartition(':')[2]}"
 
 
 def room_at(path: Path) -> tuple[int, int]:

@@ -107,6 +107,30 @@ def tasks(server: CartServer) -> list[Any]:
         return database.execute("select * from carttasks").fetchall()
 
 
+ENDS_ONCE = """
+from celery.worker.consumer import Consumer
+from statepool.__main__ import main
+start = Consumer.start
+def fail(consumer):
+    Consumer.start = start
+    raise AttributeError("as kombu does if Redis goes away while a connection is closed")
+Consumer.start = fail
+main()
+"""
+
+
+def test_a_worker_of_celery_that_ends_is_started_anew(
+    brokers: Callable[[str], Broker], serve: Callable[..., CartServer], stack: ExitStack
+) -> None:
+    server = serve(settings=settings(brokers("redis")))
+    worker = start_worker(stack, server, ("-c", ENDS_ONCE, "carts", "worker"))
+    server.post("one", FOO)
+    assert server.settled("one")["status"] == "ready"
+    assert "Unrecoverable error" in worker.said()
+    assert "is started anew" in worker.said()
+    assert worker.stop() == 0
+
+
 def test_the_broker_is_away(
     serve: Callable[..., CartServer], stack: ExitStack, tmp_path: Path
 ) -> None:

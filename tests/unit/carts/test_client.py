@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
+import os
 import signal
 import subprocess
 import sys
@@ -31,7 +34,7 @@ from statepool import (
     TransportError,
     UsageError,
 )
-from statepool.carts.arriving import Plan
+from statepool.carts.arriving import Plan, checked
 from statepool.carts.client import Cart, CartService, _part
 
 Run = Callable[..., Any]
@@ -374,3 +377,128 @@ def test_a_cart_that_cartd_has_made_has_nothing_to_check_against() -> None:
 def test_what_a_service_says_is_not_believed(status: dict[str, object]) -> None:
     with pytest.raises(StatePoolError, match="cannot be believed"):
         Plan.of("x", status)
+
+
+# -- the file that keeps what came -----------------------------------------------------------------
+
+
+def part_of(cart: Cart, path: Path) -> Path:
+    """:returns: the name of the file that keeps what came of a cart"""
+    with _part(path, Plan.of(cart.uid, cart.status())) as (_, name):
+        return name
+
+
+def test_a_file_that_has_another_name_is_not_written(cart: Cart, tmp_path: Path) -> None:
+    """A crash between two steps leaves one; another account can plant one, too."""
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    part_of(cart, tmp_path / "x.tar").hardlink_to(mine)
+    cart.get(tmp_path / "x.tar")
+    assert mine.read_bytes() == b"mine"
+    assert (tmp_path / "x.tar").read_bytes() == cart_bytes(cart)
+    assert parts(tmp_path) == []
+
+
+def test_a_file_of_another_account_is_not_written(cart: Cart, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another account")
+    part = part_of(cart, tmp_path / "x.tar")
+    part.write_bytes(cart_bytes(cart))
+    os.chown(part, 65534, -1)
+    assert cart.get(tmp_path / "x.tar").resumed == 0
+    assert (tmp_path / "x.tar").stat().st_uid == 0
+
+
+def test_what_is_no_file_is_not_waited_for(cart: Cart, tmp_path: Path) -> None:
+    os.mkfifo(part_of(cart, tmp_path / "x.tar"))
+    assert cart.get(tmp_path / "x.tar").resumed == 0
+
+
+def test_what_another_process_has_finished_is_not_touched(
+    cart: Cart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives the file its last name after this one has opened it, and before it is locked."""
+    path, part, data = tmp_path / "x.tar", part_of(cart, tmp_path / "x.tar"), cart_bytes(cart)
+    part.write_bytes(data)
+    real = fcntl.flock
+
+    def late(descriptor: int, how: int) -> None:
+        if part.exists() and not path.exists():
+            part.replace(path)
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(FileInTheWay):
+        cart.get(path)
+    assert path.read_bytes() == data
+
+
+def test_bytes_behind_the_end_are_not_kept(cart: Cart, tmp_path: Path) -> None:
+    part = part_of(cart, tmp_path / "x.tar")
+    part.write_bytes(cart_bytes(cart) + b"more")
+    cart.get(tmp_path / "x.tar")
+    assert (tmp_path / "x.tar").read_bytes() == cart_bytes(cart)
+
+
+def test_nothing_is_left_where_nothing_came(wire: Wire, cart: Cart, tmp_path: Path) -> None:
+    wire.replaced[b"\0ustar"] = b"\0ustaR"
+    with pytest.raises(IntegrityError):
+        through(wire, cart).get(tmp_path / "x.tar")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_is_on_stable_storage(
+    cart: Cart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        assert (tmp_path / "x.tar").exists() == (flushed[-1] == str(tmp_path))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    cart.get(tmp_path / "x.tar")
+    assert len(flushed) == 2
+    assert flushed[-1] == str(tmp_path)
+
+
+# -- a service that is not what it should be -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"bytes_needed":200006', b'"bytes_needed":"2000"'),
+        (b'"bytes_needed":200006', b'"bytes_needed":1e9999'),
+        (b'"rate":null', b'"rate":[77]'),
+        (b'"rate":null', b'"rate": NaN'),
+        (b'"seconds_left":null', b'"seconds_left":"no"'),
+        (b'"status":"staged"', b'"status":12345678'),
+        (b'"error":""', b'"error":77'),
+    ],
+)
+def test_an_answer_of_other_types(wire: Wire, cart: Cart, old: bytes, new: bytes) -> None:
+    assert len(old) == len(new)  # so that the answer is JSON, and as long as it says
+    wire.replaced[old] = new
+    with pytest.raises(TransportError, match="does not answer as a service of carts"):
+        through(wire, cart).status()
+
+
+def test_a_member_with_another_digest_is_not_yielded_whole(cart: Cart) -> None:
+    plan, data = Plan.of(cart.uid, cart.status()), cart_bytes(cart)
+    changed = io.BytesIO(data.replace(b"a,b\na,b", b"a,b\na;b", 1))
+    came = dict.fromkeys(range(len(plan.table.members)), 0)
+    with pytest.raises(DigestMismatch):
+        for number, piece in checked(plan, lambda size: changed.read(min(size, 1 << 16))):
+            came[number] += len(piece)
+    wrong = next(n for n, one in enumerate(plan.table.members) if one.name.endswith("bar.csv"))
+    assert 0 < came[wrong] < plan.table.members[wrong].size
+
+
+def test_hosts_that_are_not_this_one_by_their_names() -> None:
+    for host in ("127.example.org", "127.0.0.1.example.org", "localhost.example.org"):
+        assert CartService(f"http://{host}", token="x").tells_token, host
+    for host in ("127.0.0.2", "[::1]", "localhost"):
+        assert not CartService(f"http://{host}", token="x").tells_token, host

@@ -369,6 +369,18 @@ def test_forms_of_other_sites(browser: Browser, headers: dict[str, str]) -> None
     assert browser.send(page, "/page/cart", own, state="vm1/disk/on").status_code == 303
 
 
+def test_forms_of_other_sites_with_a_token(closed: Site, token: Callable[..., str]) -> None:
+    browser = closed.browser(token("anna"))
+    page = browser.open("/")
+    for origin in ("http://evil.example", "null", "http://[", "http://localhost:1", "localhost"):
+        for more in ({}, {"Host": "["}):
+            headers = {"Origin": origin, **more}
+            answer = browser.send(page, "/page/cart", headers, state="vm1/disk/install")
+            assert answer.status_code == 403, headers
+    own = {"Origin": "https://localhost"}  # a proxy may end TLS
+    assert browser.send(page, "/page/cart", own, state="vm1/disk/install").status_code == 303
+
+
 def test_links_of_other_sites_lead_here(browser: Browser) -> None:
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}
     assert browser.client.get("/", headers={**HTML_ONLY, **link}).status_code == 200
@@ -462,6 +474,10 @@ def test_what_is_not_permitted_is_not_shown(closed: Site, token: Callable[..., s
     anna.send(anna.open("/"), "/page/cart", state="vm1/disk/install", uid="hers")
     assert "hers" not in bert.open("/").source
     bert.open("/page/cart/hers", 404)
+    key = bert.open("/").form("/page/cart").fields["key"]
+    for action in ("delete", "again"):
+        answer = bert.client.post(f"/page/cart/hers/{action}", data={"key": key})
+        assert answer.status_code == 404
     assert "hers" in anna.open("/").source
 
 

@@ -54,5 +54,8 @@ def test_under_gunicorn(serve: Callable[..., CartServer], tmp_path: Path) -> Non
         until(lambda: other.curl(*allowed, path="/two").status == 200)
         assert content(other.curl(*allowed, path="/two").body) == {"two/a": FILES["foo.txt"]}
         assert other.curl(*allowed, "-r", "0-4", path="/two").body == b"two/a"
+        body = '{"fileids": [{"id": "none", "path": "a"}]}'
+        assert other.curl(*allowed, "-d", body, path="/three").status == 201
+        until(lambda: "WARNING cart three is in error" in other.said())
     finally:
         assert other.stop() == 0

@@ -12,6 +12,7 @@ from tests.support.carts import LIMIT, CartServer, until
 from tests.unit.carts.test_cartd import entry
 
 from statepool.carts.rates import SECONDS, Rates
+from statepool.carts.wsgi import watched
 
 LARGE = 64 << 20
 
@@ -116,6 +117,33 @@ def test_any_rate_will_do_if_none_is_asked_for(ends: tuple[socket.socket, socket
     with rates.watching(ends[1], "192.0.2.1"):
         look_for(rates, 3 * SECONDS)
         assert is_open(ends[1])
+
+
+def test_under_gunicorn_an_answer_is_watched_until_it_is_closed(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    _, server = ends
+    closed: list[bool] = []
+
+    class Answer(list[bytes]):
+        def close(self) -> None:
+            closed.append(is_open(server))
+
+    told: list[str] = []
+    rates = Rates(1024, lambda text, *facts: told.append(text % facts))
+    application = watched(lambda environ, start_response: Answer([b"x"]), rates)
+    fill(server)
+    environ = {"gunicorn.socket": server, "REMOTE_ADDR": "192.0.2.1"}
+    answer = application(environ, print)
+    assert list(answer) == [b"x"]
+    answer.close()
+    look_for(rates, 3 * SECONDS)
+    assert closed == [True]
+    answer = application(environ, print)
+    look_for(rates, SECONDS + 1, 10_000)
+    answer.close()
+    assert closed == [True, False]
+    assert [text[:38] for text in told] == ["ended the connection of 192.0.2.1: it "]
 
 
 @pytest.mark.slow

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
 import signal
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.carts import CartServer, FakeInterface, until
+from tests.support.carts import LIMIT, CartServer, FakeInterface, until
+from tests.support.postgres import Postgres, missing
 from tests.unit.carts.conftest import FILES
 from tests.unit.carts.test_cartd import BAR, FOO, content, entry
+
+import statepool
+from statepool.carts.auth import Identity
+from statepool.carts.bundle import Target
+from statepool.carts.carts import find_cart, make_cart
+from statepool.carts.database import Cart, DatabaseAway, File
+from statepool.carts.lists import parse_request
+from statepool.carts.runner import Runner
+from statepool.carts.service import open_service
+from statepool.carts.settings import from_layers
 
 
 def far(interface: FakeInterface) -> str:
@@ -103,51 +109,62 @@ def test_stopped_while_files_come(
     assert server.settled("one")["status"] == "ready"
 
 
+def test_a_cart_that_could_not_be_queued_is_queued_later(tmp_path: Path) -> None:
+    """The database is away between the making of a cart and the note that it is queued."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/a").write_bytes(b"a")
+    own = {"directory": str(tmp_path), "sweep": 0.1, "archive": "here"}
+    here = {"type": "directory", "path": str(tmp_path / "files")}
+    settings = from_layers([("", {**own, "archives": {"here": here}})])
+    service = open_service(settings, statepool.Config(cache=str(tmp_path / "cache")))
+    runner, database = Runner(service), tmp_path / "carts.sqlite"
+    body = b'{"fileids": [{"id": "a", "path": "a"}]}'
+    wanted = parse_request(body, settings, service.archives, "*")
+    number = make_cart(service, "one", wanted, Identity(""))
+    database.rename(tmp_path / "elsewhere")
+    database.mkdir()
+    with pytest.raises(DatabaseAway):
+        runner.submit(number)
+    database.rmdir()
+    (tmp_path / "elsewhere").rename(database)
+    runner.start()
+    try:
+        until(lambda: find_cart(service, "one", Identity("")).status == "ready")
+    finally:
+        runner.stop(LIMIT)
+
+
+def test_what_a_crash_left_linked_is_not_written_to(tmp_path: Path) -> None:
+    """The crash was between the link to bytes of the cache and the rename to the file's place."""
+    service = open_service(
+        from_layers([("", {"directory": str(tmp_path / "carts")})]),
+        statepool.Config(cache=str(tmp_path / "cache")),
+    )
+    (tmp_path / "bytes of the cache").write_bytes(b"kept")
+    with service.database.session(write=True):
+        cart = Cart.create(cart_uid="one", status="staging")
+        file = File.create(cart=cart, file_name="a", bundle_path="a", size=3, status="staging")
+    with Target(service, cart).opened() as target:
+        left = service.volume.arriving(cart, file.id)
+        left.hardlink_to(tmp_path / "bytes of the cache")
+        with target.sink(file, lambda count: None) as sink:
+            sink.write(b"new")
+    assert (service.volume.tree(cart) / "a").read_bytes() == b"new"
+    assert (tmp_path / "bytes of the cache").read_bytes() == b"kept"
+
+
 # -- PostgreSQL ------------------------------------------------------------------------------------
-
-
-class Postgres:
-    """A real server, of an account without privileges, that listens on a socket."""
-
-    def __init__(self, program: Path, account: str | None) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # sockets: short paths
-        self._program, self._account = program, account
-        if account is not None:
-            shutil.chown(self.directory, account)
-        self._run("initdb", "-D", "data", "-A", "trust", "-U", "carts", "--no-sync")
-        self.url = f"postgresql://carts@/postgres?host={self.directory}"
-
-    def _run(self, name: str, *arguments: str) -> None:
-        command = [str(self._program / name), *arguments]
-        if self._account is not None:
-            command = ["setpriv", "--reuid", self._account, "--clear-groups", *command]
-        subprocess.run(command, cwd=self.directory, check=True, capture_output=True)
-
-    def start(self) -> None:
-        options = f"-k {self.directory} -h '' -c fsync=off"
-        self._run("pg_ctl", "-D", "data", "-o", options, "-l", "log", "-w", "start")
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "-D", "data", "-m", "immediate", "-w", "stop")
 
 
 @pytest.fixture
 def postgres() -> Iterator[Postgres]:
-    pytest.importorskip("psycopg", reason="psycopg is not installed: statepool[postgresql]")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
-    account = None
-    if os.geteuid() == 0:
-        try:
-            account = pwd.getpwnam("postgres").pw_name
-        except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and there is no account postgres")
-    server = Postgres(found[-1].parent, account)
+    if reason := missing():
+        pytest.skip(reason)
+    server = Postgres()
     try:
         yield server
     finally:
-        shutil.rmtree(server.directory)
+        server.remove()
 
 
 def test_postgresql(serve: Callable[..., CartServer], postgres: Postgres) -> None:
@@ -159,6 +176,9 @@ def test_postgresql(serve: Callable[..., CartServer], postgres: Postgres) -> Non
         server.post("one", FOO, BAR, bundle=True)
         assert server.settled("one")["status"] == "ready"
         before = server.download("one")
+        [listed] = server.curl(path="/carts").json["carts"]
+        assert listed == {name: server.status("one")[name] for name in listed}
+        assert listed["bundle"] is True
         server.stop(signal.SIGKILL)
     finally:
         postgres.stop()

@@ -118,6 +118,30 @@ def test_states_that_nobody_has(server: CartServer, uid: str) -> None:
     assert "there is no state none of vm1/disk in" in server.settled(uid)["error"]
 
 
+def test_twenty_carts_read_a_state_once(
+    serve: Callable[..., CartServer], uid: str, tmp_path: Path
+) -> None:
+    """Another link to a file changes its status; still its bytes are not hashed once more."""
+    image = tmp_path / "image.qcow2"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", image, "32M")
+    qemu("qemu-io", "-c", "write -P 7 0 16M", image)
+    statepool.init(tmp_path / "large")
+    own = statepool.StatePool(tmp_path / "own", [tmp_path / "large"]).image("vm1/disk")
+    own.set("large", source=image)
+    server = serve(settings=POOLS.format(pool=tmp_path / "large"))
+
+    def read() -> int:
+        words = Path(f"/proc/{server.process.pid}/io").read_text().split()
+        return int(words[words.index("rchar:") + 1])
+
+    for number in range(20):
+        server.post(f"{uid}-{number}", entry("vm1/disk/large", "x", archive="pools"))
+        assert server.settled(f"{uid}-{number}")["status"] == "ready"
+        if not number:
+            before = read()
+    assert read() - before < 16 << 20
+
+
 # -- in export form --------------------------------------------------------------------------------
 
 
@@ -140,6 +164,55 @@ def test_a_state_in_export_form_is_a_bundle(
     other = statepool.StatePool(tmp_path / "other")
     imported = other.import_bundle(tmp_path / "tip.statepool")
     assert imported.chain == ("customize", "install")
+
+
+def shared(server: CartServer) -> list[Path]:
+    return list((server.directory / "carts/shared").iterdir())
+
+
+def test_twenty_carts_hold_an_export_once(
+    serve: Callable[..., CartServer], uid: str, pool: Path
+) -> None:
+    server = serve(settings=POOLS.format(pool=pool))
+    uids = [f"{uid}-{number}" for number in range(20)]
+    for name in uids:
+        server.post(name, export("vm1/disk/customize", f"{name}.statepool"), bundle=False)
+    for name in uids:
+        assert server.settled(name)["status"] == "ready"
+    files = list(server.directory.glob(f"carts/[0-9]*/{uid}-*/{uid}-*.statepool"))
+    assert len(files) == 20
+    assert len({path.stat().st_ino for path in files}) == 1
+    assert len(shared(server)) == 1
+    assert len({blake3.blake3(path.read_bytes()).hexdigest() for path in files}) == 1
+    for name in uids:
+        assert server.curl("-X", "DELETE", path=f"/{name}").status == 200
+    assert shared(server) == []
+    locks = [path.name for path in (server.directory / "carts/locks").iterdir()]
+    assert [name for name in locks if name.startswith("shared.")] == []
+
+
+@pytest.mark.parametrize("how", ["changed", "shorter"])
+def test_an_export_that_was_damaged_is_not_given_to_others(
+    serve: Callable[..., CartServer], uid: str, pool: Path, how: str
+) -> None:
+    server = serve(settings=POOLS.format(pool=pool))
+    server.post(f"{uid}-1", export("vm1/disk/install", "x"), bundle=False)
+    assert server.settled(f"{uid}-1")["status"] == "ready"
+    [path] = shared(server)
+    [whole] = content(server.download(f"{uid}-1")).values()
+    with path.open("r+b") as file:
+        if how == "shorter":
+            file.truncate(4096)
+        else:
+            file.seek(-2000, os.SEEK_END)
+            file.write(b"damaged")
+    server.post(f"{uid}-2", export("vm1/disk/install", "x"), bundle=False)
+    status = server.settled(f"{uid}-2")
+    if how == "changed":
+        assert "was damaged" in status["error"]
+        server.post(f"{uid}-2", export("vm1/disk/install", "x"), bundle=False)
+        until(lambda: server.status(f"{uid}-2")["status"] == "ready")
+    assert content(server.download(f"{uid}-2")) == {f"{uid}-2/x": whole}
 
 
 def test_a_cart_in_export_form_is_imported(
