@@ -1,0 +1,1 @@
+"""Archives of pools and of trees: levels, keeping, retention, restore."""
