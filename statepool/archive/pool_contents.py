@@ -188,7 +188,9 @@ class Index:
         try:
             found: Index = _INDEX.convert(data, what)
             found._check(what)
-        except (BadRecord, InvalidName) as error:
+        except InvalidName as error:
+            raise BadRecord(f"{what}: {error.message}", path=where, hint=HINT) from error
+        except BadRecord as error:
             raise BadRecord(error.message, path=where, hint=HINT) from error
         blank = _with_checksum(content, found.checksum, _NO_CHECKSUM)
         if Digest.of_text(blank).hex != found.checksum:

@@ -433,6 +433,8 @@ def restore_pool(paths: Sequence[Path], to: Path, progress: Progress = SILENT) -
         levels = [archive.read_contents() for archive in archives]
         folds = _folds(levels, paths[-1])
         building = Beneath(place.tree, f".{place.path[:128]}.{random_nonce()}.tmp")
+        with about("make", Subject(str(to), path=str(to))):
+            _make_directory(building)
         try:
             tree = _begin(building, levels, folds)
             data = DataPlace(tree, {digest for fold in folds.values() for digest in fold.digests})
@@ -497,15 +499,19 @@ def _lacking(path: Path, digest: Digest) -> BadRecord:
     return BadRecord(told, path=str(path), hint=HINT)
 
 
+def _make_directory(place: Beneath) -> None:
+    """Make a directory, with the permissions that this process gives to new ones."""
+    above, name = place.tree.place(place.path)
+    with above as directory:
+        os.mkdir(name, 0o777, dir_fd=directory)
+
+
 def _begin(building: Beneath, levels: Sequence[Contents], folds: Mapping[str, Fold]) -> Tree:
     """
-    Make the directory of a pool with its logs.
+    Make the logs of a pool, in its new directory.
 
     :returns: the directory
     """
-    above, name = building.tree.place(building.path)
-    with above as directory:
-        os.mkdir(name, 0o777, dir_fd=directory)
     transport = LocalTransport(Location("file", str(building)))
     for path in (*layout.DIRECTORIES, *map(layout.log, folds)):
         transport.make_directory(path)
@@ -543,9 +549,8 @@ def _link_all(tree: Tree, folds: Mapping[str, Fold]) -> None:
 def _make_directories(tree: Tree, path: str, made: set[str]) -> None:
     if path and path not in made:
         _make_directories(tree, path.rpartition("/")[0], made)
-        above, name = tree.place(path)
-        with above as directory, contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o777, dir_fd=directory)
+        with contextlib.suppress(FileExistsError):
+            _make_directory(Beneath(tree, path))
         made.add(path)
 
 
