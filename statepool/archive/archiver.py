@@ -73,6 +73,12 @@ class Archiver(abc.ABC):
     incremental: ClassVar[bool] = False
     """Whether it makes levels."""
 
+    scanned: ClassVar[bool] = True
+    """
+    Whether the manifest lists the members of the tar. False for archives that name their members
+    and the digests of their contents themselves, so that they are not hashed twice.
+    """
+
     def __init__(
         self,
         work_dir: str | os.PathLike[str],
@@ -557,6 +563,7 @@ class Archiver(abc.ABC):
                 self.progress,
                 self._total(definition),
                 facts,
+                self.scanned,
             )
             new = NewArchive(directory, self._snapshots, order)
             try:

@@ -21,6 +21,9 @@ from typing import TypeVar
 
 from attrs import evolve, frozen
 
+from statepool.archive.compress import decompressed
+from statepool.archive.definition import BackupType
+from statepool.archive.manifest import digest_of
 from statepool.archive.pool_contents import (
     HINT,
     MOST_INDEX,
@@ -34,9 +37,10 @@ from statepool.archive.pool_writer import Checking
 from statepool.beneath import Beneath, Tree, beside
 from statepool.bundles.contents import BLOCK, MEMBER_DIRECTORY, member, padding, record_size
 from statepool.bundles.source import Streamed, told
-from statepool.bundles.stream import Input, about
+from statepool.bundles.stream import ZSTD, Input, about
 from statepool.errors import (
     BadRecord,
+    DigestMismatch,
     FileInTheWay,
     IntegrityError,
     StatePoolError,
@@ -102,13 +106,58 @@ class Restored:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Input]:
-    """Yield the bytes of an archive."""
+    """Yield the bytes of the tar in an archive."""
     with about("read", Subject(str(path), path=str(path))):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield Input(descriptor, str(path), what=WHAT, hint=HINT)
+        packed = _packed(descriptor)
+        if packed is None:
+            yield Input(descriptor, str(path), what=WHAT, hint=HINT)
+        else:
+            with decompressed(descriptor, packed, f"{WHAT} {path}") as chunks:
+                yield Input(_Chunks(chunks), str(path), what=WHAT, hint=HINT)
     finally:
         os.close(descriptor)
+
+
+def _packed(descriptor: int) -> BackupType | None:
+    """:returns: how a file is compressed; None if it is not"""
+    beginning = os.pread(descriptor, _LONGEST_MAGIC, 0)
+    return next((kind for magic, kind in _MAGIC.items() if beginning.startswith(magic)), None)
+
+
+_MAGIC = {
+    b"\x1f\x8b": BackupType.TAR_GZ,  # RFC 1952
+    b"BZh": BackupType.TAR_BZ2,
+    b"\xfd7zXZ\0": BackupType.TAR_XZ,  # The .xz File Format, 2.1.1.1
+    ZSTD: BackupType.TAR_ZST,
+}
+"""How the compressed forms begin."""
+
+_LONGEST_MAGIC = max(map(len, _MAGIC))
+
+
+class _Chunks:
+    """
+    Chunks of bytes as a stream.
+
+    :param chunks: the chunks
+    """
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._left = memoryview(b"")
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """:returns: how many bytes were put into the buffer; none at the end"""
+        while not self._left:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._left = memoryview(chunk)
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
 
 
 def is_pool_archive(path: Path) -> bool:
@@ -116,11 +165,11 @@ def is_pool_archive(path: Path) -> bool:
     :returns: whether a file begins as an archive of a pool does
     :raises StatePoolError: it cannot be read
     """
-    with opened(path) as stream:
-        try:
+    try:
+        with opened(path) as stream:
             return bytes(stream.peek(BLOCK)) == MEMBER_DIRECTORY
-        except IntegrityError:
-            return False  # it begins as zstd does, and is not
+    except IntegrityError:
+        return False  # it begins as a compressed file does, and is none
 
 
 def read_index(path: Path) -> Index:
@@ -169,10 +218,14 @@ def require_next(below: Index | None, index: Index, path: Path) -> None:
     raise IntegrityError(f"{WHAT} {path} {problem}", path=str(path), hint=hint)
 
 
-def verify_archive(path: Path, progress: Progress = SILENT) -> Verified:
+def verify_archive(
+    path: Path, digest: Digest | None = None, progress: Progress = SILENT
+) -> Verified:
     """
     Read an archive wholly, and check every byte.
 
+    :param digest: of the file, as its manifest says: it also shows damage that changes no byte of
+        the tar in a compressed file
     :returns: what was read, and what is wrong
     """
     seen = Verified(path)
@@ -183,9 +236,38 @@ def verify_archive(path: Path, progress: Progress = SILENT) -> Verified:
             contents = archive.read_contents()
             seen = evolve(seen, level=contents.index.level, states=len(contents.files))
             archive.read_data(progress=progress)
+        if digest is not None:
+            require_digest(path, digest)
     except StatePoolError as error:
         return evolve(seen, problem=error.message)
     return seen
+
+
+def require_digest(path: Path, digest: Digest) -> None:
+    """
+    Check the digest of a compressed archive: there, bytes can be other ones and mean the same. In a
+    tar that is not compressed, every byte is compared anyway.
+
+    :param digest: of the file, as its manifest says
+    :raises DigestMismatch: it has another one
+    """
+    with about("read", Subject(str(path), path=str(path))):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _packed(descriptor) is None:
+                return
+            found = digest_of(descriptor)
+        finally:
+            os.close(descriptor)
+    if found != digest:
+        raise DigestMismatch(
+            f"{WHAT} {path} is not the one that its manifest describes: its digest is {found},"
+            f" not {digest}",
+            expected=str(digest),
+            actual=str(found),
+            path=str(path),
+            hint=HINT,
+        )
 
 
 class Opened:
@@ -413,13 +495,20 @@ def _write(descriptor: int, content: memoryview, offset: int) -> None:
 # -- restoring -------------------------------------------------------------------------------------
 
 
-def restore_pool(paths: Sequence[Path], to: Path, progress: Progress = SILENT) -> Restored:
+def restore_pool(
+    paths: Sequence[Path],
+    to: Path,
+    progress: Progress = SILENT,
+    *,
+    digests: Sequence[Digest] = (),
+) -> Restored:
     """
     Restore a pool from level 0 and the levels above it. It appears whole, with every byte checked
     and flushed, or not at all.
 
     :param paths: of the archives, from level 0 on
     :param to: the directory of the pool, absolute; it does not exist, or is empty
+    :param digests: of the files, as their manifests say, if they are known
     :returns: what was restored
     :raises FileInTheWay: the directory is not empty, or a file
     :raises IntegrityError: a level is missing, altered, or of another pool
@@ -428,6 +517,8 @@ def restore_pool(paths: Sequence[Path], to: Path, progress: Progress = SILENT) -
     read_levels(paths)  # the short part of each is read first, so that little work is done in vain
     place = beside(to)
     _require_free(place, to)
+    for path, digest in zip(paths, digests, strict=False):
+        require_digest(path, digest)
     with contextlib.ExitStack() as stack:
         archives = [Opened(stack.enter_context(opened(path))) for path in paths]
         levels = [archive.read_contents() for archive in archives]

@@ -8,7 +8,6 @@ the level below; no bytes that are archived already are read again, or even look
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections import deque
@@ -31,10 +30,9 @@ from statepool.archive.pool_contents import (
     header_of,
     index_of,
 )
+from statepool.archive.writing import Write
 from statepool.bundles.contents import padding
 from statepool.bundles.export import Placed
-from statepool.bundles.place import made
-from statepool.bundles.stream import Output
 from statepool.cache.cache import file_in
 from statepool.cache.check_cached import open_whole
 from statepool.errors import (
@@ -49,7 +47,6 @@ from statepool.errors import (
 from statepool.model.digest import Digest, new_hasher
 from statepool.model.manifest import Kind, Manifest
 from statepool.model.pieces import PIECE
-from statepool.model.progress import SILENT, Progress
 from statepool.pools import layout
 from statepool.pools.fold import KEEP_NONCES, Fold, member_id
 from statepool.pools.log import MAX_RECORD
@@ -72,89 +69,19 @@ AHEAD = 8
 
 
 @frozen
-class Archived:
-    """
-    The result of archiving a pool.
-
-    :param path: of the archive
-    :param level: its level
-    :param machines: how many logs are in it
-    :param states: how many states have bytes in it: those that no level below has
-    :param bytes: of the file
-    :param checksum: of its index
-    :param warnings: what the user should know
-    """
-
-    path: Path
-    level: int
-    machines: int
-    states: int
-    bytes: int
-    checksum: str
-    warnings: tuple[str, ...] = ()
-
-
-def archive_pool(
-    pool: Pool,
-    to: Path,
-    *,
-    below: Sequence[Index] = (),
-    selection: Selection | None = None,
-    compress: bool = False,
-    overwrite: bool = False,
-    progress: Progress = SILENT,
-    now: Callable[[], float] = time.time,
-) -> Archived:
-    """
-    Write one archive of a pool: it appears whole, and flushed, or not at all.
-
-    :param pool: local, or on another host
-    :param to: the file, absolute
-    :param below: the indexes of the levels that this one stands on, from level 0 on; none for
-        level 0
-    :param selection: which objects are archived; those of the level below if not given
-    :param compress: whether by zstd
-    :param overwrite: whether an existing file is replaced
-    :returns: what was written
-    :raises FileInTheWay: the file exists
-    :raises IntegrityError: the pool has other bytes than it says, or a log that cannot be used
-    :raises NotAPool: there is no pool, or only one of another tool
-    :raises NotFound: no state is selected
-    :raises RefusedError: the levels below are of another pool, or the log went back since; or
-        states were removed while they were read, from a pool that cannot be written
-    """
-    if selection is None:
-        selection = below[-1].selection if below else Selection()
-    work = PoolWriter(pool, tuple(below), selection, progress, now)
-    with (
-        work.protected() as (contents, warnings),
-        made(to, overwrite=overwrite) as (descriptor, _),
-    ):
-        work.write(contents, Output(descriptor, str(to), compress=compress), to.parent)
-        size = os.fstat(descriptor).st_size
-    index = contents.index
-    states = len(index.data)
-    return Archived(
-        to, index.level, len(index.machines), states, size, index.checksum, tuple(warnings)
-    )
-
-
-@frozen
 class PoolWriter:
     """
     A writer of one archive.
 
     :param pool: the pool
-    :param below: the indexes of the levels below
+    :param below: the indexes of the levels below, from level 0 on; none for level 0
     :param selection: which objects are archived
-    :param progress: told of the bytes
     :param now: the clock, in seconds since the epoch
     """
 
     pool: Pool
-    below: tuple[Index, ...]
-    selection: Selection
-    progress: Progress = SILENT
+    below: tuple[Index, ...] = ()
+    selection: Selection = field(factory=Selection)
     now: Callable[[], float] = time.time
 
     # -- what is in it -------------------------------------------------------------------------
@@ -166,6 +93,11 @@ class PoolWriter:
         ``with`` block.
 
         :returns: what the archive has in it, and warnings
+        :raises IntegrityError: the pool has a log that cannot be used, or lacks bytes
+        :raises NotAPool: there is no pool
+        :raises NotFound: no state is selected
+        :raises ReadOnlyPool: it is a pool of another tool
+        :raises RefusedError: the levels below are of another pool, or a log went back since
         """
         origin = self._origin()
         for _ in range(ATTEMPTS):
@@ -398,56 +330,50 @@ class PoolWriter:
 
     # -- writing -------------------------------------------------------------------------------
 
-    def write(self, contents: Contents, out: Output, room: Path) -> None:
+    def write(self, contents: Contents, out: Write, room: Path) -> None:
         """
-        Write the archive.
+        Write the tar.
 
+        :param out: takes its bytes
         :param room: a directory for temporary files, which have no names
+        :raises IntegrityError: the pool has other bytes than it says
+        :raises RefusedError: a state was removed from a pool that cannot be protected
         """
         for _, content in contents.before_logs:
-            out.write(content)
+            out(content)
         for _, content in contents.log_members:
-            out.write(content)
-        total = sum(manifest.size for manifest in contents.files)
-        self.progress.begin(f"archive level {contents.index.level} of {self.pool}", total)
-        try:
-            with Checking(self._check) as checking:
-                for manifest in contents.files:
-                    with self._opened(manifest, room) as descriptor:
-                        self._write_data(manifest, descriptor, out, checking)
-        finally:
-            self.progress.end()
+            out(content)
+        with Checking(self._check) as checking:
+            for manifest in contents.files:
+                with self._opened(manifest, room) as descriptor:
+                    self._write_data(manifest, descriptor, out, checking)
         for _, content in contents.after_data:
-            out.write(content)
-        out.finish()
+            out(content)
 
     def _write_data(
-        self, manifest: Manifest, descriptor: int, out: Output, checking: Checking
+        self, manifest: Manifest, descriptor: int, out: Write, checking: Checking
     ) -> None:
         assert manifest.digest is not None
         subject = Subject(f"{manifest.id} in {self.pool}", str(self.pool))
         reader = Placed(descriptor, manifest.extents, subject)
-        out.write(header_of(manifest))
+        out(header_of(manifest))
         if manifest.size <= PIECE:
             content = memoryview(bytearray(manifest.size))
             for part in slices(manifest.extents or ((0, manifest.size),), manifest.size):
                 reader.read(part, content[part.start : part.start + part.length])
             checking.add(manifest, content)
             for offset, length in manifest.extents or ((0, manifest.size),):
-                out.write(content[offset : offset + length])
-            self.progress.advance(manifest.size)
+                out(content[offset : offset + length])
         else:
 
             def write(part: Slice, content: memoryview) -> None:
                 for offset, length in part.data:
-                    out.write(content[offset - part.start :][:length])
+                    out(content[offset - part.start :][:length])
 
             algorithm = manifest.digest.algorithm
-            found = hash_read(
-                reader, manifest.size, algorithm=algorithm, progress=self.progress, each=write
-            )
+            found = hash_read(reader, manifest.size, algorithm=algorithm, each=write)
             self._check(manifest, found)
-        out.write(padding(manifest.data_size))
+        out(padding(manifest.data_size))
 
     def _check(self, manifest: Manifest, found: Digest) -> None:
         if found != manifest.digest:

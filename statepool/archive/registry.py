@@ -18,6 +18,7 @@ GROUP = "statepool.archivers"
 BUILT_IN = {
     "external": "statepool.archive.external:ExternalArchiver",
     "internal": "statepool.archive.internal:InternalArchiver",
+    "pool": "statepool.archive.pool_archiver:PoolArchiver",
 }
 """The archivers of this package, each loaded when it is first used."""
 

@@ -77,6 +77,7 @@ class Order:
     :param progress: is told of the bytes of the tar
     :param total: bytes of the tar, as estimated; 0 if not known
     :param facts: for the manifest
+    :param scanned: whether the manifest lists the members
     """
 
     definition: BackupDefinition
@@ -90,6 +91,7 @@ class Order:
     progress: Progress
     total: int
     facts: dict[str, Any]
+    scanned: bool = True
 
     def draft(self) -> Manifest:
         """:returns: the manifest, as far as it is known at the start"""
@@ -163,10 +165,14 @@ class NewArchive:
                 strength=order.strength,
                 threads=order.threads,
             ) as compress:
+                content_size = 0
 
                 def write(data: bytes | memoryview) -> None:
-                    scanner.feed(data)
+                    nonlocal content_size
+                    if order.scanned:
+                        scanner.feed(data)
                     compress(data)
+                    content_size += len(data)
                     order.progress.advance(len(data))
 
                 snapshot = self._path_of_snapshot() if self._level is not None else None
@@ -180,12 +186,13 @@ class NewArchive:
                         event,
                     )
                 )
-            scanner.finish()
+            if order.scanned:
+                scanner.finish()
             out.flush()
             manifest = evolve(
                 draft,
                 size=out.size,
-                content_size=scanner.offset,
+                content_size=content_size,
                 digest=out.digest,
                 snapshot=self._flush_snapshot(),
                 renames=scanner.renames,

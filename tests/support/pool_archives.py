@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from statepool.archive.pool_contents import Index
-from statepool.archive.pool_reader import Restored, read_levels, restore_pool
-from statepool.archive.pool_writer import Archived, archive_pool
+from attrs import frozen
+
+from statepool.archive.definition import BackupDefinition, Event, NoListener
+from statepool.archive.manifest import Manifest as ArchiveManifest
+from statepool.archive.manifest import read_manifest
+from statepool.archive.pool_archiver import PoolArchiver
+from statepool.archive.pool_reader import Restored, restore_pool
 from statepool.care.gc import gc_pool
 from statepool.model.digest import Digest
 from statepool.model.location import Location
 from statepool.model.manifest import Kind, Manifest, Parent, StateId
+from statepool.model.progress import SILENT, Progress
+from statepool.model.settings import Settings
 from statepool.pools import layout
 from statepool.pools.pool import Pool
 from statepool.transports.base import Transport
@@ -22,6 +28,45 @@ DISK = "vm1/disk"
 
 States = dict[StateId, tuple[Manifest, bytes]]
 """The states of a pool, with their bytes."""
+
+
+class Heard(NoListener):
+    """Remembers the events."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def event(self, event: Event) -> None:
+        self.events.append(event)
+
+
+@frozen
+class Archived:
+    """
+    An archive that was made.
+
+    :param path: of it
+    :param manifest: of it
+    :param events: what the archiver told
+    """
+
+    path: Path
+    manifest: ArchiveManifest
+    events: list[Event]
+
+    @property
+    def states(self) -> int:
+        """How many states have bytes in it."""
+        found = self.manifest.facts["states"]
+        assert isinstance(found, int)
+        return found
+
+    @property
+    def machines(self) -> int:
+        """How many logs it was made of."""
+        found = self.manifest.facts["machines"]
+        assert isinstance(found, int)
+        return found
 
 
 class Store:
@@ -99,20 +144,43 @@ class Store:
 
     # -- its archives --------------------------------------------------------------------------
 
-    def archive_path(self, level: int) -> Path:
-        return self.root / (f"pool.{level}.tar" if level else "pool.tar")
+    def archive_path(self, level: int, kind: str = "tar") -> Path:
+        return self.root / (f"pool.{level}.{kind}" if level else f"pool.{kind}")
 
-    def archive(self, level: int = 0, *, pool: Pool | None = None, **how: Any) -> Archived:
-        """Archive the next level, as another process would, which knows nothing of the pool."""
-        below = self.below(level)
-        to = self.archive_path(level)
-        return archive_pool(pool or open_local(self.path), to, below=below, **how)
+    def definition(
+        self,
+        *,
+        objects: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        root: str | None = None,
+        kind: str = "tar",
+    ) -> BackupDefinition:
+        return BackupDefinition(
+            "pool", kind, self.root, root or str(self.path), frozenset(objects), frozenset(exclude)
+        )
 
-    def below(self, level: int) -> tuple[Index, ...]:
-        return read_levels([self.archive_path(number) for number in range(level)])
+    def archive(
+        self,
+        level: int = 0,
+        *,
+        progress: Progress = SILENT,
+        settings: Settings | None = None,
+        **definition: Any,
+    ) -> Archived:
+        """Archive a level, as another process would, which knows nothing of the pool."""
+        heard = Heard()
+        archiver = PoolArchiver(
+            self.root / "work", listener=heard, progress=progress, settings=settings
+        )
+        found = self.definition(**definition)
+        path = archiver.backup_files_incrementally(found, level=level)
+        with open(f"{path}.manifest", "rb") as file:
+            manifest = read_manifest(file, path.name)
+        assert path == self.archive_path(level, str(found.backup_type))
+        return Archived(path, manifest, heard.events)
 
-    def restore(self, level: int = 0, name: str = "back") -> Restored:
-        paths = [self.archive_path(number) for number in range(level + 1)]
+    def restore(self, level: int = 0, name: str = "back", kind: str = "tar") -> Restored:
+        paths = [self.archive_path(number, kind) for number in range(level + 1)]
         return restore_pool(paths, self.root / name)
 
 

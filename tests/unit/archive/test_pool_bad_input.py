@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from statepool.archive.pool_contents import Selection
-from statepool.archive.pool_reader import read_levels, restore_pool, verify_archive
-from statepool.archive.pool_writer import archive_pool
+from statepool.archive.pool_reader import restore_pool, verify_archive
+from statepool.archive.pool_writer import PoolWriter
 from statepool.errors import (
     AccessDenied,
     DigestMismatch,
@@ -38,16 +37,18 @@ class During(NoProgress):
     def __init__(self, work: Callable[[], object]) -> None:
         self._work = work
 
-    def begin(self, what: str, total: int) -> None:
-        self._work()
+    def advance(self, count: int) -> None:
+        work, self._work = self._work, lambda: None
+        work()
 
 
 @pytest.fixture
 def nothing_left(store: Store) -> Iterator[None]:
     """What a test does leaves no file beside the pool."""
-    before = set(store.root.iterdir())
+    before = {path for path in store.root.iterdir() if "work" not in path.name}
     yield
-    assert set(store.root.iterdir()) == before
+    after = {path for path in store.root.iterdir() if "work" not in path.name}
+    assert after - before <= {store.root / ".pool.lock"}
     assert not list((store.path / layout.INCOMING).iterdir())
 
 
@@ -132,10 +133,10 @@ def test_a_pool_that_cannot_be_written_is_archived_with_a_warning(store: Store) 
     (store.path / layout.INCOMING).chmod(0o555)
     try:
         with permissions_count():
-            (warning,) = store.archive().warnings
+            (warning,) = store.archive().events
     finally:
         (store.path / layout.INCOMING).chmod(0o755)
-    assert "cannot be written" in warning
+    assert "cannot be written" in warning.text
     store.restore()
     assert states_of(store.root / "back") == states_of(store.path)
 
@@ -145,8 +146,8 @@ def test_a_pool_that_cannot_be_written_is_archived_with_a_warning(store: Store) 
 
 def test_where_no_pool_is(tmp_path: Path) -> None:
     for place in (tmp_path / "missing", tmp_path):
-        with pytest.raises(NotAPool):
-            archive_pool(open_local(place), tmp_path / "x.tar")
+        with pytest.raises(NotAPool), PoolWriter(open_local(place)).protected():
+            pytest.fail("there is nothing to be protected")
     assert not list(tmp_path.iterdir())
 
 
@@ -154,8 +155,9 @@ def test_a_pool_of_another_tool(tmp_path: Path) -> None:
     image = tmp_path / "pool" / DISK / "install.qcow2"
     image.parent.mkdir(parents=True)
     image.write_bytes(b"x")
-    with pytest.raises(ReadOnlyPool, match="no logs") as caught:
-        archive_pool(open_local(tmp_path / "pool"), tmp_path / "x.tar")
+    writer = PoolWriter(open_local(tmp_path / "pool"))
+    with pytest.raises(ReadOnlyPool, match="no logs") as caught, writer.protected():
+        pytest.fail("there is nothing to be protected")
     assert "adopt" in (caught.value.hint or "")
 
 
@@ -175,7 +177,7 @@ def test_bytes_that_are_damaged(store: Store) -> None:
 def test_all_but_what_is_damaged_can_be_archived(store: Store) -> None:
     manifest = store.put("new", b"new" * 1000)
     store.file(manifest).unlink()
-    store.archive(selection=Selection((), (f"{DISK}:new",)))
+    store.archive(exclude=[f"{DISK}:new"])
     store.restore()
     assert len(states_of(store.root / "back")) == len(store.pool.fold("vm1").states)
 
@@ -231,12 +233,14 @@ def test_bytes_that_are_a_link(store: Store) -> None:
 
 def test_a_level_above_an_archive_of_another_pool(store: Store) -> None:
     store.archive()
-    other = Store(store.root / "other")
+    before = photograph(store.root)
+    shutil.rmtree(store.path)
+    other = Store(store.root, "pool")  # another one, in its place
     other.put("install", b"install" * 5000)
-    below = store.below(1)
     with pytest.raises(RefusedError, match="another pool"):
-        archive_pool(other.pool, other.archive_path(1), below=below)
+        other.archive(1)
     assert not other.archive_path(1).exists()
+    assert photograph(store.archive_path(0)).items() <= before.items()
 
 
 def test_a_pool_whose_log_went_back(store: Store) -> None:
@@ -259,17 +263,14 @@ def test_levels_that_are_missing_or_of_another_series(store: Store) -> None:
         store.put(f"new-{level}", str(level).encode())
         store.archive(level)
     first, second, third = map(store.archive_path, range(3))
-    other = store.root / "other.tar"
-    archive_pool(open_local(store.path), other)
-    newer = store.root / "newer.1.tar"
-    store.put("newest", b"newest")
-    archive_pool(open_local(store.path), newer, below=read_levels([other]))
+    other = _another_series(store)
+    newer = other.archive_path(1)
     before = photograph(store.root)
     for paths, told in (
         ([second], "level 0 should be there"),
         ([first, third], "level 1 should be there"),
         ([first, first], "level 1 should be there"),
-        ([other, second], "another level below"),
+        ([other.archive_path(0), second], "another level below"),
         ([first, newer], "another level below"),
     ):
         with pytest.raises(IntegrityError, match=told) as caught:
@@ -287,17 +288,6 @@ def test_an_archive_of_a_file_that_is_missing(tmp_path: Path) -> None:
 
 
 # -- places ----------------------------------------------------------------------------------------
-
-
-def test_an_archive_is_not_overwritten_unasked(store: Store) -> None:
-    store.archive()
-    before = photograph(store.root)
-    with pytest.raises(FileInTheWay):
-        store.archive()
-    assert photograph(store.root) == before
-    store.put("new", b"new")
-    store.archive(overwrite=True)
-    assert store.restore().states == len(states_of(store.path))
 
 
 def test_a_pool_is_restored_to_an_empty_or_new_directory_only(store: Store) -> None:
@@ -328,4 +318,14 @@ def test_a_pool_is_not_restored_through_a_link(store: Store) -> None:
 
 def test_a_selection_that_fits_nothing(store: Store) -> None:
     with pytest.raises(NotFound, match="vm9"):
-        store.archive(selection=Selection(("vm9",)))
+        store.archive(objects=["vm9"])
+
+
+def _another_series(store: Store) -> Store:
+    """:returns: archives of the same pool that were made apart from the others"""
+    other = Store(store.root / "other")
+    other.path = store.path
+    other.archive()
+    store.put("newest", b"newest")
+    other.archive(1)
+    return other

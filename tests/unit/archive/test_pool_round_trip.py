@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import statepool
-from statepool.archive.pool_contents import Selection, in_blocks
+from statepool.archive.pool_contents import in_blocks
 from statepool.archive.pool_reader import read_index, verify_archive
+from statepool.archive.pool_writer import PoolWriter
 from statepool.care.verify import verify
 from statepool.errors import NotFound, StatePoolError
 from statepool.model.manifest import Kind, StateId
@@ -22,28 +24,29 @@ from tests.support.bundles import World
 from tests.support.pool_archives import DISK, Store, open_local, states_of, superseded_of
 from tests.support.sshd import Sshd
 
-COMPRESSIONS = pytest.mark.parametrize("compress", [False, True])
+KINDS = pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"])
 
 
-@COMPRESSIONS
-def test_a_level_is_what_came_after_the_one_below(store: Store, compress: bool) -> None:
+@KINDS
+def test_a_level_is_what_came_after_the_one_below(store: Store, kind: str) -> None:
     before = states_of(store.path)
-    first = store.archive(compress=compress)
-    assert (first.level, first.machines, first.states) == (0, 2, 5)
+    first = store.archive(kind=kind)
+    assert (first.manifest.level, first.machines, first.states) == (0, 2, 5)
     store.put("new", b"new" * 1000, on="customize")
     store.remove("customize", cascade=True)
     store.put("other", b"other" * 1000, on="install")
     between = states_of(store.path)
-    second = store.archive(1, compress=compress)
-    assert (second.level, second.machines, second.states) == (1, 2, 1)
-    third = store.archive(2, compress=compress)  # nothing happened
+    second = store.archive(1, kind=kind)
+    assert (second.manifest.level, second.machines, second.states) == (1, 2, 1)
+    third = store.archive(2, kind=kind)  # nothing happened
     assert third.states == 0
-    for level in range(3):
-        assert verify_archive(store.archive_path(level)).problem is None
-    store.restore(0, "then")
+    assert third.manifest.base == second.manifest.digest
+    for made in (first, second, third):
+        assert verify_archive(made.path, made.manifest.digest).problem is None
+    store.restore(0, "then", kind)
     assert states_of(store.root / "then") == before
     for level in (1, 2):
-        assert store.restore(level, f"now-{level}").states == len(between)
+        assert store.restore(level, f"now-{level}", kind).states == len(between)
         assert states_of(store.root / f"now-{level}") == between
 
 
@@ -80,7 +83,9 @@ def test_level_0_unpacked_by_tar_is_a_pool_and_so_are_the_next_ones(store: Store
 def test_a_restored_pool_is_used_and_archived_as_the_old_one(store: Store) -> None:
     store.archive()
     store.restore()
-    again = _at(store, store.root / "back")
+    shutil.rmtree(store.path)
+    (store.root / "back").rename(store.path)
+    again = _at(store, store.path)
     again.put("later", b"later", on="customize")
     for _ in range(40):  # also past checkpoints of its own
         again.put("busy", b"busy", object="vm2/data")
@@ -148,10 +153,13 @@ def test_an_empty_pool(tmp_path: Path) -> None:
 
 
 def test_two_archives_of_the_same_are_the_same_file(store: Store) -> None:
-    store.archive(now=lambda: 1.0)
-    content = store.archive_path(0).read_bytes()
-    store.archive(now=lambda: 1.0, overwrite=True)
-    assert store.archive_path(0).read_bytes() == content
+    def content() -> bytes:
+        writer, found = PoolWriter(open_local(store.path), now=lambda: 1.0), bytearray()
+        with writer.protected() as (contents, _):
+            writer.write(contents, found.extend, store.root)
+        return bytes(found)
+
+    assert content() == content()
 
 
 # -- selections ------------------------------------------------------------------------------------
@@ -172,11 +180,11 @@ def test_two_archives_of_the_same_are_the_same_file(store: Store) -> None:
 def test_some_objects(
     store: Store, objects: Sequence[str], exclude: Sequence[str], expected: set[str]
 ) -> None:
-    store.archive(selection=Selection(tuple(objects), tuple(exclude)))
+    store.archive(objects=objects, exclude=exclude)
     store.put("new", b"new", object="vm3/disk")
     store.put("new", b"new and", on="customize")
     store.remove("new")
-    store.archive(1)  # selects the same
+    store.archive(1, objects=objects, exclude=exclude)
     store.restore(1)
     back = states_of(store.root / "back")
     assert set(map(str, back)) == expected | ({"vm3/disk new"} if not objects else set())
@@ -185,9 +193,9 @@ def test_some_objects(
 
 
 def test_another_selection_for_a_level(store: Store) -> None:
-    store.archive(selection=Selection(("vm2/*",)))
-    store.archive(1, selection=Selection())
-    store.archive(2, selection=Selection((), ("vm2*",)))
+    store.archive(objects=["vm2/*"])
+    store.archive(1)
+    store.archive(2, exclude=["vm2*"])
     store.restore(1, "all")
     assert states_of(store.root / "all") == states_of(store.path)
     store.restore(2, "some")
@@ -196,7 +204,7 @@ def test_another_selection_for_a_level(store: Store) -> None:
 
 def test_a_selection_of_nothing(store: Store) -> None:
     with pytest.raises(NotFound, match="no state"):
-        store.archive(selection=Selection(("vm9*",)))
+        store.archive(objects=["vm9*"])
     assert not store.archive_path(0).exists()
 
 
@@ -204,7 +212,7 @@ def test_a_damaged_log_of_an_excluded_machine_is_not_read(store: Store) -> None:
     (store.path / ".statepool/log/vm2/00000000000000000001.json").write_text("{")
     with pytest.raises(StatePoolError, match="vm2"):
         store.archive()
-    store.archive(selection=Selection((), ("vm2*",)))
+    store.archive(exclude=["vm2*"])
     store.restore()
     assert {state.machine for state in states_of(store.root / "back")} == {"vm1"}
 
@@ -212,22 +220,16 @@ def test_a_damaged_log_of_an_excluded_machine_is_not_read(store: Store) -> None:
 # -- pools on other hosts --------------------------------------------------------------------------
 
 
-@COMPRESSIONS
-def test_a_pool_that_is_reached_by_ssh(store: Store, sshd: Sshd, compress: bool) -> None:
-    from statepool.sources.pool_source import open_pool
-
-    place = sshd.directory_for(f"archived-{compress}")
+@pytest.mark.parametrize("kind", ["tar", "tar.zst"])
+def test_a_pool_that_is_reached_by_ssh(store: Store, sshd: Sshd, kind: str) -> None:
+    place = sshd.directory_for(f"archived-{kind}")
     subprocess.run(["cp", "-a", f"{store.path}/.", place], check=True)
     subprocess.run(["chmod", "-R", "a+rwX", place], check=True)
-    far = _at(store, place)
-    pool = open_pool(str(sshd.location(place)), sshd.settings())
-    try:
-        store.archive(pool=pool, compress=compress)
-        far.put("new", bytes(5 << 20) + b"new", on="customize")
-        assert store.archive(1, pool=pool, compress=compress).states == 1
-    finally:
-        pool.transport.close()
-    store.restore(1)
+    far = {"root": str(sshd.location(place)), "settings": sshd.settings(), "kind": kind}
+    assert store.archive(**far).manifest.root.startswith("ssh://")
+    _at(store, place).put("new", bytes(5 << 20) + b"new", on="customize")
+    assert store.archive(1, **far).states == 1
+    store.restore(1, kind=kind)
     assert states_of(store.root / "back") == states_of(place)
     assert not list((place / ".statepool/incoming").iterdir())
 
