@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -225,7 +226,11 @@ def test_a_pool_that_is_reached_by_ssh(store: Store, sshd: Sshd, kind: str) -> N
     place = sshd.directory_for(f"archived-{kind}")
     subprocess.run(["cp", "-a", f"{store.path}/.", place], check=True)
     subprocess.run(["chmod", "-R", "a+rwX", place], check=True)
-    far = {"root": str(sshd.location(place)), "settings": sshd.settings(), "kind": kind}
+    far: dict[str, Any] = {
+        "root": str(sshd.location(place)),
+        "settings": sshd.settings(),
+        "kind": kind,
+    }
     assert store.archive(**far).manifest.root.startswith("ssh://")
     _at(store, place).put("new", bytes(5 << 20) + b"new", on="customize")
     assert store.archive(1, **far).states == 1
