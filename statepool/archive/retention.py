@@ -46,6 +46,8 @@ class Archive:
     :param digest: of its file, if it is known
     :param base: the digest of the archive of the level below, if it is known; otherwise that is
         taken to be the last archive of this level that was made before
+    :param kind: of its file, such as its extension: levels of one kind stand on each other
+    :param problem: why it cannot be restored, if that is known
     """
 
     id: str
@@ -55,6 +57,8 @@ class Archive:
     size: int = 0
     digest: str | None = None
     base: str | None = None
+    kind: str = ""
+    problem: str = ""
 
     def __attrs_post_init__(self) -> None:
         if self.level is not None and self.level < 0:
@@ -108,8 +112,8 @@ class Rules:
     :param daily: the last archive of each of so many days
     :param weekly: the last archive of each of so many weeks, which begin on Monday
     :param monthly: the last archive of each of so many months
-    :param orphans: whether an archive stays that cannot be restored, since a level below it is
-        missing
+    :param orphans: whether an archive stays that cannot be restored, since it or a level below it
+        is missing or damaged
     """
 
     restarts: int | None = None
@@ -205,24 +209,24 @@ def plan(archives: Iterable[Archive], rules: Rules, now: float) -> Plan:
     Decide which archives stay, and which go.
 
     An archive stays if a rule keeps it, if one that stays stands on it, or if it is the newest one
-    of its id. Archives that cannot be restored, since a level below them is missing, are neither
-    kept nor counted by a rule: they stay if ``rules.orphans`` says so.
+    of its id. Archives that cannot be restored, since a level below them is missing or damaged, are
+    neither kept nor counted by a rule: they stay if ``rules.orphans`` says so.
 
-    :param archives: all archives, of any ids; each is decided among those of its own id
+    :param archives: all archives, of any ids; each is decided among those of its own id and kind
     :param rules: what stays
     :param now: the time, in seconds since the epoch
     :returns: what happens to each archive, with the reasons
     :raises UsageError: a rule makes no sense, or an archive is listed twice
     """
     rules.check()
-    by_id: dict[str, list[Archive]] = defaultdict(list)
-    seen: set[tuple[str, int | None, str | None]] = set()
+    by_id: dict[tuple[str, str], list[Archive]] = defaultdict(list)
+    seen: set[tuple[str, str, int | None, str | None]] = set()
     for archive in archives:
-        key = archive.id, archive.level, archive.keeping
+        key = archive.id, archive.kind, archive.level, archive.keeping
         if key in seen:
             raise UsageError(f"the archive {archive} is listed twice")
         seen.add(key)
-        by_id[archive.id].append(archive)
+        by_id[archive.id, archive.kind].append(archive)
     decisions: list[Decision] = []
     for _, listed in sorted(by_id.items()):
         decisions += _decided(listed, rules, now)
@@ -245,7 +249,7 @@ def _decided(archives: Sequence[Archive], rules: Rules, now: float) -> Iterator[
             below = bases[below]
     for archive in _tree(newest_first, bases):
         if roots[archive] is None:
-            told = "a level below it is missing, so it cannot be restored"
+            told = f"it cannot be restored: {_problem(archive, bases)}"
             yield Decision(archive, rules.orphans, (told,), bases[archive])
         else:
             found = tuple(dict.fromkeys(reasons[archive])) or ("no rule keeps it",)
@@ -278,11 +282,23 @@ def _bases(newest_first: Sequence[Archive]) -> dict[Archive, Archive | None]:
 
 
 def _root(archive: Archive, bases: Mapping[Archive, Archive | None]) -> Archive | None:
-    """:returns: the archive of level 0 that an archive stands on; None if a level is missing"""
+    """
+    :returns: the archive of level 0 that an archive stands on; None if it cannot be restored
+    """
     below: Archive | None = archive
-    while below is not None and below.depth:
+    while below is not None and below.depth and not below.problem:
         below = bases[below]
-    return below
+    return below if below is not None and not below.problem else None
+
+
+def _problem(archive: Archive, bases: Mapping[Archive, Archive | None]) -> str:
+    """:returns: why an archive cannot be restored"""
+    if archive.problem:
+        return archive.problem
+    below = bases[archive]
+    if below is None:
+        return f"its level {archive.depth - 1} is missing"
+    return f"{below} cannot be"
 
 
 def _kept_by_rules(

@@ -165,6 +165,7 @@ class Store:
         *,
         progress: Progress = SILENT,
         settings: Settings | None = None,
+        keep: int = 0,
         **definition: Any,
     ) -> Archived:
         """Archive a level, as another process would, which knows nothing of the pool."""
@@ -173,7 +174,7 @@ class Store:
             self.root / "work", listener=heard, progress=progress, settings=settings
         )
         found = self.definition(**definition)
-        path = archiver.backup_files_incrementally(found, level=level)
+        path = archiver.backup_files_incrementally(found, level=level, keep=keep)
         with open(f"{path}.manifest", "rb") as file:
             manifest = read_manifest(file, path.name)
         assert path == self.archive_path(level, str(found.backup_type))

@@ -110,8 +110,21 @@ def test_what_lacks_a_level_is_not_counted_and_stays_unless_told() -> None:
     found = plan(archives, Rules(last=1), NOW)
     assert staying(found) == {"vm1", "vm1.2", "vm1.3"}
     assert "it is the newest" in reasons(found, "vm1")
-    assert reasons(found, "vm1.3") == ("a level below it is missing, so it cannot be restored",)
+    assert reasons(found, "vm1.2") == ("it cannot be restored: its level 1 is missing",)
+    assert reasons(found, "vm1.3") == ("it cannot be restored: vm1.2 cannot be",)
     assert staying(plan(archives, Rules(last=1, orphans=False), NOW)) == {"vm1"}
+
+
+def test_what_is_damaged_does_not_take_the_place_of_what_is_not() -> None:
+    archives = [ago(5, 0, "aa"), evolve(ago(2, 0), problem="it is cut short"), ago(1, 1)]
+    found = plan(archives, Rules(last=1, orphans=False), NOW)
+    assert staying(found) == {"vm1.aa"}
+    assert reasons(found, "vm1") == ("it cannot be restored: it is cut short",)
+
+
+def test_kinds_are_decided_apart() -> None:
+    archives = [ago(5), evolve(ago(1), kind="tar.gz"), evolve(ago(1, 1), kind="tar.gz")]
+    assert len(plan(archives, Rules(last=1), NOW).staying) == 3
 
 
 def test_removal_begins_with_what_nothing_stands_on() -> None:
@@ -172,7 +185,10 @@ def archives(draw: st.DrawFn) -> list[Archive]:
     for number, (name, level, keeping) in enumerate(found):
         base = str(draw(st.integers(0, len(found)))) if digests and draw(st.booleans()) else None
         digest = str(number) if digests else None
-        listed.append(Archive(name, level, keeping, draw(TIMES), number, digest, base))
+        problem = draw(st.sampled_from(["", "", "", "", "it is cut short"]))
+        listed.append(
+            Archive(name, level, keeping, draw(TIMES), number, digest, base, problem=problem)
+        )
     return listed
 
 
@@ -227,9 +243,9 @@ def test_the_newest_that_can_be_restored_stays(listed: list[Archive], one: Rules
     bases = {decision.archive: decision.base for decision in found.decisions}
 
     def is_whole(archive: Archive | None) -> bool:
-        while archive is not None and archive.depth:
+        while archive is not None and archive.depth and not archive.problem:
             archive = bases[archive]
-        return archive is not None
+        return archive is not None and not archive.problem
 
     for name in {archive.id for archive in listed}:
         times = [archive.time for archive in listed if archive.id == name and is_whole(archive)]
