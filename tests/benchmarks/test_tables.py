@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import (
     appends,
+    archived_pools,
     bundles,
     cold,
     locks,
@@ -134,6 +135,7 @@ TABLES_THAT_RUN = [
     trusted.table,
     sets.table,
     bundles.table,
+    archived_pools.table,
     start.table,
     locks.table,
     appends.table,
