@@ -15,7 +15,7 @@ from statepool.archive.definition import (
     Listener,
     SubOperation,
 )
-from statepool.archive.pool_contents import MOST_INDEX, Index, Selection
+from statepool.archive.pool_contents import MOST_INDEX, PROVIDER, Index, Selection
 from statepool.archive.pool_writer import PoolWriter
 from statepool.archive.writing import Job
 from statepool.errors import BadRecord
@@ -40,7 +40,7 @@ class PoolArchiver(Archiver):
     The other parameters are those of every archiver.
     """
 
-    name: ClassVar[str] = "pool"
+    name: ClassVar[str] = PROVIDER
     supported_backup_types: ClassVar[frozenset[BackupType]] = frozenset(BackupType)
     incremental: ClassVar[bool] = True
     scanned: ClassVar[bool] = False

@@ -34,6 +34,9 @@ from statepool.pools.fold import Fold, Publish
 from statepool.pools.log import MAX_RECORD
 from statepool.pools.records import Checkpoint, Record, apply, decode, encode
 
+PROVIDER = "pool"
+"""The name of the archiver of pools."""
+
 FORMAT = 1
 """The version of the format of the index."""
 

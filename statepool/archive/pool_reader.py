@@ -19,14 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from statepool.archive.compress import decompressed
 from statepool.archive.definition import BackupType
+from statepool.archive.directory import Stored
 from statepool.archive.manifest import digest_of
 from statepool.archive.pool_contents import (
     HINT,
     MOST_INDEX,
+    PROVIDER,
     Contents,
     Index,
     fold_of,
@@ -172,6 +174,11 @@ def is_pool_archive(path: Path) -> bool:
         return False  # it begins as a compressed file does, and is none
 
 
+def is_of_pool(stored: Stored) -> bool:
+    """:returns: whether an archive is of a pool, according to its manifest"""
+    return stored.manifest is not None and stored.manifest.provider == PROVIDER
+
+
 def read_index(path: Path) -> Index:
     """
     Read only the index of an archive.
@@ -222,25 +229,35 @@ def verify_archive(
     path: Path, digest: Digest | None = None, progress: Progress = SILENT
 ) -> Verified:
     """
+    Read an archive wholly, and check every byte, as :func:`check_archive`.
+
+    :returns: what was read, and what is wrong
+    """
+    try:
+        contents = check_archive(path, digest, progress)
+        return Verified(path, contents.index.level, len(contents.files), os.stat(path).st_size)
+    except StatePoolError as error:
+        return Verified(path, problem=error.message)
+
+
+def check_archive(
+    path: Path, digest: Digest | None = None, progress: Progress = SILENT
+) -> Contents:
+    """
     Read an archive wholly, and check every byte.
 
     :param digest: of the file, as its manifest says: it also shows damage that changes no byte of
         the tar in a compressed file
-    :returns: what was read, and what is wrong
+    :returns: what is in it
+    :raises IntegrityError: it is damaged; the message names the member
     """
-    seen = Verified(path)
-    try:
-        with opened(path) as stream:
-            seen = evolve(seen, bytes=os.stat(path).st_size)
-            archive = Opened(stream)
-            contents = archive.read_contents()
-            seen = evolve(seen, level=contents.index.level, states=len(contents.files))
-            archive.read_data(progress=progress)
-        if digest is not None:
-            require_digest(path, digest)
-    except StatePoolError as error:
-        return evolve(seen, problem=error.message)
-    return seen
+    with opened(path) as stream:
+        archive = Opened(stream)
+        contents = archive.read_contents()
+        archive.read_data(progress=progress)
+    if digest is not None:
+        require_digest(path, digest)
+    return contents
 
 
 def require_digest(path: Path, digest: Digest) -> None:

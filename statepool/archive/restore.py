@@ -20,6 +20,7 @@ from statepool.archive.directory import ArchiveDirectory, Stored
 from statepool.archive.external import Ended, Tar
 from statepool.archive.lists import Lists, remove
 from statepool.archive.names import ArchiveName
+from statepool.archive.pool_reader import is_of_pool, restore_pool
 from statepool.archive.scan import Entry, names_in
 from statepool.archive.verify import checked
 from statepool.beneath import Tree
@@ -40,7 +41,7 @@ class Restored:
 
     :param target: the directory, or the file
     :param archives: what it was restored from, the lowest level first
-    :param members: how many members of archives were used
+    :param members: how many members of archives were used; of a pool, how many states it has
     :param warnings: messages of GNU tar
     """
 
@@ -104,6 +105,8 @@ class Restore:
         :raises IntegrityError: an archive is damaged, or has unsafe members
         """
         path = Path(os.path.abspath(target))
+        if is_of_pool(self.chain[-1]):
+            return self._pool(path)
         with translate_os_errors("restore", Subject(str(path), path=str(path))):
             if _has_files(path):
                 if not overwrite:
@@ -126,10 +129,16 @@ class Restore:
         :param target: its new path
         :param overwrite: whether an existing file is replaced; a directory never is
         :raises NotFound: it was not there at this level
+        :raises UsageError: the archive is of a pool
         """
         parts = [part for part in member.split("/") if part not in ("", ".")]
         if not parts or ".." in parts:
             raise UsageError(f"{member!r} is not a path below the root")
+        if is_of_pool(self.chain[-1]):
+            raise UsageError(
+                f"{self._name} is of a pool, which is restored as a whole",
+                hint="restore it, and get a state from there",
+            )
         wanted = "/".join(parts)
         path = Path(os.path.abspath(target))
         with translate_os_errors("restore", Subject(str(path), path=str(path))):
@@ -146,6 +155,12 @@ class Restore:
         return self._restored(path, *done)
 
     # -- parts -------------------------------------------------------------------------------------
+
+    def _pool(self, path: Path) -> Restored:
+        paths = [self._directory.path / one.file for one in self.chain]
+        digests = [one.manifest.digest for one in self.chain if one.manifest is not None]
+        done = restore_pool(paths, path, self._progress, digests=digests)
+        return self._restored(path, done.states, ())
 
     @property
     def _renames(self) -> bool:

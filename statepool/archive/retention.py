@@ -20,10 +20,8 @@ from datetime import UTC, datetime
 
 from attrs import field, frozen
 
+from statepool.archive.names import KEEPING_IDS, age_of, check_keeping_id
 from statepool.errors import UsageError
-
-MOST_KEPT = 26 * 26
-"""The most keeping ids, ``aa`` to ``zz``: AutoArchive 2.1.1, user manual, "Keeping old backups"."""
 
 DAY = 86400.0
 """Seconds of a day: the unit of ages in AutoArchive's options."""
@@ -65,10 +63,8 @@ class Archive:
             raise UsageError(f"{self.id} cannot have the level {self.level}")
         if not math.isfinite(self.time):
             raise UsageError(f"{self} has no time")
-        if self.keeping is not None and not is_keeping_id(self.keeping):
-            raise UsageError(
-                f"{self.keeping!r} is not a keeping id", hint="they are aa, ab, … to zz"
-            )
+        if self.keeping is not None:
+            check_keeping_id(self.keeping)
 
     def __str__(self) -> str:
         level = f".{self.level}" if self.level else ""
@@ -78,19 +74,6 @@ class Archive:
     def depth(self) -> int:
         """How many levels it stands on."""
         return self.level or 0
-
-    @property
-    def age_of_keeping(self) -> int:
-        """How many times it was moved on: 0 for the present one, 1 for ``aa``."""
-        if self.keeping is None:
-            return 0
-        first, second = (ord(letter) - ord("a") for letter in self.keeping)
-        return first * 26 + second + 1
-
-
-def is_keeping_id(text: str) -> bool:
-    """:returns: whether ``text`` is a keeping id, ``aa`` to ``zz``"""
-    return len(text) == 2 and all("a" <= letter <= "z" for letter in text)
 
 
 @frozen(kw_only=True)
@@ -154,10 +137,10 @@ class Rules:
                 )
         if any(level < 0 for level in self.levels):
             raise UsageError(f"there is no level {min(self.levels)}", hint="the first level is 0")
-        if self.kept is not None and self.kept > MOST_KEPT:
+        if self.kept is not None and self.kept > len(KEEPING_IDS):
             raise UsageError(
-                f"{self.kept} archives cannot be kept: there are {MOST_KEPT} keeping ids",
-                hint=f"keep {MOST_KEPT} or fewer",
+                f"{self.kept} archives cannot be kept: there are {len(KEEPING_IDS)} keeping ids",
+                hint=f"keep {len(KEEPING_IDS)} or fewer",
             )
         return self
 
@@ -257,7 +240,7 @@ def _decided(archives: Sequence[Archive], rules: Rules, now: float) -> Iterator[
 
 
 def _age_order(archive: Archive) -> tuple[float, int, int]:
-    return -archive.time, archive.age_of_keeping, -archive.depth
+    return -archive.time, age_of(archive.keeping), -archive.depth
 
 
 def _bases(newest_first: Sequence[Archive]) -> dict[Archive, Archive | None]:
@@ -321,7 +304,7 @@ def _kept_by_rules(
         root = roots[archive]
         assert root is not None, "only archives that can be restored are asked about"
         yield from ((archive, found[root]) for found in (series, recent) if root in found)
-        if rules.kept is not None and archive.age_of_keeping <= rules.kept:
+        if rules.kept is not None and age_of(archive.keeping) <= rules.kept:
             kept = f"the keeping id {archive.keeping}" if archive.keeping else "the present one"
             yield archive, f"it is {kept}, of {rules.kept} that stay"
         if rules.within is not None and now - archive.time <= rules.within:

@@ -12,6 +12,7 @@ from statepool.archive.compress import decompressed
 from statepool.archive.directory import ArchiveDirectory, Stored
 from statepool.archive.manifest import Manifest, Member, read_members
 from statepool.archive.names import ArchiveName
+from statepool.archive.pool_reader import check_archive, is_of_pool
 from statepool.archive.scan import Check, Scanner
 from statepool.errors import DigestMismatch, IntegrityError, StatePoolError, UnsafeImage
 from statepool.model.digest import Digest
@@ -65,6 +66,9 @@ def verify(
     try:
         one = directory.chain(name, stored)[-1]
         assert one.manifest is not None
+        if is_of_pool(one):
+            check_archive(directory.path / one.file, one.manifest.digest, progress)
+            return Verified(name)
         progress.begin(f"verify {name}", one.manifest.content_size)
         try:
             for chunk in checked(directory, one):

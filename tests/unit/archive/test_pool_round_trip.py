@@ -13,11 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import statepool
+from statepool.archive.directory import ArchiveDirectory
+from statepool.archive.pool_archiver import PoolArchiver
 from statepool.archive.pool_contents import in_blocks
 from statepool.archive.pool_reader import read_index, verify_archive
 from statepool.archive.pool_writer import PoolWriter
+from statepool.archive.registry import archiver_class
+from statepool.archive.restore import Restore
+from statepool.archive.verify import verify as verify_any
 from statepool.care.verify import verify
-from statepool.errors import NotFound, StatePoolError
+from statepool.errors import IntegrityError, NotFound, StatePoolError, UsageError
 from statepool.model.manifest import Kind, StateId
 from statepool.pools.fold import KEEP_NONCES
 from tests.support.bundles import DISK as CACHED_DISK
@@ -336,3 +341,31 @@ def test_what_is_stored_is_shown(store: Store) -> None:
     store.file(manifest).write_bytes(b"d@maged")
     with pytest.raises(AssertionError):
         states_of(store.path)
+
+
+def test_the_ways_of_all_archives_lead_to_pools_too(store: Store) -> None:
+    store.archive(kind="tar.zst")
+    store.put("new", b"new")
+    store.archive(1, kind="tar.zst")
+    directory = ArchiveDirectory(store.root, "pool")
+    stored = directory.stored()
+    last = max(stored)
+    assert last.level == 1
+    assert verify_any(directory, stored, last).error is None
+    work = Restore(directory, last)
+    assert work.to(store.root / "back").members == len(states_of(store.path))
+    assert states_of(store.root / "back") == states_of(store.path)
+    with pytest.raises(UsageError, match="as a whole"):
+        work.one("vm1/disk/new.qcow2", store.root / "new.qcow2")
+    path = store.archive_path(1, "tar.zst")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert isinstance(verify_any(directory, stored, last).error, IntegrityError)
+    with pytest.raises(IntegrityError):
+        work.to(store.root / "again")
+    assert not (store.root / "again").exists()
+
+
+def test_archivers_are_found_by_their_names() -> None:
+    assert archiver_class("pool") is PoolArchiver
