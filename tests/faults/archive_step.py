@@ -12,7 +12,7 @@ import statepool
 from statepool.archive.definition import BackupDefinition
 from statepool.archive.pool_archiver import PoolArchiver
 from statepool.archive.pool_reader import restore_pool
-from statepool.archive.purge import purge
+from statepool.archive.prune import prune
 from statepool.archive.retention import Rules
 from tests.support.crash import mark
 
@@ -34,7 +34,7 @@ STEPS: dict[str, Callable[[], object]] = {
     "level": lambda: archive(2),
     "keep": lambda: archive(0),
     "overwrite": lambda: archive(0, keep=0),
-    "purge": lambda: purge(HERE, "pool", HERE / "work", Rules(kept=0)),
+    "prune": lambda: prune(HERE, "pool", HERE / "work", Rules(kept=0)),
     "restore": restore,
 }
 

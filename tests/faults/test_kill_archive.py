@@ -1,5 +1,5 @@
 """
-kill -9 in the middle of making an archive of a pool, of keeping older ones, of a purge and of a
+kill -9 in the middle of making an archive of a pool, of keeping older ones, of pruning and of a
 restore: a whole generation is always there, and the next command goes on by itself.
 
 KILLS says at how many system calls of each step (5 if not given); SEED, at which.
@@ -39,7 +39,7 @@ ESSENTIAL = {
     "level": {"link", "write", "fsync", "rename", "unlink"},
     "keep": {"link", "write", "fsync", "rename", "unlink"},
     "overwrite": {"link", "write", "fsync", "rename", "unlink"},
-    "purge": {"write", "fsync", "rename", "unlink"},
+    "prune": {"write", "fsync", "rename", "unlink"},
     "restore": {"mkdir", "pwrite64", "symlink", "rename", "fsync"},
 }
 """What a step is known to do: a trace without these would show nothing."""
@@ -149,7 +149,7 @@ def check_made(shelf: Shelf, step: str, before: dict[str, Stored]) -> None:
     shelf.require_clean()
 
 
-def check_purged(shelf: Shelf, step: str, before: dict[str, Stored]) -> None:
+def check_pruned(shelf: Shelf, step: str, before: dict[str, Stored]) -> None:
     stays = {digest for digest, one in before.items() if one.name.keeping_id is None}
     there = set(shelf.stored())
     assert there in (set(before), stays)  # all or nothing
@@ -175,7 +175,7 @@ CHECKS: dict[str, Callable[[Shelf, str, dict[str, Stored]], None]] = {
     "level": check_made,
     "keep": check_made,
     "overwrite": check_made,
-    "purge": check_purged,
+    "prune": check_pruned,
     "restore": check_restored,
 }
 

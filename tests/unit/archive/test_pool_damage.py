@@ -26,6 +26,7 @@ from statepool.pools import layout
 from statepool.testing.trees import photograph
 from tests.support.pool_archives import Store
 
+EXAMPLES = int(os.environ.get("EXAMPLES", "0"))
 KINDS = ["tar", "tar.gz", "tar.zst"]
 
 
@@ -82,7 +83,7 @@ def test_what_is_good_is_taken(lasting: Store, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=EXAMPLES or 60)
 def test_any_byte_that_differs(lasting: Store, kind: str, data: st.DataObject) -> None:
     content = bytearray(good(lasting, kind))
     at = data.draw(st.integers(0, len(content) - 1), "where")
@@ -96,7 +97,7 @@ def test_any_byte_that_differs(lasting: Store, kind: str, data: st.DataObject) -
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=40)
+@settings(max_examples=EXAMPLES or 40)
 def test_any_length_that_is_shorter(lasting: Store, kind: str, data: st.DataObject) -> None:
     content = good(lasting, kind)
     refused(lasting, content[: data.draw(st.integers(0, len(content) - 1), "length")], kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from tests.support.bundles import World
 from tests.support.pool_archives import DISK, Store, open_local, states_of, superseded_of
 from tests.support.sshd import Sshd
 
+EXAMPLES = int(os.environ.get("EXAMPLES", "0"))
 KINDS = pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"])
 
 
@@ -262,7 +264,7 @@ STEPS = st.lists(
 
 
 @given(steps=STEPS)
-@settings(max_examples=25)
+@settings(max_examples=EXAMPLES or 25)
 def test_any_history(
     steps: Sequence[tuple[str, str, str, str | None, int]],
     tmp_path_factory: pytest.TempPathFactory,

@@ -32,7 +32,7 @@ SNAPSHOTS = "snapshots"
 
 
 @frozen
-class Purged:
+class Pruned:
     """
     What was removed of one backup, or would be.
 
@@ -63,7 +63,7 @@ def backups_in(path: Path) -> list[str]:
     return sorted({name.backup_id for name in names if name is not None})
 
 
-def purge(
+def prune(
     path: Path,
     backup_id: str,
     work_dir: Path,
@@ -71,7 +71,7 @@ def purge(
     *,
     dry_run: bool = False,
     now: Callable[[], float] = time.time,
-) -> Purged:
+) -> Pruned:
     """
     Remove manifests and snapshot files that belong to no archive, and archives that no rule keeps.
 
@@ -94,15 +94,15 @@ def purge(
     snapshots = work_dir / SNAPSHOTS
     directory = ArchiveDirectory(path, backup_id, snapshots if snapshots.is_dir() else None)
     if dry_run:
-        return _Purge(directory, rules, now()).found()
+        return _Prune(directory, rules, now()).found()
     with directory.locked():
-        work = _Purge(directory, rules, now())
+        work = _Prune(directory, rules, now())
         if moves := work.moves():
             directory.commit(moves)
         return work.found()
 
 
-class _Purge:
+class _Prune:
     """What is to be removed of one backup."""
 
     def __init__(self, directory: ArchiveDirectory, rules: Rules | None, now: float) -> None:
@@ -115,9 +115,9 @@ class _Purge:
         self._manifests = list(self._orphaned_manifests())
         self._snapshots = list(self._orphaned_snapshots())
 
-    def found(self) -> Purged:
+    def found(self) -> Pruned:
         """:returns: what is removed"""
-        return Purged(
+        return Pruned(
             self._directory.backup_id,
             self._plan,
             tuple(str(one.name) for one in self._going),
