@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from statepool.archive.pool_reader import restore_pool, verify_archive
+from statepool.archive.pool_reader import read_index, restore_pool, verify_archive
 from statepool.archive.pool_writer import PoolWriter
 from statepool.errors import (
     AccessDenied,
@@ -329,3 +331,64 @@ def _another_series(store: Store) -> Store:
     store.put("newest", b"newest")
     other.archive(1)
     return other
+
+
+# -- other processes -------------------------------------------------------------------------------
+
+BUSY = """
+import random, sys
+from pathlib import Path
+from statepool.errors import StatePoolError
+from tests.support.pool_archives import Store, open_local
+
+store = Store.__new__(Store)
+store.root, store.path = Path(sys.argv[1]).parent, Path(sys.argv[1])
+store.pool = open_local(store.path)
+chance = random.Random(int(sys.argv[2]))
+print("busy", flush=True)
+while True:
+    name, parent = chance.sample("abcdefgh", 2)
+    try:
+        match chance.randrange(4):
+            case 0:
+                store.remove(name, cascade=True)
+            case 1:
+                store.collect()
+            case _:
+                data = chance.randbytes(chance.randrange(20_000))
+                store.put(name, data, on=chance.choice([None, parent]), supersede=True)
+    except StatePoolError:
+        pass
+"""
+
+
+def test_others_publish_remove_and_collect_meanwhile(store: Store) -> None:
+    """Whatever they do, each level is of one moment of each log, and all its bytes are there."""
+    root = Path(__file__).resolve().parents[3]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUSY, str(store.path), str(seed)],
+            cwd=root,
+            stdout=subprocess.PIPE,
+        )
+        for seed in range(2)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"busy\n"
+        positions = []
+        for level in range(8):
+            store.archive(level)
+            positions.append(read_index(store.archive_path(level)).machines["vm1"].number)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert len(set(positions)) > 2  # they were busy
+    assert positions == sorted(positions)
+    for level in range(8):
+        store.restore(level, f"back-{level}")
+        states_of(store.root / f"back-{level}")  # checks all bytes
+        fold = open_local(store.root / f"back-{level}").fold("vm1")
+        assert fold.number == positions[level]
