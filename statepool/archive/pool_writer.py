@@ -247,7 +247,10 @@ class PoolWriter:
                 hint="begin again with level 0",
             )
         known = before.number if before is not None else 0
-        if self._is_all and same_selection and fold.number - known < KEEP_NONCES:
+        # A log that was gone at the level below may have begun again.
+        is_new = all(machine not in level.machines for level in self.below)
+        continues = self._is_all and same_selection and (before is not None or is_new)
+        if continues and fold.number - known < KEEP_NONCES:
             records = self._records(machine, fold, known + 1)
             if records is not None:  # otherwise a checkpoint stands for them by now
                 return records

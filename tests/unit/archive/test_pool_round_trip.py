@@ -132,6 +132,20 @@ def test_states_without_a_name_are_kept_as_long_as_others_stand_on_them(store: S
     assert superseded_of(store.root / "back") == superseded_of(store.path)
 
 
+def test_a_log_that_was_removed_and_begins_again(store: Store) -> None:
+    store.archive()
+    shutil.rmtree(store.path / ".statepool/log/vm2")
+    shutil.rmtree(store.path / "vm2")
+    store.archive(1)
+    store.pool = open_local(store.path)
+    store.put("other", b"other", object="vm2/disk")
+    store.archive(2)
+    for level, machines in ((0, {"vm1", "vm2"}), (1, {"vm1"}), (2, {"vm1", "vm2"})):
+        store.restore(level, f"back-{level}")
+        assert {state.machine for state in states_of(store.root / f"back-{level}")} == machines
+    assert states_of(store.root / "back-2") == states_of(store.path)
+
+
 def test_bytes_that_come_back_are_not_archived_again(store: Store) -> None:
     store.put("passing", b"passing" * 1000)
     store.archive()
