@@ -33,6 +33,8 @@ from statepool.pools import layout
 from statepool.pools.fold import Fold, Publish
 from statepool.pools.log import MAX_RECORD
 from statepool.pools.records import Checkpoint, Record, apply, decode, encode
+from statepool.transports.base import MOST_TOGETHER
+from statepool.transports.failures import Subject, require_few_holes
 
 PROVIDER = "pool"
 """The name of the archiver of pools."""
@@ -43,7 +45,7 @@ FORMAT = 1
 MOST_INDEX = MAX_RECORD
 """The most bytes of an index: it is held in memory."""
 
-MOST_LOGS = 1 << 30
+MOST_LOGS = MOST_TOGETHER
 """The most bytes of all files of logs in one archive: they are held in memory together."""
 
 HINT = "take another copy of this archive, or an older one"
@@ -327,9 +329,10 @@ class Contents:
                 hint="begin again with level 0",
             )
         sealed, head = evolve(index, logs=files, data=data).sealed()
-        if len(head) > MOST_INDEX:
+        if len(head) > MOST_INDEX or sum(log.size for log in files) > MOST_LOGS:
             raise BadRecord(
-                f"{len(data)} states are more than one archive can have",
+                f"the logs of {len(index.machines)} machines, and {len(data)} states, are more than"
+                " one archive can have",
                 hint="archive some objects at a time, with patterns",
             )
         return cls(sealed, head, dict(logs), parts)
@@ -340,6 +343,7 @@ class Contents:
         :param logs: the contents of the files of logs; their digests have been checked
         :param where: the archive, for messages
         :raises BadRecord: they break a rule
+        :raises IntegrityError: there are more holes than a reader accepts
         """
         try:
             contents = cls(index, head, logs, _parts(index.machines, logs, where))
@@ -347,6 +351,9 @@ class Contents:
         except BadRecord as error:
             told = f"the archive {where} cannot be believed: {error.message}"
             raise BadRecord(told, path=where, hint=HINT) from error
+        for manifest in contents.files:
+            subject = Subject(f"{manifest.id} in {where}", path=where)
+            require_few_holes(manifest.size - manifest.data_size, subject)
         return contents
 
     @cached_property

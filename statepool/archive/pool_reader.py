@@ -69,7 +69,7 @@ WHAT = "the archive"
 
 
 @frozen
-class Verified:
+class VerifiedPool:
     """
     The result of reading an archive.
 
@@ -88,7 +88,7 @@ class Verified:
 
 
 @frozen
-class Restored:
+class RestoredPool:
     """
     The result of a restore.
 
@@ -162,18 +162,6 @@ class _Chunks:
         return count
 
 
-def is_pool_archive(path: Path) -> bool:
-    """
-    :returns: whether a file begins as an archive of a pool does
-    :raises StatePoolError: it cannot be read
-    """
-    try:
-        with opened(path) as stream:
-            return bytes(stream.peek(BLOCK)) == MEMBER_DIRECTORY
-    except IntegrityError:
-        return False  # it begins as a compressed file does, and is none
-
-
 def is_of_pool(stored: Stored) -> bool:
     """:returns: whether an archive is of a pool, according to its manifest"""
     return stored.manifest is not None and stored.manifest.provider == PROVIDER
@@ -227,7 +215,7 @@ def require_next(below: Index | None, index: Index, path: Path) -> None:
 
 def verify_archive(
     path: Path, digest: Digest | None = None, progress: Progress = SILENT
-) -> Verified:
+) -> VerifiedPool:
     """
     Read an archive wholly, and check every byte, as :func:`check_archive`.
 
@@ -235,9 +223,9 @@ def verify_archive(
     """
     try:
         contents = check_archive(path, digest, progress)
-        return Verified(path, contents.index.level, len(contents.files), os.stat(path).st_size)
+        return VerifiedPool(path, contents.index.level, len(contents.files), os.stat(path).st_size)
     except StatePoolError as error:
-        return Verified(path, problem=error.message)
+        return VerifiedPool(path, problem=error.message)
 
 
 def check_archive(
@@ -518,7 +506,7 @@ def restore_pool(
     progress: Progress = SILENT,
     *,
     digests: Sequence[Digest] = (),
-) -> Restored:
+) -> RestoredPool:
     """
     Restore a pool from level 0 and the levels above it. It appears whole, with every byte checked
     and flushed, or not at all.
@@ -559,7 +547,7 @@ def restore_pool(
         finally:
             building.tree.remove_all(building.path)
     states = sum(len(fold.states) for fold in folds.values())
-    return Restored(to, levels[-1].index.level, len(folds), states, data.bytes)
+    return RestoredPool(to, levels[-1].index.level, len(folds), states, data.bytes)
 
 
 def _require_free(place: Beneath, to: Path) -> None:

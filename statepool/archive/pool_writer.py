@@ -55,7 +55,7 @@ from statepool.pools.records import Checkpoint, Record
 from statepool.pools.refusals import mismatched
 from statepool.transports.base import Transfer
 from statepool.transports.copying import hash_read
-from statepool.transports.failures import Subject, translating
+from statepool.transports.failures import Subject, require_few_holes, translating
 from statepool.transports.reading import Slice, slices
 
 ATTEMPTS = 8
@@ -358,6 +358,7 @@ class PoolWriter:
     ) -> None:
         assert manifest.digest is not None
         subject = Subject(f"{manifest.id} in {self.pool}", str(self.pool))
+        require_few_holes(manifest.size - manifest.data_size, subject)
         reader = Placed(descriptor, manifest.extents, subject)
         out(header_of(manifest))
         if manifest.size <= PIECE:

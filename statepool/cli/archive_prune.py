@@ -83,6 +83,7 @@ def _rules(function: _Function) -> _Function:
 @click.pass_obj
 def command(
     session: Session,
+    /,
     directory: Path,
     backup_id: str | None,
     levels: tuple[str, ...],

@@ -12,7 +12,7 @@ from statepool.archive.definition import BackupDefinition, Event, NoListener
 from statepool.archive.manifest import Manifest as ArchiveManifest
 from statepool.archive.manifest import read_manifest
 from statepool.archive.pool_archiver import PoolArchiver
-from statepool.archive.pool_reader import Restored, restore_pool
+from statepool.archive.pool_reader import RestoredPool, restore_pool
 from statepool.care.gc import gc_pool
 from statepool.model.digest import Digest
 from statepool.model.location import Location
@@ -180,7 +180,7 @@ class Store:
         assert path == self.archive_path(level, str(found.backup_type))
         return Archived(path, manifest, heard.events)
 
-    def restore(self, level: int = 0, name: str = "back", kind: str = "tar") -> Restored:
+    def restore(self, level: int = 0, name: str = "back", kind: str = "tar") -> RestoredPool:
         paths = [self.archive_path(number, kind) for number in range(level + 1)]
         return restore_pool(paths, self.root / name)
 

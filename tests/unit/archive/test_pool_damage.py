@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -264,6 +265,19 @@ def test_members_that_lead_elsewhere(lasting: Store, name: str, kind: bytes, whe
         first_data = next(one for one in tar.getmembers() if "/data/" in one.name).offset
     at = {"first": 0, "before the data": first_data, "last": len(content) - len(END)}[where]
     refused(lasting, content[:at] + strange + content[at:])
+
+
+def test_endless_holes(lasting: Store) -> None:
+    """A log can say that a state has exabytes of zeros, which nobody would read to their end."""
+    contents = _contents(lasting.archive_path(1))
+    (log,) = contents.index.logs
+    text = contents.logs[log.name].decode()
+    (size,) = re.findall(r'"size":(\d+)', text)
+    content = text.replace(f'"size":{size}', f'"size":{1 << 60},"extents":[[0,512]]', 1).encode()
+    changed = evolve(log, size=len(content), digest=Digest.of_text(content))
+    path = lasting.root / "endless"
+    path.write_bytes(forged(contents, logs=(changed,), contents_of_logs={log.name: content}))
+    assert "holes" in (verify_archive(path).problem or "")
 
 
 def test_what_is_no_archive(lasting: Store) -> None:
