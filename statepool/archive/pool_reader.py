@@ -57,7 +57,7 @@ from statepool.pools import layout
 from statepool.pools.fold import Fold
 from statepool.pools.log import random_nonce
 from statepool.pools.refusals import mismatched
-from statepool.transports.base import Transfer
+from statepool.transports.base import Transfer, small_file_mode
 from statepool.transports.copying import copy_read, hash_read
 from statepool.transports.failures import Subject, translated, translating
 from statepool.transports.local import LocalTransport
@@ -76,14 +76,12 @@ class VerifiedPool:
     :param path: of the archive
     :param level: its level
     :param states: how many states have bytes in it
-    :param bytes: of the file
     :param problem: what is wrong with it, and with which member; None if nothing is
     """
 
     path: Path
     level: int | None = None
     states: int = 0
-    bytes: int = 0
     problem: str | None = None
 
 
@@ -223,7 +221,7 @@ def verify_archive(
     """
     try:
         contents = check_archive(path, digest, progress)
-        return VerifiedPool(path, contents.index.level, len(contents.files), os.stat(path).st_size)
+        return VerifiedPool(path, contents.index.level, len(contents.files))
     except StatePoolError as error:
         return VerifiedPool(path, problem=error.message)
 
@@ -433,6 +431,8 @@ class DataPlace:
     def __init__(self, tree: Tree, wanted: Iterable[Digest]) -> None:
         self._data = Tree(f"{tree.root}/{layout.DATA}", held=tree.open(layout.DATA, _DIRECTORY))
         self._wanted = set(wanted)
+        with self._data.open("", _DIRECTORY) as directory:
+            self._list_mode = small_file_mode(os.fstat(directory).st_mode)
         self.bytes = 0
 
     @property
@@ -465,7 +465,10 @@ class DataPlace:
             found = copy_read(reader, descriptor, transfer).digest
         if found == manifest.digest and layout.has_pieces(found, manifest.size):
             name = layout.list_of(found.file_name)
-            with self._writing(manifest), self._data.open(name, _NEW, 0o644) as descriptor:
+            with (
+                self._writing(manifest),
+                self._data.open(name, _NEW, self._list_mode) as descriptor,
+            ):
                 _write(descriptor, memoryview(bytes(pieces)), 0)
         return found
 
@@ -477,6 +480,7 @@ class DataPlace:
             opened = self._data.open(digest.file_name, _NEW, layout.READ_ONLY)
         with opened as descriptor:
             with self._writing(manifest):
+                os.fchmod(descriptor, layout.READ_ONLY)
                 os.ftruncate(descriptor, manifest.size)
             yield descriptor
         self._wanted.discard(digest)
