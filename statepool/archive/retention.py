@@ -305,8 +305,8 @@ def _kept_by_rules(
         assert root is not None, "only archives that can be restored are asked about"
         yield from ((archive, found[root]) for found in (series, recent) if root in found)
         if rules.kept is not None and age_of(archive.keeping) <= rules.kept:
-            kept = f"the keeping id {archive.keeping}" if archive.keeping else "the present one"
-            yield archive, f"it is {kept}, of {rules.kept} that stay"
+            told = f"{archive.keeping} is one of the first {rules.kept} keeping ids"
+            yield archive, told if archive.keeping is not None else "it is the present one"
         if rules.within is not None and now - archive.time <= rules.within:
             yield archive, f"it was made within {_days(rules.within)}"
     for level, number in sorted(rules.levels.items()):

@@ -145,7 +145,8 @@ def _show(session: Session, pruned: Pruned, dry_run: bool) -> None:
     for name in (*(pruned.files if pruned.plan is None or not dry_run else ()), *pruned.leftovers):
         session.say(f"{output.safe(name)}: {would}removed")
     total, count = output.size(pruned.bytes), len(pruned.files)
-    told = f"{would}removed {count} {'archive' if count == 1 else 'archives'}, {total}"
+    done = "would remove" if dry_run else "removed"
+    told = f"{done} {count} {'archive' if count == 1 else 'archives'}, {total}"
     session.say(f"{output.safe(pruned.backup_id)}: {told}")
 
 

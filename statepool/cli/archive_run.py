@@ -10,10 +10,9 @@ import click
 from statepool.cli import output, paths
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session, dry_run_option
-from statepool.cli.signals import orderly
 
 if TYPE_CHECKING:
-    from statepool.archive.aaconfig import Spec
+    from statepool.archive.aaconfig import Spec, Unused
 
 
 @click.command("run", cls=Command)
@@ -47,38 +46,38 @@ def command(
     """
     from statepool.cli.archive import default_work_dir, make
 
-    specs = _chosen(file.absolute(), ids)
-    for one in (one for spec in specs for one in spec.unused):
-        warn(f"warning: {output.safe(str(one))}")
-    forms: list[dict[str, Any]] = []
+    specs, unused = _chosen(file.absolute(), ids)
+    if not session.json:
+        for one in unused:
+            warn(f"warning: {output.safe(str(one))}")
+    made: dict[str, str | None] = {}
     for spec in specs:
-        definition = spec.definition
-        if dry_run:
-            forms.append({"id": definition.backup_id, "archive": None})
-            session.say(
-                f"{output.safe(definition.backup_id)}: would archive"
-                f" {output.safe(definition.root)} in {output.safe(str(definition.destination))}"
-            )
-            continue
-        with orderly():
-            path = make(session, spec.archiver, work_dir or default_work_dir(), **_options(spec))
-        forms.append({"id": definition.backup_id, "archive": str(path)})
-        session.say(f"{output.safe(definition.backup_id)}: {output.safe(str(path))}")
+        definition, path = spec.definition, None
+        told = f"would archive {definition.root} in {definition.destination}"
+        if not dry_run:
+            options = _options(spec)
+            path, _ = make(session, spec.archiver, work_dir or default_work_dir(), **options)
+            told = str(path)
+        made[definition.backup_id] = str(path) if path is not None else None
+        if not session.json:
+            session.say(f"{definition.backup_id}: {told}")
     if session.json:
-        unused = [str(one) for spec in specs for one in spec.unused]
-        session.answer_json({"archives": forms, "unused": unused, "dry_run": dry_run})
+        archives = [{"id": name, "archive": path} for name, path in made.items()]
+        answer = {"archives": archives, "unused": list(map(str, unused)), "dry_run": dry_run}
+        session.answer_json(answer)
 
 
-def _chosen(file: Path, ids: tuple[str, ...]) -> list[Spec]:
+def _chosen(file: Path, ids: tuple[str, ...]) -> tuple[list[Spec], list[Unused]]:
+    """:returns: the chosen specifications, and the keywords without a meaning here"""
     from statepool.archive.aaconfig import SUFFIX, read_config, read_spec, read_specs
     from statepool.errors import NotFound
 
+    unused: list[Unused] = []
     if file.name.endswith(SUFFIX):
         found = [read_spec(file)]
     else:
         config = read_config(file)
-        for one in config.unused:
-            warn(f"warning: {output.safe(str(one))}")
+        unused += config.unused
         found = read_specs(config)
     known = {spec.definition.backup_id for spec in found}
     if unknown := [name for name in ids if name not in known]:
@@ -87,7 +86,8 @@ def _chosen(file: Path, ids: tuple[str, ...]) -> list[Spec]:
             path=str(file),
             hint="it specifies " + (", ".join(sorted(known)) or "none"),
         )
-    return [spec for spec in found if not ids or spec.definition.backup_id in ids]
+    chosen = [spec for spec in found if not ids or spec.definition.backup_id in ids]
+    return chosen, unused + [one for spec in chosen for one in spec.unused]
 
 
 def _options(spec: Spec) -> dict[str, Any]:
