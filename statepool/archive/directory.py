@@ -72,6 +72,16 @@ class Move:
     snapshot: bool = False
 
 
+def backup_ids(path: Path) -> list[str]:
+    """
+    :returns: the ids of all backups with archives in a directory, in order
+    :raises TransportError: the directory cannot be read
+    """
+    with translate_os_errors("list", Subject(f"the archives in {path}", path=str(path))):
+        names = (ArchiveName.parse(name) for name in os.listdir(path))
+        return sorted({name.backup_id for name in names if name is not None})
+
+
 class ArchiveDirectory:
     """
     The archives of one backup.

@@ -9,6 +9,7 @@ directories that had been renamed are renamed.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -51,21 +52,35 @@ class Restored:
     warnings: tuple[str, ...] = field(default=())
 
 
-def newest_until(stored: dict[ArchiveName, Stored], moment: float) -> ArchiveName:
+def choose(
+    stored: dict[ArchiveName, Stored],
+    *,
+    level: int | None = None,
+    keeping_id: str | None = None,
+    until: float = math.inf,
+) -> ArchiveName:
     """
+    Choose the newest archive that fits.
+
     :param stored: all archives of a backup
-    :param moment: in seconds since the epoch
-    :returns: the newest archive that was made at this time or before, kept ones among them
+    :param level: only this level, of what is kept under ``keeping_id``, or is not kept
+    :param keeping_id: only what is kept under this id
+    :param until: only archives that were made at this time or before, in seconds since the epoch
     :raises NotFound: there is none
     """
     found = [
-        (one.manifest.created, name)
+        (one.manifest.created if one.manifest is not None else math.inf, name.level, name)
         for name, one in stored.items()
-        if one.manifest is not None and one.manifest.created <= moment
+        if (level is None or name.level == level)
+        and (name.keeping_id == keeping_id or (level is None and keeping_id is None))
     ]
-    if not found:
-        raise NotFound("no archive of this backup is as old as that", hint="see what is listed")
-    return max(found)[1]
+    old_enough = [one for one in found if one[0] <= until]
+    if not old_enough:
+        what = "no archive of this backup is as old as that"
+        if not found:
+            what = "there is no such archive of this backup"
+        raise NotFound(what, hint="statepool archive list shows which there are")
+    return max(old_enough)[2]
 
 
 class Restore:
