@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from statepool.cli import output, paths
+from statepool.cli import archive_prune, archive_run, output, paths
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Helpful, Session, dry_run_option
 from statepool.cli.signals import orderly
@@ -124,9 +124,9 @@ _restart_options = _several(
 @_type_option
 @click.option(
     "--archiver",
-    default="external",
     metavar="NAME",
-    help="external (GNU tar; if not given), internal (no other program, no levels), or another.",
+    help="external (GNU tar; if not given), internal (no other program, no levels), pool (if not"
+    " given, and ROOT is a location with ://, or --object is given), or another.",
 )
 @click.option("-i", "--incremental", is_flag=True, help="Make the next level.")
 @click.option(
@@ -136,7 +136,19 @@ _restart_options = _several(
     help="Make this level; the next one if it is higher. Levels above it are overwritten.",
 )
 @click.option("--include", multiple=True, metavar="PATH", help="Only this; may be repeated.")
-@click.option("--exclude", multiple=True, metavar="PATH", help="Not this; may be repeated.")
+@click.option(
+    "--object",
+    "objects",
+    multiple=True,
+    metavar="PATTERN",
+    help="Of a pool, only these, such as 'vm1/*'; may be repeated.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATH",
+    help="Not this; of a pool a pattern, such as 'vm1/disk:rescue'; may be repeated.",
+)
 @click.option("--strength", metavar="0-9", type=click.IntRange(0, 9), help="Of the compression.")
 @click.option(
     "--threads",
@@ -165,10 +177,11 @@ def create(
     root: str,
     destination: Path,
     backup_type: str | None,
-    archiver: str,
+    archiver: str | None,
     incremental: bool,
     level: int | None,
     include: tuple[str, ...],
+    objects: tuple[str, ...],
     exclude: tuple[str, ...],
     strength: int | None,
     threads: int | None,
@@ -178,45 +191,89 @@ def create(
     **restarts: float | None,
 ) -> None:
     """
-    Archive the directory ROOT.
+    Archive the directory, or the pool, ROOT.
 
     The archive appears when it is whole. PATH is relative to ROOT. Files that changed or vanished
     meanwhile, or cannot be read, are told on standard error, and the exit code is 0.
     """
     from statepool.archive.definition import BackupDefinition
 
+    if archiver is None:
+        archiver = "pool" if objects or "://" in root else "external"
+    if objects and archiver != "pool":
+        raise click.UsageError("--object is for pools; in a directory, it is --include")
     definition = BackupDefinition(
-        backup_id, backup_type or "tar.gz", destination, root, include, exclude
+        backup_id, backup_type or "tar.gz", destination, root, (*include, *objects), exclude
     )
+    path, told = make(
+        session,
+        archiver,
+        work_dir or default_work_dir(),
+        definition=definition,
+        incremental=incremental,
+        level=level,
+        restarts=_restarts(restarts),
+        strength=strength,
+        threads=threads,
+        overwrite_at_start=overwrite_at_start,
+        keep=keep,
+    )
+    made = _stored(_directory(destination, backup_id), path.name)
+    if session.json:
+        events = [
+            {"kind": one.kind, "operation": one.operation, "path": one.path, "text": one.text}
+            for one in told
+        ]
+        session.answer_json({"archive": _form(made), "events": events})
+        return
+    manifest = made.manifest
+    assert manifest is not None
+    warnings = sum(one.kind.is_warning for one in told)
+    held = f"{manifest.members} members"
+    if "states" in manifest.facts:  # of a pool
+        count, machines = manifest.facts["states"], manifest.facts["machines"]
+        held = f"{count} {'state' if count == 1 else 'states'}"
+        held += f" of {machines} {'machine' if machines == 1 else 'machines'}"
+    session.say(
+        f"{made.name}: {output.size(made.size)}, {held}"
+        + (f", {warnings} {'warning' if warnings == 1 else 'warnings'}" if warnings else "")
+    )
+
+
+def make(
+    session: Session,
+    archiver: str,
+    work_dir: Path,
+    *,
+    definition: BackupDefinition,
+    incremental: bool,
+    restarts: Restarts | None,
+    strength: int | None,
+    overwrite_at_start: bool,
+    keep: int,
+    level: int | None = None,
+    threads: int | None = None,
+) -> tuple[Path, list[Event]]:
+    """
+    Make an archive.
+
+    :param archiver: the name of the archiver
+    :param restarts: the rules for levels; without them each level is the next one
+    :returns: its path, and the events; those were shown
+    """
     maker, listener = _archiver(session, archiver, work_dir, threads)
-    rules = _restarts(restarts)
     options: dict[str, Any] = {
         "compression_strength": strength,
         "overwrite_at_start": overwrite_at_start,
         "keep": keep,
     }
     with orderly():
-        if incremental or level is not None or rules is not None:
-            if rules is not None and level is None:
-                level = _restarted(session, maker, definition, rules, options)
-            path = maker.backup_files_incrementally(definition, level=level, **options)
-        else:
-            path = maker.backup_files(definition, **options)
-    made = _stored(_directory(destination, backup_id), path.name)
-    if session.json:
-        events = [
-            {"kind": one.kind, "operation": one.operation, "path": one.path, "text": one.text}
-            for one in listener.events
-        ]
-        session.answer_json({"archive": _form(made), "events": events})
-        return
-    manifest = made.manifest
-    assert manifest is not None
-    warnings = sum(one.kind.is_warning for one in listener.events)
-    session.say(
-        f"{made.name}: {output.size(made.size)}, {manifest.members} members"
-        + (f", {warnings} {'warning' if warnings == 1 else 'warnings'}" if warnings else "")
-    )
+        if not (incremental or level is not None or restarts is not None):
+            return maker.backup_files(definition, **options), listener.events
+        if restarts is not None and level is None:
+            level = _restarted(session, maker, definition, restarts, options)
+        path = maker.backup_files_incrementally(definition, level=level, **options)
+    return path, listener.events
 
 
 class _Told:
@@ -242,16 +299,20 @@ def _archiver(
     from statepool.archive.registry import archiver_class
 
     listener = _Told(session)
+    # how other hosts are reached
+    options = {"settings": session.config.settings} if name == "pool" else {}
     made = archiver_class(name)(
-        work_dir or _default_work_dir(),
+        work_dir or default_work_dir(),
         listener=listener,
         progress=session.progress(),
         threads=threads or 0,
+        **options,
     )
     return made, listener
 
 
-def _default_work_dir() -> Path:
+def default_work_dir() -> Path:
+    """:returns: where snapshot files are if the user does not say it"""
     from statepool.config.places import home, xdg
     from statepool.errors import ConfigError
 
@@ -551,6 +612,10 @@ def purge(session: Session, backup_id: str | None, work_dir: Path | None, dry_ru
     if not dry_run:
         maker.purge_stored_backup_data(backup_id)
     _tell(session, "purged", f"{backup_id}: {'would be ' * dry_run}purged")
+
+
+command.add_command(archive_prune.command)
+command.add_command(archive_run.command)
 
 
 # -- parts -----------------------------------------------------------------------------------------
