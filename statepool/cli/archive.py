@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from statepool.cli import archive_prune, archive_run, output, paths
+from statepool.cli.archiving import archiver_of, default_work_dir, make
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Helpful, Session, dry_run_option
 from statepool.cli.signals import orderly
 
 if TYPE_CHECKING:
-    from statepool.archive.archiver import Archiver
-    from statepool.archive.definition import BackupDefinition, Event
+    from statepool.archive.definition import BackupDefinition
     from statepool.archive.directory import ArchiveDirectory, Stored
     from statepool.archive.levels import Restarts
     from statepool.archive.names import ArchiveName
@@ -240,112 +238,11 @@ def create(
     )
 
 
-def make(
-    session: Session,
-    archiver: str,
-    work_dir: Path,
-    *,
-    definition: BackupDefinition,
-    incremental: bool,
-    restarts: Restarts | None,
-    strength: int | None,
-    overwrite_at_start: bool,
-    keep: int,
-    level: int | None = None,
-    threads: int | None = None,
-) -> tuple[Path, list[Event]]:
-    """
-    Make an archive.
-
-    :param archiver: the name of the archiver
-    :param restarts: the rules for levels; without them each level is the next one
-    :returns: its path, and the events; those were shown
-    """
-    maker, listener = _archiver(session, archiver, work_dir, threads)
-    options: dict[str, Any] = {
-        "compression_strength": strength,
-        "overwrite_at_start": overwrite_at_start,
-        "keep": keep,
-    }
-    with orderly():
-        if not (incremental or level is not None or restarts is not None):
-            return maker.backup_files(definition, **options), listener.events
-        if restarts is not None and level is None:
-            level = _restarted(session, maker, definition, restarts, options)
-        path = maker.backup_files_incrementally(definition, level=level, **options)
-    return path, listener.events
-
-
-class _Told:
-    """A listener that shows events, and remembers them."""
-
-    def __init__(self, session: Session) -> None:
-        self.events: list[Event] = []
-        self._session = session
-
-    def file_added(self, path: str) -> None:
-        """Do nothing: there can be millions."""
-
-    def event(self, event: Event) -> None:
-        """Show an event."""
-        self.events.append(event)
-        if not self._session.json and (event.kind.is_warning or self._session.verbose):
-            warn(f"{'warning: ' * event.kind.is_warning}{event.text}")
-
-
-def _archiver(
-    session: Session, name: str, work_dir: Path | None, threads: int | None = None
-) -> tuple[Archiver, _Told]:
-    from statepool.archive.registry import archiver_class
-
-    listener = _Told(session)
-    # how other hosts are reached
-    options = {"settings": session.config.settings} if name == "pool" else {}
-    made = archiver_class(name)(
-        work_dir or default_work_dir(),
-        listener=listener,
-        progress=session.progress(),
-        threads=threads or 0,
-        **options,
-    )
-    return made, listener
-
-
-def default_work_dir() -> Path:
-    """:returns: where snapshot files are if the user does not say it"""
-    from statepool.config.places import home, xdg
-    from statepool.errors import ConfigError
-
-    place = xdg(os.environ, "XDG_STATE_HOME", home(os.environ), ".local/state")
-    if place is None:
-        raise ConfigError(
-            "there is no home directory to keep snapshot files in", hint="name one with --work-dir"
-        )
-    return Path(place, "statepool/archive")
-
-
 def _restarts(given: dict[str, Any]) -> Restarts | None:
     from statepool.archive.levels import Restarts
 
     values = {name: value for name, value in given.items() if value is not None}
     return Restarts(**values) if values else None
-
-
-def _restarted(
-    session: Session,
-    maker: Archiver,
-    definition: BackupDefinition,
-    rules: Restarts,
-    options: dict[str, Any],
-) -> int:
-    from statepool.archive.levels import next_level
-
-    stored = _directory(definition.destination, definition.backup_id).stored()
-    chosen = next_level(stored, maker.get_max_backup_level(definition), rules, time.time())
-    options["facts"] = chosen.facts
-    if not session.json:
-        session.say(f"level {chosen.level}: {chosen.reason}")
-    return chosen.level
 
 
 @command.command("list", cls=Command)
@@ -533,7 +430,7 @@ def keep(
     """
     if new_keeping_id is None and (keeping_id is not None or level is not None):
         raise click.UsageError("--keeping-id and --level need NEW_ID")
-    maker, _ = _archiver(session, "external", work_dir)
+    maker, _ = archiver_of(session, "external", work_dir)
     definition = _definition(directory, backup_id, backup_type)
     with orderly():
         if new_keeping_id is None:
@@ -569,7 +466,7 @@ def remove(
 
     Without --keeping-id, what is not kept is removed, with its snapshot files.
     """
-    maker, _ = _archiver(session, "external", work_dir)
+    maker, _ = archiver_of(session, "external", work_dir)
     definition = _definition(directory, backup_id, backup_type)
     chosen = [
         str(name)
@@ -601,7 +498,7 @@ def purge(session: Session, backup_id: str | None, work_dir: Path | None, dry_ru
 
     Without ID, the backups that have some are listed. Archives stay.
     """
-    maker, _ = _archiver(session, "external", work_dir)
+    maker, _ = archiver_of(session, "external", work_dir)
     known = maker.get_stored_backup_ids()
     if backup_id is None:
         if session.json:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from statepool.cli import output, paths
+from statepool.cli.archiving import default_work_dir
 from statepool.cli.session import Command, Session, dry_run_option
 from statepool.cli.signals import orderly
 
@@ -101,7 +102,6 @@ def command(
     stays or goes.
     """
     from statepool.archive.prune import backups_in, prune
-    from statepool.cli.archive import default_work_dir
 
     place, work = directory.absolute(), (work_dir or default_work_dir()).absolute()
     given = _given(levels, orphans, rules)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from statepool.cli import output, paths
+from statepool.cli.archiving import default_work_dir, make
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session, dry_run_option
 
@@ -44,8 +45,6 @@ def command(
     Without ID, all of them. Keywords of these files that have no meaning here are told on standard
     error; --dry-run only reads the files.
     """
-    from statepool.cli.archive import default_work_dir, make
-
     specs, unused = _chosen(file.absolute(), ids)
     if not session.json:
         for one in unused:
