@@ -62,13 +62,13 @@ class PoolArchiver(Archiver):
         return str(self._pool(definition).location)
 
     def estimate(self, definition: BackupDefinition) -> int:
-        """:returns: the bytes of all states, without holes"""
+        """:returns: the bytes of all states whose log can be used, without holes"""
         pool = self._pool(definition)
         try:
-            folds = pool.folds(pool.logged_machines()).values()
+            folds, _ = pool.usable_folds(pool.logged_machines())
         finally:
             pool.transport.close()
-        sizes = {one.digest: one.data_size for fold in folds for one in fold.manifests}
+        sizes = {one.digest: one.data_size for fold in folds.values() for one in fold.manifests}
         return sum(sizes.values())
 
     def produce(self, job: Job) -> dict[str, Any]:

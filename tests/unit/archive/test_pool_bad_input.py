@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from statepool.archive.pool_archiver import PoolArchiver
 from statepool.archive.pool_reader import read_index, restore_pool, verify_archive
 from statepool.archive.pool_writer import PoolWriter
 from statepool.errors import (
@@ -392,3 +393,13 @@ def test_others_publish_remove_and_collect_meanwhile(store: Store) -> None:
         states_of(store.root / f"back-{level}")  # checks all bytes
         fold = open_local(store.root / f"back-{level}").fold("vm1")
         assert fold.number == positions[level]
+
+
+def test_what_a_pool_is_estimated_at(store: Store) -> None:
+    archiver = PoolArchiver(store.root / "work")
+    sizes = {one.digest: one.data_size for one in store.pool.fold("vm1").manifests}
+    large = store.pool.fold("vm2").manifests
+    expected = sum(sizes.values()) + sum(one.data_size for one in large)
+    assert archiver.estimate(store.definition()) == expected
+    (store.path / ".statepool/log/vm2/00000000000000000001.json").write_text("{")
+    assert archiver.estimate(store.definition()) == sum(sizes.values())
