@@ -457,7 +457,7 @@ class Archiver(abc.ABC):
                 or one is None
                 or manifest.level != level
                 or manifest.size != one.size
-                or manifest.base != (base.digest if base is not None else None)
+                or manifest.base != (base.key if base is not None else None)
                 or manifest.snapshot is None
                 or manifest.snapshot != self._snapshot_digest(directory.backup_id, level)
             ):

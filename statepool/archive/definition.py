@@ -108,6 +108,10 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(path))
 
 
+def _text(path: str | os.PathLike[str]) -> str:
+    return os.fspath(path)
+
+
 def _relative(paths: object) -> frozenset[str]:
     if isinstance(paths, str) or not hasattr(paths, "__iter__"):
         raise UsageError(f"not a set of paths: {paths!r}")
@@ -142,7 +146,7 @@ class BackupDefinition:
     backup_id: str
     backup_type: BackupType = field(converter=BackupType)
     destination: Path = field(converter=_absolute)
-    root: str = field(default="", converter=os.fspath)
+    root: str = field(default="", converter=_text)
     include_files: frozenset[str] = field(default=frozenset(), converter=_relative)
     exclude_files: frozenset[str] = field(default=frozenset(), converter=_relative)
 

@@ -129,9 +129,7 @@ class ArchiveDirectory:
         :raises NotFound: there is no such archive, or one that it stands on is missing
         :raises IntegrityError: the manifest of one of them is missing or altered
         """
-        by_digest = {
-            one.manifest.digest: one for one in stored.values() if one.manifest is not None
-        }
+        by_key = {one.manifest.key: one for one in stored.values() if one.manifest is not None}
         one = stored.get(name)
         if one is None:
             raise NotFound(
@@ -139,7 +137,7 @@ class ArchiveDirectory:
             )
         found = [self._usable(one)]
         while (manifest := found[-1].manifest) is not None and manifest.base is not None:
-            below = by_digest.get(manifest.base)
+            below = by_key.get(manifest.base)
             if below is None or below in found:
                 raise NotFound(
                     f"level {(manifest.level or 0) - 1} that {found[-1].name} stands on is not"

@@ -207,7 +207,7 @@ class Ended(Exception):
     """A program has ended before it read all that it should."""
 
 
-_CANNOT = r"(?P<path>.*): (?:Warning: )?Cannot (?P<doing>\w+): "
+_CANNOT = r"(?P<path>.*?): (?:Warning: )?Cannot (?P<doing>\w+): "
 
 _MESSAGES: tuple[tuple[str, EventKind, SubOperation], ...] = (
     (r"(?P<path>.*): file changed as we read it", EventKind.FILE_CHANGED, SubOperation.READ),
@@ -236,7 +236,7 @@ _MESSAGES: tuple[tuple[str, EventKind, SubOperation], ...] = (
         SubOperation.STAT,
     ),
     (
-        r"(?P<path>.*): (?:Warning: )?(?:Cannot|Read error at) .*",
+        r"(?P<path>.*?): (?:Warning: )?(?:Cannot|Read error at) .*",
         EventKind.UNKNOWN_OS_ERROR,
         SubOperation.UNKNOWN_FILE_OPERATION,
     ),

@@ -94,6 +94,9 @@ class _Adder:
             self._ignore(full, path)
             return False
         info.name = path if path != "." else "./"
+        if (seconds := _exact_mtime(full)) is not None:
+            info.mtime = int(info.mtime)
+            info.pax_headers = {"mtime": seconds}
         if info.isreg():
             return self._add_file(full, path, info)
         self._tar.addfile(info)
@@ -142,6 +145,15 @@ class _Adder:
             errno.ELOOP: EventKind.FILE_CHANGED,
         }.get(error.errno or 0, EventKind.UNKNOWN_OS_ERROR)
         self._job.event(Event(kind, operation, path, f"{path}: {error.strerror}"))
+
+
+def _exact_mtime(path: str) -> str | None:
+    """:returns: the mtime in seconds, where it has fractions, which a float cannot hold"""
+    try:
+        seconds, rest = divmod(os.lstat(path).st_mtime_ns, 10**9)
+    except OSError:
+        return None  # it has vanished since; what follows tells
+    return f"{seconds}.{rest:09d}" if rest and seconds >= 0 else None
 
 
 class _Padded:

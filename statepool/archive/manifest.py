@@ -106,7 +106,8 @@ class Manifest:
     :param size: of the archive, in bytes
     :param content_size: of the tar in it, in bytes
     :param digest: of the archive
-    :param base: the digest of the archive of the level below; None for level 0
+    :param nonce: a random text: two archives can have the same bytes and stand on different ones
+    :param base: the key of the level below; None for level 0
     :param snapshot: the digest of the snapshot file that the next level begins with; None if there
         is none
     :param renames: whether the tar says of directories that they were renamed
@@ -126,6 +127,7 @@ class Manifest:
     size: int
     content_size: int
     digest: Digest
+    nonce: str
     base: Digest | None = None
     snapshot: Digest | None = None
     renames: bool = False
@@ -133,6 +135,11 @@ class Manifest:
     events: dict[str, int] = field(factory=dict)
     facts: dict[str, Any] = field(factory=dict)
     format: int = FORMAT
+
+    @property
+    def key(self) -> Digest:
+        """What the next level refers to it by."""
+        return Digest.of_text(f"{self.nonce} {self.digest}")
 
     @property
     def name(self) -> ArchiveName:

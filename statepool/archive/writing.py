@@ -25,6 +25,7 @@ from statepool.archive.scan import Scanner
 from statepool.beneath import Tree
 from statepool.model.digest import Digest
 from statepool.model.progress import Progress
+from statepool.pools.log import random_nonce
 from statepool.transports.failures import Subject, translate_os_errors
 
 Write = Callable[[bytes | memoryview], object]
@@ -106,7 +107,8 @@ class Order:
             size=0,
             content_size=0,
             digest=Digest.of_text(b""),
-            base=self.base.digest if self.base is not None else None,
+            nonce=random_nonce(),
+            base=self.base.key if self.base is not None else None,
         )
 
 
