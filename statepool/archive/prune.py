@@ -187,7 +187,7 @@ def _archive(stored: Stored) -> Archive:
         name.keeping_id,
         manifest.created,
         stored.size,
-        str(manifest.digest),
+        str(manifest.key),
         str(manifest.base) if manifest.base is not None else None,
         name.extension,
         problem,

@@ -41,9 +41,9 @@ class Archive:
         is the present one
     :param time: when it was made, in seconds since the epoch
     :param size: of its file, in bytes
-    :param digest: of its file, if it is known
-    :param base: the digest of the archive of the level below, if it is known; otherwise that is
-        taken to be the last archive of this level that was made before
+    :param key: by which other archives say that they stand on it, if it is known
+    :param base: the key of the archive of the level below, if it is known; otherwise that is taken
+        to be the last archive of this level that was made before
     :param kind: of its file, such as its extension: levels of one kind stand on each other
     :param problem: why it cannot be restored, if that is known
     """
@@ -53,7 +53,7 @@ class Archive:
     keeping: str | None = None
     time: float = 0.0
     size: int = 0
-    digest: str | None = None
+    key: str | None = None
     base: str | None = None
     kind: str = ""
     problem: str = ""
@@ -248,13 +248,13 @@ def _bases(newest_first: Sequence[Archive]) -> dict[Archive, Archive | None]:
     of_level: dict[int, list[Archive]] = defaultdict(list)
     for archive in reversed(newest_first):
         of_level[archive.depth].append(archive)
-    by_digest = {one.digest: one for one in newest_first if one.digest is not None}
+    by_key = {one.key: one for one in newest_first if one.key is not None}
     found: dict[Archive, Archive | None] = {}
     for archive in newest_first:
         below: Archive | None = None
         if archive.depth:
-            if archive.base is not None and by_digest:
-                below = by_digest.get(archive.base)
+            if archive.base is not None and by_key:
+                below = by_key.get(archive.base)
                 below = below if below and below.depth == archive.depth - 1 else None
             else:
                 earlier = of_level[archive.depth - 1]

@@ -48,7 +48,7 @@ def test_a_level_is_what_came_after_the_one_below(store: Store, kind: str) -> No
     assert (second.manifest.level, second.machines, second.states) == (1, 2, 1)
     third = store.archive(2, kind=kind)  # nothing happened
     assert third.states == 0
-    assert third.manifest.base == second.manifest.digest
+    assert third.manifest.base == second.manifest.key
     for made in (first, second, third):
         assert verify_archive(made.path, made.manifest.digest).problem is None
     store.restore(0, "then", kind)

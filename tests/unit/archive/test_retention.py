@@ -54,9 +54,9 @@ def test_a_kept_level_stands_on_the_level_that_was_there_when_it_was_made() -> N
     assert "vm1.2.aa stands on it" in reasons(found, "vm1")
 
 
-def test_digests_say_on_what_a_level_stands_more_exactly_than_times() -> None:
-    old, new = evolve(ago(9, 0, "aa"), digest="a"), evolve(ago(5, 0), digest="b")
-    level = evolve(ago(3, 1), digest="c", base="a")  # the clock was wrong when it was made
+def test_keys_say_on_what_a_level_stands_more_exactly_than_times() -> None:
+    old, new = evolve(ago(9, 0, "aa"), key="a"), evolve(ago(5, 0), key="b")
+    level = evolve(ago(3, 1), key="c", base="a")  # the clock was wrong when it was made
     found = plan([old, new, level], Rules(last=1), NOW)
     assert staying(found) == {"vm1.aa", "vm1.1"}
 
@@ -180,14 +180,14 @@ TIMES = st.integers(-5, 60).map(lambda days: NOW - days * DAY) | st.floats(-1e13
 def archives(draw: st.DrawFn) -> list[Archive]:
     keys = st.tuples(st.sampled_from(["a", "b"]), st.none() | st.integers(0, 4), KEEPING)
     found = draw(st.lists(keys, unique=True, max_size=24))
-    digests = draw(st.booleans())
+    keys_known = draw(st.booleans())
     listed: list[Archive] = []
     for number, (name, level, keeping) in enumerate(found):
-        base = str(draw(st.integers(0, len(found)))) if digests and draw(st.booleans()) else None
-        digest = str(number) if digests else None
+        base = str(draw(st.integers(0, len(found)))) if keys_known and draw(st.booleans()) else None
+        key = str(number) if keys_known else None
         problem = draw(st.sampled_from(["", "", "", "", "it is cut short"]))
         listed.append(
-            Archive(name, level, keeping, draw(TIMES), number, digest, base, problem=problem)
+            Archive(name, level, keeping, draw(TIMES), number, key, base, problem=problem)
         )
     return listed
 
