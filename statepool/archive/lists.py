@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from statepool.archive.scan import names_in
+from statepool.archive.scan import names_in, renames_in
 from statepool.beneath import Tree
+from statepool.pools.log import random_nonce
 
 
 class Lists:
@@ -35,7 +36,8 @@ class Lists:
         :param dumpdir: the list
         """
         names = names_in(dumpdir)
-        self._rename([(letter, name) for letter, name in names if letter in "RT"])
+        renames = renames_in(dumpdir).items()
+        self._rename({_normal(old): _normal(new) for old, new in renames})
         try:
             opened = self._tree.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
@@ -57,28 +59,56 @@ class Lists:
             if letter is None or (letter == "D") != stat.S_ISDIR(status.st_mode):
                 remove(directory, name)
 
-    def _rename(self, steps: Sequence[tuple[str, bytes]]) -> None:
-        aside = ".statepool-renamed"
-        source = ""
-        for letter, name in steps:
-            path = os.path.normpath(os.fsdecode(name)) if name else aside
-            if letter == "R":
-                source = path
-                continue
-            try:
-                self._tree.stat(source)
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # it was made and renamed between the levels
-            above, last = self._tree.place(path)
-            with above as directory:
-                if _exists(directory, last):
-                    remove(directory, last)
-            self._tree.rename(source, path)
+    def _rename(self, new_names: Mapping[str, str]) -> None:
+        """Give directories their new names, as if all at once."""
+        aside = {old: f".{random_nonce()}.renamed" for old in new_names}
+        moved = []
+        for old in sorted(new_names, key=_depth, reverse=True):
+            if self._is_there(old):
+                self._tree.rename(old, aside[old])
+                moved.append(old)
+        for old in sorted(moved, key=lambda one: _depth(new_names[one])):
+            new = new_names[old]
+            above, _, name = new.rpartition("/")
+            self._make(above)
+            with self._tree.open(above, os.O_PATH | os.O_DIRECTORY) as directory:
+                if _exists(directory, name):
+                    remove(directory, name)
+            self._tree.rename(aside[old], new)
+
+    def _make(self, path: str) -> None:
+        """Make a directory that is new on this level; GNU tar gives it its mode."""
+        parts = path.split("/") if path else []
+        for number in range(len(parts)):
+            above = "/".join(parts[:number])
+            with self._tree.open(above, os.O_PATH | os.O_DIRECTORY) as directory:
+                name = parts[number]
+                if _exists(directory, name):
+                    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode):
+                        continue
+                    remove(directory, name)
+                os.mkdir(name, stat.S_IRWXU, dir_fd=directory)
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self._tree.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False  # it was made and renamed between the levels
+        return True
 
     def _permit(self, path: str) -> None:
         above, last = self._tree.place(path)
         with above as directory:
             os.chmod(last, stat.S_IRWXU, dir_fd=directory)
+
+
+def _normal(name: bytes) -> str:
+    return os.path.normpath(os.fsdecode(name))
+
+
+def _depth(path: str) -> int:
+    return path.count("/")
 
 
 def _exists(directory: int, name: str) -> bool:

@@ -12,7 +12,7 @@ import contextlib
 import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from attrs import field, frozen
@@ -22,7 +22,7 @@ from statepool.archive.external import Ended, Tar
 from statepool.archive.lists import Lists, remove
 from statepool.archive.names import ArchiveName
 from statepool.archive.pool_reader import is_of_pool, restore_pool
-from statepool.archive.scan import Entry, names_in
+from statepool.archive.scan import Entry, names_in, renames_in
 from statepool.archive.verify import checked
 from statepool.beneath import Tree
 from statepool.errors import FileInTheWay, NotFound, UnsafeImage, UsageError
@@ -231,6 +231,7 @@ class Restore:
             "--delay-directory-restore",
             "--quoting-style=escape",
             "--warning=no-timestamp",
+            "--warning=no-unknown-keyword",
         ]
         arguments.append("--same-owner" if os.geteuid() == 0 else "--no-same-owner")
         return arguments
@@ -257,7 +258,6 @@ class _Guard:
         self._what, self._trusted, self._lists = what, trusted, lists
         self._wanted = os.fsencode(wanted) if wanted is not None else None
         self._links: set[bytes] = set()  # symbolic links that may be there
-        self._renamed = b""
         self.used = 0
 
     def allow(self, entry: Entry) -> bool:
@@ -309,27 +309,31 @@ class _Guard:
             if letter in "YND":
                 if b"/" in name or name in (b".", b".."):
                     raise self._bad(entry, "its list has a name that leads out")
-            elif letter in "RTX":
-                self._rename(letter, name, entry)
-            else:
+            elif letter not in "RTX":
                 raise self._bad(entry, f"its list has the unknown letter {letter!r}")
+        self._follow(entry, renames_in(entry.dumpdir))
 
-    def _rename(self, letter: str, name: bytes, entry: Entry) -> None:
-        """
-        Follow a rename of the list: ``R`` from, ``T`` to. ``X`` makes a temporary directory, whose
-        name is left out where a directory is moved aside.
-        """
-        path = self._plain(name, entry) if name else _ASIDE
-        if any(above in self._links for above in _above(path)):
-            raise self._bad(entry, f"its list renames {_shown(name)}, which leads through a link")
-        if name and not path:
+    def _follow(self, entry: Entry, renames: Mapping[bytes, bytes]) -> None:
+        """Follow the renames of a list: the links that are there get other names."""
+        paths = {self._plain(old, entry): self._plain(new, entry) for old, new in renames.items()}
+        for old in paths:
+            self._require_no_link(old, entry)
+        self._links = {self._renamed(link, paths) for link in self._links}
+        for new in paths.values():
+            self._require_no_link(new, entry)
+        if b"" in {*paths, *paths.values()}:
             raise self._bad(entry, "its list renames the directory itself")
-        if letter == "R":
-            self._renamed = path + b"/"
-        elif letter == "T":
-            moved = {link for link in self._links if link.startswith(self._renamed)}
-            self._links -= moved
-            self._links |= {path + link[len(self._renamed) - 1 :] for link in moved}
+
+    def _require_no_link(self, path: bytes, entry: Entry) -> None:
+        if any(above in self._links for above in _above(path)):
+            raise self._bad(entry, f"its list renames {_shown(path)}, which leads through a link")
+
+    @staticmethod
+    def _renamed(link: bytes, paths: Mapping[bytes, bytes]) -> bytes:
+        for above in sorted(_above(link), key=len, reverse=True):
+            if above in paths:
+                return paths[above] + link[len(above) :]
+        return link
 
     def _is_wanted(self, path: bytes) -> bool:
         wanted = self._wanted
@@ -357,10 +361,6 @@ class _Guard:
             check="member",
             hint=hint,
         )
-
-
-_ASIDE = b"\0"
-"""Stands for the temporary directory of a list of renames; no path has this byte."""
 
 
 def _shown(name: bytes) -> str:

@@ -359,5 +359,28 @@ def names_in(dumpdir: bytes) -> list[tuple[str, bytes]]:
     return [(chr(item[0]), item[1:]) for item in dumpdir.split(b"\0") if item]
 
 
+def renames_in(dumpdir: bytes) -> dict[bytes, bytes]:
+    """
+    Read the renames of a list: ``R`` from, ``T`` to. An empty name stands for a temporary
+    directory, by which directories change their names among each other.
+
+    GNU tar 1.34 lists a change of names among three directories more than once, and a directory
+    that left a renamed one by the old name of that. So the renames are not steps, but tell for each
+    directory the name on the level below and the name on this one.
+
+    :returns: the new names, by the old ones
+    """
+    found: dict[bytes, bytes] = {}
+    source = aside = b""
+    for letter, name in names_in(dumpdir):
+        if letter == "R":
+            source = name or aside
+        elif letter == "T" and name:
+            found[source] = name
+        elif letter == "T":
+            aside = source
+    return found
+
+
 def _has_renames(dumpdir: bytes) -> bool:
     return any(letter in "RTX" for letter, _ in names_in(dumpdir))
