@@ -17,6 +17,7 @@ from pathlib import Path
 import statepool
 from benchmarks import (
     appends,
+    archive,
     bundles,
     carts,
     cold,
@@ -39,6 +40,7 @@ TABLES: dict[str, Callable[[Bench], Table]] = {
     "small": trusted.table,
     "set": sets.table,
     "bundles": bundles.table,
+    "archive": archive.table,
     "carts": carts.table,
     "start": start.table,
     "locks": locks.table,
