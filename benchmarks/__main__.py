@@ -17,6 +17,7 @@ from pathlib import Path
 import statepool
 from benchmarks import (
     appends,
+    archive,
     archived_pools,
     bundles,
     carts,
@@ -40,6 +41,7 @@ TABLES: dict[str, Callable[[Bench], Table]] = {
     "small": trusted.table,
     "set": sets.table,
     "bundles": bundles.table,
+    "archive": archive.table,
     "archived-pools": archived_pools.table,
     "carts": carts.table,
     "start": start.table,
