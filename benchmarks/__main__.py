@@ -17,6 +17,8 @@ from pathlib import Path
 import statepool
 from benchmarks import (
     appends,
+    archive,
+    archived_pools,
     bundles,
     carts,
     cold,
@@ -40,6 +42,8 @@ TABLES: dict[str, Callable[[Bench], Table]] = {
     "small": trusted.table,
     "set": sets.table,
     "bundles": bundles.table,
+    "archive": archive.table,
+    "archived-pools": archived_pools.table,
     "carts": carts.table,
     "start": start.table,
     "locks": locks.table,
@@ -111,7 +115,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--place",
         type=Path,
         default=Path(),
-        help="where to make a temporary directory: six GiB; the current directory if not given",
+        help=(
+            "where to make a temporary directory: six GiB, for archived-pools thirty; the current"
+            " directory if not given"
+        ),
     )
     parser.add_argument(
         "--tiny",

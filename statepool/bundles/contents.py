@@ -44,7 +44,7 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def _header(
+def header(
     name: str,
     *,
     size: int = 0,
@@ -65,21 +65,31 @@ def _header(
     return info.tobuf(tarfile.PAX_FORMAT, "ascii", "strict")
 
 
-def _directory(name: str) -> bytes:
-    return _header(name, mode=0o755, kind=tarfile.DIRTYPE)
+def directory(name: str) -> bytes:
+    """:returns: the member that makes a directory"""
+    return header(name, mode=0o755, kind=tarfile.DIRTYPE)
 
 
-def _file(name: str, content: bytes) -> bytes:
-    return _header(name, size=len(content), mode=0o644) + content + padding(len(content))
+def member(name: str, content: bytes) -> bytes:
+    """:returns: the member that is a small file"""
+    return header(name, size=len(content), mode=0o644) + content + padding(len(content))
 
+
+def link(name: str, target: str) -> bytes:
+    """:returns: the member that is a symbolic link"""
+    return header(name, mode=0o777, kind=tarfile.SYMTYPE, target=target)
+
+
+MEMBER_DIRECTORY = directory(layout.OURS)
+"""The first member: the directory that has everything but the view."""
 
 POOL = encode({"format": layout.FORMAT, "creator": _WRITER})
 """The content of ``pool.json``."""
 
 PRELUDE = b"".join(
     [
-        *map(_directory, (layout.OURS, *layout.DIRECTORIES)),
-        _file(layout.POOL_FILE, POOL),
+        *map(directory, (layout.OURS, *layout.DIRECTORIES)),
+        member(layout.POOL_FILE, POOL),
     ]
 )
 """The beginning of every bundle: the directories of a pool, and the file that marks it as one."""
@@ -109,7 +119,7 @@ def data_header(manifest: Manifest) -> bytes:
     assert manifest.digest is not None
     name = layout.data(manifest.digest)
     if not manifest.extents:
-        return _header(name, size=manifest.size)
+        return header(name, size=manifest.size)
     extents = list(manifest.extents)
     if sum(extents[-1]) < manifest.size:
         extents.append((manifest.size, 0))  # so that an unpacked file has its full length
@@ -123,7 +133,7 @@ def data_header(manifest: Manifest) -> bytes:
         "GNU.sparse.realsize": str(manifest.size),
     }
     size = len(places) + manifest.data_size
-    return _header(f"GNUSparseFile.0/{manifest.digest.file_name}", size=size, facts=facts) + places
+    return header(f"GNUSparseFile.0/{manifest.digest.file_name}", size=size, facts=facts) + places
 
 
 @frozen(slots=False)
@@ -213,7 +223,7 @@ class Contents:
     @cached_property
     def record_file(self) -> bytes:
         """The member that holds the record."""
-        return _file(self.record_path, self.record)
+        return member(self.record_path, self.record)
 
     @property
     def beginning(self) -> bytes:
@@ -233,12 +243,7 @@ class Contents:
     def closing(self) -> bytes:
         """The bytes after the data: the view, and the end."""
         links = (
-            _header(
-                layout.view(manifest.id),
-                mode=0o777,
-                kind=tarfile.SYMTYPE,
-                target=layout.view_target(manifest.id, manifest.digest),
-            )
+            link(layout.view(manifest.id), layout.view_target(manifest.id, manifest.digest))
             for manifest in self.manifests
             if manifest.digest is not None
         )

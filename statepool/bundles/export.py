@@ -219,7 +219,7 @@ class Export:
                 out.write(content[offset - part.start :][:length])
 
         with open_bytes(self.cache, manifest) as descriptor:
-            reader = _Placed(descriptor, manifest.extents, self._subject(manifest))
+            reader = Placed(descriptor, manifest.extents, self._subject(manifest))
             found = hash_read(
                 reader,
                 manifest.size,
@@ -294,7 +294,7 @@ class Bundle:
         self._work.write_bundle(Output(take, "a bundle", compress=False), self._contents)
 
 
-class _Placed(Reader):
+class Placed(Reader):
     """A reader of the given data extents of a file."""
 
     def __init__(self, descriptor: int, extents: Sequence[Extent], subject: Subject) -> None:

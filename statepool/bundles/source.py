@@ -84,13 +84,13 @@ class BundleTransport(Transport):
         header = bytes(stream.peek(BLOCK))
         size = record_size(header)
         if size is None or size > MOST_RECORD:
-            raise stream.damaged(f"has no record, but {_told(header)}")
+            raise stream.damaged(f"has no record, but {told(header)}")
         stream.read(BLOCK)
         content = stream.read(size)
         rest = stream.read(len(padding(size)))
         contents = Contents.read(content, stream.name)
         if header + content + rest != contents.record_file:
-            raise stream.damaged(f"has {_told(header)} in the place of {contents.record_path!r}")
+            raise stream.damaged(f"has {told(header)} in the place of {contents.record_path!r}")
         return contents
 
     def _expect(self, wanted: bytes) -> None:
@@ -103,7 +103,7 @@ class BundleTransport(Transport):
             expected = wanted[start : start + BLOCK]
             found = self._stream.peek(len(expected))
             if found != expected and len(found) == len(expected):
-                raise self._stream.damaged(f"has {_told(bytes(found))}, which has no place there")
+                raise self._stream.damaged(f"has {told(bytes(found))}, which has no place there")
             self._stream.read(len(expected))
 
     # -- as a transport -----------------------------------------------------------------------
@@ -139,7 +139,7 @@ class BundleTransport(Transport):
         subject = self._subject(path)
         with translating("write a copy of", subject, needed=manifest.size, descriptor=target):
             os.ftruncate(target, manifest.size)
-        reader = _Streamed(self._stream, manifest, subject)
+        reader = Streamed(self._stream, manifest, subject)
         moved = copy_read(reader, target, transfer, flush=True, subject=subject)
         self._end(manifest, moved.digest)
         return moved
@@ -178,7 +178,7 @@ class BundleTransport(Transport):
         """Skip a file that the cache has: the progress does not count it."""
         self._begin()
         manifest = self._coming[0]
-        reader = _Streamed(self._stream, manifest, self._subject(_path(manifest)))
+        reader = Streamed(self._stream, manifest, self._subject(_path(manifest)))
         algorithm = _digest(manifest).algorithm
         self._end(manifest, hash_read(reader, manifest.size, algorithm=algorithm))
 
@@ -201,7 +201,7 @@ class BundleTransport(Transport):
         self._is_begun = False
 
 
-class _Streamed(Reader):
+class Streamed(Reader):
     """A reader of a file as it lies in a bundle: its data, one extent after the other."""
 
     def __init__(self, stream: Input, manifest: Manifest, subject: Subject) -> None:
@@ -223,7 +223,7 @@ def _first(manifest: Manifest) -> int:
     return length if not offset else 0
 
 
-def _told(block: bytes) -> str:
+def told(block: bytes) -> str:
     """:returns: a description of a block for messages, if it is the header of a member"""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")

@@ -168,10 +168,16 @@ class Input:
 
     :param source: a descriptor, which stays the caller's, or another source of bytes
     :param name: of the bundle, for messages
+    :param what: what messages call it
+    :param hint: of errors: what to do about a damaged one
     """
 
-    def __init__(self, source: int | Stream, name: str) -> None:
+    def __init__(
+        self, source: int | Stream, name: str, *, what: str = "the bundle", hint: str = HINT
+    ) -> None:
         self.name = name
+        self.hint = hint
+        self._what = what
         self.position = 0
         self._ahead = memoryview(b"")
         self._packed: _Packed | None = None
@@ -179,7 +185,7 @@ class Input:
         beginning = bytearray(len(ZSTD))
         count = _fill(file, memoryview(beginning))
         if beginning == ZSTD:
-            self._packed = _Packed(file, bytes(beginning), name)
+            self._packed = _Packed(file, bytes(beginning))
             self._stream: Stream = self._packed.unpacked()
         else:
             self._ahead, self._stream = memoryview(beginning)[:count], file
@@ -223,15 +229,18 @@ class Input:
         """
         if len(self.peek(1)):
             raise self.damaged("does not end where it should")
-        if self._packed is not None:
-            self._packed.check()
+        if self._packed is not None and not self._packed.is_right():
+            raise self._error("was damaged on its way: its checksum is another one")
 
     def damaged(self, how: str) -> IntegrityError:
         """
         :param how: the end of the sentence that describes the damage
         :returns: the error with that sentence
         """
-        return damaged(self.name, f"{how}, {self.position} bytes after its beginning")
+        return self._error(f"{how}, {self.position} bytes after its beginning")
+
+    def _error(self, how: str) -> IntegrityError:
+        return IntegrityError(f"{self._what} {self.name} {how}", path=self.name, hint=self.hint)
 
     def _read(self, into: memoryview) -> int:
         if self._packed is None:
@@ -241,16 +250,7 @@ class Input:
         try:
             return _fill(self._stream, into)
         except zstandard.ZstdError as error:
-            raise damaged(self.name, f"is not what zstd wrote: {error}") from error
-
-
-def damaged(name: str, how: str) -> IntegrityError:
-    """
-    :param name: of a bundle
-    :param how: the end of the sentence that describes the damage
-    :returns: the error with that sentence
-    """
-    return IntegrityError(f"the bundle {name} {how}", path=name, hint=HINT)
+            raise self._error(f"is not what zstd wrote: {error}") from error
 
 
 def _fill(stream: Stream, into: memoryview) -> int:
@@ -281,11 +281,10 @@ class _Packed:
     :param beginning: the bytes of the file that were read already
     """
 
-    def __init__(self, file: Stream, beginning: bytes, name: str) -> None:
+    def __init__(self, file: Stream, beginning: bytes) -> None:
         self._file = file
         self._held = beginning
         self._crc = 0
-        self._name = name
 
     def unpacked(self) -> Stream:
         """:returns: the stream of uncompressed bytes"""
@@ -306,7 +305,6 @@ class _Packed:
         self._crc = zlib.crc32(data, self._crc)
         return data
 
-    def check(self) -> None:
-        """:raises IntegrityError: the trailer does not match the bytes before it"""
-        if self._held != _TRAILER.pack(_SKIPPED, 4, self._crc):
-            raise damaged(self._name, "was damaged on its way: its checksum is another one")
+    def is_right(self) -> bool:
+        """:returns: whether the trailer matches the bytes before it"""
+        return self._held == _TRAILER.pack(_SKIPPED, 4, self._crc)

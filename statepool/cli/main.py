@@ -44,6 +44,7 @@ COMMANDS = {
     "gc": "Remove leftovers, and bytes that nobody needs.",
     "log": "Show what happened.",
     "doctor": "Look for what this host or a pool lacks.",
+    "archive": "Archive directories on levels, verify and restore them.",
     "cart": "Have a service put states and files into one tar, and get it.",
     "serve": "Serve carts and pools over HTTP.",
     "carts": "Look after the service of carts.",

@@ -13,6 +13,8 @@ import pytest
 
 from benchmarks import (
     appends,
+    archive,
+    archived_pools,
     bundles,
     cold,
     locks,
@@ -135,6 +137,7 @@ TABLES_THAT_RUN = [
     trusted.table,
     sets.table,
     bundles.table,
+    archived_pools.table,
     start.table,
     locks.table,
     appends.table,
@@ -148,6 +151,16 @@ def test_tables_run(bench: Bench, make: object) -> None:
     assert table.figures
     # Facts hold whatever the size, but for the share of what surrounds the data in a tiny image.
     assert all(fact.is_met for fact in table.facts), str(table)
+
+
+def test_archives_are_measured(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable() -> Path:
+        raise Unavailable("no network in this test")
+
+    monkeypatch.setattr(archive, "install_autoarchive", unavailable)
+    table = archive.table(bench)
+    assert len(table.figures) == 4
+    assert "AutoArchive was not measured: no network in this test." in table.notes
 
 
 def test_a_pool_on_another_host_is_measured(bench: Bench) -> None:

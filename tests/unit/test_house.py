@@ -33,7 +33,7 @@ FLOORS: list[set[str]] = [
     {"bundles"},
     {"policy", "ensure", "config", "handles"},
     {"api"},
-    {"carts", "staging"},
+    {"archive", "carts", "staging"},
     {"cli", "testing"},
 ]
 """From the cellar up. A room may import those on lower floors, never one on its own floor."""
@@ -58,7 +58,7 @@ ONLY_IN: dict[str, str] = {
     "asyncio": r"statepool/machine/",
     "qemu": r"statepool/machine/",
     "paramiko": r"statepool/transports/ssh",
-    "zstandard": r"statepool/(transports/ssh|machine/|bundles/)",
+    "zstandard": r"statepool/(transports/ssh|machine/|bundles/|archive/)",
     "msgspec": r"statepool/model/",
     "click": r"statepool/cli/",
     "rich": r"statepool/cli/",
@@ -70,7 +70,7 @@ ONLY_IN: dict[str, str] = {
     "prometheus_client": r"statepool/carts/|statepool/cli/serve\.py$",
     "subprocess": (
         r"statepool/(qcow2|machine)/|statepool/cli/ensure\.py$|statepool/transports/ssh/program\.py$"
-        r"|statepool/staging/copy_command\.py$"
+        r"|statepool/archive/external\.py$|statepool/staging/copy_command\.py$"
     ),
 }
 """

@@ -72,6 +72,7 @@ def test_all_groups_are_there() -> None:
         "statepool.transports",
         "statepool.backends",
         "statepool.archives",
+        "statepool.archivers",
         "pytest11",
     }
 

@@ -206,7 +206,9 @@ def test_a_record_that_is_too_long(lasting: World, good: Parts) -> None:
     ids=["objects", "arrays", "a number", "no text", "null", "nothing"],
 )
 def test_a_record_that_is_none(lasting: World, good: Parts, content: bytes) -> None:
-    refused(lasting, evolve(good, record=layouts._file(good.contents.record_path, content)).built())
+    refused(
+        lasting, evolve(good, record=layouts.member(good.contents.record_path, content)).built()
+    )
 
 
 RAM = {"object": "vm1", "state": "x", "kind": "ram", "digest": str(Digest.of(b""))}
