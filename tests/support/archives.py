@@ -68,7 +68,8 @@ def facts_of(top: Path, *, sockets: bool = False) -> dict[str, tuple[object, ...
     found: dict[str, tuple[object, ...]] = {}
     groups: dict[tuple[int, int], str] = {}
     for above, directories, files in os.walk(os.fsencode(top)):
-        for name in [b".", *sorted(directories), *sorted(files)]:
+        directories.sort()  # the order of the walk, by which the first name of a file is chosen
+        for name in [b".", *directories, *sorted(files)]:
             path = os.path.join(above, name)
             status = os.lstat(path)
             kind = stat.S_IFMT(status.st_mode)
