@@ -8,6 +8,7 @@ the level below; no bytes that are archived already are read again, or even look
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections import deque
@@ -31,6 +32,7 @@ from statepool.archive.pool_contents import (
     index_of,
 )
 from statepool.archive.writing import Write
+from statepool.beneath import Descriptor
 from statepool.bundles.contents import padding
 from statepool.bundles.export import Placed
 from statepool.cache.cache import file_in
@@ -391,15 +393,7 @@ class PoolWriter:
         """
         assert manifest.digest is not None
         try:
-            if self.pool.transport.beneath("") is None:
-                with self._fetched(manifest, manifest.digest, room) as descriptor:
-                    yield descriptor
-                return
-            file = file_in(self.pool, manifest.digest)
-            if file is None:
-                raise MissingFile(f"{layout.data(manifest.digest)} is not in {self.pool}")
-            with open_whole(file, manifest, self.pool) as descriptor:
-                yield descriptor
+            found = self._found(manifest, manifest.digest, room)
         except MissingFile as error:
             if self._is_needed(manifest):
                 raise self._lost(manifest) from error
@@ -410,17 +404,45 @@ class PoolWriter:
                 pool=str(self.pool),
                 hint="nothing was written; archive again",
             ) from error
+        with found as descriptor:
+            yield descriptor
 
-    @contextmanager
-    def _fetched(self, manifest: Manifest, digest: Digest, room: Path) -> Iterator[int]:
+    def _found(self, manifest: Manifest, digest: Digest, room: Path) -> Descriptor:
+        """
+        :raises MissingFile: the bytes are not there
+        """
+        try:
+            return self._open(manifest, digest, room)
+        except MissingFile:
+            # A collector that began before the marker existed moves bytes aside, and takes them
+            # back when it sees the marker.
+            if not self.pool.has_bytes(digest):
+                raise
+            return self._open(manifest, digest, room)
+
+    def _open(self, manifest: Manifest, digest: Digest, room: Path) -> Descriptor:
+        if self.pool.transport.beneath("") is None:
+            return self._fetched(manifest, digest, room)
+        file = file_in(self.pool, digest)
+        if file is None:
+            raise MissingFile(f"{layout.data(digest)} is not in {self.pool}")
+        return open_whole(file, manifest, self.pool)
+
+    def _fetched(self, manifest: Manifest, digest: Digest, room: Path) -> Descriptor:
         subject = Subject(f"{room}", path=str(room))
-        with translating("make a temporary file in", subject, needed=manifest.size):
-            copy = tempfile.TemporaryFile(dir=room, buffering=0)  # noqa: SIM115 (closed below)
-        with copy:
+        with (
+            translating("make a temporary file in", subject, needed=manifest.size),
+            tempfile.TemporaryFile(dir=room, buffering=0) as temporary,
+        ):
+            copy = Descriptor(os.dup, temporary.fileno())
+        try:
             transfer = Transfer(manifest.size, digest.algorithm, manifest.extents)
-            moved = self.pool.transport.fetch(layout.data(digest), copy.fileno(), transfer)
+            moved = self.pool.transport.fetch(layout.data(digest), copy.number, transfer)
             self._check(manifest, moved.digest)
-            yield copy.fileno()
+        except BaseException:
+            copy.close()
+            raise
+        return copy
 
 
 @frozen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -393,6 +393,25 @@ def test_others_publish_remove_and_collect_meanwhile(store: Store) -> None:
         states_of(store.root / f"back-{level}")  # checks all bytes
         fold = open_local(store.root / f"back-{level}").fold("vm1")
         assert fold.number == positions[level]
+
+
+def test_bytes_that_a_collector_holds_aside(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It began before the archive's marker existed, and has not looked for markers again yet."""
+    manifests = store.pool.fold("vm1").manifests
+    lacking = Pool.lacking
+
+    def collecting(pool: Pool, digests: Iterable[Digest]) -> set[Digest]:
+        found = lacking(pool, digests)
+        for digest in {one.digest for one in manifests if one.digest is not None}:
+            aside = layout.trash("05b1066973e496ba", digest)
+            pool.transport.rename(layout.data(digest), aside)
+        return found
+
+    expected = states_of(store.path)
+    monkeypatch.setattr(Pool, "lacking", collecting)
+    store.archive()
+    store.restore()
+    assert states_of(store.root / "back") == expected
 
 
 def test_what_a_pool_is_estimated_at(store: Store) -> None:
