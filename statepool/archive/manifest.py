@@ -66,7 +66,7 @@ class Member:
             self.digest.hex,
             self.link,
         ]
-        return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+        return _compact(fields).encode() + b"\n"
 
     @classmethod
     def parse(cls, line: bytes, what: str) -> Member:
@@ -89,6 +89,9 @@ class Member:
 
 
 _ALGORITHM = "blake3"
+
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+"""json.dumps() makes an encoder for each call."""
 
 
 @frozen
@@ -150,6 +153,19 @@ class Manifest:
 _FORM = Form(Manifest)
 
 
+_READ = 1 << 20
+"""Bytes that are read at a time."""
+
+
+def _end(hasher: blake3.blake3) -> bytes:
+    """:returns: the last line of a manifest with these lines before it"""
+    return json.dumps({"end": f"{_ALGORITHM}:{hasher.hexdigest()}"}).encode() + b"\n"
+
+
+_LAST = len(_end(blake3.blake3()))
+"""Bytes of the last line."""
+
+
 def digest_of(descriptor: int) -> Digest:
     """:returns: the digest of an open file"""
     hasher = blake3.blake3()
@@ -160,7 +176,7 @@ def digest_of(descriptor: int) -> Digest:
     return Digest(_ALGORITHM, hasher.hexdigest())
 
 
-def write_manifest(out: IO[bytes], manifest: Manifest, lines: Iterator[bytes]) -> None:
+def write_manifest(out: IO[bytes], manifest: Manifest, lines: IO[bytes]) -> None:
     """
     Write a manifest.
 
@@ -168,15 +184,12 @@ def write_manifest(out: IO[bytes], manifest: Manifest, lines: Iterator[bytes]) -
     :param lines: of the members, see :meth:`Member.line`
     """
     hasher = blake3.blake3()
-    for line in _body(manifest, lines):
-        hasher.update(line)
-        out.write(line)
-    out.write(json.dumps({"end": f"{_ALGORITHM}:{hasher.hexdigest()}"}).encode() + b"\n")
-
-
-def _body(manifest: Manifest, lines: Iterator[bytes]) -> Iterator[bytes]:
-    yield json.dumps(asdict(manifest)).encode() + b"\n"
-    yield from lines
+    content = json.dumps(asdict(manifest)).encode() + b"\n"
+    while content:
+        hasher.update(content)
+        out.write(content)
+        content = lines.read(_READ)
+    out.write(_end(hasher))
 
 
 def read_manifest(source: IO[bytes], what: str) -> Manifest:
@@ -188,10 +201,17 @@ def read_manifest(source: IO[bytes], what: str) -> Manifest:
     :raises BadRecord: it was cut or altered
     :raises UnsupportedFormat: a later version wrote it
     """
-    lines = _lines(source, what)
-    manifest = _head(next(lines), what)
-    for _ in lines:  # their digest is at the end
-        pass
+    line = _line(source, what)
+    manifest = _head(line, what)
+    hasher = blake3.blake3(line)
+    members, last = 0, b""
+    while content := source.read(_READ):
+        content = last + content
+        content, last = content[:-_LAST], content[-_LAST:]
+        hasher.update(content)
+        members += content.count(b"\n")
+    if members != manifest.members or last != _end(hasher):
+        raise _altered(what)
     return manifest
 
 
@@ -219,20 +239,21 @@ def _lines(source: IO[bytes], what: str) -> Iterator[bytes]:
         line = _line(source, what)
     hasher.update(line)
     yield line
-    end = json.dumps({"end": f"{_ALGORITHM}:{hasher.hexdigest()}"}).encode() + b"\n"
-    if source.read(len(end) + 1) != end:
-        raise BadRecord(
-            f"{what} was cut or altered", hint="its archive cannot be relied on: make a new one"
-        )
+    if source.read(_LAST + 1) != _end(hasher):
+        raise _altered(what)
 
 
 def _line(source: IO[bytes], what: str) -> bytes:
     line = source.readline(LONGEST_LINE)
     if not line.endswith(b"\n"):
-        raise BadRecord(
-            f"{what} was cut or altered", hint="its archive cannot be relied on: make a new one"
-        )
+        raise _altered(what)
     return line
+
+
+def _altered(what: str) -> BadRecord:
+    return BadRecord(
+        f"{what} was cut or altered", hint="its archive cannot be relied on: make a new one"
+    )
 
 
 def _head(line: bytes, what: str) -> Manifest:

@@ -35,7 +35,7 @@ from statepool.archive.pool_contents import (
     header_of,
     index_path,
 )
-from statepool.archive.pool_writer import Checking
+from statepool.archive.pool_writer import Check, checking
 from statepool.beneath import Beneath, Tree, beside
 from statepool.bundles.contents import BLOCK, MEMBER_DIRECTORY, member, padding, record_size
 from statepool.bundles.source import Streamed, told
@@ -339,9 +339,9 @@ class Opened:
         total = sum(manifest.size for manifest in contents.files)
         progress.begin(f"read {self._stream.name}", total)
         try:
-            with Checking(self._check) as checking:
+            with checking(self._check) as check:
                 for manifest in contents.files:
-                    self._read_file(manifest, place, progress, checking)
+                    self._read_file(manifest, place, progress, check)
         finally:
             progress.end()
         for name, wanted in contents.after_data:
@@ -353,7 +353,7 @@ class Opened:
         manifest: Manifest,
         place: DataPlace | None,
         progress: Progress,
-        checking: Checking,
+        check: Check,
     ) -> None:
         digest = manifest.digest
         assert digest is not None
@@ -365,7 +365,7 @@ class Opened:
             extents = manifest.extents or ((0, manifest.size),)
             for offset, length in extents:
                 self._member(name, self._stream.fill, content[offset : offset + length])
-            checking.add(manifest, content)
+            check(manifest, content)
             if wanted is not None:
                 wanted.put(manifest, content)
             progress.advance(manifest.size)

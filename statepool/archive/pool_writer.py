@@ -11,14 +11,11 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from attrs import field, frozen
 
@@ -56,6 +53,7 @@ from statepool.pools.pool import Pool
 from statepool.pools.records import Checkpoint, Record
 from statepool.pools.refusals import mismatched
 from statepool.transports.base import Transfer
+from statepool.transports.behind import Behind
 from statepool.transports.copying import hash_read
 from statepool.transports.failures import Subject, require_few_holes, translating
 from statepool.transports.reading import Slice, slices
@@ -348,16 +346,14 @@ class PoolWriter:
             out(content)
         for _, content in contents.log_members:
             out(content)
-        with Checking(self._check) as checking:
+        with checking(self._check) as check:
             for manifest in contents.files:
                 with self._opened(manifest, room) as descriptor:
-                    self._write_data(manifest, descriptor, out, checking)
+                    self._write_data(manifest, descriptor, out, check)
         for _, content in contents.after_data:
             out(content)
 
-    def _write_data(
-        self, manifest: Manifest, descriptor: int, out: Write, checking: Checking
-    ) -> None:
+    def _write_data(self, manifest: Manifest, descriptor: int, out: Write, check: Check) -> None:
         assert manifest.digest is not None
         subject = Subject(f"{manifest.id} in {self.pool}", str(self.pool))
         require_few_holes(manifest.size - manifest.data_size, subject)
@@ -367,7 +363,7 @@ class PoolWriter:
             content = memoryview(bytearray(manifest.size))
             for part in slices(manifest.extents or ((0, manifest.size),), manifest.size):
                 reader.read(part, content[part.start : part.start + part.length])
-            checking.add(manifest, content)
+            check(manifest, content)
             for offset, length in manifest.extents or ((0, manifest.size),):
                 out(content[offset : offset + length])
         else:
@@ -445,54 +441,29 @@ class PoolWriter:
         return copy
 
 
-@frozen
-class Checking:
+Check = Callable[[Manifest, memoryview], None]
+"""A function that is given the content of a small file, whose memory must not be used again."""
+
+
+@contextmanager
+def checking(compare: Callable[[Manifest, Digest], None]) -> Iterator[Check]:
     """
-    Computes the digests of small files in another thread, while the next ones are read.
+    Yield a function that computes the digests of small files in another thread, while the next
+    ones are read.
 
-    :param check: is called with each file and its digest, in their order, in the calling thread;
-        raises an error if it is wrong
+    :param compare: is called with each file and its digest; raises an error if it is wrong
     """
 
-    check: Callable[[Manifest, Digest], None]
-    _executor: ThreadPoolExecutor = field(factory=lambda: ThreadPoolExecutor(1), init=False)
-    _coming: deque[tuple[Manifest, Future[Digest]]] = field(factory=deque, init=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            # What was read before an error of this package counts first: it may be the cause.
-            if error is None or isinstance(error, StatePoolError):
-                self.finish()
-        finally:
-            self._executor.shutdown(cancel_futures=True)
-
-    def add(self, manifest: Manifest, content: memoryview) -> None:
-        """Check the digest of a file. Its memory must not be used again."""
+    def check(manifest: Manifest, content: memoryview) -> None:
         assert manifest.digest is not None
-        while len(self._coming) >= AHEAD:
-            self._next()
-        algorithm = manifest.digest.algorithm
-        self._coming.append((manifest, self._executor.submit(_digest, content, algorithm)))
+        hasher = new_hasher(manifest.digest.algorithm)
+        hasher.update(content)
+        compare(manifest, Digest(manifest.digest.algorithm, hasher.hexdigest()))
 
-    def finish(self) -> None:
-        """Check all that was added."""
-        while self._coming:
-            self._next()
-
-    def _next(self) -> None:
-        manifest, digest = self._coming.popleft()
-        self.check(manifest, digest.result())
-
-
-def _digest(content: memoryview, algorithm: str) -> Digest:
-    hasher = new_hasher(algorithm)
-    hasher.update(content)
-    return Digest(algorithm, hasher.hexdigest())
+    with Behind(AHEAD, threads=1) as behind:
+        try:
+            yield lambda manifest, content: behind.do(partial(check, manifest, content))
+        except StatePoolError:
+            behind.finish()  # what was read before counts first: it may be the cause
+            raise
+        behind.finish()

@@ -7,6 +7,7 @@ of GNU for holes and directories, and the older format of GNU. It does not extra
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Final
 
@@ -87,18 +88,10 @@ class Scanner:
         self.renames = False
         """Whether a directory was renamed since the level below."""
         self._what, self._take, self._check, self._emit = what, take, check, emit
-        self._begin()
-        self._partial = bytearray()
-
-    def _begin(self) -> None:
-        self._headers = bytearray()  # of the current member
-        self._extended: dict[bytes, bytes] = {}
-        self._kind = 0  # the type of the extended header whose data follows
-        self._pending = 0  # bytes of that data, padded
-        self._size = 0  # of that data
-        self._left = 0  # bytes of the member's data, padded
+        self._partial = bytearray()  # the first bytes of headers that are not complete
         self._entry: Entry | None = None
-        self._more = False  # whether another block of the map of holes follows
+        self._start = 0  # where the member begins
+        self._left = 0  # bytes of it that are still to come
 
     def feed(self, data: bytes | memoryview) -> None:
         """
@@ -106,32 +99,25 @@ class Scanner:
 
         :raises IntegrityError: they are not those of a tar
         """
-        view = memoryview(data)
-        if self._partial and not self._left:
-            taken = min(BLOCK - len(self._partial), len(view))
-            self._partial += view[:taken]
-            view = view[taken:]
-            if len(self._partial) < BLOCK:
-                return
-            block, self._partial = bytes(self._partial), bytearray()
-            self._block(block)
+        partial = self._partial
+        if partial:
+            partial += data
+            self._partial = bytearray()
+        view = memoryview(partial or data)
         position, length = 0, len(view)
         while position < length:
             if self._left:
                 step = min(self._left, length - position)
                 self._data(view[position : position + step])
+                position += step
             elif self.ended:
                 self._trailing(view[position:])
                 return
-            elif length - position < BLOCK:
-                self._partial += view[position:]
+            elif (end := self._headers(view, position)) is not None:
+                position = end
+            else:  # long headers are gathered without a copy for each call
+                self._partial = partial if partial and not position else bytearray(view[position:])
                 return
-            else:
-                step = BLOCK
-                if self._pending > BLOCK:  # long extended headers, all at once
-                    step = min(self._pending, length - position) // BLOCK * BLOCK
-                self._block(bytes(view[position : position + step]))
-            position += step
 
     def finish(self) -> None:
         """
@@ -142,64 +128,104 @@ class Scanner:
 
     # -- parts -------------------------------------------------------------------------------------
 
-    def _block(self, block: bytes) -> None:
-        self.offset += len(block)
-        if self._pending:
-            self._headers += block
-            self._pending -= len(block)
-            if not self._pending:
-                self._extend(bytes(self._headers[-_padded(self._size) :][: self._size]))
-            return
-        if self._more:
-            self._headers += block
-            self._more = block[504] == 1
-            if not self._more:
-                self._announce()
-            return
-        if block == _ZEROS:
-            if self._headers:
-                raise self._bad("an extended header is not followed by a member")
-            self.ended = True
-            if self._emit is not None:
-                self._emit(block)
-            return
-        self._header(block)
+    def _headers(self, view: memoryview, start: int) -> int | None:
+        """
+        Read the headers of the next member, or the block of zeros that ends the archive.
 
-    def _header(self, block: bytes) -> None:
+        :param start: where they begin
+        :returns: where they end; None if they are not complete
+        """
+        extended: dict[bytes, bytes] = {}
+        at = start
+        while True:
+            block = bytes(view[at : at + BLOCK])
+            at += BLOCK
+            if len(block) < BLOCK:
+                return None
+            kind = block[156]
+            if not kind and block == _ZEROS:
+                return self._end(start, at)
+            self._require(block, at - start)
+            if kind not in _EXTENDED:
+                return self._member(view, start, at, block, extended)
+            size = _number(block[124:136])
+            if size < 0 or at - start + size > LONGEST_HEADERS:
+                raise self._bad("an extended header is too long", at - start)
+            if at + _padded(size) > len(view):
+                return None
+            content = bytes(view[at : at + size])
+            at += _padded(size)
+            if kind == _LONG_NAME:
+                extended[b"path"] = content.rstrip(b"\0")
+            elif kind == _LONG_LINK:
+                extended[b"linkpath"] = content.rstrip(b"\0")
+            elif kind != _GLOBAL_HEADER:
+                extended.update(self._keywords(content))
+            elif self._keywords(content).keys() & _GLOBAL:
+                raise self._bad("a global header has what concerns one member", at - start)
+            else:  # not passed on: it concerns the archive as a whole
+                self.offset += at - start
+                start = at
+
+    def _require(self, block: bytes, further: int) -> None:
+        """
+        :raises IntegrityError: it is not a header
+        """
         if _checksum(block) != _number(block[148:156]):
-            raise self._bad("a header is damaged")
-        kind = block[156]
-        if kind not in _KNOWN:
-            raise self._bad(f"it has a member of the unknown type {chr(kind)!r}")
-        size = _number(block[124:136])
-        self._headers += block
-        if kind in _EXTENDED:
-            if size < 0 or len(self._headers) + size > LONGEST_HEADERS:
-                raise self._bad("an extended header is too long")
-            self._kind, self._size, self._pending = kind, size, _padded(size)
-            if not self._pending:
-                self._extend(b"")
-            return
-        if b"size" in self._extended:
-            size = self._int(self._extended[b"size"])
-        if size < 0:
-            raise self._bad("a member has a negative size")
-        stored = 0 if kind in _WITHOUT_DATA else size
-        self._left = _padded(stored)
-        self._more = kind == _SPARSE and block[482] == 1
-        self._entry = self._describe(block, stored)
-        if kind == _DUMPDIR:  # its list is its data, which must be known before it passes
-            self._kind, self._size, self._pending, self._left = kind, stored, self._left, 0
-            if len(self._headers) + self._pending > LONGEST_HEADERS:
-                raise self._bad("the list of a directory is too long")
-            if not self._pending:
-                self._extend(b"")
-        elif not self._more:
-            self._announce()
+            raise self._bad("a header is damaged", further)
+        if block[156] not in _KNOWN:
+            raise self._bad(f"it has a member of the unknown type {chr(block[156])!r}", further)
 
-    def _describe(self, block: bytes, stored: int) -> Entry:
+    def _member(
+        self, view: memoryview, start: int, at: int, block: bytes, extended: dict[bytes, bytes]
+    ) -> int | None:
+        """
+        Begin with a member.
+
+        :param at: where its last header ends
+        :param block: that header
+        :param extended: the extended headers before it
+        :returns: as :meth:`_headers`; the data that is here already is read with the headers
+        """
+        kind = block[156]
+        size = _number(block[124:136])
+        if b"size" in extended:
+            size = self._int(extended[b"size"])
+        if size < 0:
+            raise self._bad("a member has a negative size", at - start)
+        if kind in _WITHOUT_DATA:
+            size = 0
+        left = _padded(size)
+        if kind == _SPARSE and block[482] == 1:  # more blocks of the map of holes follow
+            while at <= len(view) - BLOCK and view[at + 504] == 1:
+                at += BLOCK
+            at += BLOCK
+        elif kind == _DUMPDIR:  # its list is its data, which must be known before it passes
+            if at - start + left > LONGEST_HEADERS:
+                raise self._bad("the list of a directory is too long", at - start)
+            at += left
+        if at > len(view):
+            return None
+        if kind == _DUMPDIR:
+            extended[b"GNU.dumpdir"] = bytes(view[at - left : at - left + size])
+            left = size = 0
+        # Hashing the headers of a small file together with its data costs half as much.
+        end = min(at + left, len(view))
+        self._begin(self._describe(block, size, extended), at + left - start)
+        self._data(view[start:end])
+        return end
+
+    def _end(self, start: int, at: int) -> int:
+        if at - start > BLOCK:
+            raise self._bad("an extended header is not followed by a member", at - start)
+        self.ended = True
+        self.offset += BLOCK
+        if self._emit is not None:
+            self._emit(_ZEROS)
+        return at
+
+    def _describe(self, block: bytes, stored: int, extended: dict[bytes, bytes]) -> Entry:
         """:returns: the member of a header with the extended headers before it"""
-        extended = self._extended
         name = _text(block[0:100])
         if block[257:263] == b"ustar\0" and block[345]:
             name = _text(block[345:500]) + b"/" + name
@@ -211,30 +237,10 @@ class Scanner:
             extended.get(b"GNU.sparse.name") or extended.get(b"path", name),
             chr(block[156] or ord("0")),
             size,
-            self._float(extended.get(b"mtime"), _number(block[136:148])),
+            self._mtime(block, extended.get(b"mtime")),
             extended.get(b"linkpath", _text(block[157:257])),
             extended.get(b"GNU.dumpdir"),
         )
-
-    def _extend(self, content: bytes) -> None:
-        """Take the data of an extended header."""
-        if self._kind == _DUMPDIR:
-            assert self._entry is not None
-            entry = self._entry
-            self._entry = Entry(entry.name, entry.kind, 0, entry.mtime, dumpdir=content)
-            self._announce()
-        elif self._kind == _LONG_NAME:
-            self._extended[b"path"] = content.rstrip(b"\0")
-        elif self._kind == _LONG_LINK:
-            self._extended[b"linkpath"] = content.rstrip(b"\0")
-        else:
-            found = self._keywords(content)
-            if self._kind == _GLOBAL_HEADER:
-                if found.keys() & _GLOBAL:
-                    raise self._bad("a global header has what concerns one member")
-                self._headers = bytearray()  # not passed on: it concerns the archive as a whole
-            else:
-                self._extended.update(found)
 
     def _keywords(self, content: bytes) -> dict[bytes, bytes]:
         found = {}
@@ -252,19 +258,18 @@ class Scanner:
             position = end
         return found
 
-    def _announce(self) -> None:
-        """Tell of a member whose headers are complete."""
-        assert self._entry is not None
-        if self._entry.dumpdir is not None and _has_renames(self._entry.dumpdir):
+    def _begin(self, entry: Entry, length: int) -> None:
+        """
+        Begin with a member.
+
+        :param length: of its headers and data, in bytes
+        """
+        if entry.dumpdir is not None and _has_renames(entry.dumpdir):
             self.renames = True
-        wanted = self._check is None or self._check(self._entry)
+        wanted = self._check is None or self._check(entry)
         self._passes = self._emit if wanted else None
-        self._hasher = blake3.blake3(self._headers)
-        self._start = self.offset - len(self._headers)
-        if self._passes is not None:
-            self._passes(bytes(self._headers))
-        if not self._left:
-            self._done()
+        self._hasher = blake3.blake3()
+        self._entry, self._start, self._left = entry, self.offset, length
 
     def _data(self, data: memoryview) -> None:
         self._hasher.update(data)
@@ -290,7 +295,6 @@ class Scanner:
                 entry.link.decode("utf-8", "surrogateescape"),
             )
         )
-        self._begin()
 
     def _trailing(self, data: memoryview) -> None:
         if any(data):
@@ -304,17 +308,17 @@ class Scanner:
             raise self._bad("an extended header has a number that is none")
         return int(text)
 
-    def _float(self, text: bytes | None, other: float) -> float:
+    def _mtime(self, block: bytes, text: bytes | None) -> float:
         if text is None:
-            return other
+            return _number(block[136:148])
         try:
             return float(text)
         except ValueError as error:
             raise self._bad("an extended header has a time that is none") from error
 
-    def _bad(self, why: str) -> IntegrityError:
+    def _bad(self, why: str, further: int = 0) -> IntegrityError:
         return IntegrityError(
-            f"{self._what} is damaged at byte {self.offset}: {why}",
+            f"{self._what} is damaged at byte {self.offset + further}: {why}",
             path=self._what,
             hint="use an older archive that is kept, and make a new one",
         )
@@ -338,20 +342,26 @@ def _text(content: bytes) -> bytes:
 
 def _checksum(block: bytes) -> int:
     """:returns: the sum of all bytes, with blanks in place of the checksum (POSIX.1-1988)"""
-    return sum(block) - sum(block[148:156]) + 8 * 32
+    blanked = block[:148] + b" " * 8 + block[156:]
+    # The low half of Adler-32 is the sum modulo 65521, which that of 256 bytes cannot reach. This
+    # is ten times as fast as sum().
+    return (zlib.adler32(blanked[:256], 0) & 0xFFFF) + (zlib.adler32(blanked[256:], 0) & 0xFFFF)
 
 
 def _number(content: bytes) -> int:
     """:returns: a number in octal digits, or in the base 256 of GNU; -1 if it is neither"""
-    if content[0] & 0x80:
-        value = int.from_bytes(content, "big", signed=True)
-        return value if content[0] == 0xFF else value + (1 << (8 * len(content) - 1))
     digits = content.strip(b" \0")
+    if digits.isdigit():
+        try:
+            return int(digits, 8)
+        except ValueError:
+            return -1
     if not digits:
         return 0
-    if not digits.isdigit() or max(digits) > ord("7"):
+    if not content[0] & 0x80:
         return -1
-    return int(digits, 8)
+    value = int.from_bytes(content, "big", signed=True)
+    return value if content[0] == 0xFF else value + (1 << (8 * len(content) - 1))
 
 
 def names_in(dumpdir: bytes) -> list[tuple[str, bytes]]:

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,17 +23,25 @@ from statepool.archive.directory import ArchiveDirectory, Move
 from statepool.archive.manifest import Manifest, Member, digest_of, write_manifest
 from statepool.archive.names import ArchiveName, snapshot_name
 from statepool.archive.scan import Scanner
-from statepool.beneath import Tree
+from statepool.beneath import Descriptor, Tree
 from statepool.model.digest import Digest
 from statepool.model.progress import Progress
 from statepool.pools.log import random_nonce
+from statepool.transports.behind import Behind
 from statepool.transports.failures import Subject, translate_os_errors
+from statepool.transports.flushing import FlushBehind, flush_own, flushed_beside
 
 Write = Callable[[bytes | memoryview], object]
 """A function that takes the bytes of a tar, in their order."""
 
-_IN_MEMORY = 16 << 20
-"""Most bytes of the list of members that are kept in memory."""
+_GATHERED = 1 << 20
+"""Bytes of an archive that are hashed and written at once, at least."""
+
+_AHEAD = 4
+"""How many times as many may be waiting for that."""
+
+_BUFFER = 1 << 20
+"""Bytes of the list of members that are written at once."""
 
 
 @frozen
@@ -145,7 +154,7 @@ class NewArchive:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._translated())
             lines = stack.enter_context(
-                tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(self._directory.path))
+                tempfile.TemporaryFile(dir=self._directory.path, buffering=_BUFFER)
             )
             members = 0
 
@@ -156,25 +165,17 @@ class NewArchive:
                 order.listener.file_added(member.name)
 
             scanner = Scanner(f"the new archive {draft.name}", take)
-            out = stack.enter_context(self._output())
+            descriptor = stack.enter_context(self._opened())
             if self._level:
                 self._copy_snapshot(self._level - 1)
             order.progress.begin(f"archive {draft.backup_id}", order.total)
             stack.callback(order.progress.end)
-            with compressing(
-                order.definition.backup_type,
-                out.write,
-                strength=order.strength,
-                threads=order.threads,
-            ) as compress:
-                content_size = 0
+            with _writing(descriptor, order) as out:
 
                 def write(data: bytes | memoryview) -> None:
-                    nonlocal content_size
                     if order.scanned:
                         scanner.feed(data)
-                    compress(data)
-                    content_size += len(data)
+                    out.write(data)
                     order.progress.advance(len(data))
 
                 snapshot = self._path_of_snapshot() if self._level is not None else None
@@ -188,23 +189,23 @@ class NewArchive:
                         event,
                     )
                 )
-            if order.scanned:
-                scanner.finish()
-            out.flush()
-            manifest = evolve(
-                draft,
-                size=out.size,
-                content_size=content_size,
-                digest=out.digest,
-                snapshot=self._flush_snapshot(),
-                renames=scanner.renames,
-                members=members,
-                events=dict(events),
-                facts={**order.facts, **facts},
-            )
-            lines.seek(0)
-            with self._created(self._manifest) as file:
-                write_manifest(file, manifest, lines)
+                if order.scanned:
+                    scanner.finish()
+            with flushed_beside(descriptor, out.size):
+                manifest = evolve(
+                    draft,
+                    size=out.size,
+                    content_size=out.content_size,
+                    digest=out.digest,
+                    snapshot=self._flush_snapshot(),
+                    renames=scanner.renames,
+                    members=members,
+                    events=dict(events),
+                    facts={**order.facts, **facts},
+                )
+                lines.seek(0)
+                with self._created(self._manifest) as file:
+                    write_manifest(file, manifest, lines)
         return manifest
 
     def moves(self, name: ArchiveName) -> list[Move]:
@@ -228,13 +229,8 @@ class NewArchive:
         path = str(self._directory.path)
         return translate_os_errors("write", Subject(f"an archive in {path}", path=path))
 
-    @contextlib.contextmanager
-    def _output(self) -> Iterator[_Output]:
-        opened = self._directory.tree.open(
-            self._archive, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600
-        )
-        with opened as descriptor:
-            yield _Output(descriptor)
+    def _opened(self) -> Descriptor:
+        return self._directory.tree.open(self._archive, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
     @contextlib.contextmanager
     def _created(self, name: str) -> Iterator[IO[bytes]]:
@@ -267,24 +263,80 @@ class NewArchive:
             return digest_of(descriptor)
 
 
-class _Output:
+@contextlib.contextmanager
+def _writing(descriptor: int, order: Order) -> Iterator[_Output]:
+    """
+    Yield what takes the bytes of a tar, for the duration of a ``with`` block.
+
+    :param descriptor: of the file of the archive
+    """
+    # If the wait for a thread is interrupted, the caller's descriptor is closed, and its number may
+    # be reused for another file.
+    own = Descriptor(os.dup, descriptor)
+    with (
+        FlushBehind(lambda: partial(flush_own, Descriptor(os.dup, own.number))) as flushing,
+        Behind(_AHEAD, threads=1, last=own.close) as behind,
+    ):
+        file = _File(own, flushing)
+        with compressing(
+            order.definition.backup_type, file.write, strength=order.strength, threads=order.threads
+        ) as compress:
+            out = _Output(file, behind, compress)
+            yield out
+            out.finish()
+
+
+class _File:
     """The file of an archive."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._hasher = blake3.blake3()
+    def __init__(self, own: Descriptor, flushing: FlushBehind) -> None:
+        self._own, self._flushing = own, flushing
+        self.hasher = blake3.blake3()
         self.size = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.hasher.update(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._own.number, rest) :]
+        self.size += len(data)
+        self._flushing.wrote(len(data))
+
+
+class _Output:
+    """
+    The bytes of a tar, which another thread compresses, hashes and writes while the next ones are
+    made.
+    """
+
+    def __init__(self, file: _File, behind: Behind, compress: Write) -> None:
+        self._file, self._behind, self._compress = file, behind, compress
+        self._gathered = bytearray()
+        self.content_size = 0
+        """Bytes of the tar."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the archive; final after the block."""
+        return self._file.size
 
     @property
     def digest(self) -> Digest:
-        return Digest("blake3", self._hasher.hexdigest())
+        """The digest of the archive; final after the block."""
+        return Digest("blake3", self._file.hasher.hexdigest())
 
     def write(self, data: bytes | memoryview) -> None:
-        self._hasher.update(data)
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
-        self.size += len(data)
+        """Take bytes, whose memory may be used again afterwards."""
+        self._gathered += data
+        self.content_size += len(data)
+        if len(self._gathered) >= _GATHERED:
+            self._pass_on()
 
-    def flush(self) -> None:
-        os.fsync(self._descriptor)
+    def finish(self) -> None:
+        """Wait until all bytes were compressed."""
+        self._pass_on()
+        self._behind.finish()
+
+    def _pass_on(self) -> None:
+        gathered, self._gathered = self._gathered, bytearray()
+        self._behind.do(partial(self._compress, memoryview(gathered)))

@@ -25,7 +25,6 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from itertools import cycle, islice, pairwise
@@ -38,6 +37,7 @@ from statepool.model.digest import DEFAULT_ALGORITHM, Digest, new_hasher
 from statepool.model.pieces import LENGTH, PIECE, PIECES, ZEROS, Pieces, count
 from statepool.model.progress import SILENT, Progress
 from statepool.transports.base import Moved, Transfer
+from statepool.transports.behind import Behind
 from statepool.transports.failures import (
     A_FILE,
     Subject,
@@ -221,73 +221,6 @@ def _closed(extents: list[Extent], limit: int) -> list[Extent]:
 # -- hashing ---------------------------------------------------------------------------------------
 
 
-class _Behind:
-    """
-    A bounded queue of work for one or several threads, which stay close behind the caller.
-
-    An error in a thread is raised by the caller's next call. Leaving the block, for any reason,
-    ends the threads and waits for them. The user can interrupt this wait, and the thread then ends
-    by itself. So it must not work with anything that the caller closes.
-
-    :param depth: how many pieces of work the caller may be ahead
-    :param threads: how many threads; with 0, everything is done in the calling thread, for work
-        that is not worth a thread
-    :param last: is called in the thread after all work, whether that failed or not; only with one
-        thread
-    """
-
-    def __init__(
-        self, depth: int, *, threads: int, last: Callable[[], object] = lambda: None
-    ) -> None:
-        self._depth = depth
-        self._last = last
-        self._executor = (
-            ThreadPoolExecutor(threads, thread_name_prefix="statepool-hash") if threads else None
-        )
-        self._pending: deque[Future[object]] = deque()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for future in self._pending:
-            future.cancel()
-        if self._executor is None:
-            self._last()
-            return
-        ended = self._executor.submit(self._last)
-        self._executor.shutdown(wait=True)
-        if error is None:
-            ended.result()
-
-    def do(self, work: Callable[[], object]) -> None:
-        """
-        Queue the next piece of work.
-
-        :raises Exception: what an earlier piece of work raised
-        """
-        if self._executor is None:
-            work()
-            return
-        if len(self._pending) >= self._depth:
-            self._pending.popleft().result()
-        self._pending.append(self._executor.submit(work))
-
-    def finish(self) -> None:
-        """
-        Wait until all work is done.
-
-        :raises Exception: what a piece of work raised
-        """
-        while self._pending:
-            self._pending.popleft().result()
-
-
 def _buffers(size: int) -> list[memoryview]:
     """
     :returns: the buffers of the ring: one is being filled while up to :data:`BEHIND` are waiting
@@ -340,7 +273,7 @@ def hash_read(
         ends
     """
     hasher = new_hasher(algorithm, threads=threads)
-    with _Behind(BEHIND, threads=1 if size > SLICE else 0) as behind:
+    with Behind(BEHIND, threads=1 if size > SLICE else 0) as behind:
         for part, buffer in zip(reader.slices(size), cycle(_buffers(size))):
             content = _overlaid(reader.read(part, buffer), part, overlay, buffer)
             behind.do(partial(hasher.update, content))
@@ -375,7 +308,7 @@ def _hash_pieces(
         found[index * LENGTH : (index + 1) * LENGTH] = bytes.fromhex(hasher.hexdigest())
 
     slices = reader.slices(size)
-    with _Behind(2 * threads, threads=threads) as behind:
+    with Behind(2 * threads, threads=threads) as behind:
         for index in range(count(size)):
             parts = list(islice(slices, PIECE // SLICE))
             if sum(part.length for part in parts) < PIECE or any(
@@ -528,7 +461,7 @@ def copy_read(
     sent = 0
     with (
         FlushBehind(writer.begin_flush) if flush else nullcontext() as flushing,
-        _Behind(BEHIND, threads=1 if size > SLICE else 0, last=writer.close) as behind,
+        Behind(BEHIND, threads=1 if size > SLICE else 0, last=writer.close) as behind,
         writer,
     ):
         for part in reader.slices(size):

@@ -107,11 +107,12 @@ def flushed_beside(fd: int, size: int) -> Iterator[None]:
     # number may be reused for another file.
     own = Descriptor(os.dup, fd)
     with ThreadPoolExecutor(1, thread_name_prefix="statepool-flush") as executor:
-        done = executor.submit(_flush_own, own)
+        done = executor.submit(flush_own, own)
         yield
     done.result()
 
 
-def _flush_own(own: Descriptor) -> None:
+def flush_own(own: Descriptor) -> None:
+    """Flush a file, and close its descriptor."""
     with own as descriptor:
         os.fsync(descriptor)

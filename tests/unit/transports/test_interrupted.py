@@ -16,7 +16,7 @@ import pytest
 
 from statepool.model.progress import NoProgress
 from statepool.testing.transport_names import pattern
-from statepool.transports import copying, flushing
+from statepool.transports import behind, flushing
 from statepool.transports.base import Transfer
 from statepool.transports.copying import copy
 from statepool.transports.flushing import flushed_beside
@@ -62,7 +62,7 @@ class Interrupted(NoProgress):
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(copying, "ThreadPoolExecutor", Impatient)
+    monkeypatch.setattr(behind, "ThreadPoolExecutor", Impatient)
     monkeypatch.setattr(flushing, "ThreadPoolExecutor", Impatient)
     monkeypatch.setattr(flushing, "STEP", MIB)
     threads, descriptors = threading.enumerate(), os.listdir("/proc/self/fd")
