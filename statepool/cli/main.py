@@ -36,7 +36,7 @@ COMMANDS = {
     "ensure": "Get a state, or have it built once.",
     "sync": "Copy chains from one pool to another.",
     "export": "Write a state, with all it stands on, into one file.",
-    "import": "Bring the state in such a file here.",
+    "import": "Bring a bundle here, or make a state of a disk image.",
     "sources": "Show in which order sources are asked, and why.",
     "verify": "Read states once more, and check every byte.",
     "hash": "Print the digest of a file.",

@@ -58,7 +58,7 @@ ONLY_IN: dict[str, str] = {
     "asyncio": r"statepool/machine/",
     "qemu": r"statepool/machine/",
     "paramiko": r"statepool/transports/ssh",
-    "zstandard": r"statepool/(transports/ssh|machine/|bundles/|archive/)",
+    "zstandard": r"statepool/(transports/ssh|machine/|bundles/|archive/|capture/unpacking\.py$)",
     "msgspec": r"statepool/model/",
     "click": r"statepool/cli/",
     "rich": r"statepool/cli/",
