@@ -563,15 +563,15 @@ class ImageHandle(Handle):
         with importable(
             self._cache, file, checksums, raw=raw, progress=self._backend.context.progress
         ) as source:
-            return self.set(
-                state,
-                source=source,
+            options = Options(
                 replace=replace,
-                labels=labels,
-                scope=scope,
-                wait_for=wait_for,
+                labels=labels or {},
+                scope=Scope.permitted(scope),
+                copying=os.path.samefile(source, file),
+                wait_for=WaitFor.parse(wait_for),
                 dry_run=dry_run,
             )
+            return self._backend.set(self._target(source), state, options)
 
     def ensure(
         self,

@@ -34,8 +34,6 @@ from statepool.qcow2.files import open_regular, refusal
 from statepool.qcow2.formats import Format, Read, cure_of, recognise, recognise_end
 from statepool.qcow2.header import MAGIC, read_header, reader
 from statepool.qcow2.tool import QemuImg
-from statepool.transports.base import Transfer
-from statepool.transports.copying import copy, share_blocks
 from statepool.transports.failures import Subject, translating
 
 _CHUNK = 1 << 20
@@ -62,7 +60,8 @@ def importable(
     progress: Progress = SILENT,
 ) -> Iterator[Path]:
     """
-    Yield a qcow2 image of our own, with what a guest sees in a file; it is removed afterwards.
+    Yield a qcow2 image with what a guest sees in a file: the file itself if it is one, or an image
+    of our own, which is removed afterwards. Of the former, only a copy may become a state.
 
     :param file: an image without a backing file, in any format that imports take
     :param checksums: those that it must have, by their algorithms in :mod:`hashlib`
@@ -81,15 +80,26 @@ def importable(
         before = Signature.of(os.fstat(descriptor))
         for name, expected in wanted.items():
             _require_checksum(descriptor, path, name, expected, progress)
+        if not raw and reader(descriptor)(0, len(MAGIC)) == MAGIC:
+            _check_alone(descriptor, path, path)
+            _require_unchanged(descriptor, path, before)
+            yield Path(path)
+            return
         with scratch(cache) as place:
             image = _converted(cache, place, descriptor, path, raw, progress)
-            if Signature.of(os.fstat(descriptor)) != before:
-                raise InUse(
-                    f"{path} was changed while it was read",
-                    path=path,
-                    hint="import it when no process writes to it",
-                )
+            _require_unchanged(descriptor, path, before)
             yield Path(image)
+
+
+def _require_unchanged(descriptor: int, path: str, before: Signature) -> None:
+    with translating("read", Subject(path, path=path)):
+        named = os.stat(path)
+    if not before == Signature.of(os.fstat(descriptor)) == Signature.of(named):
+        raise InUse(
+            f"{path} was changed while it was read",
+            path=path,
+            hint="import it when no process writes to it",
+        )
 
 
 def is_importable(path: str | os.PathLike[str]) -> bool:
@@ -184,17 +194,9 @@ def _made(
     :param what: the source in messages
     :param ours: the source, if it may become the target
     """
-    read, size = reader(source), os.fstat(source).st_size
-    if read(0, len(MAGIC)) == MAGIC and not raw:
-        header = read_header(read, size, what)
-        if header.backing_name is not None:
-            raise _needs_other(what, os.fsdecode(header.backing_name), "qcow2", path)
-        check_header(header, what)
-        check_clusters(read, header, what, descriptor=source)
-        if ours is not None:
-            rename_new(ours, target)
-        else:
-            _copy(source, target, Subject(what, path=path), progress)
+    if ours is not None and not raw and reader(source)(0, len(MAGIC)) == MAGIC:
+        _check_alone(source, path, what)
+        rename_new(ours, target)
         return target
     driver = "raw" if raw else _driver(found, source, path, what)
     if driver != "raw":
@@ -203,6 +205,16 @@ def _made(
         pass  # it is made as all our files are; qemu-img overwrites it
     _convert(cache, source, target, driver, f"convert {path}", progress)
     return target
+
+
+def _check_alone(source: int, path: str, what: str) -> None:
+    """Check a qcow2 image, as a capture would, but with the user's name of it in messages."""
+    read = reader(source)
+    header = read_header(read, os.fstat(source).st_size, what)
+    if header.backing_name is not None:
+        raise _needs_other(what, os.fsdecode(header.backing_name), "qcow2", path)
+    check_header(header, what)
+    check_clusters(read, header, what, descriptor=source)
 
 
 def _by_descriptor(source: int) -> str:
@@ -262,19 +274,6 @@ def _needs_other(what: str, other: str, driver: str, path: str) -> UnsafeImage:
 def _new(file: Beneath) -> Descriptor:
     with translating("make", Subject(str(file), path=str(file))):
         return file.open(os.O_RDWR | os.O_CREAT | os.O_EXCL)
-
-
-def _copy(source: int, target: Beneath, subject: Subject, progress: Progress) -> None:
-    size = os.fstat(source).st_size
-    with _new(target) as made:
-        with translating("write a copy of", subject, needed=size, descriptor=made):
-            shared = share_blocks(source, made)
-        if not shared:
-            progress.begin(f"copy {subject.text}", size)
-            try:
-                copy(source, made, Transfer(size, progress=progress), reflink=False)
-            finally:
-                progress.end()
 
 
 def _convert(

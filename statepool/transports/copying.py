@@ -443,7 +443,7 @@ def _clone(source: int, target: int, transfer: Transfer, subject: Subject) -> Di
     # it when it was cloned.
     with Unchanging(source) as unchanging:
         with translating("write a copy of", subject, needed=size, descriptor=target):
-            shared = share_blocks(source, target)
+            shared = _share_blocks(source, target)
         if not shared:
             return None
         _check_length(target, size, subject)
@@ -478,12 +478,8 @@ def _open_direct(fd: int) -> int | None:
         return None
 
 
-def share_blocks(source: int, target: int) -> bool:
-    """
-    :param source: a descriptor open for reading
-    :param target: a descriptor of an empty file, open for writing
-    :returns: whether the target now shares all blocks of the source, without moving a byte
-    """
+def _share_blocks(source: int, target: int) -> bool:
+    """:returns: whether the target now shares all blocks of the source, without moving a byte"""
     try:
         fcntl.ioctl(target, FICLONE, source)
     except OSError as error:
@@ -638,4 +634,4 @@ def can_share_blocks(directory: Path) -> bool:
     ):
         source.write(b"shared")
         source.flush()
-        return share_blocks(source.fileno(), target.fileno())
+        return _share_blocks(source.fileno(), target.fileno())
