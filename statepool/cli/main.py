@@ -55,6 +55,10 @@ COMMANDS = {
 """Every command with the first line of its help."""
 
 
+ALIASES = {"list": "show", "ls": "show", "rm": "unset"}
+"""Other words for commands, which people type who know them from elsewhere."""
+
+
 def module_of(command: str) -> str:
     """
     :returns: the name of the module that holds a command: its own, or with an underscore if that is
@@ -96,7 +100,8 @@ class Root(Helpful, click.Group):
         """
         :raises click.UsageError: there is no such command
         """
-        name = args[0]
+        name = ALIASES.get(args[0], args[0])
+        args = [name, *args[1:]]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             likely = difflib.get_close_matches(name, COMMANDS, n=1)
             raise click.UsageError(
