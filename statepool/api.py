@@ -325,7 +325,12 @@ class StatePool:
         return found
 
     def gc(
-        self, *, everywhere: bool = False, keep_keys: int | None = None, dry_run: bool = False
+        self,
+        *,
+        everywhere: bool = False,
+        keep_keys: int | None = None,
+        now: bool = False,
+        dry_run: bool = False,
     ) -> Collection:
         """
         Collect garbage: leftovers of crashes, bytes without a state, old records behind
@@ -335,6 +340,7 @@ class StatePool:
             ``problem`` in the answer
         :param keep_keys: also remove old versions of built states, except this many of each, and
             except those that have dependants
+        :param now: do not keep bytes for working images that have vanished: they were not moved
         :param dry_run: only report what would be removed
         :returns: what was removed, and what stays in the cache although no state needs it
         :raises UsageError: ``keep_keys`` is less than one
@@ -354,7 +360,7 @@ class StatePool:
                 if keep_keys is not None
                 else []
             )
-            gone += gc_cache(self._cache, dry_run=dry_run)
+            gone += gc_cache(self._cache, now=now, dry_run=dry_run)
         for pool in pools:
             gone += gc_source(pool, keep_keys, dry_run=dry_run)
         return Collection(gone, kept_in(self._cache))
