@@ -25,6 +25,7 @@ from statepool.beneath import Descriptor
 from statepool.cache.cache import Cache
 from statepool.cache.check_cached import naming
 from statepool.cache.working import require_image, throw_away
+from statepool.capture.importing import importable
 from statepool.capture.scratch import lasting
 from statepool.care.doctor import survey_copies, survey_host, survey_pool
 from statepool.care.gc import gc_cache, gc_source, kept_in, thin_keys
@@ -324,7 +325,12 @@ class StatePool:
         return found
 
     def gc(
-        self, *, everywhere: bool = False, keep_keys: int | None = None, dry_run: bool = False
+        self,
+        *,
+        everywhere: bool = False,
+        keep_keys: int | None = None,
+        now: bool = False,
+        dry_run: bool = False,
     ) -> Collection:
         """
         Collect garbage: leftovers of crashes, bytes without a state, old records behind
@@ -334,6 +340,7 @@ class StatePool:
             ``problem`` in the answer
         :param keep_keys: also remove old versions of built states, except this many of each, and
             except those that have dependants
+        :param now: do not keep bytes for working images that have vanished: they were not moved
         :param dry_run: only report what would be removed
         :returns: what was removed, and what stays in the cache although no state needs it
         :raises UsageError: ``keep_keys`` is less than one
@@ -353,7 +360,7 @@ class StatePool:
                 if keep_keys is not None
                 else []
             )
-            gone += gc_cache(self._cache, dry_run=dry_run)
+            gone += gc_cache(self._cache, now=now, dry_run=dry_run)
         for pool in pools:
             gone += gc_source(pool, keep_keys, dry_run=dry_run)
         return Collection(gone, kept_in(self._cache))
@@ -524,6 +531,53 @@ class ImageHandle(Handle):
             dry_run=dry_run,
         )
         return self._backend.set(self._target(source), state, options)
+
+    def import_file(
+        self,
+        state: str,
+        file: str | os.PathLike[str],
+        *,
+        sha256: str | None = None,
+        sha512: str | None = None,
+        raw: bool = False,
+        replace: bool = False,
+        labels: Mapping[str, str] | None = None,
+        scope: Scopes | None = None,
+        wait_for: str = WaitFor.ALL,
+        dry_run: bool = False,
+    ) -> SetResult:
+        """
+        Make a state of a copy of a disk image that stands alone, such as a downloaded one. The file
+        stays exactly as it is.
+
+        :param file: qcow2, raw, VMDK, VDI, VHD, VHDX or QED; also compressed by gzip, bzip2, xz or
+            zstd
+        :param sha256: the checksum that the file must have, as 64 hexadecimal digits
+        :param sha512: likewise, as 128 digits
+        :param raw: take it as a raw image, although nothing in it shows that it is one
+        :param replace: whether to replace other content under the name
+        :param scope: the sources to use, as for :meth:`set`
+        :param wait_for: which pools must have the state, as for :meth:`set`
+        :param dry_run: convert it, and throw the result away
+        :raises UsageError: a checksum is not of its kind
+        :raises DigestMismatch: the file has another checksum
+        :raises UnsafeImage: it is no image of these formats, or needs other files
+        :raises InUse: a process can write to it
+        :raises Conflict: the name exists with other content
+        """
+        checksums = {"sha256": sha256, "sha512": sha512}
+        with importable(
+            self._cache, file, checksums, raw=raw, progress=self._backend.context.progress
+        ) as source:
+            options = Options(
+                replace=replace,
+                labels=labels or {},
+                scope=Scope.permitted(scope),
+                copying=os.path.samefile(source, file),
+                wait_for=WaitFor.parse(wait_for),
+                dry_run=dry_run,
+            )
+            return self._backend.set(self._target(source), state, options)
 
     def ensure(
         self,

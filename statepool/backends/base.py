@@ -97,6 +97,7 @@ class Options:
     :param labels: of set: notes of the state's owner: at most 64 texts of at most 4096 characters
     :param squash: of set: if the working image is backed by the very state to set, the content of
         both becomes the new content of the state
+    :param copying: of set: leave the working image as it is, and store a copy
     :param wait_for: of set: which pools must have the state for the result to be complete
     :param dry_run: report what would be done, and change nothing
     """
@@ -108,6 +109,7 @@ class Options:
     sources: frozenset[str] = frozenset()
     labels: Mapping[str, str] = field(factory=dict, converter=check_labels)
     squash: bool = False
+    copying: bool = False
     wait_for: WaitFor = WaitFor.ALL
     dry_run: bool = False
 

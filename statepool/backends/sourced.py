@@ -155,6 +155,7 @@ class SourcedStateBackend(StateBackend):
             replace=options.replace,
             labels=options.labels,
             creator=self.context.creator,
+            copying=options.copying,
             progress=self.context.progress,
         )
 

@@ -78,6 +78,7 @@ class BundleTransport(Transport):
                 f"{stream.name} is not a bundle",
                 path=stream.name,
                 hint="make one with: statepool export OBJECT STATE -o FILE;"
+                " a disk image becomes a state with: statepool import OBJECT STATE FILE;"
                 " what tar has packed is none: unpack it, and name the directory as a source",
             )
         self._expect(PRELUDE)

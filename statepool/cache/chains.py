@@ -438,6 +438,28 @@ class Chains:
             if self._is_live(key, use, time.time())
         ]
 
+    def release_vanished(self, *, dry_run: bool = False) -> list[str]:
+        """
+        Remove the uses of working images that have vanished from directories which are there, and
+        were not just moved: the caller knows that. Those of other accounts stay.
+
+        :param dry_run: only report what would be removed
+        :returns: the places of these images
+        """
+        gone = []
+        for key in self._keys():
+            for use in self._uses(key):
+                if (
+                    use.is_ours
+                    and os.path.isdir(os.path.dirname(use.working))
+                    and not os.path.lexists(use.working)
+                    and not os.path.lexists(use.temporary)
+                ):
+                    gone.append(use.working)
+                    if not dry_run:
+                        self._release(key, use, covered=False)
+        return gone
+
     def _stands_on(self, working: str, key: Digest) -> bool:
         if not os.path.lexists(working):
             return False

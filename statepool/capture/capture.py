@@ -172,6 +172,8 @@ class Capture:
     :param fingerprint: what can load the RAM, and how it is compressed
     :param running: the images are frozen: a running machine reads them as backing files of the
         images that it writes to, and no other process has them open
+    :param copying: the files stay as they are, and no overlay takes their places: their bytes are
+        copied, or shared where the file system can
     :param clock: tells the time, in seconds since the epoch
     """
 
@@ -183,6 +185,7 @@ class Capture:
     creator: Mapping[str, str] = field(factory=dict)
     fingerprint: Mapping[str, str] = field(factory=dict)
     running: bool = False
+    copying: bool = False
     progress: Progress = SILENT
     clock: Callable[[], float] = time.time
 
@@ -198,7 +201,7 @@ class Capture:
         :raises UnsafeImage: an image is not safe as a state
         """
         self._require_files()
-        for path in self._images.values() if not dry_run else ():
+        for path in self._images.values() if not (dry_run or self.copying) else ():
             with recognising(path):
                 settle_names(path, self.cache.chains.leads_here)
         with ExitStack() as stack:
@@ -210,7 +213,7 @@ class Capture:
             if dry_run:
                 return self._planned(looked)
             self.cache.prepare()
-            return self._take(looked, may_link=True)
+            return self._take(looked, may_link=not self.copying)
 
     @property
     def _is_machine(self) -> bool:
@@ -283,8 +286,8 @@ class Capture:
             mode = (
                 opened.unwritten if self.running and state.kind is Kind.IMAGE else opened.exclusive
             )
-            descriptor = own.enter_context(mode(path))
-            if state.kind is Kind.IMAGE:
+            descriptor = own.enter_context((opened.shared if self.copying else mode)(path))
+            if state.kind is Kind.IMAGE and not self.copying:
                 require_replaceable(path, descriptor)
             looked = self.look(state, path, descriptor)
             stack.push(own.pop_all())
@@ -337,7 +340,7 @@ class Capture:
         copied = [
             part.manifest.data_size
             for part, one in zip(parts, looked, strict=True)
-            if not self._can_link(one)
+            if self.copying or not self._can_link(one)
         ]
         journal = self._journal(parts)
         written = self.cache.pool.check_publishable(journal.manifests, replace=self.replace)
@@ -388,6 +391,8 @@ class Capture:
         )
 
     def _part(self, looked: Looked, manifest: Manifest, *, linked: bool) -> Part:
+        if self.copying:
+            return Part(None, manifest)
         return Part(
             source=looked.path,
             manifest=manifest,

@@ -39,6 +39,10 @@ class Scratch:
     path: Path
     _note: Beneath
 
+    def file(self, name: str) -> Beneath:
+        """:returns: the file of this name in it"""
+        return Beneath(self._note.tree, f"{os.path.dirname(self._note.path)}/{name}")
+
     def keep(self) -> None:
         """Keep the directory with all its content: from now on only the user removes it."""
         self._note.remove()

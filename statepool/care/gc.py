@@ -25,15 +25,17 @@ from statepool.pools.pool import Pool
 from statepool.transports.failures import Subject, translate_os_errors
 
 
-def gc_cache(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
+def gc_cache(cache: Cache, *, now: bool = False, dry_run: bool = False) -> list[Collected]:
     """
+    :param now: do not wait for working images that have vanished: they were not moved
     :param dry_run: only report what would be removed
     :returns: what was removed
     """
     if not cache.pool.is_managed:
         return []
     try:
-        return _gc_cache(cache, dry_run)
+        released = _release(cache, dry_run) if now else []
+        return released + _gc_cache(cache, dry_run)
     except NoSpace:
         # Ending interrupted work takes some room, which may be free once the garbage is removed.
         gone = cache.collector.sweep(dry_run=dry_run)
@@ -44,6 +46,13 @@ def gc_cache(cache: Cache, *, dry_run: bool = False) -> list[Collected]:
             "what no state needs is gone already: unset states, or remove something else there"
         )
         raise
+
+
+def _release(cache: Cache, dry_run: bool) -> list[Collected]:
+    return [
+        Collected(str(cache.pool), "the use by a working image that is gone", path)
+        for path in cache.chains.release_vanished(dry_run=dry_run)
+    ]
 
 
 def _gc_cache(cache: Cache, dry_run: bool) -> list[Collected]:

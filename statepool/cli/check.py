@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from statepool.cli import complete
+from statepool.cli import complete, names
 from statepool.cli.session import Command, Session, scope_option
 from statepool.errors import NotFound
 
@@ -19,9 +19,12 @@ def command(session: Session, object: str, state: str, scope: str | None) -> int
     Tell by the exit code whether a state is there.
 
     The exit code is 0 if the cache or a source has it, and 3 if none has. Nothing is printed but
-    with -v or --json.
+    with -v or --json. If only built states have this name, before their keys, it is the newest of
+    these, and the command says which.
     """
     present = session.handle(object).check(state, scope=scope)
+    if not present and (built := names.newest_built(session, object, state, scope)) is not None:
+        state, present = built, True
     if session.json:
         session.answer_json({"object": object, "state": state, "present": present})
     elif session.verbose:

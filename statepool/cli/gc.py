@@ -18,17 +18,25 @@ from statepool.model.outcomes import Kept
     metavar="N",
     help="Of states that were built, keep the newest N keys.",
 )
+@click.option(
+    "--now",
+    is_flag=True,
+    help="Do not keep anything for working images that are gone: none was moved.",
+)
 @dry_run_option
 @click.pass_obj
-def command(session: Session, everywhere: bool, keep_keys: int | None, dry_run: bool) -> int:
+def command(
+    session: Session, everywhere: bool, keep_keys: int | None, now: bool, dry_run: bool
+) -> int:
     """
     Remove leftovers, and bytes that nobody needs.
 
     What crashes left behind, data that no state needs and old records are removed from the cache,
-    and with --everywhere from the sources. The exit code is that of the first error if a source had
-    to be left alone, as 7 is for one that cannot be changed.
+    and with --everywhere from the sources. What working images stood on that are gone is kept for
+    seven days, since they may have been moved; with --now it is removed too. The exit code is that
+    of the first error if a source had to be left alone, as 7 is for one that cannot be changed.
     """
-    answer = session.pool().gc(everywhere=everywhere, keep_keys=keep_keys, dry_run=dry_run)
+    answer = session.pool().gc(everywhere=everywhere, keep_keys=keep_keys, now=now, dry_run=dry_run)
     code = next((item.code for item in answer if item.problem is not None), 0)
     if session.json:
         from statepool.cli.forms import form
@@ -70,5 +78,5 @@ def _why(session: Session, kept: Kept) -> str:
         return f"stay, since the working image {kept.by} stands on them"
     return (
         f"stay until {output.moment(kept.until)}, since the working image {kept.by} stood on them,"
-        " and may have been moved"
+        " and may have been moved; gc --now removes them"
     )

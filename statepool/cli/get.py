@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from statepool.cli import complete, output
+from statepool.cli import complete, names, output
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session, dry_run_option, scope_option
+from statepool.errors import NotFound
 from statepool.model.outcomes import GetResult, Verified
 
 VERIFIED = {
@@ -56,13 +59,23 @@ def command(
 
     The state and all that backs it come into the cache from the best source, unless they are there.
     With --to, a working image is made, on which a machine can run. Of a machine, such as vm1, all
-    images come, and all working images are made, or none.
+    images come, and all working images are made, or none. Of states that were built, STATE may be
+    the name without the key: it is the newest of them then.
     """
     if overwrite and to is None:
         raise click.UsageError("--overwrite needs --to")
-    got = session.handle(object).get(
-        state, to=to, overwrite=overwrite, mirror=source, scope=scope, dry_run=dry_run
-    )
+    how: dict[str, Any] = {
+        "to": to,
+        "overwrite": overwrite,
+        "mirror": source,
+        "scope": scope,
+        "dry_run": dry_run,
+    }
+    handle = session.handle(object)
+    try:
+        got = handle.get(state, **how)
+    except NotFound as error:
+        got = handle.get(names.meant(session, object, state, error, scope), **how)
     if session.json:
         from statepool.cli.forms import form
 

@@ -36,7 +36,7 @@ COMMANDS = {
     "ensure": "Get a state, or have it built once.",
     "sync": "Copy chains from one pool to another.",
     "export": "Write a state, with all it stands on, into one file.",
-    "import": "Bring the state in such a file here.",
+    "import": "Bring a bundle here, or make a state of a disk image.",
     "sources": "Show in which order sources are asked, and why.",
     "verify": "Read states once more, and check every byte.",
     "hash": "Print the digest of a file.",
@@ -53,6 +53,10 @@ COMMANDS = {
     "completion": "Print a script that completes words in a shell.",
 }
 """Every command with the first line of its help."""
+
+
+ALIASES = {"list": "show", "ls": "show", "rm": "unset"}
+"""Other words for commands, which people type who know them from elsewhere."""
 
 
 def module_of(command: str) -> str:
@@ -96,7 +100,8 @@ class Root(Helpful, click.Group):
         """
         :raises click.UsageError: there is no such command
         """
-        name = args[0]
+        name = ALIASES.get(args[0], args[0])
+        args = [name, *args[1:]]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             likely = difflib.get_close_matches(name, COMMANDS, n=1)
             raise click.UsageError(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import click
 
 from statepool.capture.scratch import Scratch, scratch
-from statepool.cli import complete
+from statepool.cli import complete, names
 from statepool.cli import set as setting
 from statepool.cli.session import Command, Session
 from statepool.cli.signals import orderly
-from statepool.errors import Conflict, StatePoolError, TransportError
+from statepool.errors import Conflict, NotFound, StatePoolError, TransportError
 from statepool.handles import MachineHandle
 from statepool.model.manifest import Kind
 from statepool.model.outcomes import SetResult
@@ -144,7 +144,11 @@ class _Run:
                 hint="choose another name",
             )
         with orderly(), scratch(self._machine.context.cache) as place:
-            images = self._images(place.path)
+            try:
+                images = self._images(place.path)
+            except NotFound as error:
+                self._state = names.meant(self._session, self._object, self._state, error)
+                images = self._images(place.path)
             self._session.close()
             with _terminal_as_it_was(), self._started(config, images) as running:
                 running.wait()

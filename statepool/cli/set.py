@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from statepool.capture.importing import is_importable
 from statepool.cli import complete, output, paths
 from statepool.cli.report import warn
 from statepool.cli.session import Command, Session, dry_run_option, scope_option
-from statepool.errors import TransportError
+from statepool.errors import AccessDenied, StatePoolError, TransportError, UnsafeImage
 from statepool.handles import MachineHandle
 from statepool.model.objects import Machine, parse_object
 from statepool.model.outcomes import Presence, SetResult, StoredAt, WaitFor
+from statepool.qcow2.files import open_regular
+from statepool.qcow2.header import read_header_fd
 
 
 def _labels(
@@ -30,6 +34,17 @@ def _labels(
             raise click.BadParameter(f"{key!r} is given twice", context, parameter)
         labels[key] = value
     return labels
+
+
+labels_option = click.option(
+    "--label",
+    "labels",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=_labels,
+    help="Remember this with the state; may be repeated.",
+)
+"""The option of commands that make states."""
 
 
 @click.command("set", cls=Command)
@@ -47,14 +62,7 @@ def _labels(
 @click.option(
     "--replace", is_flag=True, help="Replace a state of this name that has other content."
 )
-@click.option(
-    "--label",
-    "labels",
-    metavar="KEY=VALUE",
-    multiple=True,
-    callback=_labels,
-    help="Remember this with the state; may be repeated.",
-)
+@labels_option
 @click.option(
     "--squash",
     is_flag=True,
@@ -155,7 +163,36 @@ def store(
         return handle.set(state, source=of_images(sources), **how)
     if len(sources) > 1:
         raise click.UsageError(f"{object} is one image: --from can only be given once")
-    return handle.set(state, source=sources[0], **how)
+    importing = session.spelled("import", object, state, sources[0])
+    if _looks_downloaded(sources[0]) and not session.quiet:
+        warn(
+            f"{sources[0]} itself becomes the state, and an empty image on top of it takes its"
+            f" place; to leave it as it is: {importing}"
+        )
+    try:
+        return handle.set(state, source=sources[0], **how)
+    except (AccessDenied, UnsafeImage) as error:
+        if isinstance(error, AccessDenied) or (
+            error.check == "magic" and is_importable(sources[0])
+        ):
+            error.hint = f"make a state of a copy of it: {importing}"
+        raise
+
+
+_DOWNLOADED = re.compile(r"amd64|x86[-_]64|arm64|aarch64|cloud|generic|\.img$", re.IGNORECASE)
+"""What the names of images that distributions offer have, and those of working images seldom."""
+
+
+def _looks_downloaded(path: str) -> bool:
+    """:returns: whether a working image stands alone and is read-only or named like a download"""
+    try:
+        with open_regular(path) as descriptor:
+            mode = os.fstat(descriptor).st_mode
+            if not (_DOWNLOADED.search(os.path.basename(path)) or not mode & 0o222):
+                return False
+            return read_header_fd(descriptor, path).backing_name is None
+    except StatePoolError:
+        return False  # what is wrong with it is said where it is set
 
 
 def _store_running(

@@ -1,6 +1,6 @@
 """
-Recognise files that are not qcow2 images by their magic bytes. This is for messages only: nothing
-is decided by it, and no file is opened in the format that it seems to have.
+Recognise files that are not qcow2 images by their magic bytes. This is for messages, and for the
+imports that a user asks for; no other file is opened in the format that it seems to have.
 
 The magic bytes of images are those that QEMU's own drivers look for (``block/*.c``); those of
 archives are in ``man 5 magic``.
@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from statepool.errors import UnsafeImage
 from statepool.qcow2.files import open_regular, refusal
@@ -32,18 +32,39 @@ class Format:
 
     :param name: its name, with the article
     :param cure: the command that makes a qcow2 image of it, see :func:`filled`
+    :param driver: of QEMU, if an import converts such an image
+    :param packing: the compression, if an import reads through it
     """
 
     name: str
     cure: str
+    driver: str | None = None
+    packing: str | None = None
+
+    @property
+    def importable(self) -> bool:
+        """Whether an import takes such a file."""
+        return self.driver is not None or self.packing is not None
+
+
+IMPORTED = frozenset({"vmdk", "vdi", "vpc", "vhdx", "qed"})
+"""The drivers of QEMU whose images an import converts."""
 
 
 def _disk(name: str, driver: str) -> Format:
-    return Format(name, f"convert it: qemu-img convert -f {driver} -O qcow2 {{file}} {{new}}")
+    return Format(
+        name,
+        f"convert it: qemu-img convert -f {driver} -O qcow2 {{file}} {{new}}",
+        driver=driver if driver in IMPORTED else None,
+    )
 
 
-def _packed(name: str, command: str) -> Format:
-    return Format(name, f"unpack it, and set the image that is in it: {command} {{file}}")
+def _packed(name: str, command: str, packing: str | None = None) -> Format:
+    return Format(
+        name,
+        f"unpack it, and set the image that is in it: {command} {{file}}",
+        packing=packing,
+    )
 
 
 _VHD = _disk("a VHD image", "vpc")
@@ -62,7 +83,11 @@ _ISO = Format(
 _MAGIC: list[tuple[int, bytes, Format]] = [
     (0, b"KDMV", _disk("a VMDK image", "vmdk")),
     (0, b"COWD", _disk("a VMDK image", "vmdk")),
-    (0, b"# Disk DescriptorFile", _disk("the description of a VMDK image", "vmdk")),
+    (
+        0,
+        b"# Disk DescriptorFile",
+        evolve(_disk("the description of a VMDK image", "vmdk"), driver=None),
+    ),
     (64, b"\x7f\x10\xda\xbe", _disk("a VDI image", "vdi")),
     (0, b"conectix", _VHD),
     (0, b"vhdxfile", _disk("a VHDX image", "vhdx")),
@@ -72,10 +97,10 @@ _MAGIC: list[tuple[int, bytes, Format]] = [
     (0, b"WithouFreSpacExt", _disk("a Parallels image", "parallels")),
     (0, b"Bochs Virtual HD Image", _disk("a Bochs image", "bochs")),
     (0, b"LUKS\xba\xbe", _LUKS),
-    (0, b"\x1f\x8b", _packed("compressed by gzip", "gunzip -k")),
-    (0, b"\xfd7zXZ\0", _packed("compressed by xz", "unxz -k")),
-    (0, b"\x28\xb5\x2f\xfd", _packed("compressed by zstd", "unzstd")),
-    (0, b"BZh", _packed("compressed by bzip2", "bunzip2 -k")),
+    (0, b"\x1f\x8b", _packed("compressed by gzip", "gunzip -k", "gzip")),
+    (0, b"\xfd7zXZ\0", _packed("compressed by xz", "unxz -k", "xz")),
+    (0, b"\x28\xb5\x2f\xfd", _packed("compressed by zstd", "unzstd", "zstd")),
+    (0, b"BZh", _packed("compressed by bzip2", "bunzip2 -k", "bzip2")),
     (0, b"\x04\x22\x4d\x18", _packed("compressed by lz4", "lz4 -dm")),
     (0, b"PK\3\4", _packed("a zip archive", "unzip")),
     (0, b"7z\xbc\xaf\x27\x1c", _packed("a 7z archive", "7z x")),
@@ -128,7 +153,12 @@ def recognising(path: Path) -> Iterator[None]:
 
 def _recognise_end(path: Path) -> Format | None:
     with open_regular(path) as descriptor:
-        tail = os.pread(descriptor, _FOOTER, max(0, os.fstat(descriptor).st_size - _FOOTER))
+        return recognise_end(descriptor)
+
+
+def recognise_end(descriptor: int) -> Format | None:
+    """:returns: the format that only the end of an open file shows, if it shows one"""
+    tail = os.pread(descriptor, _FOOTER, max(0, os.fstat(descriptor).st_size - _FOOTER))
     return next((found for magic, found in _FOOTERS if tail.startswith(magic)), None)
 
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import re
+import select
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,15 +54,18 @@ class QemuImg:
             self._version = words[2]
         return self._version
 
-    def info(self, path: Path | str, *, force_share: bool = True) -> dict[str, Any]:
+    def info(
+        self, path: Path | str, *, force_share: bool = True, format: str = "qcow2"
+    ) -> dict[str, Any]:
         """
-        :param path: a qcow2 image; its backing file is not opened
+        :param path: an image; its backing file is not opened
         :param force_share: also while a process writes to it
+        :param format: QEMU's driver for it
         :returns: the output of ``qemu-img info``, as in QEMU's ``ImageInfo``
         :raises ToolError: qemu-img is missing, failed or took too long
         """
         share = ["-U"] if force_share else []
-        return self._json(["info", *share, "-f", "qcow2", "--output=json", _absolute(path)])
+        return self._json(["info", *share, "-f", format, "--output=json", _absolute(path)])
 
     def check(self, path: Path | str, *, force_share: bool = False) -> dict[str, Any]:
         """
@@ -162,6 +168,7 @@ class QemuImg:
         target_format: str = "qcow2",
         options: Sequence[str] = (),
         compress: bool = False,
+        watch: Callable[[float], object] | None = None,
     ) -> None:
         """
         Write what a guest sees in ``source`` into a new image without a backing file, over any file
@@ -169,25 +176,29 @@ class QemuImg:
 
         :param options: of the new image, such as ``cluster_size=65536``
         :param compress: compress its clusters
+        :param watch: is called with the part that is done, from 0 to 1. The timeout is then for
+            qemu-img doing nothing, however long the whole takes.
         :raises ToolError: qemu-img is missing, failed or took too long
         """
         given = [
             *(["-c"] if compress else []),
             *(word for option in options for word in ("-o", option)),
         ]
-        self._run(
-            [
-                "convert",
-                "-q",
-                "-f",
-                source_format,
-                "-O",
-                target_format,
-                *given,
-                _absolute(source),
-                _absolute(target),
-            ]
-        )
+        command = [
+            "convert",
+            "-q" if watch is None else "-p",
+            "-f",
+            source_format,
+            "-O",
+            target_format,
+            *given,
+            _absolute(source),
+            _absolute(target),
+        ]
+        if watch is None:
+            self._run(command)
+        else:
+            self._watched(command, watch)
 
     def snapshots(self, path: Path | str) -> list[dict[str, Any]]:
         """
@@ -255,16 +266,12 @@ class QemuImg:
     def _call(
         self, arguments: list[str], accept: tuple[int, ...]
     ) -> subprocess.CompletedProcess[str]:
-        import shutil  # only when qemu-img is first needed, which is seldom
-        import subprocess
+        import subprocess  # only when qemu-img is needed, which is seldom
 
-        if self._binary is None:
-            self._binary = shutil.which("qemu-img")
-            if self._binary is None:
-                raise ToolError("qemu-img is not installed", hint="install qemu-utils")
+        binary = self._found()
         try:
             done = subprocess.run(
-                [self._binary, *arguments],
+                [binary, *arguments],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 encoding="utf-8",
@@ -279,12 +286,76 @@ class QemuImg:
                 hint="allow it more time",
             ) from error
         except OSError as error:
-            raise ToolError(
-                f"cannot run {self._binary}: {error.strerror}", hint="install qemu-utils"
-            ) from error
+            raise _cannot_run(binary, error) from error
         if done.returncode not in accept:
             raise ToolError(f"qemu-img {arguments[0]} failed: {_first_line(done)}")
         return done
+
+    def _found(self) -> str:
+        import shutil  # likewise
+
+        if self._binary is None:
+            self._binary = shutil.which("qemu-img")
+            if self._binary is None:
+                raise ToolError("qemu-img is not installed", hint="install qemu-utils")
+        return self._binary
+
+    def _watched(self, arguments: list[str], watch: Callable[[float], object]) -> None:
+        """Run qemu-img with ``-p``, and tell what is done as it says it."""
+        import subprocess  # likewise
+        import tempfile
+
+        binary = self._found()
+        with tempfile.TemporaryFile() as said, ExitStack() as ending:
+            try:
+                process = subprocess.Popen(
+                    [binary, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=said,
+                    env=_ENVIRONMENT,
+                )
+            except OSError as error:
+                raise _cannot_run(binary, error) from error
+            ending.enter_context(process)
+            ending.callback(process.kill)  # of no effect once it was waited for
+            assert process.stdout is not None
+            output, work = process.stdout.fileno(), ""
+            waiting = select.poll()
+            waiting.register(output, select.POLLIN)
+            while True:
+                if not waiting.poll(self.timeout * 1000):
+                    before, work = work, _work(process.pid)
+                    if work == before:
+                        raise ToolError(
+                            f"qemu-img {arguments[0]} did nothing for {self.timeout:g} s, and was"
+                            " stopped",
+                            hint="allow it more time",
+                        )
+                    continue
+                if not (text := os.read(output, 4096)):
+                    break
+                if parts := _DONE.findall(text):
+                    watch(float(parts[-1]) / 100)
+            if process.wait() != 0:
+                said.seek(0)
+                done = subprocess.CompletedProcess(
+                    arguments, process.returncode, "", said.read().decode(errors="replace")
+                )
+                raise ToolError(f"qemu-img {arguments[0]} failed: {_first_line(done)}")
+
+
+_DONE = re.compile(rb"\((\d+\.\d+)/100%\)")
+
+
+def _work(pid: int) -> str:
+    """:returns: how much a process has read and written, see ``man 5 proc``"""
+    with open(f"/proc/{pid}/io", encoding="ascii") as file:
+        return file.read()
+
+
+def _cannot_run(binary: str, error: OSError) -> ToolError:
+    return ToolError(f"cannot run {binary}: {error.strerror}", hint="install qemu-utils")
 
 
 def _first_line(done: subprocess.CompletedProcess[str]) -> str:

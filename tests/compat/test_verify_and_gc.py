@@ -109,6 +109,32 @@ def test_gc_says_what_stays_for_whom_and_until_when(
     assert pool.gc().kept == () or all(one.by != f"{tmp_path}/one.qcow2" for one in pool.gc().kept)
 
 
+def test_gc_now_does_not_wait_for_images_that_are_gone(
+    tmp_path: Path, pool: statepool.StatePool, run_statepool: Callable[..., Any]
+) -> None:
+    disk = pool.image("vm1/disk")
+    (tmp_path / "elsewhere").mkdir()
+    places = [tmp_path / name for name in ("there", "gone", "elsewhere/unmounted")]
+    for place, state in zip(places, ("s1", "s2", "s2"), strict=True):
+        disk.get(state, to=place)
+    (tmp_path / "gone").unlink()
+    (tmp_path / "elsewhere").rename(tmp_path / "away")  # as a disk that was unmounted
+    for state in ("s1", "s2"):
+        disk.unset(state)
+    gc = ("--cache", "cache", "gc", "--json")
+    would = run_statepool(*gc, "--now", "--dry-run").json
+    assert [one["path"] for one in would["collected"]] == [str(tmp_path / "gone")]
+    assert {one["by"] for one in run_statepool(*gc).json["kept"]} == {*map(str, places)}
+    removed = run_statepool(*gc, "--now").json
+    assert str(tmp_path / "gone") in [one["path"] for one in removed["collected"]]
+    assert {one["by"] for one in removed["kept"]} == {str(places[0]), str(places[2])}
+    (tmp_path / "away").rename(tmp_path / "elsewhere")
+    places[2].unlink()
+    removed = run_statepool(*gc, "--now").json
+    assert {one["by"] for one in removed["kept"]} == {str(places[0])}
+    assert sum(one["bytes"] for one in removed["collected"]) > 65536
+
+
 def test_gc_says_nothing_of_what_states_need(tmp_path: Path, pool: statepool.StatePool) -> None:
     pool.image("vm1/disk").get("s1", to=tmp_path / "one.qcow2")
     assert pool.gc().kept == ()

@@ -58,7 +58,7 @@ ONLY_IN: dict[str, str] = {
     "asyncio": r"statepool/machine/",
     "qemu": r"statepool/machine/",
     "paramiko": r"statepool/transports/ssh",
-    "zstandard": r"statepool/(transports/ssh|machine/|bundles/|archive/)",
+    "zstandard": r"statepool/(transports/ssh|machine/|bundles/|archive/|capture/unpacking\.py$)",
     "msgspec": r"statepool/model/",
     "click": r"statepool/cli/",
     "rich": r"statepool/cli/",
@@ -255,6 +255,8 @@ BY_NAME_ALL_THE_SAME = {
     "os.path.isdir('/proc/self/fd')": "of this process",
     "os.path.lexists(working)": "an image of the user",
     "os.path.lexists(use.temporary)": "likewise",
+    "os.path.lexists(use.working)": "likewise",
+    "os.path.isdir(os.path.dirname(use.working))": "a directory of the user",
     "os.path.lexists(os.path.join(os.path.dirname(use.working), _temporary(use.record)))": (
         "likewise"
     ),

@@ -338,6 +338,7 @@ def test_doctor(run: Run, api: Any, cache: str, level: Level, code: int) -> None
 @pytest.mark.parametrize(("present", "code"), [(True, 0), (False, 3)])
 def test_check(run: Run, api: Any, present: bool, code: int) -> None:
     api.answers["check"] = present
+    api.answers["show"] = []  # is asked for built states of the name
     result = run("check", "vm1/disk", "install", code=code)
     assert (result.stdout, result.stderr) == ("", "")
     assert answered(run("check", "vm1/disk", "install", "--json", code=code)) == {

@@ -153,3 +153,38 @@ def test_a_comparison_has_two_answers(install: Install, code: int, same: bool) -
     install("sys.exit(2)")
     with pytest.raises(ToolError):
         QemuImg().compare("/a.qcow2", "/b.qcow2")
+
+
+def test_a_watched_conversion_tells_what_is_done(install: Install, tmp_path: Path) -> None:
+    install(
+        "assert '-p' in sys.argv\n"
+        "for part in ('0.00', '50.00', '100.00'): print(f'    ({part}/100%)', end='\\r')"
+    )
+    told: list[float] = []
+    QemuImg().convert(tmp_path / "a", tmp_path / "b", watch=told.append)
+    assert told[-1] == 1.0
+    assert told == sorted(told)
+
+
+def test_a_watched_conversion_that_fails_says_why(install: Install, tmp_path: Path) -> None:
+    install("sys.exit('qemu-img: the disk is on fire')")
+    with pytest.raises(ToolError, match="convert failed: the disk is on fire"):
+        QemuImg().convert(tmp_path / "a", tmp_path / "b", watch=lambda part: None)
+
+
+def test_a_watched_conversion_that_does_nothing_is_stopped(
+    install: Install, tmp_path: Path
+) -> None:
+    install("import time\ntime.sleep(3600)")
+    with pytest.raises(ToolError, match=r"did nothing for 0\.2 s"):
+        QemuImg(timeout=0.2).convert(tmp_path / "a", tmp_path / "b", watch=lambda part: None)
+
+
+def test_an_error_of_the_watcher_ends_the_conversion(install: Install, tmp_path: Path) -> None:
+    install("import time\nprint('(1.00/100%)', flush=True)\ntime.sleep(3600)")
+
+    def watch(part: float) -> None:
+        raise KeyError(part)
+
+    with pytest.raises(KeyError):
+        QemuImg().convert(tmp_path / "a", tmp_path / "b", watch=watch)
