@@ -207,7 +207,8 @@ class Stage:
         try:
             files, others = self._ready(peer, transport)
             brought = FileStager(day, peer.name, transport, self._stop).run(files)
-            _mark(transport, self.settings.indicators.stage)
+            if self.settings.indicators.stage not in files:
+                _mark(transport, self.settings.indicators.stage)
         finally:
             transport.close()
         return evolve(brought, left_out=others)

@@ -4,6 +4,7 @@ A shell on another host: what it is found to be, the locks of its kernel, and di
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -345,3 +346,29 @@ def test_a_piece_that_cannot_be_read_there_is_not_hashed_as_far_as_it_was(
     )
     (place / "file").write_bytes(bytes(PIECE))
     assert shell.digest(f"{place}/file", PIECE, "blake3p") is None
+
+
+@pytest.mark.parametrize("program", ["openssl", "sha256sum"])
+def test_digests_by_each_program(
+    server: Callable[..., Shell], place: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    shell = server()
+    assert program in shell.programs
+    monkeypatch.setattr(shell, "_programs", frozenset({program}))
+    assert shell.quick_algorithm == "sha256"
+    (place / "one").write_bytes(b"12345")
+    (place / "*stdin").write_bytes(b"a name that a shell would put in place of an asterisk")
+    expected = Digest("sha256", hashlib.sha256(b"12345").hexdigest())
+    assert shell.digests({f"{place}/one": 5, f"{place}/none": 5}) == [expected, None]
+
+
+def test_a_file_that_cannot_be_hashed_there_stands_for_itself(
+    with_tools: Callable[..., Shell], place: Path
+) -> None:
+    """The digests after it are still those of their files."""
+    answer = "ab" * 32
+    shell = with_tools(b3sum=f'test "$(cat)" != bad && echo {answer}')
+    for name, content in {"one": b"x", "two": b"bad", "three": b"y"}.items():
+        (place / name).write_bytes(content)
+    found = shell.digests({f"{place}/one": 1, f"{place}/two": 3, f"{place}/three": 1})
+    assert found == [Digest("blake3", answer), None, Digest("blake3", answer)]
