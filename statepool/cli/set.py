@@ -172,8 +172,10 @@ def store(
     try:
         return handle.set(state, source=sources[0], **how)
     except (AccessDenied, UnsafeImage) as error:
-        if isinstance(error, AccessDenied) or (
-            error.check == "magic" and is_importable(sources[0])
+        if (
+            error.path == os.path.abspath(sources[0])
+            if isinstance(error, AccessDenied)
+            else error.check == "magic" and is_importable(sources[0])
         ):
             error.hint = f"make a state of a copy of it: {importing}"
         raise

@@ -72,6 +72,8 @@ def test_a_directory_where_a_working_image_should_be_named(place: Any, path: str
 @pytest.mark.parametrize("name", [*BAD_NAMES, *RESERVED])
 def test_names_that_no_state_can_have(place: Any, name: str) -> None:
     for words in (("check",), ("get",), ("unset",), ("set", "--from", "work.qcow2")):
+        if words == ("unset",) and "*" in name:
+            continue  # this is a pattern
         line = place.refused(USAGE, *words, "--", "vm1/disk", name)
         assert ("reserved" in line) == (name in RESERVED or name[:2].lower() == "a.")
 
