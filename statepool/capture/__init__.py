@@ -1,4 +1,4 @@
 """
-Capture working images, or a whole machine, as states: in one step even after a crash, by the
-journal that a crash leaves.
+Capture working images, a whole machine, or copies of images that a user has got elsewhere, as
+states: in one step even after a crash, by the journal that a crash leaves.
 """

@@ -145,7 +145,7 @@ def test_who_comes_to_write_need_not_wait_for_the_end(
         def advance(self, count: int) -> None:
             super().advance(count)
             if self.done == 2 * SLICE:
-                while seen[0] not in reads:
+                while seen[0] not in reads:  # a read gives no event
                     time.sleep(0.01)
                 thread.start()
                 while held_lease(seen[0]) != fcntl.F_UNLCK:
